@@ -1,0 +1,68 @@
+"""Tensors on the wire: dtype + shape + bytes, and nothing else (never pickle).
+
+The light client has no numpy, so a `Tensor` is a small value of its own; roles that have numpy build an array over its
+bytes without a copy.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+# dtype name -> (bytes per element, struct code of memoryview.cast)
+DTYPES: dict[str, tuple[int, str]] = {
+    "float32": (4, "f"),
+    "float64": (8, "d"),
+    "int64": (8, "q"),
+    "int32": (4, "i"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """A dense little-endian row-major tensor.
+
+    Raises `ValueError` when dtype is unknown, a dimension is negative, or the number of bytes does not fit the shape.
+    """
+
+    dtype: str
+    shape: tuple[int, ...]
+    data: bytes
+
+    def __post_init__(self) -> None:
+        if self.dtype not in DTYPES:
+            raise ValueError(f"dtype {self.dtype!r} is not one of {', '.join(DTYPES)}")
+        if any(type(n) is not int or n < 0 for n in self.shape):
+            raise ValueError(f"shape {self.shape} must hold whole numbers >= 0")
+        want = math.prod(self.shape) * DTYPES[self.dtype][0]
+        if len(self.data) != want:
+            raise ValueError(f"{self.dtype} tensor of shape {self.shape} needs {want} bytes, got {len(self.data)}")
+
+    def tolist(self) -> Any:
+        """Nested Python lists (a bare number for a zero-dimensional tensor)."""
+        flat = memoryview(self.data).cast(DTYPES[self.dtype][1])
+        return _nest(flat.tolist(), self.shape)
+
+    def numpy(self) -> Any:
+        """A read-only numpy view over the same bytes; needs numpy installed."""
+        import numpy as np
+
+        return np.frombuffer(self.data, dtype=self.dtype).reshape(self.shape)
+
+    @classmethod
+    def of(cls, array: Any) -> Tensor:
+        """From a numpy array (or what numpy can view); copies only if it is not contiguous."""
+        import numpy as np
+
+        a = np.ascontiguousarray(array)
+        return cls(str(a.dtype), tuple(int(n) for n in np.shape(array)), a.tobytes())
+
+
+def _nest(flat: list[Any], shape: tuple[int, ...]) -> Any:
+    if not shape:
+        return flat[0]
+    if len(shape) == 1:
+        return flat
+    step = math.prod(shape[1:])
+    return [_nest(flat[i * step : (i + 1) * step], shape[1:]) for i in range(shape[0])]
