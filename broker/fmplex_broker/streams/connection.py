@@ -1,0 +1,89 @@
+"""Connections and scripts: the settings that keep redis-py from doing harm, and one way to call a script."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+from redis import exceptions as redis_errors
+from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+
+from fmplex_broker.errors import BrokerUnavailable
+
+BLOCK_MS = 5_000  # no blocking read waits longer, and no socket waits shorter
+_SOCKET_TIMEOUT_S = 15.0
+# Must run on a full server too, so that it can drain and no lease lapses.
+_ALLOW_OOM = frozenset({"beat", "settle"})
+
+Arg = str | bytes | int | float
+
+
+def open_redis(url: str) -> Redis:
+    """A client of the server at `url`. Connects on first use.
+
+    Commands are never resent by the library: it cannot know which are safe to repeat, and a lost reply to an XADD would
+    add twice. RESP2 on purpose: replies have one shape on every server (and on fakeredis).
+    """
+    return Redis.from_url(
+        url,
+        protocol=2,
+        decode_responses=False,
+        socket_timeout=_SOCKET_TIMEOUT_S,
+        socket_connect_timeout=5.0,
+        retry=Retry(NoBackoff(), 0),
+        retry_on_error=[],
+    )
+
+
+@asynccontextmanager
+async def broker_errors() -> AsyncIterator[None]:
+    """Turn whatever redis-py raises when the server is away, full or refuses us into `BrokerUnavailable`."""
+    try:
+        yield
+    except (redis_errors.ConnectionError, redis_errors.TimeoutError, OSError) as e:
+        raise BrokerUnavailable(f"the broker does not answer ({e}); is it running, and is its URL right?") from e
+    except redis_errors.OutOfMemoryError as e:
+        raise BrokerUnavailable("the broker is out of memory; jobs are taken again once it has drained") from e
+    except (redis_errors.ReadOnlyError, redis_errors.BusyLoadingError, redis_errors.AuthenticationError) as e:
+        raise BrokerUnavailable(f"the broker refused: {e}") from e
+
+
+@cache
+def _source(name: str) -> str:
+    lua = files("fmplex_broker.streams") / "lua"
+    return (lua / "prelude.lua").read_text() + "\n" + (lua / f"{name}.lua").read_text()
+
+
+class Scripts:
+    """Calls the protocol's scripts by name; loads them again after a server restart.
+
+    `flags`: write the `#!lua` line (fakeredis does not know it).
+    """
+
+    def __init__(self, redis: Redis, *, flags: bool = True) -> None:
+        self._redis = redis
+        self._flags = flags
+        self._sha: dict[str, str] = {}
+
+    def _text(self, name: str) -> str:
+        if self._flags and name in _ALLOW_OOM:
+            return "#!lua flags=allow-oom\n" + _source(name)
+        return _source(name)
+
+    async def __call__(self, name: str, vfms_key: str, args: Sequence[Arg]) -> Any:
+        """Run script `name` on the backbone whose `vfms` key is given. Raises `BrokerUnavailable`."""
+        sha = self._sha.get(name)
+        if sha is None:
+            sha = self._sha[name] = hashlib.sha1(self._text(name).encode(), usedforsecurity=False).hexdigest()
+        async with broker_errors():
+            try:
+                return await self._redis.evalsha(sha, 1, vfms_key, *args)  # type: ignore[misc]
+            except redis_errors.NoScriptError:
+                # Nothing has run: sending the source runs it now and loads it for the next time.
+                return await self._redis.eval(self._text(name), 1, vfms_key, *args)  # type: ignore[misc]

@@ -1,0 +1,209 @@
+"""The consuming side of one backbone's queues, for one incarnation of one worker."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from redis.asyncio import Redis
+
+from fmplex_broker.errors import Poisoned
+from fmplex_broker.keys import Keys
+from fmplex_broker.messages import Flow, Reply, encode_reply
+from fmplex_broker.streams.connection import BLOCK_MS, Arg, Scripts, broker_errors
+from fmplex_broker.streams.producer import PER_CALL
+
+CLAIM_ROOM, CLAIM_FLOWS = 256, 64
+_POISONED = encode_reply(
+    Reply(error=Poisoned("the worker died every time it ran this job; it was put aside as a dead letter"))
+)
+
+
+@dataclass(slots=True)
+class Claimed:
+    """One job in this worker's hands. `deadline_ms` is on the server's clock; `attempts` counts this delivery."""
+
+    flow: Flow
+    entry: str
+    job: str
+    inbox: str
+    digest: str
+    units: int
+    deadline_ms: int
+    payload: bytes
+    attempts: int
+
+    @property
+    def enqueued_ms(self) -> int:
+        """When it was added, on the server's clock (the first half of a stream id)."""
+        return int(self.entry.partition("-")[0])
+
+    @property
+    def address(self) -> str:
+        return f"{self.flow.cls}:{self.flow.vfm}"
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """`lost`: the lease is gone, start again under a new id; `stale`: a recovery has overtaken this claim."""
+
+    state: Literal["ok", "lost", "stale"]
+    jobs: list[Claimed]
+    more: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Beat:
+    """`now_ms`: server time; `changes`: counter that moves whenever any vFM of the backbone changes."""
+
+    alive: bool
+    now_ms: int
+    changes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Reaped:
+    state: Literal["idle", "wait", "ok"]
+    victim: str
+    given_back: int
+    dead_letters: int
+    more: bool
+
+
+class Consumer:
+    """Claims, settles and gives back jobs; holds the lease. A new incarnation of a worker is a new Consumer."""
+
+    def __init__(
+        self, redis: Redis, scripts: Scripts, backbone: str, worker: str, *, lease_ms: int, result_ttl_ms: int = 300_000
+    ) -> None:
+        self.keys = Keys(backbone)
+        self.worker = worker
+        self._redis = redis
+        self._scripts = scripts
+        self._lease_ms = lease_ms
+        self._result_ttl_ms = result_ttl_ms
+        self._epoch = 1
+        self._seen = {self.keys.wake: "0-0", self.keys.control: "0-0"}
+
+    async def _call(self, name: str, args: Sequence[Arg]) -> Any:
+        return await self._scripts(name, self.keys.vfms, args)
+
+    # --- life ---
+
+    async def join(self) -> Beat:
+        state, now, changes = await self._call("join", [self.worker, self._lease_ms])
+        return Beat(state == b"ok", int(now), int(changes))
+
+    async def beat(self) -> Beat:
+        """Renew the lease. Not alive: another worker has taken over, or the server lost its data."""
+        state, now, changes = await self._call("beat", [self.worker, self._lease_ms])
+        return Beat(state == b"ok", int(now), int(changes))
+
+    async def reap(self, steady_ms: int, *, max_attempts: int, budget: int = 256, victim: str = "") -> Reaped:
+        """Take over from one dead worker. `steady_ms`: how long this worker has beaten without a gap."""
+        args = [self.worker, steady_ms, self._lease_ms, max_attempts, budget, self._result_ttl_ms, _POISONED, victim]
+        state, who, given, dead, more = await self._call("reap", args)
+        return Reaped(state.decode(), who.decode(), int(given), int(dead), bool(more))
+
+    async def leave(self) -> None:
+        """End this incarnation in order: what is still held goes back, the lease goes away."""
+        while (await self.reap(0, max_attempts=1_000_000, victim=self.worker)).more:
+            pass
+
+    # --- jobs ---
+
+    async def claim(self, room: dict[str, int], per_flow: int = CLAIM_ROOM) -> Claim:
+        """Take up to `room[class]` jobs a class. After any failure of this call: `recover`."""
+        args: list[Arg] = [self.worker, str(self._epoch), per_flow, CLAIM_FLOWS]
+        for cls, n in room.items():
+            args += [cls, min(n, CLAIM_ROOM)]
+        state, wake, flows, more = await self._call("claim", args)
+        if state == b"ok":
+            self._seen[self.keys.wake] = wake.decode()
+        jobs = [job for flow in flows for job in _claimed(*flow)]
+        await self._fetch_blobs(jobs)
+        return Claim(state.decode(), jobs, bool(more))
+
+    async def _fetch_blobs(self, jobs: list[Claimed]) -> None:
+        large = [job for job in jobs if not job.payload]
+        if large:
+            async with broker_errors():
+                blobs = await self._redis.mget([self.keys.blob(job.job) for job in large])
+            for job, blob in zip(large, blobs, strict=True):
+                job.payload = blob or b""
+
+    async def mark(self, jobs: Iterable[Claimed]) -> bool:
+        """Say what is about to run. False: the lease is gone, nothing may run."""
+        lines = "\n".join(f"{job.address} {job.entry}" for job in jobs)
+        return bool(await self._call("mark", [self.worker, lines]))
+
+    async def settle(self, done: Sequence[tuple[Claimed, bytes]]) -> list[bool]:
+        """End jobs with their encoded replies. False: not this worker's job any more, nothing was sent. Safe to repeat."""
+        return await self._fenced("settle", [self.worker, self._result_ttl_ms], done)
+
+    async def tell(self, chunks: Sequence[tuple[Claimed, bytes]]) -> list[bool]:
+        """Send chunks of running jobs. Not safe to repeat: the reader must know what it has seen."""
+        return await self._fenced("tell", [self.worker], chunks)
+
+    async def _fenced(self, name: str, head: list[Arg], rows: Sequence[tuple[Claimed, bytes]]) -> list[bool]:
+        out: list[bool] = []
+        for start in range(0, len(rows), PER_CALL):
+            args = list(head)
+            for job, payload in rows[start : start + PER_CALL]:
+                args += [job.address, job.entry, job.job, job.inbox, payload]
+            out += [bool(n) for n in await self._call(name, args)]
+        return out
+
+    async def release(self, jobs: Sequence[Claimed]) -> int:
+        """Give unstarted jobs back. Forget them first; on any error `recover`, never repeat."""
+        given = 0
+        for start in range(0, len(jobs), PER_CALL):
+            args: list[Arg] = [self.worker]
+            for job in jobs[start : start + PER_CALL]:
+                args += [job.address, job.entry]
+            given += int(await self._call("release", args))
+        return given
+
+    async def recover(self, known: Iterable[Claimed]) -> bool:
+        """After a failed or cancelled claim or release: give back what is pending here but not known. False: lease gone."""
+        self._epoch += 1
+        args: list[Arg] = [self.worker, str(self._epoch)]
+        for job in known:
+            args += [job.address, job.entry]
+        return int(await self._call("recover", args)) >= 0
+
+    async def listen(self) -> tuple[bool, list[str]]:
+        """Block (at most `BLOCK_MS`) for words: was the wake stream rung since the last claim, and which running jobs
+        ("flow entry") were cancelled. Needs a connection of its own for as long as it blocks."""
+        async with broker_errors():
+            # redis-py's stub asks for an invariant dict of unions here.
+            got: Any = await self._redis.xread(dict(self._seen), block=BLOCK_MS, count=256)  # type: ignore[arg-type]
+        woken, cancelled = False, []
+        for stream, entries in got or []:
+            key = stream.decode()
+            # A claim may have moved on meanwhile; never go back.
+            self._seen[key] = max(self._seen[key], entries[-1][0].decode(), key=_order)
+            woken = woken or key == self.keys.wake
+            cancelled += [fields[b"cancel"].decode() for _, fields in entries if b"cancel" in fields]
+        return woken, cancelled
+
+
+def _order(stream_id: str) -> tuple[int, int]:
+    ms, _, seq = stream_id.partition("-")
+    return int(ms), int(seq or 0)
+
+
+def _claimed(flow: bytes, attempts: list[int], entries: list[Any]) -> list[Claimed]:
+    cls, _, vfm = flow.decode().partition(":")
+    key = Flow(vfm, cls)
+    out = []
+    for n, (entry, f) in zip(attempts, entries, strict=True):
+        # Fields come in the order enqueue.lua writes them: j c g u t d b.
+        job, inbox, digest, units, deadline, payload = f[1], f[3], f[5], f[7], f[9], f[11]
+        out.append(
+            Claimed(
+                key, entry.decode(), job.decode(), inbox.decode(), digest.decode(), int(units), int(deadline), payload, n
+            )
+        )
+    return out

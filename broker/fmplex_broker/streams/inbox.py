@@ -1,0 +1,100 @@
+"""The reply inbox of one client on one backbone: futures by job id, one reader, and healing for what got lost."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from typing import Any
+
+from redis import exceptions as redis_errors
+from redis.asyncio import Redis
+
+from fmplex_broker.errors import BrokerUnavailable
+from fmplex_broker.keys import Keys
+from fmplex_broker.messages import Reply, decode_reply
+from fmplex_broker.streams.connection import BLOCK_MS, broker_errors
+
+HEAL_EVERY_S = 1.0
+_BACKOFF_S = 0.2
+
+
+class Inbox:
+    """Resolves the future of each expected job when its reply arrives.
+
+    A reply may be missed (server restart, trimmed stream): the stored result is looked up for whoever has waited longer than
+    `HEAL_EVERY_S`, so a lost message costs time, never an answer.
+    """
+
+    def __init__(self, redis: Redis, backbone: str, client: str, results: Callable[[list[str]], Awaitable[list[Reply | None]]]):
+        self._redis = redis
+        self._key = Keys(backbone).inbox(client)
+        self._results = results
+        self._waiting: dict[str, tuple[asyncio.Future[Reply], float]] = {}
+        self._tasks: list[asyncio.Task[None]] = []
+        self._last = "0-0"
+
+    def expect(self, job: str) -> asyncio.Future[Reply]:
+        """The future of a job's reply. Call before enqueueing, so that no reply can come too early."""
+        if not self._tasks:
+            self._tasks = [asyncio.create_task(self._read()), asyncio.create_task(self._heal())]
+        future: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
+        self._waiting[job] = (future, time.monotonic())
+        return future
+
+    def forget(self, job: str) -> None:
+        entry = self._waiting.pop(job, None)
+        if entry is not None and not entry[0].done():
+            entry[0].cancel()
+
+    async def close(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for job in list(self._waiting):
+            self.forget(job)
+        with suppress(redis_errors.RedisError, OSError):
+            await self._redis.delete(self._key)
+
+    def _resolve(self, job: str, reply: Reply) -> None:
+        entry = self._waiting.pop(job, None)
+        if entry is not None and not entry[0].done():
+            entry[0].set_result(reply)
+
+    async def _read(self) -> None:
+        while True:
+            try:
+                async with broker_errors():
+                    got: Any = await self._redis.xread({self._key: self._last}, block=BLOCK_MS, count=512)
+                for _, entries in got or []:
+                    self._last = entries[-1][0].decode()
+                    await self._deliver([fields for _, fields in entries])
+            except BrokerUnavailable:
+                await asyncio.sleep(_BACKOFF_S)
+
+    async def _deliver(self, messages: list[dict[bytes, bytes]]) -> None:
+        by_key = []
+        for fields in messages:
+            job = fields[b"j"].decode()
+            body = fields.get(b"r")
+            if body:
+                self._resolve(job, decode_reply(body))
+            elif body is not None:  # too large to travel in the stream
+                by_key.append(job)
+        await self.look_up(by_key)
+
+    async def look_up(self, jobs: list[str]) -> None:
+        """Resolve those whose result is stored already."""
+        for job, reply in zip(jobs, await self._results(jobs), strict=True):
+            if reply is not None:
+                self._resolve(job, reply)
+
+    async def _heal(self) -> None:
+        while True:
+            await asyncio.sleep(HEAL_EVERY_S)
+            old = time.monotonic() - HEAL_EVERY_S
+            late = [job for job, (_, since) in self._waiting.items() if since < old]
+            for start in range(0, len(late), 512):
+                with suppress(BrokerUnavailable):
+                    await self.look_up(late[start : start + 512])

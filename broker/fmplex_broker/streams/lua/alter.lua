@@ -1,0 +1,9 @@
+-- Change weight, limits or SLO of a vFM; makes no version. ARGV: vfm, generation expected, cap, weight, rate, spec JSON.
+-- Returns {state, generation}: ok | unknown | stale.
+local r = record(ARGV[1])
+if not r then return {'unknown', 0} end
+if r.generation ~= tonumber(ARGV[2]) then return {'stale', r.generation} end
+r.cap, r.weight, r.rate, r.generation = tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5]), r.generation + 1
+redis.call('HSET', VFMS, ARGV[1] .. ':spec', ARGV[6])
+put_record(ARGV[1], r)
+return {'ok', r.generation}

@@ -1,0 +1,144 @@
+-- Take jobs for a worker across all flows, in order of virtual time.
+-- ARGV: worker, epoch, jobs per flow at most, flows visited at most, then class, room pairs in order of precedence.
+-- Returns {state, wake id, flows, more}: state ok | lost | stale; flows = {flow, {attempts...}, {entries...}};
+-- more = 1: there is more to take, claim again rather than sleep.
+local me, epoch = ARGV[1], ARGV[2]
+local per_flow, visits, now = tonumber(ARGV[3]), tonumber(ARGV[4]), now_ms()
+local held = P .. 'held:' .. me
+if lease(me) <= now then return {'lost', '0-0', {}, 0} end
+if redis.call('HGET', held, '#') ~= epoch then return {'stale', '0-0', {}, 0} end
+
+local last = redis.call('XREVRANGE', P .. 'wake', '+', '-', 'COUNT', 1)
+local wake = last[1] and last[1][1] or '0-0'
+local room, taken, out, more = {}, {}, {}, 0
+for i = 5, #ARGV, 2 do room[ARGV[i]] = tonumber(ARGV[i + 1]) end
+
+-- What was given back comes first, oldest gift first.
+local function take_back(flow)
+  local class = flow_parts(flow)
+  local want = math.min(room[class] or 0, per_flow)
+  if want <= 0 then return end
+  redis.call('HSET', held, flow, '1')
+  local list = pending(flow, '-', '+', want, 'released')
+  local ids, count = {}, {}
+  for i, p in ipairs(list) do ids[i] = p[1]; count[p[1]] = p[4] + 1 end
+  local attempts, entries = {}, {}
+  if #ids > 0 then
+    -- Entries deleted meanwhile are dropped by XCLAIM itself.
+    for _, e in ipairs(redis.call('XCLAIM', queue(flow), 'w', me, 0, unpack(ids))) do
+      if e and e[2] then entries[#entries + 1] = e; attempts[#attempts + 1] = count[e[1]] end
+    end
+  end
+  if #list < want then redis.call('ZREM', P .. 'back', flow) else more = 1 end
+  room[class], taken[flow] = room[class] - #entries, #entries
+  if #entries > 0 then out[#out + 1] = {flow, attempts, entries} end
+end
+
+for _, flow in ipairs(redis.call('ZRANGE', P .. 'back', 0, visits - 1)) do
+  visits = visits - 1
+  take_back(flow)
+end
+
+-- How many jobs each candidate may give so that all end near one virtual time: fill up to a common level, lowest first.
+-- Without this, claiming the same number from each would give equal shares whatever the weights.
+local function fill(flows, want)
+  local level, speed, filled = 0, 0, 0
+  for i, f in ipairs(flows) do
+    if i > 1 and (want <= speed * (f.at - level)) then break end
+    if i > 1 then want = want - speed * (f.at - level) end
+    level, filled, speed = f.at, i, speed + f.weight / f.mean
+  end
+  level = level + want / speed
+  for i, f in ipairs(flows) do
+    f.count = i <= filled and math.min(f.most, math.ceil((level - f.at) * f.weight / f.mean)) or 0
+  end
+end
+
+local function candidates(class, limit)
+  local list, flows = redis.call('ZRANGE', P .. 'ready:' .. class, 0, limit - 1, 'WITHSCORES'), {}
+  local typical = tonumber(redis.call('HGET', VFMS, ':mean:' .. class) or 1)
+  for i = 1, #list, 2 do
+    local r, most = record(list[i]), per_flow - (taken[class .. ':' .. list[i]] or 0)
+    if not r then redis.call('ZREM', P .. 'ready:' .. class, list[i])
+    elseif most > 0 then
+      local _, mean = virtual(class, list[i])
+      flows[#flows + 1] = {vfm = list[i], at = tonumber(list[i + 1]), weight = r.weight, most = most,
+                           mean = mean > 0 and mean or typical}
+    end
+  end
+  return flows
+end
+
+-- One XREADGROUP for all flows that give the same number. Returns vfm -> entries.
+local function read(class, flows, count)
+  local got = {}
+  local function ask(list)
+    local args = {'XREADGROUP', 'GROUP', 'w', me, 'COUNT', count, 'STREAMS'}
+    for _, f in ipairs(list) do args[#args + 1] = queue(class .. ':' .. f.vfm) end
+    for _ = 1, #list do args[#args + 1] = '>' end
+    local answer = redis.pcall(unpack(args))
+    if is_error(answer) then return false end
+    for _, s in ipairs(answer or {}) do
+      got[string.sub(s[1], #(P .. 'q:' .. class .. ':') + 1)] = s[2]
+    end
+    return true
+  end
+  if not ask(flows) then
+    -- Some group is missing: make it at 0 and read each by itself.
+    for _, f in ipairs(flows) do
+      ensure_group(class .. ':' .. f.vfm)
+      ask({f})
+    end
+  end
+  return got
+end
+
+local function advance(class, f, entries)
+  local units = 0
+  for _, e in ipairs(entries) do units = units + entry_units(e) end
+  local mean = f.mean
+  if #entries > 0 then mean = 0.75 * f.mean + 0.25 * units / #entries end
+  local at = f.at + units / f.weight
+  set_virtual(class, f.vfm, at, mean)
+  if #entries > 0 then redis.call('HSET', VFMS, ':mean:' .. class, string.format('%.6g', mean)) end
+  local clock = tonumber(redis.call('HGET', VFMS, ':clock:' .. class) or 0)
+  if f.at > clock then redis.call('HSET', VFMS, ':clock:' .. class, string.format('%.17g', f.at)) end
+  if #entries < f.count then redis.call('ZREM', P .. 'ready:' .. class, f.vfm)
+  else redis.call('ZADD', P .. 'ready:' .. class, string.format('%.17g', at), f.vfm) end
+end
+
+local function take_round(class, flows)
+  local by_count, counts, left = {}, {}, room[class]
+  for _, f in ipairs(flows) do
+    f.count = math.min(f.count, left)
+    left = left - f.count
+    if f.count > 0 then
+      if not by_count[f.count] then by_count[f.count] = {}; counts[#counts + 1] = f.count end
+      table.insert(by_count[f.count], f)
+      redis.call('HSET', held, class .. ':' .. f.vfm, '1')
+    end
+  end
+  for _, count in ipairs(counts) do
+    local got = read(class, by_count[count], count)
+    for _, f in ipairs(by_count[count]) do
+      local entries, attempts = got[f.vfm] or {}, {}
+      for i = 1, #entries do attempts[i] = 1 end
+      advance(class, f, entries)
+      room[class] = room[class] - #entries
+      taken[class .. ':' .. f.vfm] = (taken[class .. ':' .. f.vfm] or 0) + #entries
+      if #entries > 0 then out[#out + 1] = {class .. ':' .. f.vfm, attempts, entries} end
+    end
+  end
+end
+
+for _, class in ipairs(CLASSES) do
+  while (room[class] or 0) > 0 and visits > 0 do
+    local flows = candidates(class, visits)
+    if #flows == 0 then break end
+    fill(flows, room[class])
+    visits = visits - #flows
+    take_round(class, flows)
+  end
+  if (room[class] or 0) > 0 and redis.call('ZCARD', P .. 'ready:' .. class) > 0 then more = 1 end
+end
+return {'ok', wake, out, more}

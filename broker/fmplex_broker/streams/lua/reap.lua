@@ -1,0 +1,59 @@
+-- Take over from a dead worker (or, with `victim` = me, end my own life in order).
+-- ARGV: me, ms for which I have beaten without a gap, lease ms, attempts at most, budget (entries), result_ttl, error payload,
+-- victim or ''. Returns {state, victim, given back, dead letters, more}: idle | wait | ok.
+local me, steady, lease_ms = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
+local most, budget, ttl, poisoned, victim = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6]), ARGV[7], ARGV[8]
+local now, given, dead = now_ms(), 0, 0
+local leases = P .. 'leases'
+
+if victim == '' then
+  -- After an outage longer than a lease everybody looks dead: only who has itself been heard steadily may judge.
+  if lease(me) <= now or steady < lease_ms then return {'wait', '', 0, 0, 0} end
+  victim = redis.call('ZRANGEBYSCORE', leases, '-inf', now, 'LIMIT', 0, 1)[1]
+  if not victim then return {'idle', '', 0, 0, 0} end
+end
+redis.call('ZADD', leases, 'XX', 0, victim)  -- condemned: no beat revives it, no claim or mark of it counts
+
+local held = P .. 'held:' .. victim
+local running = {}
+for line in string.gmatch(redis.call('HGET', held, '#run') or '', '[^\n]+') do running[line] = true end
+
+local function bury(flow, id)
+  local e = redis.call('XRANGE', queue(flow), id, id)[1]
+  if e then
+    local _, vfm = flow_parts(flow)
+    local grave = P .. 'dead:' .. vfm
+    redis.call('XADD', grave, 'MAXLEN', 256, '*', 'flow', flow, unpack(e[2]))
+    redis.call('PEXPIRE', grave, 7 * 86400000)
+    drop_entry(flow, id, entry_job(e))
+    reply(entry_inbox(e), entry_job(e), poisoned, ttl)
+    dead = dead + 1
+  else
+    redis.pcall('XACK', queue(flow), 'w', id)
+  end
+end
+
+for _, flow in ipairs(redis.call('HKEYS', held)) do
+  if string.sub(flow, 1, 1) ~= '#' then
+    local list = pending(flow, '-', '+', budget, victim)
+    for _, p in ipairs(list) do
+      local ran = running[flow .. ' ' .. p[1]]
+      if ran and p[4] >= most then bury(flow, p[1])
+      else
+        give_back(flow, p[1], ran and p[4] or p[4] - 1, now)
+        given = given + 1
+      end
+    end
+    budget = budget - #list
+    if budget <= 0 then
+      ring()
+      return {'ok', victim, given, dead, 1}
+    end
+    redis.pcall('XGROUP', 'DELCONSUMER', queue(flow), 'w', victim)  -- nothing is pending under it now
+    redis.call('HDEL', held, flow)
+  end
+end
+redis.call('DEL', held)
+redis.call('ZREM', leases, victim)
+if given > 0 then ring() end
+return {'ok', victim, given, dead, 0}

@@ -1,0 +1,48 @@
+-- End a vFM's life: closed to enqueue at once; its waiting jobs are left to drain or answered; then all its keys go together.
+-- ARGV: vfm, mode (drain | answer), budget (entries), result_ttl, reply payload.
+-- Returns {state, jobs left}: gone | draining. Call again until gone.
+local vfm, mode, budget, ttl, payload = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4]), ARGV[5]
+local r = record(vfm)
+if not r then return {'gone', 0} end
+if r.status ~= 'draining' then
+  r.status, r.generation = 'draining', r.generation + 1
+  put_record(vfm, r)
+end
+
+local function answer(flow, entries)
+  for _, e in ipairs(entries) do
+    drop_entry(flow, e[1], entry_job(e))
+    reply(entry_inbox(e), entry_job(e), payload, ttl)
+  end
+end
+
+local function answer_waiting(flow)
+  ensure_group(flow)
+  local got = redis.call('XREADGROUP', 'GROUP', 'w', 'retire', 'COUNT', budget, 'STREAMS', queue(flow), '>')
+  if got and got[1] then answer(flow, got[1][2]) end
+  for _, p in ipairs(pending(flow, '-', '+', budget, 'released')) do
+    answer(flow, redis.call('XRANGE', queue(flow), p[1], p[1]))
+    redis.pcall('XACK', queue(flow), 'w', p[1])
+  end
+end
+
+local left = 0
+for _, class in ipairs(CLASSES) do
+  local flow = class .. ':' .. vfm
+  if redis.call('EXISTS', queue(flow)) == 1 then
+    if mode == 'answer' then answer_waiting(flow) end
+    left = left + redis.call('XLEN', queue(flow))
+  end
+end
+if left > 0 then return {'draining', left} end
+
+for _, class in ipairs(CLASSES) do
+  redis.call('DEL', queue(class .. ':' .. vfm))
+  redis.call('ZREM', P .. 'ready:' .. class, vfm)
+  redis.call('ZREM', P .. 'back', class .. ':' .. vfm)
+  redis.call('HDEL', VFMS, vfm .. ':v:' .. class)
+end
+redis.call('DEL', P .. 'dead:' .. vfm, P .. 'rate:' .. vfm)
+redis.call('HDEL', VFMS, vfm, vfm .. ':spec', vfm .. ':next', vfm .. ':votes', vfm .. ':error')
+redis.call('HINCRBY', VFMS, ':changes', 1)
+return {'gone', 0}

@@ -1,0 +1,17 @@
+-- Send chunks of running jobs to their inboxes, fenced like settle.
+-- ARGV: worker, then 5 a chunk: flow, entry, job, inbox, payload. Per chunk 1 (sent) or 0 (not mine any more).
+local me, out = ARGV[1], {}
+for i = 2, #ARGV, 5 do
+  local mine = #pending(ARGV[i], ARGV[i + 1], ARGV[i + 1], 1, me) == 1
+  if mine then
+    local to = redis.call('SMEMBERS', P .. 'subs:' .. ARGV[i + 2])
+    if ARGV[i + 3] ~= '' then to[#to + 1] = ARGV[i + 3] end
+    for _, inbox in ipairs(to) do
+      local key = P .. 'in:' .. inbox
+      redis.call('XADD', key, 'MAXLEN', '~', INBOX_LENGTH, '*', 'j', ARGV[i + 2], 'p', ARGV[i + 4])
+      redis.call('PEXPIRE', key, INBOX_TTL)
+    end
+  end
+  out[#out + 1] = mine and 1 or 0
+end
+return out

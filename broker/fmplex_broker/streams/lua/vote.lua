@@ -1,0 +1,38 @@
+-- A worker's verdict on a proposed version, and the count of the votes. With worker '' it only counts.
+-- A version serves once every live worker (at least one) has accepted it; one refusal and it never does.
+-- ARGV: vfm, digest, worker or '', error JSON or ''. Returns {state, error JSON}: serving | waiting | rejected | gone.
+local vfm, digest, worker, refusal = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
+local r = record(vfm)
+if not r then return {'gone', ''} end
+local offered = redis.call('HGET', VFMS, vfm .. ':next')
+if not offered or string.match(offered, '^([^|]*)|') ~= digest then
+  if r.digest == digest and r.status == 'serving' then return {'serving', ''} end
+  local told = redis.call('HGET', VFMS, vfm .. ':error')
+  return told and {'rejected', told} or {'gone', ''}
+end
+
+if refusal ~= '' then
+  redis.call('HDEL', VFMS, vfm .. ':next', vfm .. ':votes')
+  redis.call('HSET', VFMS, vfm .. ':error', refusal)
+  if r.status == 'validating' then r.status = 'rejected' end
+  r.generation = r.generation + 1
+  put_record(vfm, r)
+  return {'rejected', refusal}
+end
+
+local votes = redis.call('HGET', VFMS, vfm .. ':votes') or '\n'
+if worker ~= '' then
+  votes = votes .. worker .. '\n'
+  redis.call('HSET', VFMS, vfm .. ':votes', votes)
+end
+local live = redis.call('ZRANGEBYSCORE', P .. 'leases', '(' .. string.format('%d', now_ms()), '+inf')
+for _, w in ipairs(live) do
+  if not string.find(votes, '\n' .. w .. '\n', 1, true) then return {'waiting', ''} end
+end
+if #live == 0 then return {'waiting', ''} end
+
+redis.call('HSET', VFMS, vfm .. ':spec', string.match(offered, '^[^|]*|(.*)$'))
+redis.call('HDEL', VFMS, vfm .. ':next', vfm .. ':votes', vfm .. ':error')
+r.status, r.digest, r.generation = 'serving', digest, r.generation + 1
+put_record(vfm, r)
+return {'serving', ''}

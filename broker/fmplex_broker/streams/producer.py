@@ -1,0 +1,96 @@
+"""The producing side of one backbone's queues: enqueue, cancel, results. Many jobs a round trip."""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from redis.asyncio import Redis
+
+from fmplex_broker.errors import Cancelled
+from fmplex_broker.keys import Keys
+from fmplex_broker.messages import Flow, Reply, decode_reply, encode_reply
+from fmplex_broker.streams.connection import Arg, Scripts, broker_errors
+
+PER_CALL = 64  # larger scripts hold the server without being faster
+RESULT_TTL_MS = 300_000
+_CANCELLED = encode_reply(Reply(error=Cancelled("the job was cancelled before it ran")))
+
+
+def new_id() -> str:
+    """An id for a job, an inbox or a worker: 16 random hex digits."""
+    return secrets.token_hex(8)
+
+
+@dataclass(frozen=True, slots=True)
+class NewJob:
+    """A job to add. `units`: estimated price in units of work; `timeout_ms`: from now on the server's clock."""
+
+    flow: Flow
+    payload: bytes
+    units: int
+    timeout_ms: int
+    job: str = field(default_factory=new_id)
+    idempotency_key: str | None = None
+
+    @property
+    def idem(self) -> str:
+        return self.idempotency_key or self.job
+
+    @property
+    def request_digest(self) -> str:
+        """Tells apart two requests that come with the same idempotency key."""
+        text = f"{self.flow.cls}:{self.flow.vfm}:".encode()
+        return hashlib.blake2b(text + self.payload, digest_size=12).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class Enqueued:
+    """`status`: new | dup | done | conflict | full | closed | unknown | limited. `job` is the job that will answer (the first
+    one when the idempotency key was known); `wait_ms`: when to come back if limited."""
+
+    status: str
+    job: str
+    wait_ms: int
+
+
+class Producer:
+    """Adds to and cancels from the queues of one backbone, for one inbox."""
+
+    def __init__(self, redis: Redis, scripts: Scripts, backbone: str, inbox: str = "") -> None:
+        self.keys = Keys(backbone)
+        self._redis = redis
+        self._scripts = scripts
+        self._inbox = inbox
+
+    async def enqueue(self, jobs: Sequence[NewJob]) -> list[Enqueued]:
+        """Add many jobs. Safe to repeat with the same jobs: a job that is there already comes back as `dup` or `done`."""
+        out: list[Enqueued] = []
+        for start in range(0, len(jobs), PER_CALL):
+            args: list[Arg] = [self._inbox, RESULT_TTL_MS]
+            for j in jobs[start : start + PER_CALL]:
+                args += [j.flow.cls, j.flow.vfm, j.job, j.idem, j.request_digest, j.units, j.timeout_ms, j.payload]
+            for status, job, wait in await self._scripts("enqueue", self.keys.vfms, args):
+                out.append(Enqueued(status.decode(), job.decode(), int(wait)))
+        return out
+
+    async def cancel(self, jobs: Sequence[tuple[Flow, str, str]]) -> list[str]:
+        """Cancel (flow, job, idempotency key) each: cancelled | told | shared | gone."""
+        out: list[str] = []
+        for start in range(0, len(jobs), PER_CALL):
+            args: list[Arg] = [self._inbox, RESULT_TTL_MS, _CANCELLED]
+            for flow, job, idem in jobs[start : start + PER_CALL]:
+                args += [f"{flow.cls}:{flow.vfm}", job, idem]
+            out += [state.decode() for state in await self._scripts("cancel", self.keys.vfms, args)]
+        return out
+
+    async def results(self, jobs: Sequence[str]) -> list[Reply | None]:
+        """The stored replies, None where there is none (yet, or any more)."""
+        if not jobs:
+            return []
+        async with broker_errors():
+            raw: list[Any] = await self._redis.mget([self.keys.result(job) for job in jobs])
+        return [decode_reply(r) if r is not None else None for r in raw]

@@ -1,0 +1,269 @@
+"""Which backbones exist and which vFMs live on them: the fleet-wide record of deployments, changed by compare-and-set."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from typing import Any
+
+from redis.asyncio import Redis
+
+from fmplex_broker.errors import (
+    Conflict,
+    FmplexError,
+    InvalidInput,
+    NoWorker,
+    Unavailable,
+    UnknownVfm,
+    VfmClosed,
+    from_wire,
+)
+from fmplex_broker.keys import REGISTRY_BACKBONES, REGISTRY_VFMS, Keys
+from fmplex_broker.messages import Reply, encode_reply
+from fmplex_broker.specs import Spec, VfmChange, VfmSpec
+from fmplex_broker.streams.connection import Scripts, broker_errors
+
+_POLL_S = 0.05
+
+
+class BackboneInfo(Spec):
+    """What a worker tells of the backbone it hosts. Sizes: `hidden` = width of the hidden state, `max_tokens` = longest text."""
+
+    name: str
+    model: str
+    modality: str = "text"
+    hidden: int
+    max_tokens: int
+
+
+class Deployment(Spec):
+    """A version as it is offered to workers: the spec and the package folder (None: the bare backbone)."""
+
+    spec: VfmSpec
+    package: str | None = None
+
+
+class VfmStatus(Spec):
+    """A vFM as the fleet sees it. `status`: validating | serving | rejected | draining; `error`: why the last version offered
+    was refused."""
+
+    name: str
+    backbone: str
+    status: str
+    version: str
+    generation: int
+    deployment: Deployment | None = None
+    candidate: tuple[str, Deployment] | None = None
+    error: dict[str, Any] | None = None
+
+    @property
+    def spec(self) -> VfmSpec:
+        known = self.deployment or (self.candidate[1] if self.candidate else None)
+        if known is None:
+            raise VfmClosed(f"vFM {self.name!r} has no accepted version; deploy one")
+        return known.spec
+
+
+class Registry:
+    """Reads and changes deployments."""
+
+    def __init__(self, redis: Redis, scripts: Scripts) -> None:
+        self._redis = redis
+        self._scripts = scripts
+
+    # --- backbones ---
+
+    async def register_backbone(self, info: BackboneInfo) -> None:
+        async with broker_errors():
+            await self._redis.hset(REGISTRY_BACKBONES, info.name, info.model_dump_json())  # type: ignore[misc]
+
+    async def backbones(self) -> dict[str, BackboneInfo]:
+        async with broker_errors():
+            raw = await self._redis.hgetall(REGISTRY_BACKBONES)  # type: ignore[misc]
+        return {k.decode(): BackboneInfo.model_validate_json(v) for k, v in sorted(raw.items())}
+
+    # --- reading ---
+
+    async def find(self, vfm: str) -> str:
+        """The backbone of a vFM. Raises `UnknownVfm`."""
+        async with broker_errors():
+            raw = await self._redis.hget(REGISTRY_VFMS, vfm)  # type: ignore[misc]
+        if raw is None:
+            raise UnknownVfm(f"there is no vFM {vfm!r}; `fmplex vfms` lists them")
+        return str(raw.decode())
+
+    async def show(self, vfm: str) -> VfmStatus:
+        """Raises `UnknownVfm`."""
+        backbone = await self.find(vfm)
+        names = [vfm, f"{vfm}:spec", f"{vfm}:next", f"{vfm}:error"]
+        async with broker_errors():
+            raw = await self._redis.hmget(Keys(backbone).vfms, names)  # type: ignore[misc]
+        if raw[0] is None:
+            raise UnknownVfm(f"there is no vFM {vfm!r}; `fmplex vfms` lists them")
+        return _status(vfm, backbone, *raw)
+
+    async def snapshot(self, backbone: str) -> list[VfmStatus]:
+        """All vFMs of one backbone, by name."""
+        async with broker_errors():
+            raw = await self._redis.hgetall(Keys(backbone).vfms)  # type: ignore[misc]
+        names = sorted(k for k in raw if b":" not in k)
+        parts = (b"", b":spec", b":next", b":error")
+        return [_status(n.decode(), backbone, *(raw.get(n + p) for p in parts)) for n in names]
+
+    async def list(self) -> list[VfmStatus]:
+        """All vFMs of all backbones, by name."""
+        per_backbone = [await self.snapshot(name) for name in await self.backbones()]
+        return sorted((s for part in per_backbone for s in part), key=lambda s: s.name)
+
+    # --- changing ---
+
+    async def deploy(self, spec: VfmSpec, version: str, package: str | None, *, timeout_s: float = 60.0) -> VfmStatus:
+        """Create a vFM and wait until every live worker of its backbone has accepted it.
+
+        Raises `Conflict` (the name is taken), `InvalidInput` (no such backbone), the worker's refusal (`PackageRejected`), or
+        `Unavailable` when the workers did not answer in time (the vFM stays `validating` and serves as soon as they do).
+        """
+        known = await self.backbones()
+        if spec.backbone not in known:
+            listed = ", ".join(known) or "none; start a worker first"
+            raise InvalidInput(f"no worker has ever hosted backbone {spec.backbone!r} (known: {listed})", field="backbone")
+        await self._take_name(spec)
+        try:
+            await self._propose(spec, version, package, expect=-1)
+        except Conflict:
+            raise
+        except FmplexError:
+            await self._drop_name(spec.name)
+            raise
+        return await self._await_verdict(spec, version, timeout_s)
+
+    async def change(self, vfm: str, change: VfmChange, *, version: tuple[VfmSpec, str] | None = None,
+                     timeout_s: float = 60.0) -> VfmStatus:
+        """Change weight, limits, SLO (at once) and, with `version` = (spec, digest) of `change.package`, the version.
+
+        Operating values are the operator's: a new package does not change them. Raises `UnknownVfm`, `Conflict`, `VfmClosed`,
+        or what `deploy` raises for a version.
+        """
+        now = await self.show(vfm)
+        if now.status != "serving":
+            raise VfmClosed(f"vFM {vfm!r} is {now.status}; it can be changed while it is serving")
+        update = {k: v for k in ("weight", "limits", "slo") if (v := getattr(change, k)) is not None}
+        spec = now.spec.model_copy(update=update)
+        if update:
+            stored = Deployment(spec=spec, package=now.deployment.package if now.deployment else None)
+            args = [vfm, now.generation, *_limits(spec), stored.model_dump_json()]
+            state, generation = await self._scripts("alter", Keys(now.backbone).vfms, args)
+            self._check_state(state.decode(), vfm)
+            now = now.model_copy(update={"generation": int(generation)})
+        if version is None or version[1] == now.version:
+            return await self.show(vfm)
+        offered = version[0].model_copy(update={"weight": spec.weight, "limits": spec.limits, "slo": spec.slo})
+        await self._propose(offered, version[1], change.package, expect=now.generation)
+        return await self._await_verdict(offered, version[1], timeout_s)
+
+    async def remove(self, vfm: str, *, drain_s: float = 10.0) -> None:
+        """Close the vFM, let its jobs drain for `drain_s`, answer what is still waiting, drop its keys.
+
+        Raises `UnknownVfm`; `Unavailable` when running jobs do not end (its worker is gone and nobody took over yet).
+        """
+        backbone = await self.find(vfm)
+        answer = encode_reply(Reply(error=VfmClosed(f"vFM {vfm!r} was removed before this job ran")))
+        start = time.monotonic()
+        while True:
+            waited = time.monotonic() - start
+            mode = "drain" if waited < drain_s else "answer"
+            state, left = await self._scripts("retire", Keys(backbone).vfms, [vfm, mode, 256, 300_000, answer])
+            if state == b"gone":
+                break
+            if waited > drain_s + 60:
+                raise Unavailable(f"vFM {vfm!r} still has {int(left)} running jobs; try again when they have ended")
+            await asyncio.sleep(_POLL_S)
+        await self._drop_name(vfm)
+
+    async def vote(self, backbone: str, vfm: str, version: str, worker: str, refusal: FmplexError | None = None) -> str:
+        """A worker's verdict on an offered version (`worker` '': only count). The state after it: serving | waiting | rejected | gone."""
+        error = json.dumps(refusal.to_wire()) if refusal else ""
+        state, told = await self._scripts("vote", Keys(backbone).vfms, [vfm, version, worker, error])
+        if state == b"rejected" and not worker:
+            raise from_wire(json.loads(told))
+        return str(state.decode())
+
+    # --- inner ---
+
+    async def _take_name(self, spec: VfmSpec) -> None:
+        async with broker_errors():
+            if await self._redis.hsetnx(REGISTRY_VFMS, spec.name, spec.backbone):  # type: ignore[misc]
+                return
+        try:
+            owner = await self.show(spec.name)
+        except UnknownVfm:
+            # Left by somebody who died between two steps: nothing serves under it.
+            async with broker_errors():
+                await self._redis.hset(REGISTRY_VFMS, spec.name, spec.backbone)  # type: ignore[misc]
+            return
+        if owner.status != "rejected" or owner.backbone != spec.backbone:
+            raise Conflict(f"there is already a vFM {spec.name!r}; change it with PATCH, or remove it first", field="name")
+
+    async def _drop_name(self, vfm: str) -> None:
+        async with broker_errors():
+            await self._redis.hdel(REGISTRY_VFMS, vfm)  # type: ignore[misc]
+
+    async def _propose(self, spec: VfmSpec, version: str, package: str | None, expect: int) -> None:
+        offered = Deployment(spec=spec, package=package).model_dump_json()
+        args = [spec.name, version, offered, expect, *_limits(spec)]
+        state, _ = await self._scripts("propose", Keys(spec.backbone).vfms, args)
+        self._check_state(state.decode(), spec.name)
+
+    def _check_state(self, state: str, vfm: str) -> None:
+        if state == "exists":
+            raise Conflict(f"there is already a vFM {vfm!r}; change it with PATCH, or remove it first", field="name")
+        if state == "unknown":
+            raise UnknownVfm(f"there is no vFM {vfm!r}")
+        if state == "stale":
+            raise Conflict(f"vFM {vfm!r} was changed by somebody else meanwhile; look at it and try again")
+        if state == "draining":
+            raise VfmClosed(f"vFM {vfm!r} is being removed; try again when it is gone")
+
+    async def _await_verdict(self, spec: VfmSpec, version: str, timeout_s: float) -> VfmStatus:
+        end = time.monotonic() + timeout_s
+        while (state := await self.vote(spec.backbone, spec.name, version, "")) == "waiting":
+            if time.monotonic() > end:
+                if not await self.live_workers(spec.backbone):
+                    raise NoWorker(f"no live worker hosts {spec.backbone!r}; {spec.name!r} serves as soon as one starts")
+                raise Unavailable(f"not every worker has checked {spec.name!r} yet; it serves as soon as they have")
+            await asyncio.sleep(_POLL_S)
+        if state == "gone":
+            raise Conflict(f"vFM {spec.name!r} was changed or removed by somebody else meanwhile")
+        return await self.show(spec.name)
+
+    async def live_workers(self, backbone: str) -> list[str]:
+        """Ids of the workers whose lease has not expired on the server's clock."""
+        async with broker_errors():
+            seconds, micros = await self._redis.time()  # type: ignore[misc]
+            live = await self._redis.zrangebyscore(Keys(backbone).leases, f"({seconds * 1000 + micros // 1000}", "+inf")
+        return [w.decode() for w in live]
+
+
+def _limits(spec: VfmSpec) -> list[float]:
+    return [spec.limits.max_pending, spec.weight, spec.limits.rate or 0]
+
+
+def _status(
+    name: str, backbone: str, record: bytes, spec: bytes | None, offered: bytes | None, error: bytes | None
+) -> VfmStatus:
+    status, version, generation, *_ = record.decode().split("|")
+    candidate = None
+    if offered:
+        digest, _, body = offered.partition(b"|")
+        candidate = (digest.decode(), Deployment.model_validate_json(body))
+    return VfmStatus(
+        name=name,
+        backbone=backbone,
+        status=status,
+        version=version,
+        generation=int(generation),
+        deployment=Deployment.model_validate_json(spec) if spec else None,
+        candidate=candidate,
+        error=json.loads(error) if error else None,
+    )

@@ -1,0 +1,230 @@
+"""What a client of the queues needs, whether it is the gateway or the SDK speaking to Redis directly: submit, await, cancel."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from redis.asyncio import Redis
+
+from fmplex_broker import admission
+from fmplex_broker.errors import (
+    BrokerUnavailable,
+    Conflict,
+    DeadlineExceeded,
+    FmplexError,
+    QueueFull,
+    RateLimited,
+    UnknownVfm,
+    VfmClosed,
+)
+from fmplex_broker.messages import INTERACTIVE, Flow, Reply
+from fmplex_broker.streams.connection import Scripts, open_redis
+from fmplex_broker.streams.inbox import Inbox
+from fmplex_broker.streams.producer import PER_CALL, Enqueued, NewJob, Producer, new_id
+from fmplex_broker.streams.registry import Registry, VfmStatus
+
+SPEC_TTL_S = 1.0  # how old a cached spec may be; caps, rates and removal are enforced by the script all the same
+_GRACE_S = 2.0  # beyond the deadline, for the worker's own answer to arrive
+
+
+@dataclass(slots=True)
+class Pending:
+    """A submitted job. `result()` waits for its reply; `cancel()` takes it back if it has not run."""
+
+    job: str
+    flow: Flow
+    idem: str
+    lane: _Lane
+    future: asyncio.Future[Reply]
+    until: float  # monotonic seconds
+
+    async def result(self, timeout_s: float | None = None) -> Reply:
+        """The reply (which may carry an error). Raises `DeadlineExceeded` when the job's own deadline passes unanswered, and
+        `TimeoutError` when only `timeout_s` does (the job goes on; ask again)."""
+        left = max(0.0, self.until + _GRACE_S - time.monotonic())
+        wait = left if timeout_s is None else min(left, timeout_s)
+        done, _ = await asyncio.wait([self.future], timeout=wait)
+        if done:
+            return self.future.result()
+        if timeout_s is not None and timeout_s < left:
+            raise TimeoutError(f"job {self.job} has not ended within {timeout_s} s; it goes on")
+        await self.cancel()
+        raise DeadlineExceeded("no answer before the deadline; the fleet is overloaded, or no worker is alive")
+
+    async def cancel(self) -> str:
+        """cancelled | told (it runs, its worker was told) | shared | gone. Nobody waits for it afterwards."""
+        self.lane.inbox.forget(self.job)
+        return (await self.lane.producer.cancel([(self.flow, self.job, self.idem)]))[0]
+
+
+class _Lane:
+    """One backbone: its producer, inbox, and the batch of enqueues that gathers while one is under way."""
+
+    def __init__(self, redis: Redis, scripts: Scripts, backbone: str, client: str) -> None:
+        self.producer = Producer(redis, scripts, backbone, client)
+        self.inbox = Inbox(redis, backbone, client, self.producer.results)
+        self._gathered: list[tuple[NewJob, asyncio.Future[Enqueued]]] = []
+        self._flusher: asyncio.Task[None] | None = None
+
+    async def enqueue(self, jobs: Sequence[NewJob]) -> list[Enqueued]:
+        loop = asyncio.get_running_loop()
+        futures: list[asyncio.Future[Enqueued]] = [loop.create_future() for _ in jobs]
+        self._gathered += zip(jobs, futures, strict=True)
+        if self._flusher is None or self._flusher.done():
+            self._flusher = asyncio.create_task(self._flush())
+        return await asyncio.gather(*futures)
+
+    async def _flush(self) -> None:
+        while self._gathered:
+            batch, self._gathered = self._gathered[:PER_CALL], self._gathered[PER_CALL:]
+            try:
+                for (_, future), got in zip(batch, await self._send([j for j, _ in batch]), strict=True):
+                    if not future.done():
+                        future.set_result(got)
+            except Exception as e:
+                for _, future in batch:
+                    if not future.done():
+                        future.set_exception(e)
+
+    async def _send(self, jobs: list[NewJob]) -> list[Enqueued]:
+        try:
+            return await self.producer.enqueue(jobs)
+        except BrokerUnavailable:
+            # The idempotency keys make a second send safe, whether or not the first one arrived.
+            await asyncio.sleep(0.1)
+            return await self.producer.enqueue(jobs)
+
+    async def close(self) -> None:
+        if self._flusher is not None:
+            await asyncio.gather(self._flusher, return_exceptions=True)
+        await self.inbox.close()
+
+
+class Session:
+    """A client of the queues. One per process and event loop; close it when done."""
+
+    def __init__(self, redis: Redis, *, scripts: Scripts | None = None, spec_ttl_s: float = SPEC_TTL_S) -> None:
+        self.redis = redis
+        self.scripts = scripts or Scripts(redis)
+        self.registry = Registry(redis, self.scripts)
+        self._id = new_id()
+        self._lanes: dict[str, _Lane] = {}
+        self._specs: dict[str, tuple[VfmStatus, float]] = {}
+        self._spec_ttl_s = spec_ttl_s
+
+    @classmethod
+    def connect(cls, url: str) -> Session:
+        return cls(open_redis(url))
+
+    async def vfm(self, name: str) -> VfmStatus:
+        """The vFM's status, at most `spec_ttl_s` old. Raises `UnknownVfm`."""
+        cached = self._specs.get(name)
+        if cached is not None and time.monotonic() - cached[1] < self._spec_ttl_s:
+            return cached[0]
+        try:
+            status = await self.registry.show(name)
+        except UnknownVfm:
+            self._specs.pop(name, None)
+            raise
+        self._specs[name] = (status, time.monotonic())
+        return status
+
+    def forget(self, name: str) -> None:
+        """Drop what is cached of a vFM (it was changed through this session)."""
+        self._specs.pop(name, None)
+
+    async def submit(
+        self,
+        vfm: str,
+        inputs: Sequence[Any],
+        params: dict[str, Any] | None = None,
+        *,
+        cls: str = INTERACTIVE,
+        timeout_ms: float | None = None,
+        idempotency_key: str | None = None,
+    ) -> list[Pending]:
+        """Enqueue one job an input, all or none. Raises what `admission.admit` raises, `UnknownVfm`, `VfmClosed`, `QueueFull`,
+        `RateLimited`, `Conflict`, `BrokerUnavailable`."""
+        status = await self.vfm(vfm)
+        spec = status.spec
+        payloads = admission.admit(spec, inputs, params)
+        ms = admission.timeout_ms(spec.slo, timeout_ms)
+        flow, until = Flow(vfm, cls), time.monotonic() + ms / 1000
+        lane = self._lane(status.backbone)
+        jobs = []
+        for i, (payload, units) in enumerate(payloads):
+            key = None if idempotency_key is None else f"{vfm}:{idempotency_key}:{i}"
+            jobs.append(NewJob(flow, payload, units, ms, idempotency_key=key))
+        pending = [Pending(j.job, flow, j.idem, lane, lane.inbox.expect(j.job), until) for j in jobs]
+        try:
+            got = await lane.enqueue(jobs)
+            return await self._accepted(vfm, lane, pending, got)
+        except BaseException:
+            for p in pending:
+                lane.inbox.forget(p.job)
+            raise
+
+    async def _accepted(self, vfm: str, lane: _Lane, pending: list[Pending], got: list[Enqueued]) -> list[Pending]:
+        refused = next((g for g in got if g.status not in ("new", "dup", "done")), None)
+        if refused is not None:
+            mine = [p for p, g in zip(pending, got, strict=True) if g.status == "new"]
+            if mine:
+                await lane.producer.cancel([(p.flow, p.job, p.idem) for p in mine])
+            if refused.status in ("closed", "unknown"):
+                self.forget(vfm)
+            raise _refusal(vfm, refused)
+        for p, g in zip(pending, got, strict=True):
+            if g.job != p.job:  # an earlier job with this idempotency key answers
+                lane.inbox.forget(p.job)
+                p.job, p.future = g.job, lane.inbox.expect(g.job)
+        await lane.inbox.look_up([g.job for g in got if g.status == "done"])
+        return pending
+
+    def _lane(self, backbone: str) -> _Lane:
+        lane = self._lanes.get(backbone)
+        if lane is None:
+            lane = self._lanes[backbone] = _Lane(self.redis, self.scripts, backbone, self._id)
+        return lane
+
+    async def close(self) -> None:
+        for lane in self._lanes.values():
+            await lane.close()
+        self._lanes.clear()
+        await self.redis.aclose()
+
+
+def _refusal(vfm: str, got: Enqueued) -> FmplexError:
+    match got.status:
+        case "full":
+            return QueueFull(f"the queue of {vfm!r} is full; come back later", retry_after=1.0)
+        case "limited":
+            return RateLimited(f"{vfm!r} is over its rate; come back later", retry_after=max(got.wait_ms, 1) / 1000)
+        case "closed":
+            return VfmClosed(f"vFM {vfm!r} is not serving")
+        case "conflict":
+            return Conflict("this idempotency key was used for another request", field="idempotency_key")
+        case _:
+            return UnknownVfm(f"there is no vFM {vfm!r}; `fmplex vfms` lists them")
+
+
+async def gather_replies(pending: Sequence[Pending], wait: Callable[[Pending], Awaitable[Reply]]) -> list[Reply]:
+    """Wait for all; if the caller is cancelled (a client hung up) or one raises, what is still waiting is cancelled in one go."""
+    try:
+        return await asyncio.gather(*(wait(p) for p in pending))
+    except BaseException:
+        await cancel_all(pending)
+        raise
+
+
+async def cancel_all(pending: Sequence[Pending]) -> None:
+    """Cancel what has not been answered, many a round trip."""
+    open_jobs = [p for p in pending if not p.future.done()]
+    if open_jobs:
+        lane = open_jobs[0].lane
+        for p in open_jobs:
+            lane.inbox.forget(p.job)
+        await asyncio.shield(lane.producer.cancel([(p.flow, p.job, p.idem) for p in open_jobs]))
