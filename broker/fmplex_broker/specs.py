@@ -6,6 +6,7 @@ An unknown key is an error that names it. Everything here is immutable: a change
 from __future__ import annotations
 
 import tomllib
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -128,7 +129,8 @@ class VfmChange(Spec):
 
 
 class BackboneSpec(Spec):
-    """A foundation model to host. `model` is a local folder or a hub id, whatever transformers loads.
+    """A foundation model to host. `model` is a local folder, a hub id (whatever transformers loads), or `package://NAME/FOLDER`:
+    a folder inside an installed Python package.
 
     `max_tokens` bounds one text (default: what the model can take); `pass_units` is the pass budget in packed tokens.
     """
@@ -219,8 +221,21 @@ def load_fleet(path: Path) -> FleetSpec:
     """Read a fleet file. Relative paths in it are relative to the file."""
     fleet = parse(FleetSpec, load_toml(path), source=str(path))
     base = path.resolve().parent
-    model = fleet.backbone.model
-    backbone = fleet.backbone.model_copy(update={"model": str(base / model)}) if model.startswith(".") else fleet.backbone
+    backbone = fleet.backbone.model_copy(update={"model": locate_model(fleet.backbone.model, base)})
     worker = fleet.worker.model_copy(update={"roots": tuple(base / root for root in fleet.worker.roots)})
     packages = tuple(base / package for package in fleet.packages)
     return fleet.model_copy(update={"backbone": backbone, "worker": worker, "packages": packages})
+
+
+def locate_model(model: str, base: Path) -> str:
+    """Where a backbone's files are: `./folder` is relative to `base`, `package://NAME/FOLDER` lies in an installed package, anything
+    else (an absolute path, a hub id) stays as it is. Raises `InvalidInput` when the package is not installed."""
+    if model.startswith("."):
+        return str((base / model).resolve())
+    if not model.startswith("package://"):
+        return model
+    name, _, folder = model.removeprefix("package://").partition("/")
+    found = find_spec(name) if name.isidentifier() else None
+    if found is None or not found.submodule_search_locations:
+        raise InvalidInput(f"the Python package {name!r} is not installed; pip install it", field="backbone.model")
+    return str(Path(found.submodule_search_locations[0]) / folder)

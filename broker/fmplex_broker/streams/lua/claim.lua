@@ -93,6 +93,12 @@ local function read(class, flows, count)
   return got
 end
 
+-- A flow read to its end leaves `ready`, also when it had exactly what was asked for: only what is newly ready rings.
+local function read_to_the_end(class, f, entries)
+  if #entries < f.count then return true end
+  return #redis.call('XRANGE', queue(class .. ':' .. f.vfm), '(' .. entries[#entries][1], '+', 'COUNT', 1) == 0
+end
+
 local function advance(class, f, entries)
   local units = 0
   for _, e in ipairs(entries) do units = units + entry_units(e) end
@@ -103,7 +109,7 @@ local function advance(class, f, entries)
   if #entries > 0 then redis.call('HSET', VFMS, ':mean:' .. class, string.format('%.6g', mean)) end
   local clock = tonumber(redis.call('HGET', VFMS, ':clock:' .. class) or 0)
   if f.at > clock then redis.call('HSET', VFMS, ':clock:' .. class, string.format('%.17g', f.at)) end
-  if #entries < f.count then redis.call('ZREM', P .. 'ready:' .. class, f.vfm)
+  if read_to_the_end(class, f, entries) then redis.call('ZREM', P .. 'ready:' .. class, f.vfm)
   else redis.call('ZADD', P .. 'ready:' .. class, string.format('%.17g', at), f.vfm) end
 end
 

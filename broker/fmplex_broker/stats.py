@@ -1,0 +1,110 @@
+"""What a worker says of itself once a second, and how several such words add up to a view of the fleet. Pure."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from fmplex_broker.messages import packb, unpackb
+
+# Latency buckets grow by 2^(1/4): bucket i holds what is at most 0.1 ms * 2^(i/4), so a quantile is right within 19 %.
+_FIRST_MS, _STEP = 0.1, 4
+
+
+def bucket_of(ms: float) -> int:
+    return 0 if ms <= _FIRST_MS else math.ceil(_STEP * math.log2(ms / _FIRST_MS))
+
+
+def bucket_top(bucket: int) -> float:
+    """The largest latency (ms) that a bucket holds."""
+    return float(_FIRST_MS * 2 ** (bucket / _STEP))
+
+
+def quantile(histogram: Mapping[int, int], q: float) -> float | None:
+    """The q-quantile in ms, None when nothing was counted."""
+    total = sum(histogram.values())
+    if total <= 0:
+        return None
+    seen, need = 0, q * total
+    for bucket in sorted(histogram):
+        seen += histogram[bucket]
+        if seen >= need:
+            return bucket_top(bucket)
+    return bucket_top(max(histogram))
+
+
+@dataclass(slots=True)
+class VfmStats:
+    """Counters of one vFM on one worker since it started. `charged_s`: device seconds; `latency`: enqueue to reply, by bucket."""
+
+    weight: float = 1.0
+    done: int = 0
+    failed: int = 0
+    units: int = 0
+    charged_s: float = 0.0
+    deficit_s: float = 0.0
+    latency: Counter[int] = field(default_factory=Counter)
+
+    def __add__(self, other: VfmStats) -> VfmStats:
+        return VfmStats(
+            other.weight, self.done + other.done, self.failed + other.failed, self.units + other.units,
+            self.charged_s + other.charged_s, self.deficit_s + other.deficit_s, self.latency + other.latency,
+        )  # fmt: skip
+
+    def since(self, before: VfmStats) -> VfmStats:
+        return VfmStats(
+            self.weight, self.done - before.done, self.failed - before.failed, self.units - before.units,
+            self.charged_s - before.charged_s, self.deficit_s, self.latency - before.latency,
+        )  # fmt: skip
+
+
+@dataclass(slots=True)
+class WorkerStats:
+    """One worker. Counters since its start; `memory_bytes` is unique memory of the process, `device_bytes` on the accelerator."""
+
+    worker: str
+    backbone: str
+    device: str
+    pid: int
+    host: str
+    uptime_s: float = 0.0
+    passes: int = 0
+    pass_units: int = 0
+    busy_s: float = 0.0
+    held: int = 0
+    resident: int = 0
+    memory_bytes: int = 0
+    device_bytes: int = 0
+    cost_error: float = 0.0
+    vfms: dict[str, VfmStats] = field(default_factory=dict)
+
+
+def _wire(value: object) -> dict[str, Any]:
+    return {f.name: getattr(value, f.name) for f in fields(value)}  # type: ignore[arg-type]
+
+
+def encode_stats(stats: WorkerStats) -> bytes:
+    vfms = {name: _wire(v) | {"latency": sorted(v.latency.items())} for name, v in stats.vfms.items()}
+    return packb(_wire(stats) | {"vfms": vfms})
+
+
+def decode_stats(data: bytes) -> WorkerStats:
+    """Raises `ValueError` or `TypeError` for bytes of another version."""
+    wire: dict[str, Any] = unpackb(data)
+    vfms = {}
+    for name, v in wire.pop("vfms").items():
+        latency = Counter(dict(v.pop("latency")))
+        vfms[name] = VfmStats(**v, latency=latency)
+    return WorkerStats(**wire, vfms=vfms)
+
+
+def by_vfm(workers: Iterable[WorkerStats]) -> dict[str, VfmStats]:
+    """The sum over all workers, by vFM."""
+    total: dict[str, VfmStats] = {}
+    for worker in workers:
+        for name, stats in worker.vfms.items():
+            total[name] = total[name] + stats if name in total else stats
+    return total

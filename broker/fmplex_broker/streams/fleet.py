@@ -1,0 +1,85 @@
+"""The fleet as Redis shows it, for `fmplex top` and `/metrics`: what workers say of themselves, and the queues."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from redis.asyncio import Redis
+
+from fmplex_broker.keys import GROUP, Keys
+from fmplex_broker.messages import CLASSES, Flow
+from fmplex_broker.stats import WorkerStats, decode_stats, encode_stats
+from fmplex_broker.streams.connection import broker_errors
+from fmplex_broker.streams.registry import Registry, VfmStatus
+
+STATS_TTL_MS = 10_000
+_WAITED = 64  # queues whose oldest entry is looked at, per backbone and look
+
+
+@dataclass(slots=True)
+class Depth:
+    """Jobs of one vFM over all classes: `waiting` for a worker, `pending` in a worker's hands, age of the oldest in ms."""
+
+    waiting: int = 0
+    pending: int = 0
+    oldest_ms: int = 0
+
+
+@dataclass(slots=True)
+class FleetView:
+    """One look. `now_ms`: server time."""
+
+    now_ms: int
+    workers: list[WorkerStats] = field(default_factory=list)
+    vfms: list[VfmStatus] = field(default_factory=list)
+    depths: dict[str, Depth] = field(default_factory=dict)
+
+
+async def publish(redis: Redis, stats: WorkerStats) -> None:
+    async with broker_errors():
+        await redis.set(Keys(stats.backbone).stats(stats.worker), encode_stats(stats), px=STATS_TTL_MS)
+
+
+async def look(redis: Redis, registry: Registry) -> FleetView:
+    """A view of all backbones: a few round trips, whatever the number of vFMs."""
+    async with broker_errors():
+        seconds, micros = await redis.time()  # type: ignore[misc]
+    view = FleetView(seconds * 1000 + micros // 1000)
+    for backbone in await registry.backbones():
+        view.vfms += (found := await registry.snapshot(backbone))
+        workers = await registry.live_workers(backbone)
+        keys = Keys(backbone)
+        if workers:
+            async with broker_errors():
+                raw = await redis.mget([keys.stats(w) for w in workers])
+            view.workers += [decode_stats(r) for r in raw if r is not None]
+        view.depths |= await _depths(redis, keys, [v.name for v in found], view.now_ms)
+    return view
+
+
+async def _depths(redis: Redis, keys: Keys, names: list[str], now_ms: int) -> dict[str, Depth]:
+    flows = [Flow(name, cls) for name in names for cls in CLASSES]
+    async with broker_errors():
+        pipe = redis.pipeline(transaction=False)
+        for flow in flows:
+            pipe.xlen(keys.queue(flow))
+        lengths = await pipe.execute()
+        busy = [(flow, n) for flow, n in zip(flows, lengths, strict=True) if n]
+        # XPENDING fails on a stream without a group, which only means that nothing was delivered yet.
+        pipe = redis.pipeline(transaction=False)
+        for flow, _ in busy:
+            pipe.xpending(keys.queue(flow), GROUP)
+        pendings = await pipe.execute(raise_on_error=False)
+        pipe = redis.pipeline(transaction=False)
+        for flow, _ in busy[:_WAITED]:
+            pipe.xrange(keys.queue(flow), count=1)
+        oldest = await pipe.execute()
+    out: dict[str, Depth] = {}
+    for i, ((flow, length), pending) in enumerate(zip(busy, pendings, strict=True)):
+        depth = out.setdefault(flow.vfm, Depth())
+        held = int(pending["pending"]) if isinstance(pending, dict) else 0
+        depth.waiting += length - held
+        depth.pending += held
+        if i < _WAITED and oldest[i]:
+            depth.oldest_ms = max(depth.oldest_ms, now_ms - int(oldest[i][0][0].split(b"-")[0]))
+    return out

@@ -1,0 +1,110 @@
+"""The application: wiring, authentication, and the one place where exceptions become replies."""
+
+from __future__ import annotations
+
+import hmac
+import logging
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from fastapi import FastAPI, Request
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from fmplex_broker.errors import FmplexError, InvalidInput, Unauthorized, UnknownVfm
+from fmplex_broker.specs import GatewaySpec
+from fmplex_broker.streams.session import Session
+from fmplex_gateway import health, inference, openai, vfms
+from fmplex_gateway.metrics import Metrics
+from fmplex_gateway.wire import Gone, error_response
+
+log = logging.getLogger(__name__)
+
+
+def create_app(session: Callable[[], Session], spec: GatewaySpec, roots: tuple[Path, ...] = ()) -> FastAPI:
+    """The gateway. `session` is called once the event loop runs; `roots`: folders that packages may lie in."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        app.state.session = session()
+        yield
+        await app.state.session.close()
+
+    app = FastAPI(title="FMplex gateway", lifespan=lifespan)
+    app.state.spec, app.state.roots, app.state.metrics = spec, roots, Metrics()
+    for part in (inference, openai, vfms, health):
+        app.include_router(part.router)
+    app.add_exception_handler(FmplexError, _failed)
+    app.add_exception_handler(Gone, _gone)
+    app.add_exception_handler(HTTPException, _no_route)
+    app.add_middleware(_Watch, spec=spec, metrics=app.state.metrics)
+    return app
+
+
+class _Watch:
+    """Outermost: authenticates, counts, and lets no exception out. Plain ASGI, so that a hang-up is seen as it happens."""
+
+    def __init__(self, app: ASGIApp, spec: GatewaySpec, metrics: Metrics) -> None:
+        self._app = app
+        self._keys = [key.encode() for key in spec.api_keys]
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        start, status = time.monotonic(), 0
+
+        async def noting_send(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            self._authorize(Request(scope))
+            await self._app(scope, receive, noting_send)
+        except Exception as e:
+            if not isinstance(e, FmplexError):
+                log.exception("%s %s failed", scope["method"], scope["path"])
+                e = FmplexError("the gateway failed; its log says how")
+            if status == 0:
+                await error_response(e)(scope, receive, noting_send)
+        route = getattr(scope.get("route"), "path", "(none)")
+        self._metrics.request(route, status, time.monotonic() - start)
+
+    def _authorize(self, request: Request) -> None:
+        if not self._keys or not request.url.path.startswith("/v1/"):
+            return
+        scheme, _, given = request.headers.get("authorization", "").partition(" ")
+        # Every key is compared, in constant time, so that timing tells nothing.
+        same = [hmac.compare_digest(given.encode(), key) for key in self._keys]
+        if scheme.lower() != "bearer" or not any(same):
+            raise Unauthorized("give an API key: Authorization: Bearer <key>")
+
+
+async def _failed(request: Request, e: Exception) -> Response:
+    assert isinstance(e, FmplexError)
+    return error_response(e)
+
+
+async def _gone(request: Request, e: Exception) -> Response:
+    return Response(status_code=499)
+
+
+class _NoRoute(UnknownVfm):
+    code = "no_route"
+
+
+class _WrongMethod(InvalidInput):
+    code, status = "wrong_method", 405
+
+
+async def _no_route(request: Request, e: Exception) -> Response:
+    assert isinstance(e, HTTPException)
+    where = f"{request.method} {request.url.path}"
+    kind = _WrongMethod if e.status_code == 405 else _NoRoute
+    return error_response(kind(f"there is no {where}; /docs lists what there is"))

@@ -1,0 +1,105 @@
+"""Prometheus metrics: what this gateway counts itself, and the fleet's counters as workers publish them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+
+from fmplex_broker.stats import VfmStats, WorkerStats, bucket_top
+from fmplex_broker.streams.fleet import FleetView
+
+
+class Metrics:
+    """One registry a gateway, so that two in one process (tests) do not collide."""
+
+    def __init__(self) -> None:
+        self._own = CollectorRegistry()
+        self._requests = Counter(
+            "fmplex_gateway_requests", "HTTP requests by route and status", ["route", "status"], registry=self._own
+        )
+        self._seconds = Histogram(
+            "fmplex_gateway_request_seconds", "Time to answer", ["route"], registry=self._own,
+            buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30),
+        )  # fmt: skip
+
+    def request(self, route: str, status: int, seconds: float) -> None:
+        self._requests.labels(route, str(status)).inc()
+        self._seconds.labels(route).observe(seconds)
+
+    def render(self, view: FleetView | None) -> bytes:
+        text = generate_latest(self._own)
+        if view is not None:
+            fleet = CollectorRegistry()
+            fleet.register(_Fleet(view))
+            text += generate_latest(fleet)
+        return text
+
+
+class _Fleet(Collector):
+    def __init__(self, view: FleetView) -> None:
+        self._view = view
+
+    def collect(self) -> Iterator[Metric]:
+        yield from _queues(self._view)
+        yield from _workers(self._view.workers)
+        yield from _vfms([(w.worker, name, stats) for w in self._view.workers for name, stats in w.vfms.items()])
+
+
+def _queues(view: FleetView) -> Iterator[Metric]:
+    waiting = GaugeMetricFamily("fmplex_queue_waiting", "Jobs waiting for a worker", labels=["vfm"])
+    pending = GaugeMetricFamily("fmplex_queue_pending", "Jobs in a worker's hands", labels=["vfm"])
+    oldest = GaugeMetricFamily("fmplex_queue_oldest_seconds", "Age of the oldest job", labels=["vfm"])
+    for name, depth in view.depths.items():
+        waiting.add_metric([name], depth.waiting)
+        pending.add_metric([name], depth.pending)
+        oldest.add_metric([name], depth.oldest_ms / 1000)
+    yield from (waiting, pending, oldest)
+
+
+def _workers(workers: list[WorkerStats]) -> Iterator[Metric]:
+    def family(kind: type[Metric], name: str, doc: str, values: Iterable[float]) -> Metric:
+        metric = kind(name, doc, labels=["backbone", "worker"])  # type: ignore[call-arg, arg-type]
+        for worker, value in zip(workers, values, strict=True):
+            metric.add_metric([worker.backbone, worker.worker], value)  # type: ignore[attr-defined]
+        return metric
+
+    counter, gauge = CounterMetricFamily, GaugeMetricFamily
+    yield family(counter, "fmplex_worker_passes", "Passes run", (w.passes for w in workers))
+    yield family(counter, "fmplex_worker_pass_units", "Units (tokens) run", (w.pass_units for w in workers))
+    yield family(counter, "fmplex_worker_busy_seconds", "Device time", (w.busy_s for w in workers))
+    yield family(gauge, "fmplex_worker_held_jobs", "Jobs in the window", (w.held for w in workers))
+    yield family(gauge, "fmplex_worker_resident_versions", "vFM versions loaded", (w.resident for w in workers))
+    yield family(gauge, "fmplex_worker_memory_bytes", "Unique memory of the process", (w.memory_bytes for w in workers))
+    yield family(gauge, "fmplex_worker_device_bytes", "Accelerator memory", (w.device_bytes for w in workers))
+    yield family(gauge, "fmplex_worker_cost_error", "Relative error of the cost model", (w.cost_error for w in workers))
+
+
+def _vfms(rows: list[tuple[str, str, VfmStats]]) -> Iterator[Metric]:
+    labels = ["vfm", "worker"]
+    jobs = CounterMetricFamily("fmplex_vfm_jobs", "Jobs answered", labels=[*labels, "outcome"])
+    units = CounterMetricFamily("fmplex_vfm_units", "Units (tokens) run", labels=labels)
+    charged = CounterMetricFamily("fmplex_vfm_charged_seconds", "Device time charged", labels=labels)
+    deficit = GaugeMetricFamily("fmplex_vfm_deficit_seconds", "Credit (+) or debt (-) in device time", labels=labels)
+    weight = GaugeMetricFamily("fmplex_vfm_weight", "Share promised", labels=labels)
+    latency = HistogramMetricFamily("fmplex_vfm_latency_seconds", "Enqueue to reply", labels=labels)
+    for worker, name, s in rows:
+        jobs.add_metric([name, worker, "done"], s.done)
+        jobs.add_metric([name, worker, "failed"], s.failed)
+        units.add_metric([name, worker], s.units)
+        charged.add_metric([name, worker], s.charged_s)
+        deficit.add_metric([name, worker], s.deficit_s)
+        weight.add_metric([name, worker], s.weight)
+        latency.add_metric([name, worker], _buckets(s), sum_value=None)
+    yield from (jobs, units, charged, deficit, weight, latency)
+
+
+def _buckets(stats: VfmStats) -> list[tuple[str, float]]:
+    out, total = [], 0
+    for bucket, count in sorted(stats.latency.items()):
+        total += count
+        out.append((f"{bucket_top(bucket) / 1000:.6g}", float(total)))
+    return [*out, ("+Inf", float(total))]

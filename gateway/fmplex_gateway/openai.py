@@ -1,0 +1,66 @@
+"""The part of OpenAI's API that embeddings need. A vFM is a model."""
+
+from __future__ import annotations
+
+import base64
+from typing import Any
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from fmplex_broker.errors import InvalidInput
+from fmplex_broker.streams.session import Session
+from fmplex_broker.tensors import Tensor
+from fmplex_gateway.calls import call
+from fmplex_gateway.schemas import EmbeddingsBody
+from fmplex_gateway.wire import json_response, parse_body
+
+router = APIRouter()
+
+
+@router.post("/v1/embeddings")
+async def embeddings(request: Request) -> Response:
+    body = await parse_body(request, EmbeddingsBody, request.app.state.spec.max_body_bytes)
+    session: Session = request.app.state.session
+    head = (await session.vfm(body.model)).spec.head
+    if head.kind != "embedding":
+        raise InvalidInput(f"{body.model!r} is a {head.kind} vFM; call /v1/vfms/{body.model}/infer", field="model")
+    params = {} if body.dimensions is None else {"dimensions": body.dimensions}
+    replies = await call(request, body.model, _inputs(body.input), params)
+    tokens = sum(reply.units for reply in replies)
+    data = [
+        {"object": "embedding", "index": i, "embedding": _vector(reply.output["embedding"], body.encoding_format)}
+        for i, reply in enumerate(replies)
+    ]
+    usage = {"prompt_tokens": tokens, "total_tokens": tokens}
+    return json_response({"object": "list", "data": data, "model": body.model, "usage": usage})
+
+
+def _inputs(value: str | list[str] | list[int] | list[list[int]]) -> list[Any]:
+    if isinstance(value, str):
+        return [value]
+    if value and isinstance(value[0], int):
+        return [{"input_ids": value}]
+    return [item if isinstance(item, str) else {"input_ids": item} for item in value]
+
+
+def _vector(tensor: Tensor, encoding: str) -> Any:
+    return base64.b64encode(tensor.data).decode() if encoding == "base64" else tensor.tolist()
+
+
+@router.get("/v1/models")
+async def models(request: Request) -> Response:
+    session: Session = request.app.state.session
+    serving = [v for v in await session.registry.list() if v.status == "serving"]
+    return json_response({"object": "list", "data": [_model(v.name, v.backbone) for v in serving]})
+
+
+@router.get("/v1/models/{name}")
+async def model(name: str, request: Request) -> Response:
+    session: Session = request.app.state.session
+    status = await session.vfm(name)
+    return json_response(_model(status.name, status.backbone))
+
+
+def _model(name: str, backbone: str) -> dict[str, Any]:
+    return {"id": name, "object": "model", "created": 0, "owned_by": backbone}

@@ -1,0 +1,88 @@
+"""Between HTTP bodies and values: JSON or msgpack in, JSON or msgpack out, and errors as replies."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+
+from fmplex_broker.errors import FmplexError, InvalidInput, TooLarge
+from fmplex_broker.messages import packb, unpackb
+from fmplex_broker.specs import invalid
+from fmplex_broker.tensors import Tensor
+
+MSGPACK = "application/msgpack"
+B = TypeVar("B", bound=BaseModel)
+
+
+class Gone(Exception):
+    """The client hung up; there is nobody to answer."""
+
+
+async def read_body(request: Request, limit: int) -> bytes:
+    """The whole body. Raises `TooLarge` as soon as it is, `Gone` when it is cut off."""
+    declared = request.headers.get("content-length", "")
+    parts, size = [], int(declared) if declared.isdigit() else 0
+    if size > limit:
+        raise TooLarge(f"the body has {size} bytes, at most {limit} are taken; split the call")
+    size = 0
+    try:
+        async for part in request.stream():
+            size += len(part)
+            if size > limit:
+                raise TooLarge(f"the body has more than {limit} bytes; split the call")
+            parts.append(part)
+    except ClientDisconnect as e:
+        raise Gone from e
+    return b"".join(parts)
+
+
+async def parse_body(request: Request, kind: type[B], limit: int) -> B:
+    """The body as `kind`. Raises `InvalidInput` naming the field, or `TooLarge`."""
+    raw = await read_body(request, limit)
+    try:
+        value = unpackb(raw) if _is_msgpack(request.headers.get("content-type", "")) else json.loads(raw)
+    except (ValueError, RecursionError) as e:
+        raise InvalidInput(f"the body cannot be read: {e}; send valid JSON, or msgpack with its content type") from None
+    if not isinstance(value, dict):
+        raise InvalidInput(f"the body must be an object, not {type(value).__name__}")
+    try:
+        return kind.model_validate(value)
+    except ValidationError as e:
+        raise invalid(e) from None
+
+
+def _is_msgpack(content_type: str) -> bool:
+    return content_type.partition(";")[0].strip().lower() in (MSGPACK, "application/x-msgpack")
+
+
+def answer(request: Request, value: Any, status: int = 200) -> Response:
+    """msgpack to who asks for it (tensors stay tensors), JSON (tensors become lists) to everybody else."""
+    if _is_msgpack(request.headers.get("accept", "")):
+        return Response(packb(value), status, media_type=MSGPACK)
+    return json_response(value, status)
+
+
+def json_response(value: Any, status: int = 200) -> Response:
+    return Response(json.dumps(value, default=_plain, allow_nan=False, separators=(",", ":")), status, media_type="application/json")
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.tolist()
+    raise TypeError(f"{type(value).__name__} is not JSON")
+
+
+def error_response(error: FmplexError) -> Response:
+    """Our error body is OpenAI's, with `field` and `retry_after` where they apply."""
+    wire = error.to_wire()
+    body = {"error": {**wire, "type": error.code, "param": wire.get("field")}}
+    response = json_response(body, error.status)
+    if error.retry_after is not None:
+        response.headers["Retry-After"] = str(max(1, round(error.retry_after)))
+    if error.status == 401:
+        response.headers["WWW-Authenticate"] = "Bearer"
+    return response

@@ -1,0 +1,52 @@
+"""`python -m fmplex_worker --config FLEET.toml [--broker URL]`: run one worker until SIGTERM."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import os
+import signal
+import sys
+from pathlib import Path
+
+import uvloop
+
+from fmplex_broker.errors import FmplexError
+from fmplex_broker.specs import FleetSpec, load_fleet
+from fmplex_worker.service import Worker
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="fmplex_worker", description="Host one backbone and serve its vFMs.")
+    parser.add_argument("--config", type=Path, required=True, help="fleet file (TOML)")
+    parser.add_argument("--broker", help="broker URL; overrides the file (and FMPLEX_BROKER)")
+    args = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    try:
+        fleet = load_fleet(args.config)
+        url = args.broker or os.environ.get("FMPLEX_BROKER") or fleet.broker
+        if url == "embedded":
+            print("a worker needs a broker URL: --broker redis://…; `fmplex up` starts an embedded one", file=sys.stderr)
+            return 2
+        uvloop.run(_serve(url, fleet))
+    except FmplexError as e:
+        print(f"{e.code}: {e}", file=sys.stderr)
+        return 2
+    return 0
+
+
+async def _serve(url: str, fleet: FleetSpec) -> None:
+    # Imported late: `--help` and a broken fleet file should not wait for torch.
+    from fmplex_worker.engines.encoder import open_engine, profile
+
+    engine = open_engine(fleet.backbone, device=fleet.worker.device, threads=fleet.worker.threads)
+    worker = Worker(url, fleet.backbone, fleet.worker, engine, profile(engine, fleet.backbone.pass_units))
+    loop = asyncio.get_running_loop()
+    for sig in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(sig, worker.stop)
+    await worker.run()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

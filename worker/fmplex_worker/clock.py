@@ -1,0 +1,18 @@
+"""The server's clock as this worker knows it: deadlines and ages are judged by it and by nothing else."""
+
+from __future__ import annotations
+
+import time
+
+
+class ServerClock:
+    """Server time, carried forward by the local monotonic clock from the last time the server told it."""
+
+    def __init__(self) -> None:
+        self._offset_ms = 0.0
+
+    def told(self, now_ms: int) -> None:
+        self._offset_ms = now_ms - time.monotonic() * 1000
+
+    def now_ms(self) -> float:
+        return time.monotonic() * 1000 + self._offset_ms

@@ -1,0 +1,149 @@
+"""The device task: plan a pass, run it on the device thread, charge it. The next pass is ready before the current one ends."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import deque
+from concurrent.futures import Executor
+from dataclasses import dataclass
+
+from fmplex_broker.errors import BrokerUnavailable, Cancelled, DeadlineExceeded, JobFailed
+from fmplex_broker.streams.consumer import Claimed, Consumer
+from fmplex_worker.clock import ServerClock
+from fmplex_worker.engines.protocol import Engine, Outcome
+from fmplex_worker.lease import LeaseLost
+from fmplex_worker.outbox import Outbox
+from fmplex_worker.scheduling import Plan, Room, Scheduler
+from fmplex_worker.stats import Meter
+from fmplex_worker.window import Held, Window
+
+log = logging.getLogger(__name__)
+_ROWS = 4096  # jobs a pass
+_BACKOFF_S = 0.1
+
+
+@dataclass(slots=True)
+class Flight:
+    """A pass under way on the device thread."""
+
+    plan: Plan
+    jobs: list[Held]
+    outcome: asyncio.Future[Outcome]
+
+
+class Device:
+    """Runs passes back to back. Two may be in flight: one running, one full one ready behind it, so that the device never
+    waits for the event loop. A pass that is not full is not planned early: it would gather less."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        scheduler: Scheduler,
+        window: Window,
+        outbox: Outbox,
+        consumer: Consumer,
+        clock: ServerClock,
+        meter: Meter,
+        thread: Executor,
+    ) -> None:
+        self._engine = engine
+        self._scheduler = scheduler
+        self._window = window
+        self._outbox = outbox
+        self._consumer = consumer
+        self._clock = clock
+        self._meter = meter
+        self._flights: deque[Flight] = deque()
+        self._stopping = False
+        self._thread = thread
+
+    def stop(self) -> None:
+        """End once nothing is left to run."""
+        self._stopping = True
+        self._window.arrived.set()
+
+    async def run(self) -> None:
+        """Until `stop`, and then until nothing is left to run. Raises `LeaseLost`."""
+        while True:
+            self._expire()
+            if self._flights and not self._worth_planning():
+                await self._land_or_arrival()
+                continue
+            plan = self._scheduler.plan(self._clock.now_ms() / 1000, Room(self._engine.room.units, _ROWS))
+            if plan is not None:
+                await self._launch(plan)
+            elif self._flights:
+                await self._land()
+            elif self._stopping:
+                return
+            else:
+                self._window.arrived.clear()
+                await self._window.arrived.wait()
+
+    def _worth_planning(self) -> bool:
+        return len(self._flights) < 2 and self._window.waiting_units >= self._scheduler.budget
+
+    def _expire(self) -> None:
+        for held in self._window.expired(self._clock.now_ms()):
+            self._drop(held, DeadlineExceeded("the job waited longer than its deadline; it was not run"))
+
+    def cancel(self, key: str) -> None:
+        """The caller does not want it any more: a waiting job goes, a running one ends as it will."""
+        held = self._window.get(key)
+        if held is not None and not held.running and not held.done:
+            self._drop(held, Cancelled("the job was cancelled before it ran"))
+
+    def _drop(self, held: Held, why: Cancelled | DeadlineExceeded) -> None:
+        self._scheduler.remove(held.key)
+        self._outbox.answer(held, why)
+
+    async def _launch(self, plan: Plan) -> None:
+        jobs = [self._window.start(item.key) for item in plan.items]
+        flight = Flight(plan, jobs, asyncio.get_running_loop().create_future())
+        flying = [held.job for f in (*self._flights, flight) for held in f.jobs]
+        # Hidden behind the running pass, if there is one.
+        await self._mark(flying)
+        prepared = [held.prepared for held in jobs if held.prepared is not None]
+        flight.outcome = asyncio.get_running_loop().run_in_executor(self._thread, self._engine.step, prepared)
+        self._flights.append(flight)
+
+    async def _mark(self, flying: list[Claimed]) -> None:
+        """Until the broker has heard what is about to run; a death is blamed on nothing else."""
+        while True:
+            try:
+                if not await self._consumer.mark(flying):
+                    raise LeaseLost(self._consumer.worker)
+                return
+            except BrokerUnavailable as e:
+                log.warning("mark: %s; waiting", e)
+                await asyncio.sleep(_BACKOFF_S)
+
+    async def _land_or_arrival(self) -> None:
+        """Until the oldest flight ends, or enough has arrived for a full pass behind it."""
+        if len(self._flights) < 2:
+            self._window.arrived.clear()
+            arrival = asyncio.ensure_future(self._window.arrived.wait())
+            await asyncio.wait({self._flights[0].outcome, arrival}, return_when=asyncio.FIRST_COMPLETED)
+            arrival.cancel()
+            if not self._flights[0].outcome.done():
+                return
+        await self._land()
+
+    async def _land(self) -> None:
+        flight = self._flights[0]
+        start = time.monotonic()
+        try:
+            outcome = await flight.outcome
+        except Exception as e:  # a defect of the engine, not of a job; the worker lives on
+            log.exception("a pass of %d jobs failed as a whole", len(flight.jobs))
+            failed = JobFailed(f"the worker failed while running this job: {type(e).__name__}: {e}")
+            outcome = Outcome(time.monotonic() - start, [failed] * len(flight.jobs))
+        self._flights.popleft()
+        self._scheduler.charge(flight.plan, outcome.seconds)
+        units: dict[str, int] = {}
+        for held, result in zip(flight.jobs, outcome.results, strict=True):
+            units[held.job.flow.vfm] = units.get(held.job.flow.vfm, 0) + held.units
+            self._outbox.answer(held, result, outcome.seconds * 1000)
+        self._meter.ran(units, outcome.seconds)

@@ -1,0 +1,62 @@
+"""What this worker counts."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+
+import psutil
+
+from fmplex_broker.stats import VfmStats, WorkerStats, bucket_of
+from fmplex_worker.scheduling import Share
+
+
+class Meter:
+    """Counters of one worker process; plain additions on the event loop."""
+
+    def __init__(self, backbone: str, device: str) -> None:
+        self._process = psutil.Process()
+        self._started = time.monotonic()
+        self.stats = WorkerStats("", backbone, device, os.getpid(), socket.gethostname())
+
+    def vfm(self, name: str) -> VfmStats:
+        found = self.stats.vfms.get(name)
+        if found is None:
+            found = self.stats.vfms[name] = VfmStats()
+        return found
+
+    def answered(self, vfm: str, *, failed: bool, latency_ms: float) -> None:
+        stats = self.vfm(vfm)
+        if failed:
+            stats.failed += 1
+        else:
+            stats.done += 1
+        stats.latency[bucket_of(latency_ms)] += 1
+
+    def ran(self, vfm_units: dict[str, int], seconds: float) -> None:
+        """One pass has landed."""
+        self.stats.passes += 1
+        self.stats.busy_s += seconds
+        for name, units in vfm_units.items():
+            self.vfm(name).units += units
+            self.stats.pass_units += units
+
+    def memory(self) -> None:
+        """Read the process's memory (milliseconds: call it off the loop)."""
+        # Files of weights are mapped and shared, so resident memory would count them for every process.
+        self.stats.memory_bytes = int(self._process.memory_full_info().uss)
+        if self.stats.device.startswith("cuda"):
+            import torch
+
+            self.stats.device_bytes = int(torch.cuda.memory_allocated(self.stats.device))
+
+    def snapshot(self, worker: str, *, held: int, resident: int, shares: dict[str, Share], cost_error: float) -> WorkerStats:
+        """The counters as they stand, with what the scheduler knows of each vFM."""
+        s = self.stats
+        s.worker, s.held, s.resident, s.cost_error = worker, held, resident, cost_error
+        s.uptime_s = time.monotonic() - self._started
+        for name, share in shares.items():
+            vfm = self.vfm(name)
+            vfm.weight, vfm.charged_s, vfm.deficit_s = share.weight, share.charged, share.deficit
+        return s

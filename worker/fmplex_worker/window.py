@@ -1,0 +1,107 @@
+"""The window: the jobs this worker holds, from claim to settlement. Bookkeeping only."""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from fmplex_broker.messages import CLASSES, INTERACTIVE
+from fmplex_broker.streams.consumer import CLAIM_ROOM, Claimed
+from fmplex_worker.engines.protocol import Prepared
+
+_SMOOTH = 0.05
+
+
+@dataclass(slots=True)
+class Held:
+    """A job in hand. `prepared` once intake has accepted it; `running` from plan to landing; `done` once it has a reply."""
+
+    job: Claimed
+    prepared: Prepared | None = None
+    running: bool = False
+    done: bool = False
+
+    @property
+    def key(self) -> str:
+        return f"{self.job.address} {self.job.entry}"
+
+    @property
+    def units(self) -> int:
+        return self.prepared.units if self.prepared is not None else self.job.units
+
+
+class Window:
+    """Holds `passes` passes of interactive work and one of offline work, so that the next pass is always at hand and yet
+    nobody's turn is decided here long before it comes."""
+
+    def __init__(self, pass_units: int, passes: int) -> None:
+        self._target = {cls: pass_units * (passes if cls == INTERACTIVE else 1) for cls in CLASSES}
+        self._open = dict.fromkeys(CLASSES, 0)  # units not done yet
+        self._typical = 16.0  # units a job
+        self._held: dict[str, Held] = {}
+        self._deadlines: list[tuple[int, str]] = []
+        self.waiting_units = 0  # prepared, not running
+        self.arrived = asyncio.Event()  # something became runnable
+        self.freed = asyncio.Event()  # there is room again
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    def __iter__(self) -> Iterator[Held]:
+        return iter(self._held.values())
+
+    def get(self, key: str) -> Held | None:
+        return self._held.get(key)
+
+    def room(self) -> dict[str, int]:
+        """Jobs to claim, by class; empty when there is no room. At most a few rooms of unsettled replies may wait."""
+        if len(self._held) >= 8 * CLAIM_ROOM:
+            return {}
+        rooms = {cls: int((self._target[cls] - self._open[cls]) / self._typical) for cls in CLASSES}
+        return {cls: min(n, CLAIM_ROOM) for cls, n in rooms.items() if n > 0}
+
+    def add(self, job: Claimed) -> Held:
+        held = Held(job)
+        self._held[held.key] = held
+        self._open[job.flow.cls] += held.units
+        heapq.heappush(self._deadlines, (job.deadline_ms, held.key))
+        return held
+
+    def ready(self, held: Held, prepared: Prepared) -> None:
+        """Intake has accepted it: from its estimated to its real units."""
+        self._open[held.job.flow.cls] += prepared.units - held.units
+        held.prepared = prepared
+        self._typical += (prepared.units - self._typical) * _SMOOTH
+        self.waiting_units += prepared.units
+        self.arrived.set()
+
+    def start(self, key: str) -> Held:
+        held = self._held[key]
+        held.running = True
+        self.waiting_units -= held.units
+        return held
+
+    def finish(self, held: Held) -> None:
+        """It has a reply: its room is free, but it stays known until the broker has settled it."""
+        held.done = True
+        self._open[held.job.flow.cls] -= held.units
+        if held.prepared is not None and not held.running:
+            self.waiting_units -= held.units
+        self.freed.set()
+
+    def drop(self, held: Held) -> None:
+        """It is settled, or not ours any more."""
+        if self._held.pop(held.key, None) is not None and not held.done:
+            self.finish(held)
+        self.freed.set()
+
+    def expired(self, now_ms: float) -> list[Held]:
+        """Jobs past their deadline that have not started; each is reported once."""
+        out = []
+        while self._deadlines and self._deadlines[0][0] <= now_ms:
+            held = self._held.get(heapq.heappop(self._deadlines)[1])
+            if held is not None and not held.running and not held.done:
+                out.append(held)
+        return out
