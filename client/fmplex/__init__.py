@@ -1,1 +1,66 @@
+"""FMplex: serve many customised versions of one foundation model on one shared backbone.
 
+from fmplex import Client
+
+with Client("http://127.0.0.1:8080") as fm:
+    fm.infer("sentiment", "what a lovely day").output
+"""
+
+from fmplex_broker.errors import (
+    Busy,
+    Cancelled,
+    Conflict,
+    DeadlineExceeded,
+    FmplexError,
+    InvalidInput,
+    JobFailed,
+    NonFiniteOutput,
+    PackageRejected,
+    Poisoned,
+    QueueFull,
+    RateLimited,
+    TextTooLong,
+    TooLarge,
+    Unauthorized,
+    Unavailable,
+    UnknownVfm,
+)
+from fmplex_broker.fitting import LoraSpec
+from fmplex_broker.specs import Limits, Slo, VfmSpec
+from fmplex_broker.tensors import Tensor
+
+from fmplex.aio import AsyncClient
+from fmplex.fitting import fit
+from fmplex.results import AsyncHandle, Handle, Result
+from fmplex.sync import Client
+
+__all__ = [
+    "AsyncClient",
+    "AsyncHandle",
+    "Busy",
+    "Cancelled",
+    "Client",
+    "Conflict",
+    "DeadlineExceeded",
+    "FmplexError",
+    "Handle",
+    "InvalidInput",
+    "JobFailed",
+    "Limits",
+    "LoraSpec",
+    "NonFiniteOutput",
+    "PackageRejected",
+    "Poisoned",
+    "QueueFull",
+    "RateLimited",
+    "Result",
+    "Slo",
+    "Tensor",
+    "TextTooLong",
+    "TooLarge",
+    "Unauthorized",
+    "Unavailable",
+    "UnknownVfm",
+    "VfmSpec",
+    "fit",
+]

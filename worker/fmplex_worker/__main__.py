@@ -38,9 +38,14 @@ def main() -> int:
 
 async def _serve(url: str, fleet: FleetSpec) -> None:
     # Imported late: `--help` and a broken fleet file should not wait for torch.
-    from fmplex_worker.engines.encoder import open_engine, profile
+    import torch
 
-    engine = open_engine(fleet.backbone, device=fleet.worker.device, threads=fleet.worker.threads)
+    from fmplex_worker.engines.encoder import EncoderEngine
+    from fmplex_worker.profile import profile
+
+    if fleet.worker.threads is not None:
+        torch.set_num_threads(fleet.worker.threads)
+    engine = EncoderEngine.open(fleet.backbone, fleet.worker.device)
     worker = Worker(url, fleet.backbone, fleet.worker, engine, profile(engine, fleet.backbone.pass_units))
     loop = asyncio.get_running_loop()
     for sig in (signal.SIGTERM, signal.SIGINT):

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections import deque
 from concurrent.futures import Executor
 from dataclasses import dataclass
 
-from fmplex_broker.errors import BrokerUnavailable, Cancelled, DeadlineExceeded, JobFailed
+from fmplex_broker.errors import BrokerUnavailable, Cancelled, DeadlineExceeded
 from fmplex_broker.streams.consumer import Claimed, Consumer
 from fmplex_worker.clock import ServerClock
 from fmplex_worker.engines.protocol import Engine, Outcome
@@ -133,13 +132,9 @@ class Device:
 
     async def _land(self) -> None:
         flight = self._flights[0]
-        start = time.monotonic()
-        try:
-            outcome = await flight.outcome
-        except Exception as e:  # a defect of the engine, not of a job; the worker lives on
-            log.exception("a pass of %d jobs failed as a whole", len(flight.jobs))
-            failed = JobFailed(f"the worker failed while running this job: {type(e).__name__}: {e}")
-            outcome = Outcome(time.monotonic() - start, [failed] * len(flight.jobs))
+        # An engine answers for every job; when it raises, the device itself is broken. The process ends with it, and the jobs
+        # are taken over by workers whose device is not.
+        outcome = await flight.outcome
         self._flights.popleft()
         self._scheduler.charge(flight.plan, outcome.seconds)
         units: dict[str, int] = {}

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from redis.asyncio import Redis
 
-from fmplex_broker.errors import Poisoned
+from fmplex_broker.errors import BrokerUnavailable, Poisoned
 from fmplex_broker.keys import Keys
 from fmplex_broker.messages import Flow, Reply, encode_reply
 from fmplex_broker.streams.connection import BLOCK_MS, Arg, Scripts, broker_errors
@@ -159,10 +159,14 @@ class Consumer:
         """Give unstarted jobs back. Forget them first; on any error `recover`, never repeat."""
         given = 0
         for start in range(0, len(jobs), PER_CALL):
-            args: list[Arg] = [self.worker]
+            args: list[Arg] = [self.worker, str(self._epoch)]
             for job in jobs[start : start + PER_CALL]:
                 args += [job.address, job.entry]
-            given += int(await self._call("release", args))
+            got = int(await self._call("release", args))
+            if got < 0:
+                # Another recovery of this worker is under way and may believe that these jobs are still known.
+                raise BrokerUnavailable("a recovery has overtaken this release; recover again")
+            given += got
         return given
 
     async def recover(self, known: Iterable[Claimed]) -> bool:

@@ -64,6 +64,25 @@ class VfmStatus(Spec):
             raise VfmClosed(f"vFM {self.name!r} has no accepted version; deploy one")
         return known.spec
 
+    def describe(self) -> dict[str, Any]:
+        """The vFM as the API and the SDK show it; plain values."""
+        known = self.deployment or (self.candidate[1] if self.candidate else None)
+        spec = known.spec if known else None
+        return {
+            "name": self.name,
+            "backbone": self.backbone,
+            "status": self.status,
+            "version": self.version or None,
+            "generation": self.generation,
+            "candidate": self.candidate[0] if self.candidate else None,
+            "error": self.error,
+            "package": known.package if known else None,
+            "head": spec.head.model_dump(mode="json") if spec else None,
+            "weight": spec.weight if spec else None,
+            "limits": spec.limits.model_dump() if spec else None,
+            "slo": spec.slo.model_dump() if spec else None,
+        }
+
 
 class Registry:
     """Reads and changes deployments."""

@@ -13,11 +13,8 @@ local wake = last[1] and last[1][1] or '0-0'
 local room, taken, out, more = {}, {}, {}, 0
 for i = 5, #ARGV, 2 do room[ARGV[i]] = tonumber(ARGV[i + 1]) end
 
--- What was given back comes first, oldest gift first.
-local function take_back(flow)
-  local class = flow_parts(flow)
-  local want = math.min(room[class] or 0, per_flow)
-  if want <= 0 then return end
+local function take_back(class, flow)
+  local want = math.min(room[class], per_flow)
   redis.call('HSET', held, flow, '1')
   local list = pending(flow, '-', '+', want, 'released')
   local ids, count = {}, {}
@@ -34,9 +31,15 @@ local function take_back(flow)
   if #entries > 0 then out[#out + 1] = {flow, attempts, entries} end
 end
 
-for _, flow in ipairs(redis.call('ZRANGE', P .. 'back', 0, visits - 1)) do
-  visits = visits - 1
-  take_back(flow)
+-- What was given back comes first, oldest gift first. Only classes with room are looked at: else the many flows of one
+-- without room would use up the visits of all.
+local function take_all_back(class)
+  local from, to = back_range(class)
+  for _, flow in ipairs(redis.call('ZRANGEBYSCORE', P .. 'back', from, '(' .. to, 'LIMIT', 0, visits)) do
+    if room[class] <= 0 then return end
+    visits = visits - 1
+    take_back(class, flow)
+  end
 end
 
 -- How many jobs each candidate may give so that all end near one virtual time: fill up to a common level, lowest first.
@@ -138,6 +141,7 @@ local function take_round(class, flows)
 end
 
 for _, class in ipairs(CLASSES) do
+  if (room[class] or 0) > 0 then take_all_back(class) end
   while (room[class] or 0) > 0 and visits > 0 do
     local flows = candidates(class, visits)
     if #flows == 0 then break end

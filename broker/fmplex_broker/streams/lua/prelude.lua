@@ -108,10 +108,17 @@ local function drop_entry(flow, id, job)
   redis.call('DEL', P .. 'blob:' .. job)
 end
 
+-- Scores in `back` of the flows of one class, [from, to): when it was given back, in a span of its own for each class.
+local function back_range(class)
+  for rank, name in ipairs(CLASSES) do
+    if name == class then return (rank - 1) * 1e13, rank * 1e13 end
+  end
+end
+
 -- Hand a pending entry to the pseudo-consumer `released`; `>` never returns it, so it must be listed in `back`.
 local function give_back(flow, id, attempts, now)
   redis.call('XCLAIM', queue(flow), 'w', 'released', 0, id, 'RETRYCOUNT', math.max(attempts, 0), 'JUSTID')
-  redis.call('ZADD', P .. 'back', 'NX', now, flow)
+  redis.call('ZADD', P .. 'back', 'NX', back_range((flow_parts(flow))) + now, flow)
 end
 
 -- A lease is live while it has not expired; 0 means condemned.

@@ -1,5 +1,5 @@
 -- Take over from a dead worker (or, with `victim` = me, end my own life in order).
--- ARGV: me, ms for which I have beaten without a gap, lease ms, attempts at most, budget (entries), result_ttl, error payload,
+-- ARGV: me, ms for which I have beaten without a gap, lease ms, attempts at most, budget (entries and flows), result_ttl, error payload,
 -- victim or ''. Returns {state, victim, given back, dead letters, more}: idle | wait | ok.
 local me, steady, lease_ms = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
 local most, budget, ttl, poisoned, victim = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6]), ARGV[7], ARGV[8]
@@ -44,13 +44,15 @@ for _, flow in ipairs(redis.call('HKEYS', held)) do
         given = given + 1
       end
     end
-    budget = budget - #list
+    if #list < budget then  -- nothing is pending under it now
+      redis.pcall('XGROUP', 'DELCONSUMER', queue(flow), 'w', victim)
+      redis.call('HDEL', held, flow)
+    end
+    budget = budget - math.max(#list, 1)  -- a flow costs a look even when it holds nothing
     if budget <= 0 then
-      ring()
+      if given > 0 then ring() end
       return {'ok', victim, given, dead, 1}
     end
-    redis.pcall('XGROUP', 'DELCONSUMER', queue(flow), 'w', victim)  -- nothing is pending under it now
-    redis.call('HDEL', held, flow)
   end
 end
 redis.call('DEL', held)

@@ -4,6 +4,8 @@
 local me, now, given, known = ARGV[1], now_ms(), 0, {}
 if lease(me) <= 0 then return -1 end
 local held = P .. 'held:' .. me
+-- A recovery that comes after a later one must not turn the epoch back, nor give away what was claimed since.
+if tonumber(redis.call('HGET', held, '#') or 0) >= tonumber(ARGV[2]) then return 0 end
 redis.call('HSET', held, '#', ARGV[2])
 for i = 3, #ARGV, 2 do known[ARGV[i] .. ' ' .. ARGV[i + 1]] = true end
 for _, flow in ipairs(redis.call('HKEYS', held)) do

@@ -1,0 +1,159 @@
+"""The commands."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from fmplex_broker.errors import Conflict, InvalidInput
+from fmplex_broker.packages import read_package
+
+from fmplex.cli import fit as fit_command
+from fmplex.cli import show, vfms
+from fmplex.cli.common import ApiKey, AsJson, Url, broker_url, err, open_client, out, print_json
+from fmplex.cli.top import run_top
+from fmplex.local import LocalFleet
+from fmplex.sync import Client
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+                  help="Serve many customised versions of one foundation model on one shared backbone.")  # fmt: skip
+app.add_typer(vfms.app, name="vfms")
+app.command("fit")(fit_command.fit)
+
+
+@app.command()
+def up(
+    config: Annotated[Path, typer.Option("--config", "-c", help="Fleet file (TOML).")] = Path("configs/minilm.toml"),
+    workers: Annotated[int, typer.Option(min=1, help="Worker processes on this machine.")] = 1,
+    port: Annotated[int | None, typer.Option(help="Gateway port; 0 takes a free one.")] = None,
+    data: Annotated[Path, typer.Option(help="Folder for the embedded broker's data and the logs.")] = Path(".fmplex"),
+) -> None:
+    """Start broker, workers and gateway on this machine and keep them until Ctrl-C."""
+    fleet = LocalFleet(config, workers=workers, port=port, data=data)
+    with out.status("starting") as status:
+        fleet.start(status.update)
+    try:
+        fleet.write_state()
+        with Client(fleet.gateway_url) as client:
+            _deploy_listed(fleet, client)
+            show.vfms_table(client.vfms.list())
+        out.print(
+            f"gateway [bold]{fleet.gateway_url}[/]   broker [bold]{fleet.broker_url}[/]   logs {fleet.data}/*.log"
+        )
+        out.print("Ctrl-C stops; waiting jobs stay in the broker's file and are served after the next start.")
+        _watch(fleet)
+    finally:
+        with out.status("stopping: running jobs end, waiting ones stay in the broker"):
+            fleet.stop()
+
+
+def _deploy_listed(fleet: LocalFleet, client: Client) -> None:
+    for wanted in (*fleet.spec.vfms, *fleet.spec.packages):
+        try:
+            client.vfms.deploy(wanted)
+        except Conflict:
+            pass  # it is there from an earlier run
+
+
+def _watch(fleet: LocalFleet) -> None:
+    import signal
+
+    stop = False
+
+    def on_signal(*_: object) -> None:
+        nonlocal stop
+        stop = True
+
+    for sig in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(sig, on_signal)
+    while not stop:
+        if dead := fleet.dead():
+            err.print(f"{dead[0]} ended:\n{fleet.log(dead[0])}", markup=False)
+            raise typer.Exit(1)
+        time.sleep(0.2)
+
+
+@app.command()
+def demo(
+    report: Annotated[Path | None, typer.Option(help="Write the figures to this JSON file too.")] = None,
+    seconds: Annotated[float, typer.Option(min=1, help="How long the mixed traffic lasts.")] = 15.0,
+) -> None:
+    """The main job from end to end: fit a dozen vFMs on one real encoder, serve mixed traffic, and show what sharing gives."""
+    from fmplex.demo.run import run_demo
+
+    raise typer.Exit(run_demo(out, report, seconds))
+
+
+@app.command()
+def deploy(
+    package: Annotated[Path, typer.Argument(help="Package folder (with vfm.toml).")],
+    update: Annotated[bool, typer.Option("--update", help="Make it a new version if the vFM exists.")] = False,
+    url: Url = None,
+    api_key: ApiKey = None,
+    as_json: AsJson = False,
+) -> None:
+    """Deploy a vFM package; returns when it serves."""
+    spec = read_package(package).spec
+    with open_client(url, api_key) as client:
+        try:
+            status = client.vfms.deploy(package)
+        except Conflict:
+            if not update:
+                raise Conflict(f"there is already a vFM {spec.name!r}; --update makes this its new version") from None
+            status = client.vfms.update(spec.name, package=package)
+    if as_json:
+        print_json(status)
+    else:
+        out.print(f"[bold]{status['name']}[/] serves version {status['version']} on {status['backbone']}")
+
+
+@app.command()
+def infer(
+    vfm: Annotated[str, typer.Argument(help="Name of the vFM.")],
+    inputs: Annotated[list[str] | None, typer.Argument(help="Texts. None: JSON lines on standard input.")] = None,
+    pair: Annotated[str | None, typer.Option(help="Second text, for vFMs that compare two.")] = None,
+    truncate: Annotated[bool, typer.Option("--truncate", help="Cut over-long texts instead of refusing them.")] = False,
+    timeout: Annotated[float | None, typer.Option(help="Seconds; default: what the vFM promises.")] = None,
+    url: Url = None,
+    api_key: ApiKey = None,
+    as_json: AsJson = False,
+) -> None:
+    """Run texts through a vFM; one output line each."""
+    values: list[Any] = [{"text": t, "text_pair": pair} if pair else t for t in inputs] if inputs else _from_stdin()
+    params = {"truncate": True} if truncate else {}
+    with open_client(url, api_key) as client:
+        for value, result in zip(values, client.map(vfm, values, timeout=timeout, **params), strict=True):
+            if as_json:
+                print_json({"vfm": vfm, "version": result.version, "output": result.output})
+            else:
+                show.output_line(value, result.output)
+
+
+def _from_stdin() -> list[Any]:
+    values = []
+    for number, line in enumerate(sys.stdin, 1):
+        if line.strip():
+            try:
+                values.append(json.loads(line) if line.lstrip()[0] in '{"[' else line.rstrip("\n"))
+            except ValueError as e:
+                raise InvalidInput(f"line {number} of standard input is not JSON: {e}", field="inputs") from None
+    if not values:
+        raise InvalidInput("no inputs: give texts as arguments, or JSON lines on standard input", field="inputs")
+    return values
+
+
+@app.command()
+def top(
+    broker: Annotated[str | None, typer.Option(help="Broker URL; default: the fleet that runs here.")] = None,
+    interval: Annotated[float, typer.Option(min=0.2, help="Seconds between looks.")] = 1.0,
+    limit: Annotated[int, typer.Option(min=1, help="vFMs to show, busiest first.")] = 30,
+    once: Annotated[bool, typer.Option("--once", help="Two looks, one table, done.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Live view, from the broker: depth, oldest wait, rate, latency and share of every vFM; load of every worker."""
+    asyncio.run(run_top(broker_url(broker), interval, limit, once=once or as_json, as_json=as_json))

@@ -1,0 +1,47 @@
+"""What the commands share: options, consoles, and finding the fleet that runs here."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Annotated, Any
+
+import typer
+from fmplex_broker.errors import InvalidInput
+from rich.console import Console
+
+from fmplex.local import running
+from fmplex.sync import Client
+
+out = Console()
+err = Console(stderr=True)
+
+Url = Annotated[
+    str | None,
+    typer.Option("--url", envvar="FMPLEX_URL", help="http://… (gateway) or redis://…, unix://… (broker). Default: the fleet that "
+                 "`fmplex up` runs from this folder, else http://127.0.0.1:8080.", show_default=False),
+]  # fmt: skip
+ApiKey = Annotated[
+    str | None, typer.Option("--api-key", envvar="FMPLEX_API_KEY", help="Key for a gateway that asks for one.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
+
+
+def open_client(url: str | None, api_key: str | None = None) -> Client:
+    return Client(url or running().get("gateway") or "http://127.0.0.1:8080", api_key=api_key)
+
+
+def broker_url(given: str | None) -> str:
+    """The broker to look at. Raises `InvalidInput` when none is known."""
+    found = given or os.environ.get("FMPLEX_BROKER") or running().get("broker")
+    if not found:
+        raise InvalidInput("which broker? give --broker redis://…, or run this where `fmplex up` runs", field="broker")
+    return found
+
+
+def print_json(value: Any) -> None:
+    typer.echo(json.dumps(value, default=_plain))
+
+
+def _plain(value: Any) -> Any:
+    return value.tolist() if hasattr(value, "tolist") else str(value)

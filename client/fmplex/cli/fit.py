@@ -1,0 +1,94 @@
+"""`fmplex fit`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from fmplex_broker.errors import InvalidInput
+from fmplex_broker.fitting import FitDone, FitEpoch, FitEvent, FitStarted
+from fmplex_broker.specs import invalid, load_fleet
+from pydantic import ValidationError
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from fmplex.cli.common import AsJson, out, print_json
+from fmplex.fitting import fit as run_fit
+
+
+def fit(
+    data: Annotated[Path, typer.Argument(help="JSONL: one example a line.")],
+    head: Annotated[str, typer.Option(help="embedding, classification, regression, tagging, similarity or ranking.")],
+    output: Annotated[Path, typer.Option("--out", "-o", help="Folder for the package.")],
+    backbone: Annotated[str, typer.Option(help="Name of the backbone the vFM will live on.")] = "minilm",
+    model: Annotated[str | None, typer.Option(help="Its weights: folder, hub id or package://NAME/FOLDER. Default: from --config.")] = None,
+    config: Annotated[Path, typer.Option("--config", "-c", help="Fleet file that names the backbone's model.")] = Path("configs/minilm.toml"),
+    name: Annotated[str | None, typer.Option(help="Name of the vFM. Default: the data file's.")] = None,
+    lora: Annotated[str | None, typer.Option(help="Train a LoRA too: r=8[,alpha=16][,dropout=0.1][,targets=query+value].")] = None,
+    epochs: Annotated[int, typer.Option(min=1, help="At most; training stops early.")] = 30,
+    batch_size: Annotated[int, typer.Option(min=1)] = 16,
+    learning_rate: Annotated[float | None, typer.Option("--lr", help="Default: a good one for the kind.")] = None,
+    pooling: Annotated[str, typer.Option(help="mean, cls or last.")] = "mean",
+    held_out: Annotated[float, typer.Option(help="Share of the data (its last lines) to score on.")] = 1 / 3,
+    patience: Annotated[int, typer.Option(min=1, help="Epochs without progress before stopping.")] = 5,
+    seed: Annotated[int, typer.Option()] = 0,
+    as_json: AsJson = False,
+) -> None:  # fmt: skip
+    """Train a vFM package from labelled texts: a head on the frozen backbone, or LoRA and head."""
+    options: dict[str, Any] = {
+        "epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate, "pooling": pooling,
+        "held_out": held_out, "patience": patience, "seed": seed,
+    }  # fmt: skip
+    weights = model or _model_of(config, backbone)
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[note]}"), TimeElapsedColumn())
+    with Progress(*columns, console=out, disable=as_json) as progress:
+        bar = progress.add_task("loading the backbone", total=None, note="")
+        try:
+            done = run_fit(
+                data, name=name or data.stem, backbone=backbone, model=weights, head=head, out=output,  # type: ignore[arg-type]
+                lora=_lora(lora), on_event=lambda e: _draw(progress, bar, e), **options,
+            )  # fmt: skip
+        except ValidationError as e:
+            raise invalid(e) from None
+    if as_json:
+        print_json(done.model_dump(mode="json"))
+    else:
+        _summary(done)
+
+
+def _model_of(config: Path, backbone: str) -> str:
+    fleet = load_fleet(config)
+    if fleet.backbone.name != backbone:
+        raise InvalidInput(
+            f"{config} describes backbone {fleet.backbone.name!r}, not {backbone!r}; give --model", field="backbone"
+        )
+    return fleet.backbone.model
+
+
+def _lora(text: str | None) -> Any:
+    if text is None:
+        return None
+    options: dict[str, Any] = {}
+    for part in text.split(","):
+        key, equals, value = part.partition("=")
+        if not equals:
+            raise InvalidInput(f"--lora {text!r}: write it as r=8,alpha=16", field="lora")
+        options[key.strip()] = value.split("+") if key.strip() == "targets" else value
+    return options
+
+
+def _draw(progress: Progress, bar: Any, event: FitEvent) -> None:
+    if isinstance(event, FitStarted):
+        progress.update(bar, description=event.name, note=f"{event.train} to train on, {event.held_out} held out")
+    elif isinstance(event, FitEpoch):
+        note = f"loss {event.loss:.4f}  validation {event.score:.3f}"
+        progress.update(bar, total=event.epochs, completed=event.epoch, note=note)
+    elif isinstance(event, FitDone):
+        progress.update(bar, total=event.epochs, completed=event.epochs)
+
+
+def _summary(done: FitDone) -> None:
+    out.print(
+        f"[bold]{done.name}[/]: held-out {done.metric} [bold]{done.score:.3f}[/] (baseline {done.baseline:.3f}) after "
+        f"{done.epochs} epochs, {done.seconds:.1f} s\nversion {done.version} in {done.out}; serve it with: fmplex deploy {done.out}"
+    )

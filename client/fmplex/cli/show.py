@@ -1,0 +1,61 @@
+"""Tables and lines for people."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from fmplex_broker.tensors import Tensor
+from rich.table import Table
+
+from fmplex.cli.common import out
+
+
+def vfms_table(vfms: list[dict[str, Any]], limit: int = 200) -> None:
+    table = Table(box=None, header_style="bold")
+    for column in ("vFM", "backbone", "head", "version", "status"):
+        table.add_column(column)
+    for column in ("weight", "max pending", "rate"):
+        table.add_column(column, justify="right")
+    for v in vfms[:limit]:
+        limits = v["limits"] or {}
+        why = f" ({v['error']['message']})" if v["error"] else ""
+        table.add_row(
+            v["name"], v["backbone"], (v["head"] or {}).get("kind", "-"), v["version"] or "-", v["status"] + why,
+            f"{v['weight'] or 0:g}", str(limits.get("max_pending", "-")), f"{limits['rate']:g}" if limits.get("rate") else "-",
+        )  # fmt: skip
+    out.print(table)
+    if len(vfms) > limit:
+        out.print(f"… and {len(vfms) - limit} more; --json prints all")
+
+
+def output_line(value: Any, output: Any) -> None:
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    short = text if len(text) <= 60 else text[:57] + "…"
+    out.print(f"[dim]{_escape(short)}[/]  {_escape(_brief(output))}", highlight=False)
+
+
+def _brief(output: Any) -> str:
+    if not isinstance(output, dict):
+        return str(output)
+    parts = []
+    for key, value in output.items():
+        if isinstance(value, Tensor):
+            flat = value.tolist()
+            while flat and isinstance(flat[0], list):
+                flat = flat[0]
+            parts.append(f"{key} {list(value.shape)} [{', '.join(f'{x:.3f}' for x in flat[:4])}, …]")
+        elif isinstance(value, float):
+            parts.append(f"{key} {value:.4f}")
+        elif key == "scores":
+            best = sorted(value.items(), key=lambda kv: -kv[1])[:3]
+            parts.append(" ".join(f"{label} {score:.2f}" for label, score in best))
+        elif key == "spans":
+            parts.append(" ".join(f"[{s['text']}]({s['label']})" for s in value) or "no spans")
+        else:
+            parts.append(f"{key} {value}")
+    return "  ".join(parts)
+
+
+def _escape(text: str) -> str:
+    return text.replace("[", r"\[")

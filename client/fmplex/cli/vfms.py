@@ -1,0 +1,74 @@
+"""`fmplex vfms`: list, show, update, remove."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from fmplex_broker.errors import InvalidInput
+
+from fmplex.cli import show as tables
+from fmplex.cli.common import ApiKey, AsJson, Url, open_client, out, print_json
+
+app = typer.Typer(help="List vFMs (default), show, update or remove one.", invoke_without_command=True)
+Name = Annotated[str, typer.Argument(help="Name of the vFM.")]
+
+
+@app.callback()
+def list_vfms(context: typer.Context, url: Url = None, api_key: ApiKey = None, as_json: AsJson = False) -> None:
+    if context.invoked_subcommand is not None:
+        return
+    with open_client(url, api_key) as client:
+        found = client.vfms.list()
+    if as_json:
+        print_json(found)
+    else:
+        tables.vfms_table(found)
+
+
+@app.command()
+def show(name: Name, url: Url = None, api_key: ApiKey = None) -> None:
+    """Everything known of one vFM, as JSON."""
+    with open_client(url, api_key) as client:
+        print_json(client.vfms.show(name))
+
+
+@app.command()
+def update(
+    name: Name,
+    weight: Annotated[float | None, typer.Option(help="Share of the device against the other vFMs.")] = None,
+    max_pending: Annotated[int | None, typer.Option(help="Jobs waiting or running at most.")] = None,
+    rate: Annotated[float | None, typer.Option(help="Units (tokens) per second; 0 lifts the limit.")] = None,
+    deadline_ms: Annotated[int | None, typer.Option(help="How long a caller waits if it does not say.")] = None,
+    package: Annotated[Path | None, typer.Option(help="Package folder: a new version.")] = None,
+    url: Url = None,
+    api_key: ApiKey = None,
+) -> None:
+    """Change a vFM while it serves."""
+    change: dict[str, Any] = {}
+    with open_client(url, api_key) as client:
+        now = client.vfms.show(name)
+        if weight is not None:
+            change["weight"] = weight
+        if max_pending is not None or rate is not None:
+            limits = dict(now["limits"] or {})
+            limits |= {} if max_pending is None else {"max_pending": max_pending}
+            limits |= {} if rate is None else {"rate": rate or None}
+            change["limits"] = limits
+        if deadline_ms is not None:
+            change["slo"] = {"deadline_ms": deadline_ms}
+        if package is not None:
+            change["package"] = package
+        if not change:
+            raise InvalidInput("nothing to change: give --weight, --max-pending, --rate, --deadline-ms or --package")
+        status = client.vfms.update(name, **change)
+    out.print(f"[bold]{name}[/]: weight {status['weight']:g}, version {status['version']}, {status['status']}")
+
+
+@app.command()
+def remove(name: Name, url: Url = None, api_key: ApiKey = None) -> None:
+    """End a vFM: closed at once, drained, then every trace of it goes."""
+    with open_client(url, api_key) as client:
+        client.vfms.remove(name)
+    out.print(f"[bold]{name}[/] is gone")

@@ -1,0 +1,128 @@
+"""Through a gateway. Bodies are msgpack, so that tensors stay tensors."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import httpx
+from fmplex_broker.errors import Cancelled, FmplexError, InvalidInput, Unavailable, from_wire
+from fmplex_broker.messages import packb, unpackb
+from fmplex_broker.specs import VfmChange, VfmSpec
+
+from fmplex.results import AsyncHandle, Result, wait_task
+
+_MSGPACK = "application/msgpack"
+_MARGIN_S = 10.0  # the gateway answers by the deadline; the connection must outlive that
+_LONGEST_S = 86_400.0
+
+
+class HttpTransport:
+    def __init__(self, url: str, api_key: str | None) -> None:
+        headers = {"Content-Type": _MSGPACK, "Accept": _MSGPACK}
+        if api_key is not None:
+            headers["Authorization"] = f"Bearer {api_key}"
+        limits = httpx.Limits(max_connections=1024, max_keepalive_connections=256)
+        self._http = httpx.AsyncClient(
+            base_url=url, headers=headers, limits=limits, timeout=httpx.Timeout(90.0, connect=5.0)
+        )
+
+    async def _send(self, method: str, path: str, body: Any = None, timeout_ms: float | None = None) -> Any:
+        content = packb(body) if body is not None else None
+        # Without a deadline of its own the call has the vFM's, which only the gateway knows.
+        read = _LONGEST_S if timeout_ms is None else timeout_ms / 1000 + _MARGIN_S
+        try:
+            response = await self._http.request(
+                method, path, content=content, timeout=httpx.Timeout(90.0, connect=5.0, read=read)
+            )
+        except httpx.HTTPError as e:
+            raise Unavailable(f"the gateway at {self._http.base_url} does not answer ({type(e).__name__}: {e})") from e
+        if response.is_error:
+            raise _error(response)
+        try:
+            return (
+                unpackb(response.content) if _MSGPACK in response.headers.get("content-type", "") else response.json()
+            )
+        except ValueError as e:
+            raise Unavailable(f"{self._http.base_url} does not answer like an FMplex gateway ({e})") from e
+
+    async def infer(
+        self, vfm: str, inputs: list[Any], params: dict[str, Any], timeout_ms: float | None, idempotency_key: str
+    ) -> list[Result]:
+        body: dict[str, Any] = {"inputs": inputs, "params": params, "idempotency_key": idempotency_key}
+        if timeout_ms is not None:
+            body["timeout_ms"] = timeout_ms
+        got = await self._send("POST", f"/v1/vfms/{_name(vfm)}/infer", body, timeout_ms)
+        return [Result(output, got["version"], 0) for output in got["outputs"]]
+
+    async def enqueue(
+        self,
+        vfm: str,
+        value: Any,
+        params: dict[str, Any],
+        timeout_ms: float | None,
+        idempotency_key: str,
+        offline: bool,
+    ) -> AsyncHandle:
+        if offline:
+            raise InvalidInput("offline jobs go straight to the broker; connect with a redis:// URL", field="offline")
+        task = asyncio.ensure_future(self.infer(vfm, [value], params, timeout_ms, idempotency_key))
+
+        # Nobody has to ask for the result; what went wrong is theirs who do.
+        task.add_done_callback(lambda t: t.cancelled() or t.exception())
+
+        async def wait(timeout: float | None) -> Result:
+            try:
+                return (await wait_task(task, timeout))[0]
+            except asyncio.CancelledError:
+                if task.cancelled():
+                    raise Cancelled("the job was cancelled") from None
+                raise
+
+        async def cancel() -> bool:
+            return task.cancel()  # hanging up cancels the job at the gateway
+
+        return AsyncHandle(wait, cancel)
+
+    async def deploy(self, package: Path | None, spec: VfmSpec | None) -> dict[str, Any]:
+        body = (
+            {"package": str(package.resolve())} if package else {"spec": spec.model_dump(mode="json") if spec else None}
+        )
+        return _mapping(await self._send("POST", "/v1/vfms", body))
+
+    async def list(self) -> list[dict[str, Any]]:
+        return list((await self._send("GET", "/v1/vfms"))["vfms"])
+
+    async def show(self, name: str) -> dict[str, Any]:
+        return _mapping(await self._send("GET", f"/v1/vfms/{_name(name)}"))
+
+    async def update(self, name: str, change: VfmChange) -> dict[str, Any]:
+        return _mapping(
+            await self._send("PATCH", f"/v1/vfms/{_name(name)}", change.model_dump(mode="json", exclude_none=True))
+        )
+
+    async def remove(self, name: str) -> None:
+        await self._send("DELETE", f"/v1/vfms/{_name(name)}")
+
+    async def close(self) -> None:
+        await self._http.aclose()
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    return dict(value)
+
+
+def _name(vfm: str) -> str:
+    if not vfm or not all(c.isalnum() or c in "._-" for c in vfm):
+        raise InvalidInput(f"{vfm!r} is not the name of a vFM", field="vfm")
+    return vfm
+
+
+def _error(response: httpx.Response) -> FmplexError:
+    try:
+        wire = response.json()["error"]
+        return from_wire({k: wire.get(k) for k in ("code", "message", "field", "retry_after")})
+    except (ValueError, KeyError, TypeError, AttributeError):
+        kind = Unavailable if response.status_code >= 500 else FmplexError
+        return kind(f"the server answered {response.status_code}: {response.text[:200]}")

@@ -1,0 +1,135 @@
+"""A whole fleet on this machine: broker, workers and gateway as child processes. For `fmplex up`, the demo and tests."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+
+import httpx
+from fmplex_broker.errors import Unavailable
+from fmplex_broker.specs import FleetSpec, load_fleet
+from fmplex_broker.streams.embedded import EmbeddedServer, free_port
+
+STATE_FILE = Path(".fmplex") / "up.json"
+_START_S = 120.0
+_STOP_S = 40.0
+
+
+class LocalFleet:
+    """Starts what a fleet file describes. `data`: where the embedded broker keeps its data and the roles their logs.
+
+    `port` 0 takes a free one. Use as a context manager, or call `start` and `stop`.
+    """
+
+    def __init__(
+        self, config: Path, *, workers: int = 1, port: int | None = None, data: Path = Path(".fmplex")
+    ) -> None:
+        self.config = config.resolve()
+        self.spec: FleetSpec = load_fleet(config)
+        self.data = data.resolve()
+        self._workers = workers
+        wanted = self.spec.gateway.port if port is None else port
+        self.gateway_url = f"http://{self.spec.gateway.host}:{wanted or free_port()}"
+        self._server = EmbeddedServer(self.data / "broker") if self.spec.broker == "embedded" else None
+        self.broker_url = self._server.url if self._server else self.spec.broker
+        self.processes: dict[str, subprocess.Popen[bytes]] = {}
+
+    def start(self, told: Callable[[str], None] = lambda _: None) -> LocalFleet:
+        """Start everything and wait until it can serve. Raises `Unavailable` with the last words of what did not start."""
+        self.data.mkdir(parents=True, exist_ok=True)
+        try:
+            if self._server is not None:
+                told("starting the embedded broker")
+                self._server.start()
+            for i in range(self._workers):
+                self.start_worker(f"worker-{i}")
+            port = self.gateway_url.rpartition(":")[2]
+            self._spawn("gateway", "fmplex_gateway", "--port", port)
+            told(f"loading backbone {self.spec.backbone.name}")
+            self._wait(lambda: self._ready() >= self._workers, "the fleet")
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def start_worker(self, name: str) -> subprocess.Popen[bytes]:
+        """One more worker on the same streams."""
+        return self._spawn(name, "fmplex_worker")
+
+    def _spawn(self, name: str, module: str, *args: str) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-m", module, "--config", str(self.config), "--broker", self.broker_url, *args]
+        with (self.data / f"{name}.log").open("wb") as log:
+            # A session of its own: Ctrl-C reaches `fmplex up` alone, which then stops its children in order.
+            process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+        self.processes[name] = process
+        return process
+
+    def log(self, name: str) -> str:
+        """The last words of a process."""
+        path = self.data / f"{name}.log"
+        return path.read_text(errors="replace")[-3000:] if path.exists() else ""
+
+    def dead(self) -> list[str]:
+        """Names of processes that have ended."""
+        return [name for name, process in self.processes.items() if process.poll() is not None]
+
+    def _ready(self) -> int:
+        """How many workers the gateway sees alive."""
+        try:
+            response = httpx.get(f"{self.gateway_url}/readyz", timeout=2.0)
+        except httpx.HTTPError:
+            return 0
+        return int(response.json()["workers"].get(self.spec.backbone.name, 0)) if response.is_success else 0
+
+    def _wait(self, condition: Callable[[], bool], what: str) -> None:
+        end = time.monotonic() + _START_S
+        while not condition():
+            for name in self.dead():
+                raise Unavailable(f"{name} ended while {what} was starting:\n{self.log(name)}")
+            if time.monotonic() > end:
+                raise Unavailable(f"{what} was not ready within {_START_S:.0f} s; see the logs in {self.data}")
+            time.sleep(0.05)
+
+    def write_state(self) -> None:
+        """Leave a note so that the other commands find this fleet without being told its addresses."""
+        STATE_FILE.parent.mkdir(exist_ok=True)
+        state = {"gateway": self.gateway_url, "broker": self.broker_url, "pid": os.getpid()}
+        STATE_FILE.write_text(json.dumps(state))
+
+    def stop(self) -> None:
+        """Gateway first (no new work), then workers (they drain), then the broker."""
+        for name in sorted(self.processes, key=lambda n: n != "gateway"):
+            process = self.processes.pop(name)
+            if process.poll() is None:
+                process.send_signal(signal.SIGTERM)
+            try:
+                process.wait(_STOP_S)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+        if self._server is not None:
+            self._server.stop()
+        if STATE_FILE.exists() and json.loads(STATE_FILE.read_text()).get("pid") == os.getpid():
+            STATE_FILE.unlink()
+
+    def __enter__(self) -> LocalFleet:
+        return self.start()
+
+    def __exit__(self, kind: type[BaseException] | None, e: BaseException | None, tb: TracebackType | None) -> None:
+        self.stop()
+
+
+def running() -> dict[str, str]:
+    """Addresses of the fleet that `fmplex up` runs from this folder; empty if none."""
+    try:
+        state: dict[str, str] = json.loads(STATE_FILE.read_text())
+    except (OSError, ValueError):
+        return {}
+    return state

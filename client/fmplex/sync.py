@@ -1,0 +1,147 @@
+"""The client for code without an event loop: the asynchronous one, on a thread of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Coroutine, Iterable, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TypeVar, overload
+
+from fmplex_broker.specs import VfmSpec
+
+from fmplex.aio import AsyncClient
+from fmplex.results import Handle, Result
+
+T = TypeVar("T")
+
+
+class Client:
+    """Speaks to a fleet; see `AsyncClient` for what each call means. Safe to use from many threads. Close it, or use `with`."""
+
+    def __init__(self, url: str = "http://127.0.0.1:8080", *, api_key: str | None = None, retries: int = 2) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="fmplex-client", daemon=True)
+        self._thread.start()
+        try:
+            self._client = self._run(self._open(url, api_key, retries))
+        except BaseException:
+            self._end()
+            raise
+        self.vfms = Vfms(self)
+
+    @staticmethod
+    async def _open(url: str, api_key: str | None, retries: int) -> AsyncClient:
+        return AsyncClient(url, api_key=api_key, retries=retries)
+
+    def _run(self, work: Coroutine[Any, Any, T]) -> T:
+        future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        try:
+            return future.result()
+        except BaseException:
+            future.cancel()  # Ctrl-C here takes the job back there
+            raise
+
+    @overload
+    def infer(
+        self,
+        vfm: str,
+        inputs: list[Any],
+        *,
+        timeout: float | None = ...,
+        idempotency_key: str | None = ...,
+        **params: Any,
+    ) -> list[Result]: ...
+    @overload
+    def infer(
+        self,
+        vfm: str,
+        inputs: str | dict[str, Any],
+        *,
+        timeout: float | None = ...,
+        idempotency_key: str | None = ...,
+        **params: Any,
+    ) -> Result: ...
+    def infer(
+        self, vfm: str, inputs: Any, *, timeout: float | None = None, idempotency_key: str | None = None, **params: Any
+    ) -> Result | list[Result]:
+        got: Result | list[Result] = self._run(
+            self._client.infer(vfm, inputs, timeout=timeout, idempotency_key=idempotency_key, **params)
+        )
+        return got
+
+    def embed(self, vfm: str, texts: list[str], *, timeout: float | None = None, **params: Any) -> list[list[float]]:
+        return self._run(self._client.embed(vfm, texts, timeout=timeout, **params))
+
+    def enqueue(
+        self,
+        vfm: str,
+        value: Any,
+        *,
+        timeout: float | None = None,
+        idempotency_key: str | None = None,
+        offline: bool = False,
+        **params: Any,
+    ) -> Handle:
+        work = self._client.enqueue(
+            vfm, value, timeout=timeout, idempotency_key=idempotency_key, offline=offline, **params
+        )
+        return Handle(self._run(work), self._run)
+
+    def map(
+        self, vfm: str, inputs: Iterable[Any], *, window: int = 256, progress: bool = False, timeout: float | None = None,
+        **params: Any,
+    ) -> Iterator[Result]:  # fmt: skip
+        results = self._client.map(vfm, inputs, window=window, progress=progress, timeout=timeout, **params)
+        end = object()
+
+        async def following() -> Any:
+            return await anext(results, end)
+
+        async def stop() -> None:
+            await results.aclose()  # type: ignore[attr-defined]
+
+        try:
+            while (result := self._run(following())) is not end:
+                yield result
+        finally:
+            self._run(stop())
+
+    def close(self) -> None:
+        if self._thread.is_alive():
+            self._run(self._client.close())
+            self._end()
+
+    def _end(self) -> None:
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, e: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+
+class Vfms:
+    """The life of vFMs: `client.vfms`."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+
+    def deploy(self, package: str | Path | VfmSpec | dict[str, Any]) -> dict[str, Any]:
+        return self._client._run(self._client._client.vfms.deploy(package))
+
+    def list(self) -> list[dict[str, Any]]:
+        return self._client._run(self._client._client.vfms.list())
+
+    def show(self, name: str) -> dict[str, Any]:
+        return self._client._run(self._client._client.vfms.show(name))
+
+    def update(self, name: str, **change: Any) -> dict[str, Any]:
+        return self._client._run(self._client._client.vfms.update(name, **change))
+
+    def remove(self, name: str) -> None:
+        self._client._run(self._client._client.vfms.remove(name))

@@ -1,0 +1,50 @@
+"""Two ways to reach a fleet behind one face: through a gateway (HTTP), or straight to the streams (Redis)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Protocol
+
+from fmplex_broker.errors import InvalidInput
+from fmplex_broker.specs import VfmChange, VfmSpec
+
+from fmplex.results import AsyncHandle, Result
+
+
+class Transport(Protocol):
+    """What a client asks of a transport. Everything raises typed errors (`fmplex_broker.errors`)."""
+
+    async def infer(
+        self, vfm: str, inputs: list[Any], params: dict[str, Any], timeout_ms: float | None, idempotency_key: str
+    ) -> list[Result]: ...
+    async def enqueue(
+        self,
+        vfm: str,
+        value: Any,
+        params: dict[str, Any],
+        timeout_ms: float | None,
+        idempotency_key: str,
+        offline: bool,
+    ) -> AsyncHandle: ...
+    async def deploy(self, package: Path | None, spec: VfmSpec | None) -> dict[str, Any]: ...
+    async def list(self) -> list[dict[str, Any]]: ...
+    async def show(self, name: str) -> dict[str, Any]: ...
+    async def update(self, name: str, change: VfmChange) -> dict[str, Any]: ...
+    async def remove(self, name: str) -> None: ...
+    async def close(self) -> None: ...
+
+
+def open_transport(url: str, api_key: str | None) -> Transport:
+    """By the URL's scheme: `http`, `https` (a gateway) or `redis`, `rediss`, `unix` (the streams). Raises `InvalidInput`."""
+    scheme = url.partition("://")[0]
+    if scheme in ("http", "https"):
+        from fmplex.http import HttpTransport
+
+        return HttpTransport(url, api_key)
+    if scheme in ("redis", "rediss", "unix"):
+        from fmplex.direct import DirectTransport
+
+        return DirectTransport(url)
+    raise InvalidInput(
+        f"{url!r} is neither http(s):// (a gateway) nor redis(s):// or unix:// (the broker)", field="url"
+    )
