@@ -40,14 +40,18 @@ def admit(vfm: VfmSpec, inputs: Sequence[Any], params: dict[str, Any] | None = N
     if not inputs:
         raise InvalidInput("inputs is empty; send at least one", field="inputs")
     if len(inputs) > MAX_INPUTS:
-        raise TooLarge(f"{len(inputs)} inputs in one call, at most {MAX_INPUTS} are taken; split the call", field="inputs")
+        raise TooLarge(
+            f"{len(inputs)} inputs in one call, at most {MAX_INPUTS} are taken; split the call", field="inputs"
+        )
     checked = _params(vfm, params or {})
     out = []
     for i, value in enumerate(inputs):
         size = _check(vfm, value, f"inputs.{i}")
         if size > vfm.limits.max_input_bytes:
             limit = vfm.limits.max_input_bytes
-            raise TooLarge(f"input {i} has {size} bytes, {vfm.name!r} takes at most {limit}; shorten it", field=f"inputs.{i}")
+            raise TooLarge(
+                f"input {i} has {size} bytes, {vfm.name!r} takes at most {limit}; shorten it", field=f"inputs.{i}"
+            )
         out.append((encode_request(Request(value, checked)), max(1, size // _BYTES_PER_UNIT)))
     return out
 
@@ -82,7 +86,10 @@ def _check(vfm: VfmSpec, value: Any, field: str) -> int:
     if not isinstance(value, dict):
         raise InvalidInput(f"must be a string or a mapping, not {type(value).__name__}", field=field)
     if unknown := sorted(str(k) for k in value if k not in _INPUT_KEYS):
-        raise InvalidInput(f"unknown field {unknown[0]!r}; an input has {', '.join(sorted(_INPUT_KEYS))}", field=f"{field}.{unknown[0]}")
+        raise InvalidInput(
+            f"unknown field {unknown[0]!r}; an input has {', '.join(sorted(_INPUT_KEYS))}",
+            field=f"{field}.{unknown[0]}",
+        )
     forms = [k for k in ("text", "input_ids", "inputs_embeds") if k in value]
     if len(forms) != 1:
         raise InvalidInput("send exactly one of text, input_ids, inputs_embeds", field=field)
@@ -110,8 +117,10 @@ def _text(value: Any, field: str) -> int:
 
 def _numbers(value: Any, field: str, *, integers: bool) -> int:
     if isinstance(value, Tensor):
-        right = len(value.shape) == 1 and value.dtype.startswith("int") if integers else (
-            len(value.shape) == 2 and value.dtype == "float32"
+        right = (
+            len(value.shape) == 1 and value.dtype.startswith("int")
+            if integers
+            else (len(value.shape) == 2 and value.dtype == "float32")
         )
         if not right:
             want = "int [tokens]" if integers else "float32 [tokens, hidden]"

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import msgpack
 
-from fmplex_broker.errors import FmplexError, InvalidInput, from_wire
+from fmplex_broker.errors import FmplexError, InvalidInput, JobFailed, from_wire
 from fmplex_broker.tensors import Tensor
 
 VERSION = 1
@@ -103,7 +103,19 @@ def encode_reply(reply: Reply) -> bytes:
 
 def decode_reply(data: bytes) -> Reply:
     """Raises `ValueError` when the bytes are not a reply of this version."""
-    version, output, error, digest, worker, units, queue_ms, run_ms = unpackb(data)
-    if version != VERSION:
+    parts = unpackb(data)
+    if not isinstance(parts, list) or not parts or parts[0] != VERSION:
+        version = parts[0] if isinstance(parts, list) and parts else parts
         raise ValueError(f"reply has version {version!r}, this client reads {VERSION}")
+    _, output, error, digest, worker, units, queue_ms, run_ms = parts
+    if error is not None and not isinstance(error, dict):
+        raise ValueError("the reply's error is not a mapping")
     return Reply(output, from_wire(error) if error else None, digest, worker, units, queue_ms, run_ms)
+
+
+def read_reply(data: bytes) -> Reply:
+    """The reply, or an error in its place if it cannot be read: one worker of another version must not silence the others."""
+    try:
+        return decode_reply(data)
+    except ValueError as e:
+        return Reply(error=JobFailed(f"the reply cannot be read ({e}); do client and worker run the same FMplex?"))

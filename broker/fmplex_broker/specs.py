@@ -184,7 +184,9 @@ class FleetSpec(Spec):
     def _one_backbone(self) -> FleetSpec:
         for vfm in self.vfms:
             if vfm.backbone != self.backbone.name:
-                raise ValueError(f"vFM {vfm.name!r} wants backbone {vfm.backbone!r}, this fleet hosts {self.backbone.name!r}")
+                raise ValueError(
+                    f"vFM {vfm.name!r} wants backbone {vfm.backbone!r}, this fleet hosts {self.backbone.name!r}"
+                )
         return self
 
 

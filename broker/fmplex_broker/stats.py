@@ -63,7 +63,8 @@ class VfmStats:
 
 @dataclass(slots=True)
 class WorkerStats:
-    """One worker. Counters since its start; `memory_bytes` is unique memory of the process, `device_bytes` on the accelerator."""
+    """One worker. Counters since its start. `memory_bytes`: unique memory of the process; `device_bytes`: on the accelerator;
+    `backbone_bytes`, `versions_bytes`: weights of the shared backbone, and of all resident adapters and heads."""
 
     worker: str
     backbone: str
@@ -78,6 +79,8 @@ class WorkerStats:
     resident: int = 0
     memory_bytes: int = 0
     device_bytes: int = 0
+    backbone_bytes: int = 0
+    versions_bytes: int = 0
     cost_error: float = 0.0
     vfms: dict[str, VfmStats] = field(default_factory=dict)
 

@@ -7,10 +7,11 @@ bytes without a copy.
 from __future__ import annotations
 
 import math
+import struct
 from dataclasses import dataclass
 from typing import Any
 
-# dtype name -> (bytes per element, struct code of memoryview.cast)
+# dtype name -> (bytes per element, struct code)
 DTYPES: dict[str, tuple[int, str]] = {
     "float32": (4, "f"),
     "float64": (8, "d"),
@@ -41,8 +42,8 @@ class Tensor:
 
     def tolist(self) -> Any:
         """Nested Python lists (a bare number for a zero-dimensional tensor)."""
-        flat = memoryview(self.data).cast(DTYPES[self.dtype][1])
-        return _nest(flat.tolist(), self.shape)
+        count = math.prod(self.shape)
+        return _nest(list(struct.unpack(f"<{count}{DTYPES[self.dtype][1]}", self.data)), self.shape)
 
     def numpy(self) -> Any:
         """A read-only numpy view over the same bytes; needs numpy installed."""

@@ -6,6 +6,10 @@ with Client("http://127.0.0.1:8080") as fm:
     fm.infer("sentiment", "what a lovely day").output
 """
 
+from fmplex.aio import AsyncClient
+from fmplex.fitting import fit
+from fmplex.results import AsyncHandle, Handle, Result
+from fmplex.sync import Client
 from fmplex_broker.errors import (
     Busy,
     Cancelled,
@@ -28,11 +32,6 @@ from fmplex_broker.errors import (
 from fmplex_broker.fitting import LoraSpec
 from fmplex_broker.specs import Limits, Slo, VfmSpec
 from fmplex_broker.tensors import Tensor
-
-from fmplex.aio import AsyncClient
-from fmplex.fitting import fit
-from fmplex.results import AsyncHandle, Handle, Result
-from fmplex.sync import Client
 
 __all__ = [
     "AsyncClient",

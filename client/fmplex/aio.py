@@ -5,18 +5,18 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sized
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar, overload
 
-from fmplex_broker.admission import MAX_INPUTS
-from fmplex_broker.errors import Busy, Unavailable, VfmClosed
-from fmplex_broker.specs import VfmChange, VfmSpec, parse
 from rich.progress import Progress
 
 from fmplex.results import AsyncHandle, Result
 from fmplex.transport import Transport, open_transport
+from fmplex_broker.admission import MAX_INPUTS
+from fmplex_broker.errors import Busy, Unavailable, VfmClosed
+from fmplex_broker.specs import VfmChange, VfmSpec, parse
 
 T = TypeVar("T")
 _BACKOFF_S = 0.2
@@ -95,7 +95,7 @@ class AsyncClient:
     ) -> AsyncIterator[Result]:  # fmt: skip
         """Results in the order of `inputs`, with at most about `window` of them under way; `progress` draws a bar."""
         per_call = max(1, min(_PER_CALL, window, MAX_INPUTS))
-        total = len(inputs) if hasattr(inputs, "__len__") else None
+        total = len(inputs) if isinstance(inputs, Sized) else None
         chunks = _chunks(inputs, per_call)
         running: deque[asyncio.Task[list[Result]]] = deque()
         with Progress(disable=not progress) as bar:

@@ -6,13 +6,12 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
+from fmplex.results import AsyncHandle, Result
 from fmplex_broker.errors import Cancelled, InvalidInput
 from fmplex_broker.messages import INTERACTIVE, OFFLINE, Reply
 from fmplex_broker.packages import bare, read_package
 from fmplex_broker.specs import VfmChange, VfmSpec
 from fmplex_broker.streams.session import Pending, Session, gather_replies
-
-from fmplex.results import AsyncHandle, Result
 
 
 class DirectTransport:
@@ -67,7 +66,7 @@ class DirectTransport:
         return status.describe()
 
     async def list(self) -> list[dict[str, Any]]:
-        return [v.describe() for v in await self._session.registry.list()]
+        return [v.describe() for v in await self._session.registry.all()]
 
     async def show(self, name: str) -> dict[str, Any]:
         return (await self._session.registry.show(name)).describe()

@@ -8,10 +8,11 @@ from collections.abc import Callable, Iterable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
+from pydantic import TypeAdapter
+
 from fmplex_broker.errors import FmplexError, JobFailed, Unavailable, from_wire
 from fmplex_broker.fitting import FitDone, FitEvent, FitFailed, FitHead, FitSpec, LoraSpec
 from fmplex_broker.specs import locate_model
-from pydantic import TypeAdapter
 
 _EVENT: TypeAdapter[FitEvent] = TypeAdapter(FitEvent)
 

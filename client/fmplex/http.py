@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+
+from fmplex.results import AsyncHandle, Result, wait_task
 from fmplex_broker.errors import Cancelled, FmplexError, InvalidInput, Unavailable, from_wire
 from fmplex_broker.messages import packb, unpackb
 from fmplex_broker.specs import VfmChange, VfmSpec
-
-from fmplex.results import AsyncHandle, Result, wait_task
 
 _MSGPACK = "application/msgpack"
 _MARGIN_S = 10.0  # the gateway answers by the deadline; the connection must outlive that

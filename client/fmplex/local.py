@@ -13,6 +13,7 @@ from pathlib import Path
 from types import TracebackType
 
 import httpx
+
 from fmplex_broker.errors import Unavailable
 from fmplex_broker.specs import FleetSpec, load_fleet
 from fmplex_broker.streams.embedded import EmbeddedServer, free_port

@@ -9,10 +9,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar, overload
 
-from fmplex_broker.specs import VfmSpec
-
 from fmplex.aio import AsyncClient
 from fmplex.results import Handle, Result
+from fmplex_broker.specs import VfmSpec
 
 T = TypeVar("T")
 

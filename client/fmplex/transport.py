@@ -5,10 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Protocol
 
+from fmplex.results import AsyncHandle, Result
 from fmplex_broker.errors import InvalidInput
 from fmplex_broker.specs import VfmChange, VfmSpec
-
-from fmplex.results import AsyncHandle, Result
 
 
 class Transport(Protocol):

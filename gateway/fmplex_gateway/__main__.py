@@ -36,7 +36,9 @@ def main() -> int:
     app = create_app(lambda: Session.connect(url), fleet.gateway, fleet.worker.roots)
     host = args.host or fleet.gateway.host
     port = fleet.gateway.port if args.port is None else args.port
-    uvicorn.run(app, host=host, port=port, loop="uvloop", log_level="warning", access_log=False, timeout_graceful_shutdown=20)
+    uvicorn.run(
+        app, host=host, port=port, loop="uvloop", log_level="warning", access_log=False, timeout_graceful_shutdown=20
+    )
     return 0
 
 

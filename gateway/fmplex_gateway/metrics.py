@@ -62,7 +62,7 @@ def _queues(view: FleetView) -> Iterator[Metric]:
 
 def _workers(workers: list[WorkerStats]) -> Iterator[Metric]:
     def family(kind: type[Metric], name: str, doc: str, values: Iterable[float]) -> Metric:
-        metric = kind(name, doc, labels=["backbone", "worker"])  # type: ignore[call-arg, arg-type]
+        metric = kind(name, doc, labels=["backbone", "worker"])  # type: ignore[call-arg]
         for worker, value in zip(workers, values, strict=True):
             metric.add_metric([worker.backbone, worker.worker], value)  # type: ignore[attr-defined]
         return metric

@@ -51,7 +51,7 @@ def _vector(tensor: Tensor, encoding: str) -> Any:
 @router.get("/v1/models")
 async def models(request: Request) -> Response:
     session: Session = request.app.state.session
-    serving = [v for v in await session.registry.list() if v.status == "serving"]
+    serving = [v for v in await session.registry.all() if v.status == "serving"]
     return json_response({"object": "list", "data": [_model(v.name, v.backbone) for v in serving]})
 
 

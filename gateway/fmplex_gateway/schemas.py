@@ -7,7 +7,6 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from fmplex_broker.specs import VfmSpec
-from fmplex_broker.streams.registry import VfmStatus
 
 
 class Body(BaseModel):
@@ -38,23 +37,3 @@ class DeployBody(Body):
 
     package: str | None = None
     spec: VfmSpec | None = None
-
-
-def describe(status: VfmStatus) -> dict[str, Any]:
-    """A vFM as the API shows it."""
-    known = status.deployment or (status.candidate[1] if status.candidate else None)
-    spec = known.spec if known else None
-    return {
-        "name": status.name,
-        "backbone": status.backbone,
-        "status": status.status,
-        "version": status.version or None,
-        "generation": status.generation,
-        "candidate": status.candidate[0] if status.candidate else None,
-        "error": status.error,
-        "package": known.package if known else None,
-        "head": spec.head.model_dump(mode="json") if spec else None,
-        "weight": spec.weight if spec else None,
-        "limits": spec.limits.model_dump() if spec else None,
-        "slo": spec.slo.model_dump() if spec else None,
-    }

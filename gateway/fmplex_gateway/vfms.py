@@ -12,7 +12,7 @@ from fmplex_broker.errors import InvalidInput
 from fmplex_broker.packages import Package, bare, read_package
 from fmplex_broker.specs import VfmChange
 from fmplex_broker.streams.session import Session
-from fmplex_gateway.schemas import DeployBody, describe
+from fmplex_gateway.schemas import DeployBody
 from fmplex_gateway.wire import json_response, parse_body
 
 router = APIRouter()
@@ -26,7 +26,7 @@ async def _read(request: Request, package: str) -> Package:
 @router.get("/v1/vfms")
 async def list_vfms(request: Request) -> Response:
     session: Session = request.app.state.session
-    return json_response({"vfms": [describe(v) for v in await session.registry.list()]})
+    return json_response({"vfms": [v.describe() for v in await session.registry.all()]})
 
 
 @router.post("/v1/vfms")
@@ -38,13 +38,13 @@ async def deploy(request: Request) -> Response:
         raise InvalidInput("send either package (a folder) or spec (a vFM without files)", field="package")
     package = await _read(request, body.package) if body.package is not None else bare(body.spec)  # type: ignore[arg-type]
     status = await session.registry.deploy(package.spec, package.digest, body.package)
-    return json_response(describe(status), 201)
+    return json_response(status.describe(), 201)
 
 
 @router.get("/v1/vfms/{name}")
 async def show(name: str, request: Request) -> Response:
     session: Session = request.app.state.session
-    return json_response(describe(await session.registry.show(name)))
+    return json_response((await session.registry.show(name)).describe())
 
 
 @router.patch("/v1/vfms/{name}")
@@ -60,7 +60,7 @@ async def change(name: str, request: Request) -> Response:
         version = (package.spec, package.digest)
     status = await session.registry.change(name, body, version=version)
     session.forget(name)
-    return json_response(describe(status))
+    return json_response(status.describe())
 
 
 @router.delete("/v1/vfms/{name}")

@@ -67,7 +67,9 @@ def answer(request: Request, value: Any, status: int = 200) -> Response:
 
 
 def json_response(value: Any, status: int = 200) -> Response:
-    return Response(json.dumps(value, default=_plain, allow_nan=False, separators=(",", ":")), status, media_type="application/json")
+    return Response(
+        json.dumps(value, default=_plain, allow_nan=False, separators=(",", ":")), status, media_type="application/json"
+    )
 
 
 def _plain(value: Any) -> Any:

@@ -7,6 +7,7 @@ import asyncio
 import logging
 import os
 import signal
+import socket
 import sys
 from pathlib import Path
 
@@ -14,6 +15,9 @@ import uvloop
 
 from fmplex_broker.errors import FmplexError
 from fmplex_broker.specs import FleetSpec, load_fleet
+from fmplex_broker.streams.connection import Scripts, open_redis
+from fmplex_broker.streams.fleet import look
+from fmplex_broker.streams.registry import Registry
 from fmplex_worker.service import Worker
 
 
@@ -21,19 +25,33 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="fmplex_worker", description="Host one backbone and serve its vFMs.")
     parser.add_argument("--config", type=Path, required=True, help="fleet file (TOML)")
     parser.add_argument("--broker", help="broker URL; overrides the file (and FMPLEX_BROKER)")
+    parser.add_argument("--check", action="store_true", help="exit 0 if a worker of this host is alive, else 1")
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     try:
         fleet = load_fleet(args.config)
         url = args.broker or os.environ.get("FMPLEX_BROKER") or fleet.broker
         if url == "embedded":
-            print("a worker needs a broker URL: --broker redis://…; `fmplex up` starts an embedded one", file=sys.stderr)
+            print(
+                "a worker needs a broker URL: --broker redis://…; `fmplex up` starts an embedded one", file=sys.stderr
+            )
             return 2
+        if args.check:
+            return 0 if uvloop.run(_alive(url)) else 1
         uvloop.run(_serve(url, fleet))
     except FmplexError as e:
         print(f"{e.code}: {e}", file=sys.stderr)
         return 2
     return 0
+
+
+async def _alive(url: str) -> bool:
+    redis = open_redis(url)
+    try:
+        view = await look(redis, Registry(redis, Scripts(redis)))
+    finally:
+        await redis.aclose()
+    return any(worker.host == socket.gethostname() for worker in view.workers)
 
 
 async def _serve(url: str, fleet: FleetSpec) -> None:

@@ -7,6 +7,7 @@ import logging
 from collections import deque
 from concurrent.futures import Executor
 from dataclasses import dataclass
+from typing import Any
 
 from fmplex_broker.errors import BrokerUnavailable, Cancelled, DeadlineExceeded
 from fmplex_broker.streams.consumer import Claimed, Consumer
@@ -124,7 +125,8 @@ class Device:
         if len(self._flights) < 2:
             self._window.arrived.clear()
             arrival = asyncio.ensure_future(self._window.arrived.wait())
-            await asyncio.wait({self._flights[0].outcome, arrival}, return_when=asyncio.FIRST_COMPLETED)
+            either: set[asyncio.Future[Any]] = {self._flights[0].outcome, arrival}
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
             arrival.cancel()
             if not self._flights[0].outcome.done():
                 return

@@ -14,7 +14,7 @@ from fmplex_worker.engines.protocol import Engine, Prepared
 from fmplex_worker.lease import LeaseLost
 from fmplex_worker.library import Library
 from fmplex_worker.outbox import Outbox
-from fmplex_worker.scheduling import Flow, Item, Scheduler
+from fmplex_worker.scheduling import Item, Scheduler
 from fmplex_worker.window import Held, Window
 
 log = logging.getLogger(__name__)
@@ -73,6 +73,8 @@ class Intake:
             if not (await self._consumer.beat()).alive:
                 raise LeaseLost(self._consumer.worker)
             return [], True
+        for flow, rest in claim.rest.items():
+            self._scheduler.expect(flow, rest)  # a flow whose stream has more is not empty, it is only waiting for us
         return claim.jobs, claim.more or claim.state == "stale"
 
     async def recover(self) -> None:
@@ -127,7 +129,7 @@ class Intake:
         self._scheduler.add(
             Item(
                 key=held.key,
-                flow=Flow(held.job.flow.vfm, held.job.flow.cls),
+                flow=held.job.flow,
                 phase="encode",
                 units=prepared.units,
                 segment=prepared.adapter or None,

@@ -63,5 +63,8 @@ class Lease:
             if got.state != "ok":
                 return
             log.warning(
-                "took over from worker %s: %d jobs given back, %d dead letters", got.victim, got.given_back, got.dead_letters
+                "took over from worker %s: %d jobs given back, %d dead letters",
+                got.victim,
+                got.given_back,
+                got.dead_letters,
             )

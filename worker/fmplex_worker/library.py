@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
 from concurrent.futures import Executor
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from fmplex_broker.errors import BrokerUnavailable, FmplexError, JobFailed, Pack
 from fmplex_broker.packages import Package, bare, read_package
 from fmplex_broker.streams.registry import Deployment, Registry, VfmStatus
 from fmplex_worker.engines.protocol import Engine
+from fmplex_worker.scheduling import Scheduler
 
 log = logging.getLogger(__name__)
 _BACKOFF_S = 0.5
@@ -32,14 +32,14 @@ class Library:
         registry: Registry,
         backbone: str,
         roots: tuple[Path, ...],
-        reweigh: Callable[[str, float], None],
+        scheduler: Scheduler,
         thread: Executor,
     ) -> None:
         self._engine = engine
         self._registry = registry
         self._backbone = backbone
         self._roots = roots
-        self._reweigh = reweigh
+        self._scheduler = scheduler
         self._serving: dict[str, VfmStatus] = {}
         self._replaced: dict[str, float] = {}  # version -> when it may go (monotonic seconds)
         self._seen = -1
@@ -84,7 +84,7 @@ class Library:
         if status.deployment is not None and status.version:
             before = self._serving.get(status.name)
             if before is None or before.generation != status.generation:
-                self._reweigh(status.name, status.spec.weight)
+                self._scheduler.set_weight(status.name, status.spec.weight)
                 if before is not None and before.version != status.version:
                     self._replace(before)
                 self._serving[status.name] = status
@@ -116,9 +116,13 @@ class Library:
     def _read_and_load(self, offered: Deployment, version: str) -> None:
         package = self._read(offered)
         if package.spec.backbone != self._backbone:
-            raise PackageRejected(f"the package is for backbone {package.spec.backbone!r}, this is {self._backbone!r}", field="backbone")
+            raise PackageRejected(
+                f"the package is for backbone {package.spec.backbone!r}, this is {self._backbone!r}", field="backbone"
+            )
         if package.digest != version:
-            raise PackageRejected("the package's files are not the ones that were deployed; deploy it again", field="package")
+            raise PackageRejected(
+                "the package's files are not the ones that were deployed; deploy it again", field="package"
+            )
         self._engine.load(package, version)
 
     def _read(self, offered: Deployment) -> Package:
@@ -134,6 +138,7 @@ class Library:
         names = {s.name for s in statuses}
         for name in [n for n in self._serving if n not in names]:
             del self._serving[name]
+            self._scheduler.forget(name)
         needed = {s.version for s in statuses} | {s.candidate[0] for s in statuses if s.candidate}
         now = time.monotonic()
         for version in list(self._replaced):

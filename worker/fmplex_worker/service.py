@@ -12,12 +12,10 @@ import logging
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
-from redis.asyncio import Redis
-
 from fmplex_broker.errors import BrokerUnavailable
 from fmplex_broker.specs import BackboneSpec, WorkerSpec
 from fmplex_broker.streams.connection import Scripts, open_redis
-from fmplex_broker.streams.consumer import Consumer
+from fmplex_broker.streams.consumer import Consumer, Words
 from fmplex_broker.streams.fleet import publish
 from fmplex_broker.streams.producer import new_id
 from fmplex_broker.streams.registry import BackboneInfo, Registry
@@ -40,17 +38,18 @@ _BACKOFF_S = 0.5
 class Worker:
     """Hosts one backbone until told to stop. `cost`: warmed by a profile of the engine, or a fresh one."""
 
-    def __init__(self, url: str, backbone: BackboneSpec, spec: WorkerSpec, engine: Engine, cost: CostModel | None = None) -> None:
+    def __init__(
+        self, url: str, backbone: BackboneSpec, spec: WorkerSpec, engine: Engine, cost: CostModel | None = None
+    ) -> None:
         self.backbone = backbone
         self.spec = spec
         self.engine = engine
         self.cost = cost or CostModel(backbone.pass_units)
         self._redis = open_redis(url)
-        self._blocking: Redis = open_redis(url)  # blocking reads have a connection of their own
+        self._blocking = open_redis(url)  # blocking reads have a connection of their own
         self._scripts = Scripts(self._redis)
         self._registry = Registry(self._redis, self._scripts)
         self._stop = asyncio.Event()
-        self.meter = Meter(backbone.name, engine.info.device)
         self.ready = asyncio.Event()  # has joined and caught up with the deployments
         # One thread each, for as long as the process lives: a new life must not step while the old one's last pass runs.
         self.threads = {name: ThreadPoolExecutor(1, thread_name_prefix=name) for name in ("intake", "device", "loader")}
@@ -89,17 +88,18 @@ class _Life:
         self._consumer = Consumer(w._redis, w._scripts, w.backbone.name, self._id, **times)
         self._listening = Consumer(w._blocking, Scripts(w._blocking), w.backbone.name, self._id, **times)
         self._scheduler = make_scheduler(w.spec.policy, w.cost, w.backbone.pass_units)
+        self._meter = Meter(w.engine.info)
         self._window = Window(w.backbone.pass_units, w.spec.window_passes)
         self._library = Library(
-            w.engine, w._registry, w.backbone.name, w.spec.roots, self._scheduler.set_weight, w.threads["loader"]
+            w.engine, w._registry, w.backbone.name, w.spec.roots, self._scheduler, w.threads["loader"]
         )
-        self._outbox = Outbox(self._consumer, self._window, self._clock, w.meter)
+        self._outbox = Outbox(self._consumer, self._window, self._clock, self._meter)
         self._intake = Intake(
             self._consumer, self._window, self._scheduler, w.engine, self._library, self._outbox, self._clock,
             w.threads["intake"],
         )  # fmt: skip
         self._device = Device(
-            w.engine, self._scheduler, self._window, self._outbox, self._consumer, self._clock, w.meter,
+            w.engine, self._scheduler, self._window, self._outbox, self._consumer, self._clock, self._meter,
             w.threads["device"],
         )  # fmt: skip
 
@@ -144,23 +144,25 @@ class _Life:
     async def _listen(self) -> None:
         while True:
             try:
-                woken, cancelled = await self._listening.listen()
+                words = await self._listening.listen()
             except BrokerUnavailable:
                 await asyncio.sleep(_BACKOFF_S)
-                woken, cancelled = True, []
-            if woken:
+                words = Words(True, [], True)  # whatever was said meanwhile
+            if words.woken:
                 self._intake.rung.set()
-            for key in cancelled:
+            if words.changed:
+                self._library.changed.set()
+            for key in words.cancelled:
                 self._device.cancel(key)
 
     async def _report(self) -> None:
         w = self._w
         while True:
-            await asyncio.to_thread(w.meter.memory)
-            stats = w.meter.snapshot(
+            await asyncio.to_thread(self._meter.memory)
+            stats = self._meter.snapshot(
                 self._id,
                 held=len(self._window),
-                resident=len(w.engine.loaded),
+                loaded=w.engine.loaded,
                 shares=self._scheduler.shares(),
                 cost_error=w.cost.error,
             )

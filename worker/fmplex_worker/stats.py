@@ -5,20 +5,23 @@ from __future__ import annotations
 import os
 import socket
 import time
+from collections.abc import Mapping
 
 import psutil
 
 from fmplex_broker.stats import VfmStats, WorkerStats, bucket_of
+from fmplex_worker.engines.protocol import EngineInfo
 from fmplex_worker.scheduling import Share
 
 
 class Meter:
     """Counters of one worker process; plain additions on the event loop."""
 
-    def __init__(self, backbone: str, device: str) -> None:
+    def __init__(self, engine: EngineInfo) -> None:
         self._process = psutil.Process()
         self._started = time.monotonic()
-        self.stats = WorkerStats("", backbone, device, os.getpid(), socket.gethostname())
+        self.stats = WorkerStats("", engine.name, engine.device, os.getpid(), socket.gethostname())
+        self.stats.backbone_bytes = engine.memory_bytes
 
     def vfm(self, name: str) -> VfmStats:
         found = self.stats.vfms.get(name)
@@ -51,12 +54,17 @@ class Meter:
 
             self.stats.device_bytes = int(torch.cuda.memory_allocated(self.stats.device))
 
-    def snapshot(self, worker: str, *, held: int, resident: int, shares: dict[str, Share], cost_error: float) -> WorkerStats:
-        """The counters as they stand, with what the scheduler knows of each vFM."""
+    def snapshot(
+        self, worker: str, *, held: int, loaded: Mapping[str, int], shares: dict[str, Share], cost_error: float
+    ) -> WorkerStats:
+        """The counters as they stand, with what the scheduler knows of each vFM. `loaded`: bytes of each resident version."""
         s = self.stats
-        s.worker, s.held, s.resident, s.cost_error = worker, held, resident, cost_error
+        s.worker, s.held, s.cost_error = worker, held, cost_error
+        s.resident, s.versions_bytes = len(loaded), sum(loaded.values())
         s.uptime_s = time.monotonic() - self._started
         for name, share in shares.items():
+            if name not in s.vfms and not share.charged:
+                continue  # ten thousand that never ran here need no word
             vfm = self.vfm(name)
             vfm.weight, vfm.charged_s, vfm.deficit_s = share.weight, share.charged, share.deficit
         return s

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from functools import cache
 from importlib.resources import files
-from typing import Any
+from typing import Any, TypeAlias
 
 from redis import exceptions as redis_errors
-from redis.asyncio import Redis
+from redis.asyncio import ConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
@@ -18,19 +19,21 @@ from fmplex_broker.errors import BrokerUnavailable
 
 BLOCK_MS = 5_000  # no blocking read waits longer, and no socket waits shorter
 _SOCKET_TIMEOUT_S = 15.0
-# Must run on a full server too, so that it can drain and no lease lapses.
-_ALLOW_OOM = frozenset({"beat", "settle"})
+# Must run on a full server too, so that no lease lapses and it can drain: all that a job goes through once it is queued.
+_ALLOW_OOM = frozenset({"beat", "cancel", "claim", "join", "mark", "reap", "recover", "release", "retire", "settle"})
 
 Arg = str | bytes | int | float
+# redis-py types every reply as a union over settings that we never change; here replies are bytes, lists and numbers.
+Client: TypeAlias = Any
 
 
-def open_redis(url: str) -> Redis:
+def open_redis(url: str) -> Client:
     """A client of the server at `url`. Connects on first use.
 
     Commands are never resent by the library: it cannot know which are safe to repeat, and a lost reply to an XADD would
     add twice. RESP2 on purpose: replies have one shape on every server (and on fakeredis).
     """
-    return Redis.from_url(
+    pool = ConnectionPool.from_url(
         url,
         protocol=2,
         decode_responses=False,
@@ -39,6 +42,21 @@ def open_redis(url: str) -> Redis:
         retry=Retry(NoBackoff(), 0),
         retry_on_error=[],
     )
+    pool.connection_class = type("Connection", (_HearsCancellation, pool.connection_class), {})
+    return Redis.from_pool(pool)
+
+
+class _HearsCancellation:
+    """redis-py sends with `asyncio.wait_for`, which up to Python 3.11 forgets a cancellation that comes just as the sending
+    ends: a task asked to end would go on for ever."""
+
+    async def send_packed_command(self, *args: Any, **kwargs: Any) -> None:
+        task = asyncio.current_task()
+        before = task.cancelling() if task else 0
+        await super().send_packed_command(*args, **kwargs)  # type: ignore[misc]
+        if task and task.cancelling() > before:
+            await self.disconnect(nowait=True)  # type: ignore[attr-defined]  # the answer must not reach the next command
+            raise asyncio.CancelledError
 
 
 @asynccontextmanager
@@ -66,7 +84,7 @@ class Scripts:
     `flags`: write the `#!lua` line (fakeredis does not know it).
     """
 
-    def __init__(self, redis: Redis, *, flags: bool = True) -> None:
+    def __init__(self, redis: Client, *, flags: bool = True) -> None:
         self._redis = redis
         self._flags = flags
         self._sha: dict[str, str] = {}
@@ -83,7 +101,7 @@ class Scripts:
             sha = self._sha[name] = hashlib.sha1(self._text(name).encode(), usedforsecurity=False).hexdigest()
         async with broker_errors():
             try:
-                return await self._redis.evalsha(sha, 1, vfms_key, *args)  # type: ignore[misc]
+                return await self._redis.evalsha(sha, 1, vfms_key, *args)
             except redis_errors.NoScriptError:
                 # Nothing has run: sending the source runs it now and loads it for the next time.
-                return await self._redis.eval(self._text(name), 1, vfms_key, *args)  # type: ignore[misc]
+                return await self._redis.eval(self._text(name), 1, vfms_key, *args)

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
-
-from redis.asyncio import Redis
+from typing import Any, Literal, NamedTuple
 
 from fmplex_broker.errors import BrokerUnavailable, Poisoned
 from fmplex_broker.keys import Keys
 from fmplex_broker.messages import Flow, Reply, encode_reply
-from fmplex_broker.streams.connection import BLOCK_MS, Arg, Scripts, broker_errors
+from fmplex_broker.streams.connection import BLOCK_MS, Arg, Client, Scripts, broker_errors
 from fmplex_broker.streams.producer import PER_CALL
 
 CLAIM_ROOM, CLAIM_FLOWS = 256, 64
@@ -46,11 +44,15 @@ class Claimed:
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """`lost`: the lease is gone, start again under a new id; `stale`: a recovery has overtaken this claim."""
+    """`lost`: the lease is gone, start again under a new id; `stale`: a recovery has overtaken this claim.
+
+    `more`: claim again rather than sleep. `rest`: for each flow looked at, whether its stream has more undelivered jobs.
+    """
 
     state: Literal["ok", "lost", "stale"]
     jobs: list[Claimed]
     more: bool
+    rest: dict[Flow, bool]
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,11 +73,26 @@ class Reaped:
     more: bool
 
 
+class Words(NamedTuple):
+    """`woken`: there may be work; `cancelled`: jobs ("flow entry") whose callers gave up; `changed`: some vFM changed."""
+
+    woken: bool
+    cancelled: list[str]
+    changed: bool
+
+
 class Consumer:
     """Claims, settles and gives back jobs; holds the lease. A new incarnation of a worker is a new Consumer."""
 
     def __init__(
-        self, redis: Redis, scripts: Scripts, backbone: str, worker: str, *, lease_ms: int, result_ttl_ms: int = 300_000
+        self,
+        redis: Client,
+        scripts: Scripts,
+        backbone: str,
+        worker: str,
+        *,
+        lease_ms: int,
+        result_ttl_ms: int = 300_000,
     ) -> None:
         self.keys = Keys(backbone)
         self.worker = worker
@@ -102,7 +119,16 @@ class Consumer:
 
     async def reap(self, steady_ms: int, *, max_attempts: int, budget: int = 256, victim: str = "") -> Reaped:
         """Take over from one dead worker. `steady_ms`: how long this worker has beaten without a gap."""
-        args = [self.worker, steady_ms, self._lease_ms, max_attempts, budget, self._result_ttl_ms, _POISONED, victim]
+        args: list[Arg] = [
+            self.worker,
+            steady_ms,
+            self._lease_ms,
+            max_attempts,
+            budget,
+            self._result_ttl_ms,
+            _POISONED,
+            victim,
+        ]
         state, who, given, dead, more = await self._call("reap", args)
         return Reaped(state.decode(), who.decode(), int(given), int(dead), bool(more))
 
@@ -121,9 +147,15 @@ class Consumer:
         state, wake, flows, more = await self._call("claim", args)
         if state == b"ok":
             self._seen[self.keys.wake] = wake.decode()
-        jobs = [job for flow in flows for job in _claimed(*flow)]
+        jobs, looked = [], {}
+        for name, attempts, entries, rest in flows:
+            cls, _, vfm = name.decode().partition(":")
+            flow = Flow(vfm, cls)
+            jobs += _claimed(flow, attempts, entries)
+            if rest >= 0:
+                looked[flow] = rest == 1
         await self._fetch_blobs(jobs)
-        return Claim(state.decode(), jobs, bool(more))
+        return Claim(state.decode(), jobs, bool(more), looked)
 
     async def _fetch_blobs(self, jobs: list[Claimed]) -> None:
         large = [job for job in jobs if not job.payload]
@@ -177,20 +209,19 @@ class Consumer:
             args += [job.address, job.entry]
         return int(await self._call("recover", args)) >= 0
 
-    async def listen(self) -> tuple[bool, list[str]]:
-        """Block (at most `BLOCK_MS`) for words: was the wake stream rung since the last claim, and which running jobs
-        ("flow entry") were cancelled. Needs a connection of its own for as long as it blocks."""
+    async def listen(self) -> Words:
+        """Block (at most `BLOCK_MS`) for words. Needs a connection of its own for as long as it blocks."""
         async with broker_errors():
-            # redis-py's stub asks for an invariant dict of unions here.
-            got: Any = await self._redis.xread(dict(self._seen), block=BLOCK_MS, count=256)  # type: ignore[arg-type]
-        woken, cancelled = False, []
+            got: Any = await self._redis.xread(dict(self._seen), block=BLOCK_MS, count=256)
+        woken, cancelled, changed = False, [], False
         for stream, entries in got or []:
             key = stream.decode()
             # A claim may have moved on meanwhile; never go back.
             self._seen[key] = max(self._seen[key], entries[-1][0].decode(), key=_order)
             woken = woken or key == self.keys.wake
             cancelled += [fields[b"cancel"].decode() for _, fields in entries if b"cancel" in fields]
-        return woken, cancelled
+            changed = changed or any(b"changed" in fields for _, fields in entries)
+        return Words(woken, cancelled, changed)
 
 
 def _order(stream_id: str) -> tuple[int, int]:
@@ -198,16 +229,22 @@ def _order(stream_id: str) -> tuple[int, int]:
     return int(ms), int(seq or 0)
 
 
-def _claimed(flow: bytes, attempts: list[int], entries: list[Any]) -> list[Claimed]:
-    cls, _, vfm = flow.decode().partition(":")
-    key = Flow(vfm, cls)
+def _claimed(flow: Flow, attempts: list[int], entries: list[Any]) -> list[Claimed]:
     out = []
     for n, (entry, f) in zip(attempts, entries, strict=True):
         # Fields come in the order enqueue.lua writes them: j c g u t d b.
         job, inbox, digest, units, deadline, payload = f[1], f[3], f[5], f[7], f[9], f[11]
         out.append(
             Claimed(
-                key, entry.decode(), job.decode(), inbox.decode(), digest.decode(), int(units), int(deadline), payload, n
+                flow,
+                entry.decode(),
+                job.decode(),
+                inbox.decode(),
+                digest.decode(),
+                int(units),
+                int(deadline),
+                payload,
+                n,
             )
         )
     return out

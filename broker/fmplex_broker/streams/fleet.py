@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from redis.asyncio import Redis
-
 from fmplex_broker.keys import GROUP, Keys
 from fmplex_broker.messages import CLASSES, Flow
 from fmplex_broker.stats import WorkerStats, decode_stats, encode_stats
-from fmplex_broker.streams.connection import broker_errors
+from fmplex_broker.streams.connection import Client, broker_errors
 from fmplex_broker.streams.registry import Registry, VfmStatus
 
 STATS_TTL_MS = 10_000
@@ -35,15 +33,15 @@ class FleetView:
     depths: dict[str, Depth] = field(default_factory=dict)
 
 
-async def publish(redis: Redis, stats: WorkerStats) -> None:
+async def publish(redis: Client, stats: WorkerStats) -> None:
     async with broker_errors():
         await redis.set(Keys(stats.backbone).stats(stats.worker), encode_stats(stats), px=STATS_TTL_MS)
 
 
-async def look(redis: Redis, registry: Registry) -> FleetView:
+async def look(redis: Client, registry: Registry) -> FleetView:
     """A view of all backbones: a few round trips, whatever the number of vFMs."""
     async with broker_errors():
-        seconds, micros = await redis.time()  # type: ignore[misc]
+        seconds, micros = await redis.time()
     view = FleetView(seconds * 1000 + micros // 1000)
     for backbone in await registry.backbones():
         view.vfms += (found := await registry.snapshot(backbone))
@@ -57,7 +55,7 @@ async def look(redis: Redis, registry: Registry) -> FleetView:
     return view
 
 
-async def _depths(redis: Redis, keys: Keys, names: list[str], now_ms: int) -> dict[str, Depth]:
+async def _depths(redis: Client, keys: Keys, names: list[str], now_ms: int) -> dict[str, Depth]:
     flows = [Flow(name, cls) for name in names for cls in CLASSES]
     async with broker_errors():
         pipe = redis.pipeline(transaction=False)

@@ -9,12 +9,11 @@ from contextlib import suppress
 from typing import Any
 
 from redis import exceptions as redis_errors
-from redis.asyncio import Redis
 
 from fmplex_broker.errors import BrokerUnavailable
 from fmplex_broker.keys import Keys
-from fmplex_broker.messages import Reply, decode_reply
-from fmplex_broker.streams.connection import BLOCK_MS, broker_errors
+from fmplex_broker.messages import Reply, read_reply
+from fmplex_broker.streams.connection import BLOCK_MS, Client, broker_errors
 
 HEAL_EVERY_S = 1.0
 _BACKOFF_S = 0.2
@@ -27,11 +26,13 @@ class Inbox:
     `HEAL_EVERY_S`, so a lost message costs time, never an answer.
     """
 
-    def __init__(self, redis: Redis, backbone: str, client: str, results: Callable[[list[str]], Awaitable[list[Reply | None]]]):
+    def __init__(
+        self, redis: Client, backbone: str, client: str, results: Callable[[list[str]], Awaitable[list[Reply | None]]]
+    ):
         self._redis = redis
         self._key = Keys(backbone).inbox(client)
         self._results = results
-        self._waiting: dict[str, tuple[asyncio.Future[Reply], float]] = {}
+        self._waiting: dict[str, list[tuple[asyncio.Future[Reply], float]]] = {}
         self._tasks: list[asyncio.Task[None]] = []
         self._last = "0-0"
 
@@ -40,13 +41,20 @@ class Inbox:
         if not self._tasks:
             self._tasks = [asyncio.create_task(self._read()), asyncio.create_task(self._heal())]
         future: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
-        self._waiting[job] = (future, time.monotonic())
+        # Two callers of one process may wait for one job: they used the same idempotency key.
+        self._waiting.setdefault(job, []).append((future, time.monotonic()))
         return future
 
-    def forget(self, job: str) -> None:
-        entry = self._waiting.pop(job, None)
-        if entry is not None and not entry[0].done():
-            entry[0].cancel()
+    def forget(self, job: str, future: asyncio.Future[Reply] | None = None) -> bool:
+        """Whoever waits for the job waits no more; with `future`, only that one. True if others here still wait."""
+        waiting = self._waiting.pop(job, [])
+        others = [w for w in waiting if future is not None and w[0] is not future]
+        if others:
+            self._waiting[job] = others
+        for left, _ in waiting:
+            if future is None or left is future:
+                left.cancel()
+        return bool(others)
 
     async def close(self) -> None:
         for task in self._tasks:
@@ -58,9 +66,9 @@ class Inbox:
             await self._redis.delete(self._key)
 
     def _resolve(self, job: str, reply: Reply) -> None:
-        entry = self._waiting.pop(job, None)
-        if entry is not None and not entry[0].done():
-            entry[0].set_result(reply)
+        for future, _ in self._waiting.pop(job, []):
+            if not future.done():
+                future.set_result(reply)
 
     async def _read(self) -> None:
         while True:
@@ -79,7 +87,7 @@ class Inbox:
             job = fields[b"j"].decode()
             body = fields.get(b"r")
             if body:
-                self._resolve(job, decode_reply(body))
+                self._resolve(job, read_reply(body))
             elif body is not None:  # too large to travel in the stream
                 by_key.append(job)
         await self.look_up(by_key)
@@ -94,7 +102,7 @@ class Inbox:
         while True:
             await asyncio.sleep(HEAL_EVERY_S)
             old = time.monotonic() - HEAL_EVERY_S
-            late = [job for job, (_, since) in self._waiting.items() if since < old]
+            late = [job for job, waiting in self._waiting.items() if waiting[0][1] < old]
             for start in range(0, len(late), 512):
                 with suppress(BrokerUnavailable):
                     await self.look_up(late[start : start + 512])

@@ -8,12 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from redis.asyncio import Redis
-
 from fmplex_broker.errors import Cancelled
 from fmplex_broker.keys import Keys
-from fmplex_broker.messages import Flow, Reply, decode_reply, encode_reply
-from fmplex_broker.streams.connection import Arg, Scripts, broker_errors
+from fmplex_broker.messages import Flow, Reply, encode_reply, read_reply
+from fmplex_broker.streams.connection import Arg, Client, Scripts, broker_errors
 
 PER_CALL = 64  # larger scripts hold the server without being faster
 RESULT_TTL_MS = 300_000
@@ -60,7 +58,7 @@ class Enqueued:
 class Producer:
     """Adds to and cancels from the queues of one backbone, for one inbox."""
 
-    def __init__(self, redis: Redis, scripts: Scripts, backbone: str, inbox: str = "") -> None:
+    def __init__(self, redis: Client, scripts: Scripts, backbone: str, inbox: str = "") -> None:
         self.keys = Keys(backbone)
         self._redis = redis
         self._scripts = scripts
@@ -93,4 +91,4 @@ class Producer:
             return []
         async with broker_errors():
             raw: list[Any] = await self._redis.mget([self.keys.result(job) for job in jobs])
-        return [decode_reply(r) if r is not None else None for r in raw]
+        return [read_reply(r) if r is not None else None for r in raw]

@@ -7,8 +7,6 @@ import json
 import time
 from typing import Any
 
-from redis.asyncio import Redis
-
 from fmplex_broker.errors import (
     Conflict,
     FmplexError,
@@ -22,7 +20,7 @@ from fmplex_broker.errors import (
 from fmplex_broker.keys import REGISTRY_BACKBONES, REGISTRY_VFMS, Keys
 from fmplex_broker.messages import Reply, encode_reply
 from fmplex_broker.specs import Spec, VfmChange, VfmSpec
-from fmplex_broker.streams.connection import Scripts, broker_errors
+from fmplex_broker.streams.connection import Arg, Client, Scripts, broker_errors
 
 _POLL_S = 0.05
 
@@ -87,7 +85,7 @@ class VfmStatus(Spec):
 class Registry:
     """Reads and changes deployments."""
 
-    def __init__(self, redis: Redis, scripts: Scripts) -> None:
+    def __init__(self, redis: Client, scripts: Scripts) -> None:
         self._redis = redis
         self._scripts = scripts
 
@@ -95,11 +93,11 @@ class Registry:
 
     async def register_backbone(self, info: BackboneInfo) -> None:
         async with broker_errors():
-            await self._redis.hset(REGISTRY_BACKBONES, info.name, info.model_dump_json())  # type: ignore[misc]
+            await self._redis.hset(REGISTRY_BACKBONES, info.name, info.model_dump_json())
 
     async def backbones(self) -> dict[str, BackboneInfo]:
         async with broker_errors():
-            raw = await self._redis.hgetall(REGISTRY_BACKBONES)  # type: ignore[misc]
+            raw = await self._redis.hgetall(REGISTRY_BACKBONES)
         return {k.decode(): BackboneInfo.model_validate_json(v) for k, v in sorted(raw.items())}
 
     # --- reading ---
@@ -107,7 +105,7 @@ class Registry:
     async def find(self, vfm: str) -> str:
         """The backbone of a vFM. Raises `UnknownVfm`."""
         async with broker_errors():
-            raw = await self._redis.hget(REGISTRY_VFMS, vfm)  # type: ignore[misc]
+            raw = await self._redis.hget(REGISTRY_VFMS, vfm)
         if raw is None:
             raise UnknownVfm(f"there is no vFM {vfm!r}; `fmplex vfms` lists them")
         return str(raw.decode())
@@ -117,7 +115,7 @@ class Registry:
         backbone = await self.find(vfm)
         names = [vfm, f"{vfm}:spec", f"{vfm}:next", f"{vfm}:error"]
         async with broker_errors():
-            raw = await self._redis.hmget(Keys(backbone).vfms, names)  # type: ignore[misc]
+            raw = await self._redis.hmget(Keys(backbone).vfms, names)
         if raw[0] is None:
             raise UnknownVfm(f"there is no vFM {vfm!r}; `fmplex vfms` lists them")
         return _status(vfm, backbone, *raw)
@@ -125,12 +123,12 @@ class Registry:
     async def snapshot(self, backbone: str) -> list[VfmStatus]:
         """All vFMs of one backbone, by name."""
         async with broker_errors():
-            raw = await self._redis.hgetall(Keys(backbone).vfms)  # type: ignore[misc]
+            raw = await self._redis.hgetall(Keys(backbone).vfms)
         names = sorted(k for k in raw if b":" not in k)
         parts = (b"", b":spec", b":next", b":error")
         return [_status(n.decode(), backbone, *(raw.get(n + p) for p in parts)) for n in names]
 
-    async def list(self) -> list[VfmStatus]:
+    async def all(self) -> list[VfmStatus]:
         """All vFMs of all backbones, by name."""
         per_backbone = [await self.snapshot(name) for name in await self.backbones()]
         return sorted((s for part in per_backbone for s in part), key=lambda s: s.name)
@@ -146,7 +144,9 @@ class Registry:
         known = await self.backbones()
         if spec.backbone not in known:
             listed = ", ".join(known) or "none; start a worker first"
-            raise InvalidInput(f"no worker has ever hosted backbone {spec.backbone!r} (known: {listed})", field="backbone")
+            raise InvalidInput(
+                f"no worker has ever hosted backbone {spec.backbone!r} (known: {listed})", field="backbone"
+            )
         await self._take_name(spec)
         try:
             await self._propose(spec, version, package, expect=-1)
@@ -157,8 +157,9 @@ class Registry:
             raise
         return await self._await_verdict(spec, version, timeout_s)
 
-    async def change(self, vfm: str, change: VfmChange, *, version: tuple[VfmSpec, str] | None = None,
-                     timeout_s: float = 60.0) -> VfmStatus:
+    async def change(
+        self, vfm: str, change: VfmChange, *, version: tuple[VfmSpec, str] | None = None, timeout_s: float = 60.0
+    ) -> VfmStatus:
         """Change weight, limits, SLO (at once) and, with `version` = (spec, digest) of `change.package`, the version.
 
         Operating values are the operator's: a new package does not change them. Raises `UnknownVfm`, `Conflict`, `VfmClosed`,
@@ -171,7 +172,7 @@ class Registry:
         spec = now.spec.model_copy(update=update)
         if update:
             stored = Deployment(spec=spec, package=now.deployment.package if now.deployment else None)
-            args = [vfm, now.generation, *_limits(spec), stored.model_dump_json()]
+            args: list[Arg] = [vfm, now.generation, *_limits(spec), stored.model_dump_json()]
             state, generation = await self._scripts("alter", Keys(now.backbone).vfms, args)
             self._check_state(state.decode(), vfm)
             now = now.model_copy(update={"generation": int(generation)})
@@ -212,25 +213,27 @@ class Registry:
 
     async def _take_name(self, spec: VfmSpec) -> None:
         async with broker_errors():
-            if await self._redis.hsetnx(REGISTRY_VFMS, spec.name, spec.backbone):  # type: ignore[misc]
+            if await self._redis.hsetnx(REGISTRY_VFMS, spec.name, spec.backbone):
                 return
         try:
             owner = await self.show(spec.name)
         except UnknownVfm:
             # Left by somebody who died between two steps: nothing serves under it.
             async with broker_errors():
-                await self._redis.hset(REGISTRY_VFMS, spec.name, spec.backbone)  # type: ignore[misc]
+                await self._redis.hset(REGISTRY_VFMS, spec.name, spec.backbone)
             return
         if owner.status != "rejected" or owner.backbone != spec.backbone:
-            raise Conflict(f"there is already a vFM {spec.name!r}; change it with PATCH, or remove it first", field="name")
+            raise Conflict(
+                f"there is already a vFM {spec.name!r}; change it with PATCH, or remove it first", field="name"
+            )
 
     async def _drop_name(self, vfm: str) -> None:
         async with broker_errors():
-            await self._redis.hdel(REGISTRY_VFMS, vfm)  # type: ignore[misc]
+            await self._redis.hdel(REGISTRY_VFMS, vfm)
 
     async def _propose(self, spec: VfmSpec, version: str, package: str | None, expect: int) -> None:
         offered = Deployment(spec=spec, package=package).model_dump_json()
-        args = [spec.name, version, offered, expect, *_limits(spec)]
+        args: list[Arg] = [spec.name, version, offered, expect, *_limits(spec)]
         state, _ = await self._scripts("propose", Keys(spec.backbone).vfms, args)
         self._check_state(state.decode(), spec.name)
 
@@ -249,7 +252,9 @@ class Registry:
         while (state := await self.vote(spec.backbone, spec.name, version, "")) == "waiting":
             if time.monotonic() > end:
                 if not await self.live_workers(spec.backbone):
-                    raise NoWorker(f"no live worker hosts {spec.backbone!r}; {spec.name!r} serves as soon as one starts")
+                    raise NoWorker(
+                        f"no live worker hosts {spec.backbone!r}; {spec.name!r} serves as soon as one starts"
+                    )
                 raise Unavailable(f"not every worker has checked {spec.name!r} yet; it serves as soon as they have")
             await asyncio.sleep(_POLL_S)
         if state == "gone":
@@ -259,7 +264,7 @@ class Registry:
     async def live_workers(self, backbone: str) -> list[str]:
         """Ids of the workers whose lease has not expired on the server's clock."""
         async with broker_errors():
-            seconds, micros = await self._redis.time()  # type: ignore[misc]
+            seconds, micros = await self._redis.time()
             live = await self._redis.zrangebyscore(Keys(backbone).leases, f"({seconds * 1000 + micros // 1000}", "+inf")
         return [w.decode() for w in live]
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
-
-from redis.asyncio import Redis
 
 from fmplex_broker import admission
 from fmplex_broker.errors import (
     BrokerUnavailable,
+    Cancelled,
     Conflict,
     DeadlineExceeded,
     FmplexError,
@@ -22,7 +22,7 @@ from fmplex_broker.errors import (
     VfmClosed,
 )
 from fmplex_broker.messages import INTERACTIVE, Flow, Reply
-from fmplex_broker.streams.connection import Scripts, open_redis
+from fmplex_broker.streams.connection import Client, Scripts, open_redis
 from fmplex_broker.streams.inbox import Inbox
 from fmplex_broker.streams.producer import PER_CALL, Enqueued, NewJob, Producer, new_id
 from fmplex_broker.streams.registry import Registry, VfmStatus
@@ -43,32 +43,37 @@ class Pending:
     until: float  # monotonic seconds
 
     async def result(self, timeout_s: float | None = None) -> Reply:
-        """The reply (which may carry an error). Raises `DeadlineExceeded` when the job's own deadline passes unanswered, and
-        `TimeoutError` when only `timeout_s` does (the job goes on; ask again)."""
+        """The reply (which may carry an error). Raises `DeadlineExceeded` when the job's own deadline passes unanswered,
+        `TimeoutError` when only `timeout_s` does (the job goes on; ask again), and `Cancelled` after `cancel`."""
         left = max(0.0, self.until + _GRACE_S - time.monotonic())
         wait = left if timeout_s is None else min(left, timeout_s)
         done, _ = await asyncio.wait([self.future], timeout=wait)
+        if self.future.cancelled():
+            raise Cancelled("nobody waits for this job any more: it was cancelled here, or the session was closed")
         if done:
             return self.future.result()
         if timeout_s is not None and timeout_s < left:
             raise TimeoutError(f"job {self.job} has not ended within {timeout_s} s; it goes on")
-        await self.cancel()
+        with suppress(BrokerUnavailable):
+            await self.cancel()
         raise DeadlineExceeded("no answer before the deadline; the fleet is overloaded, or no worker is alive")
 
     async def cancel(self) -> str:
         """cancelled | told (it runs, its worker was told) | shared | gone. Nobody waits for it afterwards."""
-        self.lane.inbox.forget(self.job)
+        if self.lane.inbox.forget(self.job, self.future):
+            return "shared"
         return (await self.lane.producer.cancel([(self.flow, self.job, self.idem)]))[0]
 
 
 class _Lane:
     """One backbone: its producer, inbox, and the batch of enqueues that gathers while one is under way."""
 
-    def __init__(self, redis: Redis, scripts: Scripts, backbone: str, client: str) -> None:
+    def __init__(self, redis: Client, scripts: Scripts, backbone: str, client: str) -> None:
         self.producer = Producer(redis, scripts, backbone, client)
         self.inbox = Inbox(redis, backbone, client, self.producer.results)
         self._gathered: list[tuple[NewJob, asyncio.Future[Enqueued]]] = []
         self._flusher: asyncio.Task[None] | None = None
+        self._cleaners: set[asyncio.Task[None]] = set()
 
     async def enqueue(self, jobs: Sequence[NewJob]) -> list[Enqueued]:
         loop = asyncio.get_running_loop()
@@ -81,6 +86,7 @@ class _Lane:
     async def _flush(self) -> None:
         while self._gathered:
             batch, self._gathered = self._gathered[:PER_CALL], self._gathered[PER_CALL:]
+            batch = [(job, future) for job, future in batch if not future.done()]  # done: its caller has gone
             try:
                 for (_, future), got in zip(batch, await self._send([j for j, _ in batch]), strict=True):
                     if not future.done():
@@ -98,16 +104,28 @@ class _Lane:
             await asyncio.sleep(0.1)
             return await self.producer.enqueue(jobs)
 
-    async def close(self) -> None:
+    def abandon(self, jobs: Sequence[NewJob]) -> None:
+        """The caller of `enqueue` has gone or was told of a failure: take back what was queued, or is just being queued."""
+        cleaner = asyncio.create_task(self._take_back(jobs))
+        self._cleaners.add(cleaner)
+        cleaner.add_done_callback(self._cleaners.discard)
+
+    async def _take_back(self, jobs: Sequence[NewJob]) -> None:
         if self._flusher is not None:
-            await asyncio.gather(self._flusher, return_exceptions=True)
+            await asyncio.wait([self._flusher])
+        with suppress(BrokerUnavailable):
+            await self.producer.cancel([(j.flow, j.job, j.idem) for j in jobs])
+
+    async def close(self) -> None:
+        ending = [*self._cleaners, *([self._flusher] if self._flusher else [])]
+        await asyncio.gather(*ending, return_exceptions=True)
         await self.inbox.close()
 
 
 class Session:
     """A client of the queues. One per process and event loop; close it when done."""
 
-    def __init__(self, redis: Redis, *, scripts: Scripts | None = None, spec_ttl_s: float = SPEC_TTL_S) -> None:
+    def __init__(self, redis: Client, *, scripts: Scripts | None = None, spec_ttl_s: float = SPEC_TTL_S) -> None:
         self.redis = redis
         self.scripts = scripts or Scripts(redis)
         self.registry = Registry(redis, self.scripts)
@@ -161,11 +179,15 @@ class Session:
             jobs.append(NewJob(flow, payload, units, ms, idempotency_key=key))
         pending = [Pending(j.job, flow, j.idem, lane, lane.inbox.expect(j.job), until) for j in jobs]
         try:
-            got = await lane.enqueue(jobs)
+            try:
+                got = await lane.enqueue(jobs)
+            except BaseException:
+                lane.abandon(jobs)
+                raise
             return await self._accepted(vfm, lane, pending, got)
         except BaseException:
             for p in pending:
-                lane.inbox.forget(p.job)
+                lane.inbox.forget(p.job, p.future)
             raise
 
     async def _accepted(self, vfm: str, lane: _Lane, pending: list[Pending], got: list[Enqueued]) -> list[Pending]:
@@ -225,6 +247,5 @@ async def cancel_all(pending: Sequence[Pending]) -> None:
     open_jobs = [p for p in pending if not p.future.done()]
     if open_jobs:
         lane = open_jobs[0].lane
-        for p in open_jobs:
-            lane.inbox.forget(p.job)
-        await asyncio.shield(lane.producer.cancel([(p.flow, p.job, p.idem) for p in open_jobs]))
+        mine = [p for p in open_jobs if not lane.inbox.forget(p.job, p.future)]
+        await asyncio.shield(lane.producer.cancel([(p.flow, p.job, p.idem) for p in mine]))

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import sys
 
-from fmplex_broker.errors import FmplexError
 from rich.console import Console
 
 from fmplex.cli.app import app
+from fmplex_broker.errors import FmplexError
 
 
 def main() -> None:

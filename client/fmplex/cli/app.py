@@ -6,12 +6,11 @@ import asyncio
 import json
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from fmplex_broker.errors import Conflict, InvalidInput
-from fmplex_broker.packages import read_package
 
 from fmplex.cli import fit as fit_command
 from fmplex.cli import show, vfms
@@ -19,6 +18,9 @@ from fmplex.cli.common import ApiKey, AsJson, Url, broker_url, err, open_client,
 from fmplex.cli.top import run_top
 from fmplex.local import LocalFleet
 from fmplex.sync import Client
+from fmplex_broker.errors import Conflict, InvalidInput
+from fmplex_broker.packages import read_package
+from fmplex_broker.specs import VfmSpec
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
                   help="Serve many customised versions of one foundation model on one shared backbone.")  # fmt: skip
@@ -53,11 +55,10 @@ def up(
 
 
 def _deploy_listed(fleet: LocalFleet, client: Client) -> None:
-    for wanted in (*fleet.spec.vfms, *fleet.spec.packages):
-        try:
+    listed: list[VfmSpec | Path] = [*fleet.spec.vfms, *fleet.spec.packages]
+    for wanted in listed:
+        with suppress(Conflict):  # it is there from an earlier run
             client.vfms.deploy(wanted)
-        except Conflict:
-            pass  # it is there from an earlier run
 
 
 def _watch(fleet: LocalFleet) -> None:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from typing import Annotated, Any
 
 import typer
-from fmplex_broker.errors import InvalidInput
 from rich.console import Console
 
 from fmplex.local import running
 from fmplex.sync import Client
+from fmplex_broker.errors import InvalidInput
 
-out = Console()
+out = Console(width=None if sys.stdout.isatty() else 140)  # a log or a pipe has no width to respect
 err = Console(stderr=True)
 
 Url = Annotated[

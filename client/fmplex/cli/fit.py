@@ -6,14 +6,14 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from fmplex_broker.errors import InvalidInput
-from fmplex_broker.fitting import FitDone, FitEpoch, FitEvent, FitStarted
-from fmplex_broker.specs import invalid, load_fleet
 from pydantic import ValidationError
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from fmplex.cli.common import AsJson, out, print_json
 from fmplex.fitting import fit as run_fit
+from fmplex_broker.errors import InvalidInput
+from fmplex_broker.fitting import FitDone, FitEpoch, FitEvent, FitStarted
+from fmplex_broker.specs import invalid, load_fleet
 
 
 def fit(

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from fmplex_broker.tensors import Tensor
 from rich.table import Table
 
 from fmplex.cli.common import out
+from fmplex_broker.tensors import Tensor
 
 
 def vfms_table(vfms: list[dict[str, Any]], limit: int = 200) -> None:

@@ -5,15 +5,15 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from fmplex_broker.stats import VfmStats, WorkerStats, by_vfm, quantile
-from fmplex_broker.streams.connection import Scripts, open_redis
-from fmplex_broker.streams.fleet import Depth, FleetView, look
-from fmplex_broker.streams.registry import Registry
 from rich.console import Group
 from rich.live import Live
 from rich.table import Table
 
 from fmplex.cli.common import out, print_json
+from fmplex_broker.stats import VfmStats, WorkerStats, by_vfm, quantile
+from fmplex_broker.streams.connection import Scripts, open_redis
+from fmplex_broker.streams.fleet import Depth, FleetView, look
+from fmplex_broker.streams.registry import Registry
 
 
 async def run_top(url: str, interval: float, limit: int, *, once: bool, as_json: bool) -> None:
@@ -101,13 +101,15 @@ def _worker(now: WorkerStats, before: WorkerStats | None, seconds: float) -> dic
         "resident": now.resident,
         "memory_bytes": now.memory_bytes,
         "device_bytes": now.device_bytes,
+        "backbone_bytes": now.backbone_bytes,
+        "versions_bytes": now.versions_bytes,
         "uptime_s": now.uptime_s,
     }
 
 
 def _draw(rows: dict[str, Any], limit: int) -> Group:
     vfms = Table(box=None, header_style="bold", title_justify="left")
-    vfms.add_column("vFM")
+    vfms.add_column("vFM", no_wrap=True)
     for column in (
         "waiting",
         "pending",
@@ -118,9 +120,9 @@ def _draw(rows: dict[str, Any], limit: int) -> Group:
         "p99 ms",
         "device",
         "share",
-        "of promised",
+        "promised",
     ):
-        vfms.add_column(column, justify="right")
+        vfms.add_column(column, justify="right", no_wrap=True)
     shown = rows["vfms"][:limit]
     for r in shown:
         vfms.add_row(
@@ -130,7 +132,7 @@ def _draw(rows: dict[str, Any], limit: int) -> Group:
             f"{100 * r['device_s_per_s']:.1f}%", _percent(r["share_received"]), _percent(r["share_promised"]),
         )  # fmt: skip
     workers = Table(box=None, header_style="bold")
-    workers.add_column("worker")
+    workers.add_column("worker", no_wrap=True)
     for column in ("device", "passes/s", "tokens/pass", "busy", "held", "resident", "memory", "up"):
         workers.add_column(column, justify="right")
     for w in rows["workers"]:

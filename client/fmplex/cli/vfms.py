@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from fmplex_broker.errors import InvalidInput
 
 from fmplex.cli import show as tables
 from fmplex.cli.common import ApiKey, AsJson, Url, open_client, out, print_json
+from fmplex_broker.errors import InvalidInput
 
 app = typer.Typer(help="List vFMs (default), show, update or remove one.", invoke_without_command=True)
 Name = Annotated[str, typer.Argument(help="Name of the vFM.")]

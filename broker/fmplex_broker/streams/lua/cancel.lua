@@ -8,8 +8,10 @@ local function cancel(flow, job, idem)
   local first, _, id = string.match(raw, '^([^|]*)|([^|]*)|([^|]*)$')
   local e = redis.call('XRANGE', queue(flow), id, id)[1]
   if first ~= job or not e then return 'gone' end
-  if redis.call('SCARD', P .. 'subs:' .. job) > 0 then
-    redis.call('SREM', P .. 'subs:' .. job, inbox)
+  -- Only the inbox that asked first may end the job, and only while nobody else waits; to the others it means `not for me`.
+  redis.call('SREM', P .. 'subs:' .. job, inbox)
+  local owner = entry_inbox(e)
+  if (owner ~= '' and inbox ~= '' and inbox ~= owner) or redis.call('SCARD', P .. 'subs:' .. job) > 0 then
     return 'shared'
   end
   local p = pending(flow, id, id, 1)[1]

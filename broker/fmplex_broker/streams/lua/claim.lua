@@ -1,6 +1,7 @@
 -- Take jobs for a worker across all flows, in order of virtual time.
 -- ARGV: worker, epoch, jobs per flow at most, flows visited at most, then class, room pairs in order of precedence.
--- Returns {state, wake id, flows, more}: state ok | lost | stale; flows = {flow, {attempts...}, {entries...}};
+-- Returns {state, wake id, flows, more}: state ok | lost | stale; flows = {flow, {attempts...}, {entries...}, rest}, where
+-- rest = 1: the flow has more undelivered entries, 0: it has none now, -1: not looked at;
 -- more = 1: there is more to take, claim again rather than sleep.
 local me, epoch = ARGV[1], ARGV[2]
 local per_flow, visits, now = tonumber(ARGV[3]), tonumber(ARGV[4]), now_ms()
@@ -28,7 +29,7 @@ local function take_back(class, flow)
   end
   if #list < want then redis.call('ZREM', P .. 'back', flow) else more = 1 end
   room[class], taken[flow] = room[class] - #entries, #entries
-  if #entries > 0 then out[#out + 1] = {flow, attempts, entries} end
+  if #entries > 0 then out[#out + 1] = {flow, attempts, entries, -1} end
 end
 
 -- What was given back comes first, oldest gift first. Only classes with room are looked at: else the many flows of one
@@ -135,7 +136,7 @@ local function take_round(class, flows)
       advance(class, f, entries)
       room[class] = room[class] - #entries
       taken[class .. ':' .. f.vfm] = (taken[class .. ':' .. f.vfm] or 0) + #entries
-      if #entries > 0 then out[#out + 1] = {class .. ':' .. f.vfm, attempts, entries} end
+      out[#out + 1] = {class .. ':' .. f.vfm, attempts, entries, #entries < f.count and 0 or 1}
     end
   end
 end

@@ -24,11 +24,16 @@ local function record(vfm)
           weight = tonumber(weight), rate = tonumber(rate)}
 end
 
+-- The counter is the truth (every beat tells it); the word on `control` only saves the wait for the next beat.
+local function changed()
+  redis.call('XADD', P .. 'control', 'MAXLEN', 4096, '*', 'changed', redis.call('HINCRBY', VFMS, ':changes', 1))
+end
+
 local function put_record(vfm, r)
   redis.call('HSET', VFMS, vfm, table.concat(
     {r.status, r.digest, string.format('%d', r.generation), string.format('%d', r.cap),
      string.format('%.17g', r.weight), string.format('%.17g', r.rate)}, '|'))
-  redis.call('HINCRBY', VFMS, ':changes', 1)
+  changed()
 end
 
 local function ring() redis.call('XADD', P .. 'wake', 'MAXLEN', 256, '*', 'w', '1') end

@@ -44,5 +44,5 @@ for _, class in ipairs(CLASSES) do
 end
 redis.call('DEL', P .. 'dead:' .. vfm, P .. 'rate:' .. vfm)
 redis.call('HDEL', VFMS, vfm, vfm .. ':spec', vfm .. ':next', vfm .. ':votes', vfm .. ':error')
-redis.call('HINCRBY', VFMS, ':changes', 1)
+changed()
 return {'gone', 0}

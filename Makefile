@@ -1,0 +1,45 @@
+# make demo   the main job from end to end (embedded broker, real encoder, about three minutes)
+# make test   all test suites
+# make check  ruff, mypy, import-linter
+# make bench  the benchmarks, as JSON into benchmarks/results/
+# make up     a fleet on this machine until Ctrl-C
+.PHONY: setup demo test check bench up format clean
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+export HF_HUB_OFFLINE ?= 1
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	touch $(STAMP)
+
+demo: setup
+	$(BIN)/fmplex demo
+
+test: setup
+	$(BIN)/python -m pytest
+
+check: setup
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: setup
+	mkdir -p benchmarks/results
+	for name in adapters broker; do $(BIN)/python -m benchmarks.$$name --json > benchmarks/results/$$name.json || exit 1; done
+
+up: setup
+	$(BIN)/fmplex up
+
+format: setup
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .fmplex

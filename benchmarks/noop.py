@@ -1,0 +1,71 @@
+"""A worker whose engine does nothing: what remains is the broker, the protocol and the event loop."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import signal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import uvloop
+
+from fmplex_broker.errors import FmplexError
+from fmplex_broker.messages import Request
+from fmplex_broker.packages import Package
+from fmplex_broker.specs import BackboneSpec, WorkerSpec
+from fmplex_worker.engines.protocol import EngineInfo, Outcome, Prepared, Room
+from fmplex_worker.service import Worker
+
+BACKBONE = "noop"
+UNITS = 8  # a job
+
+
+@dataclass(frozen=True, slots=True)
+class NoopJob:
+    digest: str
+    units: int = UNITS
+    adapter: int = 0
+    head: int = 0
+
+
+class NoopEngine:
+    """Answers every job with the same small output, in no time."""
+
+    def __init__(self) -> None:
+        self._loaded: dict[str, int] = {}
+
+    info = EngineInfo(BACKBONE, "text", 1, 512, "cpu", 0)
+    room = Room(2048)
+
+    @property
+    def loaded(self) -> Mapping[str, int]:
+        return self._loaded
+
+    def load(self, package: Package, digest: str) -> None:
+        self._loaded[digest] = 0
+
+    def unload(self, digest: str) -> None:
+        self._loaded.pop(digest, None)
+
+    def prepare(self, batch: Sequence[tuple[str, Request]]) -> list[Prepared | FmplexError]:
+        return [NoopJob(digest) for digest, _ in batch]
+
+    def step(self, prepared: Sequence[Prepared]) -> Outcome:
+        output: list[Any] = [{"ok": True}] * len(prepared)
+        return Outcome(1e-6 * len(prepared), output)
+
+
+async def serve(url: str, lease_ms: int) -> None:
+    worker = Worker(url, BackboneSpec(name=BACKBONE, model="none"), WorkerSpec(lease_ms=lease_ms), NoopEngine())
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, worker.stop)
+    await worker.run()
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--broker", required=True)
+    parser.add_argument("--lease-ms", type=int, default=3000)
+    args = parser.parse_args()
+    uvloop.run(serve(args.broker, args.lease_ms))

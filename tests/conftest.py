@@ -1,0 +1,10 @@
+"""Options shared by all suites."""
+
+from __future__ import annotations
+
+import pytest
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--attack-seconds", type=float, default=20.0, help="how long the broker is attacked, over all seeds")
+    parser.addoption("--attack-seed", type=int, default=None, help="run the attack with this seed only")

@@ -1,0 +1,146 @@
+"""Opening a backbone: what is found out before anything is served."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModel
+
+from fmplex_broker.errors import InvalidInput
+from fmplex_broker.specs import BackboneSpec
+from fmplex_worker.backbones.families import FAMILIES
+from fmplex_worker.backbones.loading import load_backbone
+from fmplex_worker.engines.encoder import EncoderEngine
+from tests.unit.compute import tiny
+
+Folders = Callable[[str], Path]
+
+
+def spec(model: Path | str, **more: Any) -> BackboneSpec:
+    return BackboneSpec(name=tiny.NAME, model=str(model), **more)
+
+
+def refused(model: Path | str, says: str, field: str = "backbone.model", **more: Any) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        load_backbone(spec(model, **more), "cpu")
+    assert says in caught.value.message
+    assert caught.value.field == field
+
+
+def test_info(engine_of: Callable[[str], EncoderEngine], model_folder: Folders) -> None:
+    info = engine_of("roberta").info
+    assert (info.name, info.modality, info.hidden, info.device) == (tiny.NAME, "text", tiny.HIDDEN, "cpu")
+    assert info.max_tokens == tiny.POSITIONS - 2  # RoBERTa counts from 2
+    model = AutoModel.from_pretrained(model_folder("roberta"), add_pooling_layer=False)
+    assert info.memory_bytes == sum(t.nbytes for t in (*model.parameters(), *model.buffers()))
+    assert engine_of("bert").room.units == spec("x").pass_units
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_token_up_to_the_limit(family: str, engine_of: Callable[[str], EncoderEngine]) -> None:
+    """The longest text that is accepted also runs: positions do not run out."""
+    engine = engine_of(family)
+    digest = tiny.load(engine, tiny.FEATURES)
+    (text,) = tiny.ids(engine.info.max_tokens)
+    assert torch.isfinite(tiny.features(engine, (digest, text))[0]).all()
+
+
+def test_max_tokens(model_folder: Folders) -> None:
+    assert load_backbone(spec(model_folder("bert"), max_tokens=20), "cpu").max_tokens == 20
+    refused(model_folder("bert"), f"takes {tiny.POSITIONS} tokens at most", "backbone.max_tokens", max_tokens=67)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision(model_folder: Folders, tmp_path: Path, dtype: Any) -> None:
+    engine = EncoderEngine.open(spec(model_folder("bert"), dtype=dtype), "cpu")
+    adapter = tiny.save_adapter(tmp_path, tiny.lora("encoder.layer.0.attention.self.query"))
+    digests = [tiny.load(engine, tiny.FEATURES, adapter=adapter), tiny.load(engine, tiny.FEATURES)]
+    texts = tiny.ids(9, 9)
+    _, plain = tiny.features(engine, *zip(digests, texts, strict=True))
+    want = tiny.reference_features(tiny.reference(model_folder("bert")), texts[1])
+    assert tiny.relative(plain, want) < 0.1
+    assert tiny.run(engine, (tiny.load(engine, tiny.FEATURES), "cat"))[0]["features"].dtype == "float32"
+
+
+def test_not_there(tmp_path: Path) -> None:
+    refused(tmp_path / "nothing", "cannot be loaded")
+    refused(tmp_path, "config of")
+
+
+def test_an_adapter_is_no_backbone(tmp_path: Path) -> None:
+    tiny.save_adapter(tmp_path, tiny.lora("query"))
+    refused(tmp_path, "is an adapter, not a backbone")
+
+
+def test_family_without_a_row(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
+    refused(tmp_path, "model type 'gpt2' is not served; use one of bert, camembert, distilbert, electra, llama")
+
+
+def test_no_tokenizer(model_folder: Folders, tmp_path: Path) -> None:
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / name).write_bytes((model_folder("bert") / name).read_bytes())
+    refused(tmp_path, "tokenizer")
+
+
+def copy(source: Path, target: Path) -> Path:
+    for path in source.iterdir():
+        (target / path.name).write_bytes(path.read_bytes())
+    return target
+
+
+def test_pickles_are_never_opened(model_folder: Folders, tmp_path: Path) -> None:
+    folder = copy(model_folder("bert"), tmp_path)
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    refused(folder, "weights of")
+
+
+def test_missing_weights_are_not_made_up(model_folder: Folders, tmp_path: Path) -> None:
+    folder = copy(model_folder("bert"), tmp_path)
+    tensors = load_file(folder / "model.safetensors")
+    del tensors["encoder.layer.1.output.dense.weight"]
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    refused(folder, "lacks 1 weights of a bert, for example 'encoder.layer.1.output.dense.weight'")
+
+
+def test_truncated_weights(model_folder: Folders, tmp_path: Path) -> None:
+    folder = copy(model_folder("bert"), tmp_path)
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    refused(folder, "weights of")
+
+
+def test_code_of_a_repository_is_never_run(model_folder: Folders, tmp_path: Path, monkeypatch: Any) -> None:
+    """Neither run nor asked about: a worker has no terminal."""
+    folder = copy(model_folder("bert"), tmp_path)
+    ran = tmp_path / "ran"
+    (folder / "evil.py").write_text(f"open({str(ran)!r}, 'w')\nclass Config: ...\nclass Model: ...\n")
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"model_type": "evil", "auto_map": {"AutoConfig": "evil.Config", "AutoModel": "evil.Model"}}
+    (folder / "config.json").write_text(json.dumps(config))
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
+    refused(folder, "no code of its own")
+    assert not ran.exists()
+
+
+def test_chunked_feed_forward(tmp_path: Path) -> None:
+    """A config that cuts the row into pieces would put tokens under other tokens' adapters; it is switched off."""
+    folder = tiny.save_model("bert", tmp_path / "model", chunk_size_feed_forward=4)
+    engine = EncoderEngine.open(spec(folder), "cpu")
+    module = "encoder.layer.0.intermediate.dense"
+    adapter = tiny.save_adapter(tmp_path / "adapter", tiny.lora(module, outputs=48))
+    digest = tiny.load(engine, tiny.FEATURES, adapter=adapter)
+    tiny.features(engine, (digest, tiny.ids(10)[0]))
+
+
+def test_no_such_device(model_folder: Folders) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        load_backbone(spec(model_folder("bert")), "cuda:99")
+    assert caught.value.field == "worker.device"

@@ -1,0 +1,172 @@
+"""Tiny backbones of every family with random weights, a tokenizer, and packages made of tensors."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import string
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from transformers import AutoConfig, AutoModel, PreTrainedTokenizerFast
+
+from fmplex_broker.messages import Request
+from fmplex_broker.packages import Package
+from fmplex_broker.specs import Features, Head, VfmSpec
+from fmplex_broker.tensors import Tensor
+from fmplex_worker.engines.encoder import EncoderEngine
+
+HIDDEN, POSITIONS, NAME = 32, 66, "tiny"
+WORDS = ("cat", "dog", "sat", "mat", "paris", "anna", "the", "on", "in", "house")
+_SPECIAL = ("[PAD]", "[PAD1]", "[UNK]", "[CLS]", "[SEP]")  # 1 is RoBERTa's padding, so no word may have it
+VOCABULARY = [*_SPECIAL, *WORDS, *string.ascii_lowercase, *(f"##{c}" for c in string.ascii_lowercase), *".,!-"]
+FIRST_WORD = len(_SPECIAL)
+
+_COMMON = {
+    "vocab_size": len(VOCABULARY),
+    "hidden_size": HIDDEN,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 48,
+    "max_position_embeddings": POSITIONS,
+    "initializer_range": 0.3,  # attention far from uniform, so that a leak shows
+    "bos_token_id": 3,
+    "eos_token_id": 4,
+}
+_SLIDING = {"sliding_window": 8, "num_key_value_heads": 2}
+CONFIGS: dict[str, dict[str, Any]] = {
+    "bert": {"pad_token_id": 0},
+    "roberta": {"pad_token_id": 1, "type_vocab_size": 1},
+    "xlm-roberta": {"pad_token_id": 1, "type_vocab_size": 1},
+    "camembert": {"pad_token_id": 1, "type_vocab_size": 1},
+    "electra": {"pad_token_id": 0, "embedding_size": 16},
+    "distilbert": {"dim": HIDDEN, "n_layers": 2, "n_heads": 4, "hidden_dim": 48, "pad_token_id": 0},
+    "modernbert": {"pad_token_id": 0, "local_attention": 16, "global_attn_every_n_layers": 2, "cls_token_id": 3},
+    "mpnet": {"pad_token_id": 1},
+    "llama": {"num_key_value_heads": 2},
+    "qwen2": {**_SLIDING, "use_sliding_window": True, "max_window_layers": 1},
+    "qwen3": {**_SLIDING, "use_sliding_window": True, "max_window_layers": 1, "head_dim": 8},
+    "mistral": _SLIDING,
+}
+
+
+def save_model(family: str, folder: Path, **changes: Any) -> Path:
+    """A folder as `save_pretrained` makes it: config, safetensors, fast tokenizer."""
+    torch.manual_seed(sum(map(ord, family)))
+    config = AutoConfig.for_model(family, **{**_COMMON, **CONFIGS[family], **changes})
+    model = AutoModel.from_config(config)
+    with torch.no_grad():  # norms and biases start as ones and zeros, which would hide mistakes
+        for weight in model.parameters():
+            if weight.ndim == 1:
+                weight += torch.randn_like(weight) * 0.1
+    model.save_pretrained(folder)
+    save_tokenizer(folder)
+    return folder
+
+
+def save_tokenizer(folder: Path) -> None:
+    words = {word: i for i, word in enumerate(VOCABULARY)}
+    tokenizer = Tokenizer(models.WordPiece(words, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.post_processor = processors.BertProcessing(("[SEP]", 4), ("[CLS]", 3))
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]", pad_token="[PAD]"
+    ).save_pretrained(folder)
+
+
+_numbers = itertools.count()
+
+
+def package(head: Head, *, adapter: Path | None = None, weights: Path | None = None) -> Package:
+    """A package with a digest of its own."""
+    number = next(_numbers)
+    return Package(VfmSpec(name=f"v{number}", backbone=NAME, head=head), f"digest{number}", adapter, weights)
+
+
+def head_file(path: Path, outputs: int, *, hidden: int = HIDDEN, seed: int = 0, bias: bool = True) -> Path:
+    g = torch.Generator().manual_seed(seed)
+    tensors = {"weight": torch.randn(outputs, hidden, generator=g)}
+    if bias:
+        tensors["bias"] = torch.randn(outputs, generator=g)
+    save_file(tensors, path)
+    return path
+
+
+def load(engine: EncoderEngine, head: Head, **parts: Any) -> str:
+    """Load a version; returns its digest."""
+    made = package(head, **parts)
+    engine.load(made, made.digest)
+    return made.digest
+
+
+def ids(*lengths: int, seed: int = 0) -> list[list[int]]:
+    """Random texts as token ids."""
+    rng = np.random.default_rng(seed)
+    return [rng.integers(FIRST_WORD, len(VOCABULARY), n).tolist() for n in lengths]
+
+
+def embeds(tokens: int, width: int, seed: int = 0) -> Tensor:
+    return Tensor.of(np.random.default_rng(seed).normal(size=(tokens, width)).astype(np.float32))
+
+
+def step(engine: EncoderEngine, jobs: list[Any]) -> list[Any]:
+    """One pass of prepared jobs."""
+    return list(engine.step(jobs).results)
+
+
+def run(engine: EncoderEngine, *jobs: tuple[str, Any] | tuple[str, Any, dict[str, Any]]) -> list[Any]:
+    """Prepare and run all jobs in one pass; every one must be accepted."""
+    prepared = engine.prepare([(digest, Request(value, *(rest or [{}]))) for digest, value, *rest in jobs])
+    for job in prepared:
+        if isinstance(job, Exception):
+            raise job
+    return step(engine, prepared)
+
+
+def features(engine: EncoderEngine, *jobs: tuple[str, list[int]]) -> list[torch.Tensor]:
+    """Hidden states `[tokens, hidden]` of each job, all in one pass."""
+    results = run(engine, *((digest, {"input_ids": value}) for digest, value in jobs))
+    return [torch.from_numpy(result["features"].numpy().copy()) for result in results]
+
+
+def relative(ours: torch.Tensor, theirs: torch.Tensor) -> float:
+    """Largest difference, as a share of the largest value."""
+    assert ours.shape == theirs.shape
+    return float((ours - theirs).abs().max() / theirs.abs().max())
+
+
+def reference(folder: Path) -> Any:
+    """The model as transformers runs it."""
+    return AutoModel.from_pretrained(folder, attn_implementation="eager").eval()
+
+
+@torch.no_grad()
+def reference_features(model: Any, text: list[int]) -> torch.Tensor:
+    states: torch.Tensor = model(input_ids=torch.tensor([text])).last_hidden_state[0]
+    return states
+
+
+def save_adapter(folder: Path, tensors: dict[str, torch.Tensor], **config: Any) -> Path:
+    """A PEFT folder from parts, to be as wrong as a test needs it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 4, "lora_alpha": 8, **config}))
+    save_file(tensors, folder / "adapter_model.safetensors")
+    return folder
+
+
+def lora(module: str, rank: int = 4, inputs: int = HIDDEN, outputs: int = HIDDEN) -> dict[str, torch.Tensor]:
+    """The two tensors of one module, as PEFT names them."""
+    g = torch.Generator().manual_seed(rank)
+    stem = f"base_model.model.{module}"
+    return {
+        f"{stem}.lora_A.weight": torch.randn(rank, inputs, generator=g) * 0.3,
+        f"{stem}.lora_B.weight": torch.randn(outputs, rank, generator=g) * 0.3,
+    }
+
+
+FEATURES = Features()

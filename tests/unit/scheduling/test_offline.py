@@ -1,0 +1,59 @@
+"""Offline work: after interactive work, in short passes, and never quite nothing."""
+
+from __future__ import annotations
+
+import pytest
+from fmplex_worker.scheduling import INTERACTIVE, OFFLINE, DeficitRoundRobin, Flow, Plan
+
+from .harness import AMPLE, KnownCost, item, must
+
+
+def keys(plan: Plan | None) -> list[str]:
+    return [it.key for it in must(plan).items]
+
+
+def test_offline_takes_what_interactive_leaves_in_short_passes() -> None:
+    scheduler = DeficitRoundRobin(KnownCost(100, alpha=1.0, beta=0.1), 100, offline_slice=4.0)
+    for n in range(10):
+        scheduler.add(item(f"o{n}", "a", cls=OFFLINE))
+    scheduler.add(item("i", "a"))
+    assert keys(scheduler.plan(0.0, AMPLE)) == ["i"]
+    assert keys(scheduler.plan(0.0, AMPLE)) == ["o0", "o1", "o2"]
+    scheduler.add(item("huge", "b", 80, cls=OFFLINE), front=True)
+    picked = [keys(scheduler.plan(0.0, AMPLE)) for _ in range(4)]
+    assert ["huge"] in picked
+
+
+@pytest.mark.parametrize("trickle", [0.0, 0.05, 0.3])
+def test_offline_trickle_under_saturation(trickle: float) -> None:
+    cost = KnownCost(100, alpha=1.0, beta=0.1)
+    scheduler = DeficitRoundRobin(cost, 100, trickle=trickle, offline_slice=4.0)
+    spent = {INTERACTIVE: 0.0, OFFLINE: 0.0}
+    flying: list[Plan] = []
+    for number in range(3000):
+        for cls in spent:
+            for n in range(10 - scheduler.pending(Flow("a", cls))):
+                scheduler.add(item(f"{cls}{number}.{n}", "a", cls=cls))
+        flying.append(must(scheduler.plan(0.0, AMPLE)))
+        if len(flying) == 2:
+            plan = flying.pop(0)
+            seconds = 1.2 + 0.1 * plan.units
+            spent[plan.cls] += seconds
+            scheduler.charge(plan, seconds)
+    assert spent[OFFLINE] / sum(spent.values()) == pytest.approx(trickle, abs=0.004)
+
+
+def test_spare_offline_passes_are_not_paid_from_the_trickle() -> None:
+    scheduler = DeficitRoundRobin(KnownCost(100), 100, trickle=0.5, offline_slice=9.0)
+    for n in range(40):
+        scheduler.add(item(f"o{n}", "a", cls=OFFLINE))
+    for _ in range(2):
+        scheduler.charge(plan := must(scheduler.plan(0.0, AMPLE)), sum(plan.prices))
+        assert plan.cls == OFFLINE
+    for n in range(40):
+        scheduler.add(item(f"i{n}", "a"))
+    order = []
+    for _ in range(4):
+        scheduler.charge(plan := must(scheduler.plan(0.0, AMPLE)), sum(plan.prices))
+        order.append(plan.cls)
+    assert order == [INTERACTIVE, OFFLINE] * 2

@@ -1,0 +1,104 @@
+"""Every head learns, is measured honestly and gives a package that serving accepts and answers alike from."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from fmplex_broker.errors import Conflict, InvalidInput, NonFiniteOutput
+from fmplex_broker.fitting import FitDone, FitEpoch, FitEvent, FitSpec, FitStarted
+from fmplex_broker.messages import Request
+from fmplex_broker.packages import read_package
+from fmplex_broker.specs import BackboneSpec
+from fmplex_worker.engines.encoder import EncoderEngine
+from fmplex_worker.tuning import fit
+from tests.unit.compute.tiny import save_model
+from tests.unit.tuning import learnable
+from tests.unit.tuning.conftest import SpecFor
+
+# PEFT asks transformers by an old name.
+pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+
+LORA = {"r": 4}
+OUTPUTS = {"classification": 3, "classification:multi_label": 3, "regression": 1, "tagging": 3, "ranking": 1}
+
+
+def _fitted(spec: FitSpec) -> tuple[FitDone, list[FitEvent]]:
+    events: list[FitEvent] = []
+    return fit(spec, events.append), events
+
+
+@pytest.mark.parametrize("lora", [None, LORA], ids=["head", "lora"])
+@pytest.mark.parametrize("head", learnable.MAKERS)
+def test_every_head_beats_its_baseline(spec_for: SpecFor, head: str, lora: dict[str, Any] | None) -> None:
+    spec = spec_for(head, lora=lora, learning_rate=3e-3 if lora else None)
+    done, events = _fitted(spec)
+
+    assert isinstance(events[0], FitStarted)
+    assert (events[0].train, events[0].held_out) == (100, 50)
+    epochs = [e for e in events if isinstance(e, FitEpoch)]
+    trained = lora is not None or head in OUTPUTS
+    assert [e.epoch for e in epochs] == list(range(1, done.epochs + 1))
+    assert (done.epochs > 0) == trained
+    assert events[-1] == done
+    if trained:
+        assert done.score >= done.baseline + 0.25, done
+
+    package = read_package(spec.out)
+    assert package.digest == done.version
+    assert (package.head is not None) == (head in OUTPUTS)
+    assert (package.adapter is not None) == (lora is not None)
+    if package.head is not None:
+        shapes = {name: tuple(tensor.shape) for name, tensor in load_file(package.head).items()}
+        assert shapes == {"weight": (OUTPUTS[head], 32), "bias": (OUTPUTS[head],)}
+
+
+@pytest.mark.parametrize("lora", [None, LORA], ids=["head", "lora"])
+@pytest.mark.parametrize("head", learnable.MAKERS)
+def test_serving_reaches_the_score_that_was_reported(
+    spec_for: SpecFor, model: Path, head: str, lora: dict[str, Any] | None
+) -> None:
+    spec = spec_for(head, lora=lora, pooling="cls" if head == "ranking" else "mean", epochs=4)
+    done, _ = _fitted(spec)
+    engine = EncoderEngine.open(BackboneSpec(name="tiny", model=str(model)), "cpu")
+    engine.load(read_package(spec.out), done.version)
+    held = learnable.MAKERS[head]()[-50:]
+    answers = _answers(engine, done.version, held)
+    right = [_right(answer, line) for answer, line in zip(answers, held, strict=True)]
+    if done.metric == "accuracy" and head not in ("similarity", "embedding"):
+        assert done.score == pytest.approx(sum(right) / len(right))
+    elif done.metric == "r2":
+        errors = sum((answer["value"] - line["value"]) ** 2 for answer, line in zip(answers, held, strict=True))
+        mean = sum(line["value"] for line in learnable.MAKERS[head]()[:100]) / 100
+        assert done.score == pytest.approx(1 - errors / sum((line["value"] - mean) ** 2 for line in held), abs=1e-3)
+    elif done.metric in ("micro_f1", "span_f1"):
+        assert done.score == pytest.approx(_f1(answers, held))
+
+
+def _answers(engine: EncoderEngine, version: str, lines: list[dict[str, Any]]) -> list[Any]:
+    inputs = [{key: line[key] for key in ("text", "text_pair") if key in line} for line in lines]
+    prepared = engine.prepare([(version, Request(value, {})) for value in inputs])
+    return list(engine.step(prepared).results)  # type: ignore[arg-type]
+
+
+def _right(answer: Any, line: dict[str, Any]) -> bool:
+    if "label" in answer:
+        return bool(answer["label"] == line["label"])
+    return isinstance(line.get("label"), int) and "score" in answer and (answer["score"] > 0.5) == line["label"]
+
+
+def _f1(answers: list[Any], lines: list[dict[str, Any]]) -> float:
+    hits = total = 0
+    for answer, line in zip(answers, lines, strict=True):
+        if "labels" in line:
+            found, gold = set(answer["labels"]), set(line["labels"])
+        else:
+            found = {(s["start"], s["end"], s["label"]) for s in answer["spans"]}
+            gold = {(s["start"], s["end"], s["label"]) for s in line["spans"]}
+        hits, total = hits + len(found & gold), total + len(found) + len(gold)
+    return 2 * hits / total

@@ -1,0 +1,1 @@
+"""Adapters: PEFT LoRA folders read as they are, and applied to slices of a packed row."""

@@ -1,0 +1,47 @@
+"""The linear layers of a backbone, wrapped once at load so that a pass can add its adapters' updates."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+from fmplex_worker.backbones.packing import current
+
+
+class AdaptedLinear(nn.Module):
+    """An `nn.Linear` that adds the running pass's adapters. It holds no state of any pass."""
+
+    def __init__(self, base: nn.Linear, slot: int) -> None:
+        super().__init__()
+        self.weight, self.bias = base.weight, base.bias
+        self.in_features, self.out_features = base.in_features, base.out_features
+        self.slot = slot
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = functional.linear(x, self.weight, self.bias)
+        segments = current().segments
+        if segments.adapters:
+            segments.add(self.slot, x, y)
+        return y
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A linear that an adapter may change: its slot and its weight's shape."""
+
+    slot: int
+    inputs: int
+    outputs: int
+
+
+def wrap_linears(model: nn.Module) -> dict[str, Target]:
+    """Replace every linear of `model`; returns module path → target."""
+    targets: dict[str, Target] = {}
+    for path, module in list(model.named_modules()):
+        if type(module) is nn.Linear:
+            parent, _, name = path.rpartition(".")
+            setattr(model.get_submodule(parent), name, AdaptedLinear(module, len(targets)))
+            targets[path] = Target(len(targets), module.in_features, module.out_features)
+    return targets

@@ -1,0 +1,1 @@
+"""Backbones: what transformers loads, described by one row per family and run on packed rows."""

@@ -1,0 +1,83 @@
+"""A loaded backbone: ids in, hidden states out, for one packed row."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fmplex_broker.specs import BackboneSpec
+from fmplex_worker.adapters.linear import Target
+from fmplex_worker.backbones.families import Family
+from fmplex_worker.backbones.packing import Pack, running
+from fmplex_worker.backbones.texts import Text, Tokenizer
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Backbone:
+    """One model on one device. `targets`: module path → linear that adapters may change."""
+
+    spec: BackboneSpec
+    family: Family
+    model: nn.Module
+    tokenizer: Tokenizer
+    targets: Mapping[str, Target]
+    device: torch.device
+    first_position: int
+    max_tokens: int
+
+    @property
+    def hidden(self) -> int:
+        """Width of the hidden states that heads read."""
+        return int(self.model.config.hidden_size)  # type: ignore[union-attr, arg-type]
+
+    @property
+    def embeddings(self) -> nn.Embedding:
+        """The token embeddings; their width can differ from `hidden` (ELECTRA)."""
+        table: nn.Embedding = self.model.get_input_embeddings()  # type: ignore[operator]
+        return table
+
+    @property
+    def prefix(self) -> str:
+        """What a task class of transformers calls this model: keys made with one start with it (`bert.`, `model.`)."""
+        return f"{self.model.base_model_prefix}."
+
+    @property
+    def memory_bytes(self) -> int:
+        return sum(t.nbytes for t in (*self.model.parameters(), *self.model.buffers()))
+
+    def encode(self, pack: Pack, texts: list[Text]) -> Tensor:
+        """Hidden states `[tokens, hidden]` of texts in packed order. Device thread, inside inference mode."""
+        inputs: dict[str, Tensor] = {}
+        rows = [
+            np.concatenate([text.ids for text in texts]),
+            np.concatenate([np.arange(n, dtype=np.int64) for n in pack.lengths]) + self.first_position,
+        ]
+        if self._has_types:
+            rows.append(np.concatenate([text.types for text in texts]))
+        grid = torch.from_numpy(np.stack(rows)).to(self.device).unsqueeze(1)
+        inputs["position_ids"] = grid[1]
+        if self._has_types:
+            inputs["token_type_ids"] = grid[2]
+        if any(text.embeds is not None for text in texts):
+            inputs["inputs_embeds"] = self._embed(grid[0], pack, texts)
+        else:
+            inputs["input_ids"] = grid[0]
+        with running(pack):
+            hidden: Tensor = self.model(**inputs).last_hidden_state[0]
+        return hidden
+
+    @property
+    def _has_types(self) -> bool:
+        return self.family.token_types and bool(self.model.config.type_vocab_size > 1)  # type: ignore[union-attr, operator]
+
+    def _embed(self, ids: Tensor, pack: Pack, texts: list[Text]) -> Tensor:
+        """Token embeddings `[1, tokens, width]`, with the callers' own where they sent them."""
+        table: Tensor = self.embeddings(ids)
+        for start, length, text in zip(pack.starts, pack.lengths, texts, strict=True):
+            if text.embeds is not None:
+                table[0, start : start + length] = torch.from_numpy(text.embeds).to(table)
+        return table

@@ -1,0 +1,125 @@
+"""Loading a backbone: config checked, safetensors only, no remote code, pooler off, linears wrapped.
+
+Every failure is an `InvalidInput` that names the key of the fleet file to change.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from safetensors import SafetensorError
+from torch import nn
+from transformers import AutoConfig, AutoModel, AutoTokenizer
+from transformers import logging as transformers_logging
+
+from fmplex_broker.errors import InvalidInput
+from fmplex_broker.specs import BackboneSpec
+from fmplex_worker.adapters.linear import wrap_linears
+from fmplex_worker.backbones import attention
+from fmplex_worker.backbones.backbone import Backbone
+from fmplex_worker.backbones.families import Family, family_of
+from fmplex_worker.backbones.texts import Tokenizer
+
+T = TypeVar("T")
+_UNLIMITED = 1_000_000  # tokenizers without a limit say 1e30
+
+
+def load_backbone(spec: BackboneSpec, device: str = "auto") -> Backbone:
+    """Load `spec.model` (a folder or a hub id) onto `device` (`auto`: CUDA if there is one).
+
+    Raises `InvalidInput`: cannot be loaded, family not served, weights missing, `max_tokens` too large, no such device.
+    """
+    _not_an_adapter(spec.model)
+    where = _device(device)
+    config = _read(spec, "config", AutoConfig.from_pretrained)
+    family = family_of(config)
+    tokenizer = _read(spec, "tokenizer", AutoTokenizer.from_pretrained)
+    model = _load_model(spec, family).to(where)
+    targets = wrap_linears(model)
+    first = family.first_position(config)
+    most = config.max_position_embeddings - first
+    limit = _max_tokens(spec, min(tokenizer.model_max_length, most, _UNLIMITED), most)
+    return Backbone(
+        spec=spec,
+        family=family,
+        model=model,
+        tokenizer=Tokenizer.of(tokenizer, spec.model, limit),
+        targets=targets,
+        device=where,
+        first_position=first,
+        max_tokens=limit,
+    )
+
+
+def _read(spec: BackboneSpec, what: str, load: Callable[..., T], **options: Any) -> T:
+    """Call a transformers loader; False for remote code also keeps it from asking on the terminal."""
+    try:
+        return load(spec.model, revision=spec.revision or "main", trust_remote_code=False, **options)
+    except (OSError, ValueError, ImportError, KeyError, TypeError, RuntimeError, SafetensorError) as e:
+        raise InvalidInput(
+            f"{what} of {spec.model!r} cannot be loaded: {e}; give a folder or a hub id that transformers loads, with "
+            "config.json, *.safetensors and tokenizer files, and no code of its own",
+            field="backbone.model",
+        ) from e
+
+
+def _load_model(spec: BackboneSpec, family: Family) -> nn.Module:
+    """The bare encoder in eval mode. Weights that the checkpoint lacks would be random, so that is an error."""
+    transformers_logging.set_verbosity_error()  # its report of unused weights (the pooler) and its progress bar
+    transformers_logging.disable_progress_bar()  # mean nothing in a worker's log
+    options: dict[str, Any] = {"add_pooling_layer": False} if family.pooler else {}
+    model, info = _read(
+        spec,
+        "weights",
+        AutoModel.from_pretrained,
+        dtype=getattr(torch, spec.dtype),
+        attn_implementation=attention.NAME,
+        use_safetensors=True,
+        output_loading_info=True,
+        **options,
+    )
+    if missing := sorted(info["missing_keys"]):
+        raise InvalidInput(
+            f"{spec.model!r} lacks {len(missing)} weights of a {family.model_type}, for example {missing[0]!r}; "
+            "use a complete checkpoint",
+            field="backbone.model",
+        )
+    model.config.use_cache = False
+    for module in model.modules():
+        if hasattr(module, "chunk_size_feed_forward"):
+            module.chunk_size_feed_forward = 0  # chunks are not the row that the adapters' slices are counted in
+    if family.adapt is not None:
+        family.adapt(model)
+    loaded: nn.Module = model.eval().requires_grad_(False)
+    return loaded
+
+
+def _not_an_adapter(model: str) -> None:
+    if (Path(model) / "adapter_config.json").exists():
+        raise InvalidInput(
+            f"{model} is an adapter, not a backbone; give the model it was made for, and deploy the adapter as a package",
+            field="backbone.model",
+        )
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(name)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise InvalidInput(
+            f"this machine has {torch.cuda.device_count()} CUDA devices, not {name}", field="worker.device"
+        )
+    return device
+
+
+def _max_tokens(spec: BackboneSpec, usual: int, most: int) -> int:
+    """Tokens of one text: what the spec says, else what tokenizer and positions both take."""
+    if spec.max_tokens is None:
+        return usual
+    if spec.max_tokens > most:
+        raise InvalidInput(f"{spec.model!r} takes {most} tokens at most; lower max_tokens", field="backbone.max_tokens")
+    return spec.max_tokens

@@ -1,0 +1,52 @@
+"""MPNet on a packed row. Its attention is its own in transformers, and adds a learned bias for the distance of two tokens.
+
+transformers computes that bias for the whole row, `[heads, tokens, tokens]`; here it is one `[heads, length, length]` per
+run of equally long texts, computed once a pass and handed down the layers in place of the other.
+"""
+
+from __future__ import annotations
+
+from types import MethodType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from fmplex_worker.backbones.packing import current
+
+
+def adapt(model: nn.Module) -> None:
+    """Make a loaded `MPNetModel` attend text by text. Module names, and so adapters, stay as they are."""
+    encoder: Any = model.encoder
+    encoder.compute_position_bias = MethodType(_biases, encoder)
+    for layer in encoder.layer:
+        layer.attention.attn.forward = MethodType(_attend, layer.attention.attn)
+
+
+def _biases(encoder: Any, hidden: Tensor) -> list[Tensor]:
+    """For each run of the pass, `[1, heads, length, length]` (MPNet, Song et al. 2020; buckets as in T5)."""
+    biases = []
+    for run in current().runs:
+        place = torch.arange(run.length, device=hidden.device)
+        bucket = encoder.relative_position_bucket(place[None, :] - place[:, None])
+        biases.append(encoder.relative_attention_bias(bucket).permute(2, 0, 1).unsqueeze(0))
+    return biases
+
+
+def _attend(
+    attn: Any, hidden_states: Tensor, attention_mask: None = None, position_bias: list[Tensor] | None = None, **_: Any
+) -> tuple[Tensor]:
+    """`MPNetSelfAttention.forward` for hidden `[1, tokens, width]`."""
+    assert position_bias is not None
+    q, k, v = (linear(hidden_states)[0] for linear in (attn.q, attn.k, attn.v))
+    outs = []
+    for run, bias in zip(current().runs, position_bias, strict=True):
+        rows = slice(run.start, run.start + run.texts * run.length)
+        shape = (run.texts, run.length, attn.num_attention_heads, attn.attention_head_size)
+        heads = [t[rows].view(shape).transpose(1, 2) for t in (q, k, v)]
+        out = functional.scaled_dot_product_attention(
+            heads[0], heads[1], heads[2], attn_mask=bias.expand(run.texts, -1, -1, -1)
+        )
+        outs.append(out.transpose(1, 2).reshape(run.texts * run.length, -1))
+    return (attn.o(torch.cat(outs).unsqueeze(0)),)

@@ -1,0 +1,111 @@
+"""Packing: many texts as one row of tokens, ordered so that every adapter owns one contiguous slice.
+
+A batch is `[1, total tokens]` with position ids that restart at every text; no padding is ever computed. Within one
+adapter the texts are ordered by length, so that texts of equal length are neighbours and share one attention call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from fmplex_worker.adapters.segments import Adapter, Segments
+
+
+class Run(NamedTuple):
+    """`texts` neighbouring texts of `length` tokens each, from token `start` of the row."""
+
+    start: int
+    texts: int
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
+class Pack:
+    """Who owns which token of the row: `lengths[i]` tokens from `starts[i]` on belong to the i-th packed text.
+
+    `boundaries` is `[texts + 1]` int32 on the device, for varlen kernels.
+    """
+
+    tokens: int
+    lengths: tuple[int, ...]
+    starts: tuple[int, ...]
+    runs: tuple[Run, ...]
+    boundaries: torch.Tensor
+    segments: Segments
+
+
+class Owned(NamedTuple):
+    """A text to pack: its length in tokens and the adapter that applies to it."""
+
+    length: int
+    adapter: Adapter | None
+
+
+def packed_order(texts: Sequence[Owned]) -> list[int]:
+    """The order in which to pack: by adapter (texts without one last), then by length."""
+    numbers = [t.adapter.number if t.adapter is not None else 0 for t in texts]
+    return sorted(range(len(texts)), key=lambda i: (numbers[i] == 0, numbers[i], texts[i].length))
+
+
+def pack(texts: Sequence[Owned], device: torch.device, group_from: int | None) -> Pack:
+    """Lay out texts that are already in `packed_order`; see `Segments` for `group_from`."""
+    lengths = tuple(t.length for t in texts)
+    bounds = np.zeros(len(lengths) + 1, dtype=np.int32)
+    np.cumsum(lengths, out=bounds[1:])
+    sizes: list[int] = []
+    adapters: list[Adapter] = []
+    for text in texts:
+        if text.adapter is None:
+            break
+        if adapters and adapters[-1] is text.adapter:
+            sizes[-1] += text.length
+        else:
+            adapters.append(text.adapter)
+            sizes.append(text.length)
+    tokens = int(bounds[-1])
+    return Pack(
+        tokens=tokens,
+        lengths=lengths,
+        starts=tuple(bounds[:-1].tolist()),
+        runs=_runs(lengths),
+        boundaries=torch.from_numpy(bounds).to(device),
+        segments=Segments.of(adapters, sizes, tokens, device, group_from),
+    )
+
+
+def _runs(lengths: Sequence[int]) -> tuple[Run, ...]:
+    runs: list[Run] = []
+    start = 0
+    for length in lengths:
+        if runs and runs[-1].length == length:
+            runs[-1] = runs[-1]._replace(texts=runs[-1].texts + 1)
+        else:
+            runs.append(Run(start, 1, length))
+        start += length
+    return tuple(runs)
+
+
+# Set inside the device-thread function only: keyword arguments do not reach linears, and module state is shared.
+_PASS: ContextVar[Pack] = ContextVar("fmplex_pass")
+
+
+@contextmanager
+def running(pack: Pack) -> Iterator[None]:
+    """Make `pack` what attention and linears see until the block ends, however it ends."""
+    token = _PASS.set(pack)
+    try:
+        yield
+    finally:
+        _PASS.reset(token)
+
+
+def current() -> Pack:
+    """The pass that runs in this context. Raises `LookupError` outside `running`."""
+    return _PASS.get()

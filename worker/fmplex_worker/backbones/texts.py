@@ -1,0 +1,98 @@
+"""Texts as the backbone takes them: token ids, token types, character offsets.
+
+The tokenizers library is called directly: transformers' own `__call__` sets truncation and padding on the shared
+tokenizer at every call, which two threads must not do at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import tokenizers
+from numpy.typing import NDArray
+
+from fmplex_broker.errors import InvalidInput
+
+Ids = NDArray[np.int64]
+# A text, or a text and its pair.
+Raw = str | tuple[str, str]
+_FEWEST_TOKENS = 16
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Text:
+    """One encoded text of n tokens. `embeds` `[n, width]` float32 replaces the token embeddings (ids are then 0).
+
+    `offsets` `[n, 2]`: first and last character (exclusive) of each token; (0, 0) for special tokens. Only for tagging.
+    """
+
+    ids: Ids
+    types: Ids
+    embeds: NDArray[np.float32] | None = None
+    offsets: NDArray[np.int64] | None = None
+
+    @property
+    def tokens(self) -> int:
+        return len(self.ids)
+
+    def cut(self, limit: int) -> Text:
+        """The first `limit` tokens."""
+        if self.tokens <= limit:
+            return self
+        embeds = None if self.embeds is None else self.embeds[:limit]
+        return Text(self.ids[:limit], self.types[:limit], embeds)
+
+    @classmethod
+    def of_ids(cls, ids: Ids, embeds: NDArray[np.float32] | None = None) -> Text:
+        return cls(ids, np.zeros_like(ids), embeds)
+
+
+class Tokenizer:
+    """Batch tokenisation; any thread. Never pads; `encode_cut` cuts to `limit` tokens, special ones included."""
+
+    def __init__(self, tokenizer: tokenizers.Tokenizer, limit: int) -> None:
+        saved = tokenizer.to_str()
+        self._whole = tokenizers.Tokenizer.from_str(saved)
+        self._whole.no_padding()
+        self._whole.no_truncation()
+        self._cut = tokenizers.Tokenizer.from_str(saved)
+        self._cut.no_padding()
+        self._cut.enable_truncation(limit, strategy="longest_first")
+
+    @classmethod
+    def of(cls, tokenizer: Any, model: str, limit: int) -> Tokenizer:
+        """From a transformers tokenizer. Raises `InvalidInput` unless it is a fast one with a vocabulary.
+
+        Without tokenizer files transformers 5 makes one up that knows its special tokens and nothing else.
+        """
+        fast = getattr(tokenizer, "backend_tokenizer", None)
+        if not isinstance(fast, tokenizers.Tokenizer) or fast.get_vocab_size() < _FEWEST_TOKENS:
+            raise InvalidInput(f"{model!r} has no fast tokenizer; add its tokenizer.json", field="backbone.model")
+        return cls(fast, limit)
+
+    def encode(self, texts: Sequence[Raw], offsets: bool = False) -> list[Text]:
+        """Whole texts. With `offsets` it is slower: only tagging needs to know which characters a token covers."""
+        return _encode(self._whole, texts, offsets)
+
+    def encode_cut(self, texts: Sequence[Raw], offsets: bool = False) -> list[Text]:
+        """Texts cut to the limit; of a pair, the longer text is cut first."""
+        return _encode(self._cut, texts, offsets)
+
+
+def _encode(tokenizer: tokenizers.Tokenizer, texts: Sequence[Raw], offsets: bool) -> list[Text]:
+    encode = tokenizer.encode_batch if offsets else tokenizer.encode_batch_fast
+    return [_text(encoding, offsets) for encoding in encode(list(texts))]
+
+
+def _text(encoding: tokenizers.Encoding, offsets: bool) -> Text:
+    ids = np.array(encoding.ids, dtype=np.int64)
+    types = np.array(encoding.type_ids, dtype=np.int64)
+    if not offsets:
+        return Text(ids, types)
+    special = np.array(encoding.special_tokens_mask, dtype=bool)
+    spans = np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2)
+    spans[special] = 0
+    return Text(ids, types, offsets=spans)

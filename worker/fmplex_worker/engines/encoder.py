@@ -1,0 +1,92 @@
+"""The encoder engine: every job is one whole encode, and a pass is one packed row through the backbone.
+
+`step` shows the machine: order the texts, lay out the row, encode, run the heads.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+import torch
+
+from fmplex_broker.errors import FmplexError
+from fmplex_broker.messages import Request
+from fmplex_broker.packages import Package
+from fmplex_broker.specs import BackboneSpec
+from fmplex_worker.adapters.grouping import group_from
+from fmplex_worker.backbones.backbone import Backbone
+from fmplex_worker.backbones.loading import load_backbone
+from fmplex_worker.backbones.packing import Owned, pack, packed_order
+from fmplex_worker.engines.isolation import run_isolated
+from fmplex_worker.engines.preparing import Job, Preparer
+from fmplex_worker.engines.protocol import EngineInfo, Outcome, Prepared, Room
+from fmplex_worker.engines.versions import Versions
+from fmplex_worker.heads.running import run_heads
+
+_REGROWTH = 32  # after running out of memory, a pass may grow again by this fraction of the budget per pass
+
+
+class EncoderEngine:
+    """`fmplex_worker.engines.protocol.Engine` for encoders, and for decoders used as encoders."""
+
+    def __init__(self, backbone: Backbone) -> None:
+        self._backbone = backbone
+        self._versions = Versions(backbone)
+        self._preparer = Preparer(backbone, self._versions)
+        self._group_from = group_from(backbone.device, getattr(torch, backbone.spec.dtype), backbone.hidden)
+        self._units = backbone.spec.pass_units
+
+    @classmethod
+    def open(cls, spec: BackboneSpec, device: str = "auto") -> EncoderEngine:
+        """Load the backbone. Raises `InvalidInput` that names the key of the fleet file to change."""
+        return cls(load_backbone(spec, device))
+
+    @property
+    def info(self) -> EngineInfo:
+        b = self._backbone
+        return EngineInfo(b.spec.name, "text", b.hidden, b.max_tokens, str(b.device), b.memory_bytes)
+
+    @property
+    def room(self) -> Room:
+        return Room(self._units)
+
+    @property
+    def loaded(self) -> Mapping[str, int]:
+        return self._versions.sizes()
+
+    def load(self, package: Package, digest: str) -> None:
+        self._versions.load(package, digest)
+
+    def unload(self, digest: str) -> None:
+        self._versions.unload(digest)
+
+    def prepare(self, batch: Sequence[tuple[str, Request]]) -> list[Prepared | FmplexError]:
+        return cast(list[Prepared | FmplexError], self._preparer.prepare(batch))
+
+    def step(self, prepared: Sequence[Prepared]) -> Outcome:
+        begun = time.perf_counter()
+        budget = self._backbone.spec.pass_units
+        self._units = min(budget, self._units + max(1, budget // _REGROWTH))
+        results = run_isolated(cast(Sequence[Job], prepared), self._run, self._on_oom) if prepared else []
+        return Outcome(time.perf_counter() - begun, results)
+
+    @torch.inference_mode()
+    def _run(self, jobs: Sequence[Job]) -> list[Any]:
+        """One pass. Results in the order of `jobs`; raises whatever goes wrong."""
+        owners = [(i, text) for i, job in enumerate(jobs) for text in job.texts]
+        owned = [Owned(text.tokens, jobs[i].version.adapter) for i, text in owners]
+        order = packed_order(owned)
+        row = pack([owned[at] for at in order], self._backbone.device, self._group_from)
+        hidden = self._backbone.encode(row, [owners[at][1] for at in order])
+        place = {at: i for i, at in enumerate(order)}
+        places: list[tuple[int, ...]] = [()] * len(jobs)
+        for at, (i, _) in enumerate(owners):
+            places[i] += (place[at],)
+        return run_heads(hidden, row.starts, row.lengths, [job.ask for job in jobs], places)
+
+    def _on_oom(self, units: int) -> None:
+        self._units = max(1, units // 2)
+        if self._backbone.device.type == "cuda":
+            torch.cuda.empty_cache()

@@ -1,0 +1,65 @@
+"""Who pays for a failed pass: the vFM that broke it, and nobody beside it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, TypeVar
+
+import torch
+
+from fmplex_broker.errors import FmplexError, JobFailed
+
+log = logging.getLogger(__name__)
+
+
+class Sized(Protocol):
+    @property
+    def digest(self) -> str: ...
+    @property
+    def units(self) -> int: ...
+
+
+J = TypeVar("J", bound=Sized)
+
+
+def run_isolated(
+    jobs: Sequence[J], run: Callable[[Sequence[J]], list[Any]], on_oom: Callable[[int], None]
+) -> list[Any | FmplexError]:
+    """`run(jobs)`, whatever happens in it, with one result per job.
+
+    Out of memory: `on_oom(units)` is told, and each half runs by itself. Any other exception: each vFM runs by itself, and
+    the one that fails again gets `JobFailed`. Raises only when the device itself is broken ("CUDA error: ..."): then no
+    pass can ever run here again, and another worker should take the jobs over.
+    """
+    try:
+        return run(jobs)
+    except Exception as e:
+        out_of_memory, why = _is_oom(e), f"{type(e).__name__}: {e}"
+        if not out_of_memory and "CUDA error" in str(e):
+            raise
+        log.warning("a pass of %d jobs failed: %s", len(jobs), why, exc_info=not out_of_memory)
+    # Here the exception is gone, and with its frames the tensors of the failed pass.
+    if out_of_memory:
+        on_oom(sum(job.units for job in jobs))
+        if len(jobs) == 1:
+            return [JobFailed(f"one job of {jobs[0].units} tokens does not fit into the device's memory; shorten it")]
+        middle = len(jobs) // 2
+        return run_isolated(jobs[:middle], run, on_oom) + run_isolated(jobs[middle:], run, on_oom)
+    shares: dict[str, list[int]] = {}
+    for i, job in enumerate(jobs):
+        shares.setdefault(job.digest, []).append(i)
+    if len(shares) == 1:
+        return [JobFailed(f"this vFM's adapter or head failed ({why})")] * len(jobs)
+    results: list[Any] = [None] * len(jobs)
+    for share in shares.values():
+        for i, result in zip(share, run_isolated([jobs[i] for i in share], run, on_oom), strict=True):
+            results[i] = result
+    return results
+
+
+def _is_oom(error: Exception) -> bool:
+    """CUDA's own type; on CPU torch raises a RuntimeError of DefaultCPUAllocator."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and "not enough memory" in str(error)

@@ -1,0 +1,93 @@
+"""What the worker asks of an engine, whatever the backbone: load versions, prepare jobs, run passes.
+
+Three threads may call one engine at the same time: a loader (`load`, `unload`), the intake (`prepare`) and the device
+thread (`step`). A version is keyed by its digest, never by its name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from fmplex_broker.errors import FmplexError
+from fmplex_broker.messages import Request
+from fmplex_broker.packages import Package
+
+
+@dataclass(frozen=True, slots=True)
+class EngineInfo:
+    """What a worker tells the registry. `max_tokens` bounds one encoded text; `memory_bytes` is the backbone alone."""
+
+    name: str
+    modality: str
+    hidden: int
+    max_tokens: int
+    device: str
+    memory_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """What one pass can take now: `units` = packed tokens. One job larger than that still runs, alone."""
+
+    units: int
+
+
+class Prepared(Protocol):
+    """A validated, tokenised job. It keeps its version alive: unloading that version does not break it.
+
+    `units` are packed tokens (both sides of a similarity); `adapter` numbers the adapter segment it belongs to (0: none)
+    and `head` the head it ends in, so that a cost model can count the distinct ones in a pass.
+    """
+
+    @property
+    def digest(self) -> str: ...
+    @property
+    def units(self) -> int: ...
+    @property
+    def adapter(self) -> int: ...
+    @property
+    def head(self) -> int: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a pass cost and gave: wall `seconds` of the device thread; `results[i]` answers `prepared[i]`.
+
+    A result is what the vFM's head gives (plain Python values and `fmplex_broker.tensors.Tensor`), or the error of that
+    job alone.
+    """
+
+    seconds: float
+    results: list[Any | FmplexError]
+
+
+class Engine(Protocol):
+    """One physical FM on one device."""
+
+    @property
+    def info(self) -> EngineInfo: ...
+
+    @property
+    def room(self) -> Room: ...
+
+    @property
+    def loaded(self) -> Mapping[str, int]:
+        """Digest of every resident version → bytes of its adapter and head. A snapshot."""
+
+    def load(self, package: Package, digest: str) -> None:
+        """Make a version resident; again is a no-op. Any thread, also while a pass runs. Raises `PackageRejected`."""
+
+    def unload(self, digest: str) -> None:
+        """Forget a version (unknown: no-op). Jobs already prepared for it still run."""
+
+    def prepare(self, batch: Sequence[tuple[str, Request]]) -> list[Prepared | FmplexError]:
+        """Validate and tokenise, all at once. Aligned with `batch`; never raises for what a caller sent.
+
+        Errors: `InvalidInput` (`field` is a path: `input.text_pair`, `params.top_k`), `TextTooLong`, `VfmClosed` (the
+        version is not resident here).
+        """
+
+    def step(self, prepared: Sequence[Prepared]) -> Outcome:
+        """Run one pass. Device thread only; a failure is the result of the jobs it hits, not an exception."""

@@ -1,0 +1,62 @@
+"""The vFM versions that are resident on an engine, by digest."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from dataclasses import dataclass
+
+from fmplex_broker.errors import PackageRejected
+from fmplex_broker.packages import Package
+from fmplex_worker.adapters.loading import load_adapter
+from fmplex_worker.adapters.segments import Adapter
+from fmplex_worker.backbones.backbone import Backbone
+from fmplex_worker.heads.loading import LoadedHead, load_head
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Version:
+    """One loaded version; never changed. Jobs hold it, so it lives as long as the last of them."""
+
+    digest: str
+    head: LoadedHead
+    adapter: Adapter | None
+
+    @property
+    def nbytes(self) -> int:
+        return self.head.nbytes + (self.adapter.nbytes if self.adapter is not None else 0)
+
+
+class Versions:
+    """Loads versions and finds them. Any thread: nothing that a running pass reads is ever written again."""
+
+    def __init__(self, backbone: Backbone) -> None:
+        self._backbone = backbone
+        self._loaded: dict[str, Version] = {}
+        self._numbers = itertools.count(1)
+        self._loading = threading.Lock()
+
+    def load(self, package: Package, digest: str) -> None:
+        """Raises `PackageRejected`, and then nothing has changed."""
+        with self._loading:
+            if digest in self._loaded:
+                return
+            spec, backbone = package.spec, self._backbone
+            if spec.backbone != backbone.spec.name:
+                raise PackageRejected(
+                    f"vFM {spec.name!r} is made for backbone {spec.backbone!r}, this worker hosts {backbone.spec.name!r}",
+                    field="backbone",
+                )
+            number = next(self._numbers)
+            head = load_head(spec.head, package.head, backbone.hidden, backbone.family.causal, backbone.device, number)
+            adapter = load_adapter(package.adapter, backbone, number) if package.adapter is not None else None
+            self._loaded[digest] = Version(digest, head, adapter)
+
+    def unload(self, digest: str) -> None:
+        self._loaded.pop(digest, None)
+
+    def get(self, digest: str) -> Version | None:
+        return self._loaded.get(digest)
+
+    def sizes(self) -> dict[str, int]:
+        return {version.digest: version.nbytes for version in list(self._loaded.values())}

@@ -1,0 +1,1 @@
+"""Heads: how hidden states become what a task answers with."""

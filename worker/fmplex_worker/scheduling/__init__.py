@@ -1,0 +1,72 @@
+"""Scheduling: who gets into the next pass of a shared backbone. Pure: time and costs are passed in.
+
+items.py   the words: Flow, Item, Room, Plan, Share
+cost.py    what a pass costs, learnt online, and who owes how much of it
+ledger.py  what every policy keeps: passes in flight, weights, charges
+flows.py   a flow's state, and the lanes in which flows wait
+ring.py    the flows of one class: deficits and lazy credit
+draft.py   one pass in the making
+drr.py     batch-aware deficit round robin, the default policy; its docstring is the promise
+fifo.py    arrival order
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from .cost import CostModel
+from .drr import DeficitRoundRobin
+from .fifo import Fifo
+from .items import CLASSES, INTERACTIVE, OFFLINE, Flow, Item, Plan, Room, Share
+
+__all__ = [
+    "CLASSES",
+    "INTERACTIVE",
+    "OFFLINE",
+    "CostModel",
+    "DeficitRoundRobin",
+    "Fifo",
+    "Flow",
+    "Item",
+    "Plan",
+    "Room",
+    "Scheduler",
+    "Share",
+    "make_scheduler",
+]
+
+
+class Scheduler(Protocol):
+    """What the worker's device task asks of a policy. See `DeficitRoundRobin` for what each call means."""
+
+    budget: int
+
+    def add(self, item: Item, *, front: bool = False) -> None: ...
+    def remove(self, key: str) -> Item | None: ...
+    def pending(self, flow: Flow) -> int: ...
+    def __len__(self) -> int: ...
+    def plan(self, now: float, room: Room) -> Plan | None: ...
+    def charge(self, plan: Plan, seconds: float) -> None: ...
+    def refund(self, plan: Plan) -> None: ...
+    def set_weight(self, vfm: str, weight: float) -> None: ...
+    def throttle(self, flow: Flow) -> None: ...
+    def resume(self, flow: Flow) -> None: ...
+    def expect(self, flow: Flow, more: bool) -> None: ...
+    def forget(self, vfm: str) -> None: ...
+    def shares(self) -> dict[str, Share]: ...
+
+
+def make_scheduler(
+    name: str,
+    cost: CostModel,
+    budget: int,
+    *,
+    trickle: float = 0.05,
+    offline_slice: float = 0.05,
+) -> Scheduler:
+    """A policy by its name in a fleet file: "drr", or "fifo", which has no classes to trickle or slice."""
+    if name == "drr":
+        return DeficitRoundRobin(cost, budget, trickle=trickle, offline_slice=offline_slice)
+    if name == "fifo":
+        return Fifo(cost, budget)
+    raise ValueError(f"unknown scheduler {name!r}: drr or fifo")

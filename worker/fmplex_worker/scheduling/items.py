@@ -1,0 +1,67 @@
+"""The scheduler's words: flows wait, items are picked, a plan is one pass. Plain values, no behaviour."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from dataclasses import dataclass
+from typing import Literal
+
+from fmplex_broker.messages import CLASSES, INTERACTIVE, OFFLINE, Flow
+
+__all__ = ["CLASSES", "INTERACTIVE", "OFFLINE", "Flow", "Item", "Phase", "Plan", "Room", "Share"]
+
+Phase = Literal["encode", "prefill", "decode"]
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """What one job asks of one pass.
+
+    `units` (packed tokens, patches, points, KV read) carry the cost; `segment` and `head` name the
+    adapter and the output layer, each of which costs once a pass however many items share it. Items pack
+    together only if their buckets are equal, so None packs with None. `alone` is for a redelivered job,
+    which may have killed its pass.
+    """
+
+    key: str
+    flow: Flow
+    phase: Phase
+    units: int
+    bucket: Hashable | None = None
+    segment: Hashable | None = None
+    head: Hashable | None = None
+    alone: bool = False
+    deadline: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """What the engine can take now: an item of more units still runs, alone; no units or no rows: nothing."""
+
+    units: int
+    rows: int
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """One pass, in the order picked: items of one class and one bucket, and the price put down for each.
+
+    `number` tells passes in flight apart: a plan is settled by exactly one `charge` or `refund`.
+    """
+
+    number: int
+    cls: str
+    bucket: Hashable | None
+    items: tuple[Item, ...]
+    prices: tuple[float, ...]
+    units: int
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """What an operator sees of a vFM, both classes together. In seconds; a negative deficit is a debt."""
+
+    weight: float
+    charged: float
+    deficit: float
+    waiting: int

@@ -1,0 +1,151 @@
+"""`fit`: one spec in, one package out."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+import torch
+from pydantic import ValidationError
+from torch import Tensor
+from torch.nn import functional
+
+from fmplex_broker.errors import InvalidInput
+from fmplex_broker.fitting import FitDone, FitEpoch, FitEvent, FitSpec, FitStarted
+from fmplex_broker.specs import VfmSpec, invalid
+from fmplex_worker.tuning.backbone import Backbone, Item, load
+from fmplex_worker.tuning.data import Example, LabelRecord, Record, read
+from fmplex_worker.tuning.frozen import fit_head
+from fmplex_worker.tuning.linear_tasks import Labelled, MultiLabelled, Ranked, Spanned, Valued
+from fmplex_worker.tuning.lora import adapt, fit_lora
+from fmplex_worker.tuning.metric_tasks import Grouped, Similar
+from fmplex_worker.tuning.tasks import Part, Task
+from fmplex_worker.tuning.training import slices
+from fmplex_worker.tuning.writing import refuse_foreign, write_package
+
+log = logging.getLogger(__name__)
+
+
+class Trained(NamedTuple):
+    backbone: Backbone
+    head: dict[str, Tensor]  # `weight` and `bias`, or nothing
+    epochs: int
+
+
+def fit(spec: FitSpec, on_event: Callable[[FitEvent], None]) -> FitDone:
+    """Train what `spec` asks for, write the package, measure it on the held-out part. `on_event` sees started, every epoch
+    and, last, done, which is also returned.
+
+    Raises a typed `FmplexError`: `InvalidInput` (its `field` says which part of the spec, `data` for bad lines), `Conflict`
+    (`out` holds something else), `NonFiniteOutput` (training diverged). A failed fit leaves `out` as it was. The same spec,
+    data and thread count on the same machine give the same package, bit by bit (CPU).
+    """
+    began = time.perf_counter()
+    refuse_foreign(spec.out)
+    split = read(spec.data, spec.head, spec.held_out)
+    with _settings(spec):
+        backbone = load(spec.model)
+        task = task_for(spec, [example.record for example in split.train])
+        if backbone.family.causal and task.pooling == "cls":
+            raise InvalidInput(
+                "pooling 'cls' reads the first token, which sees nothing of the text in a causal backbone; use 'last'",
+                field="pooling",
+            )
+        vfm = VfmSpec(name=spec.name, backbone=spec.backbone, head=task.head)
+        train, held = _items(task, backbone, split.train), _items(task, backbone, split.held_out)
+        on_event(FitStarted(name=spec.name, train=len(train), held_out=len(held), labels=task.labels))
+
+        def report(epoch: int, loss: float, score: float) -> None:
+            on_event(FitEpoch(name=spec.name, epoch=epoch, epochs=spec.epochs, loss=loss, score=score))
+
+        trained = _train(spec, backbone, task, train, report)
+        score = _score(trained, task, train, held)
+    adapter = cast(Any, trained.backbone.model) if spec.lora is not None else None
+    version = write_package(spec.out, vfm, trained.head, adapter)
+    done = FitDone(
+        name=spec.name,
+        out=spec.out,
+        version=version,
+        metric=task.metric,
+        score=score,
+        baseline=task.baseline(train, held),
+        epochs=trained.epochs,
+        seconds=time.perf_counter() - began,
+    )
+    on_event(done)
+    return done
+
+
+def task_for(spec: FitSpec, records: Sequence[Record]) -> Task[Record]:
+    """The task of the spec's head. Raises `InvalidInput` if the training part cannot teach it."""
+    kinds: dict[str, Callable[[Any], Any]] = {
+        "classification": lambda r: (Labelled if isinstance(r[0], LabelRecord) else MultiLabelled)(r, spec.pooling),
+        "regression": lambda r: Valued(r, spec.pooling),
+        "tagging": lambda r: Spanned(r),
+        "ranking": lambda r: Ranked(r, spec.pooling),
+        "similarity": lambda r: Similar(r, spec.pooling),
+        "embedding": lambda r: Grouped(r, spec.pooling, contrast=spec.lora is not None),
+    }
+    try:
+        return cast(Task[Record], kinds[spec.head](records))
+    except ValidationError as e:  # more labels than a head may have
+        raise invalid(e, str(spec.data)) from None
+
+
+def _items(task: Task[Record], backbone: Backbone, examples: Sequence[Example[Record]]) -> list[Item]:
+    raws = [task.texts(example.record) for example in examples]
+    lines = [example.line for example, some in zip(examples, raws, strict=True) for _ in some]
+    # Only tagging asks which characters a token covers.
+    texts = iter(backbone.tokenize([raw for some in raws for raw in some], lines, offsets=task.pooling is None))
+    return [task.item(e.record, tuple(next(texts) for _ in some)) for e, some in zip(examples, raws, strict=True)]
+
+
+def _train(
+    spec: FitSpec,
+    backbone: Backbone,
+    task: Task[Record],
+    train: list[Item],
+    report: Callable[[int, float, float], None],
+) -> Trained:
+    generator = torch.Generator().manual_seed(spec.seed % 2**63)
+    chosen, weights = slices(train, generator), task.outputs > 0
+    if spec.lora is None:
+        if not weights:
+            return Trained(backbone, {}, 0)
+        fitted = fit_head(task, train, backbone.features(train, task.pooling), chosen, spec, report)
+        return Trained(backbone, fitted.head.folded(), fitted.epochs)
+    head = None
+    if weights:
+        # Starting from a fitted head, the adapter is not trained to please a random one (Kumar et al. 2022).
+        head = fit_head(task, train, backbone.features(train, task.pooling), chosen, spec, None).learned
+    name = (
+        spec.backbone if Path(spec.model).exists() else spec.model
+    )  # a path of this machine is nobody else's business
+    adapted = fit_lora(adapt(backbone, spec.lora, name), head, task, train, chosen, spec, report)
+    return Trained(adapted.backbone, {} if head is None else head.folded(), adapted.epochs)
+
+
+def _score(trained: Trained, task: Task[Record], train: list[Item], held: list[Item]) -> float:
+    """Score on the held-out part of exactly what goes into the package."""
+    rows = trained.backbone.features(held, task.pooling)
+    if trained.head:
+        outputs = functional.linear(rows, trained.head["weight"], trained.head["bias"])
+        return task.score(Part(outputs, train), Part(outputs, held))
+    return task.score(Part(trained.backbone.features(train, task.pooling), train), Part(rows, held))
+
+
+@contextmanager
+def _settings(spec: FitSpec) -> Iterator[None]:
+    """Seed and thread count of this fit; the caller's come back afterwards."""
+    threads = torch.get_num_threads()
+    with torch.random.fork_rng():
+        torch.manual_seed(spec.seed % 2**63)
+        torch.set_num_threads(spec.threads or threads)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(threads)

@@ -1,0 +1,84 @@
+"""What a head is trained for: which sequences an example has, its target, the loss, the score and the baseline.
+
+One class a kind of data: those with a linear layer are in `linear_tasks`, those without weights in `metric_tasks`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import ClassVar, Generic, NamedTuple, TypeVar
+
+from torch import Tensor
+
+from fmplex_broker.errors import InvalidInput
+from fmplex_broker.specs import Head, Pooling
+from fmplex_worker.backbones.texts import Raw, Text
+from fmplex_worker.tuning.backbone import Item
+from fmplex_worker.tuning.data import PairRecord, Record, names
+
+UNSEEN = -1  # the target of a label that the training part does not have
+
+R = TypeVar("R", bound=Record)
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+class Part(NamedTuple):
+    """Some items with what the model says about them: `outputs` [rows, outputs] of the head, or pooled states."""
+
+    outputs: Tensor
+    items: Sequence[Item]
+
+
+class Task(ABC, Generic[R]):
+    """`outputs`: rows of the head's weight, 0 for a head without weights. `pooling` None: one row a token."""
+
+    metric: ClassVar[str]
+    head: Head
+    outputs: int
+    pooling: Pooling | None
+    labels: tuple[str, ...] = ()
+
+    @abstractmethod
+    def item(self, record: R, sequences: tuple[Text, ...]) -> Item: ...
+
+    @abstractmethod
+    def loss(self, train: Tensor) -> Loss:
+        """The loss of outputs and targets, given the targets of the whole training part (for weights of rare labels)."""
+
+    @abstractmethod
+    def score(self, reference: Part, part: Part) -> float:
+        """Score of `part`; what must be chosen from data (threshold, centroids) is chosen on `reference`."""
+
+    @abstractmethod
+    def baseline(self, train: Sequence[Item], held_out: Sequence[Item]) -> float: ...
+
+    def texts(self, record: R) -> tuple[Raw, ...]:
+        """The sequences that serving would encode for this record."""
+        pair = getattr(record, "text_pair", None)
+        return (record.text,) if pair is None else ((record.text, pair),)
+
+    def scale(self, train: Tensor) -> tuple[float, float]:
+        """Mean and spread of the head's outputs, so that it starts near its targets."""
+        return 0.0, 1.0
+
+
+def several_labels(records: Sequence[Record]) -> tuple[str, ...]:
+    """The distinct labels, sorted. Raises `InvalidInput` if there is only one."""
+    labels = tuple(sorted(names(records)))
+    if len(labels) < 2:
+        raise InvalidInput(
+            f"the training part has only {len(labels)} label(s) {list(labels)}; two or more are needed "
+            "(are the lines sorted by label? shuffle them)",
+            field="data",
+        )
+    return labels
+
+
+def both_relations(records: Sequence[PairRecord]) -> None:
+    if len({record.label for record in records}) < 2:
+        raise InvalidInput(
+            f"the training part has only pairs of label {records[0].label}; both 0 and 1 are needed "
+            "(are the lines sorted by label? shuffle them)",
+            field="data",
+        )
