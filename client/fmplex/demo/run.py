@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import tempfile
 import time
 from collections.abc import Callable
@@ -30,6 +31,7 @@ from fmplex_broker.streams.fleet import FleetView, look
 from fmplex_broker.streams.registry import Registry
 
 _CALLERS = 32
+_TRAINERS = 4  # of one thread each
 _ROUNDS = 15
 
 
@@ -69,7 +71,8 @@ def _fit(out: Console, model: str, packages: Path, report: Report) -> None:
     columns = (TextColumn("{task.description:16}"), BarColumn(20), TextColumn("{task.fields[note]}"))
     with Progress(*columns, console=out, transient=True) as progress:
         bar = progress.add_task("loading", total=None, note="the backbone")
-        for event in fit_all([task.fit_spec(model, packages) for task in TASKS]):
+        specs = [task.fit_spec(model, packages) for task in TASKS]
+        for event in fit_all(specs, processes=min(os.cpu_count() or 1, _TRAINERS)):
             if isinstance(event, FitStarted):
                 note = f"{event.train} to train on, {event.held_out} held out"
                 progress.reset(bar, description=event.name, note=note)

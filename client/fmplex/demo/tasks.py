@@ -29,26 +29,26 @@ class Task:
         lora = LoraSpec(r=self.lora) if self.lora else None
         return FitSpec(
             name=self.name, data=data_file(self.name), backbone=BACKBONE, model=model, out=out / self.name, head=self.head,
-            lora=lora, epochs=self.epochs, held_out=HELD_OUT,
+            lora=lora, epochs=self.epochs, held_out=HELD_OUT, threads=1,
         )  # fmt: skip
 
 
 TASKS = (
-    Task("sentiment", "classification", lora=8, weight=2.0),
+    Task("sentiment", "classification", lora=8, weight=2.0, epochs=6),
     Task("topic", "classification"),
     Task("intent", "classification", weight=2.0),
     Task("spam", "classification"),
     Task("language", "classification"),
     Task("toxicity", "classification", weight=4.0),
-    Task("urgency", "classification", lora=8),
+    Task("urgency", "classification", lora=8, epochs=6),
     Task("question_type", "classification"),
     Task("formality", "classification"),
     Task("aspects", "classification"),
     Task("stars", "regression"),
-    Task("entities", "tagging", lora=8),
-    Task("similarity", "similarity", lora=8),
-    Task("ranking", "ranking", lora=8),
-    Task("faq", "embedding", lora=8),
+    Task("entities", "tagging", lora=8, epochs=6),
+    Task("similarity", "similarity", lora=8, epochs=6),
+    Task("ranking", "ranking", lora=8, epochs=6),
+    Task("faq", "embedding", lora=8, epochs=6),
 )
 
 

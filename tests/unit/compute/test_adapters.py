@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -254,6 +255,19 @@ def test_file_that_lies(bert: EncoderEngine, tmp_path: Path) -> None:
     (folder / "adapter_model.safetensors").unlink()
     with pytest.raises(PackageRejected, match="cannot be read"):
         read(bert, folder)
+
+
+def test_plans_of_two_threads_do_not_mix(bert: EncoderEngine, tmp_path: Path) -> None:
+    """The plan travels with the call: two passes at once, each with an adapter of its own."""
+    texts = tiny.ids(20, 20)
+    jobs = []
+    for i, text in enumerate(texts):
+        tensors = {name: t * (i + 1) for name, t in {**tiny.lora(QUERY), **tiny.lora(VALUE)}.items()}
+        jobs.append((tiny.load(bert, tiny.FEATURES, adapter=tiny.save_adapter(tmp_path / f"{i}", tensors)), text))
+    alone = [tiny.features(bert, job)[0] for job in jobs]
+    with ThreadPoolExecutor(2) as threads:
+        results = list(threads.map(lambda i: (i, tiny.features(bert, jobs[i])[0]), [i % 2 for i in range(200)]))
+    assert all(torch.equal(states, alone[i]) for i, states in results)
 
 
 def test_unloading_spares_prepared_jobs(engine_of: Callable[[str], EncoderEngine], tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from fmplex_broker import specs
 from fmplex_broker.errors import NonFiniteOutput
 from fmplex_worker.engines.encoder import EncoderEngine
+from fmplex_worker.heads import running
 from fmplex_worker.heads.linear import apply_heads
 from fmplex_worker.heads.loading import LoadedHead
 from fmplex_worker.heads.pooling import pool
@@ -112,6 +113,35 @@ def _assert_close(result: Any, want: dict[str, Any]) -> None:
         assert result[key] == (
             pytest.approx(value, rel=1e-4, abs=1e-6) if key in ("value", "score", "scores") else value
         )
+
+
+def test_heads_of_one_shape_are_one_matmul(bert: EncoderEngine, tmp_path: Path, monkeypatch: Any) -> None:
+    """Whoever owns them and in whatever order they come: each head once, one call per number of outputs."""
+    calls: list[tuple[int, list[int], list[int]]] = []
+
+    def spy(rows: torch.Tensor, heads: list[LoadedHead], counts: list[int]) -> torch.Tensor:
+        calls.append((len(rows), [head.number for head in heads], counts))
+        return apply_heads(rows, heads, counts)
+
+    monkeypatch.setattr(running, "apply_heads", spy)
+    made = [specs.Regression(), specs.Ranking(), specs.Classification(labels=("a", "b")), specs.Regression()]
+    files = [tiny.head_file(tmp_path / f"{i}", _outputs(head)) for i, head in enumerate(made)]
+    digests = [tiny.load(bert, head, weights=file) for head, file in zip(made, files, strict=True)]
+    pair = {"text": "cat", "text_pair": "dog"}
+    tiny.run(bert, *((digests[i], pair) for i in (3, 0, 2, 1, 0, 3, 3)))
+    assert sorted((rows, len(set(heads)), sorted(counts)) for rows, heads, counts in calls) == [
+        (1, 1, [1]),
+        (6, 3, [1, 2, 3]),
+    ]
+
+
+def test_multi_label_threshold(bert: EncoderEngine, tmp_path: Path) -> None:
+    file = tmp_path / "head"
+    save_file({"weight": torch.zeros(3, tiny.HIDDEN), "bias": torch.tensor([0.0, -0.01, 0.01])}, file)
+    digest = tiny.load(bert, specs.Classification(labels=("a", "b", "c"), multi_label=True), weights=file)
+    (result,) = tiny.run(bert, (digest, "cat", {"top_k": 1}))
+    assert result["labels"] == ["a", "c"]
+    assert list(result["scores"]) == ["c"]
 
 
 def test_top_k(bert: EncoderEngine, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel
 
@@ -66,6 +67,21 @@ def test_half_precision(model_folder: Folders, tmp_path: Path, dtype: Any) -> No
     want = tiny.reference_features(tiny.reference(model_folder("bert")), texts[1])
     assert tiny.relative(plain, want) < 0.1
     assert tiny.run(engine, (tiny.load(engine, tiny.FEATURES), "cat"))[0]["features"].dtype == "float32"
+
+
+@pytest.mark.parametrize(("family", "task"), [("bert", "ForMaskedLM"), ("llama", "ForCausalLM")])
+def test_checkpoint_of_a_task_model(family: str, task: str, model_folder: Folders, tmp_path: Path) -> None:
+    """What the hub holds is mostly a model with the head it was trained with; the head is left out."""
+    model = AutoModel.from_pretrained(model_folder(family))
+    whole = getattr(transformers, f"{family.title()}{task}")(model.config)
+    missing = whole.base_model.load_state_dict(model.state_dict(), strict=False).missing_keys
+    assert missing == []
+    whole.save_pretrained(tmp_path)
+    tiny.save_tokenizer(tmp_path)
+    engine = EncoderEngine.open(spec(tmp_path), "cpu")
+    (text,) = tiny.ids(9)
+    ours = tiny.features(engine, (tiny.load(engine, tiny.FEATURES), text))[0]
+    assert tiny.relative(ours, tiny.reference_features(model.eval(), text)) < 1e-5
 
 
 def test_not_there(tmp_path: Path) -> None:

@@ -40,7 +40,8 @@ def multi_labelled() -> list[Line]:
     rng = random.Random(2)
     sets = [[label for label in ABOUT if rng.random() < 0.4] for _ in range(COUNT)]
     return [
-        {"text": _filled(rng, *(w for la in labels for w in rng.choices(ABOUT[la], k=2))), "labels": labels} for labels in sets
+        {"text": _filled(rng, *(w for la in labels for w in rng.choices(ABOUT[la], k=2))), "labels": labels}
+        for labels in sets
     ]
 
 
@@ -82,7 +83,8 @@ def paired() -> list[Line]:
     for _ in range(COUNT):
         first, second = rng.choice(list(ABOUT)), rng.choice(list(ABOUT))
         second = first if rng.random() < 0.3 else second
-        lines.append({"text": _about(rng, first), "text_pair": _about(rng, second), "label": int(first == second)})
+        texts = [" ".join(rng.choices(ABOUT[label], k=rng.randint(2, 4))) for label in (first, second)]
+        lines.append({"text": texts[0], "text_pair": texts[1], "label": int(first == second)})
     return lines
 
 
@@ -91,7 +93,8 @@ def ranked() -> list[Line]:
     rng = random.Random(6)
     labels = [rng.randint(0, 1) for _ in range(COUNT)]
     return [
-        {"text": _filled(rng), "text_pair": _about(rng, "animal" if label else "place"), "label": label} for label in labels
+        {"text": rng.choice(FILLERS), "text_pair": _about(rng, "animal" if label else "place"), "label": label}
+        for label in labels
     ]
 
 

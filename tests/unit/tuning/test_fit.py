@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from safetensors.torch import load_file
 
-from fmplex_broker.errors import Conflict, InvalidInput, NonFiniteOutput
 from fmplex_broker.fitting import FitDone, FitEpoch, FitEvent, FitSpec, FitStarted
 from fmplex_broker.messages import Request
 from fmplex_broker.packages import read_package
 from fmplex_broker.specs import BackboneSpec
 from fmplex_worker.engines.encoder import EncoderEngine
 from fmplex_worker.tuning import fit
-from tests.unit.compute.tiny import save_model
 from tests.unit.tuning import learnable
 from tests.unit.tuning.conftest import SpecFor
 

@@ -22,7 +22,7 @@ def read_tensors(path: Path, field: str) -> dict[str, Tensor]:
         tensors: dict[str, Tensor] = safetensors.torch.load(path.read_bytes())
     except OSError as e:
         raise PackageRejected(f"{path} cannot be read ({e.strerror})", field=field) from e
-    except (SafetensorError, ValueError, KeyError) as e:
+    except (SafetensorError, ValueError, KeyError, RuntimeError) as e:
         raise PackageRejected(f"{path.name} is not a whole safetensors file ({e}); save it again", field=field) from e
     for name, tensor in tensors.items():
         if not tensor.is_floating_point():

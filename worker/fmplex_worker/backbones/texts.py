@@ -26,7 +26,8 @@ _FEWEST_TOKENS = 16
 class Text:
     """One encoded text of n tokens. `embeds` `[n, width]` float32 replaces the token embeddings (ids are then 0).
 
-    `offsets` `[n, 2]`: first and last character (exclusive) of each token; (0, 0) for special tokens. Only for tagging.
+    `offsets` `[n, 2]`: first and last character (exclusive) of each token; (0, 0) for the special
+    tokens that the tokenizer adds. Only for tagging.
     """
 
     ids: Ids
@@ -92,7 +93,4 @@ def _text(encoding: tokenizers.Encoding, offsets: bool) -> Text:
     types = np.array(encoding.type_ids, dtype=np.int64)
     if not offsets:
         return Text(ids, types)
-    special = np.array(encoding.special_tokens_mask, dtype=bool)
-    spans = np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2)
-    spans[special] = 0
-    return Text(ids, types, offsets=spans)
+    return Text(ids, types, offsets=np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2))

@@ -1,0 +1,312 @@
+"""What a fit promises besides its score: reproducible, honest about the held-out part, nothing half-done, clear errors."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from peft import PeftModel
+from safetensors.torch import load_file
+from transformers import AutoModel
+
+from fmplex_broker.errors import Conflict, FmplexError, InvalidInput, NonFiniteOutput, TextTooLong
+from fmplex_broker.fitting import FitDone, FitEpoch, FitEvent, FitSpec
+from fmplex_broker.packages import read_package
+from fmplex_broker.specs import Classification, VfmSpec, load_toml
+from fmplex_worker.tuning import fit
+from fmplex_worker.tuning.lora import batches
+from fmplex_worker.tuning.writing import manifest, write_package
+from tests.unit.compute.tiny import save_model
+from tests.unit.tuning import learnable
+from tests.unit.tuning.conftest import SpecFor
+
+# PEFT asks transformers by an old name.
+pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+
+
+def _fit(spec: FitSpec) -> FitDone:
+    return fit(spec, lambda _: None)
+
+
+# --- reproducible ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("head", ["classification", "tagging", "embedding"])
+def test_the_same_seed_gives_the_same_version_and_another_does_not(
+    spec_for: SpecFor, tmp_path: Path, head: str
+) -> None:
+    lora = {"r": 4, "dropout": 0.1}
+    versions = [
+        _fit(spec_for(head, lora=lora, epochs=3, seed=seed, out=tmp_path / str(i))).version
+        for i, seed in enumerate((5, 5, 6))
+    ]
+    assert versions[0] == versions[1] != versions[2]
+
+
+def test_a_fit_leaves_the_cached_backbone_and_the_callers_torch_as_they_were(spec_for: SpecFor, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    before = _fit(spec_for("classification", out=tmp_path / "a")).version
+    _fit(spec_for("classification", lora={"r": 4}, epochs=2, threads=2, out=tmp_path / "b"))
+    assert _fit(spec_for("classification", out=tmp_path / "c")).version == before
+    assert torch.get_num_threads() == 1
+    drawn = torch.rand(3)
+    torch.manual_seed(0)
+    assert torch.equal(drawn, torch.rand(3))
+
+
+@pytest.mark.parametrize("lora", [None, {"r": 4}], ids=["head", "lora"])
+def test_held_out_lines_are_never_trained_on(spec_for: SpecFor, tmp_path: Path, lora: Any) -> None:
+    lines = learnable.labelled()
+    done = _fit(spec_for("classification", lines, lora=lora, epochs=3, out=tmp_path / "a"))
+    turned = [*lines[:100], *({**line, "label": "mat"} for line in lines[100:])]
+    other = _fit(spec_for("classification", turned, lora=lora, epochs=3, out=tmp_path / "b"))
+    assert other.version == done.version
+    assert other.score < done.score
+
+
+def test_patience_ends_training_before_all_epochs(spec_for: SpecFor) -> None:
+    events: list[Any] = []
+    done = fit(spec_for("classification", epochs=1000, patience=2), events.append)
+    epochs = [e for e in events if isinstance(e, FitEpoch)]
+    best = max(range(len(epochs)), key=lambda i: epochs[i].score)
+    assert done.epochs == len(epochs) < 1000
+    assert best <= len(epochs) - 1
+
+
+def test_every_example_is_in_one_batch_of_an_epoch_and_partners_share_one(spec_for: SpecFor) -> None:
+    from fmplex_worker.backbones.texts import Text
+    from fmplex_worker.tuning.backbone import Item
+
+    texts = [Text.of_ids(torch.arange(n % 7 + 1).numpy()) for n in range(50)]
+    items = [Item((text,), torch.tensor([i % 10]), stratum=str(i % 10)) for i, text in enumerate(texts)]
+    for partners in (False, True):
+        made = batches(items, 8, partners, torch.Generator().manual_seed(0))
+        assert sorted(id(item) for batch in made for item in batch) == sorted(map(id, items))
+        assert all(len(batch) <= 8 for batch in made)
+    for batch in made:  # of five texts in a group, four come in twos
+        assert len({item.stratum for item in batch}) <= len(batch) - 2
+
+
+# --- the package --------------------------------------------------------------------------------------------------
+
+
+def test_peft_loads_the_adapter_and_it_never_touches_the_pooler(spec_for: SpecFor, model: Path) -> None:
+    spec = spec_for("classification", lora={"r": 3, "alpha": 5.0}, epochs=2)
+    _fit(spec)
+    assert sorted(p.name for p in (spec.out / "adapter").iterdir()) == [
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    ]
+    tensors = load_file(spec.out / "adapter" / "adapter_model.safetensors")
+    assert len(tensors) == 2 * 2 * 6  # A and B of six linears in two blocks
+    assert not any("pooler" in name for name in tensors)
+    assert any(tensor.abs().max() > 0 for name, tensor in tensors.items() if "lora_B" in name)
+    config = json.loads((spec.out / "adapter" / "adapter_config.json").read_text())
+    assert (config["r"], config["lora_alpha"], config["bias"], config["modules_to_save"]) == (3, 5.0, "none", None)
+    assert config["base_model_name_or_path"] == "tiny"  # not a path of this machine
+    wrapped = PeftModel.from_pretrained(AutoModel.from_pretrained(model), spec.out / "adapter")
+    ids = torch.tensor([[3, 5, 6, 4]])
+    with torch.no_grad():
+        states = wrapped(input_ids=ids).last_hidden_state
+        with wrapped.disable_adapter():
+            assert not torch.allclose(states, wrapped(input_ids=ids).last_hidden_state, atol=1e-4)
+
+
+def test_targets_choose_linears_by_the_end_of_their_names(spec_for: SpecFor) -> None:
+    spec = spec_for("classification", lora={"r": 2, "targets": ["query", "attention.output.dense"]}, epochs=1)
+    _fit(spec)
+    names = {name.rsplit(".lora_", 1)[0] for name in load_file(spec.out / "adapter" / "adapter_model.safetensors")}
+    assert len(names) == 4
+    assert all(name.endswith((".self.query", ".attention.output.dense")) for name in names)
+
+
+awkward = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20)
+
+
+@given(labels=st.lists(awkward, min_size=2, max_size=5, unique=True), multi=st.booleans())
+def test_any_label_survives_the_manifest(labels: list[str], multi: bool) -> None:
+    import tomllib
+
+    spec = VfmSpec(name="a", backbone="b", head=Classification(labels=tuple(labels), multi_label=multi))
+    assert VfmSpec.model_validate(tomllib.loads(manifest(spec))) == spec
+
+
+def test_labels_with_quotes_newlines_and_emoji(spec_for: SpecFor) -> None:
+    names = {"animal": 'say "cat" \\ \n', "place": "北京 🏠", "mat": "'''\x7f"}
+    lines = [{**line, "label": names[line["label"]]} for line in learnable.labelled()]
+    spec = spec_for("classification", lines)
+    done = _fit(spec)
+    package = read_package(spec.out)
+    assert package.spec.head.labels == tuple(sorted(names.values()))  # type: ignore[union-attr]
+    assert done.score > 0.8
+
+
+# --- where it is written ------------------------------------------------------------------------------------------
+
+
+def test_an_older_package_is_replaced_and_other_files_stay(spec_for: SpecFor) -> None:
+    spec = spec_for("classification", lora={"r": 2}, epochs=1)
+    old = _fit(spec).version
+    (spec.out / "NOTES.md").write_text("mine")
+    (spec.out / "data").mkdir()
+    (spec.out / "data" / "more.jsonl").write_text("{}")
+    new = _fit(spec_for("classification", out=spec.out)).version
+    assert new != old
+    assert sorted(p.name for p in spec.out.iterdir()) == ["NOTES.md", "data", "head.safetensors", "vfm.toml"]
+    assert (spec.out / "data" / "more.jsonl").read_text() == "{}"
+    assert stat.S_IMODE(spec.out.stat().st_mode) & 0o700 == 0o700
+    assert [p.name for p in spec.out.parent.iterdir() if p.name.startswith(".")] == []
+
+
+def test_an_empty_folder_and_missing_parents_are_fine(spec_for: SpecFor, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    _fit(spec_for("embedding", out=tmp_path / "empty"))
+    _fit(spec_for("embedding", out=tmp_path / "a" / "b" / "c"))
+    assert load_toml(tmp_path / "a" / "b" / "c" / "vfm.toml")["head"]["kind"] == "embedding"
+
+
+def test_a_folder_that_is_no_package_is_refused(spec_for: SpecFor, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.tex").write_text("years of work")
+    with pytest.raises(Conflict, match="not empty") as e:
+        _fit(spec_for("classification"))
+    assert e.value.field == "out"
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["thesis.tex"]
+    with pytest.raises(Conflict, match="is a file"):
+        _fit(spec_for("classification", out=tmp_path / "out" / "thesis.tex"))
+
+
+def test_a_failed_write_leaves_the_older_package_whole(
+    spec_for: SpecFor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = spec_for("classification")
+    version = _fit(spec).version
+    real = Path.rename
+
+    def broken(self: Path, target: Path) -> Path:
+        if self.name == "new":
+            raise OSError("disk on fire")
+        return real(self, target)
+
+    monkeypatch.setattr(Path, "rename", broken)
+    with pytest.raises(OSError, match="fire"):
+        _fit(spec_for("classification", seed=2, epochs=1))
+    assert read_package(spec.out).digest == version
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["data.jsonl", "out"]
+
+
+def test_a_pickle_in_the_older_package_stops_the_write(spec_for: SpecFor) -> None:
+    spec = spec_for("classification")
+    version = _fit(spec).version
+    (spec.out / "old.bin").write_bytes(b"")
+    with pytest.raises(InvalidInput, match="pickle"):
+        _fit(spec_for("classification", epochs=1))
+    (spec.out / "old.bin").unlink()
+    assert read_package(spec.out).digest == version
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_that_cannot_be_written(spec_for: SpecFor, tmp_path: Path) -> None:
+    (tmp_path / "closed").mkdir(mode=0o500)
+    with pytest.raises(InvalidInput, match="cannot be written"):
+        _fit(spec_for("classification", out=tmp_path / "closed" / "out"))
+
+
+def test_a_file_where_a_parent_folder_should_be(spec_for: SpecFor, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InvalidInput, match="cannot be written") as e:
+        write_package(
+            tmp_path / "file" / "out",
+            VfmSpec(name="a", backbone="b", head=Classification(labels=("x", "y"))),
+            {},
+            None,
+        )
+    assert e.value.field == "out"
+
+
+# --- what can be wrong with a spec ----------------------------------------------------------------------------------
+
+
+def _lines(*labels: str) -> list[dict[str, Any]]:
+    return [{"text": "cat sat", "label": label} for label in labels]
+
+
+WRONG: dict[str, tuple[str, list[dict[str, Any]] | None, dict[str, Any], type[FmplexError], str | None, str]] = {
+    "no such model": ("classification", None, {"model": "/no/such/model"}, InvalidInput, "model", "cannot be loaded"),
+    "one label": ("classification", _lines(*"aaaaaaaa"), {}, InvalidInput, "data", "only 1 label"),
+    "sorted by label": ("classification", _lines(*"aaaabbbbcccc"), {}, InvalidInput, "data", "shuffle"),
+    "too few": ("classification", _lines(*"abab"), {}, InvalidInput, "data", "too few"),
+    "no spans": ("tagging", [{"text": "cat", "spans": []}] * 9, {}, InvalidInput, "data", "span"),
+    "one relation": (
+        "ranking", [{"text": "a", "text_pair": "b", "label": 1}] * 9, {}, InvalidInput, "data", "both 0 and 1",
+    ),
+    "one value": ("regression", [{"text": "a", "value": 2.0}] * 9, {}, InvalidInput, "data", "the same"),
+    "lonely groups": ("embedding", _lines(*"abcdefabc"), {"lora": {"r": 2}}, InvalidInput, "data", "two of a group"),
+    "too long": (
+        "classification", [*_lines(*"abababab"), {"text": "cat " * 99, "label": "a"}], {}, TextTooLong, "data", r"line 9 \(101\)",
+    ),
+    "long label": ("classification", _lines("a" * 257, *"abababab"), {}, InvalidInput, "data", "line 1: 'label'"),
+    "no such target": (
+        "classification", None, {"lora": {"targets": ["q_proj"]}}, InvalidInput, "lora.targets", "q_proj.*query",
+    ),
+    "the pooler": (
+        "classification", None, {"lora": {"targets": ["pooler.dense"]}}, InvalidInput, "lora.targets", "pooler",
+    ),
+    "diverged": (
+        "regression", None, {"lora": {"r": 2}, "learning_rate": 1e30}, NonFiniteOutput, "learning_rate", "diverged",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_what_is_wrong_is_said_and_nothing_is_written(spec_for: SpecFor, case: str) -> None:
+    head, lines, options, error, field, message = WRONG[case]
+    spec = spec_for(head, lines, **options)
+    with pytest.raises(error, match=message) as e:
+        _fit(spec)
+    assert e.value.field == field
+    assert sorted(p.name for p in spec.data.parent.iterdir()) == ["data.jsonl"]
+
+
+def test_more_than_ten_long_texts_are_counted(spec_for: SpecFor) -> None:
+    lines = [{"text": "cat " * 99, "label": label} for label in "ab" * 8]
+    with pytest.raises(TextTooLong, match=r"line 10 \(101\), \(and 6 more\)"):
+        _fit(spec_for("classification", lines))
+
+
+def test_models_that_serving_would_refuse(spec_for: SpecFor, tmp_path: Path) -> None:
+    config = {"model_type": "gpt2", "architectures": ["GPT2Model"]}
+    (tmp_path / "gpt2").mkdir()
+    (tmp_path / "gpt2" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InvalidInput, match="not served") as e:
+        _fit(spec_for("classification", model=str(tmp_path / "gpt2")))
+    assert e.value.field == "model"
+    llama = save_model("llama", tmp_path / "llama")
+    with pytest.raises(InvalidInput, match="use 'last'") as e:
+        _fit(spec_for("classification", model=str(llama), pooling="cls"))
+    assert e.value.field == "pooling"
+
+
+@pytest.mark.parametrize("family", ["roberta", "distilbert", "modernbert", "mpnet", "llama"])
+def test_other_families_can_be_tuned(spec_for: SpecFor, tmp_path: Path, family: str) -> None:
+    model = save_model(family, tmp_path / family)
+    spec = spec_for("ranking", model=str(model), lora={"r": 2}, epochs=2, pooling="last")
+    done = _fit(spec)
+    assert read_package(spec.out).digest == done.version
+
+
+def test_on_event_may_fail_without_harm(spec_for: SpecFor) -> None:
+    def broken(event: FitEvent) -> None:
+        raise RuntimeError("listener is gone")
+
+    spec = spec_for("classification")
+    with pytest.raises(RuntimeError, match="gone"):
+        fit(spec, broken)
+    assert not spec.out.exists()
