@@ -19,6 +19,7 @@ _BYTES_PER_UNIT = 4  # of English text a token; only an estimate until the worke
 _PAIR_REQUIRED = frozenset({"similarity", "ranking"})
 _PAIR_ALLOWED = _PAIR_REQUIRED | {"classification", "regression"}
 _INPUT_KEYS = frozenset({"text", "text_pair", "input_ids", "inputs_embeds"})
+_INT_MAX = 2**31 - 1  # of any number that travels: JSON knows larger ones than msgpack does
 
 
 class Params(Spec):
@@ -71,8 +72,8 @@ def _params(vfm: VfmSpec, params: dict[str, Any]) -> dict[str, Any]:
         value = getattr(checked, name)
         if value is not None and vfm.head.kind not in kinds:
             raise InvalidInput(f"{name} means nothing to {vfm.name!r}, which is a {vfm.head.kind} vFM", field=name)
-        if value is not None and value < 1:
-            raise InvalidInput(f"{name} must be at least 1", field=name)
+        if value is not None and not 1 <= value <= _INT_MAX:
+            raise InvalidInput(f"{name} must be between 1 and {_INT_MAX}", field=name)
     return checked.model_dump(exclude_defaults=True)
 
 
@@ -130,6 +131,6 @@ def _numbers(value: Any, field: str, *, integers: bool) -> int:
         return len(value.data)
     if not integers:
         raise InvalidInput("must be a float32 tensor (msgpack body)", field=field)
-    if not isinstance(value, list) or not value or any(type(n) is not int for n in value):
+    if not isinstance(value, list) or not value or any(type(n) is not int or not 0 <= n <= _INT_MAX for n in value):
         raise InvalidInput("must be a list of token ids, or an integer tensor", field=field)
     return 8 * len(value)

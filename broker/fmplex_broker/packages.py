@@ -55,13 +55,14 @@ def read_package(folder: Path, roots: Sequence[Path] | None = None) -> Package:
         raise PackageRejected(f"{folder} is not a folder; give the folder that holds {MANIFEST}", field="package")
     if not (folder / MANIFEST).is_file():
         raise PackageRejected(f"{folder} has no {MANIFEST}; `fmplex fit` writes one", field="package")
-    files = sorted(p for p in folder.rglob("*") if p.is_file())
-    for path in files:
-        _inside(path, [folder])
-        if path.suffix in _PICKLES:
+    for path in sorted(folder.rglob("*")):
+        # A linked folder is listed but not walked into, so it is the link that must be checked.
+        if not _real(path).is_relative_to(folder):
+            raise PackageRejected(f"{path} is a link out of the package; put what it leads to there", field="package")
+        if path.suffix in _PICKLES and path.is_file():
             raise PackageRejected(f"{path.name} is a pickle; convert it to safetensors and remove it", field="package")
     spec = parse(VfmSpec, load_toml(folder / MANIFEST), source=str(folder / MANIFEST))
-    head = folder / HEAD if (folder / HEAD).exists() else None
+    head = folder / HEAD if (folder / HEAD).is_file() else None
     if spec.head.kind in HEADS_WITH_WEIGHTS and head is None:
         raise PackageRejected(f"{folder}: a {spec.head.kind} head needs {HEAD}, and there is none", field="head")
     if spec.head.kind not in HEADS_WITH_WEIGHTS and head is not None:
@@ -76,8 +77,15 @@ def read_package(folder: Path, roots: Sequence[Path] | None = None) -> Package:
     return Package(spec, _digest(spec, used), adapter, head)
 
 
+def _real(path: Path) -> Path:
+    try:
+        return path.resolve()
+    except (OSError, RuntimeError, ValueError) as e:  # a loop of links, a NUL in the name
+        raise PackageRejected(f"{str(path)!r} cannot be followed ({e}); check the path", field="package") from e
+
+
 def _inside(path: Path, roots: Sequence[Path] | None) -> Path:
-    real = path.resolve()
+    real = _real(path)
     if roots is None:
         return real
     if not any(real.is_relative_to(root.resolve()) for root in roots):
@@ -93,5 +101,12 @@ def _digest(spec: VfmSpec, files: Sequence[Path]) -> str:
     """16 hex digits of SHA-256 over what makes a version: backbone, head spec, and the bytes of the files."""
     content = hashlib.sha256(json.dumps([spec.backbone, spec.head.model_dump(mode="json")], sort_keys=True).encode())
     for path in files:
-        content.update(b"\0" + path.name.encode() + b"\0" + hashlib.sha256(path.read_bytes()).digest())
+        content.update(b"\0" + path.name.encode() + b"\0" + hashlib.sha256(_bytes(path)).digest())
     return content.hexdigest()[:16]
+
+
+def _bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as e:
+        raise PackageRejected(f"{path} cannot be read ({e.strerror}); check its permissions", field="package") from e

@@ -8,7 +8,7 @@ from typing import Any
 from fastapi import Request
 
 from fmplex_broker.messages import Reply
-from fmplex_broker.streams.session import Pending, Session, gather_replies
+from fmplex_broker.streams.session import Pending, Session, gather_replies, raise_first_error
 from fmplex_gateway.wire import Gone
 
 
@@ -25,9 +25,7 @@ async def call(
     session: Session = request.app.state.session
     pending = await session.submit(vfm, inputs, params, timeout_ms=timeout_ms, idempotency_key=idempotency_key)
     replies = await _unless_gone(request, pending)
-    for reply in replies:
-        if reply.error is not None:
-            raise reply.error
+    raise_first_error(replies)
     return replies
 
 

@@ -108,12 +108,12 @@ class Worker:
     async def _ear(self) -> None:
         while True:
             try:
-                woken, cancelled = await self.consumer.listen()
+                words = await self.consumer.listen()
             except BrokerUnavailable:
                 await asyncio.sleep(0.02)
                 continue
-            self.cancelled.update(cancelled)
-            if woken:
+            self.cancelled.update(words.cancelled)
+            if words.woken:
                 self.rung.set()
 
     # --- hands: claim, run, settle; after any failure or cancellation, recover ---

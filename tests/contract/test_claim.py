@@ -232,6 +232,20 @@ async def test_per_flow_room(bench: Bench) -> None:
     assert Counter(j.flow.vfm for j in claim.jobs) == {"a": 3, "b": 2}
 
 
+async def test_rest_says_which_flows_have_more(bench: Bench) -> None:
+    """What a worker needs to forfeit the credit of a flow that has emptied here and in its stream."""
+    await bench.serve("a", "b", "c")
+    worker = await bench.worker()
+    await bench.enqueue(*(job("a") for _ in range(3)), *(job("b") for _ in range(2)))
+    claim = await worker.claim({INTERACTIVE: 100}, per_flow=2)
+    assert claim.rest == {Flow("a", INTERACTIVE): True, Flow("b", INTERACTIVE): False}
+    await worker.release(claim.jobs)
+    claim = await worker.claim({INTERACTIVE: 4})
+    assert (len(claim.jobs), claim.rest) == (4, {})  # all of them given back: no stream was looked at
+    claim = await worker.claim({INTERACTIVE: 4})
+    assert claim.rest == {Flow("a", INTERACTIVE): False}
+
+
 # --- classes ----------------------------------------------------------------------------------------------------------
 
 

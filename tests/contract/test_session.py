@@ -209,7 +209,7 @@ async def test_cancel_while_it_runs(bench: Bench, session: Session) -> None:
     [pending] = await session.submit("a", ["x"])
     [held] = await bench.claimed(worker)
     assert await pending.cancel() == "told"
-    assert (await worker.listen())[1] == [f"{held.address} {held.entry}"]
+    assert (await worker.listen()).cancelled == [f"{held.address} {held.entry}"]
     assert await worker.settle([(held, answer())]) == [True]
     with pytest.raises(Cancelled):
         await pending.result()
@@ -251,7 +251,7 @@ async def test_a_caller_who_hangs_up_cancels_what_still_waits(bench: Bench, sess
         return await bench.depth() == 1
 
     await until(only_the_running_one_is_left)
-    assert len((await worker.listen())[1]) == 1
+    assert len((await worker.listen()).cancelled) == 1
 
 
 # --- idempotency ------------------------------------------------------------------------------------------------------

@@ -19,11 +19,17 @@ async def ended(*tasks: asyncio.Task[object]) -> None:
     await asyncio.gather(*tasks, return_exceptions=True)
 
 
+async def woken(worker: Consumer) -> bool:
+    """Listen until the bell rings, whatever else is said."""
+    while not (await worker.listen()).woken:
+        pass
+    return True
+
+
 async def listen(worker: Consumer, rung: asyncio.Event) -> None:
     while True:
-        woken, *_ = await worker.listen()
-        if woken:
-            rung.set()
+        await woken(worker)
+        rung.set()
 
 
 async def test_a_ring_between_claim_and_listen_is_seen(bench: Bench) -> None:
@@ -31,8 +37,7 @@ async def test_a_ring_between_claim_and_listen_is_seen(bench: Bench) -> None:
     worker = await bench.worker()
     assert await bench.claimed(worker) == []
     await bench.enqueue(job())
-    woken, *_ = await asyncio.wait_for(worker.listen(), SOON_S)
-    assert woken
+    assert await asyncio.wait_for(woken(worker), SOON_S)
 
 
 async def test_a_ring_while_listening_is_seen(bench: Bench) -> None:
@@ -40,13 +45,11 @@ async def test_a_ring_while_listening_is_seen(bench: Bench) -> None:
     worker = await bench.worker()
     await bench.enqueue(job("b"))
     await bench.claimed(worker)
-    await worker.listen()  # what was said of the deployments
-    listening = asyncio.create_task(worker.listen())
+    listening = asyncio.create_task(woken(worker))
     await asyncio.sleep(0.02)  # let it block
     assert not listening.done()
     await bench.enqueue(job())
-    woken, *_ = await asyncio.wait_for(listening, SOON_S)
-    assert woken
+    assert await asyncio.wait_for(listening, SOON_S)
 
 
 async def test_rings_before_the_claim_are_done_with(bench: Bench) -> None:
@@ -55,8 +58,7 @@ async def test_rings_before_the_claim_are_done_with(bench: Bench) -> None:
     worker = await bench.worker()
     await bench.enqueue(job())
     await bench.claimed(worker)
-    assert not (await worker.listen()).woken  # only what was said of the deployment
-    listening = asyncio.create_task(worker.listen())
+    listening = asyncio.create_task(woken(worker))
     done, _ = await asyncio.wait([listening], timeout=0.1)
     await ended(listening)
     assert not done
@@ -66,10 +68,10 @@ async def test_a_listener_never_goes_back(bench: Bench) -> None:
     await bench.serve("a", "b")
     worker = await bench.worker()
     await bench.enqueue(job("a"))
-    assert (await worker.listen())[0]
+    assert await woken(worker)
     await bench.enqueue(job("b"))
-    assert (await worker.listen())[0]
-    listening = asyncio.create_task(worker.listen())
+    assert await woken(worker)
+    listening = asyncio.create_task(woken(worker))
     done, _ = await asyncio.wait([listening], timeout=0.1)
     await ended(listening)
     assert not done
@@ -82,16 +84,16 @@ async def test_release_recover_and_reap_ring(bench: Bench) -> None:
     held = await bench.claimed(busy)
     await bench.claimed(idle)
     await busy.release(held)
-    assert (await asyncio.wait_for(idle.listen(), SOON_S))[0]
+    assert await asyncio.wait_for(woken(idle), SOON_S)
     await bench.claimed(busy)
     await bench.claimed(idle)
     await busy.recover([])
-    assert (await asyncio.wait_for(idle.listen(), SOON_S))[0]
+    assert await asyncio.wait_for(woken(idle), SOON_S)
     await bench.claimed(busy)
     await bench.claimed(idle)
     await bench.lapse(busy)
     await idle.reap(10**6, max_attempts=3)
-    assert (await asyncio.wait_for(idle.listen(), SOON_S))[0]
+    assert await asyncio.wait_for(woken(idle), SOON_S)
 
 
 async def test_no_job_waits_beside_an_idle_worker(real: Bench) -> None:
@@ -125,3 +127,11 @@ async def test_no_job_waits_beside_an_idle_worker(real: Bench) -> None:
         slowest = max(slowest, time.monotonic() - begin)
     assert slowest < SOON_S
     await ended(*workers)
+
+
+async def test_a_change_of_a_vfm_is_heard_at_once(bench: Bench) -> None:
+    worker = await bench.worker()
+    listening = asyncio.create_task(worker.listen())
+    await bench.serve("a")
+    words = await asyncio.wait_for(listening, SOON_S)
+    assert (words.changed, words.woken, words.cancelled) == (True, False, [])

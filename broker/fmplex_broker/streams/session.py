@@ -242,6 +242,16 @@ async def gather_replies(pending: Sequence[Pending], wait: Callable[[Pending], A
         raise
 
 
+def raise_first_error(replies: Sequence[Reply]) -> None:
+    """Raise the first error among the replies to one call. A worker knows of one input only: which one it was is said here."""
+    for i, reply in enumerate(replies):
+        if reply.error is not None:
+            root, dot, rest = (reply.error.field or "").partition(".")
+            if root == "input":
+                reply.error.field = f"inputs.{i}{dot}{rest}"
+            raise reply.error
+
+
 async def cancel_all(pending: Sequence[Pending]) -> None:
     """Cancel what has not been answered, many a round trip."""
     open_jobs = [p for p in pending if not p.future.done()]

@@ -124,7 +124,12 @@ def test_heads_of_one_shape_are_one_matmul(bert: EncoderEngine, tmp_path: Path, 
         return apply_heads(rows, heads, counts)
 
     monkeypatch.setattr(running, "apply_heads", spy)
-    made = [specs.Regression(), specs.Ranking(), specs.Classification(labels=("a", "b")), specs.Regression()]
+    made: list[specs.Head] = [
+        specs.Regression(),
+        specs.Ranking(),
+        specs.Classification(labels=("a", "b")),
+        specs.Regression(),
+    ]
     files = [tiny.head_file(tmp_path / f"{i}", _outputs(head)) for i, head in enumerate(made)]
     digests = [tiny.load(bert, head, weights=file) for head, file in zip(made, files, strict=True)]
     pair = {"text": "cat", "text_pair": "dog"}

@@ -92,7 +92,7 @@ def test_an_unforeseen_exception_fails_its_spec_alone(
     def broken(path: Path, *_: object) -> None:
         raise ZeroDivisionError("never seen before")
 
-    monkeypatch.setattr("fmplex_worker.tuning.fit.read", broken)
+    monkeypatch.setattr("fmplex_worker.tuning.trainer.read", broken)
     events: list[FitEvent] = []
     line = spec_for("classification").model_dump_json().encode()
     assert process.serve([line, line], events.append) is False

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import stat
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,9 @@ from fmplex_broker.errors import Conflict, FmplexError, InvalidInput, NonFiniteO
 from fmplex_broker.fitting import FitDone, FitEpoch, FitEvent, FitSpec
 from fmplex_broker.packages import read_package
 from fmplex_broker.specs import Classification, VfmSpec, load_toml
+from fmplex_worker.backbones.texts import Text
 from fmplex_worker.tuning import fit
+from fmplex_worker.tuning.backbone import Item
 from fmplex_worker.tuning.lora import batches
 from fmplex_worker.tuning.writing import manifest, write_package
 from tests.unit.compute.tiny import save_model
@@ -80,18 +83,16 @@ def test_patience_ends_training_before_all_epochs(spec_for: SpecFor) -> None:
     assert best <= len(epochs) - 1
 
 
-def test_every_example_is_in_one_batch_of_an_epoch_and_partners_share_one(spec_for: SpecFor) -> None:
-    from fmplex_worker.backbones.texts import Text
-    from fmplex_worker.tuning.backbone import Item
-
+def test_every_example_is_in_one_batch_of_an_epoch_and_partners_share_one() -> None:
     texts = [Text.of_ids(torch.arange(n % 7 + 1).numpy()) for n in range(50)]
     items = [Item((text,), torch.tensor([i % 10]), stratum=str(i % 10)) for i, text in enumerate(texts)]
     for partners in (False, True):
         made = batches(items, 8, partners, torch.Generator().manual_seed(0))
         assert sorted(id(item) for batch in made for item in batch) == sorted(map(id, items))
         assert all(len(batch) <= 8 for batch in made)
-    for batch in made:  # of five texts in a group, four come in twos
-        assert len({item.stratum for item in batch}) <= len(batch) - 2
+    assert (
+        sum(len(batch) - len({item.stratum for item in batch}) for batch in made) >= 20
+    )  # of five in a group, two twos
 
 
 # --- the package --------------------------------------------------------------------------------------------------
@@ -132,8 +133,6 @@ awkward = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size
 
 @given(labels=st.lists(awkward, min_size=2, max_size=5, unique=True), multi=st.booleans())
 def test_any_label_survives_the_manifest(labels: list[str], multi: bool) -> None:
-    import tomllib
-
     spec = VfmSpec(name="a", backbone="b", head=Classification(labels=tuple(labels), multi_label=multi))
     assert VfmSpec.model_validate(tomllib.loads(manifest(spec))) == spec
 
@@ -145,7 +144,7 @@ def test_labels_with_quotes_newlines_and_emoji(spec_for: SpecFor) -> None:
     done = _fit(spec)
     package = read_package(spec.out)
     assert package.spec.head.labels == tuple(sorted(names.values()))  # type: ignore[union-attr]
-    assert done.score > 0.8
+    assert done.score > done.baseline + 0.2
 
 
 # --- where it is written ------------------------------------------------------------------------------------------

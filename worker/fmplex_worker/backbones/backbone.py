@@ -51,21 +51,16 @@ class Backbone:
 
     def encode(self, pack: Pack, texts: list[Text]) -> Tensor:
         """Hidden states `[tokens, hidden]` of texts in packed order. Device thread, inside inference mode."""
-        inputs: dict[str, Tensor] = {}
-        rows = [
-            np.concatenate([text.ids for text in texts]),
-            np.concatenate([np.arange(n, dtype=np.int64) for n in pack.lengths]) + self.first_position,
-        ]
+        rows = {
+            "input_ids": [text.ids for text in texts],
+            "position_ids": [np.arange(self.first_position, self.first_position + n) for n in pack.lengths],
+        }
         if self._has_types:
-            rows.append(np.concatenate([text.types for text in texts]))
-        grid = torch.from_numpy(np.stack(rows)).to(self.device).unsqueeze(1)
-        inputs["position_ids"] = grid[1]
-        if self._has_types:
-            inputs["token_type_ids"] = grid[2]
+            rows["token_type_ids"] = [text.types for text in texts]
+        grid = torch.from_numpy(np.stack([np.concatenate(row) for row in rows.values()]))  # one copy to the device
+        inputs: dict[str, Tensor] = dict(zip(rows, grid.to(self.device).unsqueeze(1), strict=True))
         if any(text.embeds is not None for text in texts):
-            inputs["inputs_embeds"] = self._embed(grid[0], pack, texts)
-        else:
-            inputs["input_ids"] = grid[0]
+            inputs["inputs_embeds"] = self._embed(inputs.pop("input_ids"), pack, texts)
         with running(pack):
             hidden: Tensor = self.model(**inputs).last_hidden_state[0]
         return hidden

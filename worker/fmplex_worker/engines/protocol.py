@@ -90,4 +90,8 @@ class Engine(Protocol):
         """
 
     def step(self, prepared: Sequence[Prepared]) -> Outcome:
-        """Run one pass. Device thread only; a failure is the result of the jobs it hits, not an exception."""
+        """Run one pass. Device thread only; a failure is the result of the jobs it hits, not an exception.
+
+        Raises only when the device itself is broken ("CUDA error: ..."): no pass can run here again, so the worker
+        should end without settling these jobs, and another one takes them over.
+        """

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterable
 
 from pydantic import ValidationError
@@ -23,7 +24,7 @@ log = logging.getLogger("fmplex_worker.tuning")
 
 def serve(lines: Iterable[bytes], on_event: Callable[[FitEvent], None]) -> bool:
     """Train every spec of `lines`; whether all were done."""
-    from fmplex_worker.tuning.fit import fit  # seconds of imports: standard output must be safe before
+    from fmplex_worker.tuning import fit  # seconds of imports: standard output must be safe before
 
     good = True
     for number, line in enumerate(lines, 1):
@@ -70,9 +71,12 @@ def main() -> int:
     os.dup2(2, 1)
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # PEFT asks transformers by an old name.
+    warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()  # its report of weights that are not used, such as the pooler's
 
     def write(event: FitEvent) -> None:
         events.write(event.model_dump_json() + "\n")

@@ -232,7 +232,8 @@ def _parse(lines: list[str], head: FitHead) -> tuple[list[Example[Record]], list
         except ValidationError as e:
             bad.append(f"line {number}: {_wrong(e)}")
         except ValueError as e:
-            bad.append(f"line {number}: {e if str(e).startswith('has ') else f'not JSON ({e})'}")
+            what = str(e) if str(e).startswith("has ") else f"not JSON ({str(e).replace('at line 1 ', 'at ')})"
+            bad.append(f"line {number}: {what}")
     return examples, bad
 
 
@@ -256,7 +257,7 @@ def _wrong(error: ValidationError) -> str:
         elif e["type"] == "extra_forbidden":
             parts.append(f"unknown key {where!r}")
         elif e["type"] == "model_type":
-            parts.append("not a JSON object")
+            parts.append(f"{where!r}: not a JSON object" if where else "not a JSON object")
         else:
             what = e["msg"].removeprefix("Value error, ")
             parts.append(f"{where!r}: {what}" if where else what)

@@ -113,8 +113,10 @@ local function advance(class, f, entries)
   if #entries > 0 then redis.call('HSET', VFMS, ':mean:' .. class, string.format('%.6g', mean)) end
   local clock = tonumber(redis.call('HGET', VFMS, ':clock:' .. class) or 0)
   if f.at > clock then redis.call('HSET', VFMS, ':clock:' .. class, string.format('%.17g', f.at)) end
-  if read_to_the_end(class, f, entries) then redis.call('ZREM', P .. 'ready:' .. class, f.vfm)
+  local ended = read_to_the_end(class, f, entries)
+  if ended then redis.call('ZREM', P .. 'ready:' .. class, f.vfm)
   else redis.call('ZADD', P .. 'ready:' .. class, string.format('%.17g', at), f.vfm) end
+  return ended and 0 or 1
 end
 
 local function take_round(class, flows)
@@ -133,10 +135,10 @@ local function take_round(class, flows)
     for _, f in ipairs(by_count[count]) do
       local entries, attempts = got[f.vfm] or {}, {}
       for i = 1, #entries do attempts[i] = 1 end
-      advance(class, f, entries)
+      local rest = advance(class, f, entries)
       room[class] = room[class] - #entries
       taken[class .. ':' .. f.vfm] = (taken[class .. ':' .. f.vfm] or 0) + #entries
-      out[#out + 1] = {class .. ':' .. f.vfm, attempts, entries, #entries < f.count and 0 or 1}
+      out[#out + 1] = {class .. ':' .. f.vfm, attempts, entries, rest}
     end
   end
 end

@@ -56,7 +56,8 @@ def fit(spec: FitSpec, on_event: Callable[[FitEvent], None]) -> FitDone:
                 field="pooling",
             )
         vfm = VfmSpec(name=spec.name, backbone=spec.backbone, head=task.head)
-        train, held = _items(task, backbone, split.train), _items(task, backbone, split.held_out)
+        items = _items(task, backbone, [*split.train, *split.held_out])
+        train, held = items[: len(split.train)], items[len(split.train) :]
         on_event(FitStarted(name=spec.name, train=len(train), held_out=len(held), labels=task.labels))
 
         def report(epoch: int, loss: float, score: float) -> None:

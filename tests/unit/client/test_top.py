@@ -1,0 +1,78 @@
+"""`fmplex top`: what it says happened between two looks."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fmplex.cli.top import compare
+from fmplex_broker.specs import Embedding, VfmSpec
+from fmplex_broker.stats import (
+    VfmStats,
+    WorkerStats,
+    bucket_of,
+    bucket_top,
+    by_vfm,
+    decode_stats,
+    encode_stats,
+    quantile,
+)
+from fmplex_broker.streams.fleet import Depth, FleetView
+from fmplex_broker.streams.registry import Deployment, VfmStatus
+
+
+def worker(name: str, **vfms: VfmStats) -> WorkerStats:
+    return WorkerStats(name, "b", "cpu", 1, "host", vfms=vfms)
+
+
+def vfm(name: str, weight: float = 1.0) -> VfmStatus:
+    spec = VfmSpec(name=name, backbone="b", head=Embedding(), weight=weight)
+    return VfmStatus(
+        name=name, backbone="b", status="serving", version="v", generation=1, deployment=Deployment(spec=spec)
+    )
+
+
+@given(st.floats(min_value=0, max_value=1e7))
+def test_a_latency_lies_in_its_bucket_and_not_far_below_its_top(ms: float) -> None:
+    top = bucket_top(bucket_of(ms))
+    assert ms <= top * (1 + 1e-9)
+    assert ms <= 0.1 or top <= ms * 1.19
+
+
+def test_quantiles_of_nothing_are_nothing() -> None:
+    assert quantile({}, 0.5) is None
+
+
+def test_stats_survive_the_wire() -> None:
+    stats = worker("w", a=VfmStats(2.0, 3, 1, 40, 0.5, -0.1, Counter({5: 4})))
+    assert decode_stats(encode_stats(stats)) == stats
+
+
+def test_rates_and_shares_are_over_what_happened_between_the_looks() -> None:
+    before = FleetView(1_000, [worker("w", a=VfmStats(done=10, charged_s=1.0), b=VfmStats(charged_s=5.0))])
+    now = FleetView(
+        3_000,
+        [worker("w", a=VfmStats(done=30, charged_s=1.75), b=VfmStats(done=1, charged_s=5.25))],
+        [vfm("a", weight=3.0), vfm("b")],
+        {"b": Depth(waiting=7, pending=1, oldest_ms=90)},
+    )
+    rows = {row["vfm"]: row for row in compare(before, now)["vfms"]}
+    assert rows["a"]["jobs_per_s"] == pytest.approx(10.0)
+    assert rows["a"]["share_received"] == pytest.approx(0.75)
+    assert rows["a"]["share_promised"] == pytest.approx(0.75)
+    assert (rows["b"]["waiting"], rows["b"]["pending"], rows["b"]["oldest_ms"]) == (7, 1, 90)
+
+
+def test_a_worker_that_has_gone_does_not_make_rates_negative() -> None:
+    before = FleetView(0, [worker("old", a=VfmStats(done=1000)), worker("new", a=VfmStats(done=5))])
+    now = FleetView(1_000, [worker("new", a=VfmStats(done=7))], [vfm("a")])
+    assert compare(before, now)["vfms"][0]["jobs_per_s"] == pytest.approx(2.0)
+
+
+def test_workers_add_up() -> None:
+    total = by_vfm([worker("w1", a=VfmStats(done=1, latency=Counter({3: 1}))), worker("w2", a=VfmStats(done=2))])
+    assert total["a"].done == 3
+    assert total["a"].latency == Counter({3: 1})
