@@ -45,9 +45,9 @@ class Bench:
     async def throughput(self, rounds: int) -> None:
         """Fill the streams while the worker is paused, then let it drain them."""
         command = [sys.executable, "-m", "benchmarks.noop", "--broker", self._url, "--lease-ms", str(_LEASE_MS)]
-        worker = subprocess.Popen(command)
+        worker = subprocess.Popen(command)  # noqa: ASYNC220
         try:
-            while not await self._registry.live_workers(BACKBONE):
+            while not await self._registry.live_workers(BACKBONE):  # noqa: ASYNC110
                 await asyncio.sleep(0.02)
             for name in self._names(_ACTIVE):
                 spec = self._spec(name, BACKBONE)

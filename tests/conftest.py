@@ -6,5 +6,7 @@ import pytest
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--attack-seconds", type=float, default=20.0, help="how long the broker is attacked, over all seeds")
+    parser.addoption(
+        "--attack-seconds", type=float, default=20.0, help="how long the broker is attacked, over all seeds"
+    )
     parser.addoption("--attack-seed", type=int, default=None, help="run the attack with this seed only")

@@ -29,9 +29,9 @@ class FitSpec(Spec):
     """Train one vFM package from labelled data.
 
     `backbone` is the name the vFM will ask for, `model` the local folder or hub id of its weights. Without `lora` the
-    backbone is frozen and only the head is trained, on features computed once. The last `held_out` share of the data (by line order) is never
-    trained on: the score is measured there. `patience`: epochs without a better score (on a slice of the training part) before
-    training stops early.
+    backbone is frozen and only the head is trained, on features computed once. The last `held_out` share of the data (by
+    line order) is never trained on: the score is measured there. `patience`: epochs without a better score (on a slice of
+    the training part) before training stops early.
     """
 
     name: Name

@@ -26,8 +26,8 @@ _PER_CALL = 32  # inputs of a `map` that travel together
 class AsyncClient:
     """Speaks to a fleet. `url`: `http://…` (a gateway), or `redis://…`, `unix://…` (straight to the streams).
 
-    Calls are repeated, at most `retries` times, only where that cannot run a job twice for the caller: every call carries an idempotency
-    key. Full queues and rate limits (429) are waited out as the fleet asks, within the same number of tries.
+    Calls are repeated, at most `retries` times, where that cannot run a job twice for the caller: every call carries an
+    idempotency key. Full queues and rate limits (429) are waited out as the fleet asks, within the same number of tries.
     """
 
     def __init__(self, url: str = "http://127.0.0.1:8080", *, api_key: str | None = None, retries: int = 2) -> None:

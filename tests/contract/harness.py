@@ -61,8 +61,16 @@ async def keys_without_ttl(redis: aioredis.Redis) -> list[str]:
     return [name for name in suspects if await redis.pttl(name) == -1]
 
 
-def job(vfm: str = "a", payload: bytes = b"hello", *, cls: str = INTERACTIVE, units: int = 1,
-        timeout_ms: int = 10_000, key: str | None = None, id: str | None = None) -> NewJob:
+def job(
+    vfm: str = "a",
+    payload: bytes = b"hello",
+    *,
+    cls: str = INTERACTIVE,
+    units: int = 1,
+    timeout_ms: int = 10_000,
+    key: str | None = None,
+    id: str | None = None,
+) -> NewJob:
     return NewJob(Flow(vfm, cls), payload, units, timeout_ms, id or new_id(), key)
 
 
@@ -102,7 +110,9 @@ class Bench:
         assert (await consumer.join()).alive
         return consumer
 
-    async def serve(self, *vfms: str, cap: int = 10_000, weight: float = 1.0, rate: float = 0, digest: str = "v1") -> None:
+    async def serve(
+        self, *vfms: str, cap: int = 10_000, weight: float = 1.0, rate: float = 0, digest: str = "v1"
+    ) -> None:
         """Make vFMs serve: offered, and accepted by every live worker (or one that comes and goes for it)."""
         voters = await self.redis.zrangebyscore(self.keys.leases, 1, "+inf")
         setup = None if voters else await self.worker("setup")

@@ -65,8 +65,12 @@ class CuttingProxy:
             back.close()
 
     async def _cut(
-        self, command: bytes, answers: asyncio.Task[None], there: asyncio.StreamReader,
-        back: asyncio.StreamWriter, writer: asyncio.StreamWriter,
+        self,
+        command: bytes,
+        answers: asyncio.Task[None],
+        there: asyncio.StreamReader,
+        back: asyncio.StreamWriter,
+        writer: asyncio.StreamWriter,
     ) -> None:
         how = self._rng.choice(FAULTS)
         self.cuts[how] += 1

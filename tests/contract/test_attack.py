@@ -52,8 +52,12 @@ class Chaos:
         self._rng = rng
         # How often each, against the others.
         self._weights = {
-            self.cancel_a_task: 20, self.pause_a_worker: 3, self.destroy_a_group: 2,
-            self.flush_scripts: 1, self.kill_the_server: 1, self.stop_the_server: 1,
+            self.cancel_a_task: 20,
+            self.pause_a_worker: 3,
+            self.destroy_a_group: 2,
+            self.flush_scripts: 1,
+            self.kill_the_server: 1,
+            self.stop_the_server: 1,
         }
 
     async def run(self, without: tuple[str, ...] = ()) -> None:
@@ -168,8 +172,10 @@ async def test_attack(seed: int, crashable: tuple[EmbeddedServer, Bench], reques
                 await asyncio.wait(sending)
             await until(lambda: quiet(bench), timeout_s=20)
         ends = await check(bench, ledger)
-    print(f"\nseed {seed}: {dict(ends)}; {dict(chaos.done)}; cuts {proxy.cuts}; "
-          f"{sum(w.lives for w in workers)} lives, {sum(len(w.served) for w in workers)} served")
+    print(
+        f"\nseed {seed}: {dict(ends)}; {dict(chaos.done)}; cuts {proxy.cuts}; "
+        f"{sum(w.lives for w in workers)} lives, {sum(len(w.served) for w in workers)} served"
+    )
 
 
 async def poison(bench: Bench, ledger: Ledger, seconds: float) -> None:

@@ -163,7 +163,10 @@ async def test_alter_of_the_weight_takes_effect_at_once(bench: Bench) -> None:
     await bench.enqueue(*(job(vfm) for vfm in "ab" for _ in range(200)))
     await served(bench, worker, 40, 8)
     await bench.scripts("alter", bench.keys.vfms, ["a", 2, 1000, 3.0, 0, "{}"])
-    assert units_of(await served(bench, worker, 80, 8)) == {"a": pytest.approx(60, abs=5), "b": pytest.approx(20, abs=5)}
+    assert units_of(await served(bench, worker, 80, 8)) == {
+        "a": pytest.approx(60, abs=5),
+        "b": pytest.approx(20, abs=5),
+    }
 
 
 async def test_one_flow_alone_may_fill_the_room(bench: Bench) -> None:
@@ -200,7 +203,9 @@ async def test_room_is_at_most_256_a_call(bench: Bench) -> None:
 async def test_room_is_never_exceeded(bench: Bench) -> None:
     vfms = [f"v{i}" for i in range(10)]
     await bench.serve(*vfms)
-    await bench.enqueue(*(job(v, cls=c, units=1 + i) for i, v in enumerate(vfms) for c in (INTERACTIVE, OFFLINE) for _ in range(9)))
+    await bench.enqueue(
+        *(job(v, cls=c, units=1 + i) for i, v in enumerate(vfms) for c in (INTERACTIVE, OFFLINE) for _ in range(9))
+    )
     worker = await bench.worker()
     for room in (1, 2, 7, 13):
         got = Counter(j.flow.cls for j in await bench.claimed(worker, interactive=room, offline=3))

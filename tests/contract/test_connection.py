@@ -110,7 +110,9 @@ async def test_full_server_drains(crashable: tuple[EmbeddedServer, Bench]) -> No
     assert await bench.enqueue(job(payload=b"x" * 60_000)) == ["new"]
 
 
-async def test_full_server_lets_the_dead_be_buried_and_jobs_be_given_back(crashable: tuple[EmbeddedServer, Bench]) -> None:
+async def test_full_server_lets_the_dead_be_buried_and_jobs_be_given_back(
+    crashable: tuple[EmbeddedServer, Bench],
+) -> None:
     _, bench = crashable
     await bench.serve("a")
     worker, dead = await bench.worker(), await bench.worker("dead")

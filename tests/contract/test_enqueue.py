@@ -172,7 +172,7 @@ async def test_taken_as_new_when_result_and_entry_are_gone(bench: Bench) -> None
 
 
 @pytest.mark.parametrize("other", [job(key="k", payload=b"else"), job("b", key="k"), job(key="k", cls=OFFLINE)])
-async def test_conflict_when_the_key_was_used_for_another_request(bench: Bench, other) -> None:  # noqa: ANN001
+async def test_conflict_when_the_key_was_used_for_another_request(bench: Bench, other) -> None:
     await bench.serve("a", "b")
     await bench.enqueue(job(key="k"))
     assert await bench.enqueue(other) == ["conflict"]

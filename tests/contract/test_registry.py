@@ -136,8 +136,10 @@ async def test_conflict_when_the_name_is_taken(bench: Bench, registry: Registry)
 async def test_of_two_who_deploy_one_name_one_wins(bench: Bench, registry: Registry) -> None:
     await bench.worker("w1")
     got = await asyncio.gather(
-        registry.deploy(spec(weight=1), "v1", None), registry.deploy(spec(weight=2), "v1", None),
-        accept(registry, "w1"), return_exceptions=True,
+        registry.deploy(spec(weight=1), "v1", None),
+        registry.deploy(spec(weight=2), "v1", None),
+        accept(registry, "w1"),
+        return_exceptions=True,
     )
     assert sorted(type(g).__name__ for g in got[:2]) == ["Conflict", "VfmStatus"]
 
@@ -169,6 +171,7 @@ async def test_slow_workers_are_reported(bench: Bench, registry: Registry) -> No
 
 async def test_compare_and_set_on_the_generation(bench: Bench) -> None:
     await bench.serve("a")  # generations: 1 offered, 2 serving
+
     async def call(name: str, *args: Any) -> tuple[str, int]:
         state, generation = await bench.scripts(name, bench.keys.vfms, args)
         return state.decode(), generation
@@ -197,9 +200,7 @@ async def test_alter_makes_no_version(bench: Bench, registry: Registry) -> None:
 async def test_of_two_changes_at_once_none_is_lost(bench: Bench, registry: Registry) -> None:
     await bench.worker("w1")
     await deployed(registry, "w1")
-    got = await asyncio.gather(
-        *(registry.change("a", VfmChange(weight=w)) for w in (2, 3, 4)), return_exceptions=True
-    )
+    got = await asyncio.gather(*(registry.change("a", VfmChange(weight=w)) for w in (2, 3, 4)), return_exceptions=True)
     won = [g for g in got if not isinstance(g, BaseException)]
     assert won
     assert {type(g) for g in got} - {type(won[0])} <= {Conflict}

@@ -96,7 +96,9 @@ async def test_an_enqueue_repeated_across_a_restart_adds_nothing(crashable: tupl
     assert await bench.enqueue(*sent) == ["dup"] * 3
 
 
-async def test_after_an_outage_longer_than_a_lease_nobody_is_taken_over(crashable: tuple[EmbeddedServer, Bench]) -> None:
+async def test_after_an_outage_longer_than_a_lease_nobody_is_taken_over(
+    crashable: tuple[EmbeddedServer, Bench],
+) -> None:
     """SIGSTOP: to a server that wakes up, every lease has expired. Whoever beats again lives on."""
     server, bench = crashable
     await bench.serve("a")

@@ -88,7 +88,9 @@ async def test_an_error_of_the_job_is_a_reply(bench: Bench, session: Session) ->
     await bench.serve("a")
     worker = await bench.worker()
     [pending] = await session.submit("a", ["x"])
-    await worker.settle([(j, encode_reply(Reply(error=JobFailed("no"), worker="w1"))) for j in await bench.claimed(worker)])
+    await worker.settle(
+        [(j, encode_reply(Reply(error=JobFailed("no"), worker="w1"))) for j in await bench.claimed(worker)]
+    )
     reply = await pending.result()
     assert (type(reply.error), reply.worker) == (JobFailed, "w1")
 
@@ -261,9 +263,7 @@ async def test_one_key_one_run_and_every_caller_is_answered(bench: Bench, sessio
     """Twice in one process, once in another, and once more when it is done."""
     await bench.serve("a")
     worker = await bench.worker()
-    calls = await asyncio.gather(
-        *(s.submit("a", ["x", "y"], idempotency_key="k") for s in (session, session, other))
-    )
+    calls = await asyncio.gather(*(s.submit("a", ["x", "y"], idempotency_key="k") for s in (session, session, other)))
     assert await echo(bench, worker) == ["x", "y"]
     calls.append(await session.submit("a", ["x", "y"], idempotency_key="k"))
     calls.append(await other.submit("a", ["x", "y"], idempotency_key="k"))

@@ -22,8 +22,8 @@ _KEEP_REPLACED_S = 60.0  # at least; longer if the vFM's deadline is
 class Library:
     """Keeps the engine's resident versions in step with the registry.
 
-    A replaced version stays until no job stamped with it can still be alive (the vFM's deadline); a job that was given a longer deadline
-    than that and waits longer gets a typed error, never a wrong version.
+    A replaced version stays until no job stamped with it can still be alive (the vFM's deadline); a job that was given a
+    longer deadline than that and waits longer gets a typed error, never a wrong version.
     """
 
     def __init__(

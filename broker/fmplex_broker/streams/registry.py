@@ -202,7 +202,8 @@ class Registry:
         await self._drop_name(vfm)
 
     async def vote(self, backbone: str, vfm: str, version: str, worker: str, refusal: FmplexError | None = None) -> str:
-        """A worker's verdict on an offered version (`worker` '': only count). The state after it: serving | waiting | rejected | gone."""
+        """A worker's verdict on an offered version (`worker` '': only count). Returns the state after it: serving | waiting |
+        rejected | gone."""
         error = json.dumps(refusal.to_wire()) if refusal else ""
         state, told = await self._scripts("vote", Keys(backbone).vfms, [vfm, version, worker, error])
         if state == b"rejected" and not worker:

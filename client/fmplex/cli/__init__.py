@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 
 from rich.console import Console
+from rich.markup import escape
 
 from fmplex.cli.app import app
 from fmplex_broker.errors import FmplexError
@@ -15,5 +16,5 @@ def main() -> None:
     try:
         app()
     except FmplexError as e:
-        Console(stderr=True).print(f"[bold red]{e.code}[/]: {e.message}", highlight=False, markup=True)
+        Console(stderr=True).print(f"[bold red]{e.code}[/]: {escape(e.message)}", highlight=False, soft_wrap=True)
         sys.exit(1)

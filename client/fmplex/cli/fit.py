@@ -21,10 +21,10 @@ def fit(
     head: Annotated[str, typer.Option(help="embedding, classification, regression, tagging, similarity or ranking.")],
     output: Annotated[Path, typer.Option("--out", "-o", help="Folder for the package.")],
     backbone: Annotated[str, typer.Option(help="Name of the backbone the vFM will live on.")] = "minilm",
-    model: Annotated[str | None, typer.Option(help="Its weights: folder, hub id or package://NAME/FOLDER. Default: from --config.")] = None,
-    config: Annotated[Path, typer.Option("--config", "-c", help="Fleet file that names the backbone's model.")] = Path("configs/minilm.toml"),
+    model: Annotated[str | None, typer.Option(help="Folder, hub id or package://NAME/FOLDER. Default: from --config.")] = None,
+    config: Annotated[Path, typer.Option("--config", "-c", help="Fleet file that names the model.")] = Path("configs/minilm.toml"),
     name: Annotated[str | None, typer.Option(help="Name of the vFM. Default: the data file's.")] = None,
-    lora: Annotated[str | None, typer.Option(help="Train a LoRA too: r=8[,alpha=16][,dropout=0.1][,targets=query+value].")] = None,
+    lora: Annotated[str | None, typer.Option(help="LoRA too: r=8[,alpha=16][,dropout=0.1][,targets=query+value].")] = None,
     epochs: Annotated[int, typer.Option(min=1, help="At most; training stops early.")] = 30,
     batch_size: Annotated[int, typer.Option(min=1)] = 16,
     learning_rate: Annotated[float | None, typer.Option("--lr", help="Default: a good one for the kind.")] = None,
@@ -90,5 +90,6 @@ def _draw(progress: Progress, bar: Any, event: FitEvent) -> None:
 def _summary(done: FitDone) -> None:
     out.print(
         f"[bold]{done.name}[/]: held-out {done.metric} [bold]{done.score:.3f}[/] (baseline {done.baseline:.3f}) after "
-        f"{done.epochs} epochs, {done.seconds:.1f} s\nversion {done.version} in {done.out}; serve it with: fmplex deploy {done.out}"
+        f"{done.epochs} epochs, {done.seconds:.1f} s\nversion {done.version} in {done.out}; "
+        f"serve it with: fmplex deploy {done.out}"
     )

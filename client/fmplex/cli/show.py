@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from rich.markup import escape
 from rich.table import Table
 
 from fmplex.cli.common import out
@@ -21,7 +22,7 @@ def vfms_table(vfms: list[dict[str, Any]], limit: int = 200) -> None:
         limits = v["limits"] or {}
         why = f" ({v['error']['message']})" if v["error"] else ""
         table.add_row(
-            v["name"], v["backbone"], (v["head"] or {}).get("kind", "-"), v["version"] or "-", v["status"] + why,
+            v["name"], v["backbone"], (v["head"] or {}).get("kind", "-"), v["version"] or "-", v["status"] + escape(why),
             f"{v['weight'] or 0:g}", str(limits.get("max_pending", "-")), f"{limits['rate']:g}" if limits.get("rate") else "-",
         )  # fmt: skip
     out.print(table)
@@ -32,7 +33,7 @@ def vfms_table(vfms: list[dict[str, Any]], limit: int = 200) -> None:
 def output_line(value: Any, output: Any) -> None:
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     short = text if len(text) <= 60 else text[:57] + "…"
-    out.print(f"[dim]{_escape(short)}[/]  {_escape(_brief(output))}", highlight=False)
+    out.print(f"[dim]{escape(short)}[/]  {escape(_brief(output))}", highlight=False)
 
 
 def _brief(output: Any) -> str:
@@ -55,7 +56,3 @@ def _brief(output: Any) -> str:
         else:
             parts.append(f"{key} {value}")
     return "  ".join(parts)
-
-
-def _escape(text: str) -> str:
-    return text.replace("[", r"\[")

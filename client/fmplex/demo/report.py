@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from fmplex.demo.scoring import Score
@@ -88,11 +89,12 @@ class Report:
                 _number(v["score"]), _number(v["majority"]), str(v["jobs"]), f"{v['p50_ms']:.1f}", f"{v['p99_ms']:.1f}",
                 f"{100 * (v['share'] or 0):.1f}%",
             )  # fmt: skip
-        out.print(table)
+        if self.scores:
+            out.print(table)
         if self.memory and self.sharing:
             self._show_totals(out, len(tasks))
         for failure in dict.fromkeys(self.failures):
-            out.print(f"[bold red]failed[/]: {failure}")
+            out.print(f"[bold red]failed[/]: {escape(failure)}")
 
     def _show_totals(self, out: Console, n: int) -> None:
         assert self.sharing is not None

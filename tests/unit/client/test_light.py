@@ -6,17 +6,6 @@ import subprocess
 import sys
 
 BLOCKED = ("torch", "transformers", "fastapi", "numpy", "safetensors", "tokenizers", "peft", "psutil", "uvicorn")
-    "torch",
-    "transformers",
-    "fastapi",
-    "numpy",
-    "safetensors",
-    "tokenizers",
-    "peft",
-    "psutil",
-    "uvicorn",
-    "prometheus_client",
-)
 PROGRAM = """
 import sys
 class Blocker:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from fmplex_worker.scheduling import CLASSES, DeficitRoundRobin, Flow, Item, Plan, Room
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
+
+from fmplex_worker.scheduling import CLASSES, DeficitRoundRobin, Flow, Item, Plan, Room
 
 from .harness import AMPLE, KnownCost, ring
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import random
 
 import pytest
-from fmplex_worker.scheduling import INTERACTIVE, CostModel, Flow, Item
 from hypothesis import given
 from hypothesis import strategies as st
+
+from fmplex_worker.scheduling import INTERACTIVE, CostModel, Flow, Item
 
 from . import harness
 from .harness import KnownCost

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import pytest
+
 from fmplex_worker.scheduling import CLASSES, INTERACTIVE, CostModel, DeficitRoundRobin, Flow, Item, Plan, drr
 from fmplex_worker.scheduling.draft import Draft
 from fmplex_worker.scheduling.flows import FlowState, Lane

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from fmplex_worker.scheduling import INTERACTIVE, DeficitRoundRobin, Flow, Plan, Room
 
 from . import harness

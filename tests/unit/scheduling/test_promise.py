@@ -6,9 +6,10 @@ import random
 from itertools import count
 
 import pytest
-from fmplex_worker.scheduling import INTERACTIVE, DeficitRoundRobin, Flow
 from hypothesis import given
 from hypothesis import strategies as st
+
+from fmplex_worker.scheduling import INTERACTIVE, DeficitRoundRobin, Flow
 
 from . import harness
 from .harness import AMPLE, Case, KnownCost, item, must

