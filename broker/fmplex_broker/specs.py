@@ -144,7 +144,11 @@ class BackboneSpec(Spec):
 
 
 class WorkerSpec(Spec):
-    """One GPU process. `roots`: the only folders (with what lies below) that packages are loaded from."""
+    """One GPU process. `roots`: the only folders (with what lies below) that packages are loaded from.
+
+    `lease_ms`: how long a silent worker keeps its jobs; `max_attempts`: runs of a job that kills its worker; `window_passes`:
+    passes' worth of work it holds; `result_ttl_s`: how long a reply can be asked for again by its idempotency key.
+    """
 
     device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
     threads: int | None = Field(default=None, ge=1)
@@ -154,7 +158,7 @@ class WorkerSpec(Spec):
     max_attempts: int = Field(default=3, ge=1)
     drain_s: float = Field(default=30.0, gt=0)
     window_passes: int = Field(default=3, ge=1, le=16)
-    result_ttl_s: int = Field(default=300, ge=1)
+    result_ttl_s: int = Field(default=60, ge=1)
 
 
 class GatewaySpec(Spec):

@@ -96,4 +96,4 @@ class DirectTransport:
 def _result(reply: Reply) -> Result:
     if reply.error is not None:
         raise reply.error
-    return Result(reply.output, reply.version, reply.units)
+    return Result(reply.output, reply.version)

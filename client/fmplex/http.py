@@ -54,7 +54,7 @@ class HttpTransport:
         if timeout_ms is not None:
             body["timeout_ms"] = timeout_ms
         got = await self._send("POST", f"/v1/vfms/{_name(vfm)}/infer", body, timeout_ms)
-        return [Result(output, got["version"], 0) for output in got["outputs"]]
+        return [Result(output, got["version"]) for output in got["outputs"]]
 
     async def enqueue(
         self,

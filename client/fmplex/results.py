@@ -12,12 +12,10 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """One output. `version`: the vFM version (content digest) that gave it; `units`: packed tokens it took (0 where the transport
-    does not say for each)."""
+    """One output, and the vFM version (content digest) that gave it."""
 
     output: Any
     version: str
-    units: int = 0
 
 
 class AsyncHandle:

@@ -111,31 +111,30 @@ def status(url: str) -> int:
         return 0
 
 
-def flat(output: Any) -> tuple[list[float], list[Any]]:
-    """The numbers of an output, and everything else of it, both in a fixed order."""
-    match output:
-        case Tensor():
-            return flat(output.tolist())
-        case bool() | str() | None | int():
-            return [], [output]
-        case float():
-            return [output], []
-        case dict():
-            parts = [([], [key]) if side else flat(output[key]) for key in sorted(output) for side in (1, 0)]
-        case _:
-            parts = [flat(value) for value in output]
-    return [x for numbers, _ in parts for x in numbers], [x for _, rest in parts for x in rest]
-
-
 def difference(got: Any, wanted: Any) -> float:
-    """Largest difference of two outputs, as a share of the largest value (of scores: of one); infinite when they are not alike."""
-    (numbers, rest), (expected, expected_rest) = flat(got), flat(wanted)
-    if rest != expected_rest or len(numbers) != len(expected) or not all(map(math.isfinite, numbers)):
+    """Largest difference of two outputs, as a share of the largest value (of a score: of one). Infinite when they are not alike."""
+    ours, theirs = list(_leaves(got)), list(_leaves(wanted))
+    if len(ours) != len(theirs):
         return math.inf
-    if not numbers:
-        return 0.0
-    scale = max(map(abs, expected)) if len(expected) > 16 else max(1.0, *map(abs, expected))
-    return max(abs(a - b) for a, b in zip(numbers, expected, strict=True)) / scale
+    largest, scale = 0.0, 1.0 if len(theirs) < 100 else 0.0
+    for a, b in zip(ours, theirs, strict=True):
+        if isinstance(a, float) and isinstance(b, float):
+            largest, scale = max(largest, abs(a - b) if math.isfinite(a) else math.inf), max(scale, abs(b))
+        elif a != b:
+            return math.inf
+    return largest / scale if largest else 0.0
 
 
-__all__ = ["Broker", "LocalFleet", "difference", "frozen", "gateway", "status", "until", "write_config"]
+def _leaves(output: Any) -> Iterator[Any]:
+    """Every value of an output and every key, in a fixed order."""
+    if isinstance(output, Tensor):
+        output = output.tolist()
+    if isinstance(output, dict):
+        for key in sorted(output):
+            yield key
+            yield from _leaves(output[key])
+    elif isinstance(output, list):
+        for value in output:
+            yield from _leaves(value)
+    else:
+        yield output

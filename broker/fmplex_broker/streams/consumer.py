@@ -10,7 +10,7 @@ from fmplex_broker.errors import BrokerUnavailable, Poisoned
 from fmplex_broker.keys import Keys
 from fmplex_broker.messages import Flow, Reply, encode_reply
 from fmplex_broker.streams.connection import BLOCK_MS, Arg, Client, Scripts, broker_errors
-from fmplex_broker.streams.producer import PER_CALL
+from fmplex_broker.streams.producer import PER_CALL, RESULT_TTL_MS
 
 CLAIM_ROOM, CLAIM_FLOWS = 256, 64
 _POISONED = encode_reply(
@@ -92,7 +92,7 @@ class Consumer:
         worker: str,
         *,
         lease_ms: int,
-        result_ttl_ms: int = 300_000,
+        result_ttl_ms: int = RESULT_TTL_MS,
     ) -> None:
         self.keys = Keys(backbone)
         self.worker = worker

@@ -14,7 +14,7 @@ from fmplex_broker.messages import Flow, Reply, encode_reply, read_reply
 from fmplex_broker.streams.connection import Arg, Client, Scripts, broker_errors
 
 PER_CALL = 64  # larger scripts hold the server without being faster
-RESULT_TTL_MS = 300_000
+RESULT_TTL_MS = 60_000  # how long a reply can be asked for again; at thousands a second, minutes would fill the server
 _CANCELLED = encode_reply(Reply(error=Cancelled("the job was cancelled before it ran")))
 
 

@@ -21,6 +21,7 @@ from fmplex_broker.keys import REGISTRY_BACKBONES, REGISTRY_VFMS, Keys
 from fmplex_broker.messages import Reply, encode_reply
 from fmplex_broker.specs import Spec, VfmChange, VfmSpec
 from fmplex_broker.streams.connection import Arg, Client, Scripts, broker_errors
+from fmplex_broker.streams.producer import RESULT_TTL_MS
 
 _POLL_S = 0.05
 
@@ -193,7 +194,7 @@ class Registry:
         while True:
             waited = time.monotonic() - start
             mode = "drain" if waited < drain_s else "answer"
-            state, left = await self._scripts("retire", Keys(backbone).vfms, [vfm, mode, 256, 300_000, answer])
+            state, left = await self._scripts("retire", Keys(backbone).vfms, [vfm, mode, 256, RESULT_TTL_MS, answer])
             if state == b"gone":
                 break
             if waited > drain_s + 60:

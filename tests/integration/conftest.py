@@ -1,0 +1,133 @@
+"""One fleet for all integration tests (real processes, the real MiniLM), and on it one vFM of every kind of head."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from fmplex import AsyncClient, Client
+from fmplex.local import LocalFleet
+from tests.integration.fleets import Broker, write_config
+from tests.integration.packages import LINEARS, QUERY_VALUE, write_package
+
+LABELS = ("good", "bad", "so so")
+TEXTS = (
+    "the delivery came two days late and nobody answered",
+    "what a lovely quiet place",
+    "Anna flew from Paris to Berlin on Monday with the new contract",
+    "ok",
+    "please send the invoice again, the first one had the wrong address and the wrong sum, and it was for somebody else",
+)
+
+
+def pairs(texts: tuple[str, ...] = TEXTS) -> list[dict[str, str]]:
+    return [{"text": a, "text_pair": b} for a, b in zip(texts, texts[1:] + texts[:1], strict=True)]
+
+
+@dataclass(frozen=True)
+class Task:
+    """A vFM of the fleet, texts for it, and what an output has."""
+
+    head: dict[str, Any]
+    inputs: list[Any]
+    keys: set[str]
+    package: dict[str, Any]
+
+
+def _task(
+    kind: str, keys: set[str], inputs: list[Any] | None = None, *, package: dict[str, Any] | None = None, **head: Any
+) -> Task:
+    return Task({"kind": kind, **head}, inputs or list(TEXTS), keys, package or {})
+
+
+ATTENTION = (*QUERY_VALUE, "attention.output.dense")
+# Every kind of head; LoRAs of several ranks and targets, and none.
+TASKS = {
+    "embed": _task("embedding", {"embedding"}),
+    "embed-lora": _task("embedding", {"embedding"}, package={"rank": 4, "seed": 1}),
+    "embed-cls": _task("embedding", {"embedding"}, pooling="cls", normalize=False, package={"rank": 2, "targets": ATTENTION, "seed": 2}),
+    "sentiment": _task("classification", {"label", "scores"}, labels=LABELS, package={"rank": 8, "targets": tuple(LINEARS), "seed": 3}),
+    "topics": _task("classification", {"labels", "scores"}, labels=("a", "b", "c", "d", "e"), multi_label=True, package={"seed": 4}),
+    "stars": _task("regression", {"value"}, package={"rank": 4, "seed": 5, "config": {"use_rslora": True}}),
+    "entities": _task("tagging", {"spans"}, labels=("person", "place"), package={"rank": 16, "targets": ATTENTION, "seed": 6}),
+    "similar": _task("similarity", {"score"}, pairs(), package={"rank": 4, "seed": 7}),
+    "ranker": _task("ranking", {"score"}, pairs(), package={"rank": 8, "seed": 8}),
+    "raw": _task("features", {"features"}),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the fleet: `fleet.toml`, `vfms/` (where packages may be loaded from), `data/` (logs)."""
+    return tmp_path_factory.mktemp("fleet")
+
+
+@pytest.fixture(scope="session")
+def fleet(place: Path) -> Iterator[LocalFleet]:
+    config = write_config(place, gateway="max_body_bytes = 4194304")
+    with LocalFleet(config, port=0, data=place / "data") as running:
+        with Client(running.gateway_url) as client:
+            for name, task in TASKS.items():
+                client.vfms.deploy(write_package(place / "vfms" / name, task.head, **task.package))
+        yield running
+        assert running.dead() == [], "a role died during the tests"
+
+
+@pytest.fixture(scope="session")
+def references(fleet: LocalFleet) -> dict[str, list[Any]]:
+    """What each vFM answers to its inputs when each has the fleet for itself."""
+    with Client(fleet.gateway_url) as client:
+        return {name: [client.infer(name, value).output for value in task.inputs] for name, task in TASKS.items()}
+
+
+@pytest.fixture(params=["http", "redis"])
+def url(request: pytest.FixtureRequest, fleet: LocalFleet) -> str:
+    """Both ways to the fleet."""
+    return fleet.gateway_url if request.param == "http" else fleet.broker_url
+
+
+@pytest.fixture
+async def client(url: str) -> AsyncIterator[AsyncClient]:
+    async with AsyncClient(url, retries=0) as fm:
+        yield fm
+
+
+@pytest.fixture
+def http(fleet: LocalFleet) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=fleet.gateway_url, timeout=90) as client:
+        yield client
+
+
+@pytest.fixture(scope="session")
+def broker(fleet: LocalFleet) -> Iterator[Broker]:
+    looking = Broker(fleet.broker_url)
+    yield looking
+    looking.close()
+
+
+_numbers = count(1)
+
+
+@pytest.fixture
+def new_vfm(fleet: LocalFleet, place: Path) -> Iterator[Callable[..., str]]:
+    """Deploys a vFM of the test's own, by default an embedding; returns its name. It goes when the test ends."""
+    names: list[str] = []
+    with Client(fleet.gateway_url) as client:
+
+        def make(head: dict[str, Any] | None = None, **parts: Any) -> str:
+            name = f"own-{next(_numbers)}"
+            client.vfms.deploy(write_package(place / "vfms" / name, head or {"kind": "embedding"}, **parts))
+            names.append(name)
+            return name
+
+        yield make
+        left = {v["name"] for v in client.vfms.list()}
+        for name in names:
+            if name in left:
+                client.vfms.remove(name)
