@@ -33,7 +33,9 @@ async def embeddings(request: Request) -> Response:
         for i, reply in enumerate(replies)
     ]
     usage = {"prompt_tokens": tokens, "total_tokens": tokens}
-    return json_response({"object": "list", "data": data, "model": body.model, "usage": usage})
+    response = json_response({"object": "list", "data": data, "model": body.model, "usage": usage})
+    response.headers["FMplex-Version"] = replies[0].version  # OpenAI's body has no place for it
+    return response
 
 
 def _inputs(value: str | list[str] | list[int] | list[list[int]]) -> list[Any]:
