@@ -61,7 +61,8 @@ def _default(value: Any) -> Any:
 def _ext_hook(code: int, data: bytes) -> Any:
     if code != _TENSOR:
         raise ValueError(f"unknown msgpack extension {code}")
-    dtype, shape, raw = unpackb(data)
+    # Without this hook: every level of nesting takes 30 KB of C stack, so that one small job could crash its reader.
+    dtype, shape, raw = msgpack.unpackb(data, raw=False, strict_map_key=True)
     return Tensor(dtype, tuple(shape), raw)
 
 

@@ -79,7 +79,9 @@ def read_package(folder: Path, roots: Sequence[Path] | None = None) -> Package:
 
 def _real(path: Path) -> Path:
     try:
-        return path.resolve()
+        real = path.resolve()
+        real.exists()  # a name that is too long resolves, and then fails whatever is asked of it
+        return real
     except (OSError, RuntimeError, ValueError) as e:  # a loop of links, a NUL in the name
         raise PackageRejected(f"{str(path)!r} cannot be followed ({e}); check the path", field="package") from e
 

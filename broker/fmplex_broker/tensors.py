@@ -37,6 +37,8 @@ class Tensor:
         if any(type(n) is not int or n < 0 for n in self.shape):
             raise ValueError(f"shape {self.shape} must hold whole numbers >= 0")
         want = math.prod(self.shape) * DTYPES[self.dtype][0]
+        if not isinstance(self.data, bytes):
+            raise ValueError(f"the data of a tensor must be bytes, not {type(self.data).__name__}")
         if len(self.data) != want:
             raise ValueError(f"{self.dtype} tensor of shape {self.shape} needs {want} bytes, got {len(self.data)}")
 

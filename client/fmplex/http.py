@@ -29,7 +29,10 @@ class HttpTransport:
         )
 
     async def _send(self, method: str, path: str, body: Any = None, timeout_ms: float | None = None) -> Any:
-        content = packb(body) if body is not None else None
+        try:
+            content = packb(body) if body is not None else None
+        except (TypeError, ValueError) as e:
+            raise InvalidInput(f"the call cannot be sent: {e}", field="inputs") from None
         # Without a deadline of its own the call has the vFM's, which only the gateway knows.
         read = _LONGEST_S if timeout_ms is None else timeout_ms / 1000 + _MARGIN_S
         try:

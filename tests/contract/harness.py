@@ -41,10 +41,8 @@ async def until(look: Callable[[], Awaitable[T]], timeout_s: float = 5.0) -> T:
         await asyncio.sleep(0.005)
 
 
-async def restart(server: EmbeddedServer, redis: aioredis.Redis) -> None:
-    """SIGKILL, start on the same folder, and let the client notice that its connections are gone."""
-    server.kill()
-    server.start()
+async def connected(redis: aioredis.Redis) -> None:
+    """Let a client notice that its connections are gone, and make new ones."""
 
     async def answers() -> bool:
         with suppress(ConnectionError):
@@ -52,6 +50,13 @@ async def restart(server: EmbeddedServer, redis: aioredis.Redis) -> None:
         return False
 
     await until(answers)
+
+
+async def restart(server: EmbeddedServer, redis: aioredis.Redis) -> None:
+    """SIGKILL, then start on the same folder."""
+    server.kill()
+    server.start()
+    await connected(redis)
 
 
 async def keys_without_ttl(redis: aioredis.Redis) -> list[str]:

@@ -25,6 +25,7 @@ class CuttingProxy:
         self._rng = rng
         self._server: asyncio.Server | None = None
         self._lines: set[asyncio.Task[None]] = set()
+        self._open: set[asyncio.StreamWriter] = set()
 
     async def __aenter__(self) -> CuttingProxy:
         self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
@@ -37,8 +38,12 @@ class CuttingProxy:
         for line in self._lines:
             line.cancel()
         await asyncio.gather(*self._lines, return_exceptions=True)
+        for writer in self._open:
+            writer.close()
+        await asyncio.gather(*(w.wait_closed() for w in self._open), return_exceptions=True)
 
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._open.add(writer)
         line = asyncio.create_task(self._line(reader, writer))
         self._lines.add(line)
         line.add_done_callback(self._lines.discard)
@@ -49,6 +54,7 @@ class CuttingProxy:
         except OSError:
             writer.close()
             return
+        self._open.add(back)
         answers = asyncio.create_task(_copy(there, writer))
         try:
             with suppress(OSError):

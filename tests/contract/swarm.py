@@ -35,13 +35,12 @@ class Lost(Exception):
 class Pausable(Scripts):
     """The scripts as a process sees them that can be paused at any call."""
 
-    def __init__(self, redis: Any) -> None:
+    def __init__(self, redis: Any, running: asyncio.Event) -> None:
         super().__init__(redis)
-        self.running = asyncio.Event()
-        self.running.set()
+        self._running = running
 
     async def __call__(self, name: str, vfms_key: str, args: Sequence[Arg]) -> Any:
-        await self.running.wait()
+        await self._running.wait()
         return await super().__call__(name, vfms_key, args)
 
 
@@ -50,8 +49,11 @@ class Worker:
 
     def __init__(self, name: str, url: str, rng: random.Random, room: int = 12) -> None:
         self.name = name
-        self.served: list[Claimed] = []
+        self.served = 0
         self.lives = 0
+        self.shift: asyncio.Task[None] | None = None
+        self.running = asyncio.Event()
+        self.running.set()
         self._url = url
         self._rng = rng
         self._room = room
@@ -68,8 +70,8 @@ class Worker:
                 await redis.aclose()
 
     async def _live(self, redis: Any) -> None:
-        self.scripts = Pausable(redis)
-        self.consumer = Consumer(redis, self.scripts, BACKBONE, f"{self.name}-{new_id()}", lease_ms=LEASE_MS)
+        scripts = Pausable(redis, self.running)
+        self.consumer = Consumer(redis, scripts, BACKBONE, f"{self.name}-{new_id()}", lease_ms=LEASE_MS)
         self.todo: list[Claimed] = []  # claimed and not begun: all that a recovery must know of
         self.cancelled: set[str] = set()
         self.rung = asyncio.Event()
@@ -173,7 +175,7 @@ class Worker:
         while True:
             with suppress(BrokerUnavailable):
                 settled = await self.consumer.settle(replies)  # safe to repeat
-                self.served += [j for j, mine in zip(jobs, settled, strict=True) if mine]
+                self.served += sum(settled)
                 return
             await asyncio.sleep(0.02)
 

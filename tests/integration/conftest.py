@@ -51,15 +51,23 @@ ATTENTION = (*QUERY_VALUE, "attention.output.dense")
 TASKS = {
     "embed": _task("embedding", {"embedding"}),
     "embed-lora": _task("embedding", {"embedding"}, package={"rank": 4, "seed": 1}),
-    "embed-cls": _task("embedding", {"embedding"}, pooling="cls", normalize=False, package={"rank": 2, "targets": ATTENTION, "seed": 2}),
-    "sentiment": _task("classification", {"label", "scores"}, labels=LABELS, package={"rank": 8, "targets": tuple(LINEARS), "seed": 3}),
-    "topics": _task("classification", {"labels", "scores"}, labels=("a", "b", "c", "d", "e"), multi_label=True, package={"seed": 4}),
+    "embed-cls": _task(
+        "embedding", {"embedding"}, pooling="cls", normalize=False, package={"rank": 2, "targets": ATTENTION, "seed": 2}
+    ),
+    "sentiment": _task(
+        "classification", {"label", "scores"}, labels=LABELS, package={"rank": 8, "targets": tuple(LINEARS), "seed": 3}
+    ),
+    "topics": _task(
+        "classification", {"labels", "scores"}, labels=tuple("abcde"), multi_label=True, package={"seed": 4}
+    ),
     "stars": _task("regression", {"value"}, package={"rank": 4, "seed": 5, "config": {"use_rslora": True}}),
-    "entities": _task("tagging", {"spans"}, labels=("person", "place"), package={"rank": 16, "targets": ATTENTION, "seed": 6}),
+    "entities": _task(
+        "tagging", {"spans"}, labels=("person", "place"), package={"rank": 16, "targets": ATTENTION, "seed": 6}
+    ),
     "similar": _task("similarity", {"score"}, pairs(), package={"rank": 4, "seed": 7}),
     "ranker": _task("ranking", {"score"}, pairs(), package={"rank": 8, "seed": 8}),
     "raw": _task("features", {"features"}),
-}  # fmt: skip
+}
 
 
 @pytest.fixture(scope="session")

@@ -17,7 +17,6 @@ from typing import Any
 import httpx
 import redis
 
-from fmplex.local import LocalFleet
 from fmplex_broker.keys import Keys
 from fmplex_broker.messages import CLASSES, Flow
 from fmplex_broker.tensors import Tensor
@@ -112,7 +111,7 @@ def status(url: str) -> int:
 
 
 def difference(got: Any, wanted: Any) -> float:
-    """Largest difference of two outputs, as a share of the largest value (of a score: of one). Infinite when they are not alike."""
+    """Largest difference of two outputs, as a share of the largest value (of a score: of one). Infinite when not alike."""
     ours, theirs = list(_leaves(got)), list(_leaves(wanted))
     if len(ours) != len(theirs):
         return math.inf

@@ -51,11 +51,9 @@ def test_an_adapter_changes_what_its_own_vfm_answers(references: dict[str, list[
         assert difference(adapted, plain) > 0.01
 
 
-async def test_a_thousand_strangers_in_the_same_pass_change_nothing(
-    fleet: LocalFleet, references: dict[str, list[Any]]
-) -> None:
+async def test_strangers_in_the_same_pass_change_nothing(fleet: LocalFleet, references: dict[str, list[Any]]) -> None:
     async with AsyncClient(fleet.gateway_url) as client:
-        storm = [(name, i) for i in range(len(TEXTS)) for name in TASKS] * 20
+        storm = [(name, i) for i in range(len(TEXTS)) for name in TASKS] * 4
         calls = [client.infer(name, TASKS[name].inputs[i]) for name, i in storm]
         results = await asyncio.gather(*calls)
     worst = max(difference(r.output, references[name][i]) for (name, i), r in zip(storm, results, strict=True))
@@ -81,6 +79,7 @@ async def test_token_ids_and_a_pair_are_inputs_too(client: AsyncClient, referenc
     assert difference(together, references["sentiment"][0]) > SAME
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # PEFT asks transformers what transformers calls otherwise now
 def test_outputs_are_those_of_transformers_and_peft(fleet: LocalFleet, place: Path) -> None:
     """A package whose adapter the real PEFT wrote, against PEFT itself: one text at a time, its own copy of the model."""
     import torch

@@ -169,6 +169,12 @@ class Registry:
         now = await self.show(vfm)
         if now.status != "serving":
             raise VfmClosed(f"vFM {vfm!r} is {now.status}; it can be changed while it is serving")
+        if version is not None and version[0].backbone != now.backbone:
+            raise InvalidInput(
+                f"the package is for backbone {version[0].backbone!r} and {vfm!r} lives on {now.backbone!r}; deploy it as "
+                "another vFM",
+                field="package",
+            )
         update = {k: v for k in ("weight", "limits", "slo") if (v := getattr(change, k)) is not None}
         spec = now.spec.model_copy(update=update)
         if update:

@@ -1,0 +1,189 @@
+"""The command line, as somebody types it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fmplex.local import LocalFleet
+from tests.integration.conftest import LABELS, TEXTS
+from tests.integration.fleets import difference, until, write_config
+from tests.integration.packages import write_package
+
+FMPLEX = Path(sys.prefix) / "bin" / "fmplex"
+CLASSES = {"kind": "classification", "labels": ["a", "b"]}
+
+
+def clean_environment(**more: str) -> dict[str, str]:
+    return {k: v for k, v in os.environ.items() if not k.startswith("FMPLEX_")} | more
+
+
+class Shell:
+    """Runs `fmplex` in a folder, told by the environment where the gateway is."""
+
+    def __init__(self, folder: Path, url: str) -> None:
+        self.folder = folder
+        self.environment = clean_environment(FMPLEX_URL=url)
+
+    def run(self, *args: str | Path, stdin: str = "") -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [FMPLEX, *args], cwd=self.folder, env=self.environment, input=stdin, capture_output=True, text=True, timeout=120
+        )  # fmt: skip
+
+    def __call__(self, *args: str | Path, stdin: str = "") -> str:
+        done = self.run(*args, stdin=stdin)
+        assert done.returncode == 0, done.stderr
+        assert done.stderr == ""
+        return done.stdout
+
+    def fails(self, *args: str | Path, stdin: str = "") -> str:
+        """One line on stderr, nothing on stdout, exit code 1."""
+        done = self.run(*args, stdin=stdin)
+        assert (done.returncode, done.stdout) == (1, ""), done
+        assert done.stderr.count("\n") == 1, done.stderr
+        return done.stderr
+
+
+@pytest.fixture
+def fmplex(fleet: LocalFleet, tmp_path: Path) -> Shell:
+    return Shell(tmp_path, fleet.gateway_url)
+
+
+def test_a_package_goes_through_its_life_by_hand(fmplex: Shell, place: Path) -> None:
+    folder = write_package(place / "vfms" / "by-hand", CLASSES, rank=2)
+    assert "by-hand serves version" in fmplex("deploy", folder)
+    assert fmplex.fails("deploy", folder).startswith("conflict: there is already a vFM 'by-hand'; --update")
+    newer = write_package(place / "vfms" / "by-hand-newer", CLASSES, name="by-hand", rank=2, seed=1)
+    deployed = json.loads(fmplex("deploy", newer, "--update", "--json"))
+    assert deployed["status"] == "serving"
+    listed = {v["name"]: v for v in json.loads(fmplex("vfms", "--json"))}
+    assert listed["by-hand"]["version"] == deployed["version"]
+    assert "by-hand" in fmplex("vfms")
+    assert "weight 3," in fmplex("vfms", "update", "by-hand", "--weight", "3", "--max-pending", "7", "--rate", "1e6")
+    shown = json.loads(fmplex("vfms", "show", "by-hand"))
+    assert (shown["weight"], shown["limits"]["max_pending"], shown["limits"]["rate"]) == (3, 7, 1e6)
+    fmplex("vfms", "update", "by-hand", "--rate", "0", "--deadline-ms", "5000", "--package", folder)
+    shown = json.loads(fmplex("vfms", "show", "by-hand"))
+    assert (shown["limits"]["rate"], shown["slo"]["deadline_ms"], shown["version"] != deployed["version"]) == (
+        None,
+        5000,
+        True,
+    )
+    assert "is gone" in fmplex("vfms", "remove", "by-hand")
+    assert fmplex.fails("vfms", "show", "by-hand").startswith("unknown_vfm: there is no vFM 'by-hand'")
+
+
+def test_texts_are_inferred_from_arguments_and_from_a_pipe(fmplex: Shell, references: dict[str, list[Any]]) -> None:
+    one = json.loads(fmplex("infer", "sentiment", TEXTS[0], "--json"))
+    assert one["vfm"] == "sentiment"
+    assert difference(one["output"], references["sentiment"][0]) <= 1e-5
+    lines = f'{TEXTS[0]}\n\n{{"text": {json.dumps(TEXTS[1])}}}\n'
+    piped = [json.loads(line) for line in fmplex("infer", "sentiment", "--json", stdin=lines).splitlines()]
+    assert [difference(p["output"], w) <= 1e-5 for p, w in zip(piped, references["sentiment"], strict=False)] == [
+        True,
+        True,
+    ]
+    assert any(label in fmplex("infer", "sentiment", TEXTS[0]) for label in LABELS)
+    pair = json.loads(fmplex("infer", "ranker", TEXTS[0], "--pair", TEXTS[1], "--json"))
+    assert difference(pair["output"], references["ranker"][0]) <= 1e-5
+    assert "embedding [384]" in fmplex("infer", "embed", "word " * 300, "--truncate")
+
+
+def test_the_command_line_speaks_to_the_broker_too(fleet: LocalFleet, tmp_path: Path) -> None:
+    direct = Shell(tmp_path, fleet.broker_url)
+    assert json.loads(direct("infer", "stars", "a text", "--json"))["output"]["value"]
+    assert direct.fails("infer", "nobody", "x").startswith("unknown_vfm: ")
+
+
+def test_top_shows_the_fleet_for_scripts_and_for_people(fleet: LocalFleet, fmplex: Shell) -> None:
+    seen = json.loads(fmplex("top", "--broker", fleet.broker_url, "--json"))
+    row = next(v for v in seen["vfms"] if v["vfm"] == "sentiment")
+    wanted = {
+        "waiting",
+        "pending",
+        "oldest_ms",
+        "jobs_per_s",
+        "p50_ms",
+        "p99_ms",
+        "share_received",
+        "share_promised",
+        "device_s_per_s",
+    }
+    assert wanted <= set(row)
+    worker = seen["workers"][0]
+    assert {"tokens_per_pass", "busy", "memory_bytes"} <= set(worker)
+    assert worker["memory_bytes"] > 0
+    table = fmplex("top", "--broker", fleet.broker_url, "--once")
+    assert "sentiment" in table
+    assert worker["worker"] in table
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (["infer", "nobody", "x"], "unknown_vfm: there is no vFM 'nobody'; `fmplex vfms` lists them"),
+        (["infer", "embed", ""], "invalid_input: the text is empty"),
+        (
+            ["infer", "embed", "word " * 300],
+            "text_too_long: the input has 302 tokens, this model takes 256; shorten it",
+        ),
+        (["infer", "embed"], "invalid_input: no inputs: give texts"),
+        (["infer", "a b", "x"], "'a b' is not the name of a vFM"),
+        (["infer", "[/red]", "x"], "'[/red]' is not the name of a vFM"),
+        (["deploy", "nowhere"], "package_rejected: "),
+        (["deploy", "[bold]nowhere"], "[bold]nowhere"),
+        (["vfms", "remove", "nobody"], "unknown_vfm: there is no vFM 'nobody'"),
+        (["vfms", "update", "embed"], "nothing to change: give --weight"),
+        (["vfms", "update", "embed", "--weight", "-1"], "weight: Input should be greater than 0"),
+        (["vfms", "--url", "http://127.0.0.1:1"], "does not answer"),
+        (["vfms", "--url", "redis://127.0.0.1:1"], "broker_unavailable: the broker does not answer"),
+        (["vfms", "--url", "ftp://x"], "neither http(s)://"),
+        (["top"], "which broker? give --broker redis://"),
+        (["top", "--broker", "redis://127.0.0.1:1"], "broker_unavailable: the broker does not answer"),
+        (["up", "--config", "nowhere.toml"], "nowhere.toml: cannot be read"),
+    ],
+)
+def test_an_error_is_one_clear_line_and_exit_code_1(fmplex: Shell, args: list[str], says: str) -> None:
+    assert says in fmplex.fails(*args)
+
+
+def test_a_bad_line_of_a_pipe_is_named(fmplex: Shell) -> None:
+    assert "line 2 of standard input is not JSON" in fmplex.fails("infer", "embed", stdin='fine\n{"text": \n')
+
+
+def test_help_is_there_without_a_fleet(tmp_path: Path) -> None:
+    nowhere = Shell(tmp_path, "http://127.0.0.1:1")
+    listed = nowhere("--help")
+    assert all(command in listed for command in ("up", "demo", "fit", "deploy", "vfms", "infer", "top"))
+    assert "--truncate" in nowhere("infer", "--help")
+
+
+def test_up_serves_until_it_is_told_to_stop(tmp_path: Path) -> None:
+    """The fleet file's vFMs are deployed, other commands find the fleet by themselves, and nothing is left running."""
+    config = write_config(tmp_path)
+    config.write_text(config.read_text() + '[[vfms]]\nname = "e"\nbackbone = "minilm"\nhead = { kind = "embedding" }\n')
+    shell = Shell(tmp_path, "")
+    shell.environment = clean_environment()
+    with (tmp_path / "up.log").open("wb") as log:
+        up = subprocess.Popen(
+            [FMPLEX, "up", "--config", config, "--port", "0"], cwd=tmp_path, env=shell.environment, stdout=log, stderr=log
+        )  # fmt: skip
+    try:
+        until(lambda: "Ctrl-C stops" in (tmp_path / "up.log").read_text() or up.poll() is not None, "the fleet is up")
+        assert up.poll() is None, (tmp_path / "up.log").read_text()
+        assert json.loads(shell("infer", "e", "a text", "--json"))["output"]
+        assert json.loads(shell("top", "--json"))["workers"]
+        broker = json.loads((tmp_path / ".fmplex" / "up.json").read_text())["broker"]
+    finally:
+        up.send_signal(signal.SIGINT)
+        code = up.wait(90)
+    assert code == 0, (tmp_path / "up.log").read_text()
+    assert not (tmp_path / ".fmplex" / "up.json").exists()
+    assert "broker_unavailable" in shell.fails("vfms", "--url", broker)
