@@ -44,6 +44,9 @@ def admit(vfm: VfmSpec, inputs: Sequence[Any], params: dict[str, Any] | None = N
         raise TooLarge(
             f"{len(inputs)} inputs in one call, at most {MAX_INPUTS} are taken; split the call", field="inputs"
         )
+    if len(inputs) > vfm.limits.max_pending:
+        limit = vfm.limits.max_pending
+        raise TooLarge(f"{len(inputs)} inputs, the queue of {vfm.name!r} holds {limit}; split the call", field="inputs")
     checked = _params(vfm, params or {})
     out = []
     for i, value in enumerate(inputs):

@@ -68,7 +68,10 @@ def _ext_hook(code: int, data: bytes) -> Any:
 
 def packb(value: Any) -> bytes:
     """msgpack with `Tensor` as extension 1. Raises `TypeError` for what cannot travel."""
-    return bytes(msgpack.packb(value, default=_default, use_bin_type=True))
+    try:
+        return bytes(msgpack.packb(value, default=_default, use_bin_type=True))
+    except (OverflowError, ValueError) as e:  # a number over 64 bits, text that is not Unicode, lists without end
+        raise TypeError(f"the value cannot travel: {e}") from e
 
 
 def unpackb(data: bytes) -> Any:

@@ -59,7 +59,7 @@ def read_package(folder: Path, roots: Sequence[Path] | None = None) -> Package:
         # A linked folder is listed but not walked into, so it is the link that must be checked.
         if not _real(path).is_relative_to(folder):
             raise PackageRejected(f"{path} is a link out of the package; put what it leads to there", field="package")
-        if path.suffix in _PICKLES and path.is_file():
+        if path.suffix.lower() in _PICKLES and path.is_file():
             raise PackageRejected(f"{path.name} is a pickle; convert it to safetensors and remove it", field="package")
     spec = parse(VfmSpec, load_toml(folder / MANIFEST), source=str(folder / MANIFEST))
     head = folder / HEAD if (folder / HEAD).is_file() else None

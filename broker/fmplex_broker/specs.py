@@ -18,6 +18,8 @@ from fmplex_broker.errors import InvalidInput
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")]
 Label = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 Pooling = Literal["mean", "cls", "last"]
+# Virtual time advances by units / weight: a weight near zero would carry it beyond what a float can tell apart.
+Weight = Annotated[float, Field(ge=1e-3, le=1e6)]
 
 
 class Spec(BaseModel):
@@ -111,7 +113,7 @@ class VfmSpec(Spec):
     name: Name
     backbone: Name
     head: Head
-    weight: float = Field(default=1.0, gt=0, le=1_000_000)
+    weight: Weight = 1.0
     limits: Limits = Limits()
     slo: Slo = Slo()
 
@@ -119,7 +121,7 @@ class VfmSpec(Spec):
 class VfmChange(Spec):
     """What PATCH may change. `package` makes a new version; the rest takes effect at once."""
 
-    weight: float | None = Field(default=None, gt=0, le=1_000_000)
+    weight: Weight | None = None
     limits: Limits | None = None
     slo: Slo | None = None
     package: str | None = None
@@ -158,7 +160,7 @@ class WorkerSpec(Spec):
     max_attempts: int = Field(default=3, ge=1)
     drain_s: float = Field(default=30.0, gt=0)
     window_passes: int = Field(default=3, ge=1, le=16)
-    result_ttl_s: int = Field(default=60, ge=1)
+    result_ttl_s: int = Field(default=60, ge=10)
 
 
 class GatewaySpec(Spec):
@@ -216,7 +218,7 @@ def invalid(error: ValidationError, source: str = "") -> InvalidInput:
 def load_toml(path: Path) -> dict[str, Any]:
     """Raises `InvalidInput` when the file is missing or is not TOML."""
     try:
-        return tomllib.loads(path.read_text())
+        return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as e:
         raise InvalidInput(f"{path}: cannot be read ({e.strerror}); check the path") from e
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:

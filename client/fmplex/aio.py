@@ -19,7 +19,7 @@ from fmplex_broker.errors import Busy, Unavailable, VfmClosed
 from fmplex_broker.specs import VfmChange, VfmSpec, parse
 
 T = TypeVar("T")
-_BACKOFF_S = 0.2
+_BACKOFF_S, _LONGEST_BACKOFF_S = 0.2, 5.0
 _PER_CALL = 32  # inputs of a `map` that travel together
 
 
@@ -124,7 +124,7 @@ class AsyncClient:
             except (Unavailable, Busy) as e:
                 if attempt == self._retries or isinstance(e, VfmClosed):
                     raise
-                await asyncio.sleep(e.retry_after or _BACKOFF_S * 2**attempt)
+                await asyncio.sleep(e.retry_after or min(_BACKOFF_S * 2**attempt, _LONGEST_BACKOFF_S))
         raise AssertionError("unreachable")
 
     async def close(self) -> None:

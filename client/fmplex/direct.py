@@ -11,7 +11,7 @@ from fmplex_broker.errors import Cancelled, InvalidInput
 from fmplex_broker.messages import INTERACTIVE, OFFLINE, Reply
 from fmplex_broker.packages import bare, read_package
 from fmplex_broker.specs import VfmChange, VfmSpec
-from fmplex_broker.streams.session import Pending, Session, gather_replies, raise_first_error
+from fmplex_broker.streams.session import Session, gather_replies, raise_first_error
 
 
 class DirectTransport:
@@ -24,7 +24,7 @@ class DirectTransport:
         pending = await self._session.submit(
             vfm, inputs, params, timeout_ms=timeout_ms, idempotency_key=idempotency_key
         )
-        replies = await gather_replies(pending, Pending.result)
+        replies = await gather_replies(pending)
         raise_first_error(replies)
         return [_result(reply) for reply in replies]
 

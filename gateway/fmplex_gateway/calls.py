@@ -30,7 +30,7 @@ async def call(
 
 
 async def _unless_gone(request: Request, pending: list[Pending]) -> list[Reply]:
-    waiting = asyncio.ensure_future(gather_replies(pending, Pending.result))
+    waiting = asyncio.ensure_future(gather_replies(pending))
     hung_up = asyncio.ensure_future(_hang_up(request))
     try:
         await asyncio.wait({waiting, hung_up}, return_when=asyncio.FIRST_COMPLETED)

@@ -190,12 +190,14 @@ class Worker:
 
 @dataclass
 class Ledger:
-    """What was accepted, by whom: job -> inboxes that were promised a reply (the first one sent it)."""
+    """What the broker has accepted: job -> inboxes that were promised a message (none for whoever came when it was done)."""
 
-    owner: dict[str, str] = field(default_factory=dict)
-    waiting: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
+    promised: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
     sent: list[NewJob] = field(default_factory=list)
     poison: set[str] = field(default_factory=set)
+
+    def took(self, job: str, status: str, inbox: str) -> None:
+        self.promised[job] |= {inbox} if status in ("new", "dup") else set()
 
 
 class Client:
@@ -241,6 +243,4 @@ class Client:
             if taken.status == "full":
                 continue
             self._ledger.sent.append(sent)
-            self._ledger.waiting[taken.job].add(self._inbox)
-            if taken.job == sent.job:
-                self._ledger.owner[sent.job] = self._inbox
+            self._ledger.took(taken.job, taken.status, self._inbox)

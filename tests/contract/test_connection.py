@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+from redis.exceptions import ResponseError
 
 from fmplex_broker.errors import BrokerUnavailable
 from fmplex_broker.streams.connection import Scripts, open_redis
@@ -140,6 +141,33 @@ async def test_full_server_lets_the_dead_be_buried_and_jobs_be_given_back(
     assert await worker.settle([(j, b"ok") for j in held[2:]]) == [True, True]
     assert await bench.depth() == 0
     await bench.redis.config_set("maxmemory", 0)
+
+
+async def test_broker_unavailable_when_the_server_refuses_for_now(crashable: tuple[EmbeddedServer, Bench]) -> None:
+    """Too few replicas, as after a failover: whoever waits for `BrokerUnavailable` goes on when it is over."""
+    _, bench = crashable
+    await bench.serve("a")
+    await bench.redis.config_set("min-replicas-to-write", 1)
+    with pytest.raises(BrokerUnavailable, match="NOREPLICAS"):
+        await bench.enqueue(job())
+    await bench.redis.config_set("min-replicas-to-write", 0)
+    assert await bench.enqueue(job()) == ["new"]
+
+
+async def test_broker_unavailable_when_the_server_is_a_replica(crashable: tuple[EmbeddedServer, Bench]) -> None:
+    _, bench = crashable
+    await bench.serve("a")
+    await bench.redis.replicaof("127.0.0.1", str(free_port()))
+    with pytest.raises(BrokerUnavailable):
+        await bench.enqueue(job())
+    await bench.redis.replicaof("NO", "ONE")
+    assert await bench.enqueue(job()) == ["new"]
+
+
+async def test_a_mistake_of_ours_is_not_hidden(bench: Bench) -> None:
+    await bench.redis.set(bench.keys.leases, "not a sorted set", px=5_000)
+    with pytest.raises(ResponseError, match="WRONGTYPE"):
+        await bench.worker()
 
 
 async def test_names_of_backbones_do_not_meet(bench: Bench) -> None:

@@ -8,11 +8,19 @@ from collections.abc import AsyncIterator
 import pytest
 
 from fmplex_broker.messages import Reply, encode_reply
+from fmplex_broker.streams import inbox as inbox_module
 from fmplex_broker.streams.consumer import Consumer
 from fmplex_broker.streams.inbox import HEAL_EVERY_S, Inbox
 from tests.contract.harness import BACKBONE, Bench, answer, job
 
 A_FEW_S = 4 * HEAL_EVERY_S
+SOON_S = 5.0
+
+
+@pytest.fixture
+def no_healing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the message itself can bring the reply."""
+    monkeypatch.setattr(inbox_module, "HEAL_EVERY_S", 3600.0)
 
 
 @pytest.fixture
@@ -26,6 +34,7 @@ async def run(bench: Bench, worker: Consumer, reply: bytes) -> None:
     assert all(await worker.settle([(j, reply) for j in await bench.claimed(worker)]))
 
 
+@pytest.mark.usefixtures("no_healing")
 async def test_a_reply_resolves_its_future(bench: Bench, inbox: Inbox) -> None:
     await bench.serve("a")
     worker = await bench.worker()
@@ -33,16 +42,17 @@ async def test_a_reply_resolves_its_future(bench: Bench, inbox: Inbox) -> None:
     await bench.enqueue(*(job(id=f"j{n}") for n in futures))
     await worker.settle([(j, answer(j.job)) for j in await bench.claimed(worker)])
     for n, future in futures.items():
-        assert (await asyncio.wait_for(future, HEAL_EVERY_S / 2)).output == f"j{n}"
+        assert (await asyncio.wait_for(future, SOON_S)).output == f"j{n}"
 
 
+@pytest.mark.usefixtures("no_healing")
 async def test_a_large_reply_is_fetched_by_key_at_once(bench: Bench, inbox: Inbox) -> None:
     await bench.serve("a")
     worker = await bench.worker()
     future = inbox.expect("j")
     await bench.enqueue(job(id="j"))
     await run(bench, worker, answer("y" * 100_000))
-    assert len((await asyncio.wait_for(future, HEAL_EVERY_S / 2)).output) == 100_000
+    assert len((await asyncio.wait_for(future, SOON_S)).output) == 100_000
 
 
 async def test_heals_when_the_message_was_deleted(bench: Bench, inbox: Inbox) -> None:
@@ -63,6 +73,7 @@ async def test_heals_when_the_message_was_trimmed(bench: Bench, inbox: Inbox) ->
     assert (await asyncio.wait_for(inbox.expect("j"), A_FEW_S)).output == 5
 
 
+@pytest.mark.usefixtures("no_healing")
 async def test_goes_on_after_the_inbox_was_deleted(bench: Bench, inbox: Inbox) -> None:
     await bench.serve("a")
     worker = await bench.worker()
@@ -70,7 +81,7 @@ async def test_goes_on_after_the_inbox_was_deleted(bench: Bench, inbox: Inbox) -
         future = inbox.expect(name)
         await bench.enqueue(job(id=name))
         await run(bench, worker, answer(name))
-        assert (await asyncio.wait_for(future, HEAL_EVERY_S / 2)).output == name
+        assert (await asyncio.wait_for(future, SOON_S)).output == name
         await bench.redis.delete(bench.keys.inbox("client"))
 
 

@@ -161,10 +161,11 @@ async def test_reap_is_bounded_and_says_more(bench: Bench) -> None:
     await bench.enqueue(*(job(v) for v in vfms for _ in range(10)))
     assert len(await bench.claimed(dead)) == 40
     await bench.lapse(dead)
-    steps = []
+    steps, rung = [], await bench.rings()
     while (got := await judge.reap(STEADY, max_attempts=3, budget=7)).more:
         steps.append(got.given_back)
         assert got.victim == "dead"
+        assert await bench.rings() == rung + len(steps)
     steps.append(got.given_back)
     assert max(steps) <= 7
     assert sum(steps) == 40

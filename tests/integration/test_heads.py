@@ -52,7 +52,7 @@ def test_an_adapter_changes_what_its_own_vfm_answers(references: dict[str, list[
 
 
 async def test_strangers_in_the_same_pass_change_nothing(fleet: LocalFleet, references: dict[str, list[Any]]) -> None:
-    async with AsyncClient(fleet.gateway_url) as client:
+    async with AsyncClient(fleet.broker_url) as client:
         storm = [(name, i) for i in range(len(TEXTS)) for name in TASKS] * 4
         calls = [client.infer(name, TASKS[name].inputs[i]) for name, i in storm]
         results = await asyncio.gather(*calls)

@@ -11,7 +11,6 @@ import pytest
 
 from fmplex import AsyncClient, Client, Unauthorized
 from fmplex.local import LocalFleet
-from fmplex_broker.streams.embedded import free_port
 from tests.integration.conftest import TASKS, TEXTS
 from tests.integration.fleets import difference, gateway, status, write_config
 
@@ -113,7 +112,7 @@ def guarded(fleet: LocalFleet, tmp_path_factory: pytest.TempPathFactory) -> Iter
     """A second gateway of the same fleet, which asks for a key."""
     folder = tmp_path_factory.mktemp("guarded")
     config = write_config(folder, gateway=f'api_keys = ["another key", "{KEY}"]')
-    with gateway(config, fleet.broker_url, free_port(), folder / "gateway.log") as url:
+    with gateway(config, fleet.broker_url, folder / "gateway.log") as (url, _):
         yield url
 
 

@@ -64,8 +64,9 @@ async def test_embed_gives_plain_lists(client: AsyncClient) -> None:
     assert all(math.hypot(*v) == pytest.approx(1, abs=1e-5) for v in vectors)
 
 
-async def test_two_thousand_and_forty_eight_inputs_are_one_call(client: AsyncClient) -> None:
-    results = await client.infer("embed", [f"text number {i}" for i in range(2048)], dimensions=4)
+async def test_two_thousand_and_forty_eight_inputs_are_one_call(fleet: LocalFleet) -> None:
+    async with AsyncClient(fleet.gateway_url) as client:
+        results = await client.infer("embed", [f"text number {i}" for i in range(2048)], dimensions=4)
     assert len(results) == 2048
     assert len({tuple(r.output["embedding"].tolist()) for r in results}) > 2000
 
@@ -272,9 +273,8 @@ async def test_the_worker_does_not_run_what_is_too_late(
 def test_a_deadline_is_504_over_http(fleet: LocalFleet, http: httpx.Client, new_vfm: NewVfm) -> None:
     name = new_vfm(slo={"deadline_ms": 20})
     with worker_stopped(fleet):
-        for body in ({"inputs": ["x"], "timeout_ms": 5}, {"inputs": ["x"]}):
-            response = http.post(f"/v1/vfms/{name}/infer", json=body)
-            assert (response.status_code, response.json()["error"]["code"]) == (504, "deadline_exceeded")
+        response = http.post(f"/v1/vfms/{name}/infer", json={"inputs": ["x"]})
+        assert (response.status_code, response.json()["error"]["code"]) == (504, "deadline_exceeded")
 
 
 async def test_a_full_queue_says_when_to_come_back(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from concurrent.futures import Executor
+from contextlib import suppress
 
 from fmplex_broker.errors import BrokerUnavailable, DeadlineExceeded, FmplexError, VfmClosed
 from fmplex_broker.messages import Request, decode_request
@@ -44,7 +45,7 @@ class Intake:
         self._outbox = outbox
         self._clock = clock
         self._thread = thread
-        self.rung = asyncio.Event()
+        self._rung = False
 
     async def run(self) -> None:
         """Raises `LeaseLost`."""
@@ -54,28 +55,26 @@ class Intake:
                 self._window.freed.clear()
                 await self._window.freed.wait()
                 continue
-            self.rung.clear()  # before claiming: what rings from now on is not lost
+            self._rung = False  # before claiming: what rings from now on is not lost
             jobs, more = await self._claim(room)
             if jobs:
                 await self._accept(jobs)
             elif not more:
-                await self._idle()
+                await self._idle(set(room))
 
     async def _claim(self, room: dict[str, int]) -> tuple[list[Claimed], bool]:
         try:
             claim = await self._consumer.claim(room)
+            # The lease may only have run out (a long pause): a beat revives it, unless somebody has taken over.
+            if claim.state == "lost" and not (await self._consumer.beat()).alive:
+                raise LeaseLost(self._consumer.worker)
         except BrokerUnavailable as e:
             log.warning("claim: %s", e)
             await self.recover()
             return [], True
-        if claim.state == "lost":
-            # The lease may only have run out (a long pause): a beat revives it, unless somebody has taken over.
-            if not (await self._consumer.beat()).alive:
-                raise LeaseLost(self._consumer.worker)
-            return [], True
         for flow, rest in claim.rest.items():
             self._scheduler.expect(flow, rest)  # a flow whose stream has more is not empty, it is only waiting for us
-        return claim.jobs, claim.more or claim.state == "stale"
+        return claim.jobs, claim.more or claim.state != "ok"
 
     async def recover(self) -> None:
         """Until the broker answers: give back what is pending here unknown to us. Raises `LeaseLost`."""
@@ -87,17 +86,22 @@ class Intake:
             except BrokerUnavailable:
                 await asyncio.sleep(_BACKOFF_S)
 
-    async def _idle(self) -> None:
-        # Room that opens up makes a claim worth while as much as a ring does, but only a ring says there is work.
-        try:
+    def ring(self) -> None:
+        """There may be work."""
+        self._rung = True
+        self._window.freed.set()
+
+    async def _idle(self, asked: set[str]) -> None:
+        """Until there may be work, or there is room for a class that was not asked for: its backlog rings no more."""
+        with suppress(TimeoutError):
             async with asyncio.timeout(_IDLE_S):
-                await self.rung.wait()
-        except TimeoutError:
-            pass
+                while not self._rung and set(self._window.room()) <= asked:
+                    self._window.freed.clear()
+                    await self._window.freed.wait()
 
     async def _accept(self, jobs: list[Claimed]) -> None:
         held = [self._window.add(job) for job in jobs]
-        if any(not self._library.has(job.digest) for job in jobs):
+        if not all(self._library.has(job.digest) or self._library.missing(job.digest) for job in jobs):
             await self._library.catch_up(self._consumer.worker)
         good: list[tuple[Held, Request]] = []
         for h in held:
@@ -116,7 +120,9 @@ class Intake:
         if not job.payload or job.deadline_ms <= self._clock.now_ms():
             raise DeadlineExceeded("the job waited longer than its deadline; it was not run")
         if not self._library.has(job.digest):
-            raise VfmClosed(f"version {job.digest} of {job.flow.vfm!r} was replaced before this job ran; send it again")
+            raise self._library.missing(job.digest) or VfmClosed(
+                f"version {job.digest} of {job.flow.vfm!r} was replaced before this job ran; send it again"
+            )
         return decode_request(job.payload)
 
     def _enter(self, held: Held, prepared: Prepared | FmplexError) -> None:

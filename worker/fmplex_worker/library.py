@@ -16,6 +16,7 @@ from fmplex_worker.scheduling import Scheduler
 
 log = logging.getLogger(__name__)
 _BACKOFF_S = 0.5
+_RETRY_LOADING_S = 10.0
 _KEEP_REPLACED_S = 60.0  # at least; longer if the vFM's deadline is
 
 
@@ -42,6 +43,8 @@ class Library:
         self._scheduler = scheduler
         self._serving: dict[str, VfmStatus] = {}
         self._replaced: dict[str, float] = {}  # version -> when it may go (monotonic seconds)
+        self._here = set(engine.loaded)  # an earlier life may have loaded them
+        self._missing: dict[str, tuple[FmplexError, float]] = {}  # version -> why, and when to try again
         self._seen = -1
         self._lock = asyncio.Lock()
         self._loader = thread
@@ -54,7 +57,12 @@ class Library:
             self.changed.set()
 
     def has(self, version: str) -> bool:
-        return version in self._engine.loaded
+        return version in self._here
+
+    def missing(self, version: str) -> FmplexError | None:
+        """Why a version that serves is not here; None if that is not known or it is time to try again."""
+        why = self._missing.get(version)
+        return why[0] if why is not None and time.monotonic() < why[1] else None
 
     async def follow(self, worker: str) -> None:
         """Look again whenever something changed."""
@@ -88,30 +96,33 @@ class Library:
                 if before is not None and before.version != status.version:
                     self._replace(before)
                 self._serving[status.name] = status
-            if not self.has(status.version):
-                try:
-                    await self._load(status.deployment, status.version)
-                except FmplexError as e:
-                    log.error("vFM %s cannot be loaded here: %s", status.name, e)
+            if not self.has(status.version) and self.missing(status.version) is None:
+                refusal = await self._try(status.name, status.deployment, status.version)
+                if refusal is not None:
+                    log.error("vFM %s cannot be loaded here: %s", status.name, refusal)
+                    self._missing[status.version] = (refusal, time.monotonic() + _RETRY_LOADING_S)
         if status.candidate is not None:
             await self._judge(status, worker)
 
     async def _judge(self, status: VfmStatus, worker: str) -> None:
         assert status.candidate is not None
         version, offered = status.candidate
-        refusal: FmplexError | None = None
-        try:
-            await self._load(offered, version)
-        except FmplexError as e:
-            refusal = e
-        except Exception as e:
-            log.exception("loading %s failed", status.name)
-            refusal = JobFailed(f"the worker failed while loading {status.name!r}: {type(e).__name__}: {e}")
+        refusal = await self._try(status.name, offered, version)
         state = await self._registry.vote(self._backbone, status.name, version, worker, refusal)
         log.info("vFM %s version %s: %s", status.name, version, refusal or state)
 
-    async def _load(self, offered: Deployment, version: str) -> None:
-        await asyncio.get_running_loop().run_in_executor(self._loader, self._read_and_load, offered, version)
+    async def _try(self, name: str, offered: Deployment, version: str) -> FmplexError | None:
+        """Load a version; whatever goes wrong with it is the vFM's misfortune, not the worker's."""
+        try:
+            await asyncio.get_running_loop().run_in_executor(self._loader, self._read_and_load, offered, version)
+        except FmplexError as e:
+            return e
+        except Exception as e:
+            log.exception("loading %s failed", name)
+            return JobFailed(f"the worker failed while loading {name!r}: {type(e).__name__}: {e}")
+        self._here.add(version)
+        self._missing.pop(version, None)
+        return None
 
     def _read_and_load(self, offered: Deployment, version: str) -> None:
         package = self._read(offered)
@@ -140,10 +151,12 @@ class Library:
             del self._serving[name]
             self._scheduler.forget(name)
         needed = {s.version for s in statuses} | {s.candidate[0] for s in statuses if s.candidate}
+        self._missing = {v: why for v, why in self._missing.items() if v in needed}
         now = time.monotonic()
         for version in list(self._replaced):
             if version in needed or self._replaced[version] < now:
                 del self._replaced[version]
-        for version in self._engine.loaded:
+        for version in list(self._here):
             if version not in needed and version not in self._replaced:
                 self._engine.unload(version)
+                self._here.discard(version)

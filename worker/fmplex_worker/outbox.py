@@ -32,6 +32,8 @@ class Outbox:
 
     def answer(self, held: Held, output: object, run_ms: float = 0.0) -> None:
         """Queue the reply of one job: its output, or an `FmplexError`."""
+        if held.done:
+            return  # it expired or was cancelled meanwhile, and that was its answer
         now = self._clock.now_ms()
         error = output if isinstance(output, FmplexError) else None
         total_ms = max(0.0, now - held.job.enqueued_ms)

@@ -149,7 +149,7 @@ class _Life:
                 await asyncio.sleep(_BACKOFF_S)
                 words = Words(True, [], True)  # whatever was said meanwhile
             if words.woken:
-                self._intake.rung.set()
+                self._intake.ring()
             if words.changed:
                 self._library.changed.set()
             for key in words.cancelled:

@@ -39,12 +39,12 @@ class Window:
     def __init__(self, pass_units: int, passes: int) -> None:
         self._target = {cls: pass_units * (passes if cls == INTERACTIVE else 1) for cls in CLASSES}
         self._open = dict.fromkeys(CLASSES, 0)  # units not done yet
-        self._typical = 16.0  # units a job
+        self._typical = dict.fromkeys(CLASSES, 16.0)  # units a job
         self._held: dict[str, Held] = {}
         self._deadlines: list[tuple[int, str]] = []
         self.waiting_units = 0  # prepared, not running
         self.arrived = asyncio.Event()  # something became runnable
-        self.freed = asyncio.Event()  # there is room again
+        self.freed = asyncio.Event()  # there may be room again
 
     def __len__(self) -> int:
         return len(self._held)
@@ -59,8 +59,9 @@ class Window:
         """Jobs to claim, by class; empty when there is no room. At most a few rooms of unsettled replies may wait."""
         if len(self._held) >= 8 * CLAIM_ROOM:
             return {}
-        rooms = {cls: int((self._target[cls] - self._open[cls]) / self._typical) for cls in CLASSES}
-        return {cls: min(n, CLAIM_ROOM) for cls, n in rooms.items() if n > 0}
+        left = {cls: self._target[cls] - self._open[cls] for cls in CLASSES}
+        # One job always fits where there is any room: texts may be longer than the whole window.
+        return {cls: min(max(1, int(n / self._typical[cls])), CLAIM_ROOM) for cls, n in left.items() if n > 0}
 
     def add(self, job: Claimed) -> Held:
         held = Held(job)
@@ -73,7 +74,8 @@ class Window:
         """Intake has accepted it: from its estimated to its real units."""
         self._open[held.job.flow.cls] += prepared.units - held.units
         held.prepared = prepared
-        self._typical += (prepared.units - self._typical) * _SMOOTH
+        cls = held.job.flow.cls
+        self._typical[cls] += (prepared.units - self._typical[cls]) * _SMOOTH
         self.waiting_units += prepared.units
         self.arrived.set()
 
@@ -93,6 +95,10 @@ class Window:
 
     def drop(self, held: Held) -> None:
         """It is settled, or not ours any more."""
+        if len(self._deadlines) > 2 * len(self._held) + 1024:
+            # Most have been answered long before their deadlines: keep only what can still expire.
+            self._deadlines = [entry for entry in self._deadlines if entry[1] in self._held]
+            heapq.heapify(self._deadlines)
         if self._held.pop(held.key, None) is not None and not held.done:
             self.finish(held)
         self.freed.set()

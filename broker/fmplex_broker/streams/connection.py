@@ -11,7 +11,7 @@ from importlib.resources import files
 from typing import Any, TypeAlias
 
 from redis import exceptions as redis_errors
-from redis.asyncio import ConnectionPool, Redis
+from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
@@ -19,8 +19,12 @@ from fmplex_broker.errors import BrokerUnavailable
 
 BLOCK_MS = 5_000  # no blocking read waits longer, and no socket waits shorter
 _SOCKET_TIMEOUT_S = 15.0
+_CONNECTIONS = 96  # a process; each inbox that is read holds one
 # Must run on a full server too, so that no lease lapses and it can drain: all that a job goes through once it is queued.
 _ALLOW_OOM = frozenset({"beat", "cancel", "claim", "join", "mark", "reap", "recover", "release", "retire", "settle"})
+# States of a server that pass. Those without a class of their own: no disk to write to, too few replicas, a script hogs it.
+_REFUSALS = (redis_errors.ReadOnlyError, redis_errors.ClusterDownError, redis_errors.TryAgainError)
+_REFUSAL_CODES = ("MISCONF", "NOREPLICAS", "BUSY ", "UNBLOCKED", "MASTERDOWN")
 
 Arg = str | bytes | int | float
 # redis-py types every reply as a union over settings that we never change; here replies are bytes, lists and numbers.
@@ -33,8 +37,10 @@ def open_redis(url: str) -> Client:
     Commands are never resent by the library: it cannot know which are safe to repeat, and a lost reply to an XADD would
     add twice. RESP2 on purpose: replies have one shape on every server (and on fakeredis).
     """
-    pool = ConnectionPool.from_url(
+    pool = BlockingConnectionPool.from_url(
         url,
+        max_connections=_CONNECTIONS,  # beyond them callers wait for a free one
+        timeout=_SOCKET_TIMEOUT_S,
         protocol=2,
         decode_responses=False,
         socket_timeout=_SOCKET_TIMEOUT_S,
@@ -68,7 +74,9 @@ async def broker_errors() -> AsyncIterator[None]:
         raise BrokerUnavailable(f"the broker does not answer ({e}); is it running, and is its URL right?") from e
     except redis_errors.OutOfMemoryError as e:
         raise BrokerUnavailable("the broker is out of memory; jobs are taken again once it has drained") from e
-    except (redis_errors.ReadOnlyError, redis_errors.BusyLoadingError, redis_errors.AuthenticationError) as e:
+    except redis_errors.ResponseError as e:
+        if not isinstance(e, _REFUSALS) and not str(e).startswith(_REFUSAL_CODES):
+            raise  # a mistake of ours, not a state of the server
         raise BrokerUnavailable(f"the broker refused: {e}") from e
 
 

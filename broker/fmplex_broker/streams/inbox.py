@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -15,6 +16,7 @@ from fmplex_broker.keys import Keys
 from fmplex_broker.messages import Reply, read_reply
 from fmplex_broker.streams.connection import BLOCK_MS, Client, broker_errors
 
+log = logging.getLogger(__name__)
 HEAL_EVERY_S = 1.0
 _BACKOFF_S = 0.2
 
@@ -78,7 +80,12 @@ class Inbox:
                 for _, entries in got or []:
                     self._last = entries[-1][0].decode()
                     await self._deliver([fields for _, fields in entries])
+                    async with broker_errors():
+                        await self._redis.xtrim(self._key, minid=self._last, approximate=False)
             except BrokerUnavailable:
+                await asyncio.sleep(_BACKOFF_S)
+            except Exception:  # whatever it was, the replies to come must still be read
+                log.exception("reading the inbox failed; trying again")
                 await asyncio.sleep(_BACKOFF_S)
 
     async def _deliver(self, messages: list[dict[bytes, bytes]]) -> None:
@@ -104,5 +111,9 @@ class Inbox:
             old = time.monotonic() - HEAL_EVERY_S
             late = [job for job, waiting in self._waiting.items() if waiting[0][1] < old]
             for start in range(0, len(late), 512):
-                with suppress(BrokerUnavailable):
+                try:
                     await self.look_up(late[start : start + 512])
+                except BrokerUnavailable:
+                    break
+                except Exception:
+                    log.exception("looking for late replies failed; trying again")

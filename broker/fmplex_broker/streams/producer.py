@@ -25,7 +25,8 @@ def new_id() -> str:
 
 @dataclass(frozen=True, slots=True)
 class NewJob:
-    """A job to add. `units`: estimated price in units of work; `timeout_ms`: from now on the server's clock."""
+    """A job to add. `units`: estimated price in units of work; `timeout_ms`: from now on the server's clock; `charge`: units it
+    costs its vFM's rate, if not its own (a call of many jobs is charged once, so that it is taken or refused as a whole)."""
 
     flow: Flow
     payload: bytes
@@ -33,6 +34,7 @@ class NewJob:
     timeout_ms: int
     job: str = field(default_factory=new_id)
     idempotency_key: str | None = None
+    charge: int | None = None
 
     @property
     def idem(self) -> str:
@@ -70,7 +72,8 @@ class Producer:
         for start in range(0, len(jobs), PER_CALL):
             args: list[Arg] = [self._inbox, RESULT_TTL_MS]
             for j in jobs[start : start + PER_CALL]:
-                args += [j.flow.cls, j.flow.vfm, j.job, j.idem, j.request_digest, j.units, j.timeout_ms, j.payload]
+                charge = j.units if j.charge is None else j.charge
+                args += [j.flow.cls, j.flow.vfm, j.job, j.idem, j.request_digest, j.units, charge, j.timeout_ms, j.payload]
             for status, job, wait in await self._scripts("enqueue", self.keys.vfms, args):
                 out.append(Enqueued(status.decode(), job.decode(), int(wait)))
         return out

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -45,6 +45,15 @@ class Pending:
     async def result(self, timeout_s: float | None = None) -> Reply:
         """The reply (which may carry an error). Raises `DeadlineExceeded` when the job's own deadline passes unanswered,
         `TimeoutError` when only `timeout_s` does (the job goes on; ask again), and `Cancelled` after `cancel`."""
+        try:
+            return await self.reply(timeout_s)
+        except DeadlineExceeded:
+            with suppress(BrokerUnavailable):
+                await self.cancel()
+            raise
+
+    async def reply(self, timeout_s: float | None = None) -> Reply:
+        """As `result`, but leaves it to the caller to cancel what was not answered in time."""
         left = max(0.0, self.until + _GRACE_S - time.monotonic())
         wait = left if timeout_s is None else min(left, timeout_s)
         done, _ = await asyncio.wait([self.future], timeout=wait)
@@ -54,8 +63,6 @@ class Pending:
             return self.future.result()
         if timeout_s is not None and timeout_s < left:
             raise TimeoutError(f"job {self.job} has not ended within {timeout_s} s; it goes on")
-        with suppress(BrokerUnavailable):
-            await self.cancel()
         raise DeadlineExceeded("no answer before the deadline; the fleet is overloaded, or no worker is alive")
 
     async def cancel(self) -> str:
@@ -132,6 +139,7 @@ class Session:
         self._id = new_id()
         self._lanes: dict[str, _Lane] = {}
         self._specs: dict[str, tuple[VfmStatus, float]] = {}
+        self._looks: dict[str, asyncio.Task[VfmStatus]] = {}
         self._spec_ttl_s = spec_ttl_s
 
     @classmethod
@@ -143,11 +151,20 @@ class Session:
         cached = self._specs.get(name)
         if cached is not None and time.monotonic() - cached[1] < self._spec_ttl_s:
             return cached[0]
+        look = self._looks.get(name)
+        if look is None:  # one look for all who ask at the same time
+            look = self._looks[name] = asyncio.create_task(self._look(name))
+            look.add_done_callback(lambda t: t.cancelled() or t.exception())  # those who asked may have gone
+        return await asyncio.shield(look)
+
+    async def _look(self, name: str) -> VfmStatus:
         try:
             status = await self.registry.show(name)
         except UnknownVfm:
             self._specs.pop(name, None)
             raise
+        finally:
+            del self._looks[name]
         self._specs[name] = (status, time.monotonic())
         return status
 
@@ -176,7 +193,8 @@ class Session:
         jobs = []
         for i, (payload, units) in enumerate(payloads):
             key = None if idempotency_key is None else f"{vfm}:{idempotency_key}:{i}"
-            jobs.append(NewJob(flow, payload, units, ms, idempotency_key=key))
+            charge = 0 if i else sum(units for _, units in payloads)
+            jobs.append(NewJob(flow, payload, units, ms, idempotency_key=key, charge=charge))
         pending = [Pending(j.job, flow, j.idem, lane, lane.inbox.expect(j.job), until) for j in jobs]
         try:
             try:
@@ -193,7 +211,8 @@ class Session:
     async def _accepted(self, vfm: str, lane: _Lane, pending: list[Pending], got: list[Enqueued]) -> list[Pending]:
         refused = next((g for g in got if g.status not in ("new", "dup", "done")), None)
         if refused is not None:
-            mine = [p for p, g in zip(pending, got, strict=True) if g.status == "new"]
+            # `dup` with our own id: the first sending of a repeated call had arrived.
+            mine = [p for p, g in zip(pending, got, strict=True) if g.status in ("new", "dup") and g.job == p.job]
             if mine:
                 await lane.producer.cancel([(p.flow, p.job, p.idem) for p in mine])
             if refused.status in ("closed", "unknown"):
@@ -233,12 +252,13 @@ def _refusal(vfm: str, got: Enqueued) -> FmplexError:
             return UnknownVfm(f"there is no vFM {vfm!r}; `fmplex vfms` lists them")
 
 
-async def gather_replies(pending: Sequence[Pending], wait: Callable[[Pending], Awaitable[Reply]]) -> list[Reply]:
+async def gather_replies(pending: Sequence[Pending]) -> list[Reply]:
     """Wait for all; if the caller is cancelled (a client hung up) or one raises, what is still waiting is cancelled in one go."""
     try:
-        return await asyncio.gather(*(wait(p) for p in pending))
+        return await asyncio.gather(*(p.reply() for p in pending))
     except BaseException:
-        await cancel_all(pending)
+        with suppress(BrokerUnavailable):  # what went wrong first is what the caller must hear of
+            await cancel_all(pending)
         raise
 
 

@@ -34,21 +34,21 @@ class Task:
 
 
 TASKS = (
-    Task("sentiment", "classification", lora=8, weight=2.0, epochs=6),
+    Task("sentiment", "classification", lora=8, weight=2.0, epochs=8),
     Task("topic", "classification"),
     Task("intent", "classification", weight=2.0),
     Task("spam", "classification"),
     Task("language", "classification"),
     Task("toxicity", "classification", weight=4.0),
-    Task("urgency", "classification", lora=8, epochs=6),
+    Task("urgency", "classification", lora=8, epochs=8),
     Task("question_type", "classification"),
     Task("formality", "classification"),
     Task("aspects", "classification"),
     Task("stars", "regression"),
-    Task("entities", "tagging", lora=8, epochs=6),
-    Task("similarity", "similarity", lora=8, epochs=6),
-    Task("ranking", "ranking", lora=8, epochs=6),
-    Task("faq", "embedding", lora=8, epochs=6),
+    Task("entities", "tagging", lora=8, epochs=8),
+    Task("similarity", "similarity", lora=8, epochs=8),
+    Task("ranking", "ranking", lora=8, epochs=8),
+    Task("faq", "embedding", lora=8, epochs=8),
 )
 
 

@@ -17,16 +17,15 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModel
 
-from fmplex_broker.errors import Conflict, FmplexError, InvalidInput, NonFiniteOutput, TextTooLong
-from fmplex_broker.fitting import FitDone, FitEpoch, FitEvent, FitSpec
+from fmplex_broker.errors import Conflict, InvalidInput
+from fmplex_broker.fitting import FitDone, FitEpoch, FitSpec
 from fmplex_broker.packages import read_package
 from fmplex_broker.specs import Classification, VfmSpec, load_toml
 from fmplex_worker.backbones.texts import Text
 from fmplex_worker.tuning import fit
-from fmplex_worker.tuning.backbone import Item
+from fmplex_worker.tuning.encoder import Item
 from fmplex_worker.tuning.lora import batches
 from fmplex_worker.tuning.writing import manifest, write_package
-from tests.unit.compute.tiny import save_model
 from tests.unit.tuning import learnable
 from tests.unit.tuning.conftest import SpecFor
 
@@ -228,84 +227,3 @@ def test_a_file_where_a_parent_folder_should_be(spec_for: SpecFor, tmp_path: Pat
             None,
         )
     assert e.value.field == "out"
-
-
-# --- what can be wrong with a spec ----------------------------------------------------------------------------------
-
-
-def _lines(*labels: str) -> list[dict[str, Any]]:
-    return [{"text": "cat sat", "label": label} for label in labels]
-
-
-WRONG: dict[str, tuple[str, list[dict[str, Any]] | None, dict[str, Any], type[FmplexError], str | None, str]] = {
-    "no such model": ("classification", None, {"model": "/no/such/model"}, InvalidInput, "model", "cannot be loaded"),
-    "one label": ("classification", _lines(*"aaaaaaaa"), {}, InvalidInput, "data", "only 1 label"),
-    "sorted by label": ("classification", _lines(*"aaaabbbbcccc"), {}, InvalidInput, "data", "shuffle"),
-    "too few": ("classification", _lines(*"abab"), {}, InvalidInput, "data", "too few"),
-    "no spans": ("tagging", [{"text": "cat", "spans": []}] * 9, {}, InvalidInput, "data", "span"),
-    "one relation": (
-        "ranking", [{"text": "a", "text_pair": "b", "label": 1}] * 9, {}, InvalidInput, "data", "both 0 and 1",
-    ),
-    "one value": ("regression", [{"text": "a", "value": 2.0}] * 9, {}, InvalidInput, "data", "the same"),
-    "lonely groups": ("embedding", _lines(*"abcdefabc"), {"lora": {"r": 2}}, InvalidInput, "data", "two of a group"),
-    "too long": (
-        "classification", [*_lines(*"abababab"), {"text": "cat " * 99, "label": "a"}], {}, TextTooLong, "data", r"line 9 \(101\)",
-    ),
-    "long label": ("classification", _lines("a" * 257, *"abababab"), {}, InvalidInput, "data", "line 1: 'label'"),
-    "no such target": (
-        "classification", None, {"lora": {"targets": ["q_proj"]}}, InvalidInput, "lora.targets", "q_proj.*query",
-    ),
-    "the pooler": (
-        "classification", None, {"lora": {"targets": ["pooler.dense"]}}, InvalidInput, "lora.targets", "pooler",
-    ),
-    "diverged": (
-        "regression", None, {"lora": {"r": 2}, "learning_rate": 1e30}, NonFiniteOutput, "learning_rate", "diverged",
-    ),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("case", WRONG)
-def test_what_is_wrong_is_said_and_nothing_is_written(spec_for: SpecFor, case: str) -> None:
-    head, lines, options, error, field, message = WRONG[case]
-    spec = spec_for(head, lines, **options)
-    with pytest.raises(error, match=message) as e:
-        _fit(spec)
-    assert e.value.field == field
-    assert sorted(p.name for p in spec.data.parent.iterdir()) == ["data.jsonl"]
-
-
-def test_more_than_ten_long_texts_are_counted(spec_for: SpecFor) -> None:
-    lines = [{"text": "cat " * 99, "label": label} for label in "ab" * 8]
-    with pytest.raises(TextTooLong, match=r"line 10 \(101\), \(and 6 more\)"):
-        _fit(spec_for("classification", lines))
-
-
-def test_models_that_serving_would_refuse(spec_for: SpecFor, tmp_path: Path) -> None:
-    config = {"model_type": "gpt2", "architectures": ["GPT2Model"]}
-    (tmp_path / "gpt2").mkdir()
-    (tmp_path / "gpt2" / "config.json").write_text(json.dumps(config))
-    with pytest.raises(InvalidInput, match="not served") as e:
-        _fit(spec_for("classification", model=str(tmp_path / "gpt2")))
-    assert e.value.field == "model"
-    llama = save_model("llama", tmp_path / "llama")
-    with pytest.raises(InvalidInput, match="use 'last'") as e:
-        _fit(spec_for("classification", model=str(llama), pooling="cls"))
-    assert e.value.field == "pooling"
-
-
-@pytest.mark.parametrize("family", ["roberta", "distilbert", "modernbert", "mpnet", "llama"])
-def test_other_families_can_be_tuned(spec_for: SpecFor, tmp_path: Path, family: str) -> None:
-    model = save_model(family, tmp_path / family)
-    spec = spec_for("ranking", model=str(model), lora={"r": 2}, epochs=2, pooling="last")
-    done = _fit(spec)
-    assert read_package(spec.out).digest == done.version
-
-
-def test_on_event_may_fail_without_harm(spec_for: SpecFor) -> None:
-    def broken(event: FitEvent) -> None:
-        raise RuntimeError("listener is gone")
-
-    spec = spec_for("classification")
-    with pytest.raises(RuntimeError, match="gone"):
-        fit(spec, broken)
-    assert not spec.out.exists()

@@ -2,9 +2,9 @@
 
 What is left is convex: L-BFGS on all rows at once, with an L2 penalty. An *epoch* is one strength of the penalty; each is half
 of the one before and starts where that ended (a regularisation path, Friedman et al. 2010), until the validation slice stops
-getting better. The best strength is then solved once more on the whole training part. On the demo data this beat AdamW at
-every learning rate (mean score 0.833 against 0.818) in a tenth of the time. `learning_rate` and `batch_size` have no part in
-it.
+getting better. The best strength is then solved once more on the whole training part. `learning_rate` and `batch_size` have
+no part in it. On 13 demo files, 6 random splits each, the mean score was 0.833; AdamW's best of 14 settings (rate, decay,
+patience) reached 0.818.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from fmplex_broker.fitting import FitSpec
-from fmplex_worker.tuning.backbone import Item, targets
 from fmplex_worker.tuning.data import Record
+from fmplex_worker.tuning.encoder import Item, targets
 from fmplex_worker.tuning.tasks import Part, Task
 from fmplex_worker.tuning.training import Head, Report, Slices, Stopper, finite
 

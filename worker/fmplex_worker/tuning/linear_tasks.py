@@ -13,8 +13,8 @@ from fmplex_broker.specs import Classification, Pooling, Ranking, Regression, Ta
 from fmplex_worker.backbones.texts import Text
 from fmplex_worker.heads.spans import spans
 from fmplex_worker.tuning import scores
-from fmplex_worker.tuning.backbone import Item, targets, visible
 from fmplex_worker.tuning.data import LabelRecord, LabelsRecord, PairRecord, SpansRecord, ValueRecord, names
+from fmplex_worker.tuning.encoder import Item, targets, visible
 from fmplex_worker.tuning.tasks import UNSEEN, Loss, Part, Task, both_relations, several_labels
 
 

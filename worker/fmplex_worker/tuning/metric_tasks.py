@@ -13,8 +13,8 @@ from fmplex_broker.errors import InvalidInput
 from fmplex_broker.specs import Embedding, Pooling, Similarity
 from fmplex_worker.backbones.texts import Raw, Text
 from fmplex_worker.tuning import scores
-from fmplex_worker.tuning.backbone import Item, targets
 from fmplex_worker.tuning.data import GroupRecord, PairRecord
+from fmplex_worker.tuning.encoder import Item, targets
 from fmplex_worker.tuning.tasks import UNSEEN, Loss, Part, Task, both_relations, several_labels
 
 TEMPERATURE = 0.05

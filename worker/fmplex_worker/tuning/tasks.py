@@ -14,8 +14,8 @@ from torch import Tensor
 from fmplex_broker.errors import InvalidInput
 from fmplex_broker.specs import Head, Pooling
 from fmplex_worker.backbones.texts import Raw, Text
-from fmplex_worker.tuning.backbone import Item
 from fmplex_worker.tuning.data import PairRecord, Record, names
+from fmplex_worker.tuning.encoder import Item
 
 UNSEEN = -1  # the target of a label that the training part does not have
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import torch
+from peft import PeftModel
 from pydantic import ValidationError
 from torch import Tensor
 from torch.nn import functional
@@ -17,22 +17,23 @@ from torch.nn import functional
 from fmplex_broker.errors import InvalidInput
 from fmplex_broker.fitting import FitDone, FitEpoch, FitEvent, FitSpec, FitStarted
 from fmplex_broker.specs import VfmSpec, invalid
-from fmplex_worker.tuning.backbone import Backbone, Item, load
 from fmplex_worker.tuning.data import Example, LabelRecord, Record, read
+from fmplex_worker.tuning.encoder import Encoder, Item, load
 from fmplex_worker.tuning.frozen import fit_head
 from fmplex_worker.tuning.linear_tasks import Labelled, MultiLabelled, Ranked, Spanned, Valued
 from fmplex_worker.tuning.lora import adapt, fit_lora
 from fmplex_worker.tuning.metric_tasks import Grouped, Similar
 from fmplex_worker.tuning.tasks import Part, Task
-from fmplex_worker.tuning.training import slices
+from fmplex_worker.tuning.training import Report, slices
 from fmplex_worker.tuning.writing import refuse_foreign, write_package
-
-log = logging.getLogger(__name__)
 
 
 class Trained(NamedTuple):
-    backbone: Backbone
-    head: dict[str, Tensor]  # `weight` and `bias`, or nothing
+    """`head`: `weight` and `bias`, or nothing for a head without weights. `adapter`: the model that holds it, if any."""
+
+    encoder: Encoder
+    head: dict[str, Tensor]
+    adapter: PeftModel | None
     epochs: int
 
 
@@ -48,25 +49,16 @@ def fit(spec: FitSpec, on_event: Callable[[FitEvent], None]) -> FitDone:
     refuse_foreign(spec.out)
     split = read(spec.data, spec.head, spec.held_out)
     with _settings(spec):
-        backbone = load(spec.model)
+        encoder = load(spec.model)
         task = task_for(spec, [example.record for example in split.train])
-        if backbone.family.causal and task.pooling == "cls":
-            raise InvalidInput(
-                "pooling 'cls' reads the first token, which sees nothing of the text in a causal backbone; use 'last'",
-                field="pooling",
-            )
+        _pooling_sees_the_text(spec, task, encoder)
         vfm = VfmSpec(name=spec.name, backbone=spec.backbone, head=task.head)
-        items = _items(task, backbone, [*split.train, *split.held_out])
+        items = _items(task, encoder, [*split.train, *split.held_out])
         train, held = items[: len(split.train)], items[len(split.train) :]
         on_event(FitStarted(name=spec.name, train=len(train), held_out=len(held), labels=task.labels))
-
-        def report(epoch: int, loss: float, score: float) -> None:
-            on_event(FitEpoch(name=spec.name, epoch=epoch, epochs=spec.epochs, loss=loss, score=score))
-
-        trained = _train(spec, backbone, task, train, report)
+        trained = _train(spec, encoder, task, train, _reporter(spec, on_event))
         score = _score(trained, task, train, held)
-    adapter = cast(Any, trained.backbone.model) if spec.lora is not None else None
-    version = write_package(spec.out, vfm, trained.head, adapter)
+    version = write_package(spec.out, vfm, trained.head, trained.adapter)
     done = FitDone(
         name=spec.name,
         out=spec.out,
@@ -94,49 +86,57 @@ def task_for(spec: FitSpec, records: Sequence[Record]) -> Task[Record]:
     try:
         return cast(Task[Record], kinds[spec.head](records))
     except ValidationError as e:  # more labels than a head may have
-        raise invalid(e, str(spec.data)) from None
+        raise InvalidInput(invalid(e, str(spec.data)).message, field="data") from None
 
 
-def _items(task: Task[Record], backbone: Backbone, examples: Sequence[Example[Record]]) -> list[Item]:
+def _pooling_sees_the_text(spec: FitSpec, task: Task[Record], encoder: Encoder) -> None:
+    if task.pooling == "cls" and encoder.backbone.family.causal:
+        raise InvalidInput(
+            f"pooling 'cls' reads the first token, which in a causal backbone like {spec.model!r} sees nothing of the text; "
+            "use 'last'",
+            field="pooling",
+        )
+
+
+def _items(task: Task[Record], encoder: Encoder, examples: Sequence[Example[Record]]) -> list[Item]:
     raws = [task.texts(example.record) for example in examples]
     lines = [example.line for example, some in zip(examples, raws, strict=True) for _ in some]
     # Only tagging asks which characters a token covers.
-    texts = iter(backbone.tokenize([raw for some in raws for raw in some], lines, offsets=task.pooling is None))
+    texts = iter(encoder.tokenize([raw for some in raws for raw in some], lines, offsets=task.pooling is None))
     return [task.item(e.record, tuple(next(texts) for _ in some)) for e, some in zip(examples, raws, strict=True)]
 
 
-def _train(
-    spec: FitSpec,
-    backbone: Backbone,
-    task: Task[Record],
-    train: list[Item],
-    report: Callable[[int, float, float], None],
-) -> Trained:
-    generator = torch.Generator().manual_seed(spec.seed % 2**63)
-    chosen, weights = slices(train, generator), task.outputs > 0
-    if spec.lora is None:
-        if not weights:
-            return Trained(backbone, {}, 0)
-        fitted = fit_head(task, train, backbone.features(train, task.pooling), chosen, spec, report)
-        return Trained(backbone, fitted.head.folded(), fitted.epochs)
-    head = None
-    if weights:
+def _reporter(spec: FitSpec, on_event: Callable[[FitEvent], None]) -> Report:
+    def report(epoch: int, loss: float, score: float) -> None:
+        on_event(FitEpoch(name=spec.name, epoch=epoch, epochs=spec.epochs, loss=loss, score=score))
+
+    return report
+
+
+def _train(spec: FitSpec, encoder: Encoder, task: Task[Record], train: list[Item], report: Report) -> Trained:
+    chosen = slices(train, torch.Generator().manual_seed(spec.seed % 2**63))
+    head, epochs = None, 0
+    if task.outputs:
+        features = encoder.features(train, task.pooling)
+        fitted = fit_head(task, train, features, chosen, spec, report if spec.lora is None else None)
         # Starting from a fitted head, the adapter is not trained to please a random one (Kumar et al. 2022).
-        head = fit_head(task, train, backbone.features(train, task.pooling), chosen, spec, None).learned
-    name = (
-        spec.backbone if Path(spec.model).exists() else spec.model
-    )  # a path of this machine is nobody else's business
-    adapted = fit_lora(adapt(backbone, spec.lora, name), head, task, train, chosen, spec, report)
-    return Trained(adapted.backbone, {} if head is None else head.folded(), adapted.epochs)
+        head, epochs = (fitted.head, fitted.epochs) if spec.lora is None else (fitted.learned, 0)
+    adapter = None
+    if spec.lora is not None:
+        local = Path(spec.model).exists()  # a path of this machine is nobody else's business
+        adapter = adapt(encoder, spec.lora, spec.backbone if local else spec.model)
+        encoder = encoder.with_model(adapter)
+        epochs = fit_lora(encoder, head, task, train, chosen, spec, report)
+    return Trained(encoder, {} if head is None else head.folded(), adapter, epochs)
 
 
 def _score(trained: Trained, task: Task[Record], train: list[Item], held: list[Item]) -> float:
     """Score on the held-out part of exactly what goes into the package."""
-    rows = trained.backbone.features(held, task.pooling)
+    rows = trained.encoder.features(held, task.pooling)
     if trained.head:
         outputs = functional.linear(rows, trained.head["weight"], trained.head["bias"])
         return task.score(Part(outputs, train), Part(outputs, held))
-    return task.score(Part(trained.backbone.features(train, task.pooling), train), Part(rows, held))
+    return task.score(Part(trained.encoder.features(train, task.pooling), train), Part(rows, held))
 
 
 @contextmanager

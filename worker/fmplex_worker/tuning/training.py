@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fmplex_broker.errors import NonFiniteOutput
-from fmplex_worker.tuning.backbone import Item
+from fmplex_worker.tuning.encoder import Item
 
 VALIDATION_EVERY = 5  # one training example in five validates
 

@@ -2,7 +2,8 @@
 -- Returns {state, generation}: ok | unknown | stale.
 local r = record(ARGV[1])
 if not r then return {'unknown', 0} end
-if r.generation ~= tonumber(ARGV[2]) then return {'stale', r.generation} end
+-- An offered version carries the values of when it was offered: change it once it serves, or is refused.
+if r.generation ~= tonumber(ARGV[2]) or redis.call('HEXISTS', VFMS, ARGV[1] .. ':next') == 1 then return {'stale', r.generation} end
 r.cap, r.weight, r.rate, r.generation = tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5]), r.generation + 1
 redis.call('HSET', VFMS, ARGV[1] .. ':spec', ARGV[6])
 put_record(ARGV[1], r)

@@ -1,11 +1,12 @@
 -- Add many jobs.
--- ARGV: inbox, result_ttl ms, then 8 a job: class, vfm, job, idempotency key, request digest, units, timeout ms, payload.
+-- ARGV: inbox, result_ttl ms, then 9 a job: class, vfm, job, idempotency key, request digest, units, charge, timeout ms,
+-- payload. `charge`: what the job costs its vFM's rate; a call of many jobs is charged once, on its first job.
 -- Per job: {status, job, extra}: new | dup | done | conflict | full | closed | unknown | limited (extra = ms to wait).
 local inbox, result_ttl, now = ARGV[1], tonumber(ARGV[2]), now_ms()
 
-local function take_tokens(vfm, rate, units)
+local function take_tokens(vfm, rate, charge)
   -- Token bucket in units; holds one second's worth, and always lets a full bucket pay for one larger job.
-  if rate <= 0 then return 0 end
+  if rate <= 0 or charge <= 0 then return 0 end
   local key = P .. 'rate:' .. vfm
   local raw = redis.call('GET', key)
   local level, at = rate, now
@@ -13,9 +14,9 @@ local function take_tokens(vfm, rate, units)
     level, at = string.match(raw, '^([^|]*)|([^|]*)$')
     level = math.min(rate, tonumber(level) + (now - tonumber(at)) * rate / 1000)
   end
-  local need = math.min(units, rate)
+  local need = math.min(charge, rate)
   if level < need then return math.ceil((need - level) * 1000 / rate) end
-  redis.call('SET', key, string.format('%.17g|%d', level - units, now), 'PX', 60000 + math.ceil(units * 1000 / rate))
+  redis.call('SET', key, string.format('%.17g|%d', level - charge, now), 'PX', 60000 + math.ceil(charge * 1000 / rate))
   return 0
 end
 
@@ -34,7 +35,7 @@ local function known(idem, request, job, flow)
   return {'dup', first, 0}
 end
 
-local function add(class, vfm, job, idem, request, units, timeout, payload)
+local function add(class, vfm, job, idem, request, units, charge, timeout, payload)
   local r = record(vfm)
   if not r then return {'unknown', job, 0} end
   if r.status ~= 'serving' then return {'closed', job, 0} end
@@ -44,7 +45,7 @@ local function add(class, vfm, job, idem, request, units, timeout, payload)
   if before then return before end
   local q = queue(flow)
   if redis.call('XLEN', q) >= r.cap then return {'full', job, 0} end
-  local wait = take_tokens(vfm, r.rate, units)
+  local wait = take_tokens(vfm, r.rate, charge)
   if wait > 0 then return {'limited', job, wait} end
   local large = ''
   if #payload > LARGE then
@@ -59,9 +60,9 @@ local function add(class, vfm, job, idem, request, units, timeout, payload)
 end
 
 local out, rung = {}, false
-for i = 3, #ARGV, 8 do
+for i = 3, #ARGV, 9 do
   local got = add(ARGV[i], ARGV[i + 1], ARGV[i + 2], ARGV[i + 3], ARGV[i + 4], tonumber(ARGV[i + 5]),
-                  tonumber(ARGV[i + 6]), ARGV[i + 7])
+                  tonumber(ARGV[i + 6]), tonumber(ARGV[i + 7]), ARGV[i + 8])
   if got[1] == 'new' and got[3] == 1 then rung = true; got[3] = 0 end
   out[#out + 1] = got
 end

@@ -57,5 +57,6 @@ for _, flow in ipairs(redis.call('HKEYS', held)) do
 end
 redis.call('DEL', held)
 redis.call('ZREM', leases, victim)
+changed()  -- offered versions may have waited for its vote alone
 if given > 0 then ring() end
 return {'ok', victim, given, dead, 0}

@@ -1,0 +1,135 @@
+"""Two workers on the same streams, and what may happen to one of them."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import time
+from collections import Counter
+
+import pytest
+
+from fmplex import AsyncClient
+from fmplex.local import LocalFleet
+from fmplex_broker.errors import NoWorker
+from fmplex_broker.packages import bare
+from fmplex_broker.specs import VfmSpec, parse
+from fmplex_broker.streams.session import Session
+from tests.chaos.conftest import TEXT, VFMS, Crew, Load, eventually
+from tests.integration.fleets import frozen
+
+
+async def test_both_workers_take_work_and_weights_hold_across_both(load: Load) -> None:
+    await asyncio.gather(load.send("heavy", 2000), load.send("light", 800))
+    first = len(load.answered)
+    await load.whole()
+    heavy = [i for i, (_, vfm, _) in enumerate(load.answered) if vfm == "heavy"]
+    # Both are backlogged until nine tenths of the heavier one's jobs are answered; the start is not counted.
+    window = load.answered[max(first, 100) : heavy[1800]]
+    got = Counter(vfm for _, vfm, _ in window)
+    assert len(window) > 1000
+    assert 4 / 1.25 <= got["heavy"] / got["light"] <= 4 * 1.25, got
+    shares = load.workers()
+    assert len(shares) == 2
+    assert min(shares.values()) >= 0.1 * sum(shares.values()), shares
+
+
+async def test_a_worker_told_to_end_under_load_leaves_nothing_behind(load: Load, crew: Crew) -> None:
+    name, process = crew.any()
+    await load.send_to_all(400)
+    await eventually(lambda: load.workers()[crew.ids(name)[-1]] > 20, "it is in the middle of its work")
+    process.send_signal(signal.SIGTERM)
+    await eventually(lambda: process.poll() is not None, "it has ended")
+    assert process.returncode == 0, crew.log(name)
+    assert "has left" in crew.log(name)
+    assert len(load.answered) < load.sent, "there was still work when it left"
+    await load.whole()
+
+
+async def test_a_worker_killed_under_load_loses_nothing_and_answers_nothing_twice(load: Load, crew: Crew) -> None:
+    name, process = crew.any()
+    (other,) = crew.processes().keys() - {name}
+    await load.send_to_all(400)
+    await eventually(lambda: load.workers()[crew.ids(name)[-1]] > 20, "it is in the middle of its work")
+    process.kill()
+    await asyncio.to_thread(process.wait)
+    assert len(load.answered) < load.sent, "there was still work when it died"
+    await load.whole()
+    assert f"took over from worker {crew.ids(name)[-1]}" in crew.log(other)
+
+
+async def test_callers_of_a_gateway_notice_nothing_of_a_killed_worker(fleet: LocalFleet, crew: Crew) -> None:
+    async with AsyncClient(fleet.gateway_url, retries=0) as client:
+        calls = [asyncio.create_task(client.infer(vfm, [TEXT] * 20)) for vfm in VFMS for _ in range(15)]
+        await eventually(lambda: sum(c.done() for c in calls) > 3, "the first are answered")
+        _, process = crew.any()
+        process.kill()
+        await asyncio.to_thread(process.wait)
+        results = await asyncio.gather(*calls)
+    assert all(len(result) == 20 for result in results)
+
+
+async def test_a_worker_that_stood_still_beyond_its_lease_begins_again(load: Load, crew: Crew, broker: object) -> None:
+    name, process = crew.any()
+    (other,) = crew.processes().keys() - {name}
+    before = crew.ids(name)
+    await load.send_to_all(400)
+    await eventually(lambda: load.workers()[before[-1]] > 20, "it is in the middle of its work")
+    with frozen(process):
+        # The other one has judged it dead, and took its jobs.
+        await eventually(lambda: f"took over from worker {before[-1]}" in crew.log(other), "the other took over")
+    await load.whole()
+    await eventually(lambda: len(crew.ids(name)) > len(before) and crew.serves(name), "it serves again")
+    assert crew.ids(name)[-1] not in before, "under a new id"
+    again = len(load.answered)
+
+    async def more() -> bool:
+        await load.send_to_all(50)
+        await load.reaches(load.sent)
+        return load.workers(since=again)[crew.ids(name)[-1]] > 0
+
+    end = time.monotonic() + 60
+    while not await more():
+        assert time.monotonic() < end, "it takes no work"
+    await load.whole()
+
+
+async def test_a_late_worker_serves_what_was_deployed_before_it_came(load: Load, crew: Crew) -> None:
+    old = crew.processes()
+    late = crew.add()
+    await load.send_to_all(100)
+    await eventually(lambda: crew.serves(late), "the late worker serves")
+    for process in old.values():
+        process.send_signal(signal.SIGTERM)
+    await eventually(lambda: all(p.poll() is not None for p in old.values()), "the others have left")
+    before = len(load.answered)
+    await load.send_to_all(25)
+    await load.whole()
+    newest = load.answered[-4 * 25 :]
+    assert {vfm for _, vfm, _ in newest} == set(VFMS)
+    assert set(load.workers(since=before)) == {crew.ids(late)[-1]}
+
+
+async def test_without_any_worker_a_deployment_says_so_and_serves_once_one_comes(fleet: LocalFleet, crew: Crew) -> None:
+    for process in crew.processes().values():
+        process.send_signal(signal.SIGTERM)
+    await eventually(lambda: not crew.processes(), "all workers have left")
+    session = Session.connect(fleet.broker_url)
+    spec = parse(VfmSpec, {"name": "early", "backbone": "minilm", "head": {"kind": "embedding"}})
+    with pytest.raises(NoWorker, match="no live worker hosts 'minilm'; 'early' serves as soon as one starts"):
+        await session.registry.deploy(spec, bare(spec).digest, None, timeout_s=0.5)
+    waiting = await session.submit("plain", [TEXT], timeout_ms=300_000)
+    crew.add()
+    async with AsyncClient(fleet.broker_url) as client:
+
+        async def serves() -> bool:
+            return (await client.vfms.show("early"))["status"] == "serving"
+
+        end = time.monotonic() + 120
+        while not await serves():
+            assert time.monotonic() < end
+            await asyncio.sleep(0.05)
+        assert (await client.infer("early", TEXT)).output
+        assert (await waiting[0].result()).output, "what waited is answered too"
+        await client.vfms.remove("early")
+    await session.close()

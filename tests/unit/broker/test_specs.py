@@ -1,0 +1,214 @@
+"""Specs: an unknown key is named, names are safe in Redis, and a fleet file's paths are relative to it."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from fmplex_broker.errors import InvalidInput
+from fmplex_broker.specs import (
+    BackboneSpec,
+    Embedding,
+    FleetSpec,
+    GatewaySpec,
+    VfmChange,
+    VfmSpec,
+    WorkerSpec,
+    load_fleet,
+    load_toml,
+    parse,
+)
+
+GOOD: dict[str, Any] = {"name": "v", "backbone": "m", "head": {"kind": "embedding"}}
+
+
+def refused(kind: type[Any], value: Any) -> InvalidInput:
+    with pytest.raises(InvalidInput) as caught:
+        parse(kind, value, source="here")
+    assert caught.value.message.startswith("here: ")
+    assert caught.value.field
+    assert caught.value.field in caught.value.message
+    return caught.value
+
+
+@pytest.mark.parametrize(
+    ("value", "field"),
+    [
+        ({**GOOD, "wieght": 2}, "wieght"),
+        ({**GOOD, "limits": {"max_pendign": 1}}, "limits.max_pendign"),
+        ({**GOOD, "slo": {"deadline": 1}}, "slo.deadline"),
+        ({**GOOD, "head": {"kind": "embedding", "labels": ["a"]}}, "head.embedding.labels"),
+    ],
+)
+def test_an_unknown_key_is_named(value: dict[str, Any], field: str) -> None:
+    error = refused(VfmSpec, value)
+    assert error.field == field
+    assert "unknown key" in error.message
+
+
+@pytest.mark.parametrize("key", ["name", "backbone", "head"])
+def test_a_missing_key_is_named(key: str) -> None:
+    assert refused(VfmSpec, {k: v for k, v in GOOD.items() if k != key}).field == key
+
+
+@pytest.mark.parametrize(
+    ("more", "field"),
+    [
+        ({"weight": 0}, "weight"),
+        ({"weight": -1}, "weight"),
+        ({"weight": 1e7}, "weight"),
+        ({"weight": "heavy"}, "weight"),
+        ({"limits": {"max_pending": 0}}, "limits.max_pending"),
+        ({"limits": {"rate": 0}}, "limits.rate"),
+        ({"limits": {"max_input_bytes": 0}}, "limits.max_input_bytes"),
+        ({"slo": {"deadline_ms": 0}}, "slo.deadline_ms"),
+        ({"head": {"kind": "poetry"}}, "head"),
+        ({"head": {}}, "head"),
+        ({"head": "embedding"}, "head"),
+        ({"head": {"kind": "classification", "labels": ["one"]}}, "head.classification.labels"),
+        ({"head": {"kind": "classification", "labels": ["one", ""]}}, "head.classification.labels.1"),
+        ({"head": {"kind": "tagging", "labels": []}}, "head.tagging.labels"),
+    ],
+)
+def test_values_out_of_bounds_are_named(more: dict[str, Any], field: str) -> None:
+    assert refused(VfmSpec, {**GOOD, **more}).field == field
+
+
+@pytest.mark.parametrize("weight", [float("nan"), float("inf")])
+def test_a_weight_is_a_number(weight: float) -> None:
+    assert refused(VfmSpec, {**GOOD, "weight": weight}).field == "weight"
+
+
+@pytest.mark.parametrize("value", [None, 5, "v", [], [GOOD]])
+def test_not_a_mapping(value: Any) -> None:
+    assert refused(VfmSpec, value).field == "(whole)"
+
+
+@given(st.text(max_size=10))
+def test_names_become_parts_of_keys(name: str) -> None:
+    if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+        assert parse(VfmSpec, {**GOOD, "name": name}).name == name
+    else:
+        assert refused(VfmSpec, {**GOOD, "name": name}).field == "name"
+
+
+@pytest.mark.parametrize(
+    "name", ["a:b", "a#b", "{a}", "a b", "", ".a", "-a", "a\n", "é", "a/b", "x" * 129, "a|b", "a*"]
+)
+@pytest.mark.parametrize("key", ["name", "backbone"])
+def test_bad_names(name: str, key: str) -> None:
+    assert refused(VfmSpec, {**GOOD, key: name}).field == key
+
+
+def test_long_names_are_fine() -> None:
+    assert parse(VfmSpec, {**GOOD, "name": "a" + "x" * 127})
+
+
+def test_specs_do_not_change() -> None:
+    spec = parse(VfmSpec, GOOD)
+    with pytest.raises(ValidationError):
+        spec.weight = 2.0
+
+
+def test_json_round_trip() -> None:
+    spec = VfmSpec(name="v", backbone="m", head=Embedding(pooling="cls"), weight=2.5)
+    assert VfmSpec.model_validate_json(spec.model_dump_json()) == spec
+
+
+def test_a_change_names_what_cannot_be_changed() -> None:
+    assert refused(VfmChange, {"backbone": "other"}).field == "backbone"
+    assert refused(VfmChange, {"weight": 0}).field == "weight"
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "field"),
+    [
+        (WorkerSpec, {"device": "tpu"}, "device"),
+        (WorkerSpec, {"lease_ms": 10}, "lease_ms"),
+        (WorkerSpec, {"max_attempts": 0}, "max_attempts"),
+        (GatewaySpec, {"port": 70_000}, "port"),
+        (GatewaySpec, {"api_keys": ["short"]}, "api_keys.0"),
+        (BackboneSpec, {"name": "m", "model": ""}, "model"),
+        (BackboneSpec, {"name": "m", "model": "x", "dtype": "int8"}, "dtype"),
+    ],
+)
+def test_other_specs(kind: type[Any], value: dict[str, Any], field: str) -> None:
+    assert refused(kind, value).field == field
+
+
+# --- fleets -----------------------------------------------------------------------------------------------------------
+
+FLEET = """
+packages = ["packages/one", "/absolute/two"]
+[backbone]
+name = "m"
+model = "{model}"
+[worker]
+roots = ["packages", "../shared"]
+[[vfms]]
+name = "v"
+backbone = "m"
+head = {{ kind = "embedding" }}
+"""
+
+
+def fleet_file(folder: Path, model: str = "./model") -> Path:
+    path = folder / "fleet.toml"
+    path.write_text(FLEET.format(model=model))
+    return path
+
+
+def test_paths_are_relative_to_the_fleet_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "fleets").mkdir()
+    fleet_file(tmp_path / "fleets")
+    monkeypatch.chdir(tmp_path)
+    fleet = load_fleet(Path("fleets/fleet.toml"))
+    base = tmp_path / "fleets"
+    assert Path(fleet.backbone.model) == base / "model"
+    assert [root.resolve() for root in fleet.worker.roots] == [base / "packages", tmp_path / "shared"]
+    assert list(fleet.packages) == [base / "packages/one", Path("/absolute/two")]
+    assert fleet.broker == "embedded"
+    assert [v.name for v in fleet.vfms] == ["v"]
+
+
+@pytest.mark.parametrize("model", ["org/name", "/abs/model"])
+def test_hub_ids_and_absolute_models_stay(tmp_path: Path, model: str) -> None:
+    assert load_fleet(fleet_file(tmp_path, model)).backbone.model == model
+
+
+def test_a_vfm_of_another_backbone_is_refused() -> None:
+    error = refused(FleetSpec, {"backbone": {"name": "m", "model": "x"}, "vfms": [{**GOOD, "backbone": "other"}]})
+    assert "other" in error.message
+
+
+@pytest.mark.parametrize("broker", ["http://x", "redis:", "", "localhost:6379"])
+def test_brokers_are_urls(broker: str) -> None:
+    assert refused(FleetSpec, {"backbone": {"name": "m", "model": "x"}, "broker": broker}).field == "broker"
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInput, match=r"none\.toml: cannot be read"):
+        load_fleet(tmp_path / "none.toml")
+    with pytest.raises(InvalidInput, match="cannot be read"):
+        load_toml(tmp_path)  # a folder
+
+
+@pytest.mark.parametrize("content", [b"name = ", b"\xff\xfe", b"[a]\n[a]\n", b"\x00"])
+def test_a_file_that_is_not_toml(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "broken.toml"
+    path.write_bytes(content)
+    with pytest.raises(InvalidInput, match=r"broken\.toml: not valid TOML"):
+        load_toml(path)
+
+
+def test_the_file_is_named_beside_the_key(tmp_path: Path) -> None:
+    path = fleet_file(tmp_path)
+    path.write_text(path.read_text() + "typo = 1\n")
+    with pytest.raises(InvalidInput, match=r"fleet\.toml: vfms\.0\.typo: unknown key"):
+        load_fleet(path)

@@ -1,0 +1,75 @@
+"""Tensors: dtype, shape and bytes agree, or there is no tensor."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fmplex_broker.tensors import DTYPES, Tensor
+from tests.unit.broker.strategies import tensors
+
+
+@given(tensors())
+def test_numpy_and_lists_agree(tensor: Tensor) -> None:
+    array = tensor.numpy()
+    assert (str(array.dtype), array.shape) == (tensor.dtype, tensor.shape)
+    np.testing.assert_array_equal(np.array(tensor.tolist(), dtype=tensor.dtype).reshape(tensor.shape), array)
+    assert Tensor.of(array) == tensor
+
+
+@given(tensors())
+def test_numpy_shares_the_bytes_and_cannot_change_them(tensor: Tensor) -> None:
+    array = tensor.numpy()
+    assert not array.flags.writeable
+    if array.size:
+        assert np.shares_memory(array, np.frombuffer(tensor.data, dtype=np.uint8))
+
+
+@given(st.sampled_from(sorted(DTYPES)), st.lists(st.integers(0, 5), max_size=3), st.integers(1, 9))
+def test_bytes_must_fit_the_shape(dtype: str, shape: list[int], off: int) -> None:
+    want = math.prod(shape) * DTYPES[dtype][0]
+    for size in {want + off, max(0, want - off)} - {want}:
+        with pytest.raises(ValueError, match=f"needs {want} bytes, got {size}"):
+            Tensor(dtype, tuple(shape), bytes(size))
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bool", "", "Float32", "object", "<f4"])
+def test_unknown_dtypes_are_named(dtype: str) -> None:
+    with pytest.raises(ValueError, match="is not one of float32"):
+        Tensor(dtype, (1,), bytes(8))
+
+
+@pytest.mark.parametrize("shape", [(-1,), (1, -1), (True,), (1.0,), ("1",), (None,)])
+def test_a_shape_is_whole_numbers(shape: tuple[Any, ...]) -> None:
+    with pytest.raises(ValueError, match="whole numbers"):
+        Tensor("float32", shape, bytes(4))
+
+
+@pytest.mark.parametrize("data", ["1234", [1, 2, 3, 4], bytearray(4), None])
+def test_data_is_bytes(data: Any) -> None:
+    with pytest.raises(ValueError, match="must be bytes"):
+        Tensor("float32", (1,), data)
+
+
+def test_nesting_of_lists() -> None:
+    data = np.arange(6, dtype="int32").tobytes()
+    assert Tensor("int32", (2, 3), data).tolist() == [[0, 1, 2], [3, 4, 5]]
+    assert Tensor("int32", (6,), data).tolist() == [0, 1, 2, 3, 4, 5]
+    assert Tensor("int32", (), data[:4]).tolist() == 0
+    assert Tensor("int32", (2, 0), b"").tolist() == [[], []]
+    assert Tensor("int32", (0, 2), b"").tolist() == []
+
+
+def test_of_takes_what_numpy_can_view() -> None:
+    grid = np.arange(12, dtype="float32").reshape(3, 4)
+    assert Tensor.of(grid.T).tolist() == grid.T.tolist()  # not contiguous
+    assert Tensor.of(grid[:, ::2]).tolist() == grid[:, ::2].tolist()
+    assert Tensor.of(np.float64(2.5)).shape == ()
+    assert Tensor.of([1, 2]).dtype == "int64"
+    with pytest.raises(ValueError, match="is not one of"):
+        Tensor.of(np.zeros(2, dtype="float16"))
