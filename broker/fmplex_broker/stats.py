@@ -46,18 +46,21 @@ class VfmStats:
     units: int = 0
     charged_s: float = 0.0
     deficit_s: float = 0.0
+    latency_s: float = 0.0
     latency: Counter[int] = field(default_factory=Counter)
 
     def __add__(self, other: VfmStats) -> VfmStats:
         return VfmStats(
             other.weight, self.done + other.done, self.failed + other.failed, self.units + other.units,
-            self.charged_s + other.charged_s, self.deficit_s + other.deficit_s, self.latency + other.latency,
+            self.charged_s + other.charged_s, self.deficit_s + other.deficit_s, self.latency_s + other.latency_s,
+            self.latency + other.latency,
         )  # fmt: skip
 
     def since(self, before: VfmStats) -> VfmStats:
         return VfmStats(
             self.weight, self.done - before.done, self.failed - before.failed, self.units - before.units,
-            self.charged_s - before.charged_s, self.deficit_s, self.latency - before.latency,
+            self.charged_s - before.charged_s, self.deficit_s, self.latency_s - before.latency_s,
+            self.latency - before.latency,
         )  # fmt: skip
 
 

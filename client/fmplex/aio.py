@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sized
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence, Sized
+from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar, overload
@@ -14,8 +16,7 @@ from rich.progress import Progress
 
 from fmplex.results import AsyncHandle, Result
 from fmplex.transport import Transport, open_transport
-from fmplex_broker.admission import MAX_INPUTS
-from fmplex_broker.errors import Busy, Unavailable, VfmClosed
+from fmplex_broker.errors import Busy, InvalidInput, Unavailable, VfmClosed
 from fmplex_broker.specs import VfmChange, VfmSpec, parse
 
 T = TypeVar("T")
@@ -69,10 +70,15 @@ class AsyncClient:
         return results if isinstance(inputs, list) else results[0]
 
     async def embed(
-        self, vfm: str, texts: list[str], *, timeout: float | None = None, **params: Any
+        self, vfm: str, texts: Sequence[str], *, timeout: float | None = None, **params: Any
     ) -> list[list[float]]:
         """Vectors of texts, from a vFM with an embedding head."""
-        return [r.output["embedding"].tolist() for r in await self.infer(vfm, list(texts), timeout=timeout, **params)]
+        if isinstance(texts, str):
+            raise InvalidInput("embed takes a list of texts", field="texts")
+        results = await self.infer(vfm, list(texts), timeout=timeout, **params)
+        if results and "embedding" not in results[0].output:
+            raise InvalidInput(f"{vfm!r} does not give embeddings; use infer", field="vfm")
+        return [result.output["embedding"].tolist() for result in results]
 
     async def enqueue(
         self,
@@ -90,32 +96,32 @@ class AsyncClient:
         return await self._retry(lambda: self._transport.enqueue(vfm, value, params, ms, key, offline))
 
     async def map(
-        self, vfm: str, inputs: Iterable[Any], *, window: int = 256, progress: bool = False, timeout: float | None = None,
+        self,
+        vfm: str,
+        inputs: Iterable[Any],
+        *,
+        window: int = 256,
+        progress: bool = False,
+        timeout: float | None = None,
         **params: Any,
-    ) -> AsyncIterator[Result]:  # fmt: skip
+    ) -> AsyncIterator[Result]:
         """Results in the order of `inputs`, with at most about `window` of them under way; `progress` draws a bar."""
-        per_call = max(1, min(_PER_CALL, window, MAX_INPUTS))
-        total = len(inputs) if isinstance(inputs, Sized) else None
-        chunks = _chunks(inputs, per_call)
+        plan = MapPlan(inputs, window)
         running: deque[asyncio.Task[list[Result]]] = deque()
-        with Progress(disable=not progress) as bar:
-            task = bar.add_task(vfm, total=total)
+        with progress_bar(vfm, plan.total, progress) as advance:
             try:
                 while True:
-                    while len(running) * per_call < max(window, 1) and (chunk := next(chunks, None)) is not None:
-                        running.append(asyncio.create_task(self._chunk(vfm, chunk, timeout, params)))
+                    while len(running) < plan.calls and (chunk := next(plan.chunks, None)) is not None:
+                        running.append(asyncio.ensure_future(self.infer(vfm, chunk, timeout=timeout, **params)))
                     if not running:
                         return
                     for result in await running.popleft():
-                        bar.advance(task)
+                        advance()
                         yield result
             finally:
                 for left in running:
                     left.cancel()
                 await asyncio.gather(*running, return_exceptions=True)
-
-    async def _chunk(self, vfm: str, chunk: list[Any], timeout: float | None, params: dict[str, Any]) -> list[Result]:
-        return await self.infer(vfm, chunk, timeout=timeout, **params)
 
     async def _retry(self, call: Callable[[], Awaitable[T]]) -> T:
         for attempt in range(self._retries + 1):
@@ -153,7 +159,7 @@ class AsyncVfms:
         return await self._transport.deploy(None, spec)
 
     async def list(self) -> list[dict[str, Any]]:
-        return await self._transport.list()
+        return await self._transport.all()
 
     async def show(self, name: str) -> dict[str, Any]:
         return await self._transport.show(name)
@@ -168,12 +174,28 @@ class AsyncVfms:
         await self._transport.remove(name)
 
 
-def _chunks(inputs: Iterable[Any], size: int) -> Iterator[list[Any]]:
-    chunk: list[Any] = []
-    for value in inputs:
-        chunk.append(value)
-        if len(chunk) == size:
-            yield chunk
-            chunk = []
-    if chunk:
+class MapPlan:
+    """How a `map` is cut into calls: `chunks` of inputs, `calls` of them at a time; `total` if it is known."""
+
+    def __init__(self, inputs: Iterable[Any], window: int) -> None:
+        if isinstance(inputs, str | dict):
+            raise InvalidInput("map takes many inputs: give a list or an iterator", field="inputs")
+        if window < 1:
+            raise InvalidInput("window must be at least 1", field="window")
+        size = min(_PER_CALL, window)
+        self.total = len(inputs) if isinstance(inputs, Sized) else None
+        self.calls = max(1, window // size)
+        self.chunks = _chunks(iter(inputs), size)
+
+
+def _chunks(inputs: Iterator[Any], size: int) -> Iterator[list[Any]]:
+    while chunk := list(islice(inputs, size)):
         yield chunk
+
+
+@contextmanager
+def progress_bar(title: str, total: int | None, shown: bool) -> Iterator[Callable[[], None]]:
+    """A bar that each call of what it gives moves by one; nothing at all unless `shown`."""
+    with Progress(disable=not shown) as bar:
+        task = bar.add_task(title, total=total)
+        yield lambda: bar.advance(task)

@@ -67,7 +67,7 @@ class DirectTransport:
             raise InvalidInput("give a package folder or a spec", field="package")
         return status.describe()
 
-    async def list(self) -> list[dict[str, Any]]:
+    async def all(self) -> list[dict[str, Any]]:
         return [v.describe() for v in await self._session.registry.all()]
 
     async def show(self, name: str) -> dict[str, Any]:

@@ -19,7 +19,10 @@ _LONGEST_S = 86_400.0
 
 
 class HttpTransport:
+    """An enqueued job is a request that waits: it lives as long as this client (straight to the broker, it lives on)."""
+
     def __init__(self, url: str, api_key: str | None) -> None:
+        self._calls: set[asyncio.Task[list[Result]]] = set()
         headers = {"Content-Type": _MSGPACK, "Accept": _MSGPACK}
         if api_key is not None:
             headers["Authorization"] = f"Bearer {api_key}"
@@ -28,16 +31,14 @@ class HttpTransport:
             base_url=url, headers=headers, limits=limits, timeout=httpx.Timeout(90.0, connect=5.0)
         )
 
-    async def _send(self, method: str, path: str, body: Any = None, timeout_ms: float | None = None) -> Any:
+    async def _send(self, method: str, path: str, body: Any = None, read_s: float = 90.0) -> Any:
         try:
             content = packb(body) if body is not None else None
         except (TypeError, ValueError) as e:
             raise InvalidInput(f"the call cannot be sent: {e}", field="inputs") from None
-        # Without a deadline of its own the call has the vFM's, which only the gateway knows.
-        read = _LONGEST_S if timeout_ms is None else timeout_ms / 1000 + _MARGIN_S
         try:
             response = await self._http.request(
-                method, path, content=content, timeout=httpx.Timeout(90.0, connect=5.0, read=read)
+                method, path, content=content, timeout=httpx.Timeout(90.0, connect=5.0, read=read_s)
             )
         except httpx.HTTPError as e:
             raise Unavailable(f"the gateway at {self._http.base_url} does not answer ({type(e).__name__}: {e})") from e
@@ -56,7 +57,9 @@ class HttpTransport:
         body: dict[str, Any] = {"inputs": inputs, "params": params, "idempotency_key": idempotency_key}
         if timeout_ms is not None:
             body["timeout_ms"] = timeout_ms
-        got = await self._send("POST", f"/v1/vfms/{_name(vfm)}/infer", body, timeout_ms)
+        # Without a deadline of its own the call has the vFM's, which only the gateway knows.
+        read_s = _LONGEST_S if timeout_ms is None else timeout_ms / 1000 + _MARGIN_S
+        got = await self._send("POST", f"/v1/vfms/{_name(vfm)}/infer", body, read_s)
         return [Result(output, got["version"]) for output in got["outputs"]]
 
     async def enqueue(
@@ -72,8 +75,8 @@ class HttpTransport:
             raise InvalidInput("offline jobs go straight to the broker; connect with a redis:// URL", field="offline")
         task = asyncio.ensure_future(self.infer(vfm, [value], params, timeout_ms, idempotency_key))
 
-        # Nobody has to ask for the result; what went wrong is theirs who do.
-        task.add_done_callback(lambda t: t.cancelled() or t.exception())
+        self._calls.add(task)
+        task.add_done_callback(self._ended)
 
         async def wait(timeout: float | None) -> Result:
             try:
@@ -94,7 +97,7 @@ class HttpTransport:
         )
         return _mapping(await self._send("POST", "/v1/vfms", body))
 
-    async def list(self) -> list[dict[str, Any]]:
+    async def all(self) -> list[dict[str, Any]]:
         return list((await self._send("GET", "/v1/vfms"))["vfms"])
 
     async def show(self, name: str) -> dict[str, Any]:
@@ -102,13 +105,23 @@ class HttpTransport:
 
     async def update(self, name: str, change: VfmChange) -> dict[str, Any]:
         return _mapping(
-            await self._send("PATCH", f"/v1/vfms/{_name(name)}", change.model_dump(mode="json", exclude_none=True))
+            await self._send("PATCH", f"/v1/vfms/{_name(name)}", change.model_dump(mode="json", exclude_unset=True))
         )
 
     async def remove(self, name: str) -> None:
         await self._send("DELETE", f"/v1/vfms/{_name(name)}")
 
+    def _ended(self, task: asyncio.Task[list[Result]]) -> None:
+        self._calls.discard(task)
+        if not task.cancelled():
+            task.exception()  # nobody has to ask for the result; what went wrong is theirs who do
+
     async def close(self) -> None:
+        """Hangs up on what is under way."""
+        calls = list(self._calls)
+        for call in calls:
+            call.cancel()
+        await asyncio.gather(*calls, return_exceptions=True)
         await self._http.aclose()
 
 

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
+from typing import IO
 
 import httpx
 
-from fmplex_broker.errors import Unavailable
+from fmplex_broker.errors import Conflict, Unavailable
 from fmplex_broker.specs import FleetSpec, load_fleet
 from fmplex_broker.streams.embedded import EmbeddedServer, free_port
 
@@ -41,10 +42,19 @@ class LocalFleet:
         self._server = EmbeddedServer(self.data / "broker") if self.spec.broker == "embedded" else None
         self.broker_url = self._server.url if self._server else self.spec.broker
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._lock: IO[str] | None = None
 
     def start(self, told: Callable[[str], None] = lambda _: None) -> LocalFleet:
-        """Start everything and wait until it can serve. Raises `Unavailable` with the last words of what did not start."""
+        """Start everything and wait until it can serve. Raises `Unavailable` with the last words of what did not start, and
+        `Conflict` when another fleet uses the same data folder."""
         self.data.mkdir(parents=True, exist_ok=True)
+        self._lock = (self.data / "lock").open("w")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise Conflict(
+                f"another fleet runs on {self.data}; stop it, or give this one another --data folder"
+            ) from None
         try:
             if self._server is not None:
                 told("starting the embedded broker")
@@ -65,10 +75,12 @@ class LocalFleet:
         return self._spawn(name, "fmplex_worker")
 
     def _spawn(self, name: str, module: str, *args: str) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-m", module, "--config", str(self.config), "--broker", self.broker_url, *args]
+        command = [sys.executable, "-m", module, "--config", str(self.config), *args]
+        # By the environment: a URL may hold a password, and everybody can read a command line.
+        environment = {**os.environ, "FMPLEX_BROKER": self.broker_url}
         with (self.data / f"{name}.log").open("wb") as log:
             # A session of its own: Ctrl-C reaches `fmplex up` alone, which then stops its children in order.
-            process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+            process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
         self.processes[name] = process
         return process
 
@@ -91,9 +103,11 @@ class LocalFleet:
 
     def _wait(self, condition: Callable[[], bool], what: str) -> None:
         end = time.monotonic() + _START_S
-        while not condition():
+        while True:
             for name in self.dead():
                 raise Unavailable(f"{name} ended while {what} was starting:\n{self.log(name)}")
+            if condition():
+                return
             if time.monotonic() > end:
                 raise Unavailable(f"{what} was not ready within {_START_S:.0f} s; see the logs in {self.data}")
             time.sleep(0.05)
@@ -105,26 +119,36 @@ class LocalFleet:
         STATE_FILE.write_text(json.dumps(state))
 
     def stop(self) -> None:
-        """Gateway first (no new work), then workers (they drain), then the broker."""
-        for name in sorted(self.processes, key=lambda n: n != "gateway"):
-            process = self.processes.pop(name)
-            if process.poll() is None:
-                process.send_signal(signal.SIGTERM)
-            try:
-                process.wait(_STOP_S)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+        """Gateway first (no new work), then the workers (they drain), then the broker."""
+        gateway = [process for name, process in self.processes.items() if name == "gateway"]
+        workers = [process for name, process in self.processes.items() if name != "gateway"]
+        self.processes.clear()
+        for group in (gateway, workers):
+            _end(group)
         if self._server is not None:
             self._server.stop()
         if STATE_FILE.exists() and json.loads(STATE_FILE.read_text()).get("pid") == os.getpid():
             STATE_FILE.unlink()
+        if self._lock is not None:
+            self._lock.close()
 
     def __enter__(self) -> LocalFleet:
         return self.start()
 
     def __exit__(self, kind: type[BaseException] | None, e: BaseException | None, tb: TracebackType | None) -> None:
         self.stop()
+
+
+def _end(processes: list[subprocess.Popen[bytes]]) -> None:
+    """Ask all at once, wait for each, kill who does not go."""
+    for process in processes:
+        process.terminate()
+    for process in processes:
+        try:
+            process.wait(_STOP_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
 
 
 def running() -> dict[str, str]:

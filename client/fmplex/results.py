@@ -19,7 +19,7 @@ class Result:
 
 
 class AsyncHandle:
-    """An enqueued job. The work goes on whether or not anybody waits."""
+    """An enqueued job. The work goes on whether or not anybody waits for it; through a gateway, until the client is closed."""
 
     def __init__(
         self,

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Coroutine, Iterable, Iterator
+from collections import deque
+from collections.abc import Coroutine, Iterable, Iterator, Sequence
+from concurrent.futures import CancelledError, Future
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar, overload
 
-from fmplex.aio import AsyncClient
+from fmplex.aio import AsyncClient, MapPlan, progress_bar
 from fmplex.results import Handle, Result
+from fmplex_broker.errors import Cancelled, Unavailable
 from fmplex_broker.specs import VfmSpec
 
 T = TypeVar("T")
@@ -23,6 +26,7 @@ class Client:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="fmplex-client", daemon=True)
         self._thread.start()
+        self._closed = False
         try:
             self._client = self._run(self._open(url, api_key, retries))
         except BaseException:
@@ -34,10 +38,18 @@ class Client:
     async def _open(url: str, api_key: str | None, retries: int) -> AsyncClient:
         return AsyncClient(url, api_key=api_key, retries=retries)
 
+    def _submit(self, work: Coroutine[Any, Any, T]) -> Future[T]:
+        if self._closed:
+            work.close()
+            raise Unavailable("this client is closed; make a new one")
+        return asyncio.run_coroutine_threadsafe(work, self._loop)
+
     def _run(self, work: Coroutine[Any, Any, T]) -> T:
-        future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        future = self._submit(work)
         try:
             return future.result()
+        except CancelledError:
+            raise Cancelled("the client was closed while this call was under way") from None
         except BaseException:
             future.cancel()  # Ctrl-C here takes the job back there
             raise
@@ -70,7 +82,9 @@ class Client:
         )
         return got
 
-    def embed(self, vfm: str, texts: list[str], *, timeout: float | None = None, **params: Any) -> list[list[float]]:
+    def embed(
+        self, vfm: str, texts: Sequence[str], *, timeout: float | None = None, **params: Any
+    ) -> list[list[float]]:
         return self._run(self._client.embed(vfm, texts, timeout=timeout, **params))
 
     def enqueue(
@@ -89,28 +103,45 @@ class Client:
         return Handle(self._run(work), self._run)
 
     def map(
-        self, vfm: str, inputs: Iterable[Any], *, window: int = 256, progress: bool = False, timeout: float | None = None,
+        self,
+        vfm: str,
+        inputs: Iterable[Any],
+        *,
+        window: int = 256,
+        progress: bool = False,
+        timeout: float | None = None,
         **params: Any,
-    ) -> Iterator[Result]:  # fmt: skip
-        results = self._client.map(vfm, inputs, window=window, progress=progress, timeout=timeout, **params)
-        end = object()
-
-        async def following() -> Any:
-            return await anext(results, end)
-
-        async def stop() -> None:
-            await results.aclose()  # type: ignore[attr-defined]
-
-        try:
-            while (result := self._run(following())) is not end:
-                yield result
-        finally:
-            self._run(stop())
+    ) -> Iterator[Result]:
+        # The inputs are drawn here, not on the loop: they may be slow, or come from another `map` of this client.
+        plan = MapPlan(inputs, window)
+        running: deque[Future[list[Result]]] = deque()
+        with progress_bar(vfm, plan.total, progress) as advance:
+            try:
+                while True:
+                    while len(running) < plan.calls and (chunk := next(plan.chunks, None)) is not None:
+                        running.append(self._submit(self._client.infer(vfm, chunk, timeout=timeout, **params)))
+                    if not running:
+                        return
+                    for result in running.popleft().result():
+                        advance()
+                        yield result
+            finally:
+                for left in running:
+                    left.cancel()
 
     def close(self) -> None:
-        if self._thread.is_alive():
-            self._run(self._client.close())
+        """Ends what is under way: calls of other threads are cancelled there."""
+        if not self._closed:
+            self._closed = True
+            asyncio.run_coroutine_threadsafe(self._wind_up(), self._loop).result()
             self._end()
+
+    async def _wind_up(self) -> None:
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in others:
+            task.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
+        await self._client.close()
 
     def _end(self) -> None:
         self._loop.call_soon_threadsafe(self._loop.stop)

@@ -77,7 +77,7 @@ class _Watch:
         self._metrics.request(route, status, time.monotonic() - start)
 
     def _authorize(self, request: Request) -> None:
-        if not self._keys or not request.url.path.startswith("/v1/"):
+        if not self._keys or not request.scope["path"].startswith("/v1/"):
             return
         scheme, _, given = request.headers.get("authorization", "").partition(" ")
         # Every key is compared, in constant time, so that timing tells nothing.

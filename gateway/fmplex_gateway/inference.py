@@ -19,12 +19,5 @@ async def infer(name: str, request: Request) -> Response:
     replies = await call(
         request, name, body.inputs, body.params, timeout_ms=body.timeout_ms, idempotency_key=body.idempotency_key
     )
-    return answer(
-        request,
-        {
-            "vfm": name,
-            "version": replies[0].version,
-            "outputs": [reply.output for reply in replies],
-            "usage": {"units": sum(reply.units for reply in replies)},
-        },
-    )
+    head = {"vfm": name, "version": replies[0].version, "usage": {"units": sum(reply.units for reply in replies)}}
+    return await answer(request, head, "outputs", [reply.output for reply in replies])

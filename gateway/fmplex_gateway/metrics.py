@@ -93,13 +93,15 @@ def _vfms(rows: list[tuple[str, str, VfmStats]]) -> Iterator[Metric]:
         charged.add_metric([name, worker], s.charged_s)
         deficit.add_metric([name, worker], s.deficit_s)
         weight.add_metric([name, worker], s.weight)
-        latency.add_metric([name, worker], _buckets(s), sum_value=None)
+        latency.add_metric([name, worker], _buckets(s), sum_value=s.latency_s)
     yield from (jobs, units, charged, deficit, weight, latency)
 
 
+_BOUNDS = range(0, 85, 4)  # 0.1 ms to 210 s in powers of two: the same for every vFM, so that they can be added up
+
+
 def _buckets(stats: VfmStats) -> list[tuple[str, float]]:
-    out, total = [], 0
-    for bucket, count in sorted(stats.latency.items()):
-        total += count
-        out.append((f"{bucket_top(bucket) / 1000:.6g}", float(total)))
-    return [*out, ("+Inf", float(total))]
+    """Cumulative counts, as Prometheus wants them."""
+    below = {bound: sum(n for bucket, n in stats.latency.items() if bucket <= bound) for bound in _BOUNDS}
+    total = sum(stats.latency.values())
+    return [*((f"{bucket_top(b) / 1000:.6g}", float(n)) for b, n in below.items()), ("+Inf", float(total))]

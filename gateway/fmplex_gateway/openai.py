@@ -13,7 +13,7 @@ from fmplex_broker.streams.session import Session
 from fmplex_broker.tensors import Tensor
 from fmplex_gateway.calls import call
 from fmplex_gateway.schemas import EmbeddingsBody
-from fmplex_gateway.wire import json_response, parse_body
+from fmplex_gateway.wire import answer, json_response, parse_body
 
 router = APIRouter()
 
@@ -33,7 +33,8 @@ async def embeddings(request: Request) -> Response:
         for i, reply in enumerate(replies)
     ]
     usage = {"prompt_tokens": tokens, "total_tokens": tokens}
-    response = json_response({"object": "list", "data": data, "model": body.model, "usage": usage})
+    around = {"object": "list", "model": body.model, "usage": usage}
+    response = await answer(request, around, "data", data)
     response.headers["FMplex-Version"] = replies[0].version  # OpenAI's body has no place for it
     return response
 

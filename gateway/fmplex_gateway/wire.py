@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import Any, TypeVar
 
@@ -15,6 +16,7 @@ from fmplex_broker.specs import invalid
 from fmplex_broker.tensors import Tensor
 
 MSGPACK = "application/msgpack"
+_TURN = 16  # values encoded before others get a turn
 B = TypeVar("B", bound=BaseModel)
 
 
@@ -59,17 +61,26 @@ def _is_msgpack(content_type: str) -> bool:
     return content_type.partition(";")[0].strip().lower() in (MSGPACK, "application/x-msgpack")
 
 
-def answer(request: Request, value: Any, status: int = 200) -> Response:
-    """msgpack to who asks for it (tensors stay tensors), JSON (tensors become lists) to everybody else."""
+async def answer(request: Request, head: dict[str, Any], key: str, values: list[Any]) -> Response:
+    """`head` with `values` under `key`: msgpack to who asks for it (tensors stay tensors), JSON (tensors become lists) to
+    everybody else. Thousands of values take their time: other requests get their turns in between."""
     if _is_msgpack(request.headers.get("accept", "")):
-        return Response(packb(value), status, media_type=MSGPACK)
-    return json_response(value, status)
+        return Response(packb(head | {key: values}), media_type=MSGPACK)
+    parts = []
+    for i, value in enumerate(values, 1):
+        parts.append(_dump(value))
+        if i % _TURN == 0:
+            await asyncio.sleep(0)
+    body = f"{_dump(head)[:-1]},{_dump(key)}:[{','.join(parts)}]}}"
+    return Response(body, media_type="application/json")
 
 
 def json_response(value: Any, status: int = 200) -> Response:
-    return Response(
-        json.dumps(value, default=_plain, allow_nan=False, separators=(",", ":")), status, media_type="application/json"
-    )
+    return Response(_dump(value), status, media_type="application/json")
+
+
+def _dump(value: Any) -> str:
+    return json.dumps(value, default=_plain, allow_nan=False, separators=(",", ":"))
 
 
 def _plain(value: Any) -> Any:

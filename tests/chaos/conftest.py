@@ -17,6 +17,8 @@ import pytest
 from fmplex import Client, Conflict
 from fmplex.local import LocalFleet
 from fmplex_broker.messages import Reply
+from fmplex_broker.stats import WorkerStats
+from fmplex_broker.streams.fleet import look
 from fmplex_broker.streams.session import Pending, Session
 from tests.integration.fleets import PATIENCE_S, Broker, until, write_config
 from tests.integration.packages import write_package
@@ -111,6 +113,10 @@ class Load:
     def workers(self, since: int = 0) -> Counter[str]:
         """How many jobs each worker has answered."""
         return Counter(reply.worker for _, _, reply in self.answered[since:])
+
+    async def stats(self) -> dict[str, WorkerStats]:
+        """What each worker says of itself, by id."""
+        return {w.worker: w for w in (await look(self.session.redis, self.session.registry)).workers}
 
     async def reaches(self, number: int) -> None:
         """Until that many jobs are answered."""

@@ -41,6 +41,15 @@ async def until(look: Callable[[], Awaitable[T]], timeout_s: float = 5.0) -> T:
         await asyncio.sleep(0.005)
 
 
+async def ended(*tasks: asyncio.Task[Any]) -> None:
+    """Cancel and wait. Again and again: fakeredis loses cancellations on Python 3.11."""
+    while running := [task for task in tasks if not task.done()]:
+        for task in running:
+            task.cancel()
+        await asyncio.wait(running, timeout=0.1)
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
 async def connected(redis: aioredis.Redis) -> None:
     """Let a client notice that its connections are gone, and make new ones."""
 

@@ -137,3 +137,24 @@ async def test_close_leaves_nothing(bench: Bench, inbox: Inbox) -> None:
     await inbox.close()
     assert future.cancelled() or future.done()
     assert "in:client" not in await bench.names()
+
+
+async def test_close_ends_even_if_a_cancellation_gets_lost(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    inbox = Inbox(bench.redis, BACKBONE, "client", bench.producer().results)
+    lost: list[str] = []
+
+    async def deaf(*_: object, **__: object) -> list[object]:
+        try:
+            await asyncio.sleep(3600)
+        except asyncio.CancelledError:
+            if not lost:
+                lost.append("once")
+                return []
+            raise
+        return []
+
+    monkeypatch.setattr(bench.redis, "xread", deaf)
+    inbox.expect("j")
+    await asyncio.sleep(0)
+    await asyncio.wait_for(inbox.close(), A_FEW_S)
+    assert lost

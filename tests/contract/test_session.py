@@ -153,12 +153,15 @@ async def test_all_or_none_when_the_cap_is_hit_half_way(bench: Bench, session: S
     assert (await again.result()).output == "AGAIN"
 
 
-async def test_all_or_none_when_the_rate_is_hit_half_way(bench: Bench, session: Session) -> None:
+async def test_a_call_is_charged_to_the_rate_as_a_whole(bench: Bench, session: Session) -> None:
+    """A call larger than a second's worth is taken from a full bucket and leaves a debt; else it could never be taken."""
     await bench.serve("a", rate=5)
+    await session.submit("a", ["word"] * 9)
+    assert await bench.depth() == 9
     with pytest.raises(RateLimited) as caught:
-        await session.submit("a", ["word"] * 9)
-    assert 0 < caught.value.retry_after <= 1
-    assert await bench.depth() == 0
+        await session.submit("a", ["word", "another"])
+    assert 0 < caught.value.retry_after <= 2
+    assert await bench.depth() == 9  # all or none
 
 
 async def test_all_or_none_when_a_key_conflicts_half_way(bench: Bench, session: Session) -> None:

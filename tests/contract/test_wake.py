@@ -8,15 +8,9 @@ import time
 from fmplex_broker.messages import INTERACTIVE
 from fmplex_broker.streams.connection import BLOCK_MS
 from fmplex_broker.streams.consumer import Consumer
-from tests.contract.harness import Bench, job
+from tests.contract.harness import Bench, ended, job
 
 SOON_S = BLOCK_MS / 1000 / 3  # well before the ceiling of a blocking read
-
-
-async def ended(*tasks: asyncio.Task[object]) -> None:
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def woken(worker: Consumer) -> bool:

@@ -456,7 +456,7 @@ SPECS: dict[str, tuple[Any, int, str, str | None, str]] = {
     "a strange backbone": ({"spec": NEW | {"backbone": "gpt"}}, 422, "invalid_input", "backbone", "known: minilm"),
     "a head that is none": ({"spec": SPEC | {"head": {"kind": "poet"}}}, 422, "invalid_input", "spec.head", "poet"),
     "a head that needs weights": ({"spec": NEW | {"head": CLASSES}}, 422, "package_rejected", "head", "deploy a package"),
-    "no weight": ({"spec": SPEC | {"weight": 0}}, 422, "invalid_input", "spec.weight", "greater than 0"),
+    "no weight": ({"spec": SPEC | {"weight": 0}}, 422, "invalid_input", "spec.weight", "greater than"),
     "an unknown limit": ({"spec": SPEC | {"limits": {"max": 1}}}, 422, "invalid_input", "spec.limits.max", "unknown key"),
     "neither": ({}, 422, "invalid_input", "package", "either package"),
     "both": ({"spec": SPEC, "package": "x"}, 422, "invalid_input", "package", "either package"),

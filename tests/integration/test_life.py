@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from fmplex import AsyncClient, Client, Conflict, FmplexError, InvalidInput, QueueFull, UnknownVfm
+from fmplex import AsyncClient, Client, Conflict, FmplexError, InvalidInput, TooLarge, UnknownVfm
 from fmplex.local import LocalFleet
 from fmplex_broker.errors import VfmClosed
 from fmplex_broker.streams.session import Session
@@ -70,7 +70,7 @@ async def test_weight_limits_and_slo_change_at_once_and_make_no_version(
     assert (after["weight"], after["limits"]["max_pending"], after["slo"]["deadline_ms"]) == (4, 2, 1234)
     assert after["version"] == before["version"]
     assert after["generation"] > before["generation"]
-    with pytest.raises(QueueFull):
+    with pytest.raises(TooLarge, match="holds 2"):
         await client.infer(name, ["a", "b", "c"])
     assert await client.vfms.update(name, weight=5) == await client.vfms.show(name)
     assert (await client.vfms.show(name))["limits"]["max_pending"] == 2, "what is not named stays"

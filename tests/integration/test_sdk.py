@@ -25,6 +25,7 @@ from fmplex import (
     RateLimited,
     Result,
     TextTooLong,
+    TooLarge,
 )
 from fmplex.local import LocalFleet
 from tests.integration.conftest import TASKS, TEXTS
@@ -295,12 +296,18 @@ async def test_a_full_queue_says_when_to_come_back(
 
 
 async def test_a_call_larger_than_the_queue_leaves_nothing_behind(
-    client: AsyncClient, broker: Broker, new_vfm: NewVfm
+    fleet: LocalFleet, client: AsyncClient, broker: Broker, new_vfm: NewVfm
 ) -> None:
     name = new_vfm(limits={"max_pending": 10})
-    with pytest.raises(QueueFull):
-        await client.infer(name, [f"text {i}" for i in range(2000)])
-    await eventually(lambda: broker.depth(name) == 0, "nothing of it is left")
+    with pytest.raises(TooLarge, match=r"11 inputs.*holds 10; split"):
+        await client.infer(name, [f"text {i}" for i in range(11)])
+    with worker_stopped(fleet):
+        first = asyncio.create_task(client.infer(name, [f"text {i}" for i in range(6)]))
+        await eventually(lambda: broker.depth(name) == 6, "the first call is queued")
+        with pytest.raises(QueueFull):
+            await client.infer(name, [f"text {i}" for i in range(6)])
+        await eventually(lambda: broker.depth(name) == 6, "nothing of the other is left")
+    assert len(await first) == 6
     assert len(await client.infer(name, [f"text {i}" for i in range(10)])) == 10
 
 
@@ -321,8 +328,9 @@ async def test_a_patient_client_waits_out_a_full_queue(
 
 async def test_a_rate_holds_a_vfm_back_and_says_for_how_long(client: AsyncClient, new_vfm: NewVfm) -> None:
     name = new_vfm(limits={"rate": 20.0})
+    assert len(await client.infer(name, ["this is about ten tokens, and more than that"] * 10)) == 10
     with pytest.raises(RateLimited, match="over its rate") as caught:
-        await client.infer(name, ["this is about ten tokens, and more than that"] * 100)
+        await client.infer(name, "one more")
     assert 0 < caught.value.retry_after < 60
     assert (await client.infer("embed", "others are not held back")).output
 

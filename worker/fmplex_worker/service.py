@@ -106,23 +106,26 @@ class _Life:
     async def run(self) -> None:
         """Until told to stop (returns after a drain) or the lease is lost (raises an exception group)."""
         try:
-            await self._begin()
+            await self._join()
             async with asyncio.TaskGroup() as group:
+                lease = group.create_task(self._lease().run())  # first: loading may take longer than a lease
+                await self._library.catch_up(self._id)  # before the first claim: what serves is here
+                self._w.ready.set()
+                log.info("worker %s serves backbone %s", self._id, self._w.backbone.name)
                 intake = group.create_task(self._intake.run())
                 device = group.create_task(self._device.run())
                 others = [
                     group.create_task(task)
-                    for task in (self._outbox.run(), self._lease().run(), self._listen(), self._report(),
-                                 self._library.follow(self._id))
-                ]  # fmt: skip
+                    for task in (self._outbox.run(), self._listen(), self._report(), self._library.follow(self._id))
+                ]
                 await self._w._stop.wait()
                 await self._drain(intake, device)
-                for task in others:
+                for task in (lease, *others):
                     task.cancel()
         finally:
             self._w.ready.clear()
 
-    async def _begin(self) -> None:
+    async def _join(self) -> None:
         info = self._w.engine.info
         await self._w._registry.register_backbone(
             BackboneInfo(
@@ -133,9 +136,6 @@ class _Life:
         beat = await self._consumer.join()
         self._clock.told(beat.now_ms)
         self._library.note(beat.changes)
-        await self._library.sync(self._id)  # before the first claim: what serves is here
-        self._w.ready.set()
-        log.info("worker %s serves backbone %s on %s", self._id, info.name, info.device)
 
     def _lease(self) -> Lease:
         w = self._w

@@ -6,6 +6,7 @@ import os
 import socket
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 
 import psutil
 
@@ -35,6 +36,7 @@ class Meter:
             stats.failed += 1
         else:
             stats.done += 1
+        stats.latency_s += latency_ms / 1000
         stats.latency[bucket_of(latency_ms)] += 1
 
     def ran(self, vfm_units: dict[str, int], seconds: float) -> None:
@@ -48,7 +50,8 @@ class Meter:
     def memory(self) -> None:
         """Read the process's memory (milliseconds: call it off the loop)."""
         # Files of weights are mapped and shared, so resident memory would count them for every process.
-        self.stats.memory_bytes = int(self._process.memory_full_info().uss)
+        with suppress(psutil.Error):  # where the system forbids to look, the last figure stands
+            self.stats.memory_bytes = int(self._process.memory_full_info().uss)
         if self.stats.device.startswith("cuda"):
             import torch
 
@@ -62,6 +65,8 @@ class Meter:
         s.worker, s.held, s.cost_error = worker, held, cost_error
         s.resident, s.versions_bytes = len(loaded), sum(loaded.values())
         s.uptime_s = time.monotonic() - self._started
+        for gone in s.vfms.keys() - shares.keys():
+            del s.vfms[gone]  # removed: its counters have been seen
         for name, share in shares.items():
             if name not in s.vfms and not share.charged:
                 continue  # ten thousand that never ran here need no word

@@ -11,7 +11,7 @@ from importlib.resources import files
 from typing import Any, TypeAlias
 
 from redis import exceptions as redis_errors
-from redis.asyncio import BlockingConnectionPool, Redis
+from redis.asyncio import ConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
@@ -19,7 +19,8 @@ from fmplex_broker.errors import BrokerUnavailable
 
 BLOCK_MS = 5_000  # no blocking read waits longer, and no socket waits shorter
 _SOCKET_TIMEOUT_S = 15.0
-_CONNECTIONS = 96  # a process; each inbox that is read holds one
+_CONNECTIONS = 1024  # a process; beyond them redis-py fails, so the many wait in line before that:
+_SCRIPTS_AT_ONCE = 64
 # Must run on a full server too, so that no lease lapses and it can drain: all that a job goes through once it is queued.
 _ALLOW_OOM = frozenset({"beat", "cancel", "claim", "join", "mark", "reap", "recover", "release", "retire", "settle"})
 # States of a server that pass. Those without a class of their own: no disk to write to, too few replicas, a script hogs it.
@@ -37,10 +38,9 @@ def open_redis(url: str) -> Client:
     Commands are never resent by the library: it cannot know which are safe to repeat, and a lost reply to an XADD would
     add twice. RESP2 on purpose: replies have one shape on every server (and on fakeredis).
     """
-    pool = BlockingConnectionPool.from_url(
+    pool = ConnectionPool.from_url(
         url,
-        max_connections=_CONNECTIONS,  # beyond them callers wait for a free one
-        timeout=_SOCKET_TIMEOUT_S,
+        max_connections=_CONNECTIONS,
         protocol=2,
         decode_responses=False,
         socket_timeout=_SOCKET_TIMEOUT_S,
@@ -96,6 +96,7 @@ class Scripts:
         self._redis = redis
         self._flags = flags
         self._sha: dict[str, str] = {}
+        self._line = asyncio.Semaphore(_SCRIPTS_AT_ONCE)
 
     def _text(self, name: str) -> str:
         if self._flags and name in _ALLOW_OOM:
@@ -107,7 +108,7 @@ class Scripts:
         sha = self._sha.get(name)
         if sha is None:
             sha = self._sha[name] = hashlib.sha1(self._text(name).encode(), usedforsecurity=False).hexdigest()
-        async with broker_errors():
+        async with self._line, broker_errors():
             try:
                 return await self._redis.evalsha(sha, 1, vfms_key, *args)
             except redis_errors.NoScriptError:

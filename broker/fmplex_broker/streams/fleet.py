@@ -50,9 +50,17 @@ async def look(redis: Client, registry: Registry) -> FleetView:
         if workers:
             async with broker_errors():
                 raw = await redis.mget([keys.stats(w) for w in workers])
-            view.workers += [decode_stats(r) for r in raw if r is not None]
+            view.workers += [stats for r in raw if (stats := _decoded(r)) is not None]
         view.depths |= await _depths(redis, keys, [v.name for v in found], view.now_ms)
     return view
+
+
+def _decoded(raw: bytes | None) -> WorkerStats | None:
+    """None for a worker that has not spoken yet, or speaks another version."""
+    try:
+        return decode_stats(raw) if raw is not None else None
+    except (ValueError, TypeError, KeyError):
+        return None
 
 
 async def _depths(redis: Client, keys: Keys, names: list[str], now_ms: int) -> dict[str, Depth]:

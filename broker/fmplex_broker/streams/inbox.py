@@ -59,8 +59,11 @@ class Inbox:
         return bool(others)
 
     async def close(self) -> None:
-        for task in self._tasks:
-            task.cancel()
+        while running := [task for task in self._tasks if not task.done()]:
+            for task in running:
+                task.cancel()
+            # Again, should a client library have swallowed it (asyncio.wait_for did, up to Python 3.11).
+            await asyncio.wait(running, timeout=0.1)
         await asyncio.gather(*self._tasks, return_exceptions=True)
         for job in list(self._waiting):
             self.forget(job)

@@ -73,7 +73,17 @@ class Producer:
             args: list[Arg] = [self._inbox, RESULT_TTL_MS]
             for j in jobs[start : start + PER_CALL]:
                 charge = j.units if j.charge is None else j.charge
-                args += [j.flow.cls, j.flow.vfm, j.job, j.idem, j.request_digest, j.units, charge, j.timeout_ms, j.payload]
+                args += [
+                    j.flow.cls,
+                    j.flow.vfm,
+                    j.job,
+                    j.idem,
+                    j.request_digest,
+                    j.units,
+                    charge,
+                    j.timeout_ms,
+                    j.payload,
+                ]
             for status, job, wait in await self._scripts("enqueue", self.keys.vfms, args):
                 out.append(Enqueued(status.decode(), job.decode(), int(wait)))
         return out

@@ -105,6 +105,8 @@ class Registry:
 
     async def find(self, vfm: str) -> str:
         """The backbone of a vFM. Raises `UnknownVfm`."""
+        if not vfm.isascii() or len(vfm) > 128:  # no such name can exist, and not every text can be sent to ask
+            raise UnknownVfm(f"there is no vFM {vfm[:128]!r}; `fmplex vfms` lists them")
         async with broker_errors():
             raw = await self._redis.hget(REGISTRY_VFMS, vfm)
         if raw is None:
@@ -176,6 +178,10 @@ class Registry:
                 field="package",
             )
         update = {k: v for k in ("weight", "limits", "slo") if (v := getattr(change, k)) is not None}
+        for part in ("limits", "slo"):  # what is not named stays as it is
+            if part in update:
+                named = {k: getattr(update[part], k) for k in update[part].model_fields_set}
+                update[part] = getattr(now.spec, part).model_copy(update=named)
         spec = now.spec.model_copy(update=update)
         if update:
             stored = Deployment(spec=spec, package=now.deployment.package if now.deployment else None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import signal
 import sys
 import time
 from contextlib import suppress
@@ -36,12 +37,15 @@ def up(
     data: Annotated[Path, typer.Option(help="Folder for the embedded broker's data and the logs.")] = Path(".fmplex"),
 ) -> None:
     """Start broker, workers and gateway on this machine and keep them until Ctrl-C."""
+    # From here on a signal ends the fleet in order, also while it starts.
+    for sig in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(sig, _interrupt)
     fleet = LocalFleet(config, workers=workers, port=port, data=data)
-    with out.status("starting") as status:
-        fleet.start(status.update)
     try:
+        with out.status("starting") as status:
+            fleet.start(status.update)
         fleet.write_state()
-        with Client(fleet.gateway_url) as client:
+        with Client(fleet.gateway_url, api_key=next(iter(fleet.spec.gateway.api_keys), None)) as client:
             _deploy_listed(fleet, client)
             show.vfms_table(client.vfms.list())
         out.print(
@@ -49,6 +53,8 @@ def up(
         )
         out.print("Ctrl-C stops; waiting jobs stay in the broker's file and are served after the next start.")
         _watch(fleet)
+    except KeyboardInterrupt:
+        pass
     finally:
         with out.status("stopping: running jobs end, waiting ones stay in the broker"):
             fleet.stop()
@@ -61,18 +67,12 @@ def _deploy_listed(fleet: LocalFleet, client: Client) -> None:
             client.vfms.deploy(wanted)
 
 
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
 def _watch(fleet: LocalFleet) -> None:
-    import signal
-
-    stop = False
-
-    def on_signal(*_: object) -> None:
-        nonlocal stop
-        stop = True
-
-    for sig in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(sig, on_signal)
-    while not stop:
+    while True:
         if dead := fleet.dead():
             err.print(f"{dead[0]} ended:\n{fleet.log(dead[0])}", markup=False)
             raise typer.Exit(1)

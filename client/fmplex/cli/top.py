@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import defaultdict
 from typing import Any
 
 from rich.console import Group
@@ -52,16 +53,21 @@ def compare(before: FleetView, now: FleetView) -> dict[str, Any]:
     later = by_vfm(now.workers)
     spent = {name: later[name].since(earlier.get(name, VfmStats())) for name in later}
     rows = []
-    charged, weights = sum(s.charged_s for s in spent.values()), 0.0
+    charged: dict[str, float] = defaultdict(float)  # by backbone: a share is a share of one backbone's devices
+    weights: dict[str, float] = defaultdict(float)
     for status in now.vfms:
         weight = status.deployment.spec.weight if status.deployment else 0.0
         stats, depth = spent.get(status.name, VfmStats()), now.depths.get(status.name, Depth())
         active = bool(stats.done or stats.failed or depth.waiting or depth.pending)
-        weights += weight if active else 0.0
-        rows.append(_row(status.name, status.status, weight, stats, depth, seconds, active))
+        charged[status.backbone] += stats.charged_s
+        weights[status.backbone] += weight if active else 0.0
+        rows.append(
+            _row(status.name, status.status, weight, stats, depth, seconds, active) | {"backbone": status.backbone}
+        )
     for row in rows:
-        row["share_promised"] = row["weight"] / weights if row["active"] and weights else None
-        row["share_received"] = spent[row["vfm"]].charged_s / charged if row["vfm"] in spent and charged > 0 else None
+        weight, total = weights[row["backbone"]], charged[row["backbone"]]
+        row["share_promised"] = row["weight"] / weight if row["active"] and weight else None
+        row["share_received"] = spent[row["vfm"]].charged_s / total if row["vfm"] in spent and total > 0 else None
     rows.sort(key=lambda r: (-(r["share_received"] or 0), -r["waiting"], r["vfm"]))
     workers = [_worker(w, known.get(w.worker), seconds) for w in now.workers]
     return {"seconds": seconds, "vfms": rows, "workers": workers}

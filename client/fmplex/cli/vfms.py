@@ -17,6 +17,7 @@ Name = Annotated[str, typer.Argument(help="Name of the vFM.")]
 
 @app.callback()
 def list_vfms(context: typer.Context, url: Url = None, api_key: ApiKey = None, as_json: AsJson = False) -> None:
+    context.obj = {"url": url, "api_key": api_key}  # given before a subcommand, they hold for it too
     if context.invoked_subcommand is not None:
         return
     with open_client(url, api_key) as client:
@@ -28,14 +29,15 @@ def list_vfms(context: typer.Context, url: Url = None, api_key: ApiKey = None, a
 
 
 @app.command()
-def show(name: Name, url: Url = None, api_key: ApiKey = None) -> None:
+def show(context: typer.Context, name: Name, url: Url = None, api_key: ApiKey = None) -> None:
     """Everything known of one vFM, as JSON."""
-    with open_client(url, api_key) as client:
+    with open_client(url or context.obj["url"], api_key or context.obj["api_key"]) as client:
         print_json(client.vfms.show(name))
 
 
 @app.command()
 def update(
+    context: typer.Context,
     name: Name,
     weight: Annotated[float | None, typer.Option(help="Share of the device against the other vFMs.")] = None,
     max_pending: Annotated[int | None, typer.Option(help="Jobs waiting or running at most.")] = None,
@@ -47,15 +49,12 @@ def update(
 ) -> None:
     """Change a vFM while it serves."""
     change: dict[str, Any] = {}
-    with open_client(url, api_key) as client:
-        now = client.vfms.show(name)
+    with open_client(url or context.obj["url"], api_key or context.obj["api_key"]) as client:
         if weight is not None:
             change["weight"] = weight
         if max_pending is not None or rate is not None:
-            limits = dict(now["limits"] or {})
-            limits |= {} if max_pending is None else {"max_pending": max_pending}
-            limits |= {} if rate is None else {"rate": rate or None}
-            change["limits"] = limits
+            change["limits"] = {} if max_pending is None else {"max_pending": max_pending}
+            change["limits"] |= {} if rate is None else {"rate": rate or None}
         if deadline_ms is not None:
             change["slo"] = {"deadline_ms": deadline_ms}
         if package is not None:
@@ -67,8 +66,8 @@ def update(
 
 
 @app.command()
-def remove(name: Name, url: Url = None, api_key: ApiKey = None) -> None:
+def remove(context: typer.Context, name: Name, url: Url = None, api_key: ApiKey = None) -> None:
     """End a vFM: closed at once, drained, then every trace of it goes."""
-    with open_client(url, api_key) as client:
+    with open_client(url or context.obj["url"], api_key or context.obj["api_key"]) as client:
         client.vfms.remove(name)
     out.print(f"[bold]{name}[/] is gone")

@@ -47,7 +47,7 @@ def test_quantiles_of_nothing_are_nothing() -> None:
 
 
 def test_stats_survive_the_wire() -> None:
-    stats = worker("w", a=VfmStats(2.0, 3, 1, 40, 0.5, -0.1, Counter({5: 4})))
+    stats = worker("w", a=VfmStats(2.0, 3, 1, 40, 0.5, -0.1, 0.02, Counter({5: 4})))
     assert decode_stats(encode_stats(stats)) == stats
 
 
