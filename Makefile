@@ -22,7 +22,7 @@ demo: setup
 	$(BIN)/fmplex demo
 
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 check: setup
 	$(BIN)/ruff format --check .

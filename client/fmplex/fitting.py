@@ -14,7 +14,7 @@ from pydantic import TypeAdapter
 
 from fmplex_broker.errors import FmplexError, JobFailed, Unavailable, from_wire
 from fmplex_broker.fitting import FitDone, FitEvent, FitFailed, FitHead, FitSpec, LoraSpec
-from fmplex_broker.specs import locate_model
+from fmplex_broker.specs import locate_model, parse
 
 _EVENT: TypeAdapter[FitEvent] = TypeAdapter(FitEvent)
 
@@ -35,9 +35,10 @@ def fit(
 
     Raises `InvalidInput` naming the bad lines of the data, or what else was wrong.
     """
-    spec = FitSpec.model_validate(
+    spec = parse(
+        FitSpec,
         {"data": Path(data), "name": name, "backbone": backbone, "model": locate_model(model, Path.cwd()), "head": head,
-         "out": Path(out), "lora": lora, **options}
+         "out": Path(out), "lora": lora, **options},
     )  # fmt: skip
     done: FitDone | None = None
     for event in fit_all([spec]):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -116,6 +117,8 @@ class LocalFleet:
         """Leave a note so that the other commands find this fleet without being told its addresses."""
         STATE_FILE.parent.mkdir(exist_ok=True)
         state = {"gateway": self.gateway_url, "broker": self.broker_url, "pid": os.getpid()}
+        STATE_FILE.touch(mode=0o600)  # the broker's URL may hold a password
+        STATE_FILE.chmod(0o600)
         STATE_FILE.write_text(json.dumps(state))
 
     def stop(self) -> None:
@@ -149,6 +152,11 @@ def _end(processes: list[subprocess.Popen[bytes]]) -> None:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+
+
+def without_password(url: str) -> str:
+    """A broker's URL as it may be shown."""
+    return re.sub(r"(://[^/@]*):[^/@]*@", r"\1:***@", url)
 
 
 def running() -> dict[str, str]:

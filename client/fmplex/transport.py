@@ -5,6 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Protocol
 
+import httpx
+
+from fmplex.direct import DirectTransport
+from fmplex.http import HttpTransport
 from fmplex.results import AsyncHandle, Result
 from fmplex_broker.errors import InvalidInput
 from fmplex_broker.specs import VfmChange, VfmSpec
@@ -36,14 +40,13 @@ class Transport(Protocol):
 def open_transport(url: str, api_key: str | None) -> Transport:
     """By the URL's scheme: `http`, `https` (a gateway) or `redis`, `rediss`, `unix` (the streams). Raises `InvalidInput`."""
     scheme = url.partition("://")[0]
-    if scheme in ("http", "https"):
-        from fmplex.http import HttpTransport
-
-        return HttpTransport(url, api_key)
-    if scheme in ("redis", "rediss", "unix"):
-        from fmplex.direct import DirectTransport
-
-        return DirectTransport(url)
+    try:
+        if scheme in ("http", "https"):
+            return HttpTransport(url, api_key)
+        if scheme in ("redis", "rediss", "unix"):
+            return DirectTransport(url)
+    except (ValueError, httpx.InvalidURL) as e:
+        raise InvalidInput(f"{url!r} is not a URL: {e}", field="url") from None
     raise InvalidInput(
         f"{url!r} is neither http(s):// (a gateway) nor redis(s):// or unix:// (the broker)", field="url"
     )

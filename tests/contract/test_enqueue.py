@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 
@@ -105,6 +106,15 @@ async def test_rate_lets_a_full_bucket_pay_for_one_larger_job(bench: Bench) -> N
     [got] = await bench.producer().enqueue([job(units=1)])
     assert got.status == "limited"
     assert 3_900 <= got.wait_ms <= 4_200  # 40 units of debt and one of its own
+
+
+async def test_what_is_charged_may_differ_from_the_units(bench: Bench) -> None:
+    """A call of many jobs pays on its first: it is taken or refused as a whole."""
+    await bench.serve("a", rate=10)
+    call = [replace(job(units=4), charge=charge) for charge in (12, 0, 0)]
+    assert await bench.enqueue(*call) == ["new"] * 3
+    assert await bench.enqueue(*(replace(j, job=j.job + "again") for j in call)) == ["limited", "new", "new"]
+    assert [j.units for j in await bench.claimed(await bench.worker())] == [4] * 5
 
 
 async def test_refused_jobs_leave_nothing_behind(bench: Bench) -> None:

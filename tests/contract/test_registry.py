@@ -206,6 +206,48 @@ async def test_of_two_changes_at_once_none_is_lost(bench: Bench, registry: Regis
     assert {type(g) for g in got} - {type(won[0])} <= {Conflict}
 
 
+async def test_what_a_change_does_not_name_stays_as_it_is(bench: Bench, registry: Registry) -> None:
+    await bench.worker("w1")
+    await deployed(registry, "w1", weight=3, limits=Limits(max_pending=7, rate=50))
+    status = await registry.change("a", VfmChange(limits=Limits(max_pending=9)))
+    assert (status.spec.weight, status.spec.limits.max_pending, status.spec.limits.rate) == (3, 9, 50)
+
+
+async def test_nothing_is_altered_while_a_version_is_offered(bench: Bench, registry: Registry) -> None:
+    """It carries the values of when it was offered, and would bring them back."""
+    await bench.worker("w1")
+    await deployed(registry, "w1", weight=3)
+    changing = asyncio.create_task(registry.change("a", VfmChange(package="/p"), version=(spec(), "v2")))
+    await offered(registry, "a", "v2")
+    with pytest.raises(Conflict):
+        await registry.change("a", VfmChange(weight=5))
+    await registry.vote(BACKBONE, "a", "v2", "w1")
+    assert (await changing).spec.weight == 3
+    assert (await registry.change("a", VfmChange(weight=5))).spec.weight == 5
+
+
+async def test_a_package_for_another_backbone_is_no_version(bench: Bench, registry: Registry) -> None:
+    await bench.worker("w1")
+    await deployed(registry, "w1")
+    elsewhere = VfmSpec(name="a", backbone="other", head=Embedding())
+    with pytest.raises(InvalidInput, match="other") as caught:
+        await registry.change("a", VfmChange(package="/p"), version=(elsewhere, "v2"))
+    assert caught.value.field == "package"
+
+
+async def test_a_take_over_is_a_change(bench: Bench, registry: Registry) -> None:
+    """An offered version may have waited for the dead worker's vote alone: the living must look, and count again."""
+    judge, dead = await bench.worker("w1"), await bench.worker("dead")
+    with pytest.raises(Unavailable):
+        await registry.deploy(spec(), "v1", None, timeout_s=0.01)
+    assert await registry.vote(BACKBONE, "a", "v1", "w1") == "waiting"
+    before = await changes(bench)
+    await bench.lapse(dead)
+    assert (await judge.reap(10**6, max_attempts=3)).victim == "dead"
+    assert await changes(bench) > before
+    assert await registry.vote(BACKBONE, "a", "v1", "w1") == "serving"
+
+
 async def test_the_old_version_serves_until_the_new_one_is_accepted(bench: Bench, registry: Registry) -> None:
     worker = await bench.worker("w1")
     await deployed(registry, "w1", weight=3)

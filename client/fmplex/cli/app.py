@@ -17,7 +17,7 @@ from fmplex.cli import fit as fit_command
 from fmplex.cli import show, vfms
 from fmplex.cli.common import ApiKey, AsJson, Url, broker_url, err, open_client, out, print_json
 from fmplex.cli.top import run_top
-from fmplex.local import LocalFleet
+from fmplex.local import LocalFleet, without_password
 from fmplex.sync import Client
 from fmplex_broker.errors import Conflict, InvalidInput
 from fmplex_broker.packages import read_package
@@ -48,9 +48,8 @@ def up(
         with Client(fleet.gateway_url, api_key=next(iter(fleet.spec.gateway.api_keys), None)) as client:
             _deploy_listed(fleet, client)
             show.vfms_table(client.vfms.list())
-        out.print(
-            f"gateway [bold]{fleet.gateway_url}[/]   broker [bold]{fleet.broker_url}[/]   logs {fleet.data}/*.log"
-        )
+        broker = without_password(fleet.broker_url)
+        out.print(f"gateway [bold]{fleet.gateway_url}[/]   broker [bold]{broker}[/]   logs {fleet.data}/*.log")
         out.print("Ctrl-C stops; waiting jobs stay in the broker's file and are served after the next start.")
         _watch(fleet)
     except KeyboardInterrupt:
@@ -99,14 +98,13 @@ def deploy(
     as_json: AsJson = False,
 ) -> None:
     """Deploy a vFM package; returns when it serves."""
-    spec = read_package(package).spec
     with open_client(url, api_key) as client:
         try:
             status = client.vfms.deploy(package)
-        except Conflict:
+        except Conflict as e:
             if not update:
-                raise Conflict(f"there is already a vFM {spec.name!r}; --update makes this its new version") from None
-            status = client.vfms.update(spec.name, package=package)
+                raise Conflict(f"{e.message}, or make this its new version with --update") from None
+            status = client.vfms.update(read_package(package).spec.name, package=package)
     if as_json:
         print_json(status)
     else:

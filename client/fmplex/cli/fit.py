@@ -6,14 +6,13 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from pydantic import ValidationError
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from fmplex.cli.common import AsJson, out, print_json
 from fmplex.fitting import fit as run_fit
 from fmplex_broker.errors import InvalidInput
 from fmplex_broker.fitting import FitDone, FitEpoch, FitEvent, FitStarted
-from fmplex_broker.specs import invalid, load_fleet
+from fmplex_broker.specs import load_fleet
 
 
 def fit(
@@ -43,13 +42,10 @@ def fit(
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[note]}"), TimeElapsedColumn())
     with Progress(*columns, console=out, disable=as_json) as progress:
         bar = progress.add_task("loading the backbone", total=None, note="")
-        try:
-            done = run_fit(
-                data, name=name or data.stem, backbone=backbone, model=weights, head=head, out=output,  # type: ignore[arg-type]
-                lora=_lora(lora), on_event=lambda e: _draw(progress, bar, e), **options,
-            )  # fmt: skip
-        except ValidationError as e:
-            raise invalid(e) from None
+        done = run_fit(
+            data, name=name or data.stem, backbone=backbone, model=weights, head=head, out=output,  # type: ignore[arg-type]
+            lora=_lora(lora), on_event=lambda e: _draw(progress, bar, e), **options,
+        )  # fmt: skip
     if as_json:
         print_json(done.model_dump(mode="json"))
     else:

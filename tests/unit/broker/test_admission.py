@@ -122,6 +122,13 @@ def test_too_many_inputs() -> None:
     assert str(MAX_INPUTS) in error.message
 
 
+def test_more_inputs_than_the_queue_holds() -> None:
+    """Could never be taken as a whole: trying again does not help."""
+    error = refused(["x"] * 11, max_pending=10)
+    assert (type(error), error.field) == (TooLarge, "inputs")
+    assert len(admit(vfm(max_pending=10), ["x"] * 10)) == 10
+
+
 @pytest.mark.parametrize("inputs", [[], (), "text", {"text": "x"}, None, 5, {"a"}, iter(["x"])])
 def test_inputs_must_be_a_list_with_something_in_it(inputs: Any) -> None:
     error = refused(inputs)

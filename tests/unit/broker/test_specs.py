@@ -61,6 +61,7 @@ def test_a_missing_key_is_named(key: str) -> None:
     ("more", "field"),
     [
         ({"weight": 0}, "weight"),
+        ({"weight": 1e-9}, "weight"),
         ({"weight": -1}, "weight"),
         ({"weight": 1e7}, "weight"),
         ({"weight": "heavy"}, "weight"),
