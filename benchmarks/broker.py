@@ -17,6 +17,7 @@ import uvloop
 
 from benchmarks.harness import Options, Report, cpu_name, interleave_async, main, ratio
 from benchmarks.noop import BACKBONE, UNITS
+from fmplex_broker.deployments import BackboneInfo, Deployment
 from fmplex_broker.messages import Flow, Reply, Request, encode_reply, encode_request
 from fmplex_broker.packages import bare
 from fmplex_broker.specs import Features, Limits, VfmSpec
@@ -24,7 +25,7 @@ from fmplex_broker.streams.connection import Client, Scripts, open_redis
 from fmplex_broker.streams.consumer import Consumer
 from fmplex_broker.streams.embedded import EmbeddedServer
 from fmplex_broker.streams.producer import NewJob, Producer
-from fmplex_broker.streams.registry import BackboneInfo, Deployment, Registry
+from fmplex_broker.streams.registry import Registry
 
 _ACTIVE = 16
 _PAYLOAD = encode_request(Request("x" * 280, {}))  # about 300 bytes

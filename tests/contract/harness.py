@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import redis.asyncio as aioredis
 from redis.exceptions import ConnectionError
 
+from fmplex_broker.deployments import Deployment
 from fmplex_broker.keys import REGISTRY_BACKBONES, REGISTRY_VFMS, Keys
 from fmplex_broker.messages import INTERACTIVE, Flow, Reply, decode_reply, encode_reply
 from fmplex_broker.specs import Embedding, VfmSpec
@@ -20,7 +21,6 @@ from fmplex_broker.streams.connection import Scripts
 from fmplex_broker.streams.consumer import Claimed, Consumer
 from fmplex_broker.streams.embedded import EmbeddedServer
 from fmplex_broker.streams.producer import NewJob, Producer, new_id
-from fmplex_broker.streams.registry import Deployment
 
 BACKBONE = "minilm"
 LEASE_MS = 60_000  # nobody dies unless the test says so

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from fmplex_broker.deployments import BackboneInfo
 from fmplex_broker.errors import (
     Conflict,
     InvalidInput,
@@ -18,7 +19,7 @@ from fmplex_broker.errors import (
 )
 from fmplex_broker.messages import INTERACTIVE
 from fmplex_broker.specs import Embedding, Limits, VfmChange, VfmSpec
-from fmplex_broker.streams.registry import BackboneInfo, Registry
+from fmplex_broker.streams.registry import Registry
 from tests.contract.harness import BACKBONE, Bench, answer, job, until
 
 

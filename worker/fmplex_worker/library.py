@@ -8,9 +8,10 @@ import time
 from concurrent.futures import Executor
 from pathlib import Path
 
+from fmplex_broker.deployments import Deployment, VfmStatus
 from fmplex_broker.errors import BrokerUnavailable, FmplexError, JobFailed, PackageRejected
 from fmplex_broker.packages import Package, bare, read_package
-from fmplex_broker.streams.registry import Deployment, Registry, VfmStatus
+from fmplex_broker.streams.registry import Registry
 from fmplex_worker.engines.protocol import Engine
 from fmplex_worker.scheduling import Scheduler
 

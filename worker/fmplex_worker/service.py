@@ -12,13 +12,14 @@ import logging
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
+from fmplex_broker.deployments import BackboneInfo
 from fmplex_broker.errors import BrokerUnavailable
 from fmplex_broker.specs import BackboneSpec, WorkerSpec
 from fmplex_broker.streams.connection import Scripts, open_redis
 from fmplex_broker.streams.consumer import Consumer, Words
 from fmplex_broker.streams.fleet import publish
 from fmplex_broker.streams.producer import new_id
-from fmplex_broker.streams.registry import BackboneInfo, Registry
+from fmplex_broker.streams.registry import Registry
 from fmplex_worker.clock import ServerClock
 from fmplex_worker.device import Device
 from fmplex_worker.engines.protocol import Engine

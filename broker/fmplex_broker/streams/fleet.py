@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from fmplex_broker.deployments import VfmStatus
 from fmplex_broker.keys import GROUP, Keys
 from fmplex_broker.messages import CLASSES, Flow
 from fmplex_broker.stats import WorkerStats, decode_stats, encode_stats
 from fmplex_broker.streams.connection import Client, broker_errors
-from fmplex_broker.streams.registry import Registry, VfmStatus
+from fmplex_broker.streams.registry import Registry
 
 STATS_TTL_MS = 10_000
 _WAITED = 64  # queues whose oldest entry is looked at, per backbone and look

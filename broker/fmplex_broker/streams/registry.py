@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from typing import Any
 
+from fmplex_broker.deployments import BackboneInfo, Deployment, VfmStatus, status_of
 from fmplex_broker.errors import (
     Conflict,
     FmplexError,
@@ -19,68 +19,11 @@ from fmplex_broker.errors import (
 )
 from fmplex_broker.keys import REGISTRY_BACKBONES, REGISTRY_VFMS, Keys
 from fmplex_broker.messages import Reply, encode_reply
-from fmplex_broker.specs import Spec, VfmChange, VfmSpec
+from fmplex_broker.specs import VfmChange, VfmSpec
 from fmplex_broker.streams.connection import Arg, Client, Scripts, broker_errors
 from fmplex_broker.streams.producer import RESULT_TTL_MS
 
 _POLL_S = 0.05
-
-
-class BackboneInfo(Spec):
-    """What a worker tells of the backbone it hosts. Sizes: `hidden` = width of the hidden state, `max_tokens` = longest text."""
-
-    name: str
-    model: str
-    modality: str = "text"
-    hidden: int
-    max_tokens: int
-
-
-class Deployment(Spec):
-    """A version as it is offered to workers: the spec and the package folder (None: the bare backbone)."""
-
-    spec: VfmSpec
-    package: str | None = None
-
-
-class VfmStatus(Spec):
-    """A vFM as the fleet sees it. `status`: validating | serving | rejected | draining; `error`: why the last version offered
-    was refused."""
-
-    name: str
-    backbone: str
-    status: str
-    version: str
-    generation: int
-    deployment: Deployment | None = None
-    candidate: tuple[str, Deployment] | None = None
-    error: dict[str, Any] | None = None
-
-    @property
-    def spec(self) -> VfmSpec:
-        known = self.deployment or (self.candidate[1] if self.candidate else None)
-        if known is None:
-            raise VfmClosed(f"vFM {self.name!r} has no accepted version; deploy one")
-        return known.spec
-
-    def describe(self) -> dict[str, Any]:
-        """The vFM as the API and the SDK show it; plain values."""
-        known = self.deployment or (self.candidate[1] if self.candidate else None)
-        spec = known.spec if known else None
-        return {
-            "name": self.name,
-            "backbone": self.backbone,
-            "status": self.status,
-            "version": self.version or None,
-            "generation": self.generation,
-            "candidate": self.candidate[0] if self.candidate else None,
-            "error": self.error,
-            "package": known.package if known else None,
-            "head": spec.head.model_dump(mode="json") if spec else None,
-            "weight": spec.weight if spec else None,
-            "limits": spec.limits.model_dump() if spec else None,
-            "slo": spec.slo.model_dump() if spec else None,
-        }
 
 
 class Registry:
@@ -121,7 +64,7 @@ class Registry:
             raw = await self._redis.hmget(Keys(backbone).vfms, names)
         if raw[0] is None:
             raise UnknownVfm(f"there is no vFM {vfm!r}; `fmplex vfms` lists them")
-        return _status(vfm, backbone, *raw)
+        return status_of(vfm, backbone, *raw)
 
     async def snapshot(self, backbone: str) -> list[VfmStatus]:
         """All vFMs of one backbone, by name."""
@@ -129,7 +72,7 @@ class Registry:
             raw = await self._redis.hgetall(Keys(backbone).vfms)
         names = sorted(k for k in raw if b":" not in k)
         parts = (b"", b":spec", b":next", b":error")
-        return [_status(n.decode(), backbone, *(raw.get(n + p) for p in parts)) for n in names]
+        return [status_of(n.decode(), backbone, *(raw.get(n + p) for p in parts)) for n in names]
 
     async def all(self) -> list[VfmStatus]:
         """All vFMs of all backbones, by name."""
@@ -285,23 +228,3 @@ class Registry:
 
 def _limits(spec: VfmSpec) -> list[float]:
     return [spec.limits.max_pending, spec.weight, spec.limits.rate or 0]
-
-
-def _status(
-    name: str, backbone: str, record: bytes, spec: bytes | None, offered: bytes | None, error: bytes | None
-) -> VfmStatus:
-    status, version, generation, *_ = record.decode().split("|")
-    candidate = None
-    if offered:
-        digest, _, body = offered.partition(b"|")
-        candidate = (digest.decode(), Deployment.model_validate_json(body))
-    return VfmStatus(
-        name=name,
-        backbone=backbone,
-        status=status,
-        version=version,
-        generation=int(generation),
-        deployment=Deployment.model_validate_json(spec) if spec else None,
-        candidate=candidate,
-        error=json.loads(error) if error else None,
-    )

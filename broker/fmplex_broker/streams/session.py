@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fmplex_broker import admission
+from fmplex_broker.deployments import VfmStatus
 from fmplex_broker.errors import (
     BrokerUnavailable,
     Cancelled,
@@ -25,7 +26,7 @@ from fmplex_broker.messages import INTERACTIVE, Flow, Reply
 from fmplex_broker.streams.connection import Client, Scripts, open_redis
 from fmplex_broker.streams.inbox import Inbox
 from fmplex_broker.streams.producer import PER_CALL, Enqueued, NewJob, Producer, new_id
-from fmplex_broker.streams.registry import Registry, VfmStatus
+from fmplex_broker.streams.registry import Registry
 
 SPEC_TTL_S = 1.0  # how old a cached spec may be; caps, rates and removal are enforced by the script all the same
 _GRACE_S = 2.0  # beyond the deadline, for the worker's own answer to arrive

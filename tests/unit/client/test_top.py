@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fmplex.cli.top import compare
+from fmplex_broker.deployments import Deployment, VfmStatus
 from fmplex_broker.specs import Embedding, VfmSpec
 from fmplex_broker.stats import (
     VfmStats,
@@ -21,7 +22,6 @@ from fmplex_broker.stats import (
     quantile,
 )
 from fmplex_broker.streams.fleet import Depth, FleetView
-from fmplex_broker.streams.registry import Deployment, VfmStatus
 
 
 def worker(name: str, **vfms: VfmStats) -> WorkerStats:
