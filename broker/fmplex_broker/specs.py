@@ -149,7 +149,7 @@ class WorkerSpec(Spec):
     """One GPU process. `roots`: the only folders (with what lies below) that packages are loaded from.
 
     `lease_ms`: how long a silent worker keeps its jobs; `max_attempts`: runs of a job that kills its worker; `window_passes`:
-    passes' worth of work it holds; `result_ttl_s`: how long a reply can be asked for again by its idempotency key.
+    passes' worth of work it holds.
     """
 
     device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
@@ -160,7 +160,6 @@ class WorkerSpec(Spec):
     max_attempts: int = Field(default=3, ge=1)
     drain_s: float = Field(default=30.0, gt=0)
     window_passes: int = Field(default=3, ge=1, le=16)
-    result_ttl_s: int = Field(default=60, ge=10)
 
 
 class GatewaySpec(Spec):

@@ -85,9 +85,9 @@ class _Life:
         w = self._w = worker
         self._id = f"{w.backbone.name}-{new_id()}"
         self._clock = ServerClock()
-        times = {"lease_ms": w.spec.lease_ms, "result_ttl_ms": w.spec.result_ttl_s * 1000}
-        self._consumer = Consumer(w._redis, w._scripts, w.backbone.name, self._id, **times)
-        self._listening = Consumer(w._blocking, Scripts(w._blocking), w.backbone.name, self._id, **times)
+        lease = w.spec.lease_ms
+        self._consumer = Consumer(w._redis, w._scripts, w.backbone.name, self._id, lease_ms=lease)
+        self._listening = Consumer(w._blocking, Scripts(w._blocking), w.backbone.name, self._id, lease_ms=lease)
         self._scheduler = make_scheduler(w.spec.policy, w.cost, w.backbone.pass_units)
         self._meter = Meter(w.engine.info)
         self._window = Window(w.backbone.pass_units, w.spec.window_passes)

@@ -92,14 +92,12 @@ class Consumer:
         worker: str,
         *,
         lease_ms: int,
-        result_ttl_ms: int = RESULT_TTL_MS,
     ) -> None:
         self.keys = Keys(backbone)
         self.worker = worker
         self._redis = redis
         self._scripts = scripts
         self._lease_ms = lease_ms
-        self._result_ttl_ms = result_ttl_ms
         self._epoch = 1
         self._seen = {self.keys.wake: "0-0", self.keys.control: "0-0"}
 
@@ -125,7 +123,7 @@ class Consumer:
             self._lease_ms,
             max_attempts,
             budget,
-            self._result_ttl_ms,
+            RESULT_TTL_MS,
             _POISONED,
             victim,
         ]
@@ -172,7 +170,7 @@ class Consumer:
 
     async def settle(self, done: Sequence[tuple[Claimed, bytes]]) -> list[bool]:
         """End jobs with their encoded replies. False: not this worker's job any more, nothing was sent. Safe to repeat."""
-        return await self._fenced("settle", [self.worker, self._result_ttl_ms], done)
+        return await self._fenced("settle", [self.worker, RESULT_TTL_MS], done)
 
     async def tell(self, chunks: Sequence[tuple[Claimed, bytes]]) -> list[bool]:
         """Send chunks of running jobs. Not safe to repeat: the reader must know what it has seen."""
