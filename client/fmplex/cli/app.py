@@ -103,7 +103,7 @@ def deploy(
             status = client.vfms.deploy(package)
         except Conflict as e:
             if not update:
-                raise Conflict(f"{e.message}, or make this its new version with --update") from None
+                raise Conflict(f"{e.message.partition(';')[0]}; --update makes this its new version") from None
             status = client.vfms.update(read_package(package).spec.name, package=package)
     if as_json:
         print_json(status)
