@@ -90,11 +90,12 @@ Head = Annotated[
 
 
 class Limits(Spec):
-    """What a vFM may take. `max_pending` counts jobs waiting or running; `rate` is units (tokens) per second."""
+    """What a vFM may take. `max_pending` counts jobs waiting or running; `rate` is units (tokens) per second;
+    `max_input_bytes` bounds one input (the default: 256 embedded tokens of width 768)."""
 
     max_pending: int = Field(default=4096, ge=1, le=1_000_000)
     rate: float | None = Field(default=None, gt=0)
-    max_input_bytes: int = Field(default=262_144, ge=1, le=16_777_216)
+    max_input_bytes: int = Field(default=786_432, ge=1, le=16_777_216)
 
 
 class Slo(Spec):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from fmplex_broker.specs import VfmChange, VfmSpec
 _MSGPACK = "application/msgpack"
 _MARGIN_S = 10.0  # the gateway answers by the deadline; the connection must outlive that
 _LONGEST_S = 86_400.0
+_POOLS, _CONNECTIONS = 32, 32
 
 
 class HttpTransport:
@@ -26,10 +28,14 @@ class HttpTransport:
         headers = {"Content-Type": _MSGPACK, "Accept": _MSGPACK}
         if api_key is not None:
             headers["Authorization"] = f"Bearer {api_key}"
-        limits = httpx.Limits(max_connections=1024, max_keepalive_connections=256)
-        self._http = httpx.AsyncClient(
-            base_url=url, headers=headers, limits=limits, timeout=httpx.Timeout(90.0, connect=5.0)
-        )
+        self.url = url
+        context = httpx.create_ssl_context()
+        limits = httpx.Limits(max_connections=_CONNECTIONS, max_keepalive_connections=_CONNECTIONS)
+        # A pool looks through all its connections for every request: many small ones, in turn, stay fast.
+        self._pools = [
+            httpx.AsyncClient(base_url=url, headers=headers, limits=limits, verify=context) for _ in range(_POOLS)
+        ]
+        self._next = itertools.cycle(self._pools)
 
     async def _send(self, method: str, path: str, body: Any = None, read_s: float = 90.0) -> Any:
         try:
@@ -37,11 +43,10 @@ class HttpTransport:
         except (TypeError, ValueError) as e:
             raise InvalidInput(f"the call cannot be sent: {e}", field="inputs") from None
         try:
-            response = await self._http.request(
-                method, path, content=content, timeout=httpx.Timeout(90.0, connect=5.0, read=read_s)
-            )
+            timeout = httpx.Timeout(90.0, connect=5.0, read=read_s, pool=read_s)
+            response = await next(self._next).request(method, path, content=content, timeout=timeout)
         except httpx.HTTPError as e:
-            raise Unavailable(f"the gateway at {self._http.base_url} does not answer ({type(e).__name__}: {e})") from e
+            raise Unavailable(f"the gateway at {self.url} does not answer ({type(e).__name__}: {e})") from e
         if response.is_error:
             raise _error(response)
         try:
@@ -49,7 +54,7 @@ class HttpTransport:
                 unpackb(response.content) if _MSGPACK in response.headers.get("content-type", "") else response.json()
             )
         except ValueError as e:
-            raise Unavailable(f"{self._http.base_url} does not answer like an FMplex gateway ({e})") from e
+            raise Unavailable(f"{self.url} does not answer like an FMplex gateway ({e})") from e
 
     async def infer(
         self, vfm: str, inputs: list[Any], params: dict[str, Any], timeout_ms: float | None, idempotency_key: str
@@ -122,7 +127,8 @@ class HttpTransport:
         for call in calls:
             call.cancel()
         await asyncio.gather(*calls, return_exceptions=True)
-        await self._http.aclose()
+        for pool in self._pools:
+            await pool.aclose()
 
 
 def _mapping(value: Any) -> dict[str, Any]:

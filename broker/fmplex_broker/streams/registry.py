@@ -24,6 +24,7 @@ from fmplex_broker.streams.connection import Arg, Client, Scripts, broker_errors
 from fmplex_broker.streams.producer import RESULT_TTL_MS
 
 _POLL_S = 0.05
+_NO_WORKER_S = 5.0  # a worker that restarts takes a moment
 
 
 class Registry:
@@ -205,13 +206,17 @@ class Registry:
             raise VfmClosed(f"vFM {vfm!r} is being removed; try again when it is gone")
 
     async def _await_verdict(self, spec: VfmSpec, version: str, timeout_s: float) -> VfmStatus:
-        end = time.monotonic() + timeout_s
+        start = looked = time.monotonic()
         while (state := await self.vote(spec.backbone, spec.name, version, "")) == "waiting":
-            if time.monotonic() > end:
+            now = time.monotonic()
+            late = now > start + timeout_s
+            if late or now > looked + _NO_WORKER_S:
+                looked = now
                 if not await self.live_workers(spec.backbone):
                     raise NoWorker(
                         f"no live worker hosts {spec.backbone!r}; {spec.name!r} serves as soon as one starts"
                     )
+            if late:
                 raise Unavailable(f"not every worker has checked {spec.name!r} yet; it serves as soon as they have")
             await asyncio.sleep(_POLL_S)
         if state == "gone":
