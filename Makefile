@@ -1,4 +1,4 @@
-# make demo   the main job from end to end (embedded broker, real encoder, about three minutes)
+# make demo   the main job from end to end (embedded broker, real encoder, under two minutes)
 # make test   all test suites
 # make check  ruff, mypy, import-linter
 # make bench  the benchmarks, as JSON into benchmarks/results/
