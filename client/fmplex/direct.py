@@ -78,8 +78,6 @@ class DirectTransport:
         if change.package is not None:
             change = change.model_copy(update={"package": str(Path(change.package).resolve())})
             read = await asyncio.to_thread(read_package, Path(str(change.package)))
-            if read.spec.name != name:
-                raise InvalidInput(f"the package is of vFM {read.spec.name!r}, not {name!r}", field="package")
             version = (read.spec, read.digest)
         status = await self._session.registry.change(name, change, version=version)
         self._session.forget(name)

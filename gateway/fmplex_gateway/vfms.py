@@ -55,8 +55,6 @@ async def change(name: str, request: Request) -> Response:
     version = None
     if body.package is not None:
         package = await _read(request, body.package)
-        if package.spec.name != name:
-            raise InvalidInput(f"the package is of vFM {package.spec.name!r}, not {name!r}", field="package")
         version = (package.spec, package.digest)
     status = await session.registry.change(name, body, version=version)
     session.forget(name)

@@ -112,6 +112,8 @@ class Registry:
         Operating values are the operator's: a new package does not change them. Raises `UnknownVfm`, `Conflict`, `VfmClosed`,
         or what `deploy` raises for a version.
         """
+        if version is not None and version[0].name != vfm:
+            raise InvalidInput(f"the package is of vFM {version[0].name!r}, not {vfm!r}", field="package")
         now = await self.show(vfm)
         if now.status != "serving":
             raise VfmClosed(f"vFM {vfm!r} is {now.status}; it can be changed while it is serving")
