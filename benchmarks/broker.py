@@ -18,9 +18,10 @@ import uvloop
 from benchmarks.harness import Options, Report, cpu_name, interleave_async, main, ratio
 from benchmarks.noop import BACKBONE, UNITS
 from fmplex_broker.deployments import BackboneInfo, Deployment
+from fmplex_broker.heads import Features
 from fmplex_broker.messages import Flow, Reply, Request, encode_reply, encode_request
 from fmplex_broker.packages import bare
-from fmplex_broker.specs import Features, Limits, VfmSpec
+from fmplex_broker.specs import Limits, VfmSpec
 from fmplex_broker.streams.connection import Client, Scripts, open_redis
 from fmplex_broker.streams.consumer import Consumer
 from fmplex_broker.streams.embedded import EmbeddedServer

@@ -11,7 +11,8 @@ from typing import Any
 
 from fmplex_broker.errors import InvalidInput, TooLarge
 from fmplex_broker.messages import Request, encode_request
-from fmplex_broker.specs import Slo, Spec, VfmSpec, parse
+from fmplex_broker.schema import Spec, parse
+from fmplex_broker.specs import Slo, VfmSpec
 from fmplex_broker.tensors import Tensor
 
 MAX_INPUTS = 2048
@@ -71,20 +72,23 @@ def timeout_ms(slo: Slo, wanted: float | None) -> int:
 
 def _params(vfm: VfmSpec, params: dict[str, Any]) -> dict[str, Any]:
     checked = parse(Params, params)
-    for name, kinds in (("dimensions", ("embedding",)), ("top_k", ("classification",))):
+    for name, kinds in (("dimensions", {"embedding"}), ("top_k", {"classification"})):
         value = getattr(checked, name)
-        if value is not None and vfm.head.kind not in kinds:
-            raise InvalidInput(f"{name} means nothing to {vfm.name!r}, which is a {vfm.head.kind} vFM", field=name)
+        if value is not None and not vfm.kinds & kinds:
+            raise InvalidInput(f"{name} means nothing to {vfm.name!r}, which is a {_kind(vfm)} vFM", field=name)
         if value is not None and not 1 <= value <= _INT_MAX:
             raise InvalidInput(f"{name} must be between 1 and {_INT_MAX}", field=name)
     return checked.model_dump(exclude_defaults=True)
 
 
+def _kind(vfm: VfmSpec) -> str:
+    return " and ".join(sorted(vfm.kinds))
+
+
 def _check(vfm: VfmSpec, value: Any, field: str) -> int:
     """Bytes of one input; raises `InvalidInput` naming what is wrong with it."""
-    kind = vfm.head.kind
     if isinstance(value, str):
-        if kind in _PAIR_REQUIRED:
+        if vfm.kinds & _PAIR_REQUIRED:
             raise InvalidInput(f'{vfm.name!r} compares two texts: send {{"text": ..., "text_pair": ...}}', field=field)
         return _text(value, field)
     if not isinstance(value, dict):
@@ -97,11 +101,11 @@ def _check(vfm: VfmSpec, value: Any, field: str) -> int:
     forms = [k for k in ("text", "input_ids", "inputs_embeds") if k in value]
     if len(forms) != 1:
         raise InvalidInput("send exactly one of text, input_ids, inputs_embeds", field=field)
-    if "text_pair" in value and ("text" not in value or kind not in _PAIR_ALLOWED):
-        raise InvalidInput(f"{vfm.name!r} ({kind}) takes no text_pair here", field=f"{field}.text_pair")
-    if kind in _PAIR_REQUIRED and "text_pair" not in value:
+    if "text_pair" in value and ("text" not in value or not vfm.kinds <= _PAIR_ALLOWED):
+        raise InvalidInput(f"{vfm.name!r} ({_kind(vfm)}) takes no text_pair here", field=f"{field}.text_pair")
+    if vfm.kinds & _PAIR_REQUIRED and "text_pair" not in value:
         raise InvalidInput(f"{vfm.name!r} compares two texts: text_pair is missing", field=f"{field}.text_pair")
-    if kind == "tagging" and "text" not in value:
+    if "tagging" in vfm.kinds and "text" not in value:
         raise InvalidInput("tagging needs text: spans are positions in it", field=field)
     if forms[0] == "text":
         return sum(_text(value[k], f"{field}.{k}") for k in ("text", "text_pair") if k in value)

@@ -6,7 +6,8 @@ import json
 from typing import Any
 
 from fmplex_broker.errors import VfmClosed
-from fmplex_broker.specs import Spec, VfmSpec
+from fmplex_broker.schema import Spec
+from fmplex_broker.specs import VfmSpec
 
 
 class BackboneInfo(Spec):
@@ -59,7 +60,9 @@ class VfmStatus(Spec):
             "candidate": self.candidate[0] if self.candidate else None,
             "error": self.error,
             "package": known.package if known else None,
-            "head": spec.head.model_dump(mode="json") if spec else None,
+            "heads": {k: h.model_dump(mode="json", exclude_defaults=True) | {"kind": h.kind} for k, h in spec.outputs.items()}
+            if spec
+            else None,
             "weight": spec.weight if spec else None,
             "limits": spec.limits.model_dump() if spec else None,
             "slo": spec.slo.model_dump() if spec else None,

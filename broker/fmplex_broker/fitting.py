@@ -11,7 +11,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from fmplex_broker.specs import Name, Pooling, Spec
+from fmplex_broker.heads import Pooling
+from fmplex_broker.schema import Name, Spec
 
 FitHead = Literal["embedding", "classification", "regression", "tagging", "similarity", "ranking"]
 

@@ -1,56 +1,76 @@
 """vFM packages: a folder with `vfm.toml` and, as the task needs, `adapter/` (PEFT format) and `head.safetensors`.
 
-Pure file handling, shared by the client (to check before sending) and the worker (to check before loading). What needs
-tensors (shapes, finiteness, batchability) is the worker's job.
+A package is read into memory once, whole; its version is the digest of exactly those bytes, and exactly those bytes are
+loaded. Pure: whoever packs, stores or serves a package checks it here. What needs a backbone (shapes) is the worker's job.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from pydantic import BaseModel
+
 from fmplex_broker.errors import PackageRejected
-from fmplex_broker.specs import VfmSpec, load_toml, parse
+from fmplex_broker.heads import HEADS_WITH_WEIGHTS
+from fmplex_broker.peft import check_adapter
+from fmplex_broker.schema import load_toml, parse
+from fmplex_broker.specs import VfmSpec
+from fmplex_broker.weights import check_head
 
 MANIFEST = "vfm.toml"
 HEAD = "head.safetensors"
 ADAPTER = "adapter"
-ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
-# Heads that are a linear layer need weights; the others are a function of the hidden states.
-HEADS_WITH_WEIGHTS = frozenset({"classification", "regression", "tagging", "ranking"})
-_PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
+ADAPTER_CONFIG = f"{ADAPTER}/adapter_config.json"
+ADAPTER_WEIGHTS = f"{ADAPTER}/adapter_model.safetensors"
+# All files that a package may bring to a worker.
+FILES = (HEAD, ADAPTER_CONFIG, ADAPTER_WEIGHTS)
+_PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib")
 
 
 @dataclass(frozen=True, slots=True)
 class Package:
-    """A checked package: its spec, its version and where its files are (None: the vFM does not have that part)."""
+    """A checked package: its spec, its version, and its files by their name in the folder (see `FILES`)."""
 
     spec: VfmSpec
     digest: str
-    adapter: Path | None = None
-    head: Path | None = None
+    files: Mapping[str, bytes] = field(default_factory=dict)
+
+    @property
+    def nbytes(self) -> int:
+        return sum(len(data) for data in self.files.values())
+
+
+def make_package(spec: VfmSpec, files: Mapping[str, bytes] | None = None) -> Package:
+    """Check what belongs together and give it its version. Raises `PackageRejected` that names the part and what to do."""
+    files = {name: files[name] for name in FILES if name in files} if files else {}
+    weights = sorted(spec.kinds & HEADS_WITH_WEIGHTS)
+    if weights and HEAD not in files:
+        raise PackageRejected(f"a {weights[0]} head needs {HEAD}, and there is none", field="head")
+    if not weights and HEAD in files:
+        raise PackageRejected(f"a {' and '.join(sorted(spec.kinds))} head has no weights; remove {HEAD}", field="head")
+    if HEAD in files:
+        check_head(spec.outputs, files[HEAD])
+    if (ADAPTER_CONFIG in files) != (ADAPTER_WEIGHTS in files):
+        gone = next(name for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS) if name not in files)
+        raise PackageRejected(f"{gone} is missing; save the adapter with PEFT's save_pretrained", field="adapter")
+    if ADAPTER_CONFIG in files:
+        check_adapter(files[ADAPTER_CONFIG], files[ADAPTER_WEIGHTS])
+    return Package(spec, _digest(spec, files), files)
 
 
 def bare(spec: VfmSpec) -> Package:
-    """The package of a vFM without files: the bare backbone with a head that has no weights."""
-    if spec.head.kind in HEADS_WITH_WEIGHTS:
-        raise PackageRejected(
-            f"a {spec.head.kind} head needs weights: deploy a package folder with {HEAD}, or use an embedding head",
-            field="head",
-        )
-    return Package(spec, _digest(spec, ()))
+    """The package of a vFM without files: the bare backbone with heads that have no weights."""
+    return make_package(spec)
 
 
-def read_package(folder: Path, roots: Sequence[Path] | None = None) -> Package:
-    """Check the folder's layout and compute its version.
-
-    With `roots`, the folder must lie inside one of them after all symbolic links are followed, and so must every file of
-    it. Raises `PackageRejected` (layout, location, pickles) or `InvalidInput` (a wrong key of vfm.toml).
-    """
-    folder = _inside(folder, roots)
+def read_package(folder: Path) -> Package:
+    """The package in a folder. Raises `PackageRejected` (layout, links out of it, pickles, what cannot be served) or
+    `InvalidInput` (a wrong key of vfm.toml)."""
+    folder = _real(folder)
     if not folder.is_dir():
         raise PackageRejected(f"{folder} is not a folder; give the folder that holds {MANIFEST}", field="package")
     if not (folder / MANIFEST).is_file():
@@ -62,19 +82,11 @@ def read_package(folder: Path, roots: Sequence[Path] | None = None) -> Package:
         if path.suffix.lower() in _PICKLES and path.is_file():
             raise PackageRejected(f"{path.name} is a pickle; convert it to safetensors and remove it", field="package")
     spec = parse(VfmSpec, load_toml(folder / MANIFEST), source=str(folder / MANIFEST))
-    head = folder / HEAD if (folder / HEAD).is_file() else None
-    if spec.head.kind in HEADS_WITH_WEIGHTS and head is None:
-        raise PackageRejected(f"{folder}: a {spec.head.kind} head needs {HEAD}, and there is none", field="head")
-    if spec.head.kind not in HEADS_WITH_WEIGHTS and head is not None:
-        raise PackageRejected(f"{folder}: a {spec.head.kind} head has no weights; remove {HEAD}", field="head")
-    adapter = folder / ADAPTER if (folder / ADAPTER).exists() else None
-    used = [head] if head else []
-    if adapter is not None:
-        for name in ADAPTER_FILES:
-            if not (adapter / name).is_file():
-                raise PackageRejected(f"{adapter} has no {name}; save it with PEFT's save_pretrained", field="adapter")
-            used.append(adapter / name)
-    return Package(spec, _digest(spec, used), adapter, head)
+    if (folder / ADAPTER).exists() and not any((folder / name).is_file() for name in FILES[1:]):
+        raise PackageRejected(
+            f"{folder / ADAPTER} has no adapter_config.json; save it with PEFT's save_pretrained", field="adapter"
+        )
+    return make_package(spec, {name: _bytes(folder / name) for name in FILES if (folder / name).is_file()})
 
 
 def _real(path: Path) -> Path:
@@ -86,25 +98,20 @@ def _real(path: Path) -> Path:
         raise PackageRejected(f"{str(path)!r} cannot be followed ({e}); check the path", field="package") from e
 
 
-def _inside(path: Path, roots: Sequence[Path] | None) -> Path:
-    real = _real(path)
-    if roots is None:
-        return real
-    if not any(real.is_relative_to(root.resolve()) for root in roots):
-        raise PackageRejected(
-            f"{path} lies outside the folders this worker may load from; add its folder to worker.roots "
-            "(symbolic links are followed before the check)",
-            field="package",
-        )
-    return real
+def _digest(spec: VfmSpec, files: Mapping[str, bytes]) -> str:
+    """16 hex digits of SHA-256 over what makes a version: backbone, heads, input template, and the bytes of the files.
 
-
-def _digest(spec: VfmSpec, files: Sequence[Path]) -> str:
-    """16 hex digits of SHA-256 over what makes a version: backbone, head spec, and the bytes of the files."""
-    content = hashlib.sha256(json.dumps([spec.backbone, spec.head.model_dump(mode="json")], sort_keys=True).encode())
-    for path in files:
-        content.update(b"\0" + path.name.encode() + b"\0" + hashlib.sha256(_bytes(path)).digest())
+    Values that are the default are left out, so that a new option does not make new versions of everything.
+    """
+    heads = {name: _said(head) | {"kind": head.kind} for name, head in spec.outputs.items()}
+    content = hashlib.sha256(json.dumps([spec.backbone, heads, _said(spec.input)], sort_keys=True).encode())
+    for name, data in files.items():
+        content.update(b"\0" + name.encode() + b"\0" + hashlib.sha256(data).digest())
     return content.hexdigest()[:16]
+
+
+def _said(part: BaseModel) -> dict[str, object]:
+    return part.model_dump(mode="json", exclude_defaults=True)
 
 
 def _bytes(path: Path) -> bytes:

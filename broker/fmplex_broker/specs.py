@@ -1,89 +1,23 @@
-"""What an operator or a team writes down: backbones, vFMs, workers, gateways, fleets. Pydantic; TOML on disk.
+"""What an operator or a team writes down: vFMs, backbones, workers, gateways, fleets. Pydantic; TOML on disk.
 
 An unknown key is an error that names it. Everything here is immutable: a change is a new value.
 """
 
 from __future__ import annotations
 
-import tomllib
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, TypeAdapter, ValidationError, model_validator
+from pydantic import Field, StringConstraints, model_validator
 
 from fmplex_broker.errors import InvalidInput
+from fmplex_broker.heads import Head, InputSpec
+from fmplex_broker.schema import Name, Spec, load_toml, parse
 
-# Names become parts of Redis keys: none of `: # { }` may appear.
-Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")]
-Label = Annotated[str, StringConstraints(min_length=1, max_length=256)]
-Pooling = Literal["mean", "cls", "last"]
 # Virtual time advances by units / weight: a weight near zero would carry it beyond what a float can tell apart.
 Weight = Annotated[float, Field(ge=1e-3, le=1e6)]
-
-
-class Spec(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-# --- heads -----------------------------------------------------------------------------------------------------------
-
-
-class Embedding(Spec):
-    """Pooled hidden state, [hidden]. Has no weights."""
-
-    kind: Literal["embedding"] = "embedding"
-    pooling: Pooling = "mean"
-    normalize: bool = True
-
-
-class Classification(Spec):
-    """Scores per label from a linear layer on the pooled state: softmax, or one sigmoid a label if `multi_label`."""
-
-    kind: Literal["classification"] = "classification"
-    labels: tuple[Label, ...] = Field(min_length=2, max_length=10_000)
-    multi_label: bool = False
-    pooling: Pooling = "mean"
-
-
-class Regression(Spec):
-    """One number from a linear layer on the pooled state."""
-
-    kind: Literal["regression"] = "regression"
-    pooling: Pooling = "mean"
-
-
-class Tagging(Spec):
-    """Labelled spans of the text, from a linear layer on every token. The weight has 1 + len(labels) rows; row 0 means
-    'outside'. Neighbouring tokens of one label make one span."""
-
-    kind: Literal["tagging"] = "tagging"
-    labels: tuple[Label, ...] = Field(min_length=1, max_length=1_000)
-
-
-class Similarity(Spec):
-    """Cosine of the pooled states of `text` and `text_pair`, each encoded by itself (bi-encoder). Has no weights."""
-
-    kind: Literal["similarity"] = "similarity"
-    pooling: Pooling = "mean"
-
-
-class Ranking(Spec):
-    """Relevance of `text_pair` to `text`, both encoded together (cross-encoder): sigmoid of a linear layer, [1, hidden]."""
-
-    kind: Literal["ranking"] = "ranking"
-    pooling: Pooling = "cls"
-
-
-class Features(Spec):
-    """The raw hidden states of every token, [tokens, hidden]. Has no weights."""
-
-    kind: Literal["features"] = "features"
-
-
-Head = Annotated[
-    Embedding | Classification | Regression | Tagging | Similarity | Ranking | Features, Field(discriminator="kind")
-]
 
 
 # --- vFMs ------------------------------------------------------------------------------------------------------------
@@ -105,27 +39,48 @@ class Slo(Spec):
 
 
 class VfmSpec(Spec):
-    """One virtual FM, as in a package's `vfm.toml`.
+    """One virtual FM, as in a package's `vfm.toml`. Either `head`, or `heads`: several named outputs of one pass.
 
-    The version (content digest) covers `backbone`, `head` and the package's files; weight, limits and SLO can change
-    without making a version.
+    The version (content digest) covers `backbone`, the heads, `input` and the package's files; weight, limits and SLO can
+    change without making a version.
     """
 
     name: Name
     backbone: Name
-    head: Head
+    head: Head | None = None
+    heads: dict[Name, Head] = Field(default_factory=dict, max_length=64)
+    input: InputSpec = InputSpec()
     weight: Weight = 1.0
     limits: Limits = Limits()
     slo: Slo = Slo()
 
+    @model_validator(mode="after")
+    def _heads_fit(self) -> VfmSpec:
+        if (self.head is None) == (not self.heads):
+            raise ValueError("give either head, or heads (one table a name)")
+        kinds = {head.kind for head in self.heads.values()}
+        if "similarity" in kinds:
+            raise ValueError("heads: a similarity head encodes two texts apart; give it a vFM of its own")
+        if {"ranking", "tagging"} <= kinds:
+            raise ValueError("heads: ranking reads pairs and tagging single texts; give one of them a vFM of its own")
+        return self
+
+    @property
+    def outputs(self) -> Mapping[str, Head]:
+        """All heads by name; the name of a single one is empty."""
+        return {"": self.head} if self.head is not None else self.heads
+
+    @property
+    def kinds(self) -> frozenset[str]:
+        return frozenset(head.kind for head in self.outputs.values())
+
 
 class VfmChange(Spec):
-    """What PATCH may change. `package` makes a new version; the rest takes effect at once."""
+    """What PATCH may change at once; it makes no version."""
 
     weight: Weight | None = None
     limits: Limits | None = None
     slo: Slo | None = None
-    package: str | None = None
 
 
 # --- fleets ----------------------------------------------------------------------------------------------------------
@@ -146,8 +101,22 @@ class BackboneSpec(Spec):
     pass_units: int = Field(default=2048, ge=16, le=1_000_000)
 
 
+class ResidencySpec(Spec):
+    """Where a worker keeps adapters and heads, and how many bytes of them: on the device, as files in host memory, as files in
+    `cache` on disk (not used when the artifact store itself is a local folder). The least recently used go first.
+
+    `steal_ms`: a vFM that is resident on another worker is left to it until its oldest job has waited that long.
+    """
+
+    device_bytes: int = Field(default=2 << 30, ge=1)
+    host_bytes: int = Field(default=1 << 30, ge=0)
+    disk_bytes: int = Field(default=16 << 30, ge=0)
+    cache: Path = Path("~/.cache/fmplex/artifacts")
+    steal_ms: int = Field(default=50, ge=0)
+
+
 class WorkerSpec(Spec):
-    """One GPU process. `roots`: the only folders (with what lies below) that packages are loaded from.
+    """One GPU process.
 
     `lease_ms`: how long a silent worker keeps its jobs; `max_attempts`: runs of a job that kills its worker; `window_passes`:
     passes' worth of work it holds.
@@ -156,7 +125,7 @@ class WorkerSpec(Spec):
     device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
     threads: int | None = Field(default=None, ge=1)
     policy: Literal["drr", "fifo"] = "drr"
-    roots: tuple[Path, ...] = ()
+    residency: ResidencySpec = ResidencySpec()
     lease_ms: int = Field(default=3000, ge=200)
     max_attempts: int = Field(default=3, ge=1)
     drain_s: float = Field(default=30.0, gt=0)
@@ -170,16 +139,19 @@ class GatewaySpec(Spec):
     port: int = Field(default=8080, ge=0, le=65535)
     api_keys: tuple[Annotated[str, StringConstraints(min_length=8)], ...] = ()
     max_body_bytes: int = Field(default=33_554_432, ge=1024)
+    max_package_bytes: int = Field(default=536_870_912, ge=1024)
 
 
 class FleetSpec(Spec):
     """A fleet file: where the broker is, one backbone per worker process, and vFMs to deploy at start.
 
     `broker` is a URL (`redis://`, `rediss://`, `unix://`) or `embedded` (a child valkey-server; one machine only).
-    `vfms` are bare specs without files; `packages` are package folders.
+    `artifacts` is where gateways put deployed packages and workers fetch them: a folder or any URL that fsspec takes
+    (`s3://bucket/prefix`); `vfms` are bare specs without files; `packages` are package folders.
     """
 
     broker: str = Field(default="embedded", pattern=r"^(embedded|(redis|rediss|unix)://.+)$")
+    artifacts: str = Field(default="~/.local/share/fmplex/artifacts", min_length=1)
     backbone: BackboneSpec
     worker: WorkerSpec = WorkerSpec()
     gateway: GatewaySpec = GatewaySpec()
@@ -196,43 +168,14 @@ class FleetSpec(Spec):
         return self
 
 
-S = TypeVar("S")
-
-
-def parse(kind: type[S], value: Any, *, source: str = "") -> S:
-    """Validate a mapping as `kind`. Raises `InvalidInput` whose `field` and message name the first wrong key."""
-    try:
-        return TypeAdapter(kind).validate_python(value)
-    except ValidationError as e:
-        raise invalid(e, source) from None
-
-
-def invalid(error: ValidationError, source: str = "") -> InvalidInput:
-    """A pydantic error as ours: the path of the wrong key, and what is wrong with it."""
-    first = error.errors(include_url=False, include_context=False)[0]
-    field = ".".join(str(part) for part in first["loc"]) or "(whole)"
-    what = "unknown key; remove it or mend its spelling" if first["type"] == "extra_forbidden" else first["msg"]
-    return InvalidInput(f"{source + ': ' if source else ''}{field}: {what}", field=field)
-
-
-def load_toml(path: Path) -> dict[str, Any]:
-    """Raises `InvalidInput` when the file is missing or is not TOML."""
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as e:
-        raise InvalidInput(f"{path}: cannot be read ({e.strerror}); check the path") from e
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
-        raise InvalidInput(f"{path}: not valid TOML: {e}") from e
-
-
 def load_fleet(path: Path) -> FleetSpec:
     """Read a fleet file. Relative paths in it are relative to the file."""
     fleet = parse(FleetSpec, load_toml(path), source=str(path))
     base = path.resolve().parent
     backbone = fleet.backbone.model_copy(update={"model": locate_model(fleet.backbone.model, base)})
-    worker = fleet.worker.model_copy(update={"roots": tuple(base / root for root in fleet.worker.roots)})
     packages = tuple(base / package for package in fleet.packages)
-    return fleet.model_copy(update={"backbone": backbone, "worker": worker, "packages": packages})
+    artifacts = str((base / fleet.artifacts).resolve()) if fleet.artifacts.startswith(".") else fleet.artifacts
+    return fleet.model_copy(update={"backbone": backbone, "artifacts": artifacts, "packages": packages})
 
 
 def locate_model(model: str, base: Path) -> str:

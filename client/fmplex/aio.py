@@ -17,7 +17,8 @@ from rich.progress import Progress
 from fmplex.results import AsyncHandle, Result
 from fmplex.transport import Transport, open_transport
 from fmplex_broker.errors import Busy, InvalidInput, Unavailable, VfmClosed
-from fmplex_broker.specs import VfmChange, VfmSpec, parse
+from fmplex_broker.schema import parse
+from fmplex_broker.specs import VfmChange, VfmSpec
 
 T = TypeVar("T")
 _BACKOFF_S, _LONGEST_BACKOFF_S = 0.2, 5.0

@@ -14,7 +14,8 @@ from pydantic import TypeAdapter
 
 from fmplex_broker.errors import FmplexError, JobFailed, Unavailable, from_wire
 from fmplex_broker.fitting import FitDone, FitEvent, FitFailed, FitHead, FitSpec, LoraSpec
-from fmplex_broker.specs import locate_model, parse
+from fmplex_broker.schema import parse
+from fmplex_broker.specs import locate_model
 
 _EVENT: TypeAdapter[FitEvent] = TypeAdapter(FitEvent)
 

@@ -12,7 +12,7 @@ from starlette.responses import Response
 
 from fmplex_broker.errors import FmplexError, InvalidInput, TooLarge
 from fmplex_broker.messages import packb, unpackb
-from fmplex_broker.specs import invalid
+from fmplex_broker.schema import invalid
 from fmplex_broker.tensors import Tensor
 
 MSGPACK = "application/msgpack"

@@ -13,7 +13,8 @@ from fmplex import AsyncClient
 from fmplex.local import LocalFleet
 from fmplex_broker.errors import NoWorker
 from fmplex_broker.packages import bare
-from fmplex_broker.specs import VfmSpec, parse
+from fmplex_broker.schema import parse
+from fmplex_broker.specs import VfmSpec
 from fmplex_broker.streams.session import Session
 from tests.chaos.conftest import TEXT, VFMS, Crew, Load, eventually
 from tests.integration.fleets import frozen

@@ -14,9 +14,10 @@ import redis.asyncio as aioredis
 from redis.exceptions import ConnectionError
 
 from fmplex_broker.deployments import Deployment
+from fmplex_broker.heads import Embedding
 from fmplex_broker.keys import REGISTRY_BACKBONES, REGISTRY_VFMS, Keys
 from fmplex_broker.messages import INTERACTIVE, Flow, Reply, decode_reply, encode_reply
-from fmplex_broker.specs import Embedding, VfmSpec
+from fmplex_broker.specs import VfmSpec
 from fmplex_broker.streams.connection import Scripts
 from fmplex_broker.streams.consumer import Claimed, Consumer
 from fmplex_broker.streams.embedded import EmbeddedServer

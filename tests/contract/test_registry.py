@@ -17,8 +17,9 @@ from fmplex_broker.errors import (
     UnknownVfm,
     VfmClosed,
 )
+from fmplex_broker.heads import Embedding
 from fmplex_broker.messages import INTERACTIVE
-from fmplex_broker.specs import Embedding, Limits, VfmChange, VfmSpec
+from fmplex_broker.specs import Limits, VfmChange, VfmSpec
 from fmplex_broker.streams.registry import Registry
 from tests.contract.harness import BACKBONE, Bench, answer, job, until
 

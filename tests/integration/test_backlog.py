@@ -10,9 +10,10 @@ import pytest
 
 from benchmarks.noop import BACKBONE, NoopEngine, NoopJob
 from fmplex_broker.errors import FmplexError
+from fmplex_broker.heads import Features
 from fmplex_broker.messages import CLASSES, Request
 from fmplex_broker.packages import bare
-from fmplex_broker.specs import BackboneSpec, Features, VfmSpec, WorkerSpec
+from fmplex_broker.specs import BackboneSpec, VfmSpec, WorkerSpec
 from fmplex_broker.streams.embedded import EmbeddedServer
 from fmplex_broker.streams.session import Session
 from fmplex_worker import intake

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from fmplex_broker.errors import FmplexError
+from fmplex_broker.heads import Embedding
 from fmplex_broker.messages import Request
 from fmplex_broker.packages import bare
-from fmplex_broker.specs import Embedding, VfmSpec
+from fmplex_broker.specs import VfmSpec
 from fmplex_worker.engines.protocol import Engine
 from fmplex_worker.scheduling import CostModel
 

@@ -10,8 +10,10 @@ from hypothesis import strategies as st
 
 from fmplex_broker.admission import MAX_INPUTS, admit, timeout_ms
 from fmplex_broker.errors import FmplexError, InvalidInput, TooLarge
+from fmplex_broker.heads import Head
 from fmplex_broker.messages import decode_request
-from fmplex_broker.specs import Head, Limits, Slo, VfmSpec, parse
+from fmplex_broker.schema import parse
+from fmplex_broker.specs import Limits, Slo, VfmSpec
 from fmplex_broker.tensors import Tensor
 from tests.unit.broker.strategies import values
 

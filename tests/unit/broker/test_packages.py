@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from fmplex_broker.errors import InvalidInput, PackageRejected
+from fmplex_broker.heads import Classification, Embedding, Features, Regression
 from fmplex_broker.packages import ADAPTER_FILES, HEAD, MANIFEST, bare, read_package
-from fmplex_broker.specs import Classification, Embedding, Features, Regression, VfmSpec
+from fmplex_broker.specs import VfmSpec
 
 LABELS = 'labels = ["no", "yes"]'
 

@@ -12,18 +12,9 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from fmplex_broker.errors import InvalidInput
-from fmplex_broker.specs import (
-    BackboneSpec,
-    Embedding,
-    FleetSpec,
-    GatewaySpec,
-    VfmChange,
-    VfmSpec,
-    WorkerSpec,
-    load_fleet,
-    load_toml,
-    parse,
-)
+from fmplex_broker.heads import Embedding
+from fmplex_broker.schema import load_toml, parse
+from fmplex_broker.specs import BackboneSpec, FleetSpec, GatewaySpec, VfmChange, VfmSpec, WorkerSpec, load_fleet
 
 GOOD: dict[str, Any] = {"name": "v", "backbone": "m", "head": {"kind": "embedding"}}
 

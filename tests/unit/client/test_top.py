@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from fmplex.cli.top import compare
 from fmplex_broker.deployments import Deployment, VfmStatus
-from fmplex_broker.specs import Embedding, VfmSpec
+from fmplex_broker.heads import Embedding
+from fmplex_broker.specs import VfmSpec
 from fmplex_broker.stats import (
     VfmStats,
     WorkerStats,

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from fmplex_worker.adapters.config import LoraConfig
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft.utils.other import get_pattern_key
@@ -18,7 +19,6 @@ from peft.utils.other import get_pattern_key
 from fmplex_broker.errors import PackageRejected
 from fmplex_broker.messages import Request
 from fmplex_worker.adapters import config as adapter_config
-from fmplex_worker.adapters.config import LoraConfig
 from fmplex_worker.adapters.grouping import group_from
 from fmplex_worker.adapters.loading import load_adapter
 from fmplex_worker.adapters.segments import Adapter, Factors, Segments

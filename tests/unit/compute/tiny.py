@@ -14,9 +14,10 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import AutoConfig, AutoModel, PreTrainedTokenizerFast
 
+from fmplex_broker.heads import Features, Head
 from fmplex_broker.messages import Request
 from fmplex_broker.packages import Package
-from fmplex_broker.specs import Features, Head, VfmSpec
+from fmplex_broker.specs import VfmSpec
 from fmplex_broker.tensors import Tensor
 from fmplex_worker.engines.encoder import EncoderEngine
 

@@ -18,8 +18,10 @@ from transformers import AutoModel
 
 from fmplex_broker.errors import Conflict, InvalidInput
 from fmplex_broker.fitting import FitDone, FitEpoch, FitSpec
+from fmplex_broker.heads import Classification
 from fmplex_broker.packages import read_package
-from fmplex_broker.specs import Classification, VfmSpec, load_toml
+from fmplex_broker.schema import load_toml
+from fmplex_broker.specs import VfmSpec
 from fmplex_worker.backbones.texts import Text
 from fmplex_worker.tuning import fit
 from fmplex_worker.tuning.encoder import Item

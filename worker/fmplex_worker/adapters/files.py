@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 
 import safetensors.torch
 import torch
@@ -13,20 +12,12 @@ from torch import Tensor
 from fmplex_broker.errors import PackageRejected
 
 
-def read_tensors(path: Path, field: str) -> dict[str, Tensor]:
-    """All tensors of a safetensors file, as CPU copies (a mapped file would crash us if it shrank later).
-
-    Raises `PackageRejected` when the file cannot be read, is not whole, or holds something else than floating point.
-    """
+def read_tensors(data: bytes, name: str, field: str) -> dict[str, Tensor]:
+    """All tensors of a safetensors file. Raises `PackageRejected` when it is not whole."""
     try:
-        tensors: dict[str, Tensor] = safetensors.torch.load(path.read_bytes())
-    except OSError as e:
-        raise PackageRejected(f"{path} cannot be read ({e.strerror})", field=field) from e
+        tensors: dict[str, Tensor] = safetensors.torch.load(data)
     except (SafetensorError, ValueError, KeyError, RuntimeError) as e:
-        raise PackageRejected(f"{path.name} is not a whole safetensors file ({e}); save it again", field=field) from e
-    for name, tensor in tensors.items():
-        if not tensor.is_floating_point():
-            raise PackageRejected(f"{path.name}: {name} is {tensor.dtype}; save it as float32", field=field)
+        raise PackageRejected(f"{name} is not a whole safetensors file ({e}); save it again", field=field) from e
     return tensors
 
 

@@ -2,30 +2,26 @@
 
 from __future__ import annotations
 
-import re
-from pathlib import Path
-
 import torch
 from torch import Tensor
 
 from fmplex_broker.errors import PackageRejected
-from fmplex_worker.adapters.config import LoraConfig, read_config
+from fmplex_broker.peft import LORA_TENSOR, LoraConfig, read_config
 from fmplex_worker.adapters.files import placed, read_tensors
 from fmplex_worker.adapters.linear import Target
 from fmplex_worker.adapters.segments import Adapter, Factors
 from fmplex_worker.backbones.backbone import Backbone
 
-_LORA = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<side>[AB])\.weight")
 _POOLER = "pooler.dense"  # BERT's; never run here, because every head pools for itself
 
 
-def load_adapter(folder: Path, backbone: Backbone, number: int) -> Adapter:
-    """Read `adapter_config.json` and `adapter_model.safetensors` for this backbone; any thread.
+def load_adapter(config_json: bytes, weights: bytes, backbone: Backbone, number: int) -> Adapter:
+    """Fit `adapter_config.json` and `adapter_model.safetensors` to this backbone; any thread.
 
     Raises `PackageRejected`: option not served, file broken, values not finite, or made for another backbone.
     """
-    config = read_config(folder / "adapter_config.json")
-    pairs = _pairs(read_tensors(folder / "adapter_model.safetensors", "adapter"))
+    config = read_config(config_json)
+    pairs = _pairs(read_tensors(weights, "adapter_model.safetensors", "adapter"))
     factors: list[Factors | None] = [None] * len(backbone.targets)
     for module, (a, b) in pairs.items():
         path = module.removeprefix(backbone.prefix) if module not in backbone.targets else module
@@ -43,12 +39,11 @@ def load_adapter(folder: Path, backbone: Backbone, number: int) -> Adapter:
 
 
 def _pairs(tensors: dict[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
-    """Module name → (A, B). Anything else in the file is an error: to ignore it would change what the vFM computes."""
+    """Module name → (A, B)."""
     sides: dict[str, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
-        match = _LORA.fullmatch(key)
-        if match is None:
-            raise PackageRejected(f"adapter_model.safetensors holds {key!r}: {_unknown(key)}", field="adapter")
+        match = LORA_TENSOR.fullmatch(key)
+        assert match is not None  # `check_adapter` has seen to it
         sides.setdefault(match["module"], {})[match["side"]] = tensor
     pairs: dict[str, tuple[Tensor, Tensor]] = {}
     for module, pair in sides.items():
@@ -56,16 +51,6 @@ def _pairs(tensors: dict[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
             raise PackageRejected(f"adapter: {module} has lora_{next(iter(pair))} only; save it again", field="adapter")
         pairs[module] = pair["A"], pair["B"]
     return pairs
-
-
-def _unknown(key: str) -> str:
-    if "lora_embedding" in key:
-        return "LoRA on embeddings is not served; target linear layers only"
-    if "lora_magnitude" in key:
-        return "DoRA is not served; train a plain LoRA"
-    if "lora_" in key:
-        return "not a LoRA weight of a linear layer; save it with PEFT's save_pretrained"
-    return "a whole weight is not served; put a head into head.safetensors and leave other modules untrained"
 
 
 def _check_idle_pooler(b: Tensor) -> None:

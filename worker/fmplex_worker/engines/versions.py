@@ -7,7 +7,7 @@ import threading
 from dataclasses import dataclass
 
 from fmplex_broker.errors import PackageRejected
-from fmplex_broker.packages import Package
+from fmplex_broker.packages import ADAPTER_CONFIG, ADAPTER_WEIGHTS, HEAD, Package
 from fmplex_worker.adapters.loading import load_adapter
 from fmplex_worker.adapters.segments import Adapter
 from fmplex_worker.backbones.backbone import Backbone
@@ -48,8 +48,13 @@ class Versions:
                     field="backbone",
                 )
             number = next(self._numbers)
-            head = load_head(spec.head, package.head, backbone.hidden, backbone.family.causal, backbone.device, number)
-            adapter = load_adapter(package.adapter, backbone, number) if package.adapter is not None else None
+            head = load_head(
+                spec.head, package.files.get(HEAD), backbone.hidden, backbone.family.causal, backbone.device, number
+            )
+            adapter = None
+            if ADAPTER_CONFIG in package.files:
+                config, weights = package.files[ADAPTER_CONFIG], package.files[ADAPTER_WEIGHTS]
+                adapter = load_adapter(config, weights, backbone, number)
             self._loaded[digest] = Version(digest, head, adapter)
 
     def unload(self, digest: str) -> None:

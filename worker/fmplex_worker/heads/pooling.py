@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from fmplex_broker.specs import Pooling
+from fmplex_broker.heads import Pooling
 
 
 def pool(hidden: Tensor, starts: Sequence[int], lengths: Sequence[int], how: Sequence[Pooling | None]) -> Tensor:

@@ -16,12 +16,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from fmplex_broker import specs
 from fmplex_broker.errors import NonFiniteOutput
+from fmplex_broker.heads import Pooling, Tagging, outputs
 from fmplex_broker.tensors import Tensor as WireTensor
 from fmplex_worker.heads import answers
 from fmplex_worker.heads.linear import apply_heads
-from fmplex_worker.heads.loading import LoadedHead, outputs
+from fmplex_worker.heads.loading import LoadedHead
 from fmplex_worker.heads.pooling import pool
 from fmplex_worker.heads.spans import spans
 
@@ -66,7 +66,7 @@ def run_heads(
     places: Sequence[tuple[int, ...]],
 ) -> Results:
     """One result per ask: what the head gives, or `NonFiniteOutput` for the job whose values are not finite."""
-    how: list[specs.Pooling | None] = [None] * len(starts)
+    how: list[Pooling | None] = [None] * len(starts)
     groups: dict[_Runner, list[Member]] = {}
     for job, (ask, where) in enumerate(zip(asks, places, strict=True)):
         for place in where:
@@ -120,7 +120,7 @@ def _tagging(states: States, members: list[Member], results: Results) -> None:
 
 def _spans(ask: Ask, best: list[int], scores: list[float]) -> list[dict[str, Any]]:
     assert ask.offsets is not None
-    assert isinstance(ask.head.spec, specs.Tagging)
+    assert isinstance(ask.head.spec, Tagging)
     return spans(ask.text, ask.offsets.tolist(), best, scores, ask.head.spec.labels)
 
 

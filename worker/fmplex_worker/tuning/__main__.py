@@ -17,7 +17,7 @@ from pydantic_core import from_json
 
 from fmplex_broker.errors import FmplexError, InvalidInput
 from fmplex_broker.fitting import FitEvent, FitFailed, FitSpec
-from fmplex_broker.specs import invalid
+from fmplex_broker.schema import invalid
 
 log = logging.getLogger("fmplex_worker.tuning")
 

@@ -22,7 +22,7 @@ from pydantic_core import from_json
 
 from fmplex_broker.errors import InvalidInput
 from fmplex_broker.fitting import FitHead
-from fmplex_broker.specs import Label
+from fmplex_broker.schema import Label
 
 SHOWN = 10  # things named in one error
 MIN_TRAIN, MIN_HELD_OUT = 4, 1

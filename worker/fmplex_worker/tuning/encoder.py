@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 
 from fmplex_broker.errors import InvalidInput, TextTooLong
-from fmplex_broker.specs import BackboneSpec, Pooling
+from fmplex_broker.heads import Pooling
+from fmplex_broker.specs import BackboneSpec
 from fmplex_worker.backbones import attention
 from fmplex_worker.backbones.backbone import Backbone
 from fmplex_worker.backbones.families import family_of

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from fmplex_broker.errors import InvalidInput
-from fmplex_broker.specs import Classification, Pooling, Ranking, Regression, Tagging
+from fmplex_broker.heads import Classification, Pooling, Ranking, Regression, Tagging
 from fmplex_worker.backbones.texts import Text
 from fmplex_worker.heads.spans import spans
 from fmplex_worker.tuning import scores

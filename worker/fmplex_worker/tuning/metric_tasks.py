@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from fmplex_broker.errors import InvalidInput
-from fmplex_broker.specs import Embedding, Pooling, Similarity
+from fmplex_broker.heads import Embedding, Pooling, Similarity
 from fmplex_worker.backbones.texts import Raw, Text
 from fmplex_worker.tuning import scores
 from fmplex_worker.tuning.data import GroupRecord, PairRecord

@@ -12,7 +12,7 @@ from typing import ClassVar, Generic, NamedTuple, TypeVar
 from torch import Tensor
 
 from fmplex_broker.errors import InvalidInput
-from fmplex_broker.specs import Head, Pooling
+from fmplex_broker.heads import Head, Pooling
 from fmplex_worker.backbones.texts import Raw, Text
 from fmplex_worker.tuning.data import PairRecord, Record, names
 from fmplex_worker.tuning.encoder import Item

@@ -16,7 +16,8 @@ from torch.nn import functional
 
 from fmplex_broker.errors import InvalidInput
 from fmplex_broker.fitting import FitDone, FitEpoch, FitEvent, FitSpec, FitStarted
-from fmplex_broker.specs import VfmSpec, invalid
+from fmplex_broker.schema import invalid
+from fmplex_broker.specs import VfmSpec
 from fmplex_worker.tuning.data import Example, LabelRecord, Record, read
 from fmplex_worker.tuning.encoder import Encoder, Item, load
 from fmplex_worker.tuning.frozen import fit_head

@@ -85,6 +85,7 @@ def _save_adapter(model: PeftModel, folder: Path) -> None:
 
 def manifest(spec: VfmSpec) -> str:
     """vfm.toml of a new vFM: what training decides; weight, limits and SLO are left at their defaults."""
+    assert spec.head is not None
     head = "".join(f"{key} = {_toml(value)}\n" for key, value in _plain(spec.head).items())
     return f"name = {_toml(spec.name)}\nbackbone = {_toml(spec.backbone)}\n\n[head]\n{head}"
 

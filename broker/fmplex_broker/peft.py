@@ -1,4 +1,4 @@
-"""`adapter_config.json` as PEFT writes it: what we can serve, what the scaling is, and why the rest is refused.
+"""An adapter as PEFT writes it: what we can serve, what the scaling is, and why the rest is refused. Pure; no tensors.
 
 Whatever would change outputs and is not served is refused by name; an option that this version does not know is refused
 too, because ignoring it would be a guess.
@@ -10,15 +10,17 @@ import json
 import math
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, PositiveInt, ValidationError
 
 from fmplex_broker.errors import PackageRejected
-from fmplex_broker.specs import invalid
+from fmplex_broker.schema import invalid
+from fmplex_broker.weights import tensor_shapes
 
 _MERGE = "merge it into a backbone of its own, or train a plain LoRA"
+# The two tensors of one linear layer.
+LORA_TENSOR = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<side>[AB])\.weight")
 # Options that change the result and are not served: name → what to do instead.
 REFUSED: dict[str, str] = {
     "use_dora": f"DoRA is not served; {_MERGE}",
@@ -72,14 +74,32 @@ class LoraConfig(BaseModel):
         return alpha / math.sqrt(rank) if self.use_rslora else alpha / rank
 
 
-def read_config(path: Path) -> LoraConfig:
-    """Raises `PackageRejected` that names the option and says what to do."""
+def check_adapter(config: bytes, weights: bytes) -> None:
+    """Refuses by name what cannot be served in common passes. Raises `PackageRejected`."""
+    read_config(config)
+    for name in tensor_shapes(weights, "adapter_model.safetensors", "adapter"):
+        if LORA_TENSOR.fullmatch(name) is None:
+            raise PackageRejected(f"adapter_model.safetensors holds {name!r}: {_unknown(name)}", field="adapter")
+
+
+def _unknown(key: str) -> str:
+    if "lora_embedding" in key:
+        return "LoRA on embeddings is not served; target linear layers only"
+    if "lora_magnitude" in key:
+        return "DoRA is not served; train a plain LoRA"
+    if "lora_" in key:
+        return "not a LoRA weight of a linear layer; save it with PEFT's save_pretrained"
+    return "a whole weight is not served; put a head into head.safetensors and leave other modules untrained"
+
+
+def read_config(data: bytes) -> LoraConfig:
+    """`adapter_config.json`. Raises `PackageRejected` that names the option and says what to do."""
     try:
-        raw = json.loads(path.read_text())
+        raw = json.loads(data)
         config = LoraConfig.model_validate(raw)
-    except (OSError, ValueError, RecursionError) as e:
+    except (ValueError, RecursionError) as e:
         why = invalid(e).message if isinstance(e, ValidationError) else str(e)
-        raise PackageRejected(f"{path.name} is not a PEFT LoRA config: {why}", field="adapter") from e
+        raise PackageRejected(f"adapter_config.json is not a PEFT LoRA config: {why}", field="adapter") from e
     _refuse(config)
     return config
 

@@ -1,0 +1,48 @@
+"""What all specs share: pydantic models that never change and refuse unknown keys, names, and how mistakes in them are told."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, StringConstraints, TypeAdapter, ValidationError
+
+from fmplex_broker.errors import InvalidInput
+
+# Names become parts of Redis keys: none of `: # { }` may appear.
+Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")]
+Label = Annotated[str, StringConstraints(min_length=1, max_length=256)]
+
+
+class Spec(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+S = TypeVar("S")
+
+
+def parse(kind: type[S], value: Any, *, source: str = "") -> S:
+    """Validate a mapping as `kind`. Raises `InvalidInput` whose `field` and message name the first wrong key."""
+    try:
+        return TypeAdapter(kind).validate_python(value)
+    except ValidationError as e:
+        raise invalid(e, source) from None
+
+
+def invalid(error: ValidationError, source: str = "") -> InvalidInput:
+    """A pydantic error as ours: the path of the wrong key, and what is wrong with it."""
+    first = error.errors(include_url=False, include_context=False)[0]
+    field = ".".join(str(part) for part in first["loc"]) or "(whole)"
+    what = "unknown key; remove it or mend its spelling" if first["type"] == "extra_forbidden" else first["msg"]
+    return InvalidInput(f"{source + ': ' if source else ''}{field}: {what}", field=field)
+
+
+def load_toml(path: Path) -> dict[str, Any]:
+    """Raises `InvalidInput` when the file is missing or is not TOML."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as e:
+        raise InvalidInput(f"{path}: cannot be read ({e.strerror}); check the path") from e
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
+        raise InvalidInput(f"{path}: not valid TOML: {e}") from e
