@@ -56,8 +56,8 @@ class EncoderEngine:
     def loaded(self) -> Mapping[str, int]:
         return self._versions.sizes()
 
-    def load(self, package: Package, digest: str) -> None:
-        self._versions.load(package, digest)
+    def load(self, package: Package, digest: str) -> int:
+        return self._versions.load(package, digest)
 
     def unload(self, digest: str) -> None:
         self._versions.unload(digest)

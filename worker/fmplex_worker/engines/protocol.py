@@ -76,8 +76,9 @@ class Engine(Protocol):
     def loaded(self) -> Mapping[str, int]:
         """Digest of every resident version → bytes of its adapter and head. A snapshot."""
 
-    def load(self, package: Package, digest: str) -> None:
-        """Make a version resident; again is a no-op. Any thread, also while a pass runs. Raises `PackageRejected`."""
+    def load(self, package: Package, digest: str) -> int:
+        """Make a version resident; again is a no-op. Returns its bytes on the device. Any thread, also while a pass runs.
+        Raises `PackageRejected`."""
 
     def unload(self, digest: str) -> None:
         """Forget a version (unknown: no-op). Jobs already prepared for it still run."""

@@ -36,11 +36,11 @@ class Versions:
         self._numbers = itertools.count(1)
         self._loading = threading.Lock()
 
-    def load(self, package: Package, digest: str) -> None:
-        """Raises `PackageRejected`, and then nothing has changed."""
+    def load(self, package: Package, digest: str) -> int:
+        """Its bytes. Raises `PackageRejected`, and then nothing has changed."""
         with self._loading:
             if digest in self._loaded:
-                return
+                return self._loaded[digest].nbytes
             spec, backbone = package.spec, self._backbone
             if spec.backbone != backbone.spec.name:
                 raise PackageRejected(
@@ -55,7 +55,8 @@ class Versions:
             if ADAPTER_CONFIG in package.files:
                 config, weights = package.files[ADAPTER_CONFIG], package.files[ADAPTER_WEIGHTS]
                 adapter = load_adapter(config, weights, backbone, number)
-            self._loaded[digest] = Version(digest, head, adapter)
+            version = self._loaded[digest] = Version(digest, head, adapter)
+            return version.nbytes
 
     def unload(self, digest: str) -> None:
         self._loaded.pop(digest, None)
