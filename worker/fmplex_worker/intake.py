@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from concurrent.futures import Executor
 from contextlib import suppress
 
@@ -65,16 +66,20 @@ class Intake:
                 await self._window.freed.wait()
                 continue
             self._rung = False  # before claiming: what rings from now on is not lost
-            jobs, more, wait_s = await self._claim(room)
+            strangers = self._strangers_welcome()
+            jobs, more, wait_s = await self._claim(room, strangers)
             if jobs:
                 await self._accept(jobs)
             elif not more:
-                await self._idle(set(room), wait_s)
+                await self._idle(set(room), strangers, wait_s)
 
-    async def _claim(self, room: dict[str, int]) -> tuple[list[Claimed], bool, float]:
+    def _strangers_welcome(self) -> bool:
+        """What waits for its version must not fill the window, nor what is in use the device: until then only vFMs that are
+        resident here are asked for."""
+        return self._window.parked < _PARKED and not self._residents.crowded
+
+    async def _claim(self, room: dict[str, int], strangers: bool) -> tuple[list[Claimed], bool, float]:
         """Jobs, whether there are more, and how long to sleep at most if there are none."""
-        # What waits for its version must not fill the window: then only vFMs that are resident here are asked for.
-        strangers = self._window.parked < _PARKED
         try:
             claim = await self._consumer.claim(room, steal_ms=self._steal_ms, strangers=strangers)
             # The lease may only have run out (a long pause): a beat revives it, unless somebody has taken over.
@@ -106,11 +111,12 @@ class Intake:
         self._rung = True
         self._window.freed.set()
 
-    async def _idle(self, asked: set[str], most_s: float) -> None:
-        """Until there may be work, or there is room for a class that was not asked for: its backlog rings no more."""
+    async def _idle(self, asked: set[str], strangers: bool, most_s: float) -> None:
+        """Until there may be work, or there is room for a class, or for strangers, that were not asked for: their backlog rings
+        no more."""
         with suppress(TimeoutError):
             async with asyncio.timeout(most_s):
-                while not self._rung and set(self._window.room()) <= asked:
+                while not self._rung and set(self._window.room()) <= asked and strangers >= self._strangers_welcome():
                     self._window.freed.clear()
                     await self._window.freed.wait()
 
@@ -155,6 +161,7 @@ class Intake:
                 else:
                     self._pin(h)
                     self._window.unpark(h)
+                    h.load_ms = (time.monotonic() - h.since) * 1000
             if error is None:
                 await self._admit(waiting)
         del self._parked[digest]

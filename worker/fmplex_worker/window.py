@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import heapq
+import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from fmplex_broker.messages import CLASSES, INTERACTIVE
 from fmplex_broker.streams.consumer import CLAIM_ROOM, Claimed
@@ -17,9 +18,12 @@ _SMOOTH = 0.05
 @dataclass(slots=True)
 class Held:
     """A job in hand. `parked` while its version is brought here; `pinned` while it keeps that version here; `prepared` once
-    intake has accepted it; `running` from plan to landing; `done` once it has a reply."""
+    intake has accepted it; `running` from plan to landing; `done` once it has a reply. In hand `since` (monotonic seconds);
+    it waited `load_ms` for its version."""
 
     job: Claimed
+    since: float = field(default_factory=time.monotonic)
+    load_ms: float = 0.0
     parked: bool = False
     pinned: bool = False
     prepared: Prepared | None = None

@@ -19,6 +19,7 @@ class LruBytes:
     def __init__(self, budget: int) -> None:
         self.budget = budget
         self.nbytes = 0
+        self.pinned_bytes = 0
         self._entries: OrderedDict[str, _Entry] = OrderedDict()  # least recently used first
 
     def __contains__(self, key: str) -> bool:
@@ -34,6 +35,7 @@ class LruBytes:
         """Add, or correct its size; it becomes the most recently used."""
         entry = self._entries.setdefault(key, _Entry(0))
         self.nbytes += nbytes - entry.nbytes
+        self.pinned_bytes += nbytes - entry.nbytes if entry.pins else 0
         entry.nbytes = nbytes
         self._entries.move_to_end(key)
 
@@ -42,18 +44,24 @@ class LruBytes:
 
     def pin(self, key: str, times: int = 1) -> None:
         """It is in use: it stays until as many `unpin`s."""
-        self._entries[key].pins += times
+        entry = self._entries[key]
+        self.pinned_bytes += entry.nbytes if times and not entry.pins else 0
+        entry.pins += times
         self._entries.move_to_end(key)
 
     def unpin(self, key: str) -> bool:
         """True when nobody uses it any more."""
         entry = self._entries[key]
-        entry.pins = max(0, entry.pins - 1)
-        return entry.pins == 0
+        if not entry.pins:
+            return False
+        entry.pins -= 1
+        self.pinned_bytes -= entry.nbytes if not entry.pins else 0
+        return not entry.pins
 
     def unpin_all(self) -> None:
         for entry in self._entries.values():
             entry.pins = 0
+        self.pinned_bytes = 0
 
     def pinned(self, key: str) -> bool:
         return self._entries[key].pins > 0
@@ -62,6 +70,7 @@ class LruBytes:
         entry = self._entries.pop(key, None)
         if entry is not None:
             self.nbytes -= entry.nbytes
+            self.pinned_bytes -= entry.nbytes if entry.pins else 0
 
     def victims(self, need: int) -> list[str]:
         """What to remove so that `need` more bytes fit; fewer than that when the rest is pinned."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import Counter
 from collections.abc import Mapping
 from concurrent.futures import Executor
-from contextlib import suppress
 
 from fmplex_broker.errors import FmplexError, JobFailed, PackageRejected
 from fmplex_broker.packages import Package
@@ -39,6 +39,7 @@ class Residents:
         self._obsolete: set[str] = set()  # no vFM serves it any more: goes with its last job
         self._names: dict[str, str] = {}  # vFM -> the version it was last seen with here
         self._loads: dict[str, asyncio.Task[None]] = {}
+        self._waiting: Counter[str] = Counter()  # callers of `load`, by version
         self._failed: dict[str, tuple[FmplexError, float]] = {}
         self._fetching = asyncio.Semaphore(_FETCHES)
         self._placing = asyncio.Lock()
@@ -51,6 +52,11 @@ class Residents:
     def has(self, digest: str) -> bool:
         """Here, and to stay."""
         return digest in self._lru and digest not in self._leaving
+
+    @property
+    def crowded(self) -> bool:
+        """Half of the budget is pinned: whoever comes now would only wait for those to end."""
+        return 2 * self._lru.pinned_bytes > self._lru.budget
 
     def here(self) -> set[str]:
         """vFMs whose version is here."""
@@ -83,18 +89,32 @@ class Residents:
 
     async def load(self, digest: str, vfm: str) -> None:
         """Bring it here and pin it once for the caller. Raises `PackageRejected`, `Unavailable` or `JobFailed`."""
-        while not self.has(digest):  # again, should it have to go before we are woken
-            failed = self._failed.get(digest)
-            if failed is not None and time.monotonic() < failed[1]:
-                raise failed[0]
-            task = self._loads.get(digest)
-            if task is None:
-                task = self._loads[digest] = asyncio.create_task(self._load(digest))
-                task.add_done_callback(lambda t: self._ended(digest, t))
-            with suppress(Exception):  # `_ended` has noted it as what the caller is told
-                await asyncio.shield(task)
+        if self.has(digest):
+            self._lru.pin(digest)
+        else:
+            await self._wait_for(digest)
         self._names.setdefault(vfm, digest)
-        self._lru.pin(digest)
+
+    async def _wait_for(self, digest: str) -> None:
+        """Until it is here; `_load` pins it for everybody who waits, so that it cannot go before they are woken."""
+        failed = self._failed.get(digest)
+        if failed is not None and time.monotonic() < failed[1]:
+            raise failed[0]
+        task = self._loads.get(digest)
+        if task is None:
+            task = self._loads[digest] = asyncio.create_task(self._load(digest))
+            task.add_done_callback(lambda t: self._ended(digest, t))
+        self._waiting[digest] += 1
+        try:
+            await asyncio.shield(task)
+        except asyncio.CancelledError:
+            if task.done() and not task.cancelled() and task.exception() is None:
+                self.unpin(digest)
+            elif digest in self._waiting:
+                self._waiting[digest] -= 1
+            raise
+        except Exception:
+            raise self._failed[digest][0] from None  # `_ended` has been here
 
     # --- following the fleet ---
 
@@ -138,16 +158,15 @@ class Residents:
         async with self._fetching:
             package, source = await asyncio.to_thread(self._fetcher.fetch, digest)
         async with self._placing:  # first come, first served
-            if digest in self._lru:  # it was leaving, and whoever needed its room has been served
-                self._leaving.discard(digest)
-                return
-            await self._make_room(package)
-            loop = asyncio.get_running_loop()
-            nbytes = await loop.run_in_executor(self._thread, self._engine.load, package, digest)
-            self._lru.put(digest, nbytes + _OVERHEAD)
+            if digest not in self._lru:  # else it was leaving, and whoever needed its room has been served
+                await self._make_room(package)
+                loop = asyncio.get_running_loop()
+                nbytes = await loop.run_in_executor(self._thread, self._engine.load, package, digest)
+                self._lru.put(digest, nbytes + _OVERHEAD)
+            self._leaving.discard(digest)
+            self._lru.pin(digest, self._waiting.pop(digest))
             for victim in self._lru.victims(0):  # the tensors may have become larger than the files were
-                if victim != digest:
-                    self._evict(victim)
+                self._evict(victim)
         self._count(source, time.monotonic() - begun)
 
     async def _make_room(self, package: Package) -> None:
@@ -185,6 +204,7 @@ class Residents:
 
     def _ended(self, digest: str, task: asyncio.Task[None]) -> None:
         del self._loads[digest]
+        self._waiting.pop(digest, None)
         self._failed = {d: f for d, f in self._failed.items() if time.monotonic() < f[1]}
         if task.cancelled() or (error := task.exception()) is None:
             return
