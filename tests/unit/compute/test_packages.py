@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from fmplex_broker import specs
+from fmplex_broker import heads as specs
 from fmplex_broker.errors import PackageRejected
 from fmplex_broker.packages import Package
 from fmplex_broker.specs import VfmSpec
@@ -40,7 +40,7 @@ def test_head_is_taken(bert: EncoderEngine, tmp_path: Path, head: specs.Head, ro
 @pytest.mark.parametrize(
     ("tensors", "says"),
     [
-        ({}, "holds nothing; this classification head needs weight (3, 32)"),
+        ({}, "holds nothing; needed: weight (3, 32), bias (3,)"),
         ({"weight": torch.ones(4, tiny.HIDDEN)}, "weight (4, 32)"),
         ({"weight": torch.ones(3, 768)}, "weight (3, 768)"),
         ({"weight": torch.ones(3 * tiny.HIDDEN)}, "weight (96,)"),
@@ -49,7 +49,7 @@ def test_head_is_taken(bert: EncoderEngine, tmp_path: Path, head: specs.Head, ro
         ({"bias": torch.ones(3)}, "holds bias (3,)"),
         ({"weight": torch.full((3, tiny.HIDDEN), math.nan)}, "weight holds NaN"),
         ({**GOOD, "bias": torch.full((3,), math.inf)}, "bias holds NaN or infinite"),
-        ({"weight": torch.ones(3, tiny.HIDDEN, dtype=torch.int64)}, "torch.int64"),
+        ({"weight": torch.ones(3, tiny.HIDDEN, dtype=torch.int64)}, "weight is I64; save it as float32"),
     ],
 )
 def test_head_is_refused(bert: EncoderEngine, tmp_path: Path, tensors: dict[str, torch.Tensor], says: str) -> None:
@@ -81,7 +81,7 @@ def test_first_token_of_a_causal_backbone(engine_of: Callable[[str], EncoderEngi
 def test_package_for_another_backbone(bert: EncoderEngine) -> None:
     spec = VfmSpec(name="v", backbone="other", head=specs.Embedding())
     with pytest.raises(PackageRejected, match="made for backbone 'other', this worker hosts 'tiny'"):
-        bert.load(Package(spec, "d"), "d")
+        bert.load(Package(spec, "d", {}), "d")
 
 
 def test_load_again_and_unload(bert: EncoderEngine) -> None:

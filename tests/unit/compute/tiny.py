@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import string
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,9 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import AutoConfig, AutoModel, PreTrainedTokenizerFast
 
-from fmplex_broker.heads import Features, Head
+from fmplex_broker.heads import Features, Head, head_tensors
 from fmplex_broker.messages import Request
-from fmplex_broker.packages import Package
+from fmplex_broker.packages import ADAPTER_CONFIG, ADAPTER_WEIGHTS, HEAD, Package
 from fmplex_broker.specs import VfmSpec
 from fmplex_broker.tensors import Tensor
 from fmplex_worker.engines.encoder import EncoderEngine
@@ -83,10 +84,19 @@ def save_tokenizer(folder: Path) -> None:
 _numbers = itertools.count()
 
 
-def package(head: Head, *, adapter: Path | None = None, weights: Path | None = None) -> Package:
-    """A package with a digest of its own."""
+def package(
+    head: Head | None = None, *, adapter: Path | None = None, weights: Path | None = None, **spec: Any
+) -> Package:
+    """A package as `read_package` would make it, unchecked, with a digest of its own. `spec`: `heads`, `input`."""
     number = next(_numbers)
-    return Package(VfmSpec(name=f"v{number}", backbone=NAME, head=head), f"digest{number}", adapter, weights)
+    files = {HEAD: weights} if weights is not None else {}
+    if adapter is not None:
+        files |= {
+            ADAPTER_CONFIG: adapter / "adapter_config.json",
+            ADAPTER_WEIGHTS: adapter / "adapter_model.safetensors",
+        }
+    read = {name: path.read_bytes() for name, path in files.items()}
+    return Package(VfmSpec(name=f"v{number}", backbone=NAME, head=head, **spec), f"digest{number}", read)
 
 
 def head_file(path: Path, outputs: int, *, hidden: int = HIDDEN, seed: int = 0, bias: bool = True) -> Path:
@@ -98,7 +108,19 @@ def head_file(path: Path, outputs: int, *, hidden: int = HIDDEN, seed: int = 0, 
     return path
 
 
-def load(engine: EncoderEngine, head: Head, **parts: Any) -> str:
+def stack_file(path: Path, heads: Mapping[str, Head], seed: int = 0) -> Path:
+    """The tensors of any heads (one with an empty name, or several), random."""
+    g = torch.Generator().manual_seed(seed)
+    tensors = {
+        f"{name}.{key}" if name else key: torch.randn(*shape, generator=g) * 0.5
+        for name, head in heads.items()
+        for key, shape in head_tensors(head, HIDDEN).items()
+    }
+    save_file(tensors, path)
+    return path
+
+
+def load(engine: EncoderEngine, head: Head | None = None, **parts: Any) -> str:
     """Load a version; returns its digest."""
     made = package(head, **parts)
     engine.load(made, made.digest)
@@ -152,10 +174,13 @@ def reference_features(model: Any, text: list[int]) -> torch.Tensor:
     return states
 
 
+_LORA = {"peft_type": "LORA", "r": 4, "lora_alpha": 8}
+
+
 def save_adapter(folder: Path, tensors: dict[str, torch.Tensor], **config: Any) -> Path:
     """A PEFT folder from parts, to be as wrong as a test needs it."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 4, "lora_alpha": 8, **config}))
+    (folder / "adapter_config.json").write_text(json.dumps(_LORA | config))
     save_file(tensors, folder / "adapter_model.safetensors")
     return folder
 
