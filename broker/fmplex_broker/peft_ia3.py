@@ -13,6 +13,7 @@ from fmplex_broker.peft_config import (
     MODULES_TO_SAVE,
     AdapterConfig,
     check_pattern,
+    rejected,
     rejected_tensor,
     whole_weight,
 )
@@ -27,17 +28,19 @@ class Ia3Config(AdapterConfig):
     refused: ClassVar[Mapping[str, str]] = {"modules_to_save": MODULES_TO_SAVE, "fan_in_fan_out": FAN_IN_FAN_OUT}
     harmless: ClassVar[frozenset[str]] = HARMLESS | {"target_modules", "exclude_modules", "init_ia3_weights"}
 
-    feedforward_modules: str | tuple[str, ...] = ()
+    feedforward_modules: str | tuple[str, ...] | None = None
 
     def feedforward(self, module: str) -> bool:
         """Whether the input of this linear is scaled, not its output; by the name in the model that PEFT wrapped
         (PEFT 0.21 `IA3Model._check_target_module_feedforward`)."""
         if isinstance(self.feedforward_modules, str):
             return re.fullmatch(self.feedforward_modules, module) is not None
-        return module.endswith(self.feedforward_modules)
+        return module.endswith(self.feedforward_modules or ())
 
     def check(self) -> None:
         super().check()
+        if self.feedforward_modules is None:  # PEFT writes down what it chose
+            raise rejected("feedforward_modules: must be given, if need be empty; save it with PEFT's save_pretrained")
         if isinstance(self.feedforward_modules, str):
             check_pattern(self.feedforward_modules)
 

@@ -115,7 +115,6 @@ def test_grouped_pass_equals_segments(bert: EncoderEngine, tmp_path: Path, monke
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"peft_type": "LOHA"}, "peft_type 'LOHA'"),
         ({"bias": "all"}, "bias='all'"),
         ({"bias": "lora_only"}, "bias='lora_only'"),
         ({"lora_bias": True}, "lora_bias"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import string
@@ -11,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from pydantic import BaseModel
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import AutoConfig, AutoModel, PreTrainedTokenizerFast
@@ -127,6 +129,27 @@ def load(engine: EncoderEngine, head: Head | None = None, **parts: Any) -> str:
     return made.digest
 
 
+def tensors_of(engine: EncoderEngine, digest: str) -> list[torch.Tensor]:
+    """Every tensor that a loaded version holds, found without asking it."""
+    seen: dict[int, object] = {}
+    found = []
+    todo: list[object] = [engine._versions.get(digest)]
+    while todo:
+        thing = todo.pop()
+        if id(thing) in seen or isinstance(thing, str | int | BaseModel):
+            continue
+        seen[id(thing)] = thing
+        if isinstance(thing, torch.Tensor):
+            found.append(thing)
+        elif dataclasses.is_dataclass(thing):
+            todo += [getattr(thing, field.name) for field in dataclasses.fields(thing)]
+        elif isinstance(thing, Mapping):
+            todo += thing.values()
+        elif isinstance(thing, tuple | list):
+            todo += thing
+    return found
+
+
 def ids(*lengths: int, seed: int = 0) -> list[list[int]]:
     """Random texts as token ids."""
     rng = np.random.default_rng(seed)
@@ -178,11 +201,18 @@ _LORA = {"peft_type": "LORA", "r": 4, "lora_alpha": 8}
 
 
 def save_adapter(folder: Path, tensors: dict[str, torch.Tensor], **config: Any) -> Path:
-    """A PEFT folder from parts, to be as wrong as a test needs it."""
+    """A PEFT folder from parts, to be as wrong as a test needs it; a LoRA if `config` does not say otherwise."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "adapter_config.json").write_text(json.dumps(_LORA | config))
+    whole = config if "peft_type" in config else _LORA | config
+    (folder / "adapter_config.json").write_text(json.dumps(whole))
     save_file(tensors, folder / "adapter_model.safetensors")
     return folder
+
+
+def save_prompt(folder: Path, virtual: int, width: int = HIDDEN, **config: Any) -> Path:
+    """A soft prompt of `virtual` random tokens."""
+    tensors = {"prompt_embeddings": torch.randn(virtual, width, generator=torch.Generator().manual_seed(virtual))}
+    return save_adapter(folder, tensors, **{"peft_type": "PROMPT_TUNING", "num_virtual_tokens": virtual, **config})
 
 
 def lora(module: str, rank: int = 4, inputs: int = HIDDEN, outputs: int = HIDDEN) -> dict[str, torch.Tensor]:
