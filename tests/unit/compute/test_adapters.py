@@ -41,7 +41,7 @@ def test_prefix_of_a_task_class_is_understood(bert: EncoderEngine, tmp_path: Pat
     adapter = read(bert, folder)
     for module, rank, alpha in ((QUERY, 4, 8), (VALUE, 2, 3)):
         pair = adapter.updates[bert._backbone.targets[module].slot]
-        assert pair is not None
+        assert isinstance(pair, Factors)
         a, b = (tensors[f"base_model.model.{prefix}{module}.lora_{side}.weight"] for side in "AB")
         torch.testing.assert_close(pair.down, a.t())
         torch.testing.assert_close(pair.up, b.t() * alpha / rank)
@@ -213,7 +213,7 @@ def test_overflow_in_the_backbones_dtype(bert: EncoderEngine, tmp_path: Path) ->
 def test_other_dtypes_are_taken(bert: EncoderEngine, tmp_path: Path, dtype: torch.dtype) -> None:
     tensors = {name: t.to(dtype) for name, t in tiny.lora(QUERY).items()}
     pair = read(bert, tiny.save_adapter(tmp_path, tensors)).updates[0]
-    assert pair is not None
+    assert isinstance(pair, Factors)
     assert pair.up.dtype is torch.float32
 
 

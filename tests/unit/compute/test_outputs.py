@@ -196,7 +196,7 @@ def test_several_heads_are_as_many_vfms(bert: EncoderEngine, tmp_path: Path) -> 
 
 def test_several_heads_are_one_encode(bert: EncoderEngine, tmp_path: Path, monkeypatch: Any) -> None:
     """One text in the row, and heads of one form in one matmul, whichever vFM they are of."""
-    heads = {"a": specs.Regression(), "b": specs.Regression(), "c": specs.Regression(pooling="cls")}
+    heads: dict[str, Any] = {"a": specs.Regression(), "b": specs.Regression(), "c": specs.Regression(pooling="cls")}
     digests = [tiny.load(bert, heads=heads, weights=tiny.stack_file(tmp_path / str(i), heads, i)) for i in range(2)]
     calls = []
 
@@ -224,8 +224,8 @@ def test_a_broken_head_fails_its_job(bert: EncoderEngine, tmp_path: Path) -> Non
 
 def test_inputs_of_several_heads(bert: EncoderEngine, tmp_path: Path) -> None:
     """What any of them needs, the input must have; a parameter must be for one of them."""
-    tagging = {"v": specs.Embedding(), "t": specs.Tagging(labels=("a",))}
-    ranking = {"v": specs.Embedding(), "r": specs.Ranking()}
+    tagging: dict[str, Any] = {"v": specs.Embedding(), "t": specs.Tagging(labels=("a",))}
+    ranking: dict[str, Any] = {"v": specs.Embedding(), "r": specs.Ranking()}
     t, r = (tiny.load(bert, heads=h, weights=tiny.stack_file(tmp_path / "h", h)) for h in (tagging, ranking))
     wrong: list[tuple[str, Any, dict[str, Any], str]] = [
         (t, {"input_ids": [7]}, {}, "input.input_ids"),

@@ -76,7 +76,7 @@ def test_option_is_refused(tmp_path: Path, config: dict[str, Any], says: str) ->
 
 @pytest.mark.parametrize("kind", [Ia3Config, PromptConfig])
 def test_options_that_change_nothing_are_taken(tmp_path: Path, kind: Any) -> None:
-    harmless = dict.fromkeys(kind.harmless, "anything")
+    harmless: dict[str, Any] = dict.fromkeys(kind.harmless, "anything")
     if kind is Ia3Config:
         check_adapter(*parts(tiny.save_adapter(tmp_path, ia3(QUERY, 32, 1), **IA3, **harmless)))
     else:

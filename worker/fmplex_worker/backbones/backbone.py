@@ -43,8 +43,9 @@ class Backbone:
     @property
     def embeddings_path(self) -> str:
         """Module path of the token embeddings."""
-        table: nn.Module = self.embeddings
-        return next(path for path, module in self.model.named_modules() if module is table)
+        table = self.embeddings
+        path: str = next(path for path, module in self.model.named_modules() if module is table)
+        return path
 
     @property
     def prefix(self) -> str:
