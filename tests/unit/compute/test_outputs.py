@@ -1,4 +1,4 @@
-"""Heads of several layers, vFMs of several heads, templates around texts: all in common passes."""
+"""Heads of several layers and vFMs of several heads, in common passes."""
 
 from __future__ import annotations
 
@@ -16,10 +16,8 @@ from safetensors.torch import load_file, save_file
 
 from fmplex_broker import heads as specs
 from fmplex_broker.errors import InvalidInput, NonFiniteOutput, PackageRejected
-from fmplex_broker.heads import InputSpec
 from fmplex_broker.messages import Request
 from fmplex_worker.engines.encoder import EncoderEngine
-from fmplex_worker.engines.preparing import _within
 from fmplex_worker.heads import running
 from fmplex_worker.heads.linear import apply_heads
 from fmplex_worker.heads.loading import Layer, LoadedHead
@@ -261,57 +259,14 @@ def test_tensors_of_several_heads(
     assert says in caught.value.message
 
 
+def test_names_that_clash(bert: EncoderEngine, tmp_path: Path) -> None:
+    """A head may be called what another calls one of its layers; whose tensor it is would be a guess."""
+    heads = {"a": specs.Regression(hidden=(1,)), "a.hidden.0": specs.Regression()}
+    with pytest.raises(PackageRejected, match=r"two heads both call a tensor 'a\.hidden\.0\.bias'"):
+        tiny.load(bert, heads=heads, weights=tiny.stack_file(tmp_path / "h", heads))
+
+
 def test_several_heads_on_a_causal_backbone(engine_of: Callable[[str], EncoderEngine]) -> None:
     with pytest.raises(PackageRejected, match="use 'last'") as caught:
         tiny.load(engine_of("llama"), heads={"a": specs.Embedding(pooling="last"), "b": specs.Embedding(pooling="cls")})
     assert caught.value.field == "heads.b.pooling"
-
-
-# --- templates -------------------------------------------------------------------------------------------------------
-
-TEMPLATES = InputSpec(template="the cat: {text} - on", pair_template="house, {text_pair}!")
-
-
-def test_templates(bert: EncoderEngine) -> None:
-    """As if the caller had sent the whole text; ids and embeddings stay as they are."""
-    told, bare = (tiny.load(bert, tiny.FEATURES, input=spec) for spec in (TEMPLATES, InputSpec()))
-    pair = {"text": "the dog", "text_pair": "a mat {text}"}
-    ours = tiny.run(bert, (told, "dog {text}"), (told, pair), (told, {"input_ids": [7, 8]}))
-    whole = {"text": "the cat: the dog - on", "text_pair": "house, a mat {text}!"}
-    want = tiny.run(bert, (bare, "the cat: dog {text} - on"), (bare, whole), (bare, {"input_ids": [7, 8]}))
-    assert ours == want
-
-
-def test_templates_of_a_similarity(bert: EncoderEngine) -> None:
-    """Each side has its own, as query and passage do."""
-    told, bare = (tiny.load(bert, specs.Similarity(), input=spec) for spec in (TEMPLATES, InputSpec()))
-    (ours,) = tiny.run(bert, (told, {"text": "dog", "text_pair": "mat"}))
-    (want,) = tiny.run(bert, (bare, {"text": "the cat: dog - on", "text_pair": "house, mat!"}))
-    assert ours == want
-
-
-def test_spans_are_in_the_callers_text(bert: EncoderEngine, tmp_path: Path) -> None:
-    head = specs.Tagging(labels=("a",))
-    save_file({"weight": torch.zeros(2, tiny.HIDDEN), "bias": torch.tensor([0.0, 1.0])}, tmp_path / "all")  # label all
-    digest = tiny.load(bert, head, weights=tmp_path / "all", input=TEMPLATES)
-    text = " Anna sat, on  the mat"
-    (result,) = tiny.run(bert, (digest, text))
-    (span,) = result["spans"]
-    assert (span["start"], span["end"], span["text"]) == (1, len(text), text.strip())
-    (cut,) = tiny.run(bert, (digest, "mat " * 100, {"truncate": True}))
-    kept = tiny.POSITIONS - 2 - 3  # [CLS] the cat : ... [SEP]
-    assert cut["spans"][0]["text"] == ("mat " * kept).strip()
-
-
-def test_spans_at_the_seams(bert: EncoderEngine, tmp_path: Path) -> None:
-    """Tokens that reach over an end of the text are clipped, those outside give nothing."""
-    head = specs.Tagging(labels=("a",))
-    save_file({"weight": torch.zeros(2, tiny.HIDDEN), "bias": torch.tensor([0.0, 1.0])}, tmp_path / "all")
-    digest = tiny.load(bert, head, weights=tmp_path / "all", input=InputSpec(template="c{text}nna"))
-    (result,) = tiny.run(bert, (digest, "at a"))
-    assert [(s["start"], s["end"], s["text"]) for s in result["spans"]] == [(0, 4, "at a")]
-
-
-def test_offsets_within() -> None:
-    offsets = np.array([[0, 0], [0, 3], [3, 6], [6, 8], [8, 12], [12, 13], [0, 0]])
-    assert _within(offsets, 5, 4).tolist() == [[0, 0], [0, 0], [0, 1], [1, 3], [3, 4], [4, 4], [0, 0]]
