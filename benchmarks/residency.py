@@ -22,7 +22,7 @@ import uvloop
 from safetensors.numpy import save
 
 from benchmarks.fleet import Workers
-from benchmarks.harness import Options, Report, cpu_name, interleave_async, main, ratio
+from benchmarks.harness import Options, Report, cpu_name, main, ratio
 from benchmarks.models import MINILM, texts
 from fmplex_broker.artifacts import ArtifactStore
 from fmplex_broker.messages import Reply
