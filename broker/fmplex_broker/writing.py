@@ -96,11 +96,9 @@ def manifest(spec: VfmSpec) -> str:
 
 
 def _head(head: Head) -> dict[str, Any]:
+    said = head.model_dump(exclude_defaults=True)
     values = head.model_dump(mode="json")
-    if not values.get("hidden"):  # without hidden layers there is nothing to activate
-        values.pop("hidden", None)
-        values.pop("activation", None)
-    return values
+    return {key: value for key, value in values.items() if key not in ("hidden", "activation") or key in said}
 
 
 def _said(part: Spec) -> dict[str, Any]:

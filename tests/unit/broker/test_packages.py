@@ -260,7 +260,7 @@ def test_content_makes_a_version(tmp_path: Path) -> None:
 
 def test_saying_a_default_makes_no_version(tmp_path: Path) -> None:
     """Or a new option would make new versions of everything."""
-    said = LABELS + '\npooling = "mean"\nnormalize = false\nhidden = []'
+    said = LABELS + '\npooling = "mean"\nnormalize = false\nhidden = []\nactivation = "tanh"'
     template = '[input]\ntemplate = "{text}"'
     assert digest(tmp_path, "p") == digest(tmp_path, "q", labels=said) == digest(tmp_path, "r", more=template)
 
