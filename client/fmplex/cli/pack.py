@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from uuid import uuid4
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from fmplex.cli.common import AsJson, out, print_json
@@ -33,7 +34,9 @@ def pack(
         print_json({**told, "archive": str(target)})
         return
     files = ", ".join(package.files) or "no files (the bare backbone)"
-    out.print(f"[bold]{package.spec.name}[/] version {package.digest}: {files}\n{target} has {_size(len(blob))}")
+    out.print(
+        f"[bold]{package.spec.name}[/] version {package.digest}: {files}\n{escape(str(target))} has {len(blob):,} bytes"
+    )
 
 
 def _write(target: Path, blob: bytes) -> None:
@@ -59,7 +62,7 @@ def inspect(
     if as_json:
         print_json(told)
         return
-    out.print(f"[bold]{told['name']}[/] version {told['version']} on {found.spec.backbone}, {_size(told['bytes'])}")
+    out.print(f"[bold]{told['name']}[/] version {told['version']} on {found.spec.backbone}, {told['bytes']:,} bytes")
     for name, head in found.spec.outputs.items():
         said = head.model_dump(mode="json", exclude_defaults=True)
         keys = ", ".join(f"{key} {value}" for key, value in said.items() if key != "kind")
@@ -72,14 +75,10 @@ def inspect(
 
 
 def _table(name: str, size: int, tensors: dict[str, Any]) -> Table:
-    table = Table("tensor", "dtype", "shape", title=f"{name}, {_size(size)}", title_justify="left", box=None)
+    table = Table("tensor", "dtype", "shape", title=f"{name}, {size:,} bytes", title_justify="left", box=None)
     for key, entry in tensors.items():
         table.add_row(key, entry["dtype"], " × ".join(map(str, entry["shape"])))
     return table
-
-
-def _size(count: int) -> str:
-    return f"{count} bytes" if count < 10_000 else f"{count / 1e6:.2f} MB"
 
 
 def schema() -> None:
