@@ -27,7 +27,7 @@ from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 from benchmarks.harness import Options, Report, cpu_name, interleave, main, ratio
 from fmplex_broker.specs import BackboneSpec
 from fmplex_worker.adapters.loading import load_adapter
-from fmplex_worker.adapters.segments import Adapter, Segments
+from fmplex_worker.adapters.segments import Adapter, Factors, Segments
 from fmplex_worker.backbones.backbone import Backbone
 from fmplex_worker.backbones.loading import load_backbone
 from fmplex_worker.backbones.packing import Owned, Pack, pack, packed_order
@@ -74,12 +74,17 @@ def build(size: Size, folder: Path) -> Case:
     backbone = load_backbone(BackboneSpec(name="bert", model=str(folder / "model")), "cpu")
     plain = BertModel.from_pretrained(folder / "model", add_pooling_layer=False).train(False).requires_grad_(False)
     mixed = _write_adapters(copy.deepcopy(plain), size.adapters, folder)
-    adapters = [load_adapter(folder / f"a{i}", backbone, i + 1) for i in range(size.adapters)]
+    adapters = [_load(folder / f"a{i}", backbone, i + 1) for i in range(size.adapters)]
     lengths = np.clip(rng.lognormal(np.log(48), 0.8, size.requests), 8, 256).astype(int)
     texts = [Text.of_ids(rng.integers(1, VOCABULARY, n)) for n in lengths]
     owners = [i % size.adapters for i in range(size.requests)]
     order = packed_order([Owned(t.tokens, adapters[o]) for t, o in zip(texts, owners, strict=True)])
     return Case(size, backbone, adapters, [texts[i] for i in order], [owners[i] for i in order], mixed, plain)
+
+
+def _load(folder: Path, backbone: Backbone, number: int) -> Adapter:
+    config, weights = (folder / name for name in ("adapter_config.json", "adapter_model.safetensors"))
+    return load_adapter(config.read_bytes(), weights.read_bytes(), backbone, number)
 
 
 def _write_adapters(model: nn.Module, count: int, folder: Path) -> Any:
@@ -180,8 +185,8 @@ def _merged(case: Case, adapter: int) -> nn.Module:
     """A model copy of its own with the adapter merged into its weights, as it would be served alone."""
     model = copy.deepcopy(case.plain)
     for path, target in case.backbone.targets.items():
-        pair = case.adapters[adapter].factors[target.slot]
-        if pair is not None:
+        pair = case.adapters[adapter].updates[target.slot]
+        if isinstance(pair, Factors):
             weight = model.get_submodule(path).weight
             weight.data += (pair.down @ pair.up).t()  # type: ignore[operator]
     return model

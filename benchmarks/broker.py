@@ -12,18 +12,21 @@ import signal
 import subprocess
 import sys
 import time
+from tempfile import TemporaryDirectory
 
 import uvloop
 
 from benchmarks.harness import Options, Report, cpu_name, interleave_async, main, ratio
 from benchmarks.noop import BACKBONE, UNITS
-from fmplex_broker.deployments import BackboneInfo, Deployment
+from fmplex_broker.artifacts import ArtifactStore
+from fmplex_broker.deployments import BackboneInfo
 from fmplex_broker.heads import Features
 from fmplex_broker.messages import Flow, Reply, Request, encode_reply, encode_request
 from fmplex_broker.packages import bare
 from fmplex_broker.specs import Limits, VfmSpec
 from fmplex_broker.streams.connection import Client, Scripts, open_redis
 from fmplex_broker.streams.consumer import Consumer
+from fmplex_broker.streams.deployer import Deployer
 from fmplex_broker.streams.embedded import EmbeddedServer
 from fmplex_broker.streams.producer import NewJob, Producer
 from fmplex_broker.streams.registry import Registry
@@ -35,9 +38,10 @@ _LEASE_MS = 120_000  # the worker is paused while its streams are filled
 
 
 class Bench:
-    def __init__(self, redis: Client, url: str, jobs: int, registered: int) -> None:
+    def __init__(self, redis: Client, url: str, artifacts: str, jobs: int, registered: int) -> None:
         self._redis = redis
         self._url = url
+        self._artifacts = artifacts
         self._jobs = jobs
         self._registered = registered
         self._scripts = Scripts(redis)
@@ -46,14 +50,17 @@ class Bench:
 
     async def throughput(self, rounds: int) -> None:
         """Fill the streams while the worker is paused, then let it drain them."""
-        command = [sys.executable, "-m", "benchmarks.noop", "--broker", self._url, "--lease-ms", str(_LEASE_MS)]
+        command = [
+            sys.executable, "-m", "benchmarks.noop", "--broker", self._url, "--artifacts", self._artifacts,
+            "--lease-ms", str(_LEASE_MS),
+        ]  # fmt: skip
         worker = subprocess.Popen(command)  # noqa: ASYNC220
         try:
             while not await self._registry.live_workers(BACKBONE):  # noqa: ASYNC110
                 await asyncio.sleep(0.02)
+            deployer = Deployer(self._registry, ArtifactStore(self._artifacts))
             for name in self._names(_ACTIVE):
-                spec = self._spec(name, BACKBONE)
-                await self._registry.deploy(spec, bare(spec).digest, None)
+                await deployer.deploy(bare(self._spec(name, BACKBONE)))
             producer = Producer(self._redis, self._scripts, BACKBONE)
             for number in range(-1, rounds):
                 worker.send_signal(signal.SIGSTOP)
@@ -111,9 +118,8 @@ class Bench:
         await self._registry.register_backbone(BackboneInfo(name=backbone, model="none", hidden=1, max_tokens=512))
         for name in self._names(registered):
             spec = self._spec(name, backbone)
-            offered = Deployment(spec=spec).model_dump_json()
             vfms = consumer.keys.vfms
-            await self._scripts("propose", vfms, [name, "v", offered, -1, spec.limits.max_pending, 1.0, 0])
+            await self._scripts("propose", vfms, [name, "v", spec.model_dump_json(), -1, spec.limits.max_pending, 1.0, 0])
             await self._scripts("vote", vfms, [name, "v", consumer.worker, ""])
         return consumer, Producer(self._redis, self._scripts, backbone)
 
@@ -129,9 +135,9 @@ async def _run(options: Options) -> Report:
     jobs, registered = (2_000, 500) if options.quick else (20_000, 10_000)
     rounds = options.rounds or (2 if options.quick else 7)
     claim_rounds = rounds * (10 if options.quick else 60)
-    with EmbeddedServer() as server:
+    with EmbeddedServer() as server, TemporaryDirectory() as artifacts:
         redis = open_redis(server.url)
-        bench = Bench(redis, server.url, jobs, registered)
+        bench = Bench(redis, server.url, artifacts, jobs, registered)
         await bench.throughput(rounds)
         seconds = await bench.claims(claim_rounds)
         await redis.aclose()

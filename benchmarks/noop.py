@@ -11,6 +11,7 @@ from typing import Any
 
 import uvloop
 
+from fmplex_broker.artifacts import ArtifactStore
 from fmplex_broker.errors import FmplexError
 from fmplex_broker.messages import Request
 from fmplex_broker.packages import Package
@@ -43,8 +44,9 @@ class NoopEngine:
     def loaded(self) -> Mapping[str, int]:
         return self._loaded
 
-    def load(self, package: Package, digest: str) -> None:
+    def load(self, package: Package, digest: str) -> int:
         self._loaded[digest] = 0
+        return 0
 
     def unload(self, digest: str) -> None:
         self._loaded.pop(digest, None)
@@ -57,8 +59,9 @@ class NoopEngine:
         return Outcome(1e-6 * len(prepared), output)
 
 
-async def serve(url: str, lease_ms: int) -> None:
-    worker = Worker(url, BackboneSpec(name=BACKBONE, model="none"), WorkerSpec(lease_ms=lease_ms), NoopEngine())
+async def serve(url: str, artifacts: str, lease_ms: int) -> None:
+    backbone, spec = BackboneSpec(name=BACKBONE, model="none"), WorkerSpec(lease_ms=lease_ms)
+    worker = Worker(url, backbone, spec, NoopEngine(), ArtifactStore(artifacts))
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, worker.stop)
     await worker.run()
 
@@ -66,6 +69,7 @@ async def serve(url: str, lease_ms: int) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("--broker", required=True)
+    parser.add_argument("--artifacts", required=True)
     parser.add_argument("--lease-ms", type=int, default=3000)
     args = parser.parse_args()
-    uvloop.run(serve(args.broker, args.lease_ms))
+    uvloop.run(serve(args.broker, args.artifacts, args.lease_ms))

@@ -1,9 +1,9 @@
-"""Deployments as values: backbones, offered versions, and vFMs as the fleet sees them. Pure."""
+"""Deployments as values: backbones, and vFMs as the fleet sees them. Pure."""
 
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, NamedTuple
 
 from fmplex_broker.errors import VfmClosed
 from fmplex_broker.schema import Spec
@@ -20,37 +20,41 @@ class BackboneInfo(Spec):
     max_tokens: int
 
 
-class Deployment(Spec):
-    """A version as it is offered to workers: the spec and the package folder (None: the bare backbone)."""
+class Past(Spec):
+    """A version that served before, and until when (server time, ms)."""
 
-    spec: VfmSpec
-    package: str | None = None
+    version: str
+    until_ms: int
 
 
 class VfmStatus(Spec):
-    """A vFM as the fleet sees it. `status`: validating | serving | rejected | draining; `error`: why the last version offered
-    was refused."""
+    """A vFM as the fleet sees it. `status`: validating | serving | rejected | draining; `serving`: the spec that serves;
+    `candidate`: version and spec on offer; `error`: why the last version offered was refused; `past`: newest first."""
 
     name: str
     backbone: str
     status: str
     version: str
     generation: int
-    deployment: Deployment | None = None
-    candidate: tuple[str, Deployment] | None = None
+    serving: VfmSpec | None = None
+    candidate: tuple[str, VfmSpec] | None = None
     error: dict[str, Any] | None = None
+    past: tuple[Past, ...] = ()
+
+    @property
+    def known(self) -> VfmSpec | None:
+        """The spec that serves, else the one on offer; None when every one was refused."""
+        return self.serving or (self.candidate[1] if self.candidate else None)
 
     @property
     def spec(self) -> VfmSpec:
-        known = self.deployment or (self.candidate[1] if self.candidate else None)
-        if known is None:
+        if self.known is None:
             raise VfmClosed(f"vFM {self.name!r} has no accepted version; deploy one")
-        return known.spec
+        return self.known
 
     def describe(self) -> dict[str, Any]:
-        """The vFM as the API and the SDK show it; plain values."""
-        known = self.deployment or (self.candidate[1] if self.candidate else None)
-        spec = known.spec if known else None
+        """The vFM as the API and the SDK show it; plain values. A single head is `head`, several named ones are `heads`."""
+        spec = self.known.model_dump(mode="json") if self.known else {}
         return {
             "name": self.name,
             "backbone": self.backbone,
@@ -59,32 +63,53 @@ class VfmStatus(Spec):
             "generation": self.generation,
             "candidate": self.candidate[0] if self.candidate else None,
             "error": self.error,
-            "package": known.package if known else None,
-            "heads": {k: h.model_dump(mode="json", exclude_defaults=True) | {"kind": h.kind} for k, h in spec.outputs.items()}
-            if spec
-            else None,
-            "weight": spec.weight if spec else None,
-            "limits": spec.limits.model_dump() if spec else None,
-            "slo": spec.slo.model_dump() if spec else None,
+            "past": [p.model_dump() for p in self.past],
+            **{key: spec.get(key) for key in ("head", "heads", "input", "weight", "limits", "slo")},
         }
 
 
+class Deployed(NamedTuple):
+    """The little that a worker needs of a vFM: what serves, with which weight, and the version on offer ('': none)."""
+
+    version: str
+    weight: float
+    offered: str
+
+
+def deployed(record: bytes, offered: bytes | None) -> Deployed:
+    """From a vFM's record and its `:next`."""
+    _, version, _, _, weight, _ = record.decode().split("|")
+    return Deployed(version, float(weight), (offered or b"").partition(b"|")[0].decode())
+
+
+# A vFM's fields in the hash `vfms` that make its status: its record (see `fmplex_broker.keys`) and these.
+STATUS_FIELDS = ("", ":spec", ":next", ":error", ":past")
+
+
 def status_of(
-    name: str, backbone: str, record: bytes, spec: bytes | None, offered: bytes | None, error: bytes | None
+    name: str,
+    backbone: str,
+    record: bytes,
+    spec: bytes | None,
+    offered: bytes | None,
+    error: bytes | None,
+    past: bytes | None,
 ) -> VfmStatus:
-    """From a vFM's fields in the hash `vfms`: its record (see `fmplex_broker.keys`), `:spec`, `:next` and `:error`."""
+    """From the values of `STATUS_FIELDS`."""
     status, version, generation, *_ = record.decode().split("|")
     candidate = None
     if offered:
         digest, _, body = offered.partition(b"|")
-        candidate = (digest.decode(), Deployment.model_validate_json(body))
+        candidate = (digest.decode(), VfmSpec.model_validate_json(body))
+    lines = [line.split() for line in (past or b"").decode().splitlines()]
     return VfmStatus(
         name=name,
         backbone=backbone,
         status=status,
         version=version,
         generation=int(generation),
-        deployment=Deployment.model_validate_json(spec) if spec else None,
+        serving=VfmSpec.model_validate_json(spec) if spec else None,
         candidate=candidate,
         error=json.loads(error) if error else None,
+        past=tuple(Past(version=digest, until_ms=int(ms)) for digest, ms in lines),
     )

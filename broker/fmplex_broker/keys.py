@@ -14,6 +14,8 @@
 | `subs:<job>` | set + TTL | further inboxes that wait for the job |
 | `in:<client>`, `dead:<vfm>` | capped stream + TTL | reply inbox; dead letters |
 | `stats:<worker>` | string + TTL | what the worker last said of itself |
+| `here:<worker>` | set + TTL | vFMs that are resident on the worker: a hint for claims |
+| `offers` | set | vFMs with an offered version that is still being voted on |
 """
 
 from __future__ import annotations
@@ -36,6 +38,7 @@ class Keys:
         self.leases = self.prefix + "leases"
         self.control = self.prefix + "control"
         self.back = self.prefix + "back"
+        self.offers = self.prefix + "offers"
 
     def queue(self, flow: Flow) -> str:
         return f"{self.prefix}q:{flow.cls}:{flow.vfm}"
@@ -57,6 +60,9 @@ class Keys:
 
     def stats(self, worker: str) -> str:
         return f"{self.prefix}stats:{worker}"
+
+    def here(self, worker: str) -> str:
+        return f"{self.prefix}here:{worker}"
 
     def dead(self, vfm: str) -> str:
         return f"{self.prefix}dead:{vfm}"

@@ -40,7 +40,8 @@ class Request:
 class Reply:
     """What came of one job: `output` or `error`, and who did it.
 
-    `version` is the vFM version (content digest) that ran; times are milliseconds.
+    `version` is the vFM version (content digest) that ran; times are milliseconds; `load_ms` is the part of `queue_ms` in which
+    the job waited for that version to be loaded, 0 if it was resident.
     """
 
     output: Any = None
@@ -50,6 +51,7 @@ class Reply:
     units: int = 0
     queue_ms: float = 0.0
     run_ms: float = 0.0
+    load_ms: float = 0.0
 
 
 def _default(value: Any) -> Any:
@@ -101,7 +103,7 @@ def decode_request(data: bytes) -> Request:
 
 def encode_reply(reply: Reply) -> bytes:
     error = reply.error.to_wire() if reply.error is not None else None
-    times = [round(reply.queue_ms, 3), round(reply.run_ms, 3)]
+    times = [round(reply.queue_ms, 3), round(reply.run_ms, 3), round(reply.load_ms, 3)]
     return packb([VERSION, reply.output, error, reply.version, reply.worker, reply.units, *times])
 
 
@@ -111,10 +113,10 @@ def decode_reply(data: bytes) -> Reply:
     if not isinstance(parts, list) or not parts or parts[0] != VERSION:
         version = parts[0] if isinstance(parts, list) and parts else parts
         raise ValueError(f"reply has version {version!r}, this client reads {VERSION}")
-    _, output, error, digest, worker, units, queue_ms, run_ms = parts
+    _, output, error, digest, worker, units, queue_ms, run_ms, load_ms = parts
     if error is not None and not isinstance(error, dict):
         raise ValueError("the reply's error is not a mapping")
-    return Reply(output, from_wire(error) if error else None, digest, worker, units, queue_ms, run_ms)
+    return Reply(output, from_wire(error) if error else None, digest, worker, units, queue_ms, run_ms, load_ms)
 
 
 def read_reply(data: bytes) -> Reply:

@@ -65,9 +65,27 @@ class VfmStats:
 
 
 @dataclass(slots=True)
+class ResidencyStats:
+    """Where a worker's versions are. `hits`, `misses`: jobs whose version was, or was not, on the device when they were claimed;
+    `loads` by where they came from (host, disk, store); `load_ms`: how long they took, by bucket."""
+
+    budget_bytes: int = 0
+    versions: int = 0
+    device_bytes: int = 0
+    host_bytes: int = 0
+    disk_bytes: int = 0
+    hits: int = 0
+    misses: int = 0
+    evictions: int = 0
+    loads: dict[str, int] = field(default_factory=dict)
+    load_s: float = 0.0
+    load_ms: Counter[int] = field(default_factory=Counter)
+
+
+@dataclass(slots=True)
 class WorkerStats:
     """One worker. Counters since its start. `memory_bytes`: unique memory of the process; `device_bytes`: on the accelerator;
-    `backbone_bytes`, `versions_bytes`: weights of the shared backbone, and of all resident adapters and heads."""
+    `backbone_bytes`: weights of the shared backbone. `vfms`: those on which something happened in the last minutes."""
 
     worker: str
     backbone: str
@@ -79,12 +97,11 @@ class WorkerStats:
     pass_units: int = 0
     busy_s: float = 0.0
     held: int = 0
-    resident: int = 0
     memory_bytes: int = 0
     device_bytes: int = 0
     backbone_bytes: int = 0
-    versions_bytes: int = 0
     cost_error: float = 0.0
+    residency: ResidencyStats = field(default_factory=ResidencyStats)
     vfms: dict[str, VfmStats] = field(default_factory=dict)
 
 
@@ -94,7 +111,8 @@ def _wire(value: object) -> dict[str, Any]:
 
 def encode_stats(stats: WorkerStats) -> bytes:
     vfms = {name: _wire(v) | {"latency": sorted(v.latency.items())} for name, v in stats.vfms.items()}
-    return packb(_wire(stats) | {"vfms": vfms})
+    residency = _wire(stats.residency) | {"load_ms": sorted(stats.residency.load_ms.items())}
+    return packb(_wire(stats) | {"vfms": vfms, "residency": residency})
 
 
 def decode_stats(data: bytes) -> WorkerStats:
@@ -104,7 +122,9 @@ def decode_stats(data: bytes) -> WorkerStats:
     for name, v in wire.pop("vfms").items():
         latency = Counter(dict(v.pop("latency")))
         vfms[name] = VfmStats(**v, latency=latency)
-    return WorkerStats(**wire, vfms=vfms)
+    residency = wire.pop("residency")
+    load_ms = Counter(dict(residency.pop("load_ms")))
+    return WorkerStats(**wire, residency=ResidencyStats(**residency, load_ms=load_ms), vfms=vfms)
 
 
 def by_vfm(workers: Iterable[WorkerStats]) -> dict[str, VfmStats]:

@@ -36,8 +36,8 @@ def tensor_shapes(data: bytes, name: str, field: str) -> dict[str, tuple[int, ..
     return shapes
 
 
-def check_head(heads: Mapping[str, Head], data: bytes) -> None:
-    """Whether `head.safetensors` can be what these heads need; the width is the backbone's and is checked there.
+def check_head(heads: Mapping[str, Head], data: bytes, hidden: int = 0) -> None:
+    """Whether `head.safetensors` is what these heads need on hidden states of width `hidden` (0: any; the backbone knows).
 
     Several heads: each tensor's name begins with its head's (`topic.weight`). Raises `PackageRejected`.
     """
@@ -46,8 +46,11 @@ def check_head(heads: Mapping[str, Head], data: bytes) -> None:
     for name, head in heads.items():
         stem = f"{name}." if name else ""
         first = found.get(f"{stem}hidden.0.weight" if getattr(head, "hidden", ()) else f"{stem}weight", ())
-        width = first[1] if len(first) == 2 else 0
-        wanted |= {stem + key: shape for key, shape in head_tensors(head, width).items()}
+        width = hidden or (first[1] if len(first) == 2 else 0)
+        own = {stem + key: shape for key, shape in head_tensors(head, width).items()}
+        if twice := sorted(own.keys() & wanted.keys()):
+            raise PackageRejected(f"two heads both call a tensor {twice[0]!r}; rename one of them", field="heads")
+        wanted |= own
     missing = [key for key in wanted if key not in found and not key.endswith("bias")]
     wrong = [key for key, shape in found.items() if wanted.get(key) != shape]
     if missing or wrong:
@@ -57,4 +60,5 @@ def check_head(heads: Mapping[str, Head], data: bytes) -> None:
 
 
 def _shape(shape: tuple[int, ...]) -> str:
-    return "(" + ", ".join(str(n) if n else "hidden size" for n in shape) + ")"
+    sizes = ", ".join(str(n) if n else "hidden size" for n in shape)
+    return f"({sizes},)" if len(shape) == 1 else f"({sizes})"

@@ -8,17 +8,15 @@ from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence, Sized
 from contextlib import contextmanager
 from itertools import islice
-from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar, overload
 
 from rich.progress import Progress
 
 from fmplex.results import AsyncHandle, Result
-from fmplex.transport import Transport, open_transport
+from fmplex.transport import open_transport
+from fmplex.vfms import AsyncVfms
 from fmplex_broker.errors import Busy, InvalidInput, Unavailable, VfmClosed
-from fmplex_broker.schema import parse
-from fmplex_broker.specs import VfmChange, VfmSpec
 
 T = TypeVar("T")
 _BACKOFF_S, _LONGEST_BACKOFF_S = 0.2, 5.0
@@ -32,8 +30,16 @@ class AsyncClient:
     idempotency key. Full queues and rate limits (429) are waited out as the fleet asks, within the same number of tries.
     """
 
-    def __init__(self, url: str = "http://127.0.0.1:8080", *, api_key: str | None = None, retries: int = 2) -> None:
-        self._transport = open_transport(url, api_key)
+    def __init__(
+        self,
+        url: str = "http://127.0.0.1:8080",
+        *,
+        api_key: str | None = None,
+        artifacts: str | None = None,
+        retries: int = 2,
+    ) -> None:
+        """`artifacts`: the fleet's artifact store, which is needed to deploy straight to the streams."""
+        self._transport = open_transport(url, api_key, artifacts)
         self._retries = retries
         self.vfms = AsyncVfms(self._transport)
 
@@ -144,35 +150,6 @@ class AsyncClient:
         self, kind: type[BaseException] | None, e: BaseException | None, tb: TracebackType | None
     ) -> None:
         await self.close()
-
-
-class AsyncVfms:
-    """The life of vFMs: `client.vfms`."""
-
-    def __init__(self, transport: Transport) -> None:
-        self._transport = transport
-
-    async def deploy(self, package: str | Path | VfmSpec | dict[str, Any]) -> dict[str, Any]:
-        """A package folder, or the spec of a vFM without files. Returns once it serves; raises why it cannot."""
-        if isinstance(package, str | Path):
-            return await self._transport.deploy(Path(package), None)
-        spec = package if isinstance(package, VfmSpec) else parse(VfmSpec, package)
-        return await self._transport.deploy(None, spec)
-
-    async def list(self) -> list[dict[str, Any]]:
-        return await self._transport.all()
-
-    async def show(self, name: str) -> dict[str, Any]:
-        return await self._transport.show(name)
-
-    async def update(self, name: str, **change: Any) -> dict[str, Any]:
-        """`weight`, `limits`, `slo` (mappings or specs) take effect at once; `package` (a folder) makes a new version."""
-        if "package" in change:
-            change["package"] = str(Path(change["package"]).resolve())
-        return await self._transport.update(name, parse(VfmChange, change))
-
-    async def remove(self, name: str) -> None:
-        await self._transport.remove(name)
 
 
 class MapPlan:

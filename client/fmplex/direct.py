@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-from pathlib import Path
+import os
 from typing import Any
 
 from fmplex.results import AsyncHandle, Result
+from fmplex_broker.artifacts import ArtifactStore
+from fmplex_broker.deployments import VfmStatus
 from fmplex_broker.errors import Cancelled, InvalidInput
 from fmplex_broker.messages import INTERACTIVE, OFFLINE, Reply
-from fmplex_broker.packages import bare, read_package
-from fmplex_broker.specs import VfmChange, VfmSpec
+from fmplex_broker.packages import Package
+from fmplex_broker.specs import VfmChange
+from fmplex_broker.streams.deployer import Deployer
 from fmplex_broker.streams.session import Session, gather_replies, raise_first_error
 
 
 class DirectTransport:
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, artifacts: str | None) -> None:
         self._session = Session.connect(url)
+        self._artifacts = artifacts or os.environ.get("FMPLEX_ARTIFACTS")
 
     async def infer(
         self, vfm: str, inputs: list[Any], params: dict[str, Any], timeout_ms: float | None, idempotency_key: str
@@ -57,31 +61,40 @@ class DirectTransport:
 
         return AsyncHandle(wait, cancel)
 
-    async def deploy(self, package: Path | None, spec: VfmSpec | None) -> dict[str, Any]:
-        if package is not None:
-            read = await asyncio.to_thread(read_package, package)
-            status = await self._session.registry.deploy(read.spec, read.digest, str(package.resolve()))
-        elif spec is not None:
-            status = await self._session.registry.deploy(spec, bare(spec).digest, None)
-        else:
-            raise InvalidInput("give a package folder or a spec", field="package")
+    async def deploy(self, package: Package) -> dict[str, Any]:
+        return (await self._deployer().deploy(package)).describe()
+
+    async def offer(self, name: str, package: Package) -> dict[str, Any]:
+        return self._changed(name, await self._deployer().update(name, package))
+
+    async def roll_back(self, name: str, version: str | None) -> dict[str, Any]:
+        return self._changed(name, await self._deployer().roll_back(name, version))
+
+    async def prune(self) -> list[str]:
+        return await self._deployer().prune()
+
+    def _deployer(self) -> Deployer:
+        if self._artifacts is None:
+            raise InvalidInput(
+                "beside the broker, deploying needs the fleet's artifact store: Client(url, artifacts=…) or FMPLEX_ARTIFACTS, "
+                "as in the fleet file; or deploy through a gateway",
+                field="artifacts",
+            )
+        return Deployer(self._session.registry, ArtifactStore(self._artifacts))
+
+    def _changed(self, name: str, status: VfmStatus) -> dict[str, Any]:
+        self._session.forget(name)
         return status.describe()
 
-    async def all(self) -> list[dict[str, Any]]:
-        return [v.describe() for v in await self._session.registry.all()]
+    async def page(self, match: str, limit: int, after: str) -> tuple[list[dict[str, Any]], int]:
+        found, total = await self._session.registry.page(match, limit, after)
+        return [v.describe() for v in found], total
 
     async def show(self, name: str) -> dict[str, Any]:
         return (await self._session.registry.show(name)).describe()
 
     async def update(self, name: str, change: VfmChange) -> dict[str, Any]:
-        version = None
-        if change.package is not None:
-            change = change.model_copy(update={"package": str(Path(change.package).resolve())})
-            read = await asyncio.to_thread(read_package, Path(str(change.package)))
-            version = (read.spec, read.digest)
-        status = await self._session.registry.change(name, change, version=version)
-        self._session.forget(name)
-        return status.describe()
+        return self._changed(name, await self._session.registry.change(name, change))
 
     async def remove(self, name: str) -> None:
         await self._session.registry.remove(name)

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 import httpx
 
 from fmplex.results import AsyncHandle, Result, wait_task
+from fmplex_broker.archive import MEDIA_TYPE, pack
 from fmplex_broker.errors import Cancelled, FmplexError, InvalidInput, Unavailable, from_wire
 from fmplex_broker.messages import packb, unpackb
-from fmplex_broker.specs import VfmChange, VfmSpec
+from fmplex_broker.packages import Package
+from fmplex_broker.specs import VfmChange
 
 _MSGPACK = "application/msgpack"
 _MARGIN_S = 10.0  # the gateway answers by the deadline; the connection must outlive that
 _LONGEST_S = 86_400.0
 _POOLS, _CONNECTIONS = 32, 32
+_PAGE = 1000  # vFMs a page, at most
 
 
 class HttpTransport:
@@ -38,13 +41,15 @@ class HttpTransport:
         self._next = itertools.cycle(self._pools)
 
     async def _send(self, method: str, path: str, body: Any = None, read_s: float = 90.0) -> Any:
+        """`body`: a value, or an archive as bytes."""
+        headers = {"Content-Type": MEDIA_TYPE} if isinstance(body, bytes) else {}
         try:
-            content = packb(body) if body is not None else None
+            content = packb(body) if body is not None and not isinstance(body, bytes) else body
         except (TypeError, ValueError) as e:
             raise InvalidInput(f"the call cannot be sent: {e}", field="inputs") from None
         try:
             timeout = httpx.Timeout(90.0, connect=5.0, read=read_s, pool=read_s)
-            response = await next(self._next).request(method, path, content=content, timeout=timeout)
+            response = await next(self._next).request(method, path, content=content, headers=headers, timeout=timeout)
         except httpx.HTTPError as e:
             raise Unavailable(f"the gateway at {self.url} does not answer ({type(e).__name__}: {e})") from e
         if response.is_error:
@@ -96,14 +101,22 @@ class HttpTransport:
 
         return AsyncHandle(wait, cancel)
 
-    async def deploy(self, package: Path | None, spec: VfmSpec | None) -> dict[str, Any]:
-        body = (
-            {"package": str(package.resolve())} if package else {"spec": spec.model_dump(mode="json") if spec else None}
-        )
-        return _mapping(await self._send("POST", "/v1/vfms", body))
+    async def deploy(self, package: Package) -> dict[str, Any]:
+        return _mapping(await self._send("POST", "/v1/vfms", pack(package)))
 
-    async def all(self) -> list[dict[str, Any]]:
-        return list((await self._send("GET", "/v1/vfms"))["vfms"])
+    async def offer(self, name: str, package: Package) -> dict[str, Any]:
+        return _mapping(await self._send("POST", f"/v1/vfms/{_name(name)}/versions", pack(package)))
+
+    async def roll_back(self, name: str, version: str | None) -> dict[str, Any]:
+        return _mapping(await self._send("POST", f"/v1/vfms/{_name(name)}/rollback", {"version": version}))
+
+    async def prune(self) -> list[str]:
+        return list((await self._send("POST", "/v1/artifacts/prune"))["pruned"])
+
+    async def page(self, match: str, limit: int, after: str) -> tuple[list[dict[str, Any]], int]:
+        query = urlencode({"match": match, "limit": min(limit, _PAGE), "after": after})
+        got = await self._send("GET", f"/v1/vfms?{query}")
+        return list(got["vfms"]), int(got["total"])
 
     async def show(self, name: str) -> dict[str, Any]:
         return _mapping(await self._send("GET", f"/v1/vfms/{_name(name)}"))

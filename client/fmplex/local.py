@@ -42,6 +42,9 @@ class LocalFleet:
         self.gateway_url = f"http://{self.spec.gateway.host}:{wanted or free_port()}"
         self._server = EmbeddedServer(self.data / "broker") if self.spec.broker == "embedded" else None
         self.broker_url = self._server.url if self._server else self.spec.broker
+        # Unless the file says where, beside the embedded broker's data: both go and come together.
+        named = "artifacts" in self.spec.model_fields_set
+        self.artifacts = self.spec.artifacts if named else str(self.data / "artifacts")
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
         self._lock: IO[str] | None = None
 
@@ -78,7 +81,7 @@ class LocalFleet:
     def _spawn(self, name: str, module: str, *args: str) -> subprocess.Popen[bytes]:
         command = [sys.executable, "-m", module, "--config", str(self.config), *args]
         # By the environment: a URL may hold a password, and everybody can read a command line.
-        environment = {**os.environ, "FMPLEX_BROKER": self.broker_url}
+        environment = {**os.environ, "FMPLEX_BROKER": self.broker_url, "FMPLEX_ARTIFACTS": self.artifacts}
         with (self.data / f"{name}.log").open("wb") as log:
             # A session of its own: Ctrl-C reaches `fmplex up` alone, which then stops its children in order.
             process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
@@ -116,7 +119,9 @@ class LocalFleet:
     def write_state(self) -> None:
         """Leave a note so that the other commands find this fleet without being told its addresses."""
         STATE_FILE.parent.mkdir(exist_ok=True)
-        state = {"gateway": self.gateway_url, "broker": self.broker_url, "pid": os.getpid()}
+        state = {
+            "gateway": self.gateway_url, "broker": self.broker_url, "artifacts": self.artifacts, "pid": os.getpid()
+        }  # fmt: skip
         STATE_FILE.touch(mode=0o600)  # the broker's URL may hold a password
         STATE_FILE.chmod(0o600)
         STATE_FILE.write_text(json.dumps(state))

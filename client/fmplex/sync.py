@@ -7,14 +7,13 @@ import threading
 from collections import deque
 from collections.abc import Coroutine, Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future
-from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar, overload
 
 from fmplex.aio import AsyncClient, MapPlan, progress_bar
 from fmplex.results import Handle, Result
+from fmplex.vfms import Vfms
 from fmplex_broker.errors import Cancelled, Unavailable
-from fmplex_broker.specs import VfmSpec
 
 T = TypeVar("T")
 
@@ -22,21 +21,28 @@ T = TypeVar("T")
 class Client:
     """Speaks to a fleet; see `AsyncClient` for what each call means. Safe to use from many threads. Close it, or use `with`."""
 
-    def __init__(self, url: str = "http://127.0.0.1:8080", *, api_key: str | None = None, retries: int = 2) -> None:
+    def __init__(
+        self,
+        url: str = "http://127.0.0.1:8080",
+        *,
+        api_key: str | None = None,
+        artifacts: str | None = None,
+        retries: int = 2,
+    ) -> None:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="fmplex-client", daemon=True)
         self._thread.start()
         self._closed = False
         try:
-            self._client = self._run(self._open(url, api_key, retries))
+            self._client = self._run(self._open(url, api_key, artifacts, retries))
         except BaseException:
             self._end()
             raise
-        self.vfms = Vfms(self)
+        self.vfms = Vfms(self._client.vfms, self._run)
 
     @staticmethod
-    async def _open(url: str, api_key: str | None, retries: int) -> AsyncClient:
-        return AsyncClient(url, api_key=api_key, retries=retries)
+    async def _open(url: str, api_key: str | None, artifacts: str | None, retries: int) -> AsyncClient:
+        return AsyncClient(url, api_key=api_key, artifacts=artifacts, retries=retries)
 
     def _submit(self, work: Coroutine[Any, Any, T]) -> Future[T]:
         if self._closed:
@@ -153,25 +159,3 @@ class Client:
 
     def __exit__(self, kind: type[BaseException] | None, e: BaseException | None, tb: TracebackType | None) -> None:
         self.close()
-
-
-class Vfms:
-    """The life of vFMs: `client.vfms`."""
-
-    def __init__(self, client: Client) -> None:
-        self._client = client
-
-    def deploy(self, package: str | Path | VfmSpec | dict[str, Any]) -> dict[str, Any]:
-        return self._client._run(self._client._client.vfms.deploy(package))
-
-    def list(self) -> list[dict[str, Any]]:
-        return self._client._run(self._client._client.vfms.list())
-
-    def show(self, name: str) -> dict[str, Any]:
-        return self._client._run(self._client._client.vfms.show(name))
-
-    def update(self, name: str, **change: Any) -> dict[str, Any]:
-        return self._client._run(self._client._client.vfms.update(name, **change))
-
-    def remove(self, name: str) -> None:
-        self._client._run(self._client._client.vfms.remove(name))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, Protocol
 
 import httpx
@@ -11,7 +10,8 @@ from fmplex.direct import DirectTransport
 from fmplex.http import HttpTransport
 from fmplex.results import AsyncHandle, Result
 from fmplex_broker.errors import InvalidInput
-from fmplex_broker.specs import VfmChange, VfmSpec
+from fmplex_broker.packages import Package
+from fmplex_broker.specs import VfmChange
 
 
 class Transport(Protocol):
@@ -29,22 +29,26 @@ class Transport(Protocol):
         idempotency_key: str,
         offline: bool,
     ) -> AsyncHandle: ...
-    async def deploy(self, package: Path | None, spec: VfmSpec | None) -> dict[str, Any]: ...
-    async def all(self) -> list[dict[str, Any]]: ...
+    async def deploy(self, package: Package) -> dict[str, Any]: ...
+    async def offer(self, name: str, package: Package) -> dict[str, Any]: ...
+    async def roll_back(self, name: str, version: str | None) -> dict[str, Any]: ...
+    async def prune(self) -> list[str]: ...
+    async def page(self, match: str, limit: int, after: str) -> tuple[list[dict[str, Any]], int]: ...
     async def show(self, name: str) -> dict[str, Any]: ...
     async def update(self, name: str, change: VfmChange) -> dict[str, Any]: ...
     async def remove(self, name: str) -> None: ...
     async def close(self) -> None: ...
 
 
-def open_transport(url: str, api_key: str | None) -> Transport:
-    """By the URL's scheme: `http`, `https` (a gateway) or `redis`, `rediss`, `unix` (the streams). Raises `InvalidInput`."""
+def open_transport(url: str, api_key: str | None, artifacts: str | None) -> Transport:
+    """By the URL's scheme: `http`, `https` (a gateway) or `redis`, `rediss`, `unix` (the streams; `artifacts` is the fleet's
+    store). Raises `InvalidInput`."""
     scheme = url.partition("://")[0]
     try:
         if scheme in ("http", "https"):
             return HttpTransport(url, api_key)
         if scheme in ("redis", "rediss", "unix"):
-            return DirectTransport(url)
+            return DirectTransport(url, artifacts)
     except (ValueError, httpx.InvalidURL) as e:
         raise InvalidInput(f"{url!r} is not a URL: {e}", field="url") from None
     raise InvalidInput(

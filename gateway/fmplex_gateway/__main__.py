@@ -10,6 +10,7 @@ from pathlib import Path
 
 import uvicorn
 
+from fmplex_broker.artifacts import ArtifactStore
 from fmplex_broker.errors import FmplexError
 from fmplex_broker.specs import load_fleet
 from fmplex_broker.streams.session import Session
@@ -26,6 +27,7 @@ def main() -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     try:
         fleet = load_fleet(args.config)
+        store = ArtifactStore(os.environ.get("FMPLEX_ARTIFACTS") or fleet.artifacts)
     except FmplexError as e:
         print(f"{e.code}: {e}", file=sys.stderr)
         return 2
@@ -33,7 +35,7 @@ def main() -> int:
     if url == "embedded":
         print("a gateway needs a broker URL: --broker redis://…; `fmplex up` starts an embedded one", file=sys.stderr)
         return 2
-    app = create_app(lambda: Session.connect(url), fleet.gateway, fleet.worker.roots)
+    app = create_app(lambda: Session.connect(url), fleet.gateway, store)
     host = args.host or fleet.gateway.host
     port = fleet.gateway.port if args.port is None else args.port
     uvicorn.run(

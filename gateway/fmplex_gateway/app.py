@@ -7,15 +7,16 @@ import logging
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from pathlib import Path
 
 from fastapi import FastAPI, Request
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from fmplex_broker.artifacts import ArtifactStore
 from fmplex_broker.errors import FmplexError, InvalidInput, Unauthorized, UnknownVfm
 from fmplex_broker.specs import GatewaySpec
+from fmplex_broker.streams.deployer import Deployer
 from fmplex_broker.streams.session import Session
 from fmplex_gateway import health, inference, openai, vfms
 from fmplex_gateway.metrics import Metrics
@@ -24,17 +25,18 @@ from fmplex_gateway.wire import Gone, error_response
 log = logging.getLogger(__name__)
 
 
-def create_app(session: Callable[[], Session], spec: GatewaySpec, roots: tuple[Path, ...] = ()) -> FastAPI:
-    """The gateway. `session` is called once the event loop runs; `roots`: folders that packages may lie in."""
+def create_app(session: Callable[[], Session], spec: GatewaySpec, store: ArtifactStore) -> FastAPI:
+    """The gateway. `session` is called once the event loop runs."""
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         app.state.session = session()
+        app.state.deployer = Deployer(app.state.session.registry, store)
         yield
         await app.state.session.close()
 
     app = FastAPI(title="FMplex gateway", lifespan=lifespan)
-    app.state.spec, app.state.roots, app.state.metrics = spec, roots, Metrics()
+    app.state.spec, app.state.metrics = spec, Metrics()
     for part in (inference, openai, vfms, health):
         app.include_router(part.router)
     app.add_exception_handler(FmplexError, _failed)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
@@ -46,10 +46,12 @@ class _Fleet(Collector):
     def collect(self) -> Iterator[Metric]:
         yield from _queues(self._view)
         yield from _workers(self._view.workers)
+        yield from _residency(self._view.workers)
         yield from _vfms([(w.worker, name, stats) for w in self._view.workers for name, stats in w.vfms.items()])
 
 
 def _queues(view: FleetView) -> Iterator[Metric]:
+    yield GaugeMetricFamily("fmplex_vfms_registered", "vFMs, idle ones included", value=view.registered)
     waiting = GaugeMetricFamily("fmplex_queue_waiting", "Jobs waiting for a worker", labels=["vfm"])
     pending = GaugeMetricFamily("fmplex_queue_pending", "Jobs in a worker's hands", labels=["vfm"])
     oldest = GaugeMetricFamily("fmplex_queue_oldest_seconds", "Age of the oldest job", labels=["vfm"])
@@ -72,10 +74,37 @@ def _workers(workers: list[WorkerStats]) -> Iterator[Metric]:
     yield family(counter, "fmplex_worker_pass_units", "Units (tokens) run", (w.pass_units for w in workers))
     yield family(counter, "fmplex_worker_busy_seconds", "Device time", (w.busy_s for w in workers))
     yield family(gauge, "fmplex_worker_held_jobs", "Jobs in the window", (w.held for w in workers))
-    yield family(gauge, "fmplex_worker_resident_versions", "vFM versions loaded", (w.resident for w in workers))
     yield family(gauge, "fmplex_worker_memory_bytes", "Unique memory of the process", (w.memory_bytes for w in workers))
     yield family(gauge, "fmplex_worker_device_bytes", "Accelerator memory", (w.device_bytes for w in workers))
     yield family(gauge, "fmplex_worker_cost_error", "Relative error of the cost model", (w.cost_error for w in workers))
+
+
+def _residency(workers: list[WorkerStats]) -> Iterator[Metric]:
+    labels = ["backbone", "worker"]
+    held = GaugeMetricFamily("fmplex_residency_bytes", "Bytes of adapters and heads by tier", labels=[*labels, "tier"])
+    versions = GaugeMetricFamily("fmplex_residency_versions", "Versions on the device", labels=labels)
+    budget = GaugeMetricFamily("fmplex_residency_budget_bytes", "Bytes that versions may take there", labels=labels)
+    jobs = CounterMetricFamily(
+        "fmplex_residency_jobs", "Jobs by whether their version was there", labels=[*labels, "found"]
+    )
+    loads = CounterMetricFamily(
+        "fmplex_residency_loads", "Versions loaded, by where they came from", labels=[*labels, "source"]
+    )
+    evictions = CounterMetricFamily("fmplex_residency_evictions", "Versions that had to go", labels=labels)
+    seconds = HistogramMetricFamily("fmplex_residency_load_seconds", "Time to load a version", labels=labels)
+    for w in workers:
+        who, r = [w.backbone, w.worker], w.residency
+        for tier, nbytes in (("device", r.device_bytes), ("host", r.host_bytes), ("disk", r.disk_bytes)):
+            held.add_metric([*who, tier], nbytes)
+        versions.add_metric(who, r.versions)
+        budget.add_metric(who, r.budget_bytes)
+        jobs.add_metric([*who, "hit"], r.hits)
+        jobs.add_metric([*who, "miss"], r.misses)
+        for source, n in r.loads.items():
+            loads.add_metric([*who, source], n)
+        evictions.add_metric(who, r.evictions)
+        seconds.add_metric(who, _buckets(r.load_ms), sum_value=r.load_s)
+    yield from (held, versions, budget, jobs, loads, evictions, seconds)
 
 
 def _vfms(rows: list[tuple[str, str, VfmStats]]) -> Iterator[Metric]:
@@ -93,15 +122,15 @@ def _vfms(rows: list[tuple[str, str, VfmStats]]) -> Iterator[Metric]:
         charged.add_metric([name, worker], s.charged_s)
         deficit.add_metric([name, worker], s.deficit_s)
         weight.add_metric([name, worker], s.weight)
-        latency.add_metric([name, worker], _buckets(s), sum_value=s.latency_s)
+        latency.add_metric([name, worker], _buckets(s.latency), sum_value=s.latency_s)
     yield from (jobs, units, charged, deficit, weight, latency)
 
 
 _BOUNDS = range(0, 85, 4)  # 0.1 ms to 210 s in powers of two: the same for every vFM, so that they can be added up
 
 
-def _buckets(stats: VfmStats) -> list[tuple[str, float]]:
+def _buckets(counts: Mapping[int, int]) -> list[tuple[str, float]]:
     """Cumulative counts, as Prometheus wants them."""
-    below = {bound: sum(n for bucket, n in stats.latency.items() if bucket <= bound) for bound in _BOUNDS}
-    total = sum(stats.latency.values())
+    below = {bound: sum(n for bucket, n in counts.items() if bucket <= bound) for bound in _BOUNDS}
+    total = sum(counts.values())
     return [*((f"{bucket_top(b) / 1000:.6g}", float(n)) for b, n in below.items()), ("+Inf", float(total))]

@@ -23,8 +23,9 @@ async def embeddings(request: Request) -> Response:
     body = await parse_body(request, EmbeddingsBody, request.app.state.spec.max_body_bytes)
     session: Session = request.app.state.session
     head = (await session.vfm(body.model)).spec.head
-    if head.kind != "embedding":
-        raise InvalidInput(f"{body.model!r} is a {head.kind} vFM; call /v1/vfms/{body.model}/infer", field="model")
+    if head is None or head.kind != "embedding":
+        kind = head.kind if head else "multi-head"
+        raise InvalidInput(f"{body.model!r} is a {kind} vFM; call /v1/vfms/{body.model}/infer", field="model")
     params = {} if body.dimensions is None else {"dimensions": body.dimensions}
     replies = await call(request, body.model, _inputs(body.input), params)
     tokens = sum(reply.units for reply in replies)
@@ -54,7 +55,7 @@ def _vector(tensor: Tensor, encoding: str) -> Any:
 @router.get("/v1/models")
 async def models(request: Request) -> Response:
     session: Session = request.app.state.session
-    serving = [v for v in await session.registry.all() if v.status == "serving"]
+    serving = [v for v in await session.registry.every() if v.status == "serving"]
     return json_response({"object": "list", "data": [_model(v.name, v.backbone) for v in serving]})
 
 

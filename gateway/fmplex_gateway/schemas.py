@@ -33,7 +33,12 @@ class EmbeddingsBody(Body):
 
 
 class DeployBody(Body):
-    """A package folder that gateway and workers can both read, or the spec of a vFM without files."""
+    """A vFM without files. One with files is sent as an archive instead."""
 
-    package: str | None = None
-    spec: VfmSpec | None = None
+    spec: VfmSpec
+
+
+class RollBackBody(Body):
+    """`version`: one that served before; by default the last one."""
+
+    version: str | None = None

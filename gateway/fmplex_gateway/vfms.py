@@ -1,44 +1,50 @@
-"""/v1/vfms: deploy, list, show, change, remove."""
+"""/v1/vfms: deploy, list, show, change, offer a version, roll back, remove; /v1/artifacts."""
 
 from __future__ import annotations
 
 import asyncio
-from pathlib import Path
 
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
+from fmplex_broker.archive import MEDIA_TYPE, unpack
 from fmplex_broker.errors import InvalidInput
-from fmplex_broker.packages import Package, bare, read_package
+from fmplex_broker.packages import Package, bare
 from fmplex_broker.specs import VfmChange
+from fmplex_broker.streams.deployer import Deployer
 from fmplex_broker.streams.session import Session
-from fmplex_gateway.schemas import DeployBody
-from fmplex_gateway.wire import json_response, parse_body
+from fmplex_gateway.schemas import DeployBody, RollBackBody
+from fmplex_gateway.wire import json_response, parse_body, read_body
 
 router = APIRouter()
 _MAX_BODY = 4_194_304
+_MAX_PAGE = 1000
 
 
-async def _read(request: Request, package: str) -> Package:
-    return await asyncio.to_thread(read_package, Path(package), request.app.state.roots)
+async def _package(request: Request) -> Package:
+    """An archive (`fmplex pack` makes one), or `{"spec": …}` of a vFM without files. Checked before anything is stored."""
+    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != MEDIA_TYPE:
+        return bare((await parse_body(request, DeployBody, _MAX_BODY)).spec)
+    limit: int = request.app.state.spec.max_package_bytes
+    blob = await read_body(request, limit)
+    return await asyncio.to_thread(unpack, blob)
 
 
 @router.get("/v1/vfms")
-async def list_vfms(request: Request) -> Response:
+async def list_vfms(request: Request, match: str = "*", limit: str = "100", after: str = "") -> Response:
+    """A page of vFMs by name; `after` the last name of one page begins the next; `total` counts all that match."""
+    if not limit.isdigit() or not 1 <= int(limit) <= _MAX_PAGE:
+        raise InvalidInput(f"limit: must be a whole number from 1 to {_MAX_PAGE}", field="limit")
     session: Session = request.app.state.session
-    return json_response({"vfms": [v.describe() for v in await session.registry.all()]})
+    found, total = await session.registry.page(match, int(limit), after)
+    return json_response({"vfms": [v.describe() for v in found], "total": total})
 
 
 @router.post("/v1/vfms")
 async def deploy(request: Request) -> Response:
     """Answers when every live worker of the backbone has accepted the vFM (201), or says why it cannot serve."""
-    body = await parse_body(request, DeployBody, _MAX_BODY)
-    session: Session = request.app.state.session
-    if (body.package is None) == (body.spec is None):
-        raise InvalidInput("send either package (a folder) or spec (a vFM without files)", field="package")
-    package = await _read(request, body.package) if body.package is not None else bare(body.spec)  # type: ignore[arg-type]
-    status = await session.registry.deploy(package.spec, package.digest, body.package)
-    return json_response(status.describe(), 201)
+    deployer: Deployer = request.app.state.deployer
+    return json_response((await deployer.deploy(await _package(request))).describe(), 201)
 
 
 @router.get("/v1/vfms/{name}")
@@ -49,14 +55,30 @@ async def show(name: str, request: Request) -> Response:
 
 @router.patch("/v1/vfms/{name}")
 async def change(name: str, request: Request) -> Response:
-    """Weight, limits and SLO at once; a package becomes a new version once every live worker has accepted it."""
-    body = await parse_body(request, VfmChange, _MAX_BODY)
+    """Weight, limits and SLO, at once."""
     session: Session = request.app.state.session
-    version = None
-    if body.package is not None:
-        package = await _read(request, body.package)
-        version = (package.spec, package.digest)
-    status = await session.registry.change(name, body, version=version)
+    status = await session.registry.change(name, await parse_body(request, VfmChange, _MAX_BODY))
+    session.forget(name)
+    return json_response(status.describe())
+
+
+@router.post("/v1/vfms/{name}/versions")
+async def offer(name: str, request: Request) -> Response:
+    """A new version; it serves once every live worker has accepted it, and until then the old one does."""
+    session: Session = request.app.state.session
+    deployer: Deployer = request.app.state.deployer
+    await session.registry.find(name)  # before megabytes are read
+    status = await deployer.update(name, await _package(request))
+    session.forget(name)
+    return json_response(status.describe())
+
+
+@router.post("/v1/vfms/{name}/rollback")
+async def roll_back(name: str, request: Request) -> Response:
+    """Back to the version that served before, or to the one that is named."""
+    session: Session = request.app.state.session
+    deployer: Deployer = request.app.state.deployer
+    status = await deployer.roll_back(name, (await parse_body(request, RollBackBody, _MAX_BODY)).version)
     session.forget(name)
     return json_response(status.describe())
 
@@ -68,3 +90,10 @@ async def remove(name: str, request: Request) -> Response:
     await session.registry.remove(name)
     session.forget(name)
     return json_response({"name": name, "status": "gone"})
+
+
+@router.post("/v1/artifacts/prune")
+async def prune(request: Request) -> Response:
+    """Delete artifacts, older than an hour, that no vFM serves, has on offer or could be rolled back to."""
+    deployer: Deployer = request.app.state.deployer
+    return json_response({"pruned": await deployer.prune()})

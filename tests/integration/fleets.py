@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import signal
@@ -27,12 +26,12 @@ PATIENCE_S = 90.0  # the machine may be busy with other things
 
 
 def write_config(folder: Path, *, worker: str = "", gateway: str = "", pass_units: int = 2048) -> Path:
-    """A fleet file for the real MiniLM; packages are loaded from `folder/vfms`."""
-    (folder / "vfms").mkdir(parents=True, exist_ok=True)
+    """A fleet file for the real MiniLM."""
+    folder.mkdir(parents=True, exist_ok=True)
     config = folder / "fleet.toml"
     config.write_text(
         f'[backbone]\nname = "minilm"\nmodel = "{MODEL}"\nmax_tokens = 256\npass_units = {pass_units}\n'
-        f"[worker]\nthreads = 1\nroots = [{json.dumps(str(folder / 'vfms'))}]\n{worker}\n"
+        f"[worker]\nthreads = 1\n{worker}\n"
         f"[gateway]\n{gateway}\n"
     )
     return config

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import uvloop
 
+from fmplex_broker.artifacts import ArtifactStore
 from fmplex_broker.errors import FmplexError
 from fmplex_broker.specs import FleetSpec, load_fleet
 from fmplex_broker.streams.connection import Scripts, open_redis
@@ -61,10 +62,12 @@ async def _serve(url: str, fleet: FleetSpec) -> None:
     from fmplex_worker.engines.encoder import EncoderEngine
     from fmplex_worker.profile import profile
 
+    store = ArtifactStore(os.environ.get("FMPLEX_ARTIFACTS") or fleet.artifacts)
     if fleet.worker.threads is not None:
         torch.set_num_threads(fleet.worker.threads)
     engine = EncoderEngine.open(fleet.backbone, fleet.worker.device)
-    worker = Worker(url, fleet.backbone, fleet.worker, engine, profile(engine, fleet.backbone.pass_units))
+    cost = profile(engine, fleet.backbone.pass_units)
+    worker = Worker(url, fleet.backbone, fleet.worker, engine, store, cost)
     loop = asyncio.get_running_loop()
     for sig in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(sig, worker.stop)

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from concurrent.futures import Executor
 from contextlib import suppress
 
-from fmplex_broker.errors import BrokerUnavailable, DeadlineExceeded, FmplexError, VfmClosed
+from fmplex_broker.errors import BrokerUnavailable, DeadlineExceeded, FmplexError
 from fmplex_broker.messages import Request, decode_request
 from fmplex_broker.streams.consumer import Claimed, Consumer
 from fmplex_worker.clock import ServerClock
 from fmplex_worker.engines.protocol import Engine, Prepared
 from fmplex_worker.lease import LeaseLost
-from fmplex_worker.library import Library
 from fmplex_worker.outbox import Outbox
+from fmplex_worker.residency.residents import Residents
 from fmplex_worker.scheduling import Item, Scheduler
 from fmplex_worker.window import Held, Window
 
 log = logging.getLogger(__name__)
+_PARKED = 128  # jobs that may wait for their versions before only resident vFMs are claimed from
 _IDLE_S = 2.0  # ceiling of the sleep between looks when nothing rings
 _BACKOFF_S = 0.1
 
@@ -32,16 +34,20 @@ class Intake:
         window: Window,
         scheduler: Scheduler,
         engine: Engine,
-        library: Library,
+        residents: Residents,
         outbox: Outbox,
         clock: ServerClock,
         thread: Executor,
+        steal_ms: int,
     ) -> None:
         self._consumer = consumer
         self._window = window
         self._scheduler = scheduler
         self._engine = engine
-        self._library = library
+        self._residents = residents
+        self._steal_ms = steal_ms
+        self._parked: dict[str, list[Held]] = {}  # version -> jobs that wait for it
+        self._group = asyncio.TaskGroup()
         self._outbox = outbox
         self._clock = clock
         self._thread = thread
@@ -49,6 +55,10 @@ class Intake:
 
     async def run(self) -> None:
         """Raises `LeaseLost`."""
+        async with self._group:
+            await self._fill()
+
+    async def _fill(self) -> None:
         while True:
             room = self._window.room()
             if not room:
@@ -56,25 +66,35 @@ class Intake:
                 await self._window.freed.wait()
                 continue
             self._rung = False  # before claiming: what rings from now on is not lost
-            jobs, more = await self._claim(room)
+            strangers = self._strangers_welcome()
+            jobs, more, wait_s = await self._claim(room, strangers)
             if jobs:
                 await self._accept(jobs)
             elif not more:
-                await self._idle(set(room))
+                await self._idle(set(room), strangers, wait_s)
 
-    async def _claim(self, room: dict[str, int]) -> tuple[list[Claimed], bool]:
+    def _strangers_welcome(self) -> bool:
+        """What waits for its version must not fill the window, nor what is in use the device: until then only vFMs that are
+        resident here are asked for."""
+        return self._window.parked < _PARKED and not self._residents.crowded
+
+    async def _claim(self, room: dict[str, int], strangers: bool) -> tuple[list[Claimed], bool, float]:
+        """Jobs, whether there are more, and how long to sleep at most if there are none."""
         try:
-            claim = await self._consumer.claim(room)
+            claim = await self._consumer.claim(room, steal_ms=self._steal_ms, strangers=strangers)
             # The lease may only have run out (a long pause): a beat revives it, unless somebody has taken over.
             if claim.state == "lost" and not (await self._consumer.beat()).alive:
                 raise LeaseLost(self._consumer.worker)
         except BrokerUnavailable as e:
             log.warning("claim: %s", e)
             await self.recover()
-            return [], True
+            return [], True, 0.0
         for flow, rest in claim.rest.items():
             self._scheduler.expect(flow, rest)  # a flow whose stream has more is not empty, it is only waiting for us
-        return claim.jobs, claim.more or claim.state != "ok"
+        for vfm, weight in claim.weights.items():
+            self._scheduler.set_weight(vfm, weight)
+        wait_s = claim.wait_ms / 1000 if claim.wait_ms else _IDLE_S
+        return claim.jobs, claim.more or claim.state != "ok", wait_s
 
     async def recover(self) -> None:
         """Until the broker answers: give back what is pending here unknown to us. Raises `LeaseLost`."""
@@ -91,18 +111,66 @@ class Intake:
         self._rung = True
         self._window.freed.set()
 
-    async def _idle(self, asked: set[str]) -> None:
-        """Until there may be work, or there is room for a class that was not asked for: its backlog rings no more."""
+    async def _idle(self, asked: set[str], strangers: bool, most_s: float) -> None:
+        """Until there may be work, or there is room for a class, or for strangers, that were not asked for: their backlog rings
+        no more."""
         with suppress(TimeoutError):
-            async with asyncio.timeout(_IDLE_S):
-                while not self._rung and set(self._window.room()) <= asked:
+            async with asyncio.timeout(most_s):
+                while not self._rung and set(self._window.room()) <= asked and strangers >= self._strangers_welcome():
                     self._window.freed.clear()
                     await self._window.freed.wait()
 
     async def _accept(self, jobs: list[Claimed]) -> None:
         held = [self._window.add(job) for job in jobs]
-        if not all(self._library.has(job.digest) or self._library.missing(job.digest) for job in jobs):
-            await self._library.catch_up(self._consumer.worker)
+        here = [h for h in held if self._residents.has(h.job.digest) and h.job.digest not in self._parked]
+        self._residents.count(hits=len(here), misses=len(held) - len(here))
+        for h in here:
+            self._pin(h)
+        for h in held:
+            if not h.pinned:
+                self._park(h)
+        await self._admit(here)
+
+    def _pin(self, held: Held) -> None:
+        self._residents.pin(held.job.digest)
+        held.pinned = True  # until it has a reply, or is not ours any more
+
+    def _park(self, held: Held) -> None:
+        """Its version is not here: it waits, in order, beside the window."""
+        self._window.park(held)
+        digest = held.job.digest
+        if digest in self._parked:
+            self._parked[digest].append(held)
+            return
+        self._parked[digest] = [held]
+        self._group.create_task(self._bring(digest, held.job.flow.vfm))
+
+    async def _bring(self, digest: str, vfm: str) -> None:
+        """Load a version and let in the jobs that wait for it, those too that come meanwhile."""
+        error: FmplexError | None = None
+        try:
+            await self._residents.load(digest, vfm)
+        except FmplexError as e:
+            log.error("vFM %s: %s", vfm, e)
+            error = e
+        while waiting := [h for h in self._parked[digest] if not h.done]:
+            self._parked[digest] = []
+            for h in waiting:
+                if error is not None:
+                    self._outbox.answer(h, error)
+                else:
+                    self._pin(h)
+                    self._window.unpark(h)
+                    h.load_ms = (time.monotonic() - h.since) * 1000
+            if error is None:
+                await self._admit(waiting)
+        del self._parked[digest]
+        if error is None:
+            self._residents.unpin(digest)
+        self.ring()  # there is room for strangers again
+
+    async def _admit(self, held: list[Held]) -> None:
+        """Decode, validate and tokenise; every version is here and pinned."""
         good: list[tuple[Held, Request]] = []
         for h in held:
             try:
@@ -119,10 +187,6 @@ class Intake:
     def _decode(self, job: Claimed) -> Request:
         if not job.payload or job.deadline_ms <= self._clock.now_ms():
             raise DeadlineExceeded("the job waited longer than its deadline; it was not run")
-        if not self._library.has(job.digest):
-            raise self._library.missing(job.digest) or VfmClosed(
-                f"version {job.digest} of {job.flow.vfm!r} was replaced before this job ran; send it again"
-            )
         return decode_request(job.payload)
 
     def _enter(self, held: Held, prepared: Prepared | FmplexError) -> None:

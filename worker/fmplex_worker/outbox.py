@@ -45,6 +45,7 @@ class Outbox:
             units=held.units,
             queue_ms=max(0.0, total_ms - run_ms),
             run_ms=run_ms,
+            load_ms=held.load_ms,
         )
         self._window.finish(held)
         self._meter.answered(held.job.flow.vfm, failed=error is not None, latency_ms=total_ms)

@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
+from fmplex_broker.artifacts import ArtifactStore
 from fmplex_broker.deployments import BackboneInfo
 from fmplex_broker.errors import BrokerUnavailable
 from fmplex_broker.specs import BackboneSpec, WorkerSpec
 from fmplex_broker.streams.connection import Scripts, open_redis
-from fmplex_broker.streams.consumer import Consumer, Words
+from fmplex_broker.streams.consumer import HERE_TTL_MS, Consumer, Words
 from fmplex_broker.streams.fleet import publish
 from fmplex_broker.streams.producer import new_id
 from fmplex_broker.streams.registry import Registry
@@ -27,12 +29,16 @@ from fmplex_worker.intake import Intake
 from fmplex_worker.lease import Lease, LeaseLost
 from fmplex_worker.library import Library
 from fmplex_worker.outbox import Outbox
+from fmplex_worker.residency.fetching import Fetcher
+from fmplex_worker.residency.residents import Residents
 from fmplex_worker.scheduling import CostModel, make_scheduler
 from fmplex_worker.stats import Meter
 from fmplex_worker.window import Window
 
 log = logging.getLogger(__name__)
 _REPORT_S = 1.0
+_DWELL_S = 0.1
+_REFRESH_S = HERE_TTL_MS / 3000
 _BACKOFF_S = 0.5
 
 
@@ -40,7 +46,13 @@ class Worker:
     """Hosts one backbone until told to stop. `cost`: warmed by a profile of the engine, or a fresh one."""
 
     def __init__(
-        self, url: str, backbone: BackboneSpec, spec: WorkerSpec, engine: Engine, cost: CostModel | None = None
+        self,
+        url: str,
+        backbone: BackboneSpec,
+        spec: WorkerSpec,
+        engine: Engine,
+        store: ArtifactStore,
+        cost: CostModel | None = None,
     ) -> None:
         self.backbone = backbone
         self.spec = spec
@@ -54,6 +66,8 @@ class Worker:
         self.ready = asyncio.Event()  # has joined and caught up with the deployments
         # One thread each, for as long as the process lives: a new life must not step while the old one's last pass runs.
         self.threads = {name: ThreadPoolExecutor(1, thread_name_prefix=name) for name in ("intake", "device", "loader")}
+        fetcher = Fetcher(store, spec.residency)
+        self.residents = Residents(engine, fetcher, spec.residency.device_bytes, self.threads["loader"])
 
     def stop(self) -> None:
         """Drain: give back what has not started, finish what runs, leave. `run` returns when done."""
@@ -72,6 +86,7 @@ class Worker:
                         async with asyncio.timeout(_BACKOFF_S):
                             await self._stop.wait()
         finally:
+            await self.residents.close()
             for thread in self.threads.values():
                 thread.shutdown(wait=False, cancel_futures=True)
             await self._redis.aclose()
@@ -90,14 +105,13 @@ class _Life:
         self._listening = Consumer(w._blocking, Scripts(w._blocking), w.backbone.name, self._id, lease_ms=lease)
         self._scheduler = make_scheduler(w.spec.policy, w.cost, w.backbone.pass_units)
         self._meter = Meter(w.engine.info)
-        self._window = Window(w.backbone.pass_units, w.spec.window_passes)
-        self._library = Library(
-            w.engine, w._registry, w.backbone.name, w.spec.roots, self._scheduler, w.threads["loader"]
-        )
+        w.residents.unpin_all()  # by jobs of an earlier life, which are not ours any more
+        self._window = Window(w.backbone.pass_units, w.spec.window_passes, w.residents.unpin)
+        self._library = Library(w._registry, w.backbone.name, self._scheduler, w.residents)
         self._outbox = Outbox(self._consumer, self._window, self._clock, self._meter)
         self._intake = Intake(
-            self._consumer, self._window, self._scheduler, w.engine, self._library, self._outbox, self._clock,
-            w.threads["intake"],
+            self._consumer, self._window, self._scheduler, w.engine, w.residents, self._outbox, self._clock,
+            w.threads["intake"], w.spec.residency.steal_ms,
         )  # fmt: skip
         self._device = Device(
             w.engine, self._scheduler, self._window, self._outbox, self._consumer, self._clock, self._meter,
@@ -110,14 +124,20 @@ class _Life:
             await self._join()
             async with asyncio.TaskGroup() as group:
                 lease = group.create_task(self._lease().run())  # first: loading may take longer than a lease
-                await self._library.catch_up(self._id)  # before the first claim: what serves is here
+                await self._library.catch_up(self._id)  # before the first claim: what is on offer is voted on
                 self._w.ready.set()
                 log.info("worker %s serves backbone %s", self._id, self._w.backbone.name)
                 intake = group.create_task(self._intake.run())
                 device = group.create_task(self._device.run())
                 others = [
                     group.create_task(task)
-                    for task in (self._outbox.run(), self._listen(), self._report(), self._library.follow(self._id))
+                    for task in (
+                        self._outbox.run(),
+                        self._listen(),
+                        self._report(),
+                        self._dwell(),
+                        self._library.follow(self._id),
+                    )
                 ]
                 await self._w._stop.wait()
                 await self._drain(intake, device)
@@ -136,11 +156,11 @@ class _Life:
         )  # fmt: skip
         beat = await self._consumer.join()
         self._clock.told(beat.now_ms)
-        self._library.note(beat.changes)
+        self._library.told(beat.changes)
 
     def _lease(self) -> Lease:
         w = self._w
-        return Lease(self._consumer, self._clock, w.spec.lease_ms, w.spec.max_attempts, self._library.note)
+        return Lease(self._consumer, self._clock, w.spec.lease_ms, w.spec.max_attempts, self._library.told)
 
     async def _listen(self) -> None:
         while True:
@@ -148,11 +168,10 @@ class _Life:
                 words = await self._listening.listen()
             except BrokerUnavailable:
                 await asyncio.sleep(_BACKOFF_S)
-                words = Words(True, [], True)  # whatever was said meanwhile
+                words = Words(True, [], [])  # whatever was said meanwhile; the next beats tell of changes
             if words.woken:
                 self._intake.ring()
-            if words.changed:
-                self._library.changed.set()
+            self._library.hear(words.changed)
             for key in words.cancelled:
                 self._device.cancel(key)
 
@@ -163,13 +182,30 @@ class _Life:
             stats = self._meter.snapshot(
                 self._id,
                 held=len(self._window),
-                loaded=w.engine.loaded,
+                residency=w.residents.snapshot(),
                 shares=self._scheduler.shares(),
                 cost_error=w.cost.error,
             )
             with suppress(BrokerUnavailable):
                 await publish(w._redis, stats)
+            await w.residents.trim()
             await asyncio.sleep(_REPORT_S)
+
+    async def _dwell(self) -> None:
+        """Keep the claims' hint of what is resident here."""
+        told: set[str] = set()
+        refreshed = 0.0
+        while True:
+            if time.monotonic() > refreshed + _REFRESH_S:
+                told, refreshed = set(), time.monotonic()  # all of it, before the hint runs out
+            here = self._w.residents.here()
+            try:
+                if here != told:
+                    await self._consumer.dwell(sorted(here - told), sorted(told - here))
+                told = here
+            except BrokerUnavailable:
+                told = set()
+            await asyncio.sleep(_DWELL_S)
 
     async def _drain(self, intake: asyncio.Task[None], device: asyncio.Task[None]) -> None:
         """Unstarted jobs go back at once; running ones end; the lease goes last."""

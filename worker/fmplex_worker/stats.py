@@ -5,14 +5,16 @@ from __future__ import annotations
 import os
 import socket
 import time
-from collections.abc import Mapping
 from contextlib import suppress
 
 import psutil
 
-from fmplex_broker.stats import VfmStats, WorkerStats, bucket_of
+from fmplex_broker.stats import ResidencyStats, VfmStats, WorkerStats, bucket_of
 from fmplex_worker.engines.protocol import EngineInfo
 from fmplex_worker.scheduling import Share
+
+_LATELY_S = 120.0
+_MOST = 1000  # vFMs that a worker tells of
 
 
 class Meter:
@@ -21,17 +23,19 @@ class Meter:
     def __init__(self, engine: EngineInfo) -> None:
         self._process = psutil.Process()
         self._started = time.monotonic()
+        self._vfms: dict[str, tuple[VfmStats, float]] = {}  # with when it was last heard of, oldest first
         self.stats = WorkerStats("", engine.name, engine.device, os.getpid(), socket.gethostname())
         self.stats.backbone_bytes = engine.memory_bytes
 
-    def vfm(self, name: str) -> VfmStats:
-        found = self.stats.vfms.get(name)
-        if found is None:
-            found = self.stats.vfms[name] = VfmStats()
-        return found
+    def _vfm(self, name: str) -> VfmStats:
+        """Its counters; it becomes the one that was last heard of."""
+        found, _ = self._vfms.pop(name, (None, 0.0))
+        stats = found or VfmStats()
+        self._vfms[name] = stats, time.monotonic()
+        return stats
 
     def answered(self, vfm: str, *, failed: bool, latency_ms: float) -> None:
-        stats = self.vfm(vfm)
+        stats = self._vfm(vfm)
         if failed:
             stats.failed += 1
         else:
@@ -44,7 +48,7 @@ class Meter:
         self.stats.passes += 1
         self.stats.busy_s += seconds
         for name, units in vfm_units.items():
-            self.vfm(name).units += units
+            self._vfm(name).units += units
             self.stats.pass_units += units
 
     def memory(self) -> None:
@@ -58,18 +62,19 @@ class Meter:
             self.stats.device_bytes = int(torch.cuda.memory_allocated(self.stats.device))
 
     def snapshot(
-        self, worker: str, *, held: int, loaded: Mapping[str, int], shares: dict[str, Share], cost_error: float
+        self, worker: str, *, held: int, residency: ResidencyStats, shares: dict[str, Share], cost_error: float
     ) -> WorkerStats:
-        """The counters as they stand, with what the scheduler knows of each vFM. `loaded`: bytes of each resident version."""
+        """The counters as they stand, with what the scheduler knows of each vFM on which anything happened lately: thousands that
+        ran once need no word every second."""
         s = self.stats
-        s.worker, s.held, s.cost_error = worker, held, cost_error
-        s.resident, s.versions_bytes = len(loaded), sum(loaded.values())
+        s.worker, s.held, s.cost_error, s.residency = worker, held, cost_error, residency
         s.uptime_s = time.monotonic() - self._started
-        for gone in s.vfms.keys() - shares.keys():
-            del s.vfms[gone]  # removed: its counters have been seen
-        for name, share in shares.items():
-            if name not in s.vfms and not share.charged:
-                continue  # ten thousand that never ran here need no word
-            vfm = self.vfm(name)
+        for gone in self._vfms.keys() - shares.keys():
+            del self._vfms[gone]  # removed: its counters have been seen
+        old = time.monotonic() - _LATELY_S
+        lately = [name for name, (_, at) in self._vfms.items() if at > old][-_MOST:]
+        for name in lately:
+            share, vfm = shares[name], self._vfms[name][0]
             vfm.weight, vfm.charged_s, vfm.deficit_s = share.weight, share.charged, share.deficit
+        s.vfms = {name: self._vfms[name][0] for name in lately}
         return s

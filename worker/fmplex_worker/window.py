@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import heapq
-from collections.abc import Iterator
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 
 from fmplex_broker.messages import CLASSES, INTERACTIVE
 from fmplex_broker.streams.consumer import CLAIM_ROOM, Claimed
@@ -16,9 +17,15 @@ _SMOOTH = 0.05
 
 @dataclass(slots=True)
 class Held:
-    """A job in hand. `prepared` once intake has accepted it; `running` from plan to landing; `done` once it has a reply."""
+    """A job in hand. `parked` while its version is brought here; `pinned` while it keeps that version here; `prepared` once
+    intake has accepted it; `running` from plan to landing; `done` once it has a reply. In hand `since` (monotonic seconds);
+    it waited `load_ms` for its version."""
 
     job: Claimed
+    since: float = field(default_factory=time.monotonic)
+    load_ms: float = 0.0
+    parked: bool = False
+    pinned: bool = False
     prepared: Prepared | None = None
     running: bool = False
     done: bool = False
@@ -36,13 +43,16 @@ class Window:
     """Holds `passes` passes of interactive work and one of offline work, so that the next pass is always at hand and yet
     nobody's turn is decided here long before it comes."""
 
-    def __init__(self, pass_units: int, passes: int) -> None:
+    def __init__(self, pass_units: int, passes: int, unpin: Callable[[str], None]) -> None:
+        """`unpin(version)` is called once for each pinned job, when it ends."""
+        self._unpin = unpin
         self._target = {cls: pass_units * (passes if cls == INTERACTIVE else 1) for cls in CLASSES}
         self._open = dict.fromkeys(CLASSES, 0)  # units not done yet
         self._typical = dict.fromkeys(CLASSES, 16.0)  # units a job
         self._held: dict[str, Held] = {}
         self._deadlines: list[tuple[int, str]] = []
         self.waiting_units = 0  # prepared, not running
+        self.parked = 0  # jobs that take no room yet
         self.arrived = asyncio.Event()  # something became runnable
         self.freed = asyncio.Event()  # there may be room again
 
@@ -70,6 +80,17 @@ class Window:
         heapq.heappush(self._deadlines, (job.deadline_ms, held.key))
         return held
 
+    def park(self, held: Held) -> None:
+        """It takes no room until `unpark`: what waits for its version must not keep out what could run."""
+        held.parked = True
+        self.parked += 1
+        self._open[held.job.flow.cls] -= held.units
+
+    def unpark(self, held: Held) -> None:
+        held.parked = False
+        self.parked -= 1
+        self._open[held.job.flow.cls] += held.units
+
     def ready(self, held: Held, prepared: Prepared) -> None:
         """Intake has accepted it: from its estimated to its real units."""
         self._open[held.job.flow.cls] += prepared.units - held.units
@@ -88,7 +109,12 @@ class Window:
     def finish(self, held: Held) -> None:
         """It has a reply: its room is free, but it stays known until the broker has settled it."""
         held.done = True
+        if held.parked:
+            self.unpark(held)
         self._open[held.job.flow.cls] -= held.units
+        if held.pinned:
+            held.pinned = False
+            self._unpin(held.job.digest)
         if held.prepared is not None and not held.running:
             self.waiting_units -= held.units
         self.freed.set()

@@ -13,6 +13,8 @@ from fmplex_broker.streams.connection import BLOCK_MS, Arg, Client, Scripts, bro
 from fmplex_broker.streams.producer import PER_CALL, RESULT_TTL_MS
 
 CLAIM_ROOM, CLAIM_FLOWS = 256, 64
+HERE_TTL_MS = 60_000
+_NAMES = 1000  # a command
 _POISONED = encode_reply(
     Reply(error=Poisoned("the worker died every time it ran this job; it was put aside as a dead letter"))
 )
@@ -47,12 +49,15 @@ class Claim:
     """`lost`: the lease is gone, start again under a new id; `stale`: a recovery has overtaken this claim.
 
     `more`: claim again rather than sleep. `rest`: for each flow looked at, whether its stream has more undelivered jobs.
+    `weights`: of the vFMs of these flows. `wait_ms` > 0: jobs whose vFM is resident elsewhere may be had after so long.
     """
 
     state: Literal["ok", "lost", "stale"]
     jobs: list[Claimed]
     more: bool
     rest: dict[Flow, bool]
+    weights: dict[str, float]
+    wait_ms: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,11 +79,12 @@ class Reaped:
 
 
 class Words(NamedTuple):
-    """`woken`: there may be work; `cancelled`: jobs ("flow entry") whose callers gave up; `changed`: some vFM changed."""
+    """`woken`: there may be work; `cancelled`: jobs ("flow entry") whose callers gave up; `changed`: what the counter of
+    changes became, and of which vFM."""
 
     woken: bool
     cancelled: list[str]
-    changed: bool
+    changed: list[tuple[int, str]]
 
 
 class Consumer:
@@ -137,23 +143,40 @@ class Consumer:
 
     # --- jobs ---
 
-    async def claim(self, room: dict[str, int], per_flow: int = CLAIM_ROOM) -> Claim:
-        """Take up to `room[class]` jobs a class. After any failure of this call: `recover`."""
-        args: list[Arg] = [self.worker, str(self._epoch), per_flow, CLAIM_FLOWS]
+    async def claim(
+        self, room: dict[str, int], per_flow: int = CLAIM_ROOM, *, steal_ms: int = 0, strangers: bool = True
+    ) -> Claim:
+        """Take up to `room[class]` jobs a class. After any failure of this call: `recover`.
+
+        vFMs that are resident on another live worker and not here (see `dwell`) are left to it until their oldest job has
+        waited `steal_ms`; without `strangers`, only those that are resident here are looked at.
+        """
+        args: list[Arg] = [self.worker, str(self._epoch), per_flow, CLAIM_FLOWS, steal_ms, int(strangers)]
         for cls, n in room.items():
             args += [cls, min(n, CLAIM_ROOM)]
-        state, wake, flows, more = await self._call("claim", args)
-        if state == b"ok":
-            self._seen[self.keys.wake] = wake.decode()
-        jobs, looked = [], {}
-        for name, attempts, entries, rest in flows:
+        state, flows, more, wait = await self._call("claim", args)
+        jobs, looked, weights = [], {}, {}
+        for name, attempts, entries, rest, weight in flows:
             cls, _, vfm = name.decode().partition(":")
             flow = Flow(vfm, cls)
             jobs += _claimed(flow, attempts, entries)
+            weights[vfm] = float(weight)
             if rest >= 0:
                 looked[flow] = rest == 1
         await self._fetch_blobs(jobs)
-        return Claim(state.decode(), jobs, bool(more), looked)
+        return Claim(state.decode(), jobs, bool(more), looked, weights, int(wait))
+
+    async def dwell(self, come: Sequence[str], gone: Sequence[str]) -> None:
+        """Say which vFMs have become resident here and which are no longer: a hint for claims, kept for a minute."""
+        key = self.keys.here(self.worker)
+        async with broker_errors():
+            pipe = self._redis.pipeline(transaction=False)
+            for start in range(0, len(come), _NAMES):
+                pipe.sadd(key, *come[start : start + _NAMES])
+            for start in range(0, len(gone), _NAMES):
+                pipe.srem(key, *gone[start : start + _NAMES])
+            pipe.pexpire(key, HERE_TTL_MS)
+            await pipe.execute()
 
     async def _fetch_blobs(self, jobs: list[Claimed]) -> None:
         large = [job for job in jobs if not job.payload]
@@ -211,20 +234,16 @@ class Consumer:
         """Block (at most `BLOCK_MS`) for words. Needs a connection of its own for as long as it blocks."""
         async with broker_errors():
             got: Any = await self._redis.xread(dict(self._seen), block=BLOCK_MS, count=256)
-        woken, cancelled, changed = False, [], False
+        woken = False
+        cancelled: list[str] = []
+        changed: list[tuple[int, str]] = []
         for stream, entries in got or []:
             key = stream.decode()
-            # A claim may have moved on meanwhile; never go back.
-            self._seen[key] = max(self._seen[key], entries[-1][0].decode(), key=_order)
+            self._seen[key] = entries[-1][0].decode()
             woken = woken or key == self.keys.wake
             cancelled += [fields[b"cancel"].decode() for _, fields in entries if b"cancel" in fields]
-            changed = changed or any(b"changed" in fields for _, fields in entries)
+            changed += [(int(f[b"changed"]), f[b"vfm"].decode()) for _, f in entries if b"changed" in f]
         return Words(woken, cancelled, changed)
-
-
-def _order(stream_id: str) -> tuple[int, int]:
-    ms, _, seq = stream_id.partition("-")
-    return int(ms), int(seq or 0)
 
 
 def _claimed(flow: Flow, attempts: list[int], entries: list[Any]) -> list[Claimed]:

@@ -8,11 +8,13 @@ from fmplex_broker.deployments import VfmStatus
 from fmplex_broker.keys import GROUP, Keys
 from fmplex_broker.messages import CLASSES, Flow
 from fmplex_broker.stats import WorkerStats, decode_stats, encode_stats
+from fmplex_broker.streams.catalog import Catalog
 from fmplex_broker.streams.connection import Client, broker_errors
-from fmplex_broker.streams.registry import Registry
 
 STATS_TTL_MS = 10_000
 _WAITED = 64  # queues whose oldest entry is looked at, per backbone and look
+_LISTED = 200  # vFMs that are shown whether or not anything happens on them
+_READY = 1000  # flows with waiting work that are looked at, per backbone and class
 
 
 @dataclass(slots=True)
@@ -26,9 +28,11 @@ class Depth:
 
 @dataclass(slots=True)
 class FleetView:
-    """One look. `now_ms`: server time."""
+    """One look. `now_ms`: server time; `registered`: how many vFMs there are; `vfms`: the first few hundred of them by name and
+    all on which anything happens."""
 
     now_ms: int
+    registered: int = 0
     workers: list[WorkerStats] = field(default_factory=list)
     vfms: list[VfmStatus] = field(default_factory=list)
     depths: dict[str, Depth] = field(default_factory=dict)
@@ -39,21 +43,40 @@ async def publish(redis: Client, stats: WorkerStats) -> None:
         await redis.set(Keys(stats.backbone).stats(stats.worker), encode_stats(stats), px=STATS_TTL_MS)
 
 
-async def look(redis: Client, registry: Registry) -> FleetView:
-    """A view of all backbones: a few round trips, whatever the number of vFMs."""
+async def look(redis: Client, registry: Catalog) -> FleetView:
+    """A view of all backbones. What it costs grows with the vFMs on which something happens, not with those registered."""
     async with broker_errors():
         seconds, micros = await redis.time()
     view = FleetView(seconds * 1000 + micros // 1000)
+    listed, view.registered = await registry.page(limit=_LISTED)
     for backbone in await registry.backbones():
-        view.vfms += (found := await registry.snapshot(backbone))
-        workers = await registry.live_workers(backbone)
         keys = Keys(backbone)
-        if workers:
-            async with broker_errors():
-                raw = await redis.mget([keys.stats(w) for w in workers])
-            view.workers += [stats for r in raw if (stats := _decoded(r)) is not None]
+        workers = await _workers(redis, keys, await registry.live_workers(backbone))
+        first = {s.name: s for s in listed if s.backbone == backbone}
+        busy = await _busy(redis, keys) | {name for w in workers for name in w.vfms}
+        others = await registry.states(backbone, sorted(busy - first.keys()))
+        found = [*first.values(), *(s for s in others if s is not None)]
+        view.workers += workers
+        view.vfms += found
         view.depths |= await _depths(redis, keys, [v.name for v in found], view.now_ms)
+    view.vfms.sort(key=lambda s: s.name)
     return view
+
+
+async def _workers(redis: Client, keys: Keys, names: list[str]) -> list[WorkerStats]:
+    if not names:
+        return []
+    async with broker_errors():
+        raw = await redis.mget([keys.stats(name) for name in names])
+    return [stats for r in raw if (stats := _decoded(r)) is not None]
+
+
+async def _busy(redis: Client, keys: Keys) -> set[str]:
+    """vFMs with work that no worker has taken."""
+    async with broker_errors():
+        ready = [await redis.zrange(keys.ready(cls), 0, _READY - 1) for cls in CLASSES]
+        back = await redis.zrange(keys.back, 0, _READY - 1)
+    return {vfm.decode() for part in ready for vfm in part} | {flow.decode().partition(":")[2] for flow in back}
 
 
 def _decoded(raw: bytes | None) -> WorkerStats | None:

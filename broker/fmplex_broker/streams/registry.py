@@ -1,4 +1,4 @@
-"""Which backbones exist and which vFMs live on them: the fleet-wide record of deployments, changed by compare-and-set."""
+"""Changing the fleet-wide record of deployments, by compare-and-set on each vFM's generation."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 import json
 import time
 
-from fmplex_broker.deployments import BackboneInfo, Deployment, VfmStatus, status_of
+from fmplex_broker.deployments import BackboneInfo, VfmStatus
 from fmplex_broker.errors import (
     Conflict,
     FmplexError,
@@ -20,69 +20,26 @@ from fmplex_broker.errors import (
 from fmplex_broker.keys import REGISTRY_BACKBONES, REGISTRY_VFMS, Keys
 from fmplex_broker.messages import Reply, encode_reply
 from fmplex_broker.specs import VfmChange, VfmSpec
+from fmplex_broker.streams.catalog import Catalog
 from fmplex_broker.streams.connection import Arg, Client, Scripts, broker_errors
 from fmplex_broker.streams.producer import RESULT_TTL_MS
 
-_POLL_S = 0.05
+_POLL_S = 0.02
 _NO_WORKER_S = 5.0  # a worker that restarts takes a moment
 
 
-class Registry:
-    """Reads and changes deployments."""
+class Registry(Catalog):
+    """Reads and changes deployments. A version's files are in the artifact store before it is offered here."""
 
     def __init__(self, redis: Client, scripts: Scripts) -> None:
-        self._redis = redis
+        super().__init__(redis)
         self._scripts = scripts
-
-    # --- backbones ---
 
     async def register_backbone(self, info: BackboneInfo) -> None:
         async with broker_errors():
             await self._redis.hset(REGISTRY_BACKBONES, info.name, info.model_dump_json())
 
-    async def backbones(self) -> dict[str, BackboneInfo]:
-        async with broker_errors():
-            raw = await self._redis.hgetall(REGISTRY_BACKBONES)
-        return {k.decode(): BackboneInfo.model_validate_json(v) for k, v in sorted(raw.items())}
-
-    # --- reading ---
-
-    async def find(self, vfm: str) -> str:
-        """The backbone of a vFM. Raises `UnknownVfm`."""
-        if not vfm.isascii() or len(vfm) > 128:  # no such name can exist, and not every text can be sent to ask
-            raise UnknownVfm(f"there is no vFM {vfm[:128]!r}; `fmplex vfms` lists them")
-        async with broker_errors():
-            raw = await self._redis.hget(REGISTRY_VFMS, vfm)
-        if raw is None:
-            raise UnknownVfm(f"there is no vFM {vfm!r}; `fmplex vfms` lists them")
-        return str(raw.decode())
-
-    async def show(self, vfm: str) -> VfmStatus:
-        """Raises `UnknownVfm`."""
-        backbone = await self.find(vfm)
-        names = [vfm, f"{vfm}:spec", f"{vfm}:next", f"{vfm}:error"]
-        async with broker_errors():
-            raw = await self._redis.hmget(Keys(backbone).vfms, names)
-        if raw[0] is None:
-            raise UnknownVfm(f"there is no vFM {vfm!r}; `fmplex vfms` lists them")
-        return status_of(vfm, backbone, *raw)
-
-    async def snapshot(self, backbone: str) -> list[VfmStatus]:
-        """All vFMs of one backbone, by name."""
-        async with broker_errors():
-            raw = await self._redis.hgetall(Keys(backbone).vfms)
-        names = sorted(k for k in raw if b":" not in k)
-        parts = (b"", b":spec", b":next", b":error")
-        return [status_of(n.decode(), backbone, *(raw.get(n + p) for p in parts)) for n in names]
-
-    async def all(self) -> list[VfmStatus]:
-        """All vFMs of all backbones, by name."""
-        per_backbone = [await self.snapshot(name) for name in await self.backbones()]
-        return sorted((s for part in per_backbone for s in part), key=lambda s: s.name)
-
-    # --- changing ---
-
-    async def deploy(self, spec: VfmSpec, version: str, package: str | None, *, timeout_s: float = 60.0) -> VfmStatus:
+    async def deploy(self, spec: VfmSpec, version: str, *, timeout_s: float = 60.0) -> VfmStatus:
         """Create a vFM and wait until every live worker of its backbone has accepted it.
 
         Raises `Conflict` (the name is taken), `InvalidInput` (no such backbone), the worker's refusal (`PackageRejected`), or
@@ -96,7 +53,7 @@ class Registry:
             )
         await self._take_name(spec)
         try:
-            await self._propose(spec, version, package, expect=-1)
+            await self._propose(spec, version, expect=-1)
         except Conflict:
             raise
         except FmplexError:
@@ -104,42 +61,42 @@ class Registry:
             raise
         return await self._await_verdict(spec, version, timeout_s)
 
-    async def change(
-        self, vfm: str, change: VfmChange, *, version: tuple[VfmSpec, str] | None = None, timeout_s: float = 60.0
-    ) -> VfmStatus:
-        """Change weight, limits, SLO (at once) and, with `version` = (spec, digest) of `change.package`, the version.
-
-        Operating values are the operator's: a new package does not change them. Raises `UnknownVfm`, `Conflict`, `VfmClosed`,
-        or what `deploy` raises for a version.
-        """
-        if version is not None and version[0].name != vfm:
-            raise InvalidInput(f"the package is of vFM {version[0].name!r}, not {vfm!r}", field="package")
-        now = await self.show(vfm)
-        if now.status != "serving":
-            raise VfmClosed(f"vFM {vfm!r} is {now.status}; it can be changed while it is serving")
-        if version is not None and version[0].backbone != now.backbone:
-            raise InvalidInput(
-                f"the package is for backbone {version[0].backbone!r} and {vfm!r} lives on {now.backbone!r}; deploy it as "
-                "another vFM",
-                field="package",
-            )
+    async def change(self, vfm: str, change: VfmChange) -> VfmStatus:
+        """Change weight, limits or SLO, at once; what is not named stays. Raises `UnknownVfm`, `Conflict`, `VfmClosed`."""
+        now = await self._serving(vfm)
         update = {k: v for k in ("weight", "limits", "slo") if (v := getattr(change, k)) is not None}
-        for part in ("limits", "slo"):  # what is not named stays as it is
+        for part in ("limits", "slo"):
             if part in update:
                 named = {k: getattr(update[part], k) for k in update[part].model_fields_set}
                 update[part] = getattr(now.spec, part).model_copy(update=named)
-        spec = now.spec.model_copy(update=update)
         if update:
-            stored = Deployment(spec=spec, package=now.deployment.package if now.deployment else None)
-            args: list[Arg] = [vfm, now.generation, *_limits(spec), stored.model_dump_json()]
-            state, generation = await self._scripts("alter", Keys(now.backbone).vfms, args)
+            spec = now.spec.model_copy(update=update)
+            args: list[Arg] = [vfm, now.generation, *_limits(spec), spec.model_dump_json()]
+            state, _ = await self._scripts("alter", Keys(now.backbone).vfms, args)
             self._check_state(state.decode(), vfm)
-            now = now.model_copy(update={"generation": int(generation)})
-        if version is None or version[1] == now.version:
-            return await self.show(vfm)
-        offered = version[0].model_copy(update={"weight": spec.weight, "limits": spec.limits, "slo": spec.slo})
-        await self._propose(offered, version[1], change.package, expect=now.generation)
-        return await self._await_verdict(offered, version[1], timeout_s)
+        return await self.show(vfm)
+
+    async def offer(self, vfm: str, spec: VfmSpec, version: str, *, timeout_s: float = 60.0) -> VfmStatus:
+        """Make `version` what the vFM serves, once every live worker has accepted it; until then the old one serves.
+
+        Operating values (weight, limits, SLO) are the operator's: those of `spec` are not looked at. Raises as `deploy` and
+        `change` do.
+        """
+        if spec.name != vfm:
+            raise InvalidInput(f"the package is of vFM {spec.name!r}, not {vfm!r}", field="package")
+        now = await self._serving(vfm)
+        if spec.backbone != now.backbone:
+            raise InvalidInput(
+                f"the package is for backbone {spec.backbone!r} and {vfm!r} lives on {now.backbone!r}; deploy it as "
+                "another vFM",
+                field="package",
+            )
+        if version == now.version:
+            return now
+        kept = {k: getattr(now.spec, k) for k in ("weight", "limits", "slo")}
+        offered = spec.model_copy(update=kept)
+        await self._propose(offered, version, expect=now.generation)
+        return await self._await_verdict(offered, version, timeout_s)
 
     async def remove(self, vfm: str, *, drain_s: float = 10.0) -> None:
         """Close the vFM, let its jobs drain for `drain_s`, answer what is still waiting, drop its keys.
@@ -171,6 +128,12 @@ class Registry:
 
     # --- inner ---
 
+    async def _serving(self, vfm: str) -> VfmStatus:
+        now = await self.show(vfm)
+        if now.status != "serving":
+            raise VfmClosed(f"vFM {vfm!r} is {now.status}; it can be changed while it is serving")
+        return now
+
     async def _take_name(self, spec: VfmSpec) -> None:
         async with broker_errors():
             if await self._redis.hsetnx(REGISTRY_VFMS, spec.name, spec.backbone):
@@ -183,23 +146,20 @@ class Registry:
                 await self._redis.hset(REGISTRY_VFMS, spec.name, spec.backbone)
             return
         if owner.status != "rejected" or owner.backbone != spec.backbone:
-            raise Conflict(
-                f"there is already a vFM {spec.name!r}; change it with PATCH, or remove it first", field="name"
-            )
+            raise _taken(spec.name)
 
     async def _drop_name(self, vfm: str) -> None:
         async with broker_errors():
             await self._redis.hdel(REGISTRY_VFMS, vfm)
 
-    async def _propose(self, spec: VfmSpec, version: str, package: str | None, expect: int) -> None:
-        offered = Deployment(spec=spec, package=package).model_dump_json()
-        args: list[Arg] = [spec.name, version, offered, expect, *_limits(spec)]
+    async def _propose(self, spec: VfmSpec, version: str, expect: int) -> None:
+        args: list[Arg] = [spec.name, version, spec.model_dump_json(), expect, *_limits(spec)]
         state, _ = await self._scripts("propose", Keys(spec.backbone).vfms, args)
         self._check_state(state.decode(), spec.name)
 
     def _check_state(self, state: str, vfm: str) -> None:
         if state == "exists":
-            raise Conflict(f"there is already a vFM {vfm!r}; change it with PATCH, or remove it first", field="name")
+            raise _taken(vfm)
         if state == "unknown":
             raise UnknownVfm(f"there is no vFM {vfm!r}")
         if state == "stale":
@@ -225,12 +185,9 @@ class Registry:
             raise Conflict(f"vFM {spec.name!r} was changed or removed by somebody else meanwhile")
         return await self.show(spec.name)
 
-    async def live_workers(self, backbone: str) -> list[str]:
-        """Ids of the workers whose lease has not expired on the server's clock."""
-        async with broker_errors():
-            seconds, micros = await self._redis.time()
-            live = await self._redis.zrangebyscore(Keys(backbone).leases, f"({seconds * 1000 + micros // 1000}", "+inf")
-        return [w.decode() for w in live]
+
+def _taken(vfm: str) -> Conflict:
+    return Conflict(f"there is already a vFM {vfm!r}; offer this as its new version, or remove it first", field="name")
 
 
 def _limits(spec: VfmSpec) -> list[float]:

@@ -50,7 +50,7 @@ def up(
         fleet.write_state()
         with Client(fleet.gateway_url, api_key=next(iter(fleet.spec.gateway.api_keys), None)) as client:
             _deploy_listed(fleet, client)
-            show.vfms_table(client.vfms.list())
+            show.vfms_table(client.vfms.list(limit=50), client.vfms.count())
         broker = without_password(fleet.broker_url)
         out.print(f"gateway [bold]{fleet.gateway_url}[/]   broker [bold]{broker}[/]   logs {fleet.data}/*.log")
         out.print("Ctrl-C stops; waiting jobs stay in the broker's file and are served after the next start.")
@@ -107,7 +107,7 @@ def deploy(
         except Conflict as e:
             if not update:
                 raise Conflict(f"{e.message.partition(';')[0]}; --update makes this its new version") from None
-            status = client.vfms.update(read_package(package).spec.name, package=package)
+            status = client.vfms.update(read_package(package).spec.name, package)
     if as_json:
         print_json(status)
     else:

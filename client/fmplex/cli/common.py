@@ -29,7 +29,10 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
 
 
 def open_client(url: str | None, api_key: str | None = None) -> Client:
-    return Client(url or running().get("gateway") or "http://127.0.0.1:8080", api_key=api_key)
+    fleet = running()
+    return Client(
+        url or fleet.get("gateway") or "http://127.0.0.1:8080", api_key=api_key, artifacts=fleet.get("artifacts")
+    )
 
 
 def broker_url(given: str | None) -> str:

@@ -12,22 +12,28 @@ from fmplex.cli.common import out
 from fmplex_broker.tensors import Tensor
 
 
-def vfms_table(vfms: list[dict[str, Any]], limit: int = 200) -> None:
+def vfms_table(vfms: list[dict[str, Any]], total: int) -> None:
     table = Table(box=None, header_style="bold")
     for column in ("vFM", "backbone", "head", "version", "status"):
         table.add_column(column)
     for column in ("weight", "max pending", "rate"):
         table.add_column(column, justify="right")
-    for v in vfms[:limit]:
+    for v in vfms:
         limits = v["limits"] or {}
         why = f" ({v['error']['message']})" if v["error"] else ""
         table.add_row(
-            v["name"], v["backbone"], (v["head"] or {}).get("kind", "-"), v["version"] or "-", v["status"] + escape(why),
+            v["name"], v["backbone"], _heads(v), v["version"] or "-", v["status"] + escape(why),
             f"{v['weight'] or 0:g}", str(limits.get("max_pending", "-")), f"{limits['rate']:g}" if limits.get("rate") else "-",
         )  # fmt: skip
     out.print(table)
-    if len(vfms) > limit:
-        out.print(f"… and {len(vfms) - limit} more; --json prints all")
+    if total > len(vfms):
+        out.print(f"… {total} in all; --match narrows, --all lists them")
+
+
+def _heads(v: dict[str, Any]) -> str:
+    if v["head"]:
+        return str(v["head"]["kind"])
+    return ", ".join(f"{name} ({head['kind']})" for name, head in (v["heads"] or {}).items()) or "-"
 
 
 def output_line(value: Any, output: Any) -> None:

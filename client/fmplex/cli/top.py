@@ -56,7 +56,7 @@ def compare(before: FleetView, now: FleetView) -> dict[str, Any]:
     charged: dict[str, float] = defaultdict(float)  # by backbone: a share is a share of one backbone's devices
     weights: dict[str, float] = defaultdict(float)
     for status in now.vfms:
-        weight = status.deployment.spec.weight if status.deployment else 0.0
+        weight = status.serving.weight if status.serving else 0.0
         stats, depth = spent.get(status.name, VfmStats()), now.depths.get(status.name, Depth())
         active = bool(stats.done or stats.failed or depth.waiting or depth.pending)
         charged[status.backbone] += stats.charged_s
@@ -70,7 +70,7 @@ def compare(before: FleetView, now: FleetView) -> dict[str, Any]:
         row["share_received"] = spent[row["vfm"]].charged_s / total if row["vfm"] in spent and total > 0 else None
     rows.sort(key=lambda r: (-(r["share_received"] or 0), -r["waiting"], r["vfm"]))
     workers = [_worker(w, known.get(w.worker), seconds) for w in now.workers]
-    return {"seconds": seconds, "vfms": rows, "workers": workers}
+    return {"seconds": seconds, "registered": now.registered, "vfms": rows, "workers": workers}
 
 
 def _row(
@@ -95,7 +95,8 @@ def _row(
 
 def _worker(now: WorkerStats, before: WorkerStats | None, seconds: float) -> dict[str, Any]:
     base = before or WorkerStats(now.worker, now.backbone, now.device, now.pid, now.host)
-    passes = now.passes - base.passes
+    passes, r = now.passes - base.passes, now.residency
+    hits = r.hits - base.residency.hits
     return {
         "worker": now.worker,
         "host": now.host,
@@ -104,11 +105,13 @@ def _worker(now: WorkerStats, before: WorkerStats | None, seconds: float) -> dic
         "tokens_per_pass": (now.pass_units - base.pass_units) / passes if passes else 0.0,
         "busy": min(1.0, (now.busy_s - base.busy_s) / seconds),
         "held": now.held,
-        "resident": now.resident,
+        "resident": r.versions,
+        "resident_bytes": r.device_bytes,
+        "hit_rate": hits / jobs if (jobs := hits + r.misses - base.residency.misses) else None,
+        "loads_per_s": (sum(r.loads.values()) - sum(base.residency.loads.values())) / seconds,
         "memory_bytes": now.memory_bytes,
         "device_bytes": now.device_bytes,
         "backbone_bytes": now.backbone_bytes,
-        "versions_bytes": now.versions_bytes,
         "uptime_s": now.uptime_s,
     }
 
@@ -139,16 +142,17 @@ def _draw(rows: dict[str, Any], limit: int) -> Group:
         )  # fmt: skip
     workers = Table(box=None, header_style="bold")
     workers.add_column("worker", no_wrap=True)
-    for column in ("device", "passes/s", "tokens/pass", "busy", "held", "resident", "memory", "up"):
+    for column in ("device", "passes/s", "tokens/pass", "busy", "held", "resident", "hits", "loads/s", "memory", "up"):
         workers.add_column(column, justify="right")
     for w in rows["workers"]:
         memory = w["memory_bytes"] / 2**20
         accelerator = f" + {w['device_bytes'] / 2**30:.2f} GiB" if w["device_bytes"] else ""
         workers.add_row(
             w["worker"], w["device"], f"{w['passes_per_s']:.1f}", f"{w['tokens_per_pass']:.0f}", f"{100 * w['busy']:.0f}%",
-            str(w["held"]), str(w["resident"]), f"{memory:.0f} MiB{accelerator}", f"{w['uptime_s']:.0f}s",
+            str(w["held"]), f"{w['resident']} ({w['resident_bytes'] / 2**20:.0f} MiB)", _percent(w["hit_rate"]),
+            f"{w['loads_per_s']:.1f}", f"{memory:.0f} MiB{accelerator}", f"{w['uptime_s']:.0f}s",
         )  # fmt: skip
-    more = len(rows["vfms"]) - len(shown)
+    more = rows["registered"] - len(shown)
     return Group(vfms, f"[dim]… and {more} quieter vFMs[/]" if more > 0 else "", workers)
 
 

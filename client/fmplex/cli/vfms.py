@@ -16,16 +16,25 @@ Name = Annotated[str, typer.Argument(help="Name of the vFM.")]
 
 
 @app.callback()
-def list_vfms(context: typer.Context, url: Url = None, api_key: ApiKey = None, as_json: AsJson = False) -> None:
+def list_vfms(
+    context: typer.Context,
+    match: Annotated[str, typer.Option(help="Only names that match this pattern, e.g. 'team-a-*'.")] = "*",
+    limit: Annotated[int, typer.Option(min=1, help="How many to list.")] = 50,
+    everything: Annotated[bool, typer.Option("--all", help="List all of them.")] = False,
+    url: Url = None,
+    api_key: ApiKey = None,
+    as_json: AsJson = False,
+) -> None:
     context.obj = {"url": url, "api_key": api_key}  # given before a subcommand, they hold for it too
     if context.invoked_subcommand is not None:
         return
     with open_client(url, api_key) as client:
-        found = client.vfms.list()
+        found = client.vfms.list(match, None if everything else limit)
+        total = len(found) if len(found) < limit else client.vfms.count(match)
     if as_json:
         print_json(found)
     else:
-        tables.vfms_table(found)
+        tables.vfms_table(found, total)
 
 
 @app.command()
@@ -57,12 +66,29 @@ def update(
             change["limits"] |= {} if rate is None else {"rate": rate or None}
         if deadline_ms is not None:
             change["slo"] = {"deadline_ms": deadline_ms}
-        if package is not None:
-            change["package"] = package
-        if not change:
+        if not change and package is None:
             raise InvalidInput("nothing to change: give --weight, --max-pending, --rate, --deadline-ms or --package")
-        status = client.vfms.update(name, **change)
-    out.print(f"[bold]{name}[/]: weight {status['weight']:g}, version {status['version']}, {status['status']}")
+        status = client.vfms.update(name, package, **change)
+    _tell(status)
+
+
+@app.command()
+def rollback(
+    context: typer.Context,
+    name: Name,
+    version: Annotated[str | None, typer.Option(help="Which of the earlier versions; default: the last one.")] = None,
+    url: Url = None,
+    api_key: ApiKey = None,
+) -> None:
+    """Serve an earlier version again; `vfms show` lists them."""
+    with open_client(url or context.obj["url"], api_key or context.obj["api_key"]) as client:
+        _tell(client.vfms.roll_back(name, version))
+
+
+def _tell(status: dict[str, Any]) -> None:
+    out.print(
+        f"[bold]{status['name']}[/]: weight {status['weight']:g}, version {status['version']}, {status['status']}"
+    )
 
 
 @app.command()
@@ -71,3 +97,11 @@ def remove(context: typer.Context, name: Name, url: Url = None, api_key: ApiKey 
     with open_client(url or context.obj["url"], api_key or context.obj["api_key"]) as client:
         client.vfms.remove(name)
     out.print(f"[bold]{name}[/] is gone")
+
+
+@app.command()
+def prune(context: typer.Context, url: Url = None, api_key: ApiKey = None) -> None:
+    """Delete stored packages that no vFM serves, has on offer or could be rolled back to."""
+    with open_client(url or context.obj["url"], api_key or context.obj["api_key"]) as client:
+        gone = client.vfms.prune()
+    out.print(f"{len(gone)} packages deleted")

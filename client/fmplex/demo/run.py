@@ -61,7 +61,6 @@ def _demo(out: Console, folder: Path, report: Report, seconds: float) -> None:
     config = folder / "fleet.toml"
     config.write_text(
         f'broker = "embedded"\n[backbone]\nname = "{BACKBONE}"\nmodel = {json.dumps(model)}\nmax_tokens = 256\n'
-        f"[worker]\nroots = [{json.dumps(str(packages))}]\n"
     )
     with LocalFleet(config, port=0, data=folder / "fleet") as fleet:
         out.print(f"one worker, one {BACKBONE} backbone, gateway {fleet.gateway_url}")
@@ -127,8 +126,8 @@ async def _deploy(client: AsyncClient, packages: Path, view: Callable[[], Any]) 
 def _memory(one: WorkerStats, every: WorkerStats) -> dict[str, int]:
     """Measured with one vFM and with all of them on the worker; N copies would be N times the first."""
     return {
-        "weights_shared": every.backbone_bytes + every.versions_bytes,
-        "weights_copies": len(TASKS) * every.backbone_bytes + every.versions_bytes,
+        "weights_shared": every.backbone_bytes + every.residency.device_bytes,
+        "weights_copies": len(TASKS) * every.backbone_bytes + every.residency.device_bytes,
         "process_shared": every.memory_bytes,
         "process_copies": len(TASKS) * one.memory_bytes,
     }

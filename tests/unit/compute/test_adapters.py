@@ -11,14 +11,13 @@ from typing import Any
 
 import pytest
 import torch
-from fmplex_worker.adapters.config import LoraConfig
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft.utils.other import get_pattern_key
 
 from fmplex_broker.errors import PackageRejected
 from fmplex_broker.messages import Request
-from fmplex_worker.adapters import config as adapter_config
+from fmplex_broker.peft_lora import LoraConfig
 from fmplex_worker.adapters.grouping import group_from
 from fmplex_worker.adapters.loading import load_adapter
 from fmplex_worker.adapters.segments import Adapter, Factors, Segments
@@ -30,7 +29,8 @@ QUERY, VALUE = "encoder.layer.0.attention.self.query", "encoder.layer.1.attentio
 
 
 def read(bert: EncoderEngine, folder: Path) -> Adapter:
-    return load_adapter(folder, bert._backbone, 1)
+    config, weights = (folder / name for name in ("adapter_config.json", "adapter_model.safetensors"))
+    return load_adapter(config.read_bytes(), weights.read_bytes(), bert._backbone, 1)
 
 
 @pytest.mark.parametrize("prefix", ["", "bert."])
@@ -40,12 +40,12 @@ def test_prefix_of_a_task_class_is_understood(bert: EncoderEngine, tmp_path: Pat
     folder = tiny.save_adapter(tmp_path, tensors, rank_pattern={f"^{prefix}{VALUE}": 2}, alpha_pattern={"value": 3})
     adapter = read(bert, folder)
     for module, rank, alpha in ((QUERY, 4, 8), (VALUE, 2, 3)):
-        pair = adapter.factors[bert._backbone.targets[module].slot]
+        pair = adapter.updates[bert._backbone.targets[module].slot]
         assert pair is not None
         a, b = (tensors[f"base_model.model.{prefix}{module}.lora_{side}.weight"] for side in "AB")
         torch.testing.assert_close(pair.down, a.t())
         torch.testing.assert_close(pair.up, b.t() * alpha / rank)
-    assert sum(pair is not None for pair in adapter.factors) == 2
+    assert sum(pair is not None for pair in adapter.updates) == 2
     assert adapter.nbytes == 4 * (4 + 2) * 2 * tiny.HIDDEN
 
 
@@ -115,7 +115,6 @@ def test_grouped_pass_equals_segments(bert: EncoderEngine, tmp_path: Path, monke
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"peft_type": "LOHA"}, "peft_type 'LOHA'"),
         ({"bias": "all"}, "bias='all'"),
         ({"bias": "lora_only"}, "bias='lora_only'"),
         ({"lora_bias": True}, "lora_bias"),
@@ -155,7 +154,7 @@ def test_option_is_refused(bert: EncoderEngine, tmp_path: Path, options: dict[st
 
 
 def test_options_that_change_nothing_are_taken(bert: EncoderEngine, tmp_path: Path) -> None:
-    harmless = dict.fromkeys(adapter_config.HARMLESS, "anything")
+    harmless = dict.fromkeys(LoraConfig.harmless, "anything")
     read(bert, tiny.save_adapter(tmp_path, tiny.lora(QUERY), **harmless, init_lora_weights="gaussian", use_dora=False))
 
 
@@ -163,7 +162,7 @@ def test_options_that_change_nothing_are_taken(bert: EncoderEngine, tmp_path: Pa
 def test_config_that_is_none(bert: EncoderEngine, tmp_path: Path, text: str) -> None:
     folder = tiny.save_adapter(tmp_path, tiny.lora(QUERY))
     (folder / "adapter_config.json").write_bytes(text.encode(errors="surrogatepass"))
-    with pytest.raises(PackageRejected, match="is not a PEFT LoRA config"):
+    with pytest.raises(PackageRejected, match="is not a PEFT config"):
         read(bert, folder)
 
 
@@ -194,7 +193,7 @@ _B = f"base_model.model.{QUERY}.lora_B.weight"
         (tiny.lora(QUERY, rank=3), "has rank 3, adapter_config.json says 4"),
         ({**tiny.lora(QUERY), _A: torch.full((4, tiny.HIDDEN), math.nan)}, "lora_A holds NaN"),
         ({**tiny.lora(QUERY), _B: torch.full((tiny.HIDDEN, 4), math.inf)}, "lora_B holds NaN or infinite"),
-        ({**tiny.lora(QUERY), _A: torch.ones(4, tiny.HIDDEN, dtype=torch.int8)}, "is torch.int8; save it as float32"),
+        ({**tiny.lora(QUERY), _A: torch.ones(4, tiny.HIDDEN, dtype=torch.int8)}, "is I8; save it as float32"),
     ],
 )
 def test_tensors_are_refused(bert: EncoderEngine, tmp_path: Path, tensors: dict[str, torch.Tensor], says: str) -> None:
@@ -213,7 +212,7 @@ def test_overflow_in_the_backbones_dtype(bert: EncoderEngine, tmp_path: Path) ->
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_other_dtypes_are_taken(bert: EncoderEngine, tmp_path: Path, dtype: torch.dtype) -> None:
     tensors = {name: t.to(dtype) for name, t in tiny.lora(QUERY).items()}
-    pair = read(bert, tiny.save_adapter(tmp_path, tensors)).factors[0]
+    pair = read(bert, tiny.save_adapter(tmp_path, tensors)).updates[0]
     assert pair is not None
     assert pair.up.dtype is torch.float32
 
@@ -232,7 +231,7 @@ def test_idle_pooler(bert: EncoderEngine, tmp_path: Path) -> None:
     pooler = tiny.lora("bert.pooler.dense")
     b = next(name for name in pooler if "lora_B" in name)
     untrained = {**tiny.lora("bert." + QUERY), **pooler, b: torch.zeros_like(pooler[b])}
-    assert read(bert, tiny.save_adapter(tmp_path / "zero", untrained)).factors[0] is not None
+    assert read(bert, tiny.save_adapter(tmp_path / "zero", untrained)).updates[0] is not None
     with pytest.raises(PackageRejected, match="changes the pooler"):
         read(bert, tiny.save_adapter(tmp_path / "trained", {**tiny.lora("bert." + QUERY), **pooler}))
 
@@ -251,9 +250,6 @@ def test_file_that_lies(bert: EncoderEngine, tmp_path: Path) -> None:
     header = json.dumps({_A: {"dtype": "F32", "shape": [4, 32], "data_offsets": [0, 10**15]}}).encode()
     (folder / "adapter_model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
     with pytest.raises(PackageRejected, match="is not a whole safetensors file"):
-        read(bert, folder)
-    (folder / "adapter_model.safetensors").unlink()
-    with pytest.raises(PackageRejected, match="cannot be read"):
         read(bert, folder)
 
 

@@ -12,12 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from fmplex_broker import specs
+from fmplex_broker import heads as specs
 from fmplex_broker.errors import NonFiniteOutput
 from fmplex_worker.engines.encoder import EncoderEngine
 from fmplex_worker.heads import running
 from fmplex_worker.heads.linear import apply_heads
-from fmplex_worker.heads.loading import LoadedHead
+from fmplex_worker.heads.loading import Layer, LoadedHead
 from fmplex_worker.heads.pooling import pool
 from fmplex_worker.heads.spans import spans
 from tests.unit.compute import tiny
@@ -233,14 +233,15 @@ def test_span_score_is_the_mean() -> None:
 @given(data=st.data())
 @settings(max_examples=40, deadline=None)
 def test_pooling(data: st.DataObject) -> None:
+    """Any of the texts, in any order, some several times."""
     lengths = data.draw(st.lists(st.integers(1, 9), min_size=1, max_size=8))
-    how = [data.draw(st.sampled_from([*POOLINGS, None])) for _ in lengths]
+    bounds = [sum(lengths[:i]) for i in range(len(lengths))]
     hidden = torch.randn(sum(lengths), 4)
-    starts = [sum(lengths[:i]) for i in range(len(lengths))]
-    rows = pool(hidden, starts, lengths, how)
-    for row, start, length, kind in zip(rows, starts, lengths, how, strict=True):
-        if kind is not None:
-            torch.testing.assert_close(row, pooled(hidden[start : start + length], kind))
+    texts = data.draw(st.lists(st.sampled_from([*zip(bounds, lengths, strict=True)]), max_size=12))
+    how = [data.draw(st.sampled_from(POOLINGS)) for _ in texts]
+    rows = pool(hidden, [start for start, _ in texts], [length for _, length in texts], how)
+    for row, (start, length), kind in zip(rows, texts, how, strict=True):
+        torch.testing.assert_close(row, pooled(hidden[start : start + length], kind))
 
 
 @given(counts=st.lists(st.integers(1, 6), min_size=1, max_size=7), outputs=st.sampled_from([1, 3, 65]))
@@ -248,10 +249,11 @@ def test_pooling(data: st.DataObject) -> None:
 def test_batched_heads(counts: list[int], outputs: int) -> None:
     """However the counts are skewed, and whichever way is chosen, each row meets its own head."""
     head = specs.Regression()
-    heads = [LoadedHead(i, head, torch.randn(outputs, 8), torch.randn(outputs)) for i in range(len(counts))]
+    layers = [Layer(torch.randn(outputs, 8), torch.randn(outputs)) for _ in counts]
+    heads = [LoadedHead(i, head, (layer,)) for i, layer in enumerate(layers)]
     rows = torch.randn(sum(counts), 8)
-    owners = [h for h, n in zip(heads, counts, strict=True) for _ in range(n)]
-    want = torch.stack([h.weight @ row + h.bias for h, row in zip(owners, rows, strict=True)])
+    owners = [layer for layer, n in zip(layers, counts, strict=True) for _ in range(n)]
+    want = torch.stack([layer.weight @ row + layer.bias for layer, row in zip(owners, rows, strict=True)])
     torch.testing.assert_close(apply_heads(rows, heads, counts), want, rtol=1e-4, atol=1e-5)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from fmplex_broker import specs
+from fmplex_broker import heads as specs
 from fmplex_broker.errors import FmplexError, InvalidInput, TextTooLong, VfmClosed
 from fmplex_broker.messages import Request, decode_request, encode_request
 from fmplex_broker.tensors import Tensor

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 import torch
 
-from fmplex_broker import specs
+from fmplex_broker import heads as specs
 from fmplex_broker.errors import JobFailed
 from fmplex_broker.messages import Request
 from fmplex_worker.engines.encoder import EncoderEngine
 from fmplex_worker.engines.isolation import run_isolated
-from fmplex_worker.heads.loading import LoadedHead
+from fmplex_worker.heads.loading import Layer, LoadedHead
 from tests.unit.compute import tiny
 
 pytestmark = pytest.mark.broken_pass
@@ -101,8 +101,8 @@ def test_broken_head_in_an_engine(bert: EncoderEngine, tmp_path: Path) -> None:
     good, other, bad = (tiny.load(bert, head, weights=tiny.head_file(tmp_path / str(i), 2, seed=i)) for i in range(3))
     jobs: list[Any] = bert.prepare([(digest, Request("the cat", {})) for digest in (good, bad, other, good)])
     alone = tiny.step(bert, [jobs[0], jobs[2]])
-    broken = LoadedHead(jobs[1].ask.head.number, head, torch.ones(2, 5), torch.ones(2))
-    jobs[1] = dataclasses.replace(jobs[1], ask=jobs[1].ask._replace(head=broken))
+    broken = LoadedHead(jobs[1].head, head, (Layer(torch.ones(2, 5), torch.ones(2)),))
+    jobs[1] = dataclasses.replace(jobs[1], ask=jobs[1].ask._replace(heads={"": broken}))
     results = tiny.step(bert, jobs)
     assert isinstance(results[1], JobFailed)
     for i, want in ((0, alone[0]), (2, alone[1]), (3, alone[0])):

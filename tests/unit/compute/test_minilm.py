@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoModel, AutoTokenizer
 
-from fmplex_broker import specs
+from fmplex_broker import heads as specs
 from fmplex_broker.specs import BackboneSpec
 from fmplex_worker.engines.encoder import EncoderEngine
 from tests.unit.compute import tiny

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import threading
+import weakref
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
+import psutil
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from fmplex_broker import specs
+from fmplex_broker import heads as specs
 from fmplex_broker.errors import PackageRejected
+from fmplex_broker.messages import Request
 from fmplex_broker.packages import Package
 from fmplex_broker.specs import VfmSpec
 from fmplex_worker.engines.encoder import EncoderEngine
@@ -40,7 +46,7 @@ def test_head_is_taken(bert: EncoderEngine, tmp_path: Path, head: specs.Head, ro
 @pytest.mark.parametrize(
     ("tensors", "says"),
     [
-        ({}, "holds nothing; this classification head needs weight (3, 32)"),
+        ({}, "holds nothing; needed: weight (3, 32), bias (3,)"),
         ({"weight": torch.ones(4, tiny.HIDDEN)}, "weight (4, 32)"),
         ({"weight": torch.ones(3, 768)}, "weight (3, 768)"),
         ({"weight": torch.ones(3 * tiny.HIDDEN)}, "weight (96,)"),
@@ -49,7 +55,7 @@ def test_head_is_taken(bert: EncoderEngine, tmp_path: Path, head: specs.Head, ro
         ({"bias": torch.ones(3)}, "holds bias (3,)"),
         ({"weight": torch.full((3, tiny.HIDDEN), math.nan)}, "weight holds NaN"),
         ({**GOOD, "bias": torch.full((3,), math.inf)}, "bias holds NaN or infinite"),
-        ({"weight": torch.ones(3, tiny.HIDDEN, dtype=torch.int64)}, "torch.int64"),
+        ({"weight": torch.ones(3, tiny.HIDDEN, dtype=torch.int64)}, "weight is I64; save it as float32"),
     ],
 )
 def test_head_is_refused(bert: EncoderEngine, tmp_path: Path, tensors: dict[str, torch.Tensor], says: str) -> None:
@@ -81,7 +87,7 @@ def test_first_token_of_a_causal_backbone(engine_of: Callable[[str], EncoderEngi
 def test_package_for_another_backbone(bert: EncoderEngine) -> None:
     spec = VfmSpec(name="v", backbone="other", head=specs.Embedding())
     with pytest.raises(PackageRejected, match="made for backbone 'other', this worker hosts 'tiny'"):
-        bert.load(Package(spec, "d"), "d")
+        bert.load(Package(spec, "d", {}), "d")
 
 
 def test_load_again_and_unload(bert: EncoderEngine) -> None:
@@ -114,3 +120,60 @@ def test_loading_while_passes_run(bert: EncoderEngine, tmp_path: Path) -> None:
     finally:
         stop.set()
         loader.join()
+
+
+def _held(bert: EncoderEngine, digest: str) -> list[weakref.ref[torch.Tensor]]:
+    return [weakref.ref(tensor) for tensor in tiny.tensors_of(bert, digest)]
+
+
+def _query(side: str, *shape: int) -> dict[str, torch.Tensor]:
+    return {f"base_model.model.encoder.layer.0.attention.self.query.{side}": torch.full(shape, 0.5)}
+
+
+def test_unloaded_memory_is_free(bert: EncoderEngine, tmp_path: Path) -> None:
+    """Every tensor of a version goes with its last job, without waiting for a garbage collection."""
+    heads: dict[str, Any] = {"a": specs.Regression(hidden=(8,)), "b": specs.Classification(labels=LABELS)}
+    adapters = [
+        tiny.save_adapter(tmp_path / "lora", tiny.lora("encoder.layer.0.attention.self.query")),
+        tiny.save_adapter(tmp_path / "ia3", _query("ia3_l", 32, 1), peft_type="IA3", feedforward_modules=[]),
+        tiny.save_adapter(tmp_path / "inputs", _query("ia3_l", 1, 32), peft_type="IA3", feedforward_modules=["query"]),
+        tiny.save_prompt(tmp_path / "prompt", 3),
+    ]
+    weights = tiny.stack_file(tmp_path / "heads", heads)
+    digests = [tiny.load(bert, heads=heads, weights=weights, adapter=adapter) for adapter in adapters]
+    jobs: list[Any] = bert.prepare([(digest, Request("the cat", {})) for digest in digests])
+    tiny.step(bert, jobs)
+    held = [_held(bert, digest) for digest in digests]
+    assert [len(refs) for refs in held] == [8, 7, 7, 7]
+    gc.disable()
+    try:
+        for digest in digests:
+            bert.unload(digest)
+        assert all(ref() is not None for refs in held for ref in refs)
+        tiny.step(bert, jobs)
+        jobs.clear()
+        assert all(ref() is None for refs in held for ref in refs)
+    finally:
+        gc.enable()
+
+
+def test_unloaded_memory_is_given_back(bert: EncoderEngine, tmp_path: Path) -> None:
+    """To the system: a large head is there while it is loaded, once and not twice, and then it is not."""
+    head = specs.Regression(hidden=(65_536, 256))
+    weights = tmp_path / "large"
+    widths = [tiny.HIDDEN, *head.hidden, 1]
+    shapes = [(f"hidden.{i}.weight" if i < 2 else "weight", b, a) for i, (a, b) in enumerate(pairwise(widths))]
+    save_file({name: torch.zeros(b, a) for name, b, a in shapes}, weights)
+    size = sum(4 * (a * b + b) for a, b in pairwise(widths))
+
+    def unique() -> int:
+        gc.collect()
+        return int(psutil.Process().memory_full_info().uss)
+
+    bert.unload(tiny.load(bert, head, weights=weights))  # whatever is made once
+    before = unique()
+    digest = tiny.load(bert, head, weights=weights)
+    assert bert.loaded[digest] == size
+    assert size * 0.8 < unique() - before < size * 1.5
+    bert.unload(digest)
+    assert unique() - before < size * 0.3

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import string
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from pydantic import BaseModel
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import AutoConfig, AutoModel, PreTrainedTokenizerFast
 
-from fmplex_broker.heads import Features, Head
+from fmplex_broker.heads import Features, Head, head_tensors
 from fmplex_broker.messages import Request
-from fmplex_broker.packages import Package
+from fmplex_broker.packages import ADAPTER_CONFIG, ADAPTER_WEIGHTS, HEAD, Package
 from fmplex_broker.specs import VfmSpec
 from fmplex_broker.tensors import Tensor
 from fmplex_worker.engines.encoder import EncoderEngine
@@ -83,10 +86,19 @@ def save_tokenizer(folder: Path) -> None:
 _numbers = itertools.count()
 
 
-def package(head: Head, *, adapter: Path | None = None, weights: Path | None = None) -> Package:
-    """A package with a digest of its own."""
+def package(
+    head: Head | None = None, *, adapter: Path | None = None, weights: Path | None = None, **spec: Any
+) -> Package:
+    """A package as `read_package` would make it, unchecked, with a digest of its own. `spec`: `heads`, `input`."""
     number = next(_numbers)
-    return Package(VfmSpec(name=f"v{number}", backbone=NAME, head=head), f"digest{number}", adapter, weights)
+    files = {HEAD: weights} if weights is not None else {}
+    if adapter is not None:
+        files |= {
+            ADAPTER_CONFIG: adapter / "adapter_config.json",
+            ADAPTER_WEIGHTS: adapter / "adapter_model.safetensors",
+        }
+    read = {name: path.read_bytes() for name, path in files.items()}
+    return Package(VfmSpec(name=f"v{number}", backbone=NAME, head=head, **spec), f"digest{number}", read)
 
 
 def head_file(path: Path, outputs: int, *, hidden: int = HIDDEN, seed: int = 0, bias: bool = True) -> Path:
@@ -98,11 +110,44 @@ def head_file(path: Path, outputs: int, *, hidden: int = HIDDEN, seed: int = 0, 
     return path
 
 
-def load(engine: EncoderEngine, head: Head, **parts: Any) -> str:
+def stack_file(path: Path, heads: Mapping[str, Head], seed: int = 0) -> Path:
+    """The tensors of any heads (one with an empty name, or several), random."""
+    g = torch.Generator().manual_seed(seed)
+    tensors = {
+        f"{name}.{key}" if name else key: torch.randn(*shape, generator=g) * 0.5
+        for name, head in heads.items()
+        for key, shape in head_tensors(head, HIDDEN).items()
+    }
+    save_file(tensors, path)
+    return path
+
+
+def load(engine: EncoderEngine, head: Head | None = None, **parts: Any) -> str:
     """Load a version; returns its digest."""
     made = package(head, **parts)
     engine.load(made, made.digest)
     return made.digest
+
+
+def tensors_of(engine: EncoderEngine, digest: str) -> list[torch.Tensor]:
+    """Every tensor that a loaded version holds, found without asking it."""
+    seen: dict[int, object] = {}
+    found = []
+    todo: list[object] = [engine._versions.get(digest)]
+    while todo:
+        thing = todo.pop()
+        if id(thing) in seen or isinstance(thing, str | int | BaseModel):
+            continue
+        seen[id(thing)] = thing
+        if isinstance(thing, torch.Tensor):
+            found.append(thing)
+        elif dataclasses.is_dataclass(thing):
+            todo += [getattr(thing, field.name) for field in dataclasses.fields(thing)]
+        elif isinstance(thing, Mapping):
+            todo += thing.values()
+        elif isinstance(thing, tuple | list):
+            todo += thing
+    return found
 
 
 def ids(*lengths: int, seed: int = 0) -> list[list[int]]:
@@ -152,12 +197,22 @@ def reference_features(model: Any, text: list[int]) -> torch.Tensor:
     return states
 
 
+_LORA = {"peft_type": "LORA", "r": 4, "lora_alpha": 8}
+
+
 def save_adapter(folder: Path, tensors: dict[str, torch.Tensor], **config: Any) -> Path:
-    """A PEFT folder from parts, to be as wrong as a test needs it."""
+    """A PEFT folder from parts, to be as wrong as a test needs it; a LoRA if `config` does not say otherwise."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 4, "lora_alpha": 8, **config}))
+    whole = config if "peft_type" in config else _LORA | config
+    (folder / "adapter_config.json").write_text(json.dumps(whole))
     save_file(tensors, folder / "adapter_model.safetensors")
     return folder
+
+
+def save_prompt(folder: Path, virtual: int, width: int = HIDDEN, **config: Any) -> Path:
+    """A soft prompt of `virtual` random tokens."""
+    tensors = {"prompt_embeddings": torch.randn(virtual, width, generator=torch.Generator().manual_seed(virtual))}
+    return save_adapter(folder, tensors, **{"peft_type": "PROMPT_TUNING", "num_virtual_tokens": virtual, **config})
 
 
 def lora(module: str, rank: int = 4, inputs: int = HIDDEN, outputs: int = HIDDEN) -> dict[str, torch.Tensor]:

@@ -1,4 +1,4 @@
-"""The linear layers of a backbone, wrapped once at load so that a pass can add its adapters' updates."""
+"""The linear layers of a backbone, wrapped once at load so that a pass can apply its adapters."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from fmplex_worker.backbones.packing import current
 
 
 class AdaptedLinear(nn.Module):
-    """An `nn.Linear` that adds the running pass's adapters. It holds no state of any pass."""
+    """An `nn.Linear` that applies the running pass's adapters. It holds no state of any pass."""
 
     def __init__(self, base: nn.Linear, slot: int) -> None:
         super().__init__()
@@ -20,8 +20,10 @@ class AdaptedLinear(nn.Module):
         self.slot = slot
 
     def forward(self, x: Tensor) -> Tensor:
-        y = functional.linear(x, self.weight, self.bias)
         segments = current().segments
+        if segments.inputs:
+            x = segments.scaled(self.slot, x)
+        y = functional.linear(x, self.weight, self.bias)
         if segments.adapters:
             segments.add(self.slot, x, y)
         return y

@@ -1,4 +1,4 @@
-"""A PEFT LoRA folder, read as it is and fitted to a backbone. PEFT itself is not used: its hooks hold shared state."""
+"""A PEFT folder, read as it is and fitted to a backbone. PEFT itself is not used: its hooks hold shared state."""
 
 from __future__ import annotations
 
@@ -6,13 +6,16 @@ import torch
 from torch import Tensor
 
 from fmplex_broker.errors import PackageRejected
-from fmplex_broker.peft import LORA_TENSOR, LoraConfig, read_config
+from fmplex_broker.peft import check_adapter
+from fmplex_broker.peft_ia3 import Ia3Config
+from fmplex_broker.peft_lora import LoraConfig
+from fmplex_broker.peft_prompt import PROMPT
+from fmplex_worker.adapters import ia3, lora
 from fmplex_worker.adapters.files import placed, read_tensors
-from fmplex_worker.adapters.linear import Target
-from fmplex_worker.adapters.segments import Adapter, Factors
+from fmplex_worker.adapters.segments import Adapter
 from fmplex_worker.backbones.backbone import Backbone
 
-_POOLER = "pooler.dense"  # BERT's; never run here, because every head pools for itself
+_LEAST_TEXT = 8  # tokens that a prompt must leave of what the backbone takes
 
 
 def load_adapter(config_json: bytes, weights: bytes, backbone: Backbone, number: int) -> Adapter:
@@ -20,70 +23,27 @@ def load_adapter(config_json: bytes, weights: bytes, backbone: Backbone, number:
 
     Raises `PackageRejected`: option not served, file broken, values not finite, or made for another backbone.
     """
-    config = read_config(config_json)
-    pairs = _pairs(read_tensors(weights, "adapter_model.safetensors", "adapter"))
-    factors: list[Factors | None] = [None] * len(backbone.targets)
-    for module, (a, b) in pairs.items():
-        path = module.removeprefix(backbone.prefix) if module not in backbone.targets else module
-        if path == _POOLER and backbone.family.pooler:
-            _check_idle_pooler(b)
-            continue
-        target = backbone.targets.get(path)
-        _check_shapes(module, a, b, target, config)
-        assert target is not None
-        dtype, device = backbone.spec.dtype, backbone.device
-        factors[target.slot] = _factors(module, a, b, config.scaling(module), getattr(torch, dtype), device)
-    if not any(factors):
-        raise PackageRejected("the adapter changes no layer of the backbone; leave adapter/ out", field="adapter")
-    return Adapter(number, tuple(factors))
+    config = check_adapter(config_json, weights)
+    tensors = read_tensors(weights, "adapter_model.safetensors", "adapter")
+    if isinstance(config, LoraConfig):
+        return lora.fit(config, tensors, backbone, number)
+    if isinstance(config, Ia3Config):
+        return ia3.fit(config, tensors, backbone, number)
+    return _prompt(tensors[PROMPT], backbone, number)
 
 
-def _pairs(tensors: dict[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
-    """Module name → (A, B)."""
-    sides: dict[str, dict[str, Tensor]] = {}
-    for key, tensor in tensors.items():
-        match = LORA_TENSOR.fullmatch(key)
-        assert match is not None  # `check_adapter` has seen to it
-        sides.setdefault(match["module"], {})[match["side"]] = tensor
-    pairs: dict[str, tuple[Tensor, Tensor]] = {}
-    for module, pair in sides.items():
-        if len(pair) != 2:
-            raise PackageRejected(f"adapter: {module} has lora_{next(iter(pair))} only; save it again", field="adapter")
-        pairs[module] = pair["A"], pair["B"]
-    return pairs
-
-
-def _check_idle_pooler(b: Tensor) -> None:
-    if b.any():
+def _prompt(prompt: Tensor, backbone: Backbone, number: int) -> Adapter:
+    width = backbone.embeddings.embedding_dim
+    if prompt.shape[1] != width:
         raise PackageRejected(
-            "the adapter changes the pooler, which is not run (heads pool hidden states themselves); "
-            "train with exclude_modules=['pooler.dense']",
+            f"adapter was made for another backbone: its virtual tokens have width {prompt.shape[1]}, here it is {width}",
             field="adapter",
         )
-
-
-def _check_shapes(module: str, a: Tensor, b: Tensor, target: Target | None, config: LoraConfig) -> None:
-    made = f"{module} with lora_A {tuple(a.shape)}, lora_B {tuple(b.shape)}"
-    if target is None:
+    if prompt.shape[0] + _LEAST_TEXT > backbone.max_tokens:
         raise PackageRejected(
-            f"adapter was made for another backbone: it changes {made}, and this one has no such layer", field="adapter"
-        )
-    if a.ndim != 2 or b.ndim != 2 or a.shape[0] != b.shape[1] or not a.shape[0]:
-        raise PackageRejected(f"adapter: {made} is no pair [rank, in], [out, rank]; save it again", field="adapter")
-    if (a.shape[1], b.shape[0]) != (target.inputs, target.outputs):
-        raise PackageRejected(
-            f"adapter was made for another backbone: {made} fits a linear of {a.shape[1]} → {b.shape[0]}, "
-            f"here it is {target.inputs} → {target.outputs}",
+            f"adapter: {prompt.shape[0]} virtual tokens leave no room for a text, this backbone takes {backbone.max_tokens} "
+            "tokens in all; train a shorter prompt",
             field="adapter",
         )
-    if a.shape[0] != config.rank(module):
-        raise PackageRejected(
-            f"adapter: {module} has rank {a.shape[0]}, adapter_config.json says {config.rank(module)} (r, rank_pattern)",
-            field="adapter",
-        )
-
-
-def _factors(module: str, a: Tensor, b: Tensor, scaling: float, dtype: torch.dtype, device: torch.device) -> Factors:
-    down = placed(a, f"{module}.lora_A", dtype, device, "adapter").t()
-    up = placed((b.float() * scaling).t(), f"{module}.lora_B", dtype, device, "adapter")
-    return Factors(down, up)
+    dtype = getattr(torch, backbone.spec.dtype)
+    return Adapter(number, prompt=placed(prompt, PROMPT, dtype, backbone.device, "adapter"))

@@ -13,7 +13,7 @@ from fmplex_broker.specs import BackboneSpec
 from fmplex_worker.adapters.linear import Target
 from fmplex_worker.backbones.families import Family
 from fmplex_worker.backbones.packing import Pack, running
-from fmplex_worker.backbones.texts import Text, Tokenizer
+from fmplex_worker.backbones.texts import Ids, Text, Tokenizer
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -41,6 +41,12 @@ class Backbone:
         return table
 
     @property
+    def embeddings_path(self) -> str:
+        """Module path of the token embeddings."""
+        table: nn.Module = self.embeddings
+        return next(path for path, module in self.model.named_modules() if module is table)
+
+    @property
     def prefix(self) -> str:
         """What a task class of transformers calls this model: keys made with one start with it (`bert.`, `model.`)."""
         return f"{self.model.base_model_prefix}."
@@ -50,16 +56,20 @@ class Backbone:
         return sum(t.nbytes for t in (*self.model.parameters(), *self.model.buffers()))
 
     def encode(self, pack: Pack, texts: list[Text]) -> Tensor:
-        """Hidden states `[tokens, hidden]` of texts in packed order. Device thread, inside inference mode."""
+        """Hidden states `[tokens, hidden]` of texts in packed order, virtual tokens included. Device thread, inside
+        inference mode.
+
+        A prompt's virtual tokens are the first of their text: positions count them, and their token type is 0, as in PEFT.
+        """
         rows = {
-            "input_ids": [text.ids for text in texts],
-            "position_ids": [np.arange(self.first_position, self.first_position + n) for n in pack.lengths],
+            "input_ids": _row(pack, [text.ids for text in texts]),
+            "position_ids": np.concatenate([np.arange(n) for n in pack.lengths]) + self.first_position,
         }
         if self._has_types:
-            rows["token_type_ids"] = [text.types for text in texts]
-        grid = torch.from_numpy(np.stack([np.concatenate(row) for row in rows.values()]))  # one copy to the device
+            rows["token_type_ids"] = _row(pack, [text.types for text in texts])
+        grid = torch.from_numpy(np.stack([*rows.values()]))  # one copy to the device
         inputs: dict[str, Tensor] = dict(zip(rows, grid.to(self.device).unsqueeze(1), strict=True))
-        if any(text.embeds is not None for text in texts):
+        if pack.embedded or any(text.embeds is not None for text in texts):
             inputs["inputs_embeds"] = self._embed(inputs.pop("input_ids"), pack, texts)
         with running(pack):
             hidden: Tensor = self.model(**inputs).last_hidden_state[0]
@@ -70,9 +80,27 @@ class Backbone:
         return self.family.token_types and bool(self.model.config.type_vocab_size > 1)  # type: ignore[union-attr, operator]
 
     def _embed(self, ids: Tensor, pack: Pack, texts: list[Text]) -> Tensor:
-        """Token embeddings `[1, tokens, width]`, with the callers' own where they sent them."""
+        """Token embeddings `[1, tokens, width]`, with the callers' own where they sent them, adapters' prompts and updates.
+
+        A caller's own embeddings are taken as they are: an update of the table is not for them, as in PEFT.
+        """
         table: Tensor = self.embeddings(ids)
-        for start, length, text in zip(pack.starts, pack.lengths, texts, strict=True):
+        for start, length, adapter, text in zip(pack.starts, pack.lengths, pack.adapters, texts, strict=True):
+            first, end = start + length - text.tokens, start + length
+            if adapter is not None and adapter.prompt is not None:
+                table[0, start:first] = adapter.prompt
             if text.embeds is not None:
-                table[0, start : start + length] = torch.from_numpy(text.embeds).to(table)
+                table[0, first:end] = torch.from_numpy(text.embeds).to(table)
+            elif adapter is not None and adapter.tokens is not None:
+                table[0, first:end] += adapter.tokens.down[ids[0, first:end]] @ adapter.tokens.up
         return table
+
+
+def _row(pack: Pack, parts: list[Ids]) -> Ids:
+    """The texts' rows as one, with zeros where virtual tokens are."""
+    if not pack.embedded:
+        return np.concatenate(parts)
+    row = np.zeros(pack.tokens, dtype=np.int64)
+    for start, length, part in zip(pack.starts, pack.lengths, parts, strict=True):
+        row[start + length - len(part) : start + length] = part
+    return row

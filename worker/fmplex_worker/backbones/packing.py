@@ -1,7 +1,8 @@
 """Packing: many texts as one row of tokens, ordered so that every adapter owns one contiguous slice.
 
 A batch is `[1, total tokens]` with position ids that restart at every text; no padding is ever computed. Within one
-adapter the texts are ordered by length, so that texts of equal length are neighbours and share one attention call.
+adapter the texts are ordered by length, so that texts of equal length are neighbours and share one attention call. The
+virtual tokens of a soft prompt are the first tokens of each of its texts: attention sees them, heads do not.
 """
 
 from __future__ import annotations
@@ -28,9 +29,11 @@ class Run(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Pack:
-    """Who owns which token of the row: `lengths[i]` tokens from `starts[i]` on belong to the i-th packed text.
+    """Who owns which token of the row: `lengths[i]` tokens from `starts[i]` on belong to the i-th packed text, whose adapter
+    is `adapters[i]`.
 
-    `boundaries` is `[texts + 1]` int32 on the device, for varlen kernels.
+    `boundaries` is `[texts + 1]` int32 on the device, for varlen kernels. `embedded`: whether an adapter puts in virtual
+    tokens or changes embeddings.
     """
 
     tokens: int
@@ -38,37 +41,56 @@ class Pack:
     starts: tuple[int, ...]
     runs: tuple[Run, ...]
     boundaries: torch.Tensor
+    adapters: tuple[Adapter | None, ...]
     segments: Segments
+    embedded: bool
+
+    def own(self) -> tuple[Sequence[int], Sequence[int]]:
+        """Starts and lengths of the texts without virtual tokens: what heads read."""
+        if not self.embedded:
+            return self.starts, self.lengths
+        leads = [adapter.virtual if adapter is not None else 0 for adapter in self.adapters]
+        starts = [start + lead for start, lead in zip(self.starts, leads, strict=True)]
+        return starts, [length - lead for length, lead in zip(self.lengths, leads, strict=True)]
 
 
 class Owned(NamedTuple):
-    """A text to pack: its length in tokens and the adapter that applies to it."""
+    """A text to pack: its length in tokens, without virtual ones, and the adapter that applies to it."""
 
     length: int
     adapter: Adapter | None
 
+    @property
+    def total(self) -> int:
+        return self.length if self.adapter is None else self.length + self.adapter.virtual
+
+    @property
+    def segment(self) -> int:
+        """Number of the adapter whose segment it belongs to; 0: of none that changes linear layers."""
+        return self.adapter.number if self.adapter is not None and self.adapter.updates else 0
+
 
 def packed_order(texts: Sequence[Owned]) -> list[int]:
     """The order in which to pack: by adapter (texts without one last), then by length."""
-    numbers = [t.adapter.number if t.adapter is not None else 0 for t in texts]
-    return sorted(range(len(texts)), key=lambda i: (numbers[i] == 0, numbers[i], texts[i].length))
+    numbers = [t.segment for t in texts]
+    return sorted(range(len(texts)), key=lambda i: (numbers[i] == 0, numbers[i], texts[i].total))
 
 
 def pack(texts: Sequence[Owned], device: torch.device, group_from: int | None) -> Pack:
     """Lay out texts that are already in `packed_order`; see `Segments` for `group_from`."""
-    lengths = tuple(t.length for t in texts)
+    lengths = tuple(t.total for t in texts)
     bounds = np.zeros(len(lengths) + 1, dtype=np.int32)
     np.cumsum(lengths, out=bounds[1:])
     sizes: list[int] = []
     adapters: list[Adapter] = []
-    for text in texts:
-        if text.adapter is None:
+    for text, length in zip(texts, lengths, strict=True):
+        if text.adapter is None or not text.segment:
             break
         if adapters and adapters[-1] is text.adapter:
-            sizes[-1] += text.length
+            sizes[-1] += length
         else:
             adapters.append(text.adapter)
-            sizes.append(text.length)
+            sizes.append(length)
     tokens = int(bounds[-1])
     return Pack(
         tokens=tokens,
@@ -76,7 +98,9 @@ def pack(texts: Sequence[Owned], device: torch.device, group_from: int | None) -
         starts=tuple(bounds[:-1].tolist()),
         runs=_runs(lengths),
         boundaries=torch.from_numpy(bounds).to(device),
+        adapters=tuple(text.adapter for text in texts),
         segments=Segments.of(adapters, sizes, tokens, device, group_from),
+        embedded=any(t.adapter is not None and t.adapter.embeds for t in texts),
     )
 
 

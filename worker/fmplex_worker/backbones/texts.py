@@ -6,6 +6,7 @@ tokenizer at every call, which two threads must not do at once.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -52,7 +53,7 @@ class Text:
 
 
 class Tokenizer:
-    """Batch tokenisation; any thread. Never pads; `encode_cut` cuts to `limit` tokens, special ones included."""
+    """Batch tokenisation; any thread. Never pads; texts are cut to `limit` tokens at most, special ones included."""
 
     def __init__(self, tokenizer: tokenizers.Tokenizer, limit: int) -> None:
         saved = tokenizer.to_str()
@@ -61,7 +62,8 @@ class Tokenizer:
         self._whole.no_truncation()
         self._cut = tokenizers.Tokenizer.from_str(saved)
         self._cut.no_padding()
-        self._cut.enable_truncation(limit, strategy="longest_first")
+        self._limit = limit
+        self._cutting = threading.Lock()  # the limit is a setting of the tokenizer
 
     @classmethod
     def of(cls, tokenizer: Any, model: str, limit: int) -> Tokenizer:
@@ -78,9 +80,11 @@ class Tokenizer:
         """Whole texts. With `offsets` it is slower: only tagging needs to know which characters a token covers."""
         return _encode(self._whole, texts, offsets)
 
-    def encode_cut(self, texts: Sequence[Raw], offsets: bool = False) -> list[Text]:
-        """Texts cut to the limit; of a pair, the longer text is cut first."""
-        return _encode(self._cut, texts, offsets)
+    def encode_cut(self, texts: Sequence[Raw], offsets: bool = False, spare: int = 0) -> list[Text]:
+        """Texts cut to `spare` tokens less than the limit; of a pair, the longer text is cut first."""
+        with self._cutting:
+            self._cut.enable_truncation(self._limit - spare, strategy="longest_first")
+            return _encode(self._cut, texts, offsets)
 
 
 def _encode(tokenizer: tokenizers.Tokenizer, texts: Sequence[Raw], offsets: bool) -> list[Text]:

@@ -56,8 +56,8 @@ class EncoderEngine:
     def loaded(self) -> Mapping[str, int]:
         return self._versions.sizes()
 
-    def load(self, package: Package, digest: str) -> None:
-        self._versions.load(package, digest)
+    def load(self, package: Package, digest: str) -> int:
+        return self._versions.load(package, digest)
 
     def unload(self, digest: str) -> None:
         self._versions.unload(digest)
@@ -84,7 +84,7 @@ class EncoderEngine:
         places: list[tuple[int, ...]] = [()] * len(jobs)
         for at, (i, _) in enumerate(owners):
             places[i] += (place[at],)
-        return run_heads(hidden, row.starts, row.lengths, [job.ask for job in jobs], places)
+        return run_heads(hidden, *row.own(), [job.ask for job in jobs], places)
 
     def _on_oom(self, units: int) -> None:
         self._units = max(1, units // 2)

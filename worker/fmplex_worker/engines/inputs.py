@@ -6,6 +6,7 @@ Pure checks; every error is an `InvalidInput` whose `field` is the path of the w
 from __future__ import annotations
 
 from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,16 +48,17 @@ class Options:
     top_k: int | None = None
 
 
-def read_options(params: Mapping[str, Any], kind: str, limits: Limits) -> Options:
-    """The call's parameters for a head of `kind`."""
+def read_options(params: Mapping[str, Any], kinds: AbstractSet[str], limits: Limits) -> Options:
+    """The call's parameters for heads of `kinds`; each goes to those that take it, and one of them must."""
     if not params:
         return _NONE
     for name in params:
         if name not in _PARAMS:
             raise _wrong(f"params.{name}", f"unknown parameter; there are {', '.join(_PARAMS)}")
         heads = _PARAMS[name]
-        if heads is not None and kind not in heads:
-            raise _wrong(f"params.{name}", f"a {kind} head does not take it; only {' and '.join(heads)} does")
+        if heads is not None and kinds.isdisjoint(heads):
+            have = " and ".join(sorted(kinds))
+            raise _wrong(f"params.{name}", f"a {have} head does not take it; only {' and '.join(heads)} does")
     truncate = params.get("truncate", False)
     if type(truncate) is not bool:
         raise _wrong("params.truncate", "must be true or false")
@@ -75,8 +77,8 @@ def _count(params: Mapping[str, Any], name: str, most: int | None) -> int | None
     return value
 
 
-def read_input(value: Any, kind: str, limits: Limits) -> tuple[Side, ...]:
-    """The texts of one job for a head of `kind`: two for a similarity, else one (a pair is encoded together)."""
+def read_input(value: Any, kinds: AbstractSet[str], limits: Limits) -> tuple[Side, ...]:
+    """The texts of one job for heads of `kinds`: two for a similarity, else one (a pair is encoded together)."""
     if isinstance(value, str):
         value = {"text": value}
     if not isinstance(value, dict):
@@ -85,33 +87,32 @@ def read_input(value: Any, kind: str, limits: Limits) -> tuple[Side, ...]:
         if key not in _KEYS:
             raise _wrong(f"input.{key}", f"unknown key; an input is {_FORMS}")
     if "text" in value or "text_pair" in value:
-        return _of_text(value, kind)
+        return _of_text(value, kinds)
     if len(value) != 1:
         raise _wrong("input", f"must be {_FORMS}")
-    if kind in ("tagging", "similarity"):
-        needs = "a text, to find spans in" if kind == "tagging" else '{"text", "text_pair"}'
-        raise _wrong(f"input.{next(iter(value))}", f"a {kind} head needs {needs}")
+    for kind, needs in (("tagging", "a text, to find spans in"), ("similarity", '{"text", "text_pair"}')):
+        if kind in kinds:
+            raise _wrong(f"input.{next(iter(value))}", f"a {kind} head needs {needs}")
     if "input_ids" in value:
         return (Text.of_ids(_ids(value["input_ids"], limits.vocabulary)),)
     embeds = _embeds(value["inputs_embeds"], limits.width)
     return (Text.of_ids(np.zeros(len(embeds), dtype=np.int64), embeds),)
 
 
-def _of_text(value: Mapping[str, Any], kind: str) -> tuple[Side, ...]:
+def _of_text(value: Mapping[str, Any], kinds: AbstractSet[str]) -> tuple[Side, ...]:
     for key in ("input_ids", "inputs_embeds"):
         if key in value:
             raise _wrong(f"input.{key}", "cannot be together with text; send one of them")
     text = _text(value, "text")
-    if kind in ("similarity", "ranking"):
-        if "text_pair" not in value:
-            raise _wrong("input.text_pair", f'a {kind} head compares two texts; send {{"text", "text_pair"}}')
-        pair = _text(value, "text_pair")
-        return (text, pair) if kind == "similarity" else ((text, pair),)
     if "text_pair" not in value:
+        for kind in ("similarity", "ranking"):
+            if kind in kinds:
+                raise _wrong("input.text_pair", f'a {kind} head compares two texts; send {{"text", "text_pair"}}')
         return (text,)
-    if kind == "tagging":
+    if "tagging" in kinds:
         raise _wrong("input.text_pair", "a tagging head takes one text; send each by itself")
-    return ((text, _text(value, "text_pair")),)
+    pair = _text(value, "text_pair")
+    return (text, pair) if "similarity" in kinds else ((text, pair),)
 
 
 def _text(value: Mapping[str, Any], key: str) -> str:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+from numpy.typing import NDArray
 
 from fmplex_broker.errors import FmplexError, InvalidInput, TextTooLong, VfmClosed
+from fmplex_broker.heads import InputSpec
 from fmplex_broker.messages import Request
 from fmplex_worker.backbones.backbone import Backbone
 from fmplex_worker.backbones.texts import Raw, Text
@@ -31,25 +36,24 @@ class Job:
 
     @property
     def adapter(self) -> int:
-        return self.version.adapter.number if self.version.adapter is not None else 0
+        adapter = self.version.adapter
+        return adapter.number if adapter is not None and adapter.updates else 0
 
     @property
     def head(self) -> int:
-        return self.version.head.number
+        """Of several heads the first: they come together or not at all."""
+        return next(iter(self.version.heads.values())).number
 
 
 @dataclass(slots=True)
 class _Draft:
-    """A validated job; `sides` become `Text`s, or the error of one, as they are tokenised."""
+    """A validated job; `sides` become `Text`s, or the error of one, as they are tokenised. `raw`: what the caller sent, if
+    spans must be found in it."""
 
     version: Version
     options: inputs.Options
     sides: list[inputs.Side | FmplexError]
-    raw: str
-
-    @property
-    def tagging(self) -> bool:
-        return self.version.head.spec.kind == "tagging"
+    raw: str | None
 
 
 class Preparer:
@@ -63,61 +67,95 @@ class Preparer:
         self._limits = inputs.Limits(backbone.hidden, table.embedding_dim, table.num_embeddings)
 
     def prepare(self, batch: Sequence[tuple[str, Request]]) -> list[Job | FmplexError]:
-        """Aligned with `batch`; see `protocol.Engine.prepare` for the errors."""
+        """Aligned with `batch`; see `protocol.Engine.prepare` for the errors.
+
+        A text that is too long is cut at its end, after the vFM's template was put around it.
+        """
         drafts = [self._draft(digest, request) for digest, request in batch]
         for tagging in (False, True):  # only tagging pays for offsets
-            self._tokenize([d for d in drafts if isinstance(d, _Draft) and d.tagging is tagging], tagging)
+            self._tokenize([d for d in drafts if isinstance(d, _Draft) and (d.raw is not None) is tagging], tagging)
         return [self._finish(d) if isinstance(d, _Draft) else d for d in drafts]
 
     def _draft(self, digest: str, request: Request) -> _Draft | FmplexError:
         version = self._versions.get(digest)
         if version is None:
             return VfmClosed(f"version {digest} is not loaded here; send the request again")
-        kind = version.head.spec.kind
+        kinds = version.kinds
         try:
-            options = inputs.read_options(request.params, kind, self._limits)
-            sides = inputs.read_input(request.input, kind, self._limits)
+            options = inputs.read_options(request.params, kinds, self._limits)
+            sides = inputs.read_input(request.input, kinds, self._limits)
         except InvalidInput as e:
             return e
-        raw = sides[0] if kind == "tagging" and isinstance(sides[0], str) else ""
-        return _Draft(version, options, list(sides), raw)
+        raw = sides[0] if "tagging" in kinds and isinstance(sides[0], str) else None
+        return _Draft(version, options, [*_templated(version.input, sides)], raw)
 
     def _tokenize(self, drafts: Sequence[_Draft], offsets: bool) -> None:
-        """Every text of every draft in one call; those too long, and allowed to be cut, in another."""
+        """Every text of every draft in one call; those too long, and allowed to be cut, in another (one a prompt's length)."""
         places = [(d, i, side) for d in drafts for i, side in enumerate(d.sides) if isinstance(side, str | tuple)]
         if not places:
             return
         encoded = _each(self._tokenizer.encode, [raw for _, _, raw in places], offsets)
-        long = [n for n, (d, _, _) in enumerate(places) if d.options.truncate and self._too_long(encoded[n])]
-        if long:
-            cut = _each(self._tokenizer.encode_cut, [places[n][2] for n in long], offsets)
-            for n, text in zip(long, cut, strict=True):
+        long: dict[int, list[int]] = {}
+        for n, (draft, _, _) in enumerate(places):
+            if draft.options.truncate and self._too_long(encoded[n], draft.version):
+                long.setdefault(draft.version.virtual, []).append(n)
+        for virtual, at in long.items():
+            cut = partial(self._tokenizer.encode_cut, spare=virtual)
+            for n, text in zip(at, _each(cut, [places[n][2] for n in at], offsets), strict=True):
                 encoded[n] = text
         for (draft, i, _), text in zip(places, encoded, strict=True):
             draft.sides[i] = text
 
-    def _too_long(self, text: Text | FmplexError) -> bool:
-        return isinstance(text, Text) and text.tokens > self._max_tokens
+    def _too_long(self, text: Text | FmplexError, version: Version) -> bool:
+        return isinstance(text, Text) and text.tokens + version.virtual > self._max_tokens
 
     def _finish(self, draft: _Draft) -> Job | FmplexError:
+        version, options = draft.version, draft.options
         texts: list[Text] = []
         for side in draft.sides:
             if isinstance(side, FmplexError):
                 return side
             assert isinstance(side, Text)
-            text = side.cut(self._max_tokens) if draft.options.truncate else side
-            if text.tokens > self._max_tokens:
-                return TextTooLong(
-                    f"the input has {text.tokens} tokens, this model takes {self._max_tokens}; "
-                    'shorten it, or send the parameter "truncate": true',
-                    field="input",
-                )
+            text = side.cut(self._max_tokens - version.virtual) if options.truncate else side
+            if self._too_long(text, version):
+                return self._text_too_long(text.tokens, version.virtual)
             if not text.tokens or int(text.ids.max()) >= self._limits.vocabulary:
                 return InvalidInput("input: gives no tokens that this model knows; send another text", field="input")
             texts.append(text)
-        options = draft.options
-        ask = Ask(draft.version.head, options.dimensions, options.top_k, draft.raw, texts[0].offsets)
-        return Job(draft.version, tuple(texts), ask, sum(text.tokens for text in texts))
+        ask = Ask(version.heads, options.dimensions, options.top_k)
+        if draft.raw is not None:
+            ask = ask._replace(text=draft.raw, offsets=_within(texts[0].offsets, version.input.lead, len(draft.raw)))
+        return Job(version, tuple(texts), ask, sum(text.tokens + version.virtual for text in texts))
+
+    def _text_too_long(self, tokens: int, virtual: int) -> TextTooLong:
+        prompt = f" and {virtual} of this vFM's prompt" if virtual else ""
+        return TextTooLong(
+            f"the input has {tokens} tokens{prompt}, this model takes {self._max_tokens}; "
+            'shorten it, or send the parameter "truncate": true',
+            field="input",
+        )
+
+
+def _templated(spec: InputSpec, sides: Sequence[inputs.Side]) -> Iterator[inputs.Side]:
+    """Texts with the vFM's templates around them; tokens and embeddings as they are."""
+    for i, side in enumerate(sides):
+        if isinstance(side, str):
+            yield spec.text_pair(side) if i else spec.text(side)
+        elif isinstance(side, tuple):
+            yield spec.text(side[0]), spec.text_pair(side[1])
+        else:
+            yield side
+
+
+def _within(offsets: NDArray[np.int64] | None, lead: int, length: int) -> NDArray[np.int64]:
+    """Offsets in a templated text as offsets in the caller's, which has `length` characters after `lead` others.
+
+    What lies outside becomes empty, as special tokens are; what reaches over an end stops there.
+    """
+    assert offsets is not None
+    special = offsets[:, :1] == offsets[:, 1:]
+    moved: NDArray[np.int64] = np.where(special, 0, (offsets - lead).clip(0, length))
+    return moved
 
 
 def _each(encode: _Encode, raws: Sequence[Raw], offsets: bool) -> list[Text | FmplexError]:

@@ -37,8 +37,9 @@ class Room:
 class Prepared(Protocol):
     """A validated, tokenised job. It keeps its version alive: unloading that version does not break it.
 
-    `units` are packed tokens (both sides of a similarity); `adapter` numbers the adapter segment it belongs to (0: none)
-    and `head` the head it ends in, so that a cost model can count the distinct ones in a pass.
+    `units` are packed tokens (both sides of a similarity; the virtual tokens of a prompt too); `adapter` numbers the adapter
+    segment it belongs to (0: none) and `head` the head or heads it ends in, so that a cost model can count the distinct ones
+    in a pass.
     """
 
     @property
@@ -55,8 +56,8 @@ class Prepared(Protocol):
 class Outcome:
     """What a pass cost and gave: wall `seconds` of the device thread; `results[i]` answers `prepared[i]`.
 
-    A result is what the vFM's head gives (plain Python values and `fmplex_broker.tensors.Tensor`), or the error of that
-    job alone.
+    A result is what the vFM's head gives (plain Python values and `fmplex_broker.tensors.Tensor`), with several heads a
+    mapping of their names to that, or the error of that job alone.
     """
 
     seconds: float
@@ -74,13 +75,15 @@ class Engine(Protocol):
 
     @property
     def loaded(self) -> Mapping[str, int]:
-        """Digest of every resident version → bytes of its adapter and head. A snapshot."""
+        """Digest of every resident version → bytes of all that it holds on the device. A snapshot."""
 
-    def load(self, package: Package, digest: str) -> None:
-        """Make a version resident; again is a no-op. Any thread, also while a pass runs. Raises `PackageRejected`."""
+    def load(self, package: Package, digest: str) -> int:
+        """Make a version resident; again is a no-op. Returns its bytes on the device. Any thread, also while a pass runs.
+        Raises `PackageRejected`."""
 
     def unload(self, digest: str) -> None:
-        """Forget a version (unknown: no-op). Jobs already prepared for it still run."""
+        """Forget a version (unknown: no-op). Jobs already prepared for it still run; its memory is free when the last of them
+        is gone, at once if there is none."""
 
     def prepare(self, batch: Sequence[tuple[str, Request]]) -> list[Prepared | FmplexError]:
         """Validate and tokenise, all at once. Aligned with `batch`; never raises for what a caller sent.

@@ -1,58 +1,80 @@
-"""`head.safetensors`: the linear layer of a head, checked against its spec."""
+"""`head.safetensors`: the layers of the heads of a vFM, checked against its spec."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from fmplex_broker.errors import PackageRejected
-from fmplex_broker.heads import Head, outputs
-from fmplex_worker.adapters.files import placed, read_tensors, shapes
+from fmplex_broker.heads import HEADS_WITH_WEIGHTS, Head, head_tensors, outputs
+from fmplex_broker.weights import check_head
+from fmplex_worker.adapters.files import placed, read_tensors
+
+
+class Layer(NamedTuple):
+    """One layer of a head: `weight` `[out, in]`, `bias` `[out]`, float32."""
+
+    weight: Tensor
+    bias: Tensor
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LoadedHead:
-    """A head ready to run: `weight` `[outputs, hidden]` and `bias` `[outputs]`, float32; None when it has no weights.
-
-    `number` is never reused.
-    """
+    """A head ready to run; without `layers` when it has no weights. `number` is never reused."""
 
     number: int
     spec: Head
-    weight: Tensor | None = None
-    bias: Tensor | None = None
+    layers: tuple[Layer, ...] = ()
+
+    @property
+    def form(self) -> tuple[object, ...]:
+        """Heads of one form run together: widths of the layers and what is between them."""
+        hidden = getattr(self.spec, "hidden", ())
+        return (*hidden, outputs(self.spec), getattr(self.spec, "activation", "") if hidden else "")
 
     @property
     def nbytes(self) -> int:
-        return sum(t.nbytes for t in (self.weight, self.bias) if t is not None)
+        return sum(tensor.nbytes for layer in self.layers for tensor in layer)
 
 
-def load_head(
-    spec: Head, data: bytes | None, hidden: int, causal: bool, device: torch.device, number: int
-) -> LoadedHead:
-    """Raises `PackageRejected`: missing, unknown or ill-shaped tensors, values not finite, pooling that sees nothing."""
-    if causal and getattr(spec, "pooling", None) == "cls":
-        raise PackageRejected(
-            "pooling 'cls' reads the first token, which sees nothing of the text in a causal backbone; use 'last'",
-            field="head.pooling",
-        )
-    rows = outputs(spec)
-    if not rows:
-        return LoadedHead(number, spec)
-    if data is None:
-        raise PackageRejected(f"a {spec.kind} head needs head.safetensors", field="head")
-    tensors = read_tensors(data, "head.safetensors", "head")
-    wanted = {"weight": (rows, hidden), "bias": (rows,)}
-    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    if "weight" not in found or any(wanted.get(name) != shape for name, shape in found.items()):
-        raise PackageRejected(
-            f"head.safetensors holds {shapes(tensors)}; this {spec.kind} head needs weight ({rows}, {hidden}) and, if it has "
-            f"one, bias ({rows},)",
-            field="head",
-        )
-    placed_ = {
-        name: placed(t, f"head.safetensors: {name}", torch.float32, device, "head") for name, t in tensors.items()
+def load_heads(
+    specs: Mapping[str, Head],
+    data: bytes | None,
+    hidden: int,
+    causal: bool,
+    device: torch.device,
+    numbers: Iterable[int],
+) -> dict[str, LoadedHead]:
+    """Name → head; the name of a single one is empty. `hidden`: width of the hidden states.
+
+    Raises `PackageRejected`: missing, unknown or ill-shaped tensors, values not finite, pooling that sees nothing.
+    """
+    for name, spec in specs.items():
+        if causal and getattr(spec, "pooling", None) == "cls":
+            raise PackageRejected(
+                "pooling 'cls' reads the first token, which sees nothing of the text in a causal backbone; use 'last'",
+                field=f"heads.{name}.pooling" if name else "head.pooling",
+            )
+        if data is None and spec.kind in HEADS_WITH_WEIGHTS:
+            raise PackageRejected(f"a {spec.kind} head needs head.safetensors", field="head")
+    tensors: dict[str, Tensor] = {}
+    if data is not None:
+        check_head(specs, data, hidden)
+        for key, tensor in read_tensors(data, "head.safetensors", "head").items():
+            tensors[key] = placed(tensor, f"head.safetensors: {key}", torch.float32, device, "head")
+    return {
+        name: LoadedHead(number, spec, tuple(_layers(spec, f"{name}." if name else "", tensors, hidden, device)))
+        for (name, spec), number in zip(specs.items(), numbers, strict=False)
     }
-    return LoadedHead(number, spec, placed_["weight"], placed_.get("bias", torch.zeros(rows, device=device)))
+
+
+def _layers(spec: Head, stem: str, tensors: Mapping[str, Tensor], hidden: int, device: torch.device) -> Iterable[Layer]:
+    """The layers in the order in which they run; a bias that the file lacks is zero."""
+    for key, shape in head_tensors(spec, hidden).items():
+        if key.endswith("weight"):
+            bias = tensors.get(stem + key.removesuffix("weight") + "bias")
+            yield Layer(tensors[stem + key], torch.zeros(shape[0], device=device) if bias is None else bias)

@@ -1,12 +1,12 @@
 """All heads of one pass: hidden states in, one result a job out, with as few tensor operations as the pass allows.
 
-Jobs are grouped by what their heads do, never by who owns them; each group is one matmul, one check for values that are
-not finite, and one copy to the host.
+Heads are grouped by what they do, never by who owns them; each group is one matmul a layer, one check for values that are
+not finite, and one copy to the host. A job of several heads is encoded once, and each of them reads its states.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from fmplex_broker.errors import NonFiniteOutput
-from fmplex_broker.heads import Pooling, Tagging, outputs
+from fmplex_broker.heads import Pooling, Tagging
 from fmplex_broker.tensors import Tensor as WireTensor
 from fmplex_worker.heads import answers
 from fmplex_worker.heads.linear import apply_heads
@@ -27,9 +27,12 @@ from fmplex_worker.heads.spans import spans
 
 
 class Ask(NamedTuple):
-    """What one job wants of its head. `text` and `offsets` are there for tagging only."""
+    """What one job wants of the heads of its vFM (name → head; the name of a single one is empty).
 
-    head: LoadedHead
+    `text` and `offsets` are there for tagging only: the caller's text, and which of its characters each token covers.
+    """
+
+    heads: Mapping[str, LoadedHead]
     dimensions: int | None = None
     top_k: int | None = None
     text: str = ""
@@ -37,16 +40,20 @@ class Ask(NamedTuple):
 
 
 class Member(NamedTuple):
-    """A job in a group: its place among the results, what it asks, and the packed texts it reads (two for a similarity)."""
+    """A head of a job in a group: its place among the answers, the packed texts it reads (two for a similarity), and their
+    rows among the pooled states if it pools."""
 
-    job: int
+    at: int
+    head: LoadedHead
     ask: Ask
     places: tuple[int, ...]
+    rows: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class States:
-    """What the backbone gave: hidden `[tokens, width]`, and where each packed text lies in it; `pooled` `[texts, width]`."""
+    """What the backbone gave: hidden `[tokens, width]`, and where each packed text's own tokens lie in it; `pooled`
+    `[rows, width]`."""
 
     hidden: Tensor
     starts: Sequence[int]
@@ -65,27 +72,41 @@ def run_heads(
     asks: Sequence[Ask],
     places: Sequence[tuple[int, ...]],
 ) -> Results:
-    """One result per ask: what the head gives, or `NonFiniteOutput` for the job whose values are not finite."""
-    how: list[Pooling | None] = [None] * len(starts)
+    """One result per ask: what its head gives; of several heads a mapping of names to that; or `NonFiniteOutput` for the job
+    in which the values of any head are not finite."""
+    wanted: dict[tuple[int, Pooling], int] = {}  # (text, pooling) -> row of the pooled states
     groups: dict[_Runner, list[Member]] = {}
-    for job, (ask, where) in enumerate(zip(asks, places, strict=True)):
-        for place in where:
-            how[place] = getattr(ask.head.spec, "pooling", None)
-        groups.setdefault(_RUNNERS[ask.head.spec.kind], []).append(Member(job, ask, where))
-    states = States(hidden, starts, lengths, pool(hidden, starts, lengths, how))
-    results: Results = [None] * len(asks)
+    count = 0
+    for ask, where in zip(asks, places, strict=True):
+        for head in ask.heads.values():
+            how: Pooling | None = getattr(head.spec, "pooling", None)
+            rows = tuple(wanted.setdefault((place, how), len(wanted)) for place in where) if how is not None else ()
+            groups.setdefault(_RUNNERS[head.spec.kind], []).append(Member(count, head, ask, where, rows))
+            count += 1
+    texts = [place for place, _ in wanted]
+    spans_ = [starts[place] for place in texts], [lengths[place] for place in texts]
+    states = States(hidden, starts, lengths, pool(hidden, *spans_, [how for _, how in wanted]))
+    answered: Results = [None] * count
     for runner, members in groups.items():
-        runner(states, members, results)
-    return results
+        runner(states, members, answered)
+    left = iter(answered)
+    return [_joined({name: next(left) for name in ask.heads}) for ask in asks]
+
+
+def _joined(named: dict[str, Any]) -> Any:
+    """A job's answers as its result."""
+    if failed := next((answer for answer in named.values() if isinstance(answer, NonFiniteOutput)), None):
+        return failed
+    return named.get("", named)  # a single head has no name
 
 
 def _embedding(states: States, members: list[Member], results: Results) -> None:
     alike: dict[tuple[bool, int], list[Member]] = {}
     for member in members:
         size = member.ask.dimensions or states.pooled.shape[1]
-        alike.setdefault((member.ask.head.spec.normalize, size), []).append(member)  # type: ignore[union-attr]
+        alike.setdefault((member.head.spec.normalize, size), []).append(member)  # type: ignore[union-attr]
     for (normalize, size), group in alike.items():
-        vectors = states.pooled[[m.places[0] for m in group], :size]
+        vectors = states.pooled[[m.rows[0] for m in group], :size]
         if normalize:
             vectors = functional.normalize(vectors, dim=1)
         raw, width = vectors.cpu().numpy().tobytes(), 4 * size
@@ -94,34 +115,38 @@ def _embedding(states: States, members: list[Member], results: Results) -> None:
 
 
 def _similarity(states: States, members: list[Member], results: Results) -> None:
-    left, right = (states.pooled[[m.places[side] for m in members]] for side in (0, 1))
+    left, right = (states.pooled[[m.rows[side] for m in members]] for side in (0, 1))
     cosine = functional.cosine_similarity(left, right)
     _settle(members, _finite(cosine.unsqueeze(1)), ({"score": score} for score in cosine.tolist()), results)
 
 
 def _pooled_linear(states: States, members: list[Member], results: Results) -> None:
-    """Classification, regression and ranking: one matmul per number of outputs, whatever the kind."""
-    for group, heads, counts in _by_shape(members, lambda _: 1):
-        logits = apply_heads(states.pooled[[m.places[0] for m in group]], heads, counts)
-        made = answers.of_logits([m.ask.head.spec for m in group], [m.ask.top_k for m in group], logits)
+    """Classification, regression and ranking: one matmul per form and layer, whatever the kind."""
+    for group, heads, counts in _by_form(members, lambda _: 1):
+        rows = states.pooled[[m.rows[0] for m in group]]
+        if scaled := [i for i, m in enumerate(group) if m.head.spec.normalize]:  # type: ignore[union-attr]
+            rows[scaled] = functional.normalize(rows[scaled], dim=1)
+        logits = apply_heads(rows, heads, counts)
+        made = answers.of_logits([m.head.spec for m in group], [m.ask.top_k for m in group], logits)
         _settle(group, _finite(logits), made, results)
 
 
 def _tagging(states: States, members: list[Member], results: Results) -> None:
-    for group, heads, counts in _by_shape(members, lambda m: states.lengths[m.places[0]]):
+    for group, heads, counts in _by_form(members, lambda m: states.lengths[m.places[0]]):
         logits = apply_heads(_token_rows(states, group).float(), heads, counts)
         shares, classes = logits.softmax(1).max(1)
         bounds = np.cumsum([0, *(states.lengths[m.places[0]] for m in group)]).tolist()
         finite, scores, best = _finite(logits), shares.tolist(), classes.tolist()
         for member, a, b in zip(group, bounds, bounds[1:], strict=False):
-            made = {"spans": _spans(member.ask, best[a:b], scores[a:b])}
-            results[member.job] = made if all(finite[a:b]) else _not_finite()
+            made = {"spans": _spans(member, best[a:b], scores[a:b])}
+            results[member.at] = made if all(finite[a:b]) else _not_finite()
 
 
-def _spans(ask: Ask, best: list[int], scores: list[float]) -> list[dict[str, Any]]:
+def _spans(member: Member, best: list[int], scores: list[float]) -> list[dict[str, Any]]:
+    ask, spec = member.ask, member.head.spec
     assert ask.offsets is not None
-    assert isinstance(ask.head.spec, Tagging)
-    return spans(ask.text, ask.offsets.tolist(), best, scores, ask.head.spec.labels)
+    assert isinstance(spec, Tagging)
+    return spans(ask.text, ask.offsets.tolist(), best, scores, spec.labels)
 
 
 def _features(states: States, members: list[Member], results: Results) -> None:
@@ -149,20 +174,20 @@ def _token_rows(states: States, members: list[Member]) -> Tensor:
     return torch.cat([states.hidden[start : start + length] for start, length in spans_])
 
 
-def _by_shape(
+def _by_form(
     members: list[Member], rows: Callable[[Member], int]
 ) -> Iterator[tuple[list[Member], list[LoadedHead], list[int]]]:
-    """Members whose heads have as many outputs, ordered by head; those heads; and how many `rows` each has."""
-    alike: dict[int, list[Member]] = {}
+    """Members whose heads have one form, ordered by head; those heads; and how many `rows` each has."""
+    alike: dict[tuple[object, ...], list[Member]] = {}
     for member in members:
-        alike.setdefault(outputs(member.ask.head.spec), []).append(member)
+        alike.setdefault(member.head.form, []).append(member)
     for group in alike.values():
-        group.sort(key=lambda m: m.ask.head.number)
+        group.sort(key=lambda m: m.head.number)
         heads: list[LoadedHead] = []
         counts: list[int] = []
         for member in group:
-            if not heads or heads[-1] is not member.ask.head:
-                heads.append(member.ask.head)
+            if not heads or heads[-1] is not member.head:
+                heads.append(member.head)
                 counts.append(0)
             counts[-1] += rows(member)
         yield group, heads, counts
@@ -176,7 +201,7 @@ def _finite(values: Tensor) -> list[bool]:
 
 def _settle(group: list[Member], finite: Iterable[bool], made: Iterable[Any], results: Results) -> None:
     for member, ok, result in zip(group, finite, made, strict=True):
-        results[member.job] = result if ok else _not_finite()
+        results[member.at] = result if ok else _not_finite()
 
 
 def _not_finite() -> NonFiniteOutput:

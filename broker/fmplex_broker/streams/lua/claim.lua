@@ -1,18 +1,59 @@
 -- Take jobs for a worker across all flows, in order of virtual time.
--- ARGV: worker, epoch, jobs per flow at most, flows visited at most, then class, room pairs in order of precedence.
--- Returns {state, wake id, flows, more}: state ok | lost | stale; flows = {flow, {attempts...}, {entries...}, rest}, where
+-- ARGV: worker, epoch, jobs per flow at most, flows visited at most, steal ms, strangers (1: all vFMs, 0: only those that are
+-- resident here), then class, room pairs in order of precedence.
+-- Returns {state, flows, more, wait}: state ok | lost | stale; flows = {flow, {attempts...}, {entries...}, rest, weight}, where
 -- rest = 1: the flow has more undelivered entries, 0: it has none now, -1: not looked at;
--- more = 1: there is more to take, claim again rather than sleep.
+-- more = 1: there is more to take, claim again rather than sleep; wait > 0: what is resident elsewhere may be had in so many ms.
 local me, epoch = ARGV[1], ARGV[2]
 local per_flow, visits, now = tonumber(ARGV[3]), tonumber(ARGV[4]), now_ms()
-local held = P .. 'held:' .. me
-if lease(me) <= now then return {'lost', '0-0', {}, 0} end
-if redis.call('HGET', held, '#') ~= epoch then return {'stale', '0-0', {}, 0} end
+local steal, strangers = tonumber(ARGV[5]), ARGV[6] == '1'
+local held, here = P .. 'held:' .. me, P .. 'here:' .. me
+if lease(me) <= now then return {'lost', {}, 0, 0} end
+if redis.call('HGET', held, '#') ~= epoch then return {'stale', {}, 0, 0} end
 
-local last = redis.call('XREVRANGE', P .. 'wake', '+', '-', 'COUNT', 1)
-local wake = last[1] and last[1][1] or '0-0'
-local room, taken, out, more = {}, {}, {}, 0
-for i = 5, #ARGV, 2 do room[ARGV[i]] = tonumber(ARGV[i + 1]) end
+local room, taken, out, more, wait = {}, {}, {}, 0, 0
+for i = 7, #ARGV, 2 do room[ARGV[i]] = tonumber(ARGV[i + 1]) end
+
+-- Where the other live workers say what is resident with them. One worker alone never waits for anybody.
+local elsewhere = {}
+if steal > 0 and strangers then
+  for _, w in ipairs(redis.call('ZRANGEBYSCORE', P .. 'leases', '(' .. string.format('%d', now), '+inf')) do
+    if w ~= me then elsewhere[#elsewhere + 1] = P .. 'here:' .. w end
+  end
+end
+
+local function is_here(vfm) return redis.call('SISMEMBER', here, vfm) == 1 end
+
+-- Age of the oldest undelivered entry of a flow.
+local function waited(flow)
+  local groups, last = redis.pcall('XINFO', 'GROUPS', queue(flow)), '0-0'
+  if is_error(groups) then return steal end
+  for _, g in ipairs(groups) do
+    for i = 1, #g, 2 do if g[i] == 'last-delivered-id' then last = g[i + 1] end end
+  end
+  local front = redis.call('XRANGE', queue(flow), '(' .. last, '+', 'COUNT', 1)[1]
+  return front and now - tonumber(string.match(front[1], '^(%d+)')) or 0
+end
+
+-- True if the flow should be left to a worker that has its vFM: it is resident there and not here, and has not waited long.
+local function belongs_elsewhere(class, vfm)
+  if #elsewhere == 0 or is_here(vfm) then return false end
+  for _, set in ipairs(elsewhere) do
+    if redis.call('SISMEMBER', set, vfm) == 1 then
+      local left = steal - waited(class .. ':' .. vfm)
+      if left <= 0 then return false end
+      if wait == 0 or left < wait then wait = left end
+      return true
+    end
+  end
+  return false
+end
+
+local function weight_of(flow)
+  local _, vfm = flow_parts(flow)
+  local r = record(vfm)
+  return string.format('%.17g', r and r.weight or 1)
+end
 
 local function take_back(class, flow)
   local want = math.min(room[class], per_flow)
@@ -29,7 +70,7 @@ local function take_back(class, flow)
   end
   if #list < want then redis.call('ZREM', P .. 'back', flow) else more = 1 end
   room[class], taken[flow] = room[class] - #entries, #entries
-  if #entries > 0 then out[#out + 1] = {flow, attempts, entries, -1} end
+  if #entries > 0 then out[#out + 1] = {flow, attempts, entries, -1, weight_of(flow)} end
 end
 
 -- What was given back comes first, oldest gift first. Only classes with room are looked at: else the many flows of one
@@ -38,8 +79,11 @@ local function take_all_back(class)
   local from, to = back_range(class)
   for _, flow in ipairs(redis.call('ZRANGEBYSCORE', P .. 'back', from, '(' .. to, 'LIMIT', 0, visits)) do
     if room[class] <= 0 then return end
-    visits = visits - 1
-    take_back(class, flow)
+    local _, vfm = flow_parts(flow)
+    if strangers or is_here(vfm) then
+      visits = visits - 1
+      take_back(class, flow)
+    end
   end
 end
 
@@ -58,17 +102,39 @@ local function fill(flows, want)
   end
 end
 
-local function candidates(class, limit)
-  local list, flows = redis.call('ZRANGE', P .. 'ready:' .. class, 0, limit - 1, 'WITHSCORES'), {}
-  local typical = tonumber(redis.call('HGET', VFMS, ':mean:' .. class) or 1)
+-- Add the listed flows that may be taken; returns how many belong elsewhere.
+local function consider(class, list, limit, flows, seen)
+  local typical, left_alone = tonumber(redis.call('HGET', VFMS, ':mean:' .. class) or 1), 0
   for i = 1, #list, 2 do
-    local r, most = record(list[i]), per_flow - (taken[class .. ':' .. list[i]] or 0)
-    if not r then redis.call('ZREM', P .. 'ready:' .. class, list[i])
-    elseif most > 0 then
-      local _, mean = virtual(class, list[i])
-      flows[#flows + 1] = {vfm = list[i], at = tonumber(list[i + 1]), weight = r.weight, most = most,
-                           mean = mean > 0 and mean or typical}
+    local vfm, most = list[i], per_flow - (taken[class .. ':' .. list[i]] or 0)
+    if seen[vfm] or #flows >= limit then  -- nothing to add
+    elseif most <= 0 then more = 1
+    else
+      local r = record(vfm)
+      if not r then redis.call('ZREM', P .. 'ready:' .. class, vfm)
+      elseif belongs_elsewhere(class, vfm) then left_alone = left_alone + 1
+      else
+        local _, mean = virtual(class, vfm)
+        flows[#flows + 1] = {vfm = vfm, at = tonumber(list[i + 1]), weight = r.weight, most = most,
+                             mean = mean > 0 and mean or typical}
+      end
     end
+    seen[vfm] = true
+  end
+  return left_alone
+end
+
+-- Ready flows, lowest virtual time first. Those that are resident here are looked for by themselves when the front of the line
+-- is not for us: else strangers that nobody may take yet would hide them.
+local function candidates(class, limit)
+  local ready, flows, seen = P .. 'ready:' .. class, {}, {}
+  local left_alone = 1
+  if strangers then
+    left_alone = consider(class, redis.call('ZRANGE', ready, 0, limit - 1, 'WITHSCORES'), limit, flows, seen)
+  end
+  if left_alone > 0 then
+    consider(class, redis.call('ZINTER', 2, ready, here, 'WEIGHTS', 1, 0, 'WITHSCORES'), limit, flows, seen)
+    table.sort(flows, function(a, b) return a.at < b.at end)
   end
   return flows
 end
@@ -138,7 +204,7 @@ local function take_round(class, flows)
       local rest = advance(class, f, entries)
       room[class] = room[class] - #entries
       taken[class .. ':' .. f.vfm] = (taken[class .. ':' .. f.vfm] or 0) + #entries
-      out[#out + 1] = {class .. ':' .. f.vfm, attempts, entries, rest}
+      out[#out + 1] = {class .. ':' .. f.vfm, attempts, entries, rest, string.format('%.17g', f.weight)}
     end
   end
 end
@@ -152,6 +218,6 @@ for _, class in ipairs(CLASSES) do
     visits = visits - #flows
     take_round(class, flows)
   end
-  if (room[class] or 0) > 0 and redis.call('ZCARD', P .. 'ready:' .. class) > 0 then more = 1 end
+  if (room[class] or 0) > 0 and visits <= 0 and redis.call('ZCARD', P .. 'ready:' .. class) > 0 then more = 1 end
 end
-return {'ok', wake, out, more}
+return {'ok', out, more, wait}

@@ -24,16 +24,17 @@ local function record(vfm)
           weight = tonumber(weight), rate = tonumber(rate)}
 end
 
--- The counter is the truth (every beat tells it); the word on `control` only saves the wait for the next beat.
-local function changed()
-  redis.call('XADD', P .. 'control', 'MAXLEN', 4096, '*', 'changed', redis.call('HINCRBY', VFMS, ':changes', 1))
+-- The counter is the truth (every beat tells it); the word on `control` says which vFM, and saves the wait for the next beat.
+local function changed(vfm)
+  redis.call('XADD', P .. 'control', 'MAXLEN', 4096, '*',
+             'changed', redis.call('HINCRBY', VFMS, ':changes', 1), 'vfm', vfm)
 end
 
 local function put_record(vfm, r)
   redis.call('HSET', VFMS, vfm, table.concat(
     {r.status, r.digest, string.format('%d', r.generation), string.format('%d', r.cap),
      string.format('%.17g', r.weight), string.format('%.17g', r.rate)}, '|'))
-  changed()
+  changed(vfm)
 end
 
 local function ring() redis.call('XADD', P .. 'wake', 'MAXLEN', 256, '*', 'w', '1') end

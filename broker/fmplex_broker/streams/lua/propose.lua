@@ -15,5 +15,6 @@ else
 end
 redis.call('HSET', VFMS, vfm .. ':next', digest .. '|' .. spec)
 redis.call('HDEL', VFMS, vfm .. ':votes', vfm .. ':error')
+redis.call('SADD', P .. 'offers', vfm)
 put_record(vfm, r)
 return {'ok', r.generation}

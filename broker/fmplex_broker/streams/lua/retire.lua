@@ -43,6 +43,7 @@ for _, class in ipairs(CLASSES) do
   redis.call('HDEL', VFMS, vfm .. ':v:' .. class)
 end
 redis.call('DEL', P .. 'dead:' .. vfm, P .. 'rate:' .. vfm)
-redis.call('HDEL', VFMS, vfm, vfm .. ':spec', vfm .. ':next', vfm .. ':votes', vfm .. ':error')
-changed()
+redis.call('HDEL', VFMS, vfm, vfm .. ':spec', vfm .. ':next', vfm .. ':votes', vfm .. ':error', vfm .. ':past')
+redis.call('SREM', P .. 'offers', vfm)
+changed(vfm)
 return {'gone', 0}

@@ -13,6 +13,7 @@ end
 
 if refusal ~= '' then
   redis.call('HDEL', VFMS, vfm .. ':next', vfm .. ':votes')
+  redis.call('SREM', P .. 'offers', vfm)
   redis.call('HSET', VFMS, vfm .. ':error', refusal)
   if r.status == 'validating' then r.status = 'rejected' end
   r.generation = r.generation + 1
@@ -31,6 +32,17 @@ for _, w in ipairs(live) do
 end
 if #live == 0 then return {'waiting', ''} end
 
+-- What served until now can be rolled back to: "digest ms" a line, newest first.
+local PAST = 16
+if r.digest ~= '' and r.digest ~= digest then
+  local lines = {r.digest .. ' ' .. string.format('%d', now_ms())}
+  for line in string.gmatch(redis.call('HGET', VFMS, vfm .. ':past') or '', '[^\n]+') do
+    local past = string.match(line, '^(%S+)')
+    if #lines < PAST and past ~= r.digest and past ~= digest then lines[#lines + 1] = line end
+  end
+  redis.call('HSET', VFMS, vfm .. ':past', table.concat(lines, '\n'))
+end
+redis.call('SREM', P .. 'offers', vfm)
 redis.call('HSET', VFMS, vfm .. ':spec', string.match(offered, '^[^|]*|(.*)$'))
 redis.call('HDEL', VFMS, vfm .. ':next', vfm .. ':votes', vfm .. ':error')
 r.status, r.digest, r.generation = 'serving', digest, r.generation + 1

@@ -1,0 +1,114 @@
+"""Real worker processes for the benchmarks: started from a fleet file, pinned to cores, frozen while others are measured."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import psutil
+
+from fmplex import AsyncClient, VfmSpec
+from fmplex_broker.streams.registry import Registry
+
+_START_S = 300.0
+_LEASE_MS = 3_600_000  # a frozen worker must not be taken for dead
+
+
+def fleet_file(
+    folder: Path, backbone: str, model: Path | str, *, pass_units: int, threads: int, window_passes: int = 3
+) -> Path:
+    """A fleet file for one backbone; packages are loaded from below `folder`."""
+    path = folder / f"{backbone}.toml"
+    path.write_text(
+        f'[backbone]\nname = "{backbone}"\nmodel = {json.dumps(str(model))}\npass_units = {pass_units}\n'
+        f'[worker]\ndevice = "cpu"\nthreads = {threads}\nlease_ms = {_LEASE_MS}\nwindow_passes = {window_passes}\n'
+        f"roots = [{json.dumps(str(folder))}]\n"
+    )
+    return path
+
+
+async def deploy(client: AsyncClient, packages: Iterable[Path | VfmSpec]) -> list[str]:
+    """Deploy packages, or specs of vFMs without files; returns their names."""
+    return [str((await client.vfms.deploy(package))["name"]) for package in packages]
+
+
+def cores() -> list[int]:
+    return sorted(psutil.Process().cpu_affinity() or [])
+
+
+def pin(pid: int, to: Sequence[int]) -> None:
+    """Keep every thread of a process, and those it will start, on some cores."""
+    for thread in Path(f"/proc/{pid}/task").iterdir():
+        os.sched_setaffinity(int(thread.name), to)
+
+
+class Workers:
+    """The worker processes of one way to serve. Use as a context manager, or `stop` them."""
+
+    def __init__(self, folder: Path, broker_url: str) -> None:
+        self._folder = folder
+        self._url = broker_url
+        self._started: dict[str, subprocess.Popen[bytes]] = {}
+
+    def start(self, config: Path, module: str = "fmplex_worker", *args: str) -> None:
+        """One more worker, of the backbone that gave the fleet file its name."""
+        command = [sys.executable, "-m", module, "--config", str(config), "--broker", self._url, *args]
+        with (self._folder / f"{config.stem}.log").open("wb") as log:
+            self._started[config.stem] = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+
+    async def ready(self, registry: Registry) -> None:
+        """Wait until every worker has its lease. Raises `RuntimeError` with the last words of one that has ended."""
+        end = time.monotonic() + _START_S
+        for backbone, process in self._started.items():
+            while not await registry.live_workers(backbone):
+                if process.poll() is not None or time.monotonic() > end:
+                    words = (self._folder / f"{backbone}.log").read_text()[-2000:]
+                    raise RuntimeError(f"the worker of {backbone} did not start:\n{words}")
+                time.sleep(0.1)  # noqa: ASYNC251  # nothing else is to do
+
+    def pin(self, to: Sequence[int]) -> None:
+        for process in self._started.values():
+            pin(process.pid, to)
+
+    def freeze(self) -> None:
+        """SIGSTOP: an idle worker still beats and reports, which would disturb whoever is measured."""
+        self._signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        self._signal(signal.SIGCONT)
+
+    def _signal(self, what: signal.Signals) -> None:
+        for process in self._started.values():
+            process.send_signal(what)
+
+    def unique_bytes(self) -> int:
+        """USS, summed: what would be free if these processes were gone."""
+        return sum(int(psutil.Process(p.pid).memory_full_info().uss) for p in self._started.values())
+
+    def cpu_seconds(self) -> float:
+        """Processor time that these processes have used, theirs and the kernel's for them."""
+        return sum(sum(psutil.Process(p.pid).cpu_times()[:2]) for p in self._started.values())
+
+    def stop(self) -> None:
+        self.thaw()
+        for process in self._started.values():
+            process.terminate()
+        for process in self._started.values():
+            try:
+                process.wait(30)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+        self._started.clear()
+
+    def __enter__(self) -> Workers:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()

@@ -1,0 +1,59 @@
+"""Load for the benchmarks: jobs at times fixed beforehand, and as many as the fleet can settle.
+
+Latency counts from the time a job was due, not from when the client came to send it, so that a fleet that stalls the
+client does not look fast (coordinated omission).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from fmplex import AsyncClient
+
+_LEAD_S = 0.05
+
+
+class Arrival(NamedTuple):
+    """A job due `at` seconds after the beginning."""
+
+    at: float
+    task: int
+    text: str
+
+
+def poisson(rate: float, seconds: float, tasks: int, texts: Sequence[str], seed: int) -> list[Arrival]:
+    """Poisson arrivals of `rate` jobs a second, each of a random task with a random text."""
+    rng = np.random.default_rng(seed)
+    times = np.cumsum(rng.exponential(1 / rate, int(2 * rate * seconds) + 100))
+    times = times[times < seconds]
+    which, what = rng.integers(0, tasks, len(times)), rng.integers(0, len(texts), len(times))
+    return [Arrival(float(t), int(task), texts[i]) for t, task, i in zip(times, which, what, strict=True)]
+
+
+async def latencies(client: AsyncClient, vfms: Sequence[str], arrivals: Sequence[Arrival]) -> list[float]:
+    """Send every arrival when it is due, whatever became of those before; seconds from due to reply, in order."""
+    begun = time.perf_counter() + _LEAD_S
+
+    async def one(arrival: Arrival) -> float:
+        await client.infer(vfms[arrival.task], arrival.text)
+        return time.perf_counter() - begun - arrival.at
+
+    running = []
+    for arrival in arrivals:
+        early = begun + arrival.at - time.perf_counter()
+        if early > 0:
+            await asyncio.sleep(early)
+        running.append(asyncio.create_task(one(arrival)))
+    return list(await asyncio.gather(*running))
+
+
+async def saturated(client: AsyncClient, vfms: Sequence[str], texts: Sequence[str], jobs: int) -> float:
+    """Settled jobs a second when all of them, the same number for every task, wait from the beginning."""
+    begun = time.perf_counter()
+    await asyncio.gather(*(client.infer(vfms[i % len(vfms)], texts[i % len(texts)]) for i in range(jobs)))
+    return jobs / (time.perf_counter() - begun)

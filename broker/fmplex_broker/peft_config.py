@@ -1,0 +1,70 @@
+"""What all adapter configs share: fields are PEFT's own names; what is not known to be harmless is refused by name.
+
+Ignoring an option that changes outputs would be a guess, so an option is either served, or known to say only how the adapter
+was trained or stored, or refused.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import ClassVar
+
+from pydantic import BaseModel, ConfigDict
+
+from fmplex_broker.errors import PackageRejected
+
+MODULES_TO_SAVE = "leave whole modules out of the adapter: put the head into head.safetensors (weight, bias)"
+FAN_IN_FAN_OUT = "only nn.Linear layers are served; train with fan_in_fan_out=False"
+# Options of every kind of adapter that change nothing of what is computed from the saved tensors.
+_STORED = "auto_mapping base_model_name_or_path inference_mode peft_version revision runtime_config task_type"
+HARMLESS = frozenset(_STORED.split())
+
+
+class AdapterConfig(BaseModel):
+    """`adapter_config.json` of one kind of adapter.
+
+    `refused`: option → what to do instead; `harmless`: options that may have any value; options that are false, empty or
+    null are taken, whatever they are.
+    """
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    refused: ClassVar[Mapping[str, str]] = {}
+    harmless: ClassVar[frozenset[str]] = HARMLESS
+
+    peft_type: str
+
+    def check(self) -> None:
+        """Whether every option can be served. Raises `PackageRejected` that names the first that cannot."""
+        for option, value in (self.model_extra or {}).items():
+            if value and option not in self.harmless:
+                advice = self.refused.get(option, "this option is not known here; train without it")
+                raise rejected(f"{option}: {advice}")
+
+    def check_tensors(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """Whether the file holds what this kind has, and nothing else. Raises `PackageRejected`."""
+        raise NotImplementedError
+
+
+def check_pattern(pattern: str) -> None:
+    """Patterns come from whoever made the adapter, and Python's regex can be made to run for years."""
+    repeats = sum(pattern.count(c) for c in "*+{")
+    if len(pattern) > 256 or repeats > 3 or re.search(r"\)\s*[*+{]", pattern):
+        raise rejected(f"pattern {pattern[:64]!r} is too complex; name the modules, or use at most three of * + {{")
+    try:
+        re.compile(pattern)
+    except re.error as e:
+        raise rejected(f"pattern {pattern!r} is not a regular expression ({e})") from e
+
+
+def whole_weight(key: str) -> str:
+    """Why a tensor of no adapter at all is refused."""
+    return f"{key!r}: a whole weight is not served; put a head into head.safetensors and leave other modules untrained"
+
+
+def rejected(message: str) -> PackageRejected:
+    return PackageRejected(f"adapter_config.json: {message}", field="adapter")
+
+
+def rejected_tensor(message: str) -> PackageRejected:
+    return PackageRejected(f"adapter_model.safetensors holds {message}", field="adapter")

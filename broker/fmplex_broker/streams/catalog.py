@@ -1,0 +1,112 @@
+"""Which backbones exist and which vFMs live on them: reading the fleet-wide record of deployments."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+
+from fmplex_broker.deployments import STATUS_FIELDS, BackboneInfo, Deployed, VfmStatus, deployed, status_of
+from fmplex_broker.errors import UnknownVfm
+from fmplex_broker.keys import REGISTRY_BACKBONES, REGISTRY_VFMS, Keys
+from fmplex_broker.streams.connection import Client, broker_errors
+
+_NAMES = 500  # a round trip
+
+
+class Catalog:
+    """Reads deployments. What it costs grows with what is asked for, not with what is registered."""
+
+    def __init__(self, redis: Client) -> None:
+        self._redis = redis
+
+    async def backbones(self) -> dict[str, BackboneInfo]:
+        async with broker_errors():
+            raw = await self._redis.hgetall(REGISTRY_BACKBONES)
+        return {k.decode(): BackboneInfo.model_validate_json(v) for k, v in sorted(raw.items())}
+
+    async def find(self, vfm: str) -> str:
+        """The backbone of a vFM. Raises `UnknownVfm`."""
+        if not vfm.isascii() or len(vfm) > 128:  # no such name can exist, and not every text can be sent to ask
+            raise unknown(vfm[:128])
+        async with broker_errors():
+            raw = await self._redis.hget(REGISTRY_VFMS, vfm)
+        if raw is None:
+            raise unknown(vfm)
+        return str(raw.decode())
+
+    async def show(self, vfm: str) -> VfmStatus:
+        """Raises `UnknownVfm`."""
+        status = (await self.states(await self.find(vfm), [vfm]))[0]
+        if status is None:
+            raise unknown(vfm)
+        return status
+
+    async def states(self, backbone: str, names: Sequence[str]) -> list[VfmStatus | None]:
+        """Of vFMs of one backbone; None where there is none of that name."""
+        out: list[VfmStatus | None] = []
+        for start in range(0, len(names), _NAMES):
+            part = names[start : start + _NAMES]
+            fields = [name + suffix for name in part for suffix in STATUS_FIELDS]
+            async with broker_errors():
+                raw = await self._redis.hmget(Keys(backbone).vfms, fields)
+            for i, name in enumerate(part):
+                values = raw[i * len(STATUS_FIELDS) : (i + 1) * len(STATUS_FIELDS)]
+                out.append(status_of(name, backbone, *values) if values[0] is not None else None)
+        return out
+
+    async def deployed(self, backbone: str, names: Sequence[str]) -> dict[str, Deployed | None]:
+        """The same in brief, for workers; None where there is no such vFM."""
+        out: dict[str, Deployed | None] = {}
+        for start in range(0, len(names), _NAMES):
+            part = names[start : start + _NAMES]
+            async with broker_errors():
+                raw = await self._redis.hmget(Keys(backbone).vfms, [*part, *(f"{name}:next" for name in part)])
+            for name, record, offered in zip(part, raw, raw[len(part) :], strict=False):
+                out[name] = deployed(record, offered) if record is not None else None
+        return out
+
+    async def offers(self, backbone: str) -> list[str]:
+        """vFMs of a backbone with a version that is being voted on."""
+        async with broker_errors():
+            raw = await self._redis.smembers(Keys(backbone).offers)
+        return sorted(name.decode() for name in raw)
+
+    async def count(self) -> int:
+        """Of all vFMs."""
+        async with broker_errors():
+            return int(await self._redis.hlen(REGISTRY_VFMS))
+
+    async def page(self, match: str = "*", limit: int = 100, after: str = "") -> tuple[list[VfmStatus], int]:
+        """The first `limit` vFMs by name that match a pattern (`*`, `?`, `[…]`) and come after a name; and how many match."""
+        async with broker_errors():
+            raw = await self._redis.hgetall(REGISTRY_VFMS)
+        matching = sorted((k.decode(), v.decode()) for k, v in raw.items() if fnmatchcase(k.decode(), match))
+        wanted = [(name, backbone) for name, backbone in matching if name > after][:limit]
+        found: list[VfmStatus] = []
+        for backbone in {b for _, b in wanted}:
+            states = await self.states(backbone, [name for name, b in wanted if b == backbone])
+            found += [status for status in states if status is not None]
+        return sorted(found, key=lambda s: s.name), len(matching)
+
+    async def every(self) -> list[VfmStatus]:
+        """All vFMs by name. For ten thousand it takes a second; ask for a `page` where one will do."""
+        return (await self.page(limit=sys.maxsize))[0]
+
+    async def versions(self) -> set[str]:
+        """Every version that any vFM serves, has on offer, or could be rolled back to."""
+        used: set[str] = set()
+        for s in await self.every():
+            used |= {s.version, *(p.version for p in s.past), *([s.candidate[0]] if s.candidate else [])}
+        return used - {""}
+
+    async def live_workers(self, backbone: str) -> list[str]:
+        """Ids of the workers whose lease has not expired on the server's clock."""
+        async with broker_errors():
+            seconds, micros = await self._redis.time()
+            live = await self._redis.zrangebyscore(Keys(backbone).leases, f"({seconds * 1000 + micros // 1000}", "+inf")
+        return [w.decode() for w in live]
+
+
+def unknown(vfm: str) -> UnknownVfm:
+    return UnknownVfm(f"there is no vFM {vfm!r}; `fmplex vfms` lists them")

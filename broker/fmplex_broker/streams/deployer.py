@@ -1,0 +1,50 @@
+"""From a package to a vFM that serves: first its files into the artifact store, then its offer to the workers."""
+
+from __future__ import annotations
+
+import asyncio
+
+from fmplex_broker.artifacts import ArtifactStore, open_artifact
+from fmplex_broker.deployments import VfmStatus
+from fmplex_broker.errors import Conflict, InvalidInput
+from fmplex_broker.packages import Package
+from fmplex_broker.streams.registry import Registry
+
+_YOUNG_S = 3600.0
+
+
+class Deployer:
+    """What a gateway and a client beside the broker do alike. Raises what `ArtifactStore` and `Registry` raise."""
+
+    def __init__(self, registry: Registry, store: ArtifactStore) -> None:
+        self._registry = registry
+        self._store = store
+
+    async def deploy(self, package: Package) -> VfmStatus:
+        """A new vFM."""
+        await asyncio.to_thread(self._store.put, package)
+        return await self._registry.deploy(package.spec, package.digest)
+
+    async def update(self, vfm: str, package: Package) -> VfmStatus:
+        """A new version of a vFM."""
+        await asyncio.to_thread(self._store.put, package)
+        return await self._registry.offer(vfm, package.spec, package.digest)
+
+    async def roll_back(self, vfm: str, version: str | None = None) -> VfmStatus:
+        """Serve a version that served before: by default the last one. Raises `Conflict` when there is none, `InvalidInput`."""
+        now = await self._registry.show(vfm)
+        past = [p.version for p in now.past if p.version != now.version]
+        if not past:
+            raise Conflict(f"vFM {vfm!r} has served no other version")
+        wanted = version or past[0]
+        if wanted not in past:
+            raise InvalidInput(f"{vfm!r} can be rolled back to {', '.join(past)}, not to {wanted!r}", field="version")
+        blob = await asyncio.to_thread(self._store.get, wanted)
+        package = await asyncio.to_thread(open_artifact, blob, wanted)
+        # The artifact may have been brought by another vFM with the same content.
+        return await self._registry.offer(vfm, package.spec.model_copy(update={"name": vfm}), wanted)
+
+    async def prune(self, older_than_s: float = _YOUNG_S) -> list[str]:
+        """Delete artifacts that no vFM refers to any more; returns their versions."""
+        used = await self._registry.versions()
+        return await asyncio.to_thread(self._store.prune, used, older_than_s)

@@ -1,0 +1,48 @@
+"""(IA)³ vectors (Liu et al. 2022) on linear layers, fitted to a backbone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from fmplex_broker.errors import PackageRejected
+from fmplex_broker.peft_ia3 import IA3_TENSOR, Ia3Config
+from fmplex_worker.adapters.files import placed
+from fmplex_worker.adapters.segments import Adapter, Scale
+from fmplex_worker.adapters.targets import is_idle_pooler, nothing_changed, shape, target_of
+from fmplex_worker.backbones.backbone import Backbone
+
+
+def fit(config: Ia3Config, tensors: Mapping[str, Tensor], backbone: Backbone, number: int) -> Adapter:
+    """Raises `PackageRejected`: shapes that do not fit, values not finite."""
+    updates: list[Scale | None] = [None] * len(backbone.targets)
+    inputs: dict[int, Tensor] = {}
+    for key, vector in tensors.items():
+        match = IA3_TENSOR.fullmatch(key)
+        assert match is not None  # `check_adapter` has seen to it
+        module = match["module"]
+        if is_idle_pooler(module, backbone, bool((vector != 1).any())):
+            continue
+        target = target_of(module, f"{module} with ia3_l {shape(vector)}", backbone)
+        feedforward = config.feedforward(module)
+        _check_shape(module, vector, (1, target.inputs) if feedforward else (target.outputs, 1), feedforward)
+        dtype = getattr(torch, backbone.spec.dtype)
+        by = placed(vector.flatten(), f"{module}.ia3_l", dtype, backbone.device, "adapter")
+        if feedforward:
+            inputs[target.slot] = by
+        else:
+            updates[target.slot] = Scale(by)
+    if not inputs and not any(updates):
+        raise nothing_changed()
+    return Adapter(number, tuple(updates), inputs)
+
+
+def _check_shape(module: str, vector: Tensor, wanted: tuple[int, int], feedforward: bool) -> None:
+    if vector.shape != wanted:
+        side = "input (feedforward_modules)" if feedforward else "output"
+        raise PackageRejected(
+            f"adapter: {module}.ia3_l is {shape(vector)}; for the {side} of this backbone's layer it must be {wanted}",
+            field="adapter",
+        )

@@ -1,0 +1,48 @@
+"""Which layer of a backbone a PEFT tensor means, and what is said when there is none."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from fmplex_broker.errors import PackageRejected
+from fmplex_worker.adapters.linear import Target
+from fmplex_worker.backbones.backbone import Backbone
+
+_POOLER = "pooler.dense"  # BERT's; never run here, because every head pools for itself
+
+
+def path_of(module: str, backbone: Backbone) -> str:
+    """The module's name in the bare backbone: adapters made with a task class have its prefix (`bert.`, `model.`)."""
+    return module.removeprefix(backbone.prefix) if module not in backbone.targets else module
+
+
+def is_idle_pooler(module: str, backbone: Backbone, changes: bool) -> bool:
+    """Whether the module is the pooler that is not run. Raises `PackageRejected` if the adapter `changes` it."""
+    if path_of(module, backbone) != _POOLER or not backbone.family.pooler:
+        return False
+    if changes:
+        raise PackageRejected(
+            "the adapter changes the pooler, which is not run (heads pool hidden states themselves); "
+            "train with exclude_modules=['pooler.dense']",
+            field="adapter",
+        )
+    return True
+
+
+def target_of(module: str, made: str, backbone: Backbone) -> Target:
+    """The linear that the module is. `made`: the tensors, for the message of the `PackageRejected` when there is none."""
+    target = backbone.targets.get(path_of(module, backbone))
+    if target is None:
+        raise PackageRejected(
+            f"adapter was made for another backbone: it changes {made}, and this one has no such linear layer",
+            field="adapter",
+        )
+    return target
+
+
+def shape(tensor: Tensor) -> str:
+    return str(tuple(tensor.shape))
+
+
+def nothing_changed() -> PackageRejected:
+    return PackageRejected("the adapter changes no layer of the backbone; leave adapter/ out", field="adapter")

@@ -1,0 +1,7 @@
+"""Which versions are on the device, which only in host memory or on disk: caches, by bytes, keyed by digest.
+
+lru.py        least recently used by bytes, with pins; pure
+cache.py      artifacts on this machine's disk
+fetching.py   host memory → disk → artifact store
+residents.py  the device: loads on demand off the step path, evicts, pins what runs
+"""
