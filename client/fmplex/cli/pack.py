@@ -68,10 +68,13 @@ def inspect(
         keys = ", ".join(f"{key} {value}" for key, value in said.items() if key != "kind")
         out.print(f"head {name}".rstrip() + f": {head.kind}" + (f" ({keys})" if keys else ""), markup=False)
     if adapter := told["adapter"]:
-        ranks = ", ".join(map(str, adapter["ranks"]))
-        out.print(f"adapter: rank {ranks} on {adapter['modules']} linears ({', '.join(adapter['targets'])})")
+        out.print("adapter: " + ", ".join(f"{key} {_words(value)}" for key, value in adapter.items()), markup=False)
     for name, tensors in told["tensors"].items():
         out.print(_table(name, told["files"][name], tensors))
+
+
+def _words(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _table(name: str, size: int, tensors: dict[str, Any]) -> Table:

@@ -13,7 +13,7 @@ from fmplex.construct.classifiers import BaseModel, Saved, classifier
 from fmplex_broker.errors import InvalidInput, PackageRejected
 from fmplex_broker.heads import Head
 from fmplex_broker.packages import ADAPTER_CONFIG, ADAPTER_WEIGHTS, HEAD
-from fmplex_broker.peft import LORA_TENSOR, read_config
+from fmplex_broker.peft import read_config
 from fmplex_broker.weights import tensor_shapes
 
 
@@ -29,7 +29,7 @@ def from_peft(
     out: str | Path | None = None,
     **spec: Any,
 ) -> Built:
-    """A package of a LoRA adapter that PEFT has saved.
+    """A package of an adapter that PEFT has saved: LoRA, (IA)³ or a soft prompt.
 
     An adapter trained as SEQ_CLS or TOKEN_CLS holds its classifier, which becomes the head: `labels` in the order of its
     outputs (default: what the config of `model` says; one output and no labels: regression). `model` is the folder of the
@@ -54,7 +54,6 @@ def from_peft(
         wanted = made.head
         files[HEAD] = tensors.write(head_tensors(made.arrays))
         rest = {key: raw for key, raw in saved.tensors.items() if key not in made.used}
-        _served(rest)
         files[ADAPTER_WEIGHTS] = tensors.write(rest)
         files[ADAPTER_CONFIG] = json.dumps(saved.options | {"modules_to_save": None}, indent=2, sort_keys=True).encode()
     return build(out, {"name": name, "backbone": backbone, "head": wanted, **spec}, files)
@@ -67,17 +66,6 @@ def _saved(files: Mapping[str, bytes]) -> Saved:
     except (ValueError, TypeError, RecursionError) as e:
         raise PackageRejected(f"adapter_config.json is not a PEFT config: {e}", field="adapter") from e
     return Saved(options, read_config(without), tensors.read(files[ADAPTER_WEIGHTS]))
-
-
-def _served(rest: Mapping[str, tensors.Raw]) -> None:
-    """What is left must be LoRA of the backbone's linear layers."""
-    for key in rest:
-        if LORA_TENSOR.fullmatch(key) is None:
-            raise PackageRejected(
-                f"the adapter holds {key!r} beside its classifier, which shared passes cannot serve; train without it "
-                "(modules_to_save, target_modules)",
-                field="adapter",
-            )
 
 
 def _base(options: Mapping[str, Any]) -> str | None:

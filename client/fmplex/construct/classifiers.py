@@ -6,6 +6,7 @@ What stands between the hidden states and the logits differs by family; a row of
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -14,10 +15,13 @@ from typing import Any, NamedTuple
 
 from fmplex.construct import tensors
 from fmplex_broker.errors import InvalidInput, PackageRejected
-from fmplex_broker.peft import LORA_TENSOR, LoraConfig
+from fmplex_broker.peft_config import AdapterConfig
+from fmplex_broker.peft_ia3 import Ia3Config
+from fmplex_broker.peft_lora import LoraConfig
 from fmplex_broker.specs import locate_model
 
 _WRAP = "base_model.model."
+_ADAPTER = re.compile(r"\.lora_|\.ia3_|\.base_layer\.")  # what PEFT trains; all else it has saved whole
 _OUTSIDE = "O"  # of token classification
 
 
@@ -43,23 +47,25 @@ _DECODER = _Recipe("last", None, "relu", "score")
 
 @dataclass(frozen=True)
 class Saved:
-    """An adapter as PEFT saved it: its options, those of them that decide scaling, its tensors."""
+    """An adapter as PEFT saved it: its options, what they say, its tensors."""
 
     options: dict[str, Any]
-    lora: LoraConfig
+    config: AdapterConfig
     tensors: Mapping[str, tensors.Raw]
 
     @property
     def modules(self) -> set[str]:
-        """Modules that were saved whole."""
-        plain = (key for key in self.tensors if LORA_TENSOR.fullmatch(key) is None)
+        """Modules that were saved whole. A soft prompt shifts the token that classifiers read: none of its are taken."""
+        if not isinstance(self.config, LoraConfig | Ia3Config):
+            return set()
+        plain = (key for key in self.tensors if _ADAPTER.search(key) is None)
         return {key.removeprefix(_WRAP).rpartition(".")[0] for key in plain}
 
     @property
     def family(self) -> str:
-        """First part of the names of the modules that LoRA changes, as `bert` in `bert.encoder.layer.0.…`."""
-        paths = [match["module"] for key in self.tensors if (match := LORA_TENSOR.fullmatch(key))]
-        return next((path.partition(".")[0] for path in paths if path not in ("pre_classifier", "classifier")), "")
+        """First part of the names of the modules that are adapted, as `bert` in `bert.encoder.layer.0.…`."""
+        paths = [key.removeprefix(_WRAP) for key in self.tensors if _ADAPTER.search(key)]
+        return next((path.partition(".")[0] for path in paths if "classifier" not in path), "")
 
 
 @dataclass(frozen=True)
@@ -121,10 +127,14 @@ class _Parts:
             )
         matrix = tensors.numpy_of(weight)
         sides = [f"{_WRAP}{module}.lora_{side}.weight" for side in "AB"]
-        if all(key in self.saved.tensors for key in sides):
+        if isinstance(self.saved.config, LoraConfig) and all(key in self.saved.tensors for key in sides):
             a, b = (tensors.numpy_of(self.saved.tensors[key]) for key in sides)
-            matrix = matrix + self.saved.lora.scaling(module) * (b @ a)
+            matrix = matrix + self.saved.config.scaling(module) * (b @ a)
             self.used.update(sides)
+        left = [key for key in self.saved.tensors if key.startswith(f"{_WRAP}{module}.") and key not in self.used]
+        if left:
+            raise PackageRejected(f"the adapter changes the classifier by {left[0]!r}; train with exclude_modules=[{module!r}]",
+                                  field="adapter")  # fmt: skip
         zeros = tensors.need_numpy().zeros(len(matrix))
         return matrix, zeros if bias is None else tensors.numpy_of(bias)
 

@@ -6,7 +6,12 @@ from typing import Any
 
 from fmplex.construct import tensors
 from fmplex_broker.packages import ADAPTER_CONFIG, ADAPTER_WEIGHTS, Package
-from fmplex_broker.peft import LORA_TENSOR, read_config
+from fmplex_broker.peft import read_config
+from fmplex_broker.peft_ia3 import IA3_TENSOR
+from fmplex_broker.peft_lora import EMBEDDING_TENSOR, LORA_TENSOR, LoraConfig
+from fmplex_broker.peft_prompt import PROMPT
+
+_MODULES = (LORA_TENSOR, EMBEDDING_TENSOR, IA3_TENSOR)
 
 
 def describe(package: Package) -> dict[str, Any]:
@@ -27,12 +32,11 @@ def describe(package: Package) -> dict[str, Any]:
 
 
 def _adapter(package: Package) -> dict[str, Any]:
-    config = read_config(package.files[ADAPTER_CONFIG])
-    matches = (LORA_TENSOR.fullmatch(key) for key in tensors.read(package.files[ADAPTER_WEIGHTS]))
-    modules = sorted({match["module"] for match in matches if match})
-    return {
-        "ranks": sorted({config.rank(module) for module in modules}),
-        "scalings": sorted({config.scaling(module) for module in modules}),
-        "targets": sorted({module.rpartition(".")[2] for module in modules}),
-        "modules": len(modules),
-    }
+    config, held = read_config(package.files[ADAPTER_CONFIG]), tensors.read(package.files[ADAPTER_WEIGHTS])
+    told: dict[str, Any] = {"kind": config.peft_type}
+    if PROMPT in held:
+        return told | {"virtual_tokens": held[PROMPT].shape[0]}
+    modules = sorted({match["module"] for key in held for kind in _MODULES if (match := kind.fullmatch(key))})
+    if isinstance(config, LoraConfig):
+        told["ranks"] = sorted({config.rank(module) for module in modules})
+    return told | {"targets": sorted({module.rpartition(".")[2] for module in modules}), "modules": len(modules)}

@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import IA3Config, LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoModelForTokenClassification
 
 import fmplex
 from fmplex_broker.errors import FmplexError, InvalidInput, PackageRejected
 from fmplex_broker.packages import read_package
-from fmplex_broker.peft import LORA_TENSOR
+from fmplex_broker.peft_lora import LORA_TENSOR
 from tests.unit.client.heads import logits, spec_of
 from tests.unit.compute.tiny import CONFIGS, save_adapter, save_model
 from tests.unit.compute.tiny import lora as lora_tensors
@@ -45,12 +45,14 @@ def trained(folder: Path, family: str, task: str = "SEQ_CLS", labels: int = 3, *
     made = AutoConfig.from_pretrained(folder / "base", num_labels=labels)
     model = auto.from_pretrained(folder / "base", config=made)
     targets = config.pop("target_modules", TARGETS.get(family, ["query", "value"]))
-    wrapped = get_peft_model(model, LoraConfig(task_type=task, r=3, lora_alpha=7, target_modules=targets, **config))
+    kind = config.pop("kind", LoraConfig)
+    ranks = {"r": 3, "lora_alpha": 7} if kind is LoraConfig else {}
+    wrapped = get_peft_model(model, kind(task_type=task, target_modules=targets, **ranks, **config))
     with torch.no_grad():
         for name, parameter in wrapped.named_parameters():
             if parameter.requires_grad:
                 parameter.copy_(torch.randn(parameter.shape) * 0.3)
-            assert parameter.requires_grad == ("lora" in name or "modules_to_save" in name)
+            assert parameter.requires_grad == any(part in name for part in ("lora", "ia3", "modules_to_save"))
     wrapped.save_pretrained(folder / "adapter")
     return wrapped.eval(), folder / "adapter", folder / "base"
 
@@ -134,6 +136,16 @@ def test_a_pooler_that_was_trained_is_taken_from_the_adapter(tmp_path: Path) -> 
     built = fmplex.from_peft(adapter, name="v", backbone="m", labels=LABELS, out=tmp_path / "p")
     states, theirs = states_and_logits(model)
     close(logits(built.out, states[:, 0]), theirs)
+
+
+def test_ia3(tmp_path: Path) -> None:
+    model, adapter, _ = trained(tmp_path, "roberta", kind=IA3Config, feedforward_modules=["value"])
+    built = fmplex.from_peft(adapter, name="v", backbone="m", labels=LABELS, out=tmp_path / "p")
+    states, theirs = states_and_logits(model)
+    close(logits(built.out, states[:, 0]), theirs)
+    kept = load_file(built.out / "adapter" / "adapter_model.safetensors")
+    assert len(kept) == 4
+    assert all("ia3_l" in key for key in kept)
 
 
 def test_half_precision(tmp_path: Path) -> None:
@@ -231,6 +243,13 @@ def _with(folder: Path, key: str, **config: Any) -> Path:
     return save_adapter(folder, query | extra, modules_to_save=["x"], **config)
 
 
+def _prompted(folder: Path) -> Path:
+    save_model("roberta", folder / "base")
+    base = AutoModelForSequenceClassification.from_pretrained(folder / "base", num_labels=3)
+    get_peft_model(base, PromptTuningConfig(task_type="SEQ_CLS", num_virtual_tokens=3)).save_pretrained(folder / "a")
+    return folder / "a"
+
+
 def _modernbert(folder: Path) -> Path:
     return trained(folder, "modernbert")[1]
 
@@ -247,6 +266,7 @@ REFUSED: dict[str, tuple[Callable[[Path], Path], dict[str, Any], str]] = {
     "dora": (lambda f: plain(f, use_dora=True), {}, "DoRA"),
     "no lora": (lambda f: plain(f, peft_type="VERA"), {}, "VERA"),
     "whole embeddings": (lambda f: _with(f, "embeddings.word.weight"), {}, "modules_to_save"),
+    "soft prompt with a classifier": (_prompted, {"labels": LABELS}, "whole weight|modules_to_save"),
     "causal head": (lambda f: _with(f, "lm_head.weight", task_type="CAUSAL_LM"), {}, "CAUSAL_LM.*modules_to_save"),
     "unknown classifier": (_modernbert, {"labels": LABELS}, "head.*not known|not known"),
     "no pooler": (_bert_alone, {"labels": LABELS}, r"bert\.pooler\.dense.*model="),

@@ -84,12 +84,21 @@ def test_inspect_tells_the_same_of_folder_and_archive(folder: Path, tmp_path: Pa
         "weight": {"dtype": "F32", "shape": [2, 4]},
         "bias": {"dtype": "F32", "shape": [2]},
     }
-    assert said["adapter"] == {"ranks": [2], "scalings": [2.0], "targets": ["query"], "modules": 1}
+    assert said["adapter"] == {"kind": "LORA", "ranks": [2], "targets": ["query"], "modules": 1}
 
 
 def test_inspect_in_words(folder: Path, tmp_path: Path) -> None:
     told = run("inspect", folder).output
-    for part in ("version", "on m", "classification", "no", "rank 2 on 1 linears (query)", HEAD, "2 × 4", "F32"):
+    for part in (
+        "version",
+        "on m",
+        "classification",
+        "no",
+        "adapter: kind LORA, ranks 2, targets query, modules 1",
+        HEAD,
+        "2 × 4",
+        "F32",
+    ):
         assert part in told
     write_package(tmp_path / "bare", made.spec("embedding"), {})
     assert "embedding" in run("inspect", tmp_path / "bare").output

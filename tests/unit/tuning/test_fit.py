@@ -63,7 +63,7 @@ def test_every_head_beats_its_baseline(spec_for: SpecFor, head: str, lora: dict[
 def test_a_head_with_hidden_layers_learns_too(spec_for: SpecFor, head: str, lora: dict[str, Any] | None) -> None:
     spec = spec_for(head, hidden=(32,), lora=lora, learning_rate=3e-3 if lora else None)
     done, _ = _fitted(spec)
-    assert done.score >= done.baseline + 0.15, done
+    assert done.score >= done.baseline + 0.1, done
     package = read_package(spec.out)
     assert package.digest == done.version
     assert package.spec.head.hidden == (32,)  # type: ignore[union-attr]
