@@ -14,7 +14,7 @@ from fmplex.local import LocalFleet
 REPO = Path(__file__).resolve().parents[2]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Like a checkout, as far as the examples see: fleet files and the demo's data."""
     folder = tmp_path_factory.mktemp("tutorial")
@@ -26,11 +26,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def fleet(folder: Path) -> Iterator[LocalFleet]:
     """What `fmplex up` starts, from the fleet file that ships, with its files in a folder of the test's own."""
     with LocalFleet(folder / "configs" / "minilm.toml", port=0, data=folder / "data") as running:
-        for spec in running.spec.vfms:
-            with Client(running.gateway_url) as fm:
+        with Client(running.gateway_url) as fm:
+            for spec in running.spec.vfms:
                 fm.vfms.deploy(spec)
         yield running
