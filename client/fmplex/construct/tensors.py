@@ -13,10 +13,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fmplex_broker.errors import InvalidInput, Unavailable
+from fmplex_broker.errors import InvalidInput, PackageRejected, Unavailable
 from fmplex_broker.tensors import Tensor
 
 _WIRE = {"float32": "F32", "float64": "F64"}
+_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 _ALIGN = 8  # of the data, as the format asks
 
 
@@ -46,6 +47,10 @@ def find(path: Path, names: Sequence[str]) -> Raw | None:
 
 def _raw(buffer: bytes | mmap.mmap, start: int, entry: dict[str, Any]) -> Raw:
     first, last = entry["data_offsets"]
+    if last - first != math.prod(entry["shape"]) * _BYTES[entry["dtype"]]:
+        raise PackageRejected(
+            "a tensor's shape and its bytes in the safetensors file differ; save it again", field="package"
+        )
     return Raw(entry["dtype"], tuple(entry["shape"]), buffer[start + first : start + last])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,12 @@ def test_what_is_no_array_is_named(value: Any) -> None:
     with pytest.raises(InvalidInput, match="weight") as caught:
         tensors.raw_of(value, "weight")
     assert caught.value.field == "weight"
+
+
+def test_a_file_whose_shapes_lie() -> None:
+    header = json.dumps({"weight": {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 20]}}).encode()
+    with pytest.raises(PackageRejected, match="save it again"):
+        tensors.read(len(header).to_bytes(8, "little") + header + bytes(20))
 
 
 def test_a_package_from_parts(tmp_path: Path) -> None:

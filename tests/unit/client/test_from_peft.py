@@ -18,8 +18,10 @@ import fmplex
 from fmplex_broker.errors import FmplexError, InvalidInput, PackageRejected
 from fmplex_broker.packages import read_package
 from fmplex_broker.peft_lora import LORA_TENSOR
+from fmplex_broker.specs import BackboneSpec
+from fmplex_worker.engines.encoder import EncoderEngine
 from tests.unit.client.heads import logits, spec_of
-from tests.unit.compute.tiny import CONFIGS, save_adapter, save_model
+from tests.unit.compute.tiny import CONFIGS, run, save_adapter, save_model
 from tests.unit.compute.tiny import lora as lora_tensors
 
 # PEFT asks transformers by an old name.
@@ -146,6 +148,21 @@ def test_ia3(tmp_path: Path) -> None:
     kept = load_file(built.out / "adapter" / "adapter_model.safetensors")
     assert len(kept) == 4
     assert all("ia3_l" in key for key in kept)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_served_scores_are_those_of_peft(tmp_path: Path, family: str) -> None:
+    """From PEFT's files to the engine's answers, adapter and classifier together."""
+    more = {"modules_to_save": ["pre_classifier"]} if family == "distilbert" else {}
+    model, adapter, base = trained(tmp_path, family, **more)
+    if family in ("llama", "qwen3"):
+        model.config.pad_token_id = model.base_model.model.config.pad_token_id = 0
+    built = fmplex.from_peft(adapter, name="v", backbone="m", labels=LABELS, out=tmp_path / "p", model=str(base))
+    engine = EncoderEngine.open(BackboneSpec(name="m", model=str(base)), "cpu")
+    engine.load(read_package(built.out), built.version)
+    got = run(engine, *((built.version, {"input_ids": ids}) for ids in IDS.tolist()))
+    theirs = torch.tensor(states_and_logits(model)[1]).softmax(1).numpy()
+    np.testing.assert_allclose([[one["scores"][label] for label in LABELS] for one in got], theirs, atol=1e-4)
 
 
 def test_half_precision(tmp_path: Path) -> None:
