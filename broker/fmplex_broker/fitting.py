@@ -30,9 +30,9 @@ class FitSpec(Spec):
     """Train one vFM package from labelled data.
 
     `backbone` is the name the vFM will ask for, `model` the local folder or hub id of its weights. Without `lora` the
-    backbone is frozen and only the head is trained, on features computed once. The last `held_out` share of the data (by
-    line order) is never trained on: the score is measured there. `patience`: epochs without a better score (on a slice of
-    the training part) before training stops early.
+    backbone is frozen and only the head is trained, on features computed once. `hidden`: widths of hidden layers (ReLU), for
+    heads that have weights. The last `held_out` share of the data (by line order) is never trained on: the score is
+    measured there. `patience`: epochs without a better score (on a slice of the training part) before training stops early.
     """
 
     name: Name
@@ -42,6 +42,7 @@ class FitSpec(Spec):
     out: Path
     head: FitHead
     pooling: Pooling = "mean"
+    hidden: tuple[Annotated[int, Field(ge=1, le=65_536)], ...] = Field(default=(), max_length=8)
     lora: LoraSpec | None = None
     epochs: int = Field(default=30, ge=1, le=10_000)
     batch_size: int = Field(default=16, ge=1, le=4096)

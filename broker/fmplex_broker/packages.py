@@ -104,6 +104,9 @@ def _digest(spec: VfmSpec, files: Mapping[str, bytes]) -> str:
     Values that are the default are left out, so that a new option does not make new versions of everything.
     """
     heads = {name: _said(head) | {"kind": head.kind} for name, head in spec.outputs.items()}
+    for head in heads.values():
+        if "hidden" not in head:
+            head.pop("activation", None)  # of nothing
     content = hashlib.sha256(json.dumps([spec.backbone, heads, _said(spec.input)], sort_keys=True).encode())
     for name, data in files.items():
         content.update(b"\0" + name.encode() + b"\0" + hashlib.sha256(data).digest())

@@ -7,6 +7,7 @@ with Client("http://127.0.0.1:8080") as fm:
 """
 
 from fmplex.aio import AsyncClient
+from fmplex.construct import Built, from_peft, from_sklearn, write_package
 from fmplex.fitting import fit
 from fmplex.results import AsyncHandle, Handle, Result
 from fmplex.sync import Client
@@ -36,6 +37,7 @@ from fmplex_broker.tensors import Tensor
 __all__ = [
     "AsyncClient",
     "AsyncHandle",
+    "Built",
     "Busy",
     "Cancelled",
     "Client",
@@ -62,4 +64,7 @@ __all__ = [
     "UnknownVfm",
     "VfmSpec",
     "fit",
+    "from_peft",
+    "from_sklearn",
+    "write_package",
 ]

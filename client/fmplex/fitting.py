@@ -2,47 +2,72 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
+import tempfile
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from queue import Queue
+from typing import Any
 
 from pydantic import TypeAdapter
 
-from fmplex_broker.errors import FmplexError, JobFailed, Unavailable, from_wire
+from fmplex.construct.building import OUT
+from fmplex_broker.errors import FmplexError, InvalidInput, JobFailed, Unavailable, from_wire
 from fmplex_broker.fitting import FitDone, FitEvent, FitFailed, FitHead, FitSpec, LoraSpec
 from fmplex_broker.schema import parse
-from fmplex_broker.specs import locate_model
+from fmplex_broker.specs import load_fleet, locate_model
 
+FLEET = Path("configs/minilm.toml")
 _EVENT: TypeAdapter[FitEvent] = TypeAdapter(FitEvent)
 
 
 def fit(
-    data: str | Path,
+    data: str | Path | Iterable[Any],
     *,
-    name: str,
-    backbone: str,
-    model: str,
-    head: FitHead,
-    out: str | Path,
-    lora: LoraSpec | None = None,
+    name: str | None = None,
+    head: FitHead = "classification",
+    backbone: str | None = None,
+    model: str | None = None,
+    config: str | Path = FLEET,
+    out: str | Path | None = None,
+    lora: LoraSpec | Mapping[str, Any] | None = None,
     on_event: Callable[[FitEvent], None] | None = None,
     **options: object,
 ) -> FitDone:
-    """Train one vFM package from a JSONL file and return its scores. `options`: the other fields of `FitSpec` (epochs, seed, …).
+    """Train one vFM package and return where it is and its scores.
 
-    Raises `InvalidInput` naming the bad lines of the data, or what else was wrong.
+    `data`: a JSONL file, or examples in memory: mappings as its lines would be, or tuples (text, label) or (text, text_pair,
+    label). `backbone` (its name) and `model` (its weights) default to what the fleet file `config` says, `name` to the
+    file's, `out` to `vfms/NAME`. `options`: the other fields of `FitSpec` (hidden, epochs, seed, …).
+
+    Raises `InvalidInput` naming the bad lines of the data (examples in memory are counted from 1), or what else was wrong.
     """
-    spec = parse(
-        FitSpec,
-        {"data": Path(data), "name": name, "backbone": backbone, "model": locate_model(model, Path.cwd()), "head": head,
-         "out": Path(out), "lora": lora, **options},
-    )  # fmt: skip
+    if backbone is None or model is None:
+        backbone, model = backbone_of(Path(config), backbone, model)
+    with _as_file(data, head) as (path, memory):
+        if name is None and memory:
+            raise InvalidInput("name: examples in memory have no file name; give name=", field="name")
+        named = name if name is not None else path.stem
+        spec = parse(
+            FitSpec,
+            {"data": path, "name": named, "backbone": backbone, "model": locate_model(model, Path.cwd()), "head": head,
+             "out": OUT / named if out is None else Path(out), "lora": lora, **options},
+        )  # fmt: skip
+        return _done(spec, on_event, str(path) if memory else "")
+
+
+def _done(spec: FitSpec, on_event: Callable[[FitEvent], None] | None, scratch: str) -> FitDone:
+    """Run one fit. `scratch`: the path of a temporary data file, which nobody wants to read of."""
     done: FitDone | None = None
     for event in fit_all([spec]):
+        if isinstance(event, FitFailed):
+            message = event.message.replace(scratch, "data") if scratch else event.message
+            event = event.model_copy(update={"message": message})
         if on_event is not None:
             on_event(event)
         if isinstance(event, FitFailed):
@@ -52,6 +77,61 @@ def fit(
     if done is None:
         raise JobFailed("the trainer ended without a word")
     return done
+
+
+def backbone_of(config: Path, backbone: str | None, model: str | None) -> tuple[str, str]:
+    """Name and weights of the backbone to train for, where not given from the fleet file. Raises `InvalidInput`."""
+    if not config.is_file():
+        raise InvalidInput(f"{config}: no such fleet file; give backbone and model, or config", field="config")
+    fleet = load_fleet(config)
+    if model is not None:
+        return backbone or fleet.backbone.name, model
+    if backbone not in (None, fleet.backbone.name):
+        raise InvalidInput(
+            f"{config} describes backbone {fleet.backbone.name!r}, not {backbone!r}; give its model", field="backbone"
+        )
+    return fleet.backbone.name, fleet.backbone.model
+
+
+@contextmanager
+def _as_file(data: str | Path | Iterable[Any], head: FitHead) -> Iterator[tuple[Path, bool]]:
+    """The data as a JSONL file, and whether it is a temporary one."""
+    if isinstance(data, str | Path):
+        yield Path(data), False
+        return
+    with tempfile.TemporaryDirectory(prefix="fmplex-fit-") as folder:
+        path = Path(folder) / "data.jsonl"
+        with path.open("w", encoding="utf-8") as file:
+            for number, example in enumerate(data, 1):
+                file.write(_line(example, head, number) + "\n")
+        yield path, True
+
+
+def _line(example: Any, head: FitHead, number: int) -> str:
+    if isinstance(example, tuple | list) and len(example) in (2, 3):
+        *texts, answer = example
+        row = dict(zip(("text", "text_pair"), texts, strict=False))
+        several = isinstance(answer, list | tuple | set | frozenset)
+        key = "value" if head == "regression" else "spans" if head == "tagging" else "labels" if several else "label"
+        row[key] = sorted(answer) if isinstance(answer, set | frozenset) else answer
+    elif isinstance(example, Mapping):
+        row = dict(example)
+    else:
+        raise InvalidInput(
+            f"data: example {number} is a {type(example).__name__}; give mappings, or tuples (text, label)",
+            field="data",
+        )
+    try:
+        return json.dumps(row, default=_plain)
+    except (TypeError, ValueError) as e:
+        raise InvalidInput(f"data: example {number} cannot be written as JSON ({e})", field="data") from None
+
+
+def _plain(value: Any) -> Any:
+    """numpy's numbers and arrays."""
+    if not hasattr(value, "tolist"):
+        raise TypeError(f"{type(value).__name__} is neither text nor number")
+    return value.tolist()
 
 
 def fit_all(specs: Sequence[FitSpec], processes: int = 1) -> Iterator[FitEvent]:

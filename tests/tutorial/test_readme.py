@@ -67,8 +67,9 @@ def test_a_lora_vfm_from_the_command_line(fleet: LocalFleet, folder: Path) -> No
 
 
 def test_enqueue_and_map(fleet: LocalFleet) -> None:
-    with Client(fleet.broker_url) as fm:  # straight to the streams: same calls, same admission
+    with Client(fleet.gateway_url) as fm:
         fm.vfms.deploy({"name": "tokens", "backbone": "minilm", "head": {"kind": "features"}})
+    with Client(fleet.broker_url) as fm:  # straight to the streams: same calls, same admission
         job = fm.enqueue("tokens", "what a lovely day")
         assert job.result(timeout=30).output["features"].shape[1] == 384
         results = list(fm.map("tokens", (f"mail number {i}" for i in range(100)), window=32))

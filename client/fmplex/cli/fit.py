@@ -9,21 +9,22 @@ import typer
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from fmplex.cli.common import AsJson, out, print_json
+from fmplex.fitting import FLEET
 from fmplex.fitting import fit as run_fit
 from fmplex_broker.errors import InvalidInput
 from fmplex_broker.fitting import FitDone, FitEpoch, FitEvent, FitStarted
-from fmplex_broker.specs import load_fleet
 
 
 def fit(
     data: Annotated[Path, typer.Argument(help="JSONL: one example a line.")],
     head: Annotated[str, typer.Option(help="embedding, classification, regression, tagging, similarity or ranking.")],
-    output: Annotated[Path, typer.Option("--out", "-o", help="Folder for the package.")],
-    backbone: Annotated[str, typer.Option(help="Name of the backbone the vFM will live on.")] = "minilm",
+    output: Annotated[Path | None, typer.Option("--out", "-o", help="Folder for the package. Default: vfms/NAME.")] = None,
+    backbone: Annotated[str | None, typer.Option(help="Name of the backbone to live on. Default: from --config.")] = None,
     model: Annotated[str | None, typer.Option(help="Folder, hub id, package://NAME/FOLDER. Default: from --config.")] = None,
-    config: Annotated[Path, typer.Option("--config", "-c", help="Fleet file with the model.")] = Path("configs/minilm.toml"),
+    config: Annotated[Path, typer.Option("--config", "-c", help="Fleet file with the model.")] = FLEET,
     name: Annotated[str | None, typer.Option(help="Name of the vFM. Default: the data file's.")] = None,
     lora: Annotated[str | None, typer.Option(help="LoRA too: r=8[,alpha=16][,dropout=0.1][,targets=query+value].")] = None,
+    hidden: Annotated[str | None, typer.Option(help="Widths of hidden layers of the head, e.g. 64 or 128,64.")] = None,
     epochs: Annotated[int, typer.Option(min=1, help="At most; training stops early.")] = 30,
     batch_size: Annotated[int, typer.Option(min=1)] = 16,
     learning_rate: Annotated[float | None, typer.Option("--lr", help="Default: a good one for the kind.")] = None,
@@ -38,27 +39,19 @@ def fit(
         "epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate, "pooling": pooling,
         "held_out": held_out, "patience": patience, "seed": seed,
     }  # fmt: skip
-    weights = model or _model_of(config, backbone)
+    if hidden is not None:
+        options["hidden"] = hidden.split(",")
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[note]}"), TimeElapsedColumn())
     with Progress(*columns, console=out, disable=as_json) as progress:
         bar = progress.add_task("loading the backbone", total=None, note="")
         done = run_fit(
-            data, name=name or data.stem, backbone=backbone, model=weights, head=head, out=output,  # type: ignore[arg-type]
+            data, name=name, backbone=backbone, model=model, config=config, head=head, out=output,  # type: ignore[arg-type]
             lora=_lora(lora), on_event=lambda e: _draw(progress, bar, e), **options,
         )  # fmt: skip
     if as_json:
         print_json(done.model_dump(mode="json"))
     else:
         _summary(done)
-
-
-def _model_of(config: Path, backbone: str) -> str:
-    fleet = load_fleet(config)
-    if fleet.backbone.name != backbone:
-        raise InvalidInput(
-            f"{config} describes backbone {fleet.backbone.name!r}, not {backbone!r}; give --model", field="backbone"
-        )
-    return fleet.backbone.model
 
 
 def _lora(text: str | None) -> Any:

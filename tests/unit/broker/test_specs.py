@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from fmplex_broker.errors import InvalidInput
-from fmplex_broker.heads import Embedding
+from fmplex_broker.heads import Embedding, InputSpec
 from fmplex_broker.schema import load_toml, parse
 from fmplex_broker.specs import BackboneSpec, FleetSpec, GatewaySpec, VfmChange, VfmSpec, WorkerSpec, load_fleet
 
@@ -43,9 +43,39 @@ def test_an_unknown_key_is_named(value: dict[str, Any], field: str) -> None:
     assert "unknown key" in error.message
 
 
-@pytest.mark.parametrize("key", ["name", "backbone", "head"])
+@pytest.mark.parametrize("key", ["name", "backbone"])
 def test_a_missing_key_is_named(key: str) -> None:
     assert refused(VfmSpec, {k: v for k, v in GOOD.items() if k != key}).field == key
+
+
+@pytest.mark.parametrize(
+    ("value", "what"),
+    [
+        ({"head": None}, "either head, or heads"),
+        ({"heads": {"a": {"kind": "embedding"}}}, "either head, or heads"),
+        ({"head": None, "heads": {"a": {"kind": "similarity"}}}, "of its own"),
+        ({"head": None, "heads": {"a": {"kind": "ranking"}, "b": {"kind": "tagging", "labels": ["x"]}}}, "of its own"),
+        ({"input": {"template": "no place"}}, "exactly once"),
+        ({"input": {"template": "{text} {text}"}}, "exactly once"),
+        ({"input": {"pair_template": "{text}"}}, "exactly once"),
+    ],
+)
+def test_what_does_not_go_together(value: dict[str, Any], what: str) -> None:
+    assert what in refused(VfmSpec, {**GOOD, **value}).message
+
+
+def test_one_head_has_no_name_and_several_have() -> None:
+    assert list(parse(VfmSpec, GOOD).outputs) == [""]
+    several = parse(VfmSpec, {**GOOD, "head": None, "heads": {"a": {"kind": "embedding"}, "b": {"kind": "features"}}})
+    assert (list(several.outputs), several.kinds) == (["a", "b"], {"embedding", "features"})
+
+
+@given(st.text(max_size=30), st.text(max_size=10), st.text(max_size=10))
+def test_a_template_puts_the_text_in_its_place(text: str, before: str, after: str) -> None:
+    made = InputSpec(template=f"{before}{{text}}{after}") if "{text}" not in before + after else InputSpec()
+    done = made.text(text)
+    assert done[made.lead : made.lead + len(text)] == text
+    assert len(done) == len(made.template) - len("{text}") + len(text)
 
 
 @pytest.mark.parametrize(
@@ -137,12 +167,11 @@ def test_other_specs(kind: type[Any], value: dict[str, Any], field: str) -> None
 # --- fleets -----------------------------------------------------------------------------------------------------------
 
 FLEET = """
+artifacts = "./artifacts"
 packages = ["packages/one", "/absolute/two"]
 [backbone]
 name = "m"
 model = "{model}"
-[worker]
-roots = ["packages", "../shared"]
 [[vfms]]
 name = "v"
 backbone = "m"
@@ -163,7 +192,7 @@ def test_paths_are_relative_to_the_fleet_file(tmp_path: Path, monkeypatch: pytes
     fleet = load_fleet(Path("fleets/fleet.toml"))
     base = tmp_path / "fleets"
     assert Path(fleet.backbone.model) == base / "model"
-    assert [root.resolve() for root in fleet.worker.roots] == [base / "packages", tmp_path / "shared"]
+    assert Path(fleet.artifacts) == base / "artifacts"
     assert list(fleet.packages) == [base / "packages/one", Path("/absolute/two")]
     assert fleet.broker == "embedded"
     assert [v.name for v in fleet.vfms] == ["v"]

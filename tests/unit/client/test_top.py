@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fmplex.cli.top import compare
-from fmplex_broker.deployments import Deployment, VfmStatus
+from fmplex_broker.deployments import VfmStatus
 from fmplex_broker.heads import Embedding
 from fmplex_broker.specs import VfmSpec
 from fmplex_broker.stats import (
@@ -31,9 +31,7 @@ def worker(name: str, **vfms: VfmStats) -> WorkerStats:
 
 def vfm(name: str, weight: float = 1.0) -> VfmStatus:
     spec = VfmSpec(name=name, backbone="b", head=Embedding(), weight=weight)
-    return VfmStatus(
-        name=name, backbone="b", status="serving", version="v", generation=1, deployment=Deployment(spec=spec)
-    )
+    return VfmStatus(name=name, backbone="b", status="serving", version="v", generation=1, serving=spec)
 
 
 @given(st.floats(min_value=0, max_value=1e7))
@@ -53,9 +51,10 @@ def test_stats_survive_the_wire() -> None:
 
 
 def test_rates_and_shares_are_over_what_happened_between_the_looks() -> None:
-    before = FleetView(1_000, [worker("w", a=VfmStats(done=10, charged_s=1.0), b=VfmStats(charged_s=5.0))])
+    before = FleetView(1_000, 2, [worker("w", a=VfmStats(done=10, charged_s=1.0), b=VfmStats(charged_s=5.0))])
     now = FleetView(
         3_000,
+        2,
         [worker("w", a=VfmStats(done=30, charged_s=1.75), b=VfmStats(done=1, charged_s=5.25))],
         [vfm("a", weight=3.0), vfm("b")],
         {"b": Depth(waiting=7, pending=1, oldest_ms=90)},
@@ -68,8 +67,8 @@ def test_rates_and_shares_are_over_what_happened_between_the_looks() -> None:
 
 
 def test_a_worker_that_has_gone_does_not_make_rates_negative() -> None:
-    before = FleetView(0, [worker("old", a=VfmStats(done=1000)), worker("new", a=VfmStats(done=5))])
-    now = FleetView(1_000, [worker("new", a=VfmStats(done=7))], [vfm("a")])
+    before = FleetView(0, 2, [worker("old", a=VfmStats(done=1000)), worker("new", a=VfmStats(done=5))])
+    now = FleetView(1_000, 2, [worker("new", a=VfmStats(done=7))], [vfm("a")])
     assert compare(before, now)["vfms"][0]["jobs_per_s"] == pytest.approx(2.0)
 
 

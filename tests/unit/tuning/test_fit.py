@@ -6,14 +6,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from safetensors.torch import load_file
+import torch
+from safetensors.torch import load
 
 from fmplex_broker.fitting import FitDone, FitEpoch, FitEvent, FitSpec, FitStarted
 from fmplex_broker.messages import Request
-from fmplex_broker.packages import read_package
+from fmplex_broker.packages import ADAPTER_CONFIG, HEAD, read_package
 from fmplex_broker.specs import BackboneSpec
 from fmplex_worker.engines.encoder import EncoderEngine
 from fmplex_worker.tuning import fit
+from fmplex_worker.tuning.data import LabelRecord
+from fmplex_worker.tuning.frozen import fit_head
+from fmplex_worker.tuning.linear_tasks import Labelled
+from fmplex_worker.tuning.tasks import Part
+from fmplex_worker.tuning.training import apply_head, slices
 from tests.unit.tuning import learnable
 from tests.unit.tuning.conftest import SpecFor
 
@@ -47,11 +53,44 @@ def test_every_head_beats_its_baseline(spec_for: SpecFor, head: str, lora: dict[
 
     package = read_package(spec.out)
     assert package.digest == done.version
-    assert (package.head is not None) == (head in OUTPUTS)
-    assert (package.adapter is not None) == (lora is not None)
-    if package.head is not None:
-        shapes = {name: tuple(tensor.shape) for name, tensor in load_file(package.head).items()}
-        assert shapes == {"weight": (OUTPUTS[head], 32), "bias": (OUTPUTS[head],)}
+    assert (ADAPTER_CONFIG in package.files) == (lora is not None)
+    shapes = {name: tuple(t.shape) for name, t in load(package.files[HEAD]).items()} if HEAD in package.files else {}
+    assert shapes == ({"weight": (OUTPUTS[head], 32), "bias": (OUTPUTS[head],)} if head in OUTPUTS else {})
+
+
+@pytest.mark.parametrize("lora", [None, LORA], ids=["head", "lora"])
+@pytest.mark.parametrize("head", OUTPUTS)
+def test_a_head_with_hidden_layers_learns_too(spec_for: SpecFor, head: str, lora: dict[str, Any] | None) -> None:
+    spec = spec_for(head, hidden=(32,), lora=lora, learning_rate=3e-3 if lora else None)
+    done, _ = _fitted(spec)
+    assert done.score >= done.baseline + 0.1, done
+    package = read_package(spec.out)
+    assert package.digest == done.version
+    assert package.spec.head.hidden == (32,)  # type: ignore[union-attr]
+    shapes = {name: tuple(tensor.shape) for name, tensor in load(package.files[HEAD]).items()}
+    assert shapes["hidden.0.weight"] == (32, 32)
+    assert shapes["weight"] == (OUTPUTS[head], 32)
+
+
+def test_only_hidden_layers_learn_what_is_not_linear() -> None:
+    """Exclusive or: a linear head cannot do better than guessing."""
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(300, 2, generator=generator)
+    labels = ["same" if a * b > 0 else "apart" for a, b in rows.tolist()]
+    task = Labelled([LabelRecord(text="x", label=label) for label in labels], "mean")
+    items = [task.item(LabelRecord(text="x", label=label), ()) for label in labels]
+    scores = []
+    for hidden in ((), (16,), (16, 8)):
+        torch.manual_seed(0)
+        spec = FitSpec(
+            name="x", data=Path("x"), backbone="b", model="m", out=Path("o"), head="classification", hidden=hidden
+        )
+        fitted = fit_head(task, items, rows, slices(items, generator), spec, None)
+        plain = apply_head(fitted.head.folded(), rows)
+        assert torch.allclose(plain, fitted.head(rows), atol=1e-4)
+        scores.append(task.score(Part(plain, items), Part(plain, items)))
+    assert scores[0] < 0.7
+    assert min(scores[1:]) > 0.9
 
 
 @pytest.mark.parametrize("lora", [None, LORA], ids=["head", "lora"])

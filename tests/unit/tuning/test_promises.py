@@ -4,29 +4,23 @@ from __future__ import annotations
 
 import json
 import stat
-import tomllib
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModel
 
 from fmplex_broker.errors import Conflict, InvalidInput
 from fmplex_broker.fitting import FitDone, FitEpoch, FitSpec
-from fmplex_broker.heads import Classification
 from fmplex_broker.packages import read_package
 from fmplex_broker.schema import load_toml
-from fmplex_broker.specs import VfmSpec
 from fmplex_worker.backbones.texts import Text
 from fmplex_worker.tuning import fit
 from fmplex_worker.tuning.encoder import Item
 from fmplex_worker.tuning.lora import batches
-from fmplex_worker.tuning.writing import manifest, write_package
 from tests.unit.tuning import learnable
 from tests.unit.tuning.conftest import SpecFor
 
@@ -128,15 +122,6 @@ def test_targets_choose_linears_by_the_end_of_their_names(spec_for: SpecFor) -> 
     assert all(name.endswith((".self.query", ".attention.output.dense")) for name in names)
 
 
-awkward = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20)
-
-
-@given(labels=st.lists(awkward, min_size=2, max_size=5, unique=True), multi=st.booleans())
-def test_any_label_survives_the_manifest(labels: list[str], multi: bool) -> None:
-    spec = VfmSpec(name="a", backbone="b", head=Classification(labels=tuple(labels), multi_label=multi))
-    assert VfmSpec.model_validate(tomllib.loads(manifest(spec))) == spec
-
-
 def test_labels_with_quotes_newlines_and_emoji(spec_for: SpecFor) -> None:
     names = {"animal": 'say "cat" \\ \n', "place": "北京 🏠", "mat": "'''\x7f"}
     lines = [{**line, "label": names[line["label"]]} for line in learnable.labelled()]
@@ -209,15 +194,3 @@ def test_a_pickle_in_the_older_package_stops_the_write(spec_for: SpecFor) -> Non
         _fit(spec_for("classification", epochs=1))
     (spec.out / "old.bin").unlink()
     assert read_package(spec.out).digest == version
-
-
-def test_a_file_where_a_parent_folder_should_be(spec_for: SpecFor, tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    with pytest.raises(InvalidInput, match="cannot be written") as e:
-        write_package(
-            tmp_path / "file" / "out",
-            VfmSpec(name="a", backbone="b", head=Classification(labels=("x", "y"))),
-            {},
-            None,
-        )
-    assert e.value.field == "out"

@@ -45,6 +45,9 @@ WRONG: dict[str, tuple[str, list[dict[str, Any]] | None, dict[str, Any], type[Fm
     "no such target": (
         "classification", None, {"lora": {"targets": ["q_proj"]}}, InvalidInput, "lora.targets", "q_proj.*query",
     ),
+    "hidden layers of nothing": (
+        "embedding", None, {"hidden": [4], "lora": {"r": 2}}, InvalidInput, "hidden", "no weights",
+    ),
     "the pooler": (
         "classification", None, {"lora": {"targets": ["pooler.dense"]}}, InvalidInput, "lora.targets", "pooler",
     ),

@@ -12,12 +12,13 @@ import torch
 from peft import PeftModel
 from pydantic import ValidationError
 from torch import Tensor
-from torch.nn import functional
 
 from fmplex_broker.errors import InvalidInput
 from fmplex_broker.fitting import FitDone, FitEpoch, FitEvent, FitSpec, FitStarted
+from fmplex_broker.heads import Head
 from fmplex_broker.schema import invalid
 from fmplex_broker.specs import VfmSpec
+from fmplex_broker.writing import refuse_foreign
 from fmplex_worker.tuning.data import Example, LabelRecord, Record, read
 from fmplex_worker.tuning.encoder import Encoder, Item, load
 from fmplex_worker.tuning.frozen import fit_head
@@ -25,12 +26,12 @@ from fmplex_worker.tuning.linear_tasks import Labelled, MultiLabelled, Ranked, S
 from fmplex_worker.tuning.lora import adapt, fit_lora
 from fmplex_worker.tuning.metric_tasks import Grouped, Similar
 from fmplex_worker.tuning.tasks import Part, Task
-from fmplex_worker.tuning.training import Report, slices
-from fmplex_worker.tuning.writing import refuse_foreign, write_package
+from fmplex_worker.tuning.training import Report, apply_head, slices
+from fmplex_worker.tuning.writing import write_package
 
 
 class Trained(NamedTuple):
-    """`head`: `weight` and `bias`, or nothing for a head without weights. `adapter`: the model that holds it, if any."""
+    """`head`: the tensors of head.safetensors, or nothing if it has no weights. `adapter`: the model that holds it, if any."""
 
     encoder: Encoder
     head: dict[str, Tensor]
@@ -53,7 +54,7 @@ def fit(spec: FitSpec, on_event: Callable[[FitEvent], None]) -> FitDone:
         encoder = load(spec.model)
         task = task_for(spec, [example.record for example in split.train])
         _pooling_sees_the_text(spec, task, encoder)
-        vfm = VfmSpec(name=spec.name, backbone=spec.backbone, head=task.head)
+        vfm = VfmSpec(name=spec.name, backbone=spec.backbone, head=_head(spec, task))
         items = _items(task, encoder, [*split.train, *split.held_out])
         train, held = items[: len(split.train)], items[len(split.train) :]
         on_event(FitStarted(name=spec.name, train=len(train), held_out=len(held), labels=task.labels))
@@ -88,6 +89,12 @@ def task_for(spec: FitSpec, records: Sequence[Record]) -> Task[Record]:
         return cast(Task[Record], kinds[spec.head](records))
     except ValidationError as e:  # more labels than a head may have
         raise InvalidInput(invalid(e, str(spec.data)).message, field="data") from None
+
+
+def _head(spec: FitSpec, task: Task[Record]) -> Head:
+    if spec.hidden and not task.outputs:
+        raise InvalidInput(f"a {spec.head} head has no weights, so no hidden layers; leave hidden out", field="hidden")
+    return task.head.model_copy(update={"hidden": spec.hidden}) if spec.hidden else task.head
 
 
 def _pooling_sees_the_text(spec: FitSpec, task: Task[Record], encoder: Encoder) -> None:
@@ -135,7 +142,7 @@ def _score(trained: Trained, task: Task[Record], train: list[Item], held: list[I
     """Score on the held-out part of exactly what goes into the package."""
     rows = trained.encoder.features(held, task.pooling)
     if trained.head:
-        outputs = functional.linear(rows, trained.head["weight"], trained.head["bias"])
+        outputs = apply_head(trained.head, rows)
         return task.score(Part(outputs, train), Part(outputs, held))
     return task.score(Part(trained.encoder.features(train, task.pooling), train), Part(rows, held))
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from fmplex_broker.errors import NonFiniteOutput
 from fmplex_worker.tuning.encoder import Item
@@ -37,7 +39,8 @@ def slices(items: Sequence[Item], generator: torch.Generator) -> Slices:
 
 
 class Head(nn.Module):
-    """A linear layer on standardised input whose output is in the target's unit: s·(W·(x−μ)/σ + b) + m.
+    """A linear layer on standardised input whose output is in the target's unit: s·(W·(x−μ)/σ + b) + m; before it, any
+    hidden layers with ReLU.
 
     The statistics make one learning rate right for every backbone and every target; `folded` takes them out again.
     """
@@ -45,10 +48,12 @@ class Head(nn.Module):
     mean: Tensor
     spread: Tensor
 
-    def __init__(self, rows: Tensor, outputs: int, scale: tuple[float, float]) -> None:
-        """`rows` [n, hidden]: what the statistics are taken from. `scale`: m and s."""
+    def __init__(self, rows: Tensor, outputs: int, scale: tuple[float, float], hidden: Sequence[int] = ()) -> None:
+        """`rows` [n, hidden]: what the statistics are taken from. `scale`: m and s. `hidden`: widths of hidden layers."""
         super().__init__()
-        self.linear = nn.Linear(rows.shape[1], outputs)
+        widths = [rows.shape[1], *hidden]
+        self.stack = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
+        self.linear = nn.Linear(widths[-1], outputs)
         nn.init.zeros_(self.linear.weight)
         nn.init.zeros_(self.linear.bias)
         spread = rows.std(0, correction=0)
@@ -58,15 +63,36 @@ class Head(nn.Module):
         self.offset, self.factor = scale
 
     def forward(self, rows: Tensor) -> Tensor:
-        standard: Tensor = self.linear((rows - self.mean) / self.spread)
+        state = (rows - self.mean) / self.spread
+        for layer in self.stack:
+            state = layer(state).relu()
+        standard: Tensor = self.linear(state)
         return standard * self.factor + self.offset
 
+    def penalty(self) -> Tensor:
+        """The sum of all squared weights."""
+        return torch.stack([layer.weight.square().sum() for layer in (*self.stack, self.linear)]).sum()
+
     def folded(self) -> dict[str, Tensor]:
-        """`weight` [outputs, hidden] and `bias` [outputs] of the same function as one plain linear layer, float32 on the CPU."""
-        weight = self.linear.weight.detach().double() / self.spread.double()
-        bias = self.linear.bias.detach().double() - weight @ self.mean.double()
+        """The tensors of head.safetensors for the same function on plain input, float32 on the CPU."""
+        layers = [
+            (layer.weight.detach().double(), layer.bias.detach().double()) for layer in (*self.stack, self.linear)
+        ]
+        weight, bias = layers[0]
+        weight = weight / self.spread.double()
+        layers[0] = weight, bias - weight @ self.mean.double()
+        weight, bias = layers.pop()
         folded = {"weight": weight * self.factor, "bias": bias * self.factor + self.offset}
+        for i, (weight, bias) in enumerate(layers):
+            folded |= {f"hidden.{i}.weight": weight, f"hidden.{i}.bias": bias}
         return {name: tensor.float().cpu().contiguous() for name, tensor in folded.items()}
+
+
+def apply_head(head: Mapping[str, Tensor], rows: Tensor) -> Tensor:
+    """What a head of these tensors (see `Head.folded`) makes of rows [n, hidden]."""
+    for i in range(sum(name.startswith("hidden.") for name in head) // 2):
+        rows = functional.linear(rows, head[f"hidden.{i}.weight"], head[f"hidden.{i}.bias"]).relu()
+    return functional.linear(rows, head["weight"], head["bias"])
 
 
 class Stopper:

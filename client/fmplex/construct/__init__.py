@@ -1,0 +1,10 @@
+"""Making vFM packages from what a team already has: arrays, a PEFT adapter, a scikit-learn model. (`fmplex.fit` trains one.)
+
+Nothing here imports torch or scikit-learn; numpy is asked for only where numbers must be computed.
+"""
+
+from fmplex.construct.adapters import from_peft
+from fmplex.construct.building import Built, write_package
+from fmplex.construct.scikit import from_sklearn
+
+__all__ = ["Built", "from_peft", "from_sklearn", "write_package"]

@@ -1,0 +1,74 @@
+"""Packages from PEFT adapters: copied as they are, but for classifiers saved in them, which become head.safetensors."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fmplex.construct import tensors
+from fmplex.construct.building import Built, adapter_files, build, head_tensors
+from fmplex.construct.classifiers import BaseModel, Saved, classifier
+from fmplex_broker.errors import InvalidInput, PackageRejected
+from fmplex_broker.heads import Head
+from fmplex_broker.packages import ADAPTER_CONFIG, ADAPTER_WEIGHTS, HEAD
+from fmplex_broker.peft import read_config
+from fmplex_broker.weights import tensor_shapes
+
+
+def from_peft(
+    adapter: str | Path,
+    *,
+    name: str,
+    backbone: str,
+    head: Head | Mapping[str, Any] | None = None,
+    weights: Mapping[str, Any] | None = None,
+    labels: Sequence[str] = (),
+    model: str | None = None,
+    out: str | Path | None = None,
+    **spec: Any,
+) -> Built:
+    """A package of an adapter that PEFT has saved: LoRA, (IA)³ or a soft prompt.
+
+    An adapter trained as SEQ_CLS or TOKEN_CLS holds its classifier, which becomes the head: `labels` in the order of its
+    outputs (default: what the config of `model` says; one output and no labels: regression). `model` is the folder of the
+    base model it was trained on, asked for where the classifier needs a layer of it (BERT's pooler). `head` overrides the
+    kind (`{"kind": "ranking"}`). An adapter without a classifier gets `head` as it is (default: embedding), with its
+    `weights` if it has any. `spec`: other keys of vfm.toml.
+
+    Raises `PackageRejected` or `InvalidInput` that names what cannot be served and what to do.
+    """
+    files = adapter_files(Path(adapter))
+    tensor_shapes(files[ADAPTER_WEIGHTS], "adapter_model.safetensors", "adapter")
+    saved = _saved(files)
+    wanted: dict[str, Any] = dict(head) if isinstance(head, Mapping) else {} if head is None else head.model_dump()
+    if not saved.modules:
+        wanted = wanted or {"kind": "embedding"}
+        if weights:
+            files[HEAD] = tensors.write(head_tensors(weights))
+    elif weights:
+        raise InvalidInput("the adapter holds a classifier already; leave weights out", field="weights")
+    else:
+        made = classifier(saved, BaseModel.of(model or _base(saved.options)), tuple(labels), wanted)
+        wanted = made.head
+        files[HEAD] = tensors.write(head_tensors(made.arrays))
+        rest = {key: raw for key, raw in saved.tensors.items() if key not in made.used}
+        files[ADAPTER_WEIGHTS] = tensors.write(rest)
+        files[ADAPTER_CONFIG] = json.dumps(saved.options | {"modules_to_save": None}, indent=2, sort_keys=True).encode()
+    return build(out, {"name": name, "backbone": backbone, "head": wanted, **spec}, files)
+
+
+def _saved(files: Mapping[str, bytes]) -> Saved:
+    try:
+        options = json.loads(files[ADAPTER_CONFIG])
+        without = json.dumps(options | {"modules_to_save": None}).encode()
+    except (ValueError, TypeError, RecursionError) as e:
+        raise PackageRejected(f"adapter_config.json is not a PEFT config: {e}", field="adapter") from e
+    return Saved(options, read_config(without), tensors.read(files[ADAPTER_WEIGHTS]))
+
+
+def _base(options: Mapping[str, Any]) -> str | None:
+    """The model that the adapter says it was trained on, if that is a folder of this machine."""
+    said = options.get("base_model_name_or_path")
+    return said if isinstance(said, str) and Path(said).is_dir() else None

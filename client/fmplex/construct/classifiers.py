@@ -1,0 +1,229 @@
+"""The classifiers of transformers' models, as PEFT saves them beside an adapter, as heads of ours.
+
+What stands between the hidden states and the logits differs by family; a row of `_SEQUENCES` says it. Logits are the same.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from fmplex.construct import tensors
+from fmplex_broker.errors import InvalidInput, PackageRejected
+from fmplex_broker.peft_config import AdapterConfig
+from fmplex_broker.peft_ia3 import Ia3Config
+from fmplex_broker.peft_lora import LoraConfig
+from fmplex_broker.specs import locate_model
+
+_WRAP = "base_model.model."
+_ADAPTER = re.compile(r"\.lora_|\.ia3_|\.base_layer\.")  # what PEFT trains; all else it has saved whole
+_OUTSIDE = "O"  # of token classification
+
+
+class _Recipe(NamedTuple):
+    """Pooling, the linear layer before the last one if there is one, what follows it, and the last one."""
+
+    pooling: str
+    before: str | None
+    activation: str
+    last: str
+
+
+# By the first part of the modules' names. Encoders read the first token; decoders the last one.
+_SEQUENCES = {
+    "bert": _Recipe("cls", "bert.pooler.dense", "tanh", "classifier"),
+    "roberta": _Recipe("cls", "classifier.dense", "tanh", "classifier.out_proj"),  # XLM-R and CamemBERT too
+    "mpnet": _Recipe("cls", "classifier.dense", "tanh", "classifier.out_proj"),
+    "electra": _Recipe("cls", "classifier.dense", "gelu", "classifier.out_proj"),
+    "distilbert": _Recipe("cls", "pre_classifier", "relu", "classifier"),
+}
+_DECODER = _Recipe("last", None, "relu", "score")
+
+
+@dataclass(frozen=True)
+class Saved:
+    """An adapter as PEFT saved it: its options, what they say, its tensors."""
+
+    options: dict[str, Any]
+    config: AdapterConfig
+    tensors: Mapping[str, tensors.Raw]
+
+    @property
+    def modules(self) -> set[str]:
+        """Modules that were saved whole. A soft prompt shifts the token that classifiers read: none of its are taken."""
+        if not isinstance(self.config, LoraConfig | Ia3Config):
+            return set()
+        plain = (key for key in self.tensors if _ADAPTER.search(key) is None)
+        return {key.removeprefix(_WRAP).rpartition(".")[0] for key in plain}
+
+    @property
+    def family(self) -> str:
+        """First part of the names of the modules that are adapted, as `bert` in `bert.encoder.layer.0.…`."""
+        paths = [key.removeprefix(_WRAP) for key in self.tensors if _ADAPTER.search(key)]
+        return next((path.partition(".")[0] for path in paths if "classifier" not in path), "")
+
+
+@dataclass(frozen=True)
+class BaseModel:
+    """The files of the model that an adapter was trained on; None: not known."""
+
+    folder: Path | None
+
+    @classmethod
+    def of(cls, model: str | None) -> BaseModel:
+        """Raises `InvalidInput` (field `model`) when there is no such folder."""
+        if model is None:
+            return cls(None)
+        folder = Path(locate_model(model, Path.cwd()))
+        if not folder.is_dir():
+            raise InvalidInput(
+                f"{model} is not a folder; give the folder of the base model (download it first)", field="model"
+            )
+        return cls(folder)
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        if self.folder is None or not (self.folder / "config.json").is_file():
+            return {}
+        said: dict[str, Any] = json.loads((self.folder / "config.json").read_text(encoding="utf-8"))
+        return said
+
+    def tensor(self, name: str) -> tensors.Raw | None:
+        """A tensor of model.safetensors, with or without the model's own prefix."""
+        for path in sorted(self.folder.glob("model*.safetensors")) if self.folder is not None else ():
+            if (found := tensors.find(path, [name, name.partition(".")[2]])) is not None:
+                return found
+        return None
+
+
+class Classifier(NamedTuple):
+    """A head's keys in vfm.toml, its arrays, and which tensors of the adapter went into them."""
+
+    head: dict[str, Any]
+    arrays: dict[str, Any]
+    used: set[str]
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """Linear layers by name, from the adapter or the base model, with LoRA on them merged; remembers what it took."""
+
+    saved: Saved
+    base: BaseModel
+    used: set[str] = field(default_factory=set)
+
+    def linear(self, module: str) -> tuple[Any, Any]:
+        weight, bias = self._tensor(f"{module}.weight"), self._tensor(f"{module}.bias")
+        if weight is None:
+            raise PackageRejected(
+                f"the classifier needs {module}, which the adapter does not hold; give model=, the folder of the base model "
+                f"it was trained on, or train with modules_to_save naming it",
+                field="model",
+            )
+        matrix = tensors.numpy_of(weight)
+        sides = [f"{_WRAP}{module}.lora_{side}.weight" for side in "AB"]
+        if isinstance(self.saved.config, LoraConfig) and all(key in self.saved.tensors for key in sides):
+            a, b = (tensors.numpy_of(self.saved.tensors[key]) for key in sides)
+            matrix = matrix + self.saved.config.scaling(module) * (b @ a)
+            self.used.update(sides)
+        left = [key for key in self.saved.tensors if key.startswith(f"{_WRAP}{module}.") and key not in self.used]
+        if left:
+            raise PackageRejected(f"the adapter changes the classifier by {left[0]!r}; train with exclude_modules=[{module!r}]",
+                                  field="adapter")  # fmt: skip
+        zeros = tensors.need_numpy().zeros(len(matrix))
+        return matrix, zeros if bias is None else tensors.numpy_of(bias)
+
+    def _tensor(self, name: str) -> tensors.Raw | None:
+        if _WRAP + name in self.saved.tensors:
+            self.used.add(_WRAP + name)
+            return self.saved.tensors[_WRAP + name]
+        return self.base.tensor(name)
+
+
+def classifier(saved: Saved, base: BaseModel, labels: tuple[str, ...], wanted: Mapping[str, Any]) -> Classifier:
+    """The head in an adapter. `wanted`: keys of it that the caller decides. Raises `PackageRejected` or `InvalidInput`."""
+    task = {"tagging": "TOKEN_CLS"}.get(wanted.get("kind", ""), saved.options.get("task_type"))
+    if task not in ("SEQ_CLS", "TOKEN_CLS"):
+        raise PackageRejected(
+            f"the adapter holds whole modules ({', '.join(sorted(saved.modules))}) and its task_type is {task}; only the "
+            "classifiers of SEQ_CLS and TOKEN_CLS become heads: train without modules_to_save",
+            field="adapter",
+        )
+    parts = _Parts(saved, base)
+    recipe = _recipe(saved, task)
+    weight, bias = parts.linear(recipe.last)
+    names = labels or tuple(wanted.get("labels", ())) or _labels_of(base, len(bias))
+    head: dict[str, Any] = {"pooling": recipe.pooling}
+    arrays = {"weight": weight, "bias": bias}
+    if recipe.before is not None:
+        before, before_bias = parts.linear(recipe.before)
+        head |= {"hidden": [len(before_bias)], "activation": recipe.activation}
+        arrays |= {"hidden.0.weight": before, "hidden.0.bias": before_bias}
+    if task == "TOKEN_CLS":
+        order, named = _outside_first(_named(names, len(bias)))
+        arrays = {key: array[order] for key, array in arrays.items()}
+        head = {"kind": "tagging", "labels": named}
+    elif len(bias) == 1 and not names:
+        head |= {"kind": "regression"}
+    else:
+        several = base.config.get("problem_type") == "multi_label_classification"
+        head |= {"kind": "classification", "labels": _named(names, len(bias)), "multi_label": several}
+    return Classifier(_overridden(head, wanted), arrays, parts.used)
+
+
+def _recipe(saved: Saved, task: str) -> _Recipe:
+    token = _Recipe("cls", None, "relu", "classifier")
+    if "score" in saved.modules:
+        return _DECODER
+    if saved.family in _SEQUENCES and any(m.partition(".")[0] == "classifier" for m in saved.modules):
+        return token if task == "TOKEN_CLS" else _SEQUENCES[saved.family]
+    raise PackageRejected(
+        f"the classifier of this model ({saved.family or 'unknown'}; saved: {', '.join(sorted(saved.modules))}) is not known; "
+        f"known are {', '.join(sorted(_SEQUENCES))} and decoders with `score`. Fit a head on the adapter's embeddings instead: "
+        "save it without modules_to_save, then from_peft and from_sklearn",
+        field="adapter",
+    )
+
+
+def _overridden(head: dict[str, Any], wanted: Mapping[str, Any]) -> dict[str, Any]:
+    kind = wanted.get("kind", head["kind"])
+    if kind != head["kind"]:
+        head = {key: value for key, value in head.items() if key not in ("labels", "multi_label")}
+    fixed = [key for key in ("pooling", "hidden", "activation") if key in wanted and wanted[key] != head.get(key)]
+    if fixed:
+        raise InvalidInput(f"head.{fixed[0]} is what the adapter's classifier makes it ({head.get(fixed[0])}); leave it out",
+                           field=f"head.{fixed[0]}")  # fmt: skip
+    more = {key: value for key, value in wanted.items() if key != "labels"}
+    return head | more | {"kind": kind}
+
+
+def _labels_of(base: BaseModel, outputs: int) -> tuple[str, ...]:
+    """What the base model's config calls them, unless those are the names that transformers makes up."""
+    said = base.config.get("id2label", {})
+    names = tuple(str(said[key]) for key in sorted(said, key=int))
+    return names if len(names) == outputs and not all(name == f"LABEL_{i}" for i, name in enumerate(names)) else ()
+
+
+def _named(labels: tuple[str, ...], outputs: int) -> list[str]:
+    if len(labels) != outputs:
+        raise InvalidInput(
+            f"the classifier has {outputs} outputs and {len(labels)} labels are known; give labels= in their order",
+            field="labels",
+        )
+    return list(labels)
+
+
+def _outside_first(labels: list[str]) -> tuple[list[int], list[str]]:
+    """The order of rows that puts 'outside' first, as tagging wants it, and the other labels."""
+    if _OUTSIDE not in labels:
+        raise InvalidInput(
+            f"one label of token classification must be {_OUTSIDE!r} (outside); got {labels}", field="labels"
+        )
+    first = labels.index(_OUTSIDE)
+    order = [first, *(i for i in range(len(labels)) if i != first)]
+    return order, [labels[i] for i in order[1:]]

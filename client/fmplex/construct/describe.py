@@ -1,0 +1,42 @@
+"""What `fmplex inspect` tells of a package; plain values."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fmplex.construct import tensors
+from fmplex_broker.packages import ADAPTER_CONFIG, ADAPTER_WEIGHTS, Package
+from fmplex_broker.peft import read_config
+from fmplex_broker.peft_ia3 import IA3_TENSOR
+from fmplex_broker.peft_lora import EMBEDDING_TENSOR, LORA_TENSOR, LoraConfig
+from fmplex_broker.peft_prompt import PROMPT
+
+_MODULES = (LORA_TENSOR, EMBEDDING_TENSOR, IA3_TENSOR)
+
+
+def describe(package: Package) -> dict[str, Any]:
+    """Name, version, spec, files, tensors, and rank and targets of the adapter."""
+    return {
+        "name": package.spec.name,
+        "version": package.digest,
+        "bytes": package.nbytes,
+        "spec": package.spec.model_dump(mode="json"),
+        "files": {name: len(data) for name, data in package.files.items()},
+        "tensors": {
+            name: {key: {"dtype": raw.dtype, "shape": list(raw.shape)} for key, raw in tensors.read(data).items()}
+            for name, data in package.files.items()
+            if name.endswith(".safetensors")
+        },
+        "adapter": _adapter(package) if ADAPTER_CONFIG in package.files else None,
+    }
+
+
+def _adapter(package: Package) -> dict[str, Any]:
+    config, held = read_config(package.files[ADAPTER_CONFIG]), tensors.read(package.files[ADAPTER_WEIGHTS])
+    told: dict[str, Any] = {"kind": config.peft_type}
+    if PROMPT in held:
+        return told | {"virtual_tokens": held[PROMPT].shape[0]}
+    modules = sorted({match["module"] for key in held for kind in _MODULES if (match := kind.fullmatch(key))})
+    if isinstance(config, LoraConfig):
+        told["ranks"] = sorted({config.rank(module) for module in modules})
+    return told | {"targets": sorted({module.rpartition(".")[2] for module in modules}), "modules": len(modules)}

@@ -1,0 +1,55 @@
+"""Packages from scikit-learn models that were fitted on embeddings."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from fmplex.construct import tensors
+from fmplex.construct.building import Built, build, head_tensors
+from fmplex_broker.errors import InvalidInput
+from fmplex_broker.heads import Pooling
+from fmplex_broker.packages import HEAD
+
+
+def from_sklearn(
+    model: Any,
+    *,
+    name: str,
+    backbone: str,
+    out: str | Path | None = None,
+    pooling: Pooling = "mean",
+    normalize: bool = False,
+    labels: Sequence[str] = (),
+    **spec: Any,
+) -> Built:
+    """A package of a fitted linear model, MLP, or Pipeline of scalers and projections before one.
+
+    `pooling` and `normalize` say which embeddings it was fitted on: as the vFM that gave them has it. `labels`: names for its
+    classes, in their order, if its own will not do. `spec`: other keys of vfm.toml (weight, limits, slo, input). The model is
+    read as numbers, never pickled. Scores are softmax (sigmoid for several labels) of its margins, which is its
+    `predict_proba` where that is defined so; labels are those of `predict`. Raises `InvalidInput` for what cannot be taken.
+    """
+    tensors.need_numpy()
+    from fmplex.construct.estimators import convert
+
+    made = convert(model)
+    head: dict[str, Any] = {"pooling": pooling, "normalize": normalize or made.normalize}
+    if made.classes is None:
+        head["kind"] = "regression"
+    else:
+        names = [str(label) for label in labels or made.classes]
+        if len(names) != len(made.classes):
+            raise InvalidInput(f"{len(names)} labels for {len(made.classes)} classes: {made.classes}", field="labels")
+        if len(set(names)) < len(names):
+            raise InvalidInput(f"two classes are called the same: {names}; give labels=", field="labels")
+        head |= {"kind": "classification", "labels": names, "multi_label": made.multi_label}
+    *hidden, (weight, bias) = made.layers
+    arrays = {"weight": weight, "bias": bias}
+    for i, (layer_weight, layer_bias) in enumerate(hidden):
+        arrays |= {f"hidden.{i}.weight": layer_weight, f"hidden.{i}.bias": layer_bias}
+    if hidden:
+        head |= {"hidden": [len(layer_bias) for _, layer_bias in hidden], "activation": made.activation}
+    files = {HEAD: tensors.write(head_tensors(arrays))}
+    return build(out, {"name": name, "backbone": backbone, "head": head, **spec}, files)
