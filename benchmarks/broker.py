@@ -119,7 +119,9 @@ class Bench:
         for name in self._names(registered):
             spec = self._spec(name, backbone)
             vfms = consumer.keys.vfms
-            await self._scripts("propose", vfms, [name, "v", spec.model_dump_json(), -1, spec.limits.max_pending, 1.0, 0])
+            await self._scripts(
+                "propose", vfms, [name, "v", spec.model_dump_json(), -1, spec.limits.max_pending, 1.0, 0]
+            )
             await self._scripts("vote", vfms, [name, "v", consumer.worker, ""])
         return consumer, Producer(self._redis, self._scripts, backbone)
 

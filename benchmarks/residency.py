@@ -43,7 +43,11 @@ _OVERHEAD = 8192  # bytes a version takes beside its tensors
 
 def package(number: int, backbone: str) -> Package:
     """A classification vFM with random weights of its own."""
-    spec = {"name": f"{backbone}-{number:05}", "backbone": backbone, "head": {"kind": "classification", "labels": "abcd"}}
+    spec = {
+        "name": f"{backbone}-{number:05}",
+        "backbone": backbone,
+        "head": {"kind": "classification", "labels": "abcd"},
+    }
     spec["head"] = {"kind": "classification", "labels": list("abcd")}
     config = {"peft_type": "LORA", "r": _RANK, "lora_alpha": 2 * _RANK, "target_modules": ["query", "value"]}
     files = {

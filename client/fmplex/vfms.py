@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from fmplex.transport import Transport
-from fmplex_broker.packages import Package, bare, read_package
+from fmplex_broker.archive import open_package
+from fmplex_broker.packages import Package, bare
 from fmplex_broker.schema import parse
 from fmplex_broker.specs import VfmChange, VfmSpec
 
@@ -20,7 +21,7 @@ def as_package(given: Deployable) -> Package:
     if isinstance(given, Package):
         return given
     if isinstance(given, str | Path):
-        return read_package(Path(given))
+        return open_package(Path(given))
     return bare(given if isinstance(given, VfmSpec) else parse(VfmSpec, given))
 
 
@@ -31,7 +32,7 @@ class AsyncVfms:
         self._transport = transport
 
     async def deploy(self, package: Deployable) -> dict[str, Any]:
-        """A package, its folder, or the spec of a vFM without files. Returns once it serves; raises why it cannot."""
+        """A package, its folder or archive, or the spec of a vFM without files. Returns once it serves; raises why it cannot."""
         return await self._transport.deploy(await asyncio.to_thread(as_package, package))
 
     async def count(self, match: str = "*") -> int:

@@ -20,8 +20,8 @@ from fmplex.cli.common import ApiKey, AsJson, Url, broker_url, err, open_client,
 from fmplex.cli.top import run_top
 from fmplex.local import LocalFleet, without_password
 from fmplex.sync import Client
+from fmplex_broker.archive import open_package
 from fmplex_broker.errors import Conflict, InvalidInput
-from fmplex_broker.packages import read_package
 from fmplex_broker.specs import VfmSpec
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
@@ -94,7 +94,7 @@ def demo(
 
 @app.command()
 def deploy(
-    package: Annotated[Path, typer.Argument(help="Package folder (with vfm.toml).")],
+    package: Annotated[Path, typer.Argument(help="Package folder (with vfm.toml), or an archive of `fmplex pack`.")],
     update: Annotated[bool, typer.Option("--update", help="Make it a new version if the vFM exists.")] = False,
     url: Url = None,
     api_key: ApiKey = None,
@@ -107,7 +107,7 @@ def deploy(
         except Conflict as e:
             if not update:
                 raise Conflict(f"{e.message.partition(';')[0]}; --update makes this its new version") from None
-            status = client.vfms.update(read_package(package).spec.name, package)
+            status = client.vfms.update(open_package(package).spec.name, package)
     if as_json:
         print_json(status)
     else:
