@@ -13,7 +13,6 @@ from typing import Any, TypeVar
 import redis.asyncio as aioredis
 from redis.exceptions import ConnectionError
 
-from fmplex_broker.deployments import Deployment
 from fmplex_broker.heads import Embedding
 from fmplex_broker.keys import REGISTRY_BACKBONES, REGISTRY_VFMS, Keys
 from fmplex_broker.messages import INTERACTIVE, Flow, Reply, decode_reply, encode_reply
@@ -27,8 +26,8 @@ BACKBONE = "minilm"
 LEASE_MS = 60_000  # nobody dies unless the test says so
 T = TypeVar("T")
 
-# "Only q, ready, back, vfms, wake, leases, held, control may lack a TTL", and the fleet-wide registry.
-PERMANENT = re.compile(r"\{[^}]*\}:(q:|ready:|back$|vfms$|wake$|leases$|held:|control$)")
+# "Only q, ready, back, vfms, wake, leases, held, control, offers may lack a TTL", and the fleet-wide registry.
+PERMANENT = re.compile(r"\{[^}]*\}:(q:|ready:|back$|vfms$|wake$|leases$|held:|control$|offers$)")
 FLEET_WIDE = {REGISTRY_BACKBONES, REGISTRY_VFMS}
 
 
@@ -134,7 +133,7 @@ class Bench:
         for vfm in vfms:
             spec = VfmSpec(name=vfm, backbone=BACKBONE, head=Embedding())
             await self.redis.hset(REGISTRY_VFMS, vfm, BACKBONE)
-            args = [vfm, digest, Deployment(spec=spec).model_dump_json(), -1, cap, weight, rate]
+            args = [vfm, digest, spec.model_dump_json(), -1, cap, weight, rate]
             assert (await self.scripts("propose", self.keys.vfms, args))[0] == b"ok"
             for voter in voters or [b"setup"]:
                 state, _ = await self.scripts("vote", self.keys.vfms, [vfm, digest, voter, ""])

@@ -56,7 +56,7 @@ async def accept(registry: Registry, *workers: str, vfm: str = "a", version: str
 
 
 async def deployed(registry: Registry, *workers: str, **more: Any) -> None:
-    status, _ = await asyncio.gather(registry.deploy(spec(**more), "v1", None), accept(registry, *workers))
+    status, _ = await asyncio.gather(registry.deploy(spec(**more), "v1"), accept(registry, *workers))
     assert (status.status, status.version) == ("serving", "v1")
 
 
@@ -70,7 +70,7 @@ async def changes(bench: Bench) -> int:
 async def test_every_live_worker_must_accept(bench: Bench, registry: Registry) -> None:
     await bench.worker("w1")
     await bench.worker("w2")
-    deploying = asyncio.create_task(registry.deploy(spec(), "v1", None))
+    deploying = asyncio.create_task(registry.deploy(spec(), "v1"))
     assert await accept(registry, "w1", "w1", "stranger") == "waiting"
     assert await bench.enqueue(job()) == ["closed"]
     assert await registry.vote(BACKBONE, "a", "v1", "w2") == "serving"
@@ -82,7 +82,7 @@ async def test_every_live_worker_must_accept(bench: Bench, registry: Registry) -
 async def test_a_similar_name_is_no_vote(bench: Bench, registry: Registry) -> None:
     await bench.worker("w1")
     await bench.worker("w11")
-    deploying = asyncio.create_task(registry.deploy(spec(), "v1", None))
+    deploying = asyncio.create_task(registry.deploy(spec(), "v1"))
     assert await accept(registry, "w11") == "waiting"
     assert await registry.vote(BACKBONE, "a", "v1", "w1") == "serving"
     await deploying
@@ -91,7 +91,7 @@ async def test_a_similar_name_is_no_vote(bench: Bench, registry: Registry) -> No
 async def test_the_dead_are_not_waited_for(bench: Bench, registry: Registry) -> None:
     await bench.worker("w1")
     dead = await bench.worker("dead")
-    deploying = asyncio.create_task(registry.deploy(spec(), "v1", None))
+    deploying = asyncio.create_task(registry.deploy(spec(), "v1"))
     assert await accept(registry, "w1") == "waiting"
     await bench.lapse(dead)
     assert (await deploying).status == "serving"
@@ -100,7 +100,7 @@ async def test_the_dead_are_not_waited_for(bench: Bench, registry: Registry) -> 
 async def test_a_refusal_is_told_and_the_version_never_serves(bench: Bench, registry: Registry) -> None:
     await bench.worker("w1")
     await bench.worker("w2")
-    deploying = asyncio.create_task(registry.deploy(spec(), "v1", None))
+    deploying = asyncio.create_task(registry.deploy(spec(), "v1"))
     await accept(registry, "w1")
     refusal = PackageRejected("head has 3 rows, 2 labels", field="head")
     assert await registry.vote(BACKBONE, "a", "v1", "w2", refusal) == "rejected"
@@ -115,7 +115,7 @@ async def test_a_refusal_is_told_and_the_version_never_serves(bench: Bench, regi
 
 async def test_a_rejected_name_can_be_deployed_again(bench: Bench, registry: Registry) -> None:
     await bench.worker("w1")
-    deploying = asyncio.create_task(registry.deploy(spec(), "v0", None))
+    deploying = asyncio.create_task(registry.deploy(spec(), "v0"))
     await offered(registry, "a", "v0")
     await registry.vote(BACKBONE, "a", "v0", "w1", PackageRejected("no"))
     with pytest.raises(PackageRejected):
@@ -128,18 +128,18 @@ async def test_conflict_when_the_name_is_taken(bench: Bench, registry: Registry)
     await bench.worker("w1")
     await deployed(registry, "w1")
     with pytest.raises(Conflict, match="already"):
-        await registry.deploy(spec(), "v2", None)
+        await registry.deploy(spec(), "v2")
     await registry.register_backbone(BackboneInfo(name="other", model="m", hidden=4, max_tokens=64))
     with pytest.raises(Conflict, match="already"):
-        await registry.deploy(VfmSpec(name="a", backbone="other", head=Embedding()), "v1", None)
+        await registry.deploy(VfmSpec(name="a", backbone="other", head=Embedding()), "v1")
     assert (await registry.show("a")).version == "v1"
 
 
 async def test_of_two_who_deploy_one_name_one_wins(bench: Bench, registry: Registry) -> None:
     await bench.worker("w1")
     got = await asyncio.gather(
-        registry.deploy(spec(weight=1), "v1", None),
-        registry.deploy(spec(weight=2), "v1", None),
+        registry.deploy(spec(weight=1), "v1"),
+        registry.deploy(spec(weight=2), "v1"),
         accept(registry, "w1"),
         return_exceptions=True,
     )
@@ -148,7 +148,7 @@ async def test_of_two_who_deploy_one_name_one_wins(bench: Bench, registry: Regis
 
 async def test_unknown_backbone_is_named(registry: Registry) -> None:
     with pytest.raises(InvalidInput, match=BACKBONE) as caught:
-        await registry.deploy(VfmSpec(name="a", backbone="nobody", head=Embedding()), "v1", None)
+        await registry.deploy(VfmSpec(name="a", backbone="nobody", head=Embedding()), "v1")
     assert caught.value.field == "backbone"
     with pytest.raises(UnknownVfm):
         await registry.find("a")
@@ -156,7 +156,7 @@ async def test_unknown_backbone_is_named(registry: Registry) -> None:
 
 async def test_without_workers_it_waits_and_serves_when_one_comes(bench: Bench, registry: Registry) -> None:
     with pytest.raises(NoWorker):
-        await registry.deploy(spec(), "v1", None, timeout_s=0.01)
+        await registry.deploy(spec(), "v1", timeout_s=0.01)
     assert (await registry.show("a")).status == "validating"
     await bench.worker("w1")
     assert await registry.vote(BACKBONE, "a", "v1", "w1") == "serving"
@@ -165,7 +165,7 @@ async def test_without_workers_it_waits_and_serves_when_one_comes(bench: Bench, 
 async def test_slow_workers_are_reported(bench: Bench, registry: Registry) -> None:
     await bench.worker("w1")
     with pytest.raises(Unavailable, match="not every worker"):
-        await registry.deploy(spec(), "v1", None, timeout_s=0.01)
+        await registry.deploy(spec(), "v1", timeout_s=0.01)
 
 
 # --- change -----------------------------------------------------------------------------------------------------------
@@ -219,7 +219,7 @@ async def test_nothing_is_altered_while_a_version_is_offered(bench: Bench, regis
     """It carries the values of when it was offered, and would bring them back."""
     await bench.worker("w1")
     await deployed(registry, "w1", weight=3)
-    changing = asyncio.create_task(registry.change("a", VfmChange(package="/p"), version=(spec(), "v2")))
+    changing = asyncio.create_task(registry.offer("a", spec(), "v2"))
     await offered(registry, "a", "v2")
     with pytest.raises(Conflict):
         await registry.change("a", VfmChange(weight=5))
@@ -233,7 +233,7 @@ async def test_a_package_for_another_backbone_is_no_version(bench: Bench, regist
     await deployed(registry, "w1")
     elsewhere = VfmSpec(name="a", backbone="other", head=Embedding())
     with pytest.raises(InvalidInput, match="other") as caught:
-        await registry.change("a", VfmChange(package="/p"), version=(elsewhere, "v2"))
+        await registry.offer("a", elsewhere, "v2")
     assert caught.value.field == "package"
 
 
@@ -241,7 +241,7 @@ async def test_a_take_over_is_a_change(bench: Bench, registry: Registry) -> None
     """An offered version may have waited for the dead worker's vote alone: the living must look, and count again."""
     judge, dead = await bench.worker("w1"), await bench.worker("dead")
     with pytest.raises(Unavailable):
-        await registry.deploy(spec(), "v1", None, timeout_s=0.01)
+        await registry.deploy(spec(), "v1", timeout_s=0.01)
     assert await registry.vote(BACKBONE, "a", "v1", "w1") == "waiting"
     before = await changes(bench)
     await bench.lapse(dead)
@@ -253,21 +253,21 @@ async def test_a_take_over_is_a_change(bench: Bench, registry: Registry) -> None
 async def test_the_old_version_serves_until_the_new_one_is_accepted(bench: Bench, registry: Registry) -> None:
     worker = await bench.worker("w1")
     await deployed(registry, "w1", weight=3)
-    changing = asyncio.create_task(registry.change("a", VfmChange(package="/p"), version=(spec(weight=1), "v2")))
+    changing = asyncio.create_task(registry.offer("a", spec(weight=1), "v2"))
     await offered(registry, "a", "v2")
     await bench.enqueue(job(id="before"))
     assert await registry.vote(BACKBONE, "a", "v2", "w1") == "serving"
     status = await changing
     await bench.enqueue(job(id="after"))
     assert {j.job: j.digest for j in await bench.claimed(worker)} == {"before": "v1", "after": "v2"}
-    assert (status.version, status.deployment.package) == ("v2", "/p")
+    assert status.version == "v2"
     assert status.spec.weight == 3  # the operator's, not the package's
 
 
 async def test_a_refused_version_keeps_the_old_one_serving(bench: Bench, registry: Registry) -> None:
     worker = await bench.worker("w1")
     await deployed(registry, "w1")
-    changing = asyncio.create_task(registry.change("a", VfmChange(package="/p"), version=(spec(), "v2")))
+    changing = asyncio.create_task(registry.offer("a", spec(), "v2"))
     await offered(registry, "a", "v2")
     await registry.vote(BACKBONE, "a", "v2", "w1", PackageRejected("NaN in the head"))
     with pytest.raises(PackageRejected, match="NaN"):
@@ -277,7 +277,7 @@ async def test_a_refused_version_keeps_the_old_one_serving(bench: Bench, registr
     assert status.error["message"] == "NaN in the head"
     await bench.enqueue(job())
     assert [j.digest for j in await bench.claimed(worker)] == ["v1"]
-    changing = asyncio.create_task(registry.change("a", VfmChange(package="/q"), version=(spec(), "v3")))
+    changing = asyncio.create_task(registry.offer("a", spec(), "v3"))
     await accept(registry, "w1", version="v3")
     assert ((await changing).version, (await registry.show("a")).error) == ("v3", None)
 
@@ -286,14 +286,14 @@ async def test_the_same_version_again_is_no_change(bench: Bench, registry: Regis
     await bench.worker("w1")
     await deployed(registry, "w1")
     before = (await registry.show("a")).generation
-    assert (await registry.change("a", VfmChange(package="/p"), version=(spec(), "v1"))).generation == before
+    assert (await registry.offer("a", spec(), "v1")).generation == before
 
 
 async def test_only_a_serving_vfm_can_be_changed(bench: Bench, registry: Registry) -> None:
     with pytest.raises(UnknownVfm):
         await registry.change("a", VfmChange(weight=2))
     with pytest.raises(NoWorker):
-        await registry.deploy(spec(), "v1", None, timeout_s=0.01)
+        await registry.deploy(spec(), "v1", timeout_s=0.01)
     with pytest.raises(VfmClosed):
         await registry.change("a", VfmChange(weight=2))
 
@@ -307,7 +307,7 @@ async def test_the_changes_counter_moves_with_every_change_and_nothing_else(benc
         return steps[-1] > steps[-2]
 
     with pytest.raises(Unavailable):
-        await registry.deploy(spec(), "v1", None, timeout_s=0.01)
+        await registry.deploy(spec(), "v1", timeout_s=0.01)
     assert await moved()
     await registry.vote(BACKBONE, "a", "v1", "w1")
     assert await moved()
@@ -348,11 +348,10 @@ async def test_what_can_be_read(bench: Bench, registry: Registry) -> None:
     await bench.worker("w1")
     await deployed(registry, "w1")
     with pytest.raises(Unavailable):
-        await registry.deploy(spec("b"), "v9", "/pkg", timeout_s=0.01)
-    a, b = await registry.snapshot(BACKBONE)
+        await registry.deploy(spec("b"), "v9", timeout_s=0.01)
+    a, b = await registry.every()
     assert (a.name, a.status, b.name, b.status) == ("a", "serving", "b", "validating")
-    assert (b.candidate[0], b.candidate[1].package, b.spec.name) == ("v9", "/pkg", "b")
-    assert await registry.all() == [a, b]
+    assert (b.candidate[0], b.candidate[1].name, b.serving, b.spec.name) == ("v9", "b", None, "b")
     assert list(await registry.backbones()) == [BACKBONE]
     assert await registry.live_workers(BACKBONE) == ["w1"]
 

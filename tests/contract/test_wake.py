@@ -38,24 +38,13 @@ async def test_a_ring_while_listening_is_seen(bench: Bench) -> None:
     await bench.serve("a", "b")
     worker = await bench.worker()
     await bench.enqueue(job("b"))
+    assert await woken(worker)
     await bench.claimed(worker)
     listening = asyncio.create_task(woken(worker))
     await asyncio.sleep(0.02)  # let it block
     assert not listening.done()
     await bench.enqueue(job())
     assert await asyncio.wait_for(listening, SOON_S)
-
-
-async def test_rings_before_the_claim_are_done_with(bench: Bench) -> None:
-    """The claim has seen what they rang for: no second, empty round."""
-    await bench.serve("a")
-    worker = await bench.worker()
-    await bench.enqueue(job())
-    await bench.claimed(worker)
-    listening = asyncio.create_task(woken(worker))
-    done, _ = await asyncio.wait([listening], timeout=0.1)
-    await ended(listening)
-    assert not done
 
 
 async def test_a_listener_never_goes_back(bench: Bench) -> None:
@@ -123,9 +112,35 @@ async def test_no_job_waits_beside_an_idle_worker(real: Bench) -> None:
     await ended(*workers)
 
 
+async def heard(worker: Consumer, least: int) -> list[tuple[int, str]]:
+    """What the words of the feed say, until there are so many."""
+    changed: list[tuple[int, str]] = []
+    while len(changed) < least:
+        words = await asyncio.wait_for(worker.listen(), SOON_S)
+        assert (words.woken, words.cancelled) == (False, [])
+        changed += words.changed
+    return changed
+
+
 async def test_a_change_of_a_vfm_is_heard_at_once(bench: Bench) -> None:
     worker = await bench.worker()
-    listening = asyncio.create_task(worker.listen())
+    listening = asyncio.create_task(heard(worker, 1))
     await bench.serve("a")
-    words = await asyncio.wait_for(listening, SOON_S)
-    assert (words.changed, words.woken, words.cancelled) == (True, False, [])
+    assert (await listening)[0] == (1, "a")
+
+
+async def test_words_carry_the_counter_without_a_gap_and_the_name_of_the_vfm(bench: Bench) -> None:
+    """A worker that has heard every number up to the beat's counter has missed nothing."""
+    worker, dead = await bench.worker(), await bench.worker("dead")
+    await bench.serve("a", "b")  # each: offered, accepted
+    await bench.scripts("alter", bench.keys.vfms, ["a", 2, 100, 3.0, 0, "{}"])
+    await bench.scripts("propose", bench.keys.vfms, ["b", "v2", "{}", 2, 100, 1.0, 0])
+    await bench.scripts("vote", bench.keys.vfms, ["b", "v2", "w1", ""])  # dead's is awaited
+    await bench.lapse(dead)
+    await worker.reap(10**6, max_attempts=3)  # b's votes are to be counted again
+    await bench.scripts("vote", bench.keys.vfms, ["b", "v2", "w1", '{"code": "package_rejected"}'])
+    await bench.scripts("retire", bench.keys.vfms, ["a", "answer", 10, 1000, b""])  # closed, gone
+    counter = (await worker.beat()).changes
+    words = await heard(worker, counter)
+    assert [n for n, _ in words] == list(range(1, counter + 1))
+    assert "".join(vfm for _, vfm in words) == "aabb" + "a" + "b" + "b" + "b" + "aa"

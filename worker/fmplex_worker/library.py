@@ -43,13 +43,11 @@ class Library:
     def hear(self, changes: list[tuple[int, str]]) -> None:
         """Words of the feed: the counter after a change, and of which vFM."""
         for counter, vfm in changes:
-            if counter == self._seen + 1:
-                self._seen = counter
-                self._heard[vfm] = None
-                self._rung.set()
-            elif counter > self._seen:
-                self._seen = counter
-                self._note_gap()
+            # A number that was seen before is no reason to look away: a server that lost its last second counts it again.
+            self._heard[vfm] = None
+            self._gap = self._gap or counter > self._seen + 1
+            self._seen = counter
+            self._rung.set()
 
     def _note_gap(self) -> None:
         self._gap = True

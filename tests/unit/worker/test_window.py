@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -26,82 +27,115 @@ def claimed(n: int, units: int = 100, cls: str = INTERACTIVE, deadline_ms: int =
     return Claimed(Flow("a", cls), f"{n}-0", f"job{n}", "in", "v", units, deadline_ms, b"x", 1)
 
 
+def window(passes: int) -> Window:
+    return Window(PASS, passes, unpin=lambda version: None)
+
+
 def test_an_empty_window_has_room_for_several_interactive_passes_and_one_offline() -> None:
-    room = Window(PASS, passes=3).room()
+    room = window(3).room()
     assert room[INTERACTIVE] > room[OFFLINE] > 0
     assert max(room.values()) <= CLAIM_ROOM
 
 
 def test_a_full_window_has_no_room_until_jobs_finish() -> None:
-    window = Window(PASS, passes=1)
-    held = [window.add(claimed(i)) for i in range(10)]
-    assert INTERACTIVE not in window.room()
-    window.freed.clear()
+    w = window(1)
+    held = [w.add(claimed(i)) for i in range(10)]
+    assert INTERACTIVE not in w.room()
+    w.freed.clear()
     for h in held:
-        window.finish(h)
-    assert window.room()[INTERACTIVE] > 0
-    assert window.freed.is_set()
+        w.finish(h)
+    assert w.room()[INTERACTIVE] > 0
+    assert w.freed.is_set()
 
 
 def test_offline_work_takes_no_room_from_interactive() -> None:
-    window = Window(PASS, passes=2)
-    before = window.room()[INTERACTIVE]
+    w = window(2)
+    before = w.room()[INTERACTIVE]
     for i in range(50):
-        window.add(claimed(i, cls=OFFLINE))
-    assert window.room() == {INTERACTIVE: before}
+        w.add(claimed(i, cls=OFFLINE))
+    assert w.room() == {INTERACTIVE: before}
 
 
 def test_a_finished_job_stays_known_until_it_is_settled() -> None:
     """Otherwise a recovery would give it back, and it would run twice."""
-    window = Window(PASS, passes=1)
-    held = window.add(claimed(1))
-    window.finish(held)
-    assert [h.job.job for h in window] == ["job1"]
-    window.drop(held)
-    assert len(window) == 0
+    w = window(1)
+    held = w.add(claimed(1))
+    w.finish(held)
+    assert [h.job.job for h in w] == ["job1"]
+    w.drop(held)
+    assert len(w) == 0
 
 
 def test_unsettled_replies_bound_what_is_claimed() -> None:
-    window = Window(PASS, passes=1)
+    w = window(1)
     for i in range(8 * CLAIM_ROOM):
-        window.finish(window.add(claimed(i)))
-    assert window.room() == {}
+        w.finish(w.add(claimed(i)))
+    assert w.room() == {}
 
 
 def test_a_job_past_its_deadline_is_reported_once_and_only_if_it_has_not_started() -> None:
-    window = Window(PASS, passes=1)
-    late = window.add(claimed(1, deadline_ms=5))
-    running = window.add(claimed(2, deadline_ms=5))
-    window.ready(running, Job(10))
-    window.start(running.key)
-    window.add(claimed(3, deadline_ms=50))
-    assert window.expired(6) == [late]
-    assert window.expired(6) == []
+    w = window(1)
+    late = w.add(claimed(1, deadline_ms=5))
+    running = w.add(claimed(2, deadline_ms=5))
+    w.ready(running, Job(10))
+    w.start(running.key)
+    w.add(claimed(3, deadline_ms=50))
+    assert w.expired(6) == [late]
+    assert w.expired(6) == []
 
 
 @given(
     st.lists(st.tuples(st.integers(1, 500), st.integers(1, 500), st.sampled_from(["wait", "run", "drop"])), max_size=40)
 )
 def test_units_add_up_whatever_the_estimates_were(jobs: list[tuple[int, int, str]]) -> None:
-    window = Window(PASS, passes=3)
-    empty = window.room()
+    w = window(3)
+    empty = w.room()
     waiting: list[Held] = []
     rest: list[Held] = []
     for i, (estimate, real, fate) in enumerate(jobs):
-        held = window.add(claimed(i, units=estimate))
+        held = w.add(claimed(i, units=estimate))
         if fate == "drop":
-            window.drop(held)
+            w.drop(held)
             continue
-        window.ready(held, Job(real))
+        w.ready(held, Job(real))
         if fate == "run":
-            window.start(held.key)
+            w.start(held.key)
             rest.append(held)
         else:
             waiting.append(held)
-    assert window.waiting_units == sum(h.units for h in waiting)
+    assert w.waiting_units == sum(h.units for h in waiting)
     for held in (*waiting, *rest):
-        window.finish(held)
-        window.drop(held)
-    assert window.waiting_units == 0
-    assert len(window) == 0
-    assert bool(window.room()) == bool(empty)
+        w.finish(held)
+        w.drop(held)
+    assert w.waiting_units == 0
+    assert len(w) == 0
+    assert bool(w.room()) == bool(empty)
+
+
+def test_what_waits_for_its_version_takes_no_room_from_what_can_run() -> None:
+    w = window(1)
+    held = [w.add(claimed(i)) for i in range(10)]
+    for h in held:
+        w.park(h)
+    assert w.room() == window(1).room()
+    assert w.parked == 10
+    for h in held[:5]:
+        w.unpark(h)
+    assert w.parked == 5
+    assert 0 < w.room()[INTERACTIVE] < window(1).room()[INTERACTIVE]
+    for h in held:  # answered, parked or not
+        w.finish(h)
+        w.drop(h)
+    assert (w.parked, len(w), w.room()) == (0, 0, window(1).room())
+
+
+@pytest.mark.parametrize("end", ["finish", "drop", "finish and drop"])
+def test_a_pinned_job_lets_go_of_its_version_once_however_it_ends(end: str) -> None:
+    let_go: list[str] = []
+    w = Window(PASS, 1, unpin=let_go.append)
+    held = w.add(claimed(1))
+    held.pinned = True
+    w.add(claimed(2))  # never pinned
+    for step in end.split(" and "):
+        getattr(w, step)(held)
+    assert let_go == ["v"]

@@ -39,7 +39,7 @@ class Residents:
         self._obsolete: set[str] = set()  # no vFM serves it any more: goes with its last job
         self._names: dict[str, str] = {}  # vFM -> the version it was last seen with here
         self._loads: dict[str, asyncio.Task[None]] = {}
-        self._waiting: Counter[str] = Counter()  # callers of `load`, by version
+        self._waiting: Counter[str] = Counter()  # callers of `load` that wait for a version
         self._failed: dict[str, tuple[FmplexError, float]] = {}
         self._fetching = asyncio.Semaphore(_FETCHES)
         self._placing = asyncio.Lock()
@@ -81,10 +81,14 @@ class Residents:
             self._unpinned.set()
             if digest in self._obsolete:
                 self._evict(digest)
+            self._shrink()
 
     def unpin_all(self) -> None:
         """A new life: what the last one held is not ours any more."""
         self._lru.unpin_all()
+        for digest in list(self._obsolete):
+            self._evict(digest)
+        self._shrink()
         self._unpinned.set()
 
     async def load(self, digest: str, vfm: str) -> None:
@@ -96,7 +100,7 @@ class Residents:
         self._names.setdefault(vfm, digest)
 
     async def _wait_for(self, digest: str) -> None:
-        """Until it is here; `_load` pins it for everybody who waits, so that it cannot go before they are woken."""
+        """Until it is here and `_pin_for_all` has pinned it."""
         failed = self._failed.get(digest)
         if failed is not None and time.monotonic() < failed[1]:
             raise failed[0]
@@ -108,21 +112,24 @@ class Residents:
         try:
             await asyncio.shield(task)
         except asyncio.CancelledError:
-            if task.done() and not task.cancelled() and task.exception() is None:
-                self.unpin(digest)
-            elif digest in self._waiting:
+            if not task.done():
                 self._waiting[digest] -= 1
+            elif not task.cancelled() and task.exception() is None:
+                self.unpin(digest)  # it came just before the caller gave up
             raise
         except Exception:
-            raise self._failed[digest][0] from None  # `_ended` has been here
+            raise self._failed[digest][0] from None  # as `_ended` has noted it
 
     # --- following the fleet ---
 
     def serves(self, vfm: str, digest: str) -> None:
         """What a vFM serves now; a version that it served before is let go unless another vFM has it too."""
-        if self._names.get(vfm, digest) != digest:
+        known = vfm in self._names
+        if known and self._names[vfm] != digest:
             self.forget(vfm)
-        if digest in self._lru:
+        if (
+            known or digest in self._lru
+        ):  # also if it is not here yet: a late job of the old version must not pass for it
             self._names[vfm] = digest
             self._obsolete.discard(digest)
 
@@ -158,16 +165,27 @@ class Residents:
         async with self._fetching:
             package, source = await asyncio.to_thread(self._fetcher.fetch, digest)
         async with self._placing:  # first come, first served
-            if digest not in self._lru:  # else it was leaving, and whoever needed its room has been served
-                await self._make_room(package)
-                loop = asyncio.get_running_loop()
-                nbytes = await loop.run_in_executor(self._thread, self._engine.load, package, digest)
-                self._lru.put(digest, nbytes + _OVERHEAD)
-            self._leaving.discard(digest)
-            self._lru.pin(digest, self._waiting.pop(digest))
-            for victim in self._lru.victims(0):  # the tensors may have become larger than the files were
-                self._evict(victim)
+            if digest in self._lru:  # it was leaving, and whoever needed its room has been served
+                self._leaving.discard(digest)
+                self._pin_for_all(digest)
+                return
+            await self._make_room(package)
+            loop = asyncio.get_running_loop()
+            nbytes = await loop.run_in_executor(self._thread, self._engine.load, package, digest)
+            self._lru.put(digest, nbytes + _OVERHEAD)
+            self._pin_for_all(digest)
+            self._shrink()
         self._count(source, time.monotonic() - begun)
+
+    def _pin_for_all(self, digest: str) -> None:
+        """Once for each caller that waits, before the next in line may want its room: else two versions that want the same
+        place could push each other out for ever, each before it was used."""
+        self._lru.pin(digest, self._waiting.pop(digest, 0))
+
+    def _shrink(self) -> None:
+        """Tensors may have become larger than the files were."""
+        for victim in self._lru.victims(0):
+            self._evict(victim)
 
     async def _make_room(self, package: Package) -> None:
         need = package.nbytes + _OVERHEAD
@@ -181,6 +199,7 @@ class Residents:
             for victim in self._lru.victims(need):
                 self._evict(victim)
             if self._lru.nbytes + need <= self._lru.budget:
+                self._leaving.clear()  # the others may stay
                 return
             leaving = next((key for key in self._lru if key not in self._leaving), None)
             if leaving is not None:

@@ -77,8 +77,9 @@ end
 -- without room would use up the visits of all.
 local function take_all_back(class)
   local from, to = back_range(class)
-  for _, flow in ipairs(redis.call('ZRANGEBYSCORE', P .. 'back', from, '(' .. to, 'LIMIT', 0, visits)) do
-    if room[class] <= 0 then return end
+  local looks = strangers and visits or 16 * visits  -- passing a stranger by costs little, and must not hide what is behind it
+  for _, flow in ipairs(redis.call('ZRANGEBYSCORE', P .. 'back', from, '(' .. to, 'LIMIT', 0, looks)) do
+    if room[class] <= 0 or visits <= 0 then return end
     local _, vfm = flow_parts(flow)
     if strangers or is_here(vfm) then
       visits = visits - 1

@@ -1,0 +1,162 @@
+"""Jobs whose version is not here wait beside the window, and come in in order."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+from fmplex_broker.errors import FmplexError, PackageRejected
+from fmplex_broker.messages import INTERACTIVE, Flow, Request, encode_request
+from fmplex_broker.streams.consumer import Claim, Claimed
+from fmplex_worker.intake import Intake
+from fmplex_worker.window import Held, Window
+from tests.unit.worker.fakes import Inline, residents, until
+from tests.unit.worker.test_window import Job
+
+
+def claimed(n: int, version: str, vfm: str = "a") -> Claimed:
+    payload = encode_request(Request(f"text {n}", {}))
+    return Claimed(Flow(vfm, INTERACTIVE), f"{n}-0", f"{n}", "in", version, 10, 10_000, payload, 1)
+
+
+class Clock:
+    def now_ms(self) -> float:
+        return 0.0
+
+
+class FakeScheduler:
+    def __init__(self) -> None:
+        self.entered: list[int] = []
+        self.weights: dict[str, float] = {}
+
+    def add(self, item: Any) -> None:
+        self.entered.append(int(item.key.split(" ")[1].split("-")[0]))
+
+    def set_weight(self, vfm: str, weight: float) -> None:
+        self.weights[vfm] = weight
+
+
+class FakeOutbox:
+    def __init__(self, window: Window) -> None:
+        self.window, self.answers = window, {}  # type: ignore[var-annotated]
+
+    def answer(self, held: Held, output: Any) -> None:
+        self.window.finish(held)
+        self.answers[held.job.job] = output
+
+
+class FakeConsumer:
+    """Gives what the test puts into `batches`, and keeps how it was asked."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[Claimed]] = []
+        self.strangers: list[bool] = []
+
+    async def claim(self, room: dict[str, int], *, steal_ms: int, strangers: bool) -> Claim:
+        self.strangers.append(strangers)
+        jobs = self.batches.pop(0) if self.batches else []
+        return Claim("ok", jobs, False, {}, {j.flow.vfm: 2.0 for j in jobs}, 0)
+
+
+class Bench:
+    def __init__(self) -> None:
+        self.residents, engine, self.fetcher = residents(4)
+        self.scheduler, self.consumer = FakeScheduler(), FakeConsumer()
+        self.window = Window(100_000, 1, self.residents.unpin)
+        self.outbox = FakeOutbox(self.window)
+
+        def prepare(batch: Sequence[tuple[str, Request]]) -> list[Job | FmplexError]:
+            assert all(self.residents._lru.pinned(digest) for digest, _ in batch)
+            return [Job(10, digest) for digest, _ in batch]
+
+        engine.prepare = prepare  # type: ignore[attr-defined]
+        self.intake = Intake(
+            self.consumer, self.window, self.scheduler, engine, self.residents, self.outbox, Clock(), Inline(), 50
+        )  # type: ignore[arg-type]
+
+    def give(self, *jobs: Claimed) -> None:
+        self.consumer.batches.append(list(jobs))
+        self.intake.ring()
+
+
+async def running(b: Bench) -> asyncio.Task[None]:
+    task = asyncio.create_task(b.intake.run())
+    await until(lambda: b.consumer.strangers)
+    return task
+
+
+async def ended(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.wait([task])
+
+
+async def test_order_is_kept_by_jobs_that_come_while_their_version_loads() -> None:
+    b = Bench()
+    b.fetcher.gate.clear()
+    task = await running(b)
+    for start in range(0, 50, 5):
+        b.give(*(claimed(n, "v1") for n in range(start, start + 5)))
+        await until(lambda: not b.consumer.batches)
+    await until(lambda: b.window.parked == 50)
+    assert b.scheduler.entered == []
+    b.fetcher.gate.set()
+    b.give(*(claimed(n, "v1") for n in range(50, 60)))
+    await until(lambda: len(b.scheduler.entered) == 60)
+    assert b.scheduler.entered == list(range(60))
+    assert (b.window.parked, b.fetcher.asked) == (0, {"v1": 1})
+    for held in list(b.window):
+        b.window.finish(held)
+    assert not b.residents._lru.pinned("v1")
+    await ended(task)
+
+
+async def test_what_is_here_does_not_wait_for_what_is_not() -> None:
+    b = Bench()
+    await b.residents.load("here", "h")
+    b.residents.unpin("here")
+    b.fetcher.gate.clear()
+    task = await running(b)
+    b.give(claimed(1, "cold"), claimed(2, "here", "h"), claimed(3, "cold"))
+    await until(lambda: b.scheduler.entered == [2])
+    assert (b.residents.stats.hits, b.residents.stats.misses) == (1, 2)
+    assert b.scheduler.weights == {"a": 2.0, "h": 2.0}
+    b.fetcher.gate.set()
+    await until(lambda: b.scheduler.entered == [2, 1, 3])
+    await ended(task)
+
+
+async def test_a_version_that_cannot_be_had_answers_its_jobs_alone() -> None:
+    b = Bench()
+    b.fetcher.failing["torn"] = PackageRejected("torn")
+    task = await running(b)
+    b.give(claimed(1, "torn"), claimed(2, "v1"), claimed(3, "torn"))
+    await until(lambda: b.scheduler.entered == [2] and len(b.outbox.answers) == 2)
+    assert {job: str(e) for job, e in b.outbox.answers.items()} == {"1": "torn", "3": "torn"}
+    assert b.window.parked == 0
+    await ended(task)
+
+
+async def test_while_many_wait_only_resident_vfms_are_asked_for() -> None:
+    b = Bench()
+    b.fetcher.gate.clear()
+    task = await running(b)
+    b.give(*(claimed(n, "cold") for n in range(200)))
+    await until(lambda: b.window.parked == 200 and not b.consumer.strangers[-1])
+    b.fetcher.gate.set()
+    await until(lambda: b.consumer.strangers[-1])  # at once when they have come in
+    assert len(b.scheduler.entered) == 200
+    await ended(task)
+
+
+async def test_a_job_cancelled_while_its_version_loads_does_not_come_in() -> None:
+    b = Bench()
+    b.fetcher.gate.clear()
+    task = await running(b)
+    b.give(claimed(1, "v1"), claimed(2, "v1"))
+    await until(lambda: b.window.parked == 2)
+    b.outbox.answer(next(iter(b.window)), "cancelled")
+    b.fetcher.gate.set()
+    await until(lambda: b.scheduler.entered == [2])
+    assert b.window.parked == 0
+    await ended(task)
