@@ -50,7 +50,9 @@ def _members(blob: bytes) -> dict[str, bytes]:
     try:
         with tarfile.open(fileobj=io.BytesIO(blob), mode="r:") as tar:
             for member in tar:
-                if member.name not in (_SPEC, *FILES) or not member.isreg() or member.name in files:
+                # A sparse file of a few bytes may say that it has many gigabytes.
+                plain = member.isreg() and not member.issparse()
+                if member.name not in (_SPEC, *FILES) or not plain or member.name in files:
                     raise PackageRejected(
                         f"the archive holds {member.name[:64]!r}; make it with `fmplex pack`", field="package"
                     )
@@ -58,7 +60,7 @@ def _members(blob: bytes) -> dict[str, bytes]:
                 files[member.name] = content.read() if content is not None else b""
                 if len(files[member.name]) != member.size:
                     raise PackageRejected("the archive is cut off; send it again", field="package")
-    except (tarfile.TarError, EOFError, ValueError, OSError) as e:
+    except (tarfile.TarError, EOFError, ValueError, OSError, OverflowError, RecursionError) as e:
         raise PackageRejected(
             f"not an archive that `fmplex pack` has made ({e}); give a package folder or such an archive",
             field="package",
