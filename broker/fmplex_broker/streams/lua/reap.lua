@@ -57,6 +57,7 @@ for _, flow in ipairs(redis.call('HKEYS', held)) do
 end
 redis.call('DEL', held)
 redis.call('ZREM', leases, victim)
-changed()  -- offered versions may have waited for its vote alone
+-- What is on offer may have waited for its vote alone: the living must count again.
+for _, vfm in ipairs(redis.call('SMEMBERS', P .. 'offers')) do changed(vfm) end
 if given > 0 then ring() end
 return {'ok', victim, given, dead, 0}
