@@ -6,6 +6,8 @@ local r = record(vfm)
 if not r then return {'gone', 0} end
 if r.status ~= 'draining' then
   r.status, r.generation = 'draining', r.generation + 1
+  redis.call('HDEL', VFMS, vfm .. ':next', vfm .. ':votes')  -- a late vote must not open it again
+  redis.call('SREM', P .. 'offers', vfm)
   put_record(vfm, r)
 end
 
@@ -43,7 +45,6 @@ for _, class in ipairs(CLASSES) do
   redis.call('HDEL', VFMS, vfm .. ':v:' .. class)
 end
 redis.call('DEL', P .. 'dead:' .. vfm, P .. 'rate:' .. vfm)
-redis.call('HDEL', VFMS, vfm, vfm .. ':spec', vfm .. ':next', vfm .. ':votes', vfm .. ':error', vfm .. ':past')
-redis.call('SREM', P .. 'offers', vfm)
+redis.call('HDEL', VFMS, vfm, vfm .. ':spec', vfm .. ':error', vfm .. ':past')
 changed(vfm)
 return {'gone', 0}
