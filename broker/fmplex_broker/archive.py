@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import io
 import tarfile
+from pathlib import Path
 
 from pydantic import ValidationError
 
 from fmplex_broker.errors import PackageRejected, TooLarge
-from fmplex_broker.packages import FILES, Package, make_package
+from fmplex_broker.packages import FILES, Package, make_package, read_package
 from fmplex_broker.schema import invalid
 from fmplex_broker.specs import VfmSpec
 
@@ -37,7 +38,7 @@ def unpack(blob: bytes, limit: int | None = None) -> Package:
         raise TooLarge(f"the package has {len(blob)} bytes, at most {limit} are taken (gateway.max_package_bytes)")
     files = _members(blob)
     if _SPEC not in files:
-        raise PackageRejected(f"the archive holds no {_SPEC}; make it with `fmplex pack`", field="package")
+        raise _rejected(f"the archive holds no {_SPEC}")
     try:
         spec = VfmSpec.model_validate_json(files.pop(_SPEC))
     except ValidationError as e:
@@ -45,24 +46,40 @@ def unpack(blob: bytes, limit: int | None = None) -> Package:
     return make_package(spec, files)
 
 
-def _members(blob: bytes) -> dict[str, bytes]:
-    files: dict[str, bytes] = {}
+def open_package(path: Path) -> Package:
+    """The package at a path: a folder, or an archive that `pack` has made. Raises as `read_package` and `unpack` do."""
     try:
-        with tarfile.open(fileobj=io.BytesIO(blob), mode="r:") as tar:
-            for member in tar:
-                # A sparse file of a few bytes may say that it has many gigabytes.
-                plain = member.isreg() and not member.issparse()
-                if member.name not in (_SPEC, *FILES) or not plain or member.name in files:
-                    raise PackageRejected(
-                        f"the archive holds {member.name[:64]!r}; make it with `fmplex pack`", field="package"
-                    )
-                content = tar.extractfile(member)
-                files[member.name] = content.read() if content is not None else b""
-                if len(files[member.name]) != member.size:
-                    raise PackageRejected("the archive is cut off; send it again", field="package")
-    except (tarfile.TarError, EOFError, ValueError, OSError, OverflowError, RecursionError) as e:
-        raise PackageRejected(
-            f"not an archive that `fmplex pack` has made ({e}); give a package folder or such an archive",
-            field="package",
-        ) from e
+        archived = path.is_file()
+        blob = path.read_bytes() if archived else b""
+    except (OSError, ValueError) as e:
+        raise PackageRejected(f"{str(path)!r} cannot be read ({e}); check the path", field="package") from e
+    return unpack(blob) if archived else read_package(path)
+
+
+def _members(blob: bytes) -> dict[str, bytes]:
+    """Name → content. Only what `pack` writes: plain headers in a row, each with its file, then nothing but zeros.
+
+    The headers are walked here, because `tarfile` would follow extensions (sparse files, pax records) that make much of little.
+    """
+    files: dict[str, bytes] = {}
+    at = 0
+    while (header := blob[at : at + tarfile.BLOCKSIZE]).strip(b"\0"):
+        try:
+            member = tarfile.TarInfo.frombuf(header, "ascii", "strict")
+        except (tarfile.HeaderError, ValueError) as e:
+            raise _rejected(f"not an archive that can be read ({e})") from e
+        start, at = at + tarfile.BLOCKSIZE, at + tarfile.BLOCKSIZE * (1 - -member.size // tarfile.BLOCKSIZE)
+        if member.name not in (_SPEC, *FILES) or member.type != tarfile.REGTYPE:
+            raise _rejected(f"the archive holds {member.name[:64]!r}, which no package has")
+        if member.name in files:
+            raise _rejected(f"the archive holds {member.name} twice")
+        if member.size < 0 or at > len(blob):
+            raise _rejected("the archive is cut off")
+        files[member.name] = blob[start : start + member.size]
+    if not header or blob[at:].strip(b"\0"):
+        raise _rejected("the archive is cut off" if not header else "the archive goes on after its end")
     return files
+
+
+def _rejected(what: str) -> PackageRejected:
+    return PackageRejected(f"{what}; give a package folder, or an archive that `fmplex pack` has made", field="package")

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from uuid import uuid4
 
 import fsspec
 
 from fmplex_broker.archive import SUFFIX, pack, unpack
-from fmplex_broker.errors import InvalidInput, PackageRejected, Unavailable
+from fmplex_broker.errors import FmplexError, InvalidInput, PackageRejected, Unavailable
 from fmplex_broker.packages import Package
 
 
@@ -35,18 +35,21 @@ class ArtifactStore:
         return "file" in self._fs.protocol
 
     def put(self, package: Package) -> None:
-        """Store it, whole or not at all; again is a no-op."""
-        path = self._path(package.digest)
+        """Store it, whole or not at all. Again makes it young again (see `prune`), and whole if somebody has changed it."""
+        path, blob = self._path(package.digest), pack(package)
         with self._answers():
-            if self._fs.exists(path):
-                return
             if not self.local:
-                self._fs.pipe_file(path, pack(package))  # object stores write whole objects
+                self._fs.pipe_file(path, blob)  # object stores write whole objects
                 return
             self._fs.makedirs(self._folder, exist_ok=True)
             scratch = f"{self._folder}/.{uuid4().hex}"
-            self._fs.pipe_file(scratch, pack(package))
-            self._fs.mv(scratch, path)
+            try:
+                self._fs.pipe_file(scratch, blob)
+                self._fs.mv(scratch, path)
+            except BaseException:
+                with suppress(OSError):
+                    self._fs.rm_file(scratch)
+                raise
 
     def get(self, digest: str) -> bytes:
         """The blob of a version; see `open_artifact`. Raises `PackageRejected` when the store does not have it."""
@@ -63,12 +66,16 @@ class ArtifactStore:
         """Delete versions that nobody refers to and that are older than that: a new one may be about to be offered."""
         gone = []
         with self._answers():
+            self._fs.invalidate_cache()
             for entry in self._fs.ls(self._folder, detail=True) if self._fs.exists(self._folder) else []:
-                digest, dot, _ = entry["name"].rpartition("/")[2].partition(SUFFIX)
-                written = entry.get("mtime") or self._fs.modified(entry["name"]).timestamp()
-                if dot and digest not in keep and written < time.time() - older_than_s:
-                    self._fs.rm_file(entry["name"])
-                    gone.append(digest)
+                digest, dot, rest = entry["name"].rpartition("/")[2].partition(SUFFIX)
+                if not dot or rest or digest in keep:
+                    continue
+                with suppress(FileNotFoundError):  # another gateway prunes too
+                    written = entry.get("mtime") or self._fs.modified(entry["name"]).timestamp()
+                    if written < time.time() - older_than_s:
+                        self._fs.rm_file(entry["name"])
+                        gone.append(digest)
         return gone
 
     def _path(self, digest: str) -> str:
@@ -78,7 +85,9 @@ class ArtifactStore:
     def _answers(self) -> Iterator[None]:
         try:
             yield
-        except OSError as e:
+        except FmplexError:
+            raise
+        except Exception as e:  # every kind of store has errors of its own
             raise Unavailable(f"the artifact store {self.url} does not answer ({type(e).__name__}: {e})") from e
 
 
