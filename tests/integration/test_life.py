@@ -54,7 +54,11 @@ async def test_a_vfm_lives_from_deployment_to_removal(client: AsyncClient, place
 async def test_a_bare_backbone_is_deployable(client: AsyncClient, references: dict[str, list[Any]]) -> None:
     spec = {"name": "bare", "backbone": "minilm", "head": {"kind": "embedding"}}
     deployed = await client.vfms.deploy(spec)
-    assert (deployed["input"], deployed["past"], "package" in deployed) == ({"template": None}, [], False)
+    assert (deployed["input"], deployed["past"], "package" in deployed) == (
+        {"template": "{text}", "pair_template": "{text_pair}"},
+        [],
+        False,
+    )
     assert difference((await client.infer("bare", TEXTS[0])).output, references["embed"][0]) <= 1e-5
     with pytest.raises(Conflict, match="already a vFM 'bare'"):
         await client.vfms.deploy(spec)
