@@ -23,7 +23,7 @@ from tests.integration.fleets import Broker, difference
 from tests.integration.packages import write_package
 
 SEED = int(os.environ.get("FMPLEX_RACE_SEED") or random.randrange(1_000_000))
-SECONDS = float(os.environ.get("FMPLEX_RACE_SECONDS") or 20)
+SECONDS = float(os.environ.get("FMPLEX_RACE_SECONDS") or 15)
 OWNERS, OWNED, VERSIONS = 3, 2, 3  # threads, vFMs of each, versions of each vFM
 SHARED = "race-shared"
 

@@ -133,9 +133,16 @@ def _serves(far: Far, name: str) -> bool:
 
 
 Tampering = Callable[[bytes, bytes], bytes]  # (the artifact, that of another version) -> what is stored instead
+
+
+def _flip(mine: bytes, _: bytes) -> bytes:
+    middle = len(mine) // 2
+    return mine[:middle] + bytes([mine[middle] ^ 1]) + mine[middle + 1 :]
+
+
 TAMPERED: dict[str, tuple[Tampering, str]] = {
     "another version": (lambda _, other: other, "is another one; deploy it again"),
-    "one bit": (lambda mine, _: mine[:-3000] + bytes([mine[-3000] ^ 1]) + mine[-2999:], "is another one; deploy it again"),
+    "one bit": (_flip, "is another one; deploy it again"),
     "half of it": (lambda mine, _: mine[: len(mine) // 2], "archive"),
     "nothing": (lambda *_: b"", "archive"),
     "a page of HTML": (lambda *_: b"<html>404</html>" * 100, "archive"),

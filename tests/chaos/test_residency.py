@@ -15,6 +15,7 @@ import pytest
 from fmplex import AsyncClient, Client
 from fmplex_broker.packages import Package, read_package
 from fmplex_broker.streams.embedded import EmbeddedServer
+from tests.chaos.conftest import eventually
 from tests.chaos.sites import metric, worker
 from tests.integration.fleets import difference, gateway, until, write_config
 from tests.integration.packages import LINEARS, write_package
@@ -56,6 +57,13 @@ def site(folder: Path, table: str) -> Iterator[tuple[str, str]]:
         yield url, server.url
 
 
+@pytest.fixture(scope="module")
+def five(many: list[Package], tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A worker with room for five: the URL of its gateway."""
+    with site(tmp_path_factory.mktemp("five"), residency(5, many[0])) as (url, _):
+        yield url
+
+
 def resident(url: str) -> int:
     return int(metric(url, "fmplex_residency_versions"))
 
@@ -65,30 +73,32 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> list[Package]:
     return write_many(tmp_path_factory.mktemp("many"), 30, rank=8)
 
 
-async def test_thirty_vfms_are_served_by_a_worker_with_room_for_five(many: list[Package], tmp_path: Path) -> None:
-    with site(tmp_path, residency(5, many[0])) as (url, _):
-        async with AsyncClient(url, retries=0) as client:
-            wanted: dict[str, Any] = {}
-            for package in many:
-                await client.vfms.deploy(package)
-                wanted[package.spec.name] = (await client.infer(package.spec.name, TEXT)).output
-            outputs = list(wanted.values())
-            assert all(difference(a, b) > 1e-4 for i, a in enumerate(outputs) for b in outputs[:i]), "all differ"
-            for at_once in (1, 3, 10, 30):
-                for start in range(0, len(many), at_once):
-                    part = many[start : start + at_once]
-                    got = await asyncio.gather(*(client.infer(p.spec.name, [TEXT] * 3) for p in part))
-                    for package, results in zip(part, got, strict=True):
-                        assert {r.version for r in results} == {package.digest}
-                        assert all(difference(r.output, wanted[package.spec.name]) <= 1e-5 for r in results)
-                    held, budget = await asyncio.to_thread(_bytes, url)
-                    assert 0 < held <= budget
-        # Workers speak once a second.
-        until(lambda: metric(url, "fmplex_residency_loads_total") >= 4 * 25, "loads are counted")
-        assert metric(url, "fmplex_residency_evictions_total") >= 4 * 25
-        assert resident(url) <= 5
-        assert metric(url, "fmplex_residency_jobs_total", found="miss") >= 4 * 25
-        assert metric(url, "fmplex_residency_bytes", tier="host") == 0
+async def test_thirty_vfms_are_served_by_a_worker_with_room_for_five(many: list[Package], five: str) -> None:
+    async with AsyncClient(five, retries=0) as client:
+        wanted: dict[str, Any] = {}
+        for package in many:
+            await client.vfms.deploy(package)
+            wanted[package.spec.name] = (await client.infer(package.spec.name, TEXT)).output
+        outputs = list(wanted.values())
+        assert all(difference(a, b) > 1e-4 for i, a in enumerate(outputs) for b in outputs[:i]), "all differ"
+        for at_once in (1, 10, 30):
+            for start in range(0, len(many), at_once):
+                part = many[start : start + at_once]
+                got = await asyncio.gather(*(client.infer(p.spec.name, [TEXT] * 3) for p in part))
+                for package, results in zip(part, got, strict=True):
+                    assert {r.version for r in results} == {package.digest}
+                    assert all(difference(r.output, wanted[package.spec.name]) <= 1e-5 for r in results)
+                held, budget = await asyncio.to_thread(_bytes, five)
+                assert 0 < held <= budget
+    # Workers speak once a second.
+    until(lambda: metric(five, "fmplex_residency_loads_total") >= 3 * 25, "loads are counted")
+    assert metric(five, "fmplex_residency_evictions_total") >= 3 * 25
+    assert resident(five) <= 5
+    assert metric(five, "fmplex_residency_jobs_total", found="miss") >= 3 * 25
+    assert metric(five, "fmplex_residency_bytes", tier="host") == 0
+    with Client(five) as last:
+        for package in many:
+            last.vfms.remove(package.spec.name)
 
 
 def _bytes(url: str) -> tuple[float, float]:
@@ -96,8 +106,8 @@ def _bytes(url: str) -> tuple[float, float]:
 
 
 def test_memory_comes_back_when_vfms_are_removed(tmp_path: Path) -> None:
-    """Of 20 LoRAs of 10 MiB all but a tenth comes back, and of what the worker counts everything."""
-    large = write_many(tmp_path / "packages", 20, rank=64)
+    """Of a dozen LoRAs of 10 MiB all but a tenth comes back, and of what the worker counts everything."""
+    large = write_many(tmp_path / "packages", 12, rank=64)
     assert large[0].nbytes > 10 * MIB
     with site(tmp_path, "[worker.residency]\nhost_bytes = 0") as (url, _), Client(url) as client:
         # What the first passes of any kind keep is not the versions'.
@@ -111,7 +121,7 @@ def test_memory_comes_back_when_vfms_are_removed(tmp_path: Path) -> None:
             client.infer(package.spec.name, [TEXT] * 32)
         until(lambda: resident(url) == len(large), "all are resident")
         held = metric(url, "fmplex_residency_bytes", tier="device")
-        assert held >= len(large) * large[0].nbytes
+        assert held >= len(large) * 10 * MIB
         until(lambda: metric(url, "fmplex_worker_memory_bytes") >= before + 0.9 * held, "they take memory")
         for package in large:
             client.vfms.remove(package.spec.name)
@@ -124,31 +134,51 @@ def test_memory_comes_back_when_vfms_are_removed(tmp_path: Path) -> None:
         )
 
 
-def test_a_version_that_is_replaced_gives_its_memory_back(many: list[Package], tmp_path: Path) -> None:
+def test_a_version_that_is_replaced_gives_its_memory_back(five: str, tmp_path: Path) -> None:
     versions = [
         read_package(write_package(tmp_path / f"v{i}", CLASSES, name="one", rank=8, targets=tuple(LINEARS), seed=i))
         for i in range(6)
     ]
-    with site(tmp_path, "[worker.residency]\nhost_bytes = 0") as (url, _), Client(url) as client:
+    with Client(five) as client:
         client.vfms.deploy(versions[0])
         for package in versions[1:]:
             client.infer("one", TEXT)
             client.vfms.update("one", package)
         assert client.infer("one", TEXT).version == versions[-1].digest
-        until(lambda: resident(url) == 1, "only what serves is resident")
-        assert metric(url, "fmplex_residency_bytes", tier="device") <= versions[0].nbytes + OVERHEAD
+        until(lambda: resident(five) == 1, "only what serves is resident")
+        assert metric(five, "fmplex_residency_bytes", tier="device") <= versions[0].nbytes + OVERHEAD
+        client.vfms.remove("one")
 
 
-def test_a_version_larger_than_the_budget_is_refused_and_says_so(many: list[Package], tmp_path: Path) -> None:
-    with site(tmp_path, residency(0.5, many[0])) as (url, _), Client(url) as client:
+async def test_jobs_that_a_replaced_version_still_has_leave_nothing_behind(five: str, tmp_path: Path) -> None:
+    """It stays, or comes again, for as long as they wait, and goes with the last of them."""
+    old, new = (read_package(write_package(tmp_path / f"{i}" / "queued", CLASSES, rank=8, seed=i)) for i in range(2))
+    async with AsyncClient(five, retries=0) as client:
+        await client.vfms.deploy(old)
+        await client.infer("queued", TEXT)
+        calls = [asyncio.create_task(client.infer("queued", [TEXT] * 2000)) for _ in range(2)]
+        await eventually(lambda: metric(five, "fmplex_queue_waiting", vfm="queued") > 1000, "jobs wait in the broker")
+        assert (await client.vfms.update("queued", new))["version"] == new.digest
+        assert (await client.infer("queued", TEXT)).version == new.digest
+        assert {r.version for call in calls for r in await call} == {old.digest}
+    await eventually(lambda: resident(five) == 1, "only what serves is resident", 20)
+    with Client(five) as last:
+        last.vfms.remove("queued")
+
+
+def test_a_version_larger_than_the_budget_is_refused_and_says_so(five: str, tmp_path: Path) -> None:
+    large = write_package(tmp_path / "large", CLASSES, rank=64, targets=tuple(LINEARS))
+    with Client(five) as client:
         with pytest.raises(
             Exception, match=r"worker\.residency\.device_bytes is .*; make the adapter smaller"
         ) as caught:
-            client.vfms.deploy(many[0])
+            client.vfms.deploy(large)
         assert getattr(caught.value, "code", None) == "package_rejected"
-        assert client.vfms.show("many-00")["status"] == "rejected"
+        assert client.vfms.show("large")["status"] == "rejected"
         client.vfms.deploy({"name": "small", "backbone": "minilm", "head": {"kind": "embedding"}})
         assert client.infer("small", TEXT).output
+        for name in ("large", "small"):
+            client.vfms.remove(name)
 
 
 def test_a_late_worker_with_room_for_two_serves_twelve(many: list[Package], tmp_path: Path) -> None:

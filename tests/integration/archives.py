@@ -95,7 +95,7 @@ HOSTILE: dict[str, tuple[bytes, str | None, str]] = {
         "package", "'head.safetensors'",
     ),
     "a device": (archive(("vfm.json", VFM_JSON), member("head.safetensors", type=tarfile.CHRTYPE)), "package", "head"),
-    "a file twice": (archive(("vfm.json", VFM_JSON), ("vfm.json", VFM_JSON)), "package", "'vfm.json'"),
+    "a file twice": (archive(("vfm.json", VFM_JSON), ("vfm.json", VFM_JSON)), "package", "vfm.json"),
     "a size that lies": (header("vfm.json", 8 << 30) + b"{}", "package", "archive"),
     "a sparse file": (sparse(8 << 30), "package", "archive holds"),
     "a sparse file without end": (sparse(1 << 62), "package", "archive holds"),
