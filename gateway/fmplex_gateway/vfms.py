@@ -33,7 +33,8 @@ async def _package(request: Request) -> Package:
 @router.get("/v1/vfms")
 async def list_vfms(request: Request, match: str = "*", limit: str = "100", after: str = "") -> Response:
     """A page of vFMs by name; `after` the last name of one page begins the next; `total` counts all that match."""
-    if not limit.isdigit() or not 1 <= int(limit) <= _MAX_PAGE:
+    # Digits of other scripts are digits to Python, and some of them are no numbers.
+    if not (limit.isascii() and limit.isdigit() and len(limit) <= 9 and 1 <= int(limit) <= _MAX_PAGE):
         raise InvalidInput(f"limit: must be a whole number from 1 to {_MAX_PAGE}", field="limit")
     session: Session = request.app.state.session
     found, total = await session.registry.page(match, int(limit), after)

@@ -11,6 +11,7 @@ import pytest
 
 from fmplex import AsyncClient
 from fmplex.local import LocalFleet
+from fmplex_broker.artifacts import ArtifactStore
 from fmplex_broker.errors import NoWorker
 from fmplex_broker.packages import bare
 from fmplex_broker.schema import parse
@@ -130,8 +131,9 @@ async def test_without_any_worker_a_deployment_says_so_and_serves_once_one_comes
     await eventually(lambda: not crew.processes(), "all workers have left")
     session = Session.connect(fleet.broker_url)
     spec = parse(VfmSpec, {"name": "early", "backbone": "minilm", "head": {"kind": "embedding"}})
+    ArtifactStore(fleet.artifacts).put(bare(spec))
     with pytest.raises(NoWorker, match="no live worker hosts 'minilm'; 'early' serves as soon as one starts"):
-        await session.registry.deploy(spec, bare(spec).digest, None, timeout_s=0.5)
+        await session.registry.deploy(spec, bare(spec).digest, timeout_s=0.5)
     waiting = await session.submit("plain", [TEXT], timeout_ms=300_000)
     crew.add()
     async with AsyncClient(fleet.broker_url) as client:

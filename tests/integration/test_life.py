@@ -54,7 +54,11 @@ async def test_a_vfm_lives_from_deployment_to_removal(client: AsyncClient, place
 async def test_a_bare_backbone_is_deployable(client: AsyncClient, references: dict[str, list[Any]]) -> None:
     spec = {"name": "bare", "backbone": "minilm", "head": {"kind": "embedding"}}
     deployed = await client.vfms.deploy(spec)
-    assert deployed["package"] is None
+    assert (deployed["input"], deployed["past"], "package" in deployed) == (
+        {"template": "{text}", "pair_template": "{text_pair}"},
+        [],
+        False,
+    )
     assert difference((await client.infer("bare", TEXTS[0])).output, references["embed"][0]) <= 1e-5
     with pytest.raises(Conflict, match="already a vFM 'bare'"):
         await client.vfms.deploy(spec)
@@ -116,7 +120,7 @@ async def test_jobs_that_wait_run_on_the_version_they_were_sent_to(
 ) -> None:
     name = new_vfm(CLASSES, seed=1)
     folder = write_package(place / "vfms" / f"{name}-new", CLASSES, name=name, seed=2)
-    async with AsyncClient(fleet.broker_url) as client:
+    async with AsyncClient(fleet.broker_url, artifacts=fleet.artifacts) as client:
         old = (await client.vfms.show(name))["version"]
         with frozen(fleet.processes["worker-0"]):
             waiting = [await client.enqueue(name, TEXTS[0]) for _ in range(5)]

@@ -1,0 +1,228 @@
+"""Gateway and worker share no disk: the gateway writes artifacts to its store, the worker fetches them by another URL."""
+
+from __future__ import annotations
+
+import http.server
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fmplex import Client, PackageRejected, Unavailable
+from fmplex_broker.packages import Package, read_package
+from fmplex_broker.streams.embedded import EmbeddedServer
+from tests.chaos.sites import FileServer, metric, worker
+from tests.integration.fleets import difference, gateway, until, write_config
+from tests.integration.packages import write_package
+
+CLASSES = {"kind": "classification", "labels": ["a", "b"]}
+TEXT = "a text"
+NAMES = tuple(f"far-{i}" for i in range(5))
+ROOM = 2  # versions on the device; none in host memory
+
+
+@dataclass
+class Far:
+    """A fleet whose worker has its artifacts from afar."""
+
+    client: Client
+    url: str
+    store: Path
+    cache: Path
+    files: FileServer
+    packages: dict[str, Package]
+    wanted: dict[str, Any]
+
+    def answers(self, name: str) -> None:
+        result = self.client.infer(name, TEXT)
+        assert result.version == self.packages[name].digest
+        assert difference(result.output, self.wanted[name]) <= 1e-5
+
+    def loads(self, source: str) -> float:
+        return metric(self.url, "fmplex_residency_loads_total", source=source)
+
+    def forget_cache(self) -> None:
+        for file in self.cache.glob("*"):
+            file.unlink()
+
+    def crowd_out(self, *names: str) -> None:
+        """None of them is resident any more."""
+        others = [name for name in NAMES if name not in names][:ROOM]
+        for name in others:
+            self.answers(name)
+
+    def artifact(self, name: str) -> Path:
+        return self.store / f"{self.packages[name].digest}.fmplex"
+
+
+@pytest.fixture(scope="module")
+def far(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Far]:
+    place = tmp_path_factory.mktemp("far")
+    packages = {n: read_package(write_package(place / n, CLASSES, rank=4, seed=i)) for i, n in enumerate(NAMES)}
+    room = ROOM * (packages[NAMES[0]].nbytes + 16_384)
+    store, cache = place / "store", place / "cache"
+    store.mkdir()
+    with FileServer(store) as files, EmbeddedServer(place / "broker") as server:
+        residency = f'[worker.residency]\ndevice_bytes = {room}\nhost_bytes = 0\ncache = "{cache}"'
+        here = write_config(place / "here", artifacts=str(store))
+        there = write_config(place / "there", worker=f"lease_ms = 800\n{residency}", artifacts=files.url)
+        with (
+            worker(there, server.url, place / "worker.log"),
+            gateway(here, server.url, place / "gateway.log") as (url, _),
+            Client(url, retries=0) as client,
+        ):
+            wanted = {}
+            for name, package in packages.items():
+                client.vfms.deploy(package)
+                wanted[name] = client.infer(name, TEXT).output
+            assert all(difference(wanted[NAMES[0]], wanted[name]) > 1e-4 for name in NAMES[1:])
+            yield Far(client, url, store, cache, files, packages, wanted)
+
+
+@contextmanager
+def away(far: Far) -> Iterator[None]:
+    far.files.stop()
+    try:
+        yield
+    finally:
+        far.files.start()
+
+
+def test_a_worker_keeps_what_it_fetched_on_its_own_disk(far: Far) -> None:
+    assert {file.name for file in far.cache.iterdir()} == {f"{p.digest}.fmplex" for p in far.packages.values()}
+    before = far.loads("disk")
+    with away(far):
+        for name in NAMES * 2:
+            far.answers(name)
+    until(lambda: far.loads("disk") >= before + 2 * (len(NAMES) - ROOM), "loads from the disk are counted")
+    assert metric(far.url, "fmplex_residency_bytes", tier="disk") >= sum(p.nbytes for p in far.packages.values())
+
+
+def test_while_the_store_is_away_residents_serve_and_others_say_why(far: Far) -> None:
+    first, *_ = NAMES
+    far.crowd_out(first)
+    far.forget_cache()
+    resident = [name for name in NAMES if name != first][:ROOM]
+    with away(far):
+        with pytest.raises(Unavailable, match=r"artifact store .* does not answer") as caught:
+            far.client.infer(first, TEXT)
+        assert (caught.value.code, caught.value.status) == ("unavailable", 503)
+        for name in resident:
+            far.answers(name)
+        with pytest.raises(Unavailable, match="does not answer"):
+            far.client.vfms.update(first, write_package(far.store.parent / "away" / first, CLASSES, seed=77))
+        shown = far.client.vfms.show(first)
+        assert (shown["status"], shown["version"]) == ("serving", far.packages[first].digest)
+        assert shown["error"]["code"] == "unavailable"
+    until(lambda: _serves(far, first), "it serves again once the store is back", 20)
+    far.client.vfms.update(first, read_package(far.store.parent / "away" / first))
+    assert far.client.vfms.roll_back(first)["version"] == far.packages[first].digest
+    far.answers(first)
+
+
+def _serves(far: Far, name: str) -> bool:
+    try:
+        far.answers(name)
+    except Unavailable:
+        return False
+    return True
+
+
+Tampering = Callable[[bytes, bytes], bytes]  # (the artifact, that of another version) -> what is stored instead
+
+
+def _flip(mine: bytes, _: bytes) -> bytes:
+    middle = len(mine) // 2
+    return mine[:middle] + bytes([mine[middle] ^ 1]) + mine[middle + 1 :]
+
+
+TAMPERED: dict[str, tuple[Tampering, str]] = {
+    "another version": (lambda _, other: other, "is another one; deploy it again"),
+    "one bit": (_flip, "is another one; deploy it again"),
+    "half of it": (lambda mine, _: mine[: len(mine) // 2], "archive"),
+    "nothing": (lambda *_: b"", "archive"),
+    "a page of HTML": (lambda *_: b"<html>404</html>" * 100, "archive"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", TAMPERED)
+def test_a_tampered_artifact_is_refused_and_others_go_on(far: Far, what: str) -> None:
+    first, second, *_ = NAMES
+    change, says = TAMPERED[what]
+    far.crowd_out(first)
+    far.forget_cache()
+    genuine = far.artifact(first).read_bytes()
+    far.artifact(first).write_bytes(change(genuine, far.artifact(second).read_bytes()))
+    try:
+        with pytest.raises(PackageRejected, match=says):
+            far.client.infer(first, TEXT)
+        for name in NAMES[1:]:
+            far.answers(name)
+        assert not (far.cache / far.artifact(first).name).exists(), "it is not kept"
+    finally:
+        far.artifact(first).write_bytes(genuine)
+    until(lambda: _mended(far, first), "it serves again once it is mended", 20)
+
+
+def _mended(far: Far, name: str) -> bool:
+    try:
+        far.answers(name)
+    except PackageRejected:
+        return False
+    return True
+
+
+def test_a_torn_file_in_the_cache_is_fetched_again(far: Far) -> None:
+    first, *_ = NAMES
+    far.answers(first)
+    far.crowd_out(first)
+    cached = far.cache / far.artifact(first).name
+    cached.write_bytes(cached.read_bytes()[:5000])
+    far.answers(first)
+    assert cached.read_bytes() == far.artifact(first).read_bytes()
+
+
+def test_a_version_that_the_store_has_lost_is_named(far: Far) -> None:
+    first, *_ = NAMES
+    far.crowd_out(first)
+    far.forget_cache()
+    genuine = far.artifact(first).read_bytes()
+    far.artifact(first).unlink()
+    with pytest.raises(PackageRejected, match=f"version {far.packages[first].digest} is not in the artifact store"):
+        far.client.infer(first, TEXT)
+    far.artifact(first).write_bytes(genuine)
+    until(lambda: _mended(far, first), "it serves again once it is there", 20)
+
+
+@pytest.mark.parametrize("code", [500, 403])
+def test_a_store_that_answers_with_an_error_is_unavailable(far: Far, code: int) -> None:
+    """A store that fails is not a version that is wrong: callers may try again."""
+
+    class Fails(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_error(code)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    first, *_ = NAMES
+    far.crowd_out(first)
+    far.forget_cache()
+    with away(far):
+        port = int(far.files.url.rstrip("/").rpartition(":")[2])
+        failing = http.server.ThreadingHTTPServer(("127.0.0.1", port), Fails)
+        thread = threading.Thread(target=failing.serve_forever)
+        thread.start()
+        try:
+            with pytest.raises(Unavailable, match="artifact store") as caught:
+                far.client.infer(first, TEXT)
+            assert caught.value.status == 503
+        finally:
+            failing.shutdown()
+            thread.join()
+            failing.server_close()
+    until(lambda: _serves(far, first), "it serves again", 20)
