@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 
-from fmplex_broker.errors import BrokerUnavailable, FmplexError
+from fmplex_broker.errors import BrokerUnavailable, FmplexError, Unavailable
 from fmplex_broker.messages import CLASSES, Flow
 from fmplex_broker.streams.registry import Registry
 from fmplex_worker.residency.residents import Residents
@@ -13,6 +13,7 @@ from fmplex_worker.scheduling import Scheduler
 
 log = logging.getLogger(__name__)
 _BACKOFF_S = 0.5
+_LOOK_AGAIN_S = 1.0
 
 
 class Library:
@@ -91,6 +92,10 @@ class Library:
         refusal: FmplexError | None = None
         try:
             await self._residents.load(version, vfm)
+        except Unavailable as e:  # the store is away, which says nothing of the version: look again
+            log.warning("vFM %s version %s cannot be judged yet: %s", vfm, version, e)
+            asyncio.get_running_loop().call_later(_LOOK_AGAIN_S, self._note_gap)
+            return
         except FmplexError as e:
             refusal = e
         try:

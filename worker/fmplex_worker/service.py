@@ -196,15 +196,16 @@ class _Life:
         told: set[str] = set()
         refreshed = 0.0
         while True:
-            if time.monotonic() > refreshed + _REFRESH_S:
-                told, refreshed = set(), time.monotonic()  # all of it, before the hint runs out
             here = self._w.residents.here()
+            due = time.monotonic() > refreshed + _REFRESH_S  # all of it again, before the hint runs out
             try:
-                if here != told:
-                    await self._consumer.dwell(sorted(here - told), sorted(told - here))
+                if due or here != told:
+                    await self._consumer.dwell(sorted(here if due else here - told), sorted(told - here))
+                    refreshed = time.monotonic() if due else refreshed
                 told = here
             except BrokerUnavailable:
-                told = set()
+                told |= here  # which of it has arrived is not known
+                refreshed = 0.0
             await asyncio.sleep(_DWELL_S)
 
     async def _drain(self, intake: asyncio.Task[None], device: asyncio.Task[None]) -> None:

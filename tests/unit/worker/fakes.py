@@ -14,10 +14,9 @@ from typing import Any
 from fmplex_broker.heads import Embedding
 from fmplex_broker.packages import HEAD, Package
 from fmplex_broker.specs import VfmSpec
-from fmplex_worker.residency import residents as residents_module
+from fmplex_worker.residency.fetching import OVERHEAD
 from fmplex_worker.residency.residents import Residents
 
-OVERHEAD = residents_module._OVERHEAD
 MB = 1 << 20
 
 

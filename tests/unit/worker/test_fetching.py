@@ -14,7 +14,7 @@ from fmplex_broker.heads import Embedding
 from fmplex_broker.packages import Package, bare
 from fmplex_broker.specs import ResidencySpec, VfmSpec
 from fmplex_worker.residency.cache import DiskCache
-from fmplex_worker.residency.fetching import Fetcher
+from fmplex_worker.residency.fetching import OVERHEAD, Fetcher
 
 
 def version(n: int) -> Package:
@@ -63,7 +63,7 @@ def cached(folder: Path) -> set[str]:
 def test_store_then_host_memory_then_disk(tmp_path: Path) -> None:
     v = version(1)
     store = FarStore(v)
-    first = fetcher(store, tmp_path, host=1000)
+    first = fetcher(store, tmp_path, host=OVERHEAD)
     assert [first.fetch(v.digest)[1] for _ in range(2)] == ["store", "host"]
     assert first.fetch(v.digest)[0] == v
     again = fetcher(store, tmp_path)  # another process of this machine
@@ -176,13 +176,13 @@ def test_two_workers_share_one_folder_and_one_budget(tmp_path: Path) -> None:
 
 def test_host_memory_keeps_what_was_used_last_within_its_bytes(tmp_path: Path) -> None:
     packages = [Package(version(i).spec, f"{i}", {"head.safetensors": bytes(100)}) for i in range(4)]
-    f = fetcher(FarStore(), tmp_path, host=250)
+    f = fetcher(FarStore(), tmp_path, host=2 * (100 + OVERHEAD) + 50)
     for p in packages[:2]:
         f._keep(p)
     assert f.fetch("0")[1] == "host"
     f._keep(packages[2])
     f._keep(packages[2])  # by two threads at once
-    assert f.host_bytes == 200
+    assert f.host_bytes == 2 * (100 + OVERHEAD)
     assert [f.fetch(d)[1] for d in ("0", "2")] == ["host", "host"]
     with pytest.raises(PackageRejected):
         f.fetch("1")

@@ -85,6 +85,7 @@ class LruAgainstAModel(RuleBasedStateMachine):
         assert len(self.lru) == len(self.order)
         assert self.lru.nbytes == sum(self.sizes.values())
         assert all(self.lru.pinned(key) == (pins > 0) for key, pins in self.pins.items())
+        assert self.lru.pinned_bytes == sum(self.sizes[key] for key, pins in self.pins.items() if pins)
 
     @invariant()
     def what_is_to_go_brings_it_within_the_budget_unless_pins_forbid(self) -> None:

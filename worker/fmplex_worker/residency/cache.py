@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from contextlib import suppress
 from pathlib import Path
 from uuid import uuid4
 
 from fmplex_broker.archive import SUFFIX
 
+_STALE_S = 3600.0
 log = logging.getLogger(__name__)
 
 
@@ -22,6 +24,10 @@ class DiskCache:
     def __init__(self, folder: Path, budget: int) -> None:
         self._folder = folder.expanduser()
         self._budget = budget
+        for scratch in self._folder.glob(".*"):  # of workers that were killed while they wrote
+            with suppress(OSError):
+                if scratch.stat().st_mtime < time.time() - _STALE_S:
+                    scratch.unlink()
         self.nbytes = sum(size for _, size, _ in self._files())
 
     def get(self, digest: str) -> bytes | None:
@@ -51,6 +57,7 @@ class DiskCache:
     def drop(self, digest: str) -> None:
         with suppress(OSError):
             (self._folder / f"{digest}{SUFFIX}").unlink(missing_ok=True)
+        self._shrink()
 
     def _shrink(self) -> None:
         files = sorted(self._files())

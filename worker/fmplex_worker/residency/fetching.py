@@ -12,6 +12,7 @@ from fmplex_broker.specs import ResidencySpec
 from fmplex_worker.residency.cache import DiskCache
 from fmplex_worker.residency.lru import LruBytes
 
+OVERHEAD = 8192  # bytes that any version takes beside its files or tensors
 Source = Literal["host", "disk", "store"]
 
 
@@ -54,7 +55,7 @@ class Fetcher:
             return None
 
     def _keep(self, package: Package) -> None:
-        size = package.nbytes
+        size = package.nbytes + OVERHEAD
         with self._lock:
             if size > self._host.budget:
                 return

@@ -52,10 +52,9 @@ class LruBytes:
     def unpin(self, key: str) -> bool:
         """True when nobody uses it any more."""
         entry = self._entries[key]
-        if not entry.pins:
-            return False
-        entry.pins -= 1
-        self.pinned_bytes -= entry.nbytes if not entry.pins else 0
+        if entry.pins:
+            entry.pins -= 1
+            self.pinned_bytes -= 0 if entry.pins else entry.nbytes
         return not entry.pins
 
     def unpin_all(self) -> None:

@@ -13,14 +13,13 @@ from fmplex_broker.errors import FmplexError, JobFailed, PackageRejected
 from fmplex_broker.packages import Package
 from fmplex_broker.stats import ResidencyStats, bucket_of
 from fmplex_worker.engines.protocol import Engine
-from fmplex_worker.residency.fetching import Fetcher, Source
+from fmplex_worker.residency.fetching import OVERHEAD, Fetcher, Source
 from fmplex_worker.residency.lru import LruBytes
 from fmplex_worker.residency.memory import Trimmer
 
 log = logging.getLogger(__name__)
 _FETCHES = 4  # at a time; placing on the device is one after the other
 _BLAME_S = 1.0  # how long a failure to load is remembered
-_OVERHEAD = 8192  # bytes that any version takes beside its tensors
 
 
 class Residents:
@@ -172,7 +171,12 @@ class Residents:
             await self._make_room(package)
             loop = asyncio.get_running_loop()
             nbytes = await loop.run_in_executor(self._thread, self._engine.load, package, digest)
-            self._lru.put(digest, nbytes + _OVERHEAD)
+            try:
+                self._refuse_if_too_large(nbytes + OVERHEAD)
+            except PackageRejected:
+                self._engine.unload(digest)
+                raise
+            self._lru.put(digest, nbytes + OVERHEAD)
             self._pin_for_all(digest)
             self._shrink()
         self._count(source, time.monotonic() - begun)
@@ -188,13 +192,8 @@ class Residents:
             self._evict(victim)
 
     async def _make_room(self, package: Package) -> None:
-        need = package.nbytes + _OVERHEAD
-        if need > self._lru.budget:
-            raise PackageRejected(
-                f"its files have {package.nbytes} bytes, and worker.residency.device_bytes is {self._lru.budget}; make the "
-                "adapter smaller or the budget larger",
-                field="package",
-            )
+        need = package.nbytes + OVERHEAD
+        self._refuse_if_too_large(need)
         while True:
             for victim in self._lru.victims(need):
                 self._evict(victim)
@@ -206,6 +205,14 @@ class Residents:
                 self._leaving.add(leaving)
             self._unpinned.clear()
             await self._unpinned.wait()
+
+    def _refuse_if_too_large(self, need: int) -> None:
+        if need > self._lru.budget:
+            raise PackageRejected(
+                f"it takes {need} bytes on the device, and worker.residency.device_bytes is {self._lru.budget}; make the "
+                "adapter smaller or the budget larger",
+                field="package",
+            )
 
     def _evict(self, digest: str) -> None:
         before = self._lru.nbytes
