@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -17,20 +18,30 @@ from fmplex import AsyncClient, VfmSpec
 from fmplex_broker.streams.registry import Registry
 
 _START_S = 300.0
+_NICE = -15
 _LEASE_MS = 3_600_000  # a frozen worker must not be taken for dead
 
 
 def fleet_file(
     folder: Path, backbone: str, model: Path | str, *, pass_units: int, threads: int, window_passes: int = 3
 ) -> Path:
-    """A fleet file for one backbone; packages are loaded from below `folder`."""
+    """A fleet file for one backbone. All of a folder share one artifact store; see `open_client`."""
     path = folder / f"{backbone}.toml"
     path.write_text(
+        f"artifacts = {json.dumps(_artifacts(folder))}\n"
         f'[backbone]\nname = "{backbone}"\nmodel = {json.dumps(str(model))}\npass_units = {pass_units}\n'
         f'[worker]\ndevice = "cpu"\nthreads = {threads}\nlease_ms = {_LEASE_MS}\nwindow_passes = {window_passes}\n'
-        f"roots = [{json.dumps(str(folder))}]\n"
     )
     return path
+
+
+def open_client(broker_url: str, folder: Path) -> AsyncClient:
+    """A client straight to the streams that can deploy to the fleets of `folder`."""
+    return AsyncClient(broker_url, artifacts=_artifacts(folder))
+
+
+def _artifacts(folder: Path) -> str:
+    return str(folder / "artifacts")
 
 
 async def deploy(client: AsyncClient, packages: Iterable[Path | VfmSpec]) -> list[str]:
@@ -43,9 +54,17 @@ def cores() -> list[int]:
 
 
 def pin(pid: int, to: Sequence[int]) -> None:
-    """Keep every thread of a process, and those it will start, on some cores."""
-    for thread in Path(f"/proc/{pid}/task").iterdir():
-        os.sched_setaffinity(int(thread.name), to)
+    """Keep every thread of a process, and those it will start, on some cores, ahead of the rest of the machine.
+
+    Ahead, where the system allows it: beside other work many processes would get many shares of a core, and one process one.
+    """
+    for thread in map(int, os.listdir(f"/proc/{pid}/task")):  # noqa: PTH208
+        os.sched_setaffinity(thread, to)
+        with suppress(PermissionError):
+            os.setpriority(os.PRIO_PROCESS, thread, _NICE)
+    # Each session is an autogroup with a share of its own, in which niceness only ranks its members.
+    with suppress(OSError):
+        Path(f"/proc/{pid}/autogroup").write_text(str(_NICE))
 
 
 class Workers:

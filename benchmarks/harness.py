@@ -20,11 +20,13 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """The command line. `rounds` None: the benchmark's default; `quick`: a small version that only shows it works."""
+    """The command line. `rounds` None: the benchmark's default; `quick`: a small version that only shows it works; `more`:
+    what this benchmark alone takes."""
 
     rounds: int | None
     quick: bool
     json: bool
+    more: argparse.Namespace = field(default_factory=argparse.Namespace)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,13 +77,19 @@ def spread(values: list[float]) -> float:
     return (high - low) / 2 / middle
 
 
-def main(run: Callable[[Options], Report], description: str) -> None:
-    """Parse the command line, run, print. With `--json` nothing but the object reaches stdout."""
+def main(
+    run: Callable[[Options], Report], description: str, add: Callable[[argparse.ArgumentParser], None] | None = None
+) -> None:
+    """Parse the command line (`add` gives it more arguments), run, print. With `--json` only the object reaches stdout."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--rounds", type=int, help="interleaved rounds (default: the benchmark's own)")
     parser.add_argument("--quick", action="store_true", help="a small version, to see that it works")
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout, nothing else")
-    options = Options(**vars(parser.parse_args()))
+    if add is not None:
+        add(parser)
+    given = vars(parser.parse_args())
+    common = {name: given.pop(name) for name in ("rounds", "quick", "json")}
+    options = Options(**common, more=argparse.Namespace(**given))
     stdout, sys.stdout = sys.stdout, sys.stderr  # libraries that print must not break the object
     try:
         report = run(options)

@@ -43,7 +43,12 @@ class Size:
         )  # fmt: skip
 
 
-SIZES = {"minilm": Size(384, 6, 512, 1600, 8.0), "bert_base": Size(768, 12, 512, 240, 20.0)}
+# The width of BERT-base with few layers shows what the full depth does: ratios hardly depend on depth.
+SIZES = {
+    "bert_width": Size(768, 2, 512, 1280, 8.0),
+    "minilm": Size(384, 6, 512, 1600, 8.0),
+    "bert_base": Size(768, 12, 512, 240, 20.0),
+}
 
 
 def texts(count: int, seed: int = 0) -> list[str]:

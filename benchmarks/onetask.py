@@ -1,0 +1,107 @@
+"""A worker that serves as others do: one task a pass, first come first served, from one backbone or from a copy per task.
+
+It is the product's worker in all but two parts that are replaced here: the scheduler, and (with `--copies`) the engine.
+
+    python -m benchmarks.onetask --config FLEET.toml --broker URL [--copies FOLDER ...]
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import signal
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import uvloop
+
+from fmplex_broker.artifacts import ArtifactStore
+from fmplex_broker.errors import FmplexError
+from fmplex_broker.messages import Request
+from fmplex_broker.packages import Package
+from fmplex_broker.specs import FleetSpec, load_fleet
+from fmplex_worker import service
+from fmplex_worker.engines.encoder import EncoderEngine
+from fmplex_worker.engines.protocol import Engine, EngineInfo, Outcome, Prepared, Room
+from fmplex_worker.profile import profile
+from fmplex_worker.scheduling import CostModel, Item
+from fmplex_worker.scheduling.fifo import Fifo
+
+
+class OneTask(Fifo):
+    """Arrival order; the oldest job decides whose pass it is, and only jobs of its task join."""
+
+    def add(self, item: Item, *, front: bool = False) -> None:
+        super().add(replace(item, bucket=item.flow.vfm), front=front)
+
+
+class Copies:
+    """Many engines in one process, one of them at a time. Task `name-3` runs on the fourth."""
+
+    def __init__(self, engines: Sequence[EncoderEngine]) -> None:
+        self._engines = engines
+        self._of: dict[str, EncoderEngine] = {}
+
+    @property
+    def info(self) -> EngineInfo:
+        return replace(self._engines[0].info, memory_bytes=sum(e.info.memory_bytes for e in self._engines))
+
+    @property
+    def room(self) -> Room:
+        return min((engine.room for engine in self._engines), key=lambda room: room.units)
+
+    @property
+    def loaded(self) -> Mapping[str, int]:
+        return {digest: size for engine in self._engines for digest, size in engine.loaded.items()}
+
+    def load(self, package: Package, digest: str) -> int:
+        number = package.spec.name.rpartition("-")[2]
+        engine = self._of[digest] = self._engines[int(number) if number.isdigit() else 0]
+        return engine.load(package, digest)
+
+    def unload(self, digest: str) -> None:
+        if (engine := self._of.pop(digest, None)) is not None:
+            engine.unload(digest)
+
+    def prepare(self, batch: Sequence[tuple[str, Request]]) -> list[Prepared | FmplexError]:
+        prepared: list[Any] = [None] * len(batch)
+        for digest in {digest for digest, _ in batch}:
+            places = [i for i, (other, _) in enumerate(batch) if other == digest]
+            for i, job in zip(places, self._of[digest].prepare([batch[i] for i in places]), strict=True):
+                prepared[i] = job
+        return prepared
+
+    def step(self, prepared: Sequence[Prepared]) -> Outcome:
+        return self._of[prepared[0].digest].step(prepared)
+
+
+def engine_of(fleet: FleetSpec, copies: Sequence[Path]) -> Engine:
+    if not copies:
+        return EncoderEngine.open(fleet.backbone, fleet.worker.device)
+    specs = [fleet.backbone.model_copy(update={"model": str(folder)}) for folder in copies]
+    return Copies([EncoderEngine.open(spec, fleet.worker.device) for spec in specs])
+
+
+async def serve(url: str, fleet: FleetSpec, copies: Sequence[Path]) -> None:
+    def one_task(_name: str, cost: CostModel, budget: int) -> OneTask:
+        return OneTask(cost, budget)
+
+    service.make_scheduler = one_task  # type: ignore[attr-defined, assignment]
+    torch.set_num_threads(fleet.worker.threads or 1)
+    engine = engine_of(fleet, copies)
+    cost = profile(engine, fleet.backbone.pass_units)
+    worker = service.Worker(url, fleet.backbone, fleet.worker, engine, ArtifactStore(fleet.artifacts), cost)
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, worker.stop)
+    await worker.run()
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--config", type=Path, required=True)
+    parser.add_argument("--broker", required=True)
+    parser.add_argument("--copies", type=Path, nargs="*", default=[])
+    args = parser.parse_args()
+    uvloop.run(serve(args.broker, load_fleet(args.config), args.copies))
