@@ -1,0 +1,49 @@
+"""Makes the environments of the servers that `benchmarks.peers` compares with: one each, below .fmplex/peers.
+
+    python -m benchmarks.peers_setup [mosec litserve infinity]
+
+All versions are pinned, in `benchmarks/rivals_http/requirements-<peer>.txt`. What cannot be installed is said and left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+HOMES = Path(__file__).parents[1] / ".fmplex" / "peers"
+REQUIREMENTS = Path(__file__).parent / "rivals_http"
+PEERS = {"mosec": "mosec 0.9.8", "litserve": "litserve 0.2.19", "infinity": "infinity-emb 0.0.78"}
+
+
+def install(peer: str) -> bool:
+    """Whether the peer is there afterwards. Does nothing when its environment is complete and up to date."""
+    home, wanted = HOMES / peer, (REQUIREMENTS / f"requirements-{peer}.txt").read_text()
+    stamp = home / ".installed"
+    if stamp.exists() and stamp.read_text() == wanted:
+        return True
+    venv.create(home, clear=True, with_pip=True)
+    # --no-deps: the files name everything, and a dependency that they do not name would not be pinned.
+    command = [home / "bin" / "python", "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps"]
+    done = subprocess.run([*command, "-r", REQUIREMENTS / f"requirements-{peer}.txt"])
+    if done.returncode:
+        print(f"{peer} cannot be installed here (see above); the benchmark will leave it out", file=sys.stderr)
+        return False
+    stamp.write_text(wanted)
+    return True
+
+
+def installed(peer: str) -> bool:
+    return (HOMES / peer / ".installed").exists()
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("peers", nargs="*", default=list(PEERS), help=f"of {', '.join(PEERS)} (default: all)")
+    return 0 if all([install(peer) for peer in parser.parse_args().peers]) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

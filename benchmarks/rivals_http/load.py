@@ -1,0 +1,143 @@
+"""The load: closed-loop HTTP/1.1 clients in one process, as lean as Python allows, the same for every server.
+
+    python -m benchmarks.rivals_http.load
+
+reads one JSON object a line, `{"port", "path", "clients", "bodies"}`, sends every body once over `clients` connections that stay
+open, and answers with one line: `{"seconds", "latencies", "failed", "last"}`. `failed`: first answers that were not 200.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, cast
+
+import uvloop
+
+
+@dataclass(slots=True)
+class Round:
+    """What the connections of one round share: the requests not sent yet, and what came back."""
+
+    requests: Iterator[bytes]
+    latencies: list[float] = field(default_factory=list)
+    failed: list[str] = field(default_factory=list)
+    last: bytes = b""
+
+
+class Connection(asyncio.Protocol):
+    """One client: sends, waits for the whole answer, sends the next, until there are no more."""
+
+    def __init__(self, shared: Round) -> None:
+        self._shared = shared
+        self._buffer = bytearray()
+        self._needed = 0  # length of the whole answer; 0: its head has not arrived
+        self._sent = 0.0
+        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+
+    def send_next(self) -> None:
+        request = next(self._shared.requests, None)
+        if request is None:
+            self.done.set_result(None)
+            return
+        self._sent = time.perf_counter()
+        self._transport.write(request)
+
+    def data_received(self, data: bytes) -> None:
+        self._buffer += data
+        if not self._needed:
+            end = self._buffer.find(b"\r\n\r\n")
+            if end < 0:
+                return
+            self._needed = end + 4 + _content_length(self._buffer[:end])
+        if len(self._buffer) < self._needed:
+            return
+        self._shared.latencies.append(time.perf_counter() - self._sent)
+        if not self._buffer.startswith(b"HTTP/1.1 200"):
+            self._shared.failed.append(self._buffer[:500].decode(errors="replace"))
+        self._shared.last = bytes(self._buffer[self._buffer.find(b"\r\n\r\n") + 4 :])
+        self._buffer.clear()
+        self._needed = 0
+        self.send_next()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if not self.done.done():
+            self._shared.failed.append(f"the server closed the connection: {exc}")
+            self.done.set_result(None)
+
+    def close(self) -> None:
+        self._transport.close()
+
+
+def _content_length(head: bytearray) -> int:
+    for line in bytes(head).lower().split(b"\r\n"):
+        if line.startswith(b"content-length:"):
+            return int(line.partition(b":")[2])
+    raise ValueError(f"an answer without Content-Length: {bytes(head)!r}")
+
+
+async def _round(port: int, path: str, clients: int, bodies: list[str]) -> dict[str, Any]:
+    shared = Round(iter([_request(port, path, body.encode()) for body in bodies]))
+    loop = asyncio.get_running_loop()
+    connections = []
+    for _ in range(clients):
+        _, connection = await loop.create_connection(lambda: Connection(shared), "127.0.0.1", port)
+        connections.append(connection)
+    begun = time.perf_counter()
+    for connection in connections:
+        connection.send_next()
+    await asyncio.gather(*(connection.done for connection in connections))
+    seconds = time.perf_counter() - begun
+    for connection in connections:
+        connection.close()
+    return {
+        "seconds": seconds,
+        "latencies": shared.latencies,
+        "failed": shared.failed[:3],
+        "last": shared.last.decode(errors="replace"),
+    }
+
+
+def _request(port: int, path: str, body: bytes) -> bytes:
+    head = f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nContent-Type: application/json\r\n"
+    return head.encode() + f"Content-Length: {len(body)}\r\n\r\n".encode() + body
+
+
+class Clients:
+    """The load's process, as the benchmark holds it."""
+
+    def __init__(self) -> None:
+        command = [sys.executable, "-m", "benchmarks.rivals_http.load"]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def round(self, port: int, path: str, clients: int, bodies: list[str]) -> dict[str, Any]:
+        """Send every body once. Raises `RuntimeError` with the first answers that were errors."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        order = {"port": port, "path": path, "clients": clients, "bodies": bodies}
+        self._process.stdin.write(json.dumps(order) + "\n")
+        self._process.stdin.flush()
+        result: dict[str, Any] = json.loads(self._process.stdout.readline())
+        if result["failed"]:
+            raise RuntimeError(f"requests to port {port}{path} failed: {result['failed'][0]}")
+        return result
+
+    def __enter__(self) -> Clients:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, e: BaseException | None, tb: TracebackType | None) -> None:
+        self._process.communicate()  # closes its input: it ends
+
+
+if __name__ == "__main__":
+    for line in sys.stdin:
+        print(json.dumps(uvloop.run(_round(**json.loads(line)))), flush=True)
