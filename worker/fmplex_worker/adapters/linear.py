@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from fmplex_worker.backbones.matmul import linear_for
 from fmplex_worker.backbones.packing import current
 
 
@@ -23,7 +25,9 @@ class AdaptedLinear(nn.Module):
         segments = current().segments
         if segments.inputs:
             x = segments.scaled(self.slot, x)
-        y = functional.linear(x, self.weight, self.bias)
+        # The faster one knows no gradients, which only fitting needs.
+        linear = functional.linear if torch.is_grad_enabled() else linear_for(self.weight)
+        y = linear(x, self.weight, self.bias)
         if segments.adapters:
             segments.add(self.slot, x, y)
         return y
