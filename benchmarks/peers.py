@@ -1,7 +1,7 @@
 """MiniLM embeddings over HTTP: FMplex against mosec, infinity and LitServe, all with as many torch threads.
 
-32 closed-loop clients (one process, the same for all) send one text a request, of lognormal length. The peers serve the plain model
-with the settings that `benchmarks.rivals_http.tune` found best; before anything is timed they must give FMplex's vectors.
+32 closed-loop clients (one process, the same for all) send one text a request, of lognormal length. The peers serve the plain
+model with the settings that `benchmarks.rivals_http.tune` found best; before anything is timed they must give FMplex's vectors.
 `fmplex_plain` is one vFM, `fmplex_loras` the same requests spread over 16 vFMs with a LoRA each.
 
     python -m benchmarks.peers_setup            (once: the peers' environments, below .fmplex/peers)

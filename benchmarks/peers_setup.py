@@ -42,7 +42,8 @@ def installed(peer: str) -> bool:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("peers", nargs="*", default=list(PEERS), help=f"of {', '.join(PEERS)} (default: all)")
-    return 0 if all([install(peer) for peer in parser.parse_args().peers]) else 1
+    installed = [install(peer) for peer in parser.parse_args().peers]  # each, whatever became of the others
+    return 0 if all(installed) else 1
 
 
 if __name__ == "__main__":

@@ -173,9 +173,7 @@ def fmplex(folder: Path, loras: int, threads: int, pass_units: int) -> Iterator[
 def _write_package(folder: Path, seed: int) -> None:
     """A LoRA of random weights on query and value, large enough to change the vectors."""
     (folder / "adapter").mkdir(parents=True)
-    (folder / "vfm.toml").write_text(
-        f'name = "{folder.name}"\nbackbone = "minilm"\n[head]\nkind = "embedding"\n'
-    )
+    (folder / "vfm.toml").write_text(f'name = "{folder.name}"\nbackbone = "minilm"\n[head]\nkind = "embedding"\n')
     rng = np.random.default_rng(seed)
     tensors = {}
     for layer in range(LAYERS):

@@ -16,13 +16,21 @@ from benchmarks.rivals_http.load import Clients
 from benchmarks.rivals_http.servers import Server, Tuning
 from benchmarks.rivals_http.texts import texts
 
-_BATCHES = [Tuning(1), Tuning(2), Tuning(8, part=2), Tuning(16, part=2), *(Tuning(32, part=n) for n in (1, 2, 4, 8, 32))]
+_BATCHES = [
+    Tuning(1),
+    Tuning(2),
+    Tuning(8, part=2),
+    Tuning(16, part=2),
+    *(Tuning(32, part=n) for n in (1, 2, 4, 8, 32)),
+]
 _ONNX = ("--engine", "optimum", "--pooling-method", "mean")
 CANDIDATES: dict[str, list[Tuning]] = {
     "mosec": [*_BATCHES, Tuning(32, wait_ms=5, part=2)],
     "litserve": [*_BATCHES, Tuning(32, wait_ms=5, part=2)],
     "infinity": [
-        Tuning(n, flags=(flag,)) for flag in ("--bettertransformer", "--no-bettertransformer") for n in (2, 4, 8, 16, 32)
+        Tuning(n, flags=(flag,))
+        for flag in ("--bettertransformer", "--no-bettertransformer")
+        for n in (2, 4, 8, 16, 32)
     ],
     "infinity_onnx": [Tuning(n, flags=_ONNX) for n in (1, 2, 4, 8, 16, 32)],
     "fmplex": [Tuning(n) for n in (256, 512, 1024, 2048)],  # tokens a pass
@@ -43,15 +51,18 @@ def main() -> None:
     args = parser.parse_args()
     bodies = [servers.body("minilm", text) for text in texts(servers.model_folder(), args.requests)[0]]
     for tuning in CANDIDATES[args.name]:
-        with tempfile.TemporaryDirectory() as folder, Clients() as clients:
-            with _open(args.name, tuning, Path(folder)) as server:
-                rounds = []
-                for _ in range(args.rounds + 1):
-                    before = server.cpu_s()
-                    seconds = clients.round(server.port, servers.PATH, 32, bodies)["seconds"]
-                    rounds.append((args.requests / seconds, 1000 * (server.cpu_s() - before) / args.requests))
-                rate, cpu = (statistics.median(values) for values in zip(*rounds[1:], strict=True))
-                print(f"{args.name} {tuning}: {rate:.1f} requests/s, {cpu:.1f} ms CPU each", flush=True)
+        with (
+            tempfile.TemporaryDirectory() as folder,
+            Clients() as clients,
+            _open(args.name, tuning, Path(folder)) as server,
+        ):
+            rounds = []
+            for _ in range(args.rounds + 1):
+                before = server.cpu_s()
+                seconds = clients.round(server.port, servers.PATH, 32, bodies)["seconds"]
+                rounds.append((args.requests / seconds, 1000 * (server.cpu_s() - before) / args.requests))
+            rate, cpu = (statistics.median(values) for values in zip(*rounds[1:], strict=True))
+            print(f"{args.name} {tuning}: {rate:.1f} requests/s, {cpu:.1f} ms CPU each", flush=True)
 
 
 if __name__ == "__main__":
