@@ -32,7 +32,7 @@ check: setup
 
 bench: setup
 	mkdir -p benchmarks/results
-	for name in adapters broker; do $(BIN)/python -m benchmarks.$$name --json > benchmarks/results/$$name.json || exit 1; done
+	for name in adapters broker overhead residency sharing peers; do $(BIN)/python -m benchmarks.$$name --json > benchmarks/results/$$name.json || exit 1; done
 
 up: setup
 	$(BIN)/fmplex up
