@@ -5,7 +5,7 @@ one core with one thread each (the device); broker and client have the other cor
 `ratios`: FMplex / rival. `latency_*`: mean, open loop, both at 90 % of the rival's own maximum rate (in `samples` also p50,
 p99, and at 50 %). `max_rate_*`: jobs a second when all wait from the beginning. `memory_*`: unique memory (USS).
 
-    python -m benchmarks.sharing [--json] [--rounds N] [--quick] [--backbone NAME] [--seconds S] [--plot FILE.png]
+    python -m benchmarks.sharing [--json] [--rounds N] [--quick] [--backbone NAME] [--seconds S]
 """
 
 from __future__ import annotations
@@ -205,12 +205,7 @@ def run(options: Options) -> Report:
         ratios[f"max_rate_vs_{rival}"] = ratio(samples, f"max_rate_ours_vs_{rival}_per_s", f"max_rate_{rival}_per_s")
     for key, rival in (("memory_vs_copies", "processes"), ("memory_vs_colocated", "colocated")):
         ratios[key] = ratio(samples, f"memory_ours_vs_{rival}_bytes", f"memory_{rival}_bytes")
-    report = Report("sharing", ratios, samples, _config(plan, more.backbone, bench), cpu_name())
-    if more.plot is not None:
-        from benchmarks.sharing_plot import draw
-
-        draw(report, more.plot)
-    return report
+    return Report("sharing", ratios, samples, _config(plan, more.backbone, bench), cpu_name())
 
 
 def _config(plan: Plan, backbone: str, bench: Bench) -> dict[str, Any]:
@@ -233,7 +228,6 @@ def _config(plan: Plan, backbone: str, bench: Bench) -> dict[str, Any]:
 def _arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--backbone", choices=list(SIZES), default="bert_width", help="shape of the backbone")
     parser.add_argument("--seconds", type=float, help="length of one run of arrivals")
-    parser.add_argument("--plot", type=Path, help="draw the bars into this PNG")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,105 @@
+"""Draws what the benchmarks printed: `python -m benchmarks.plot benchmarks/results/*.json --out docs/img`.
+
+One picture a benchmark, one panel a question, one bar a way to do it: the median over the rounds, and a dot for each round.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import matplotlib as mpl
+
+mpl.use("Agg")
+from matplotlib import pyplot as plt  # after the backend is chosen
+
+_OURS, _OTHERS = "#2f6fde", "#b0b7c3"
+
+
+class Panel(NamedTuple):
+    """`bars`: label → sample; those whose label begins with "FMplex" are ours. Values are multiplied with `factor`."""
+
+    title: str
+    bars: Mapping[str, str]
+    factor: float = 1.0
+
+
+_RIVALS = {"process a task": "processes", "copy a task": "colocated", "one task a pass": "one_at_a_time"}
+
+
+def _against(title: str, theirs: str, ours: str, factor: float = 1.0) -> Panel:
+    """Each rival, and FMplex under the same load."""
+    bars: dict[str, str] = {}
+    for label, rival in _RIVALS.items():
+        bars |= {label: theirs.format(rival), f"FMplex vs {label}": ours.format(rival)}
+    return Panel(title, bars, factor)
+
+
+PANELS: dict[str, tuple[Panel, ...]] = {
+    "sharing": (
+        _against("mean latency at 50 %, ms", "latency_50_{}_mean_s", "latency_50_ours_vs_{}_mean_s", 1e3),
+        _against("mean latency at 90 %, ms", "latency_90_{}_mean_s", "latency_90_ours_vs_{}_mean_s", 1e3),
+        _against("maximum rate, jobs/s", "max_rate_{}_per_s", "max_rate_ours_vs_{}_per_s"),
+        _against("unique memory, MiB", "memory_{}_bytes", "memory_ours_vs_{}_bytes", 2.0**-20),
+    ),
+    "overhead": (
+        Panel("BERT-base, jobs/s", {"bare loop": "bert_base_bare_per_s", "FMplex worker": "bert_base_worker_per_s"}),
+        Panel("MiniLM, jobs/s", {"bare loop": "minilm_bare_per_s", "FMplex worker": "minilm_worker_per_s"}),
+    ),
+    "residency": (
+        Panel("jobs/s", {"all resident": "resident_jobs_per_s", "FMplex, room for 100": "budget_jobs_per_s"}),
+        Panel("p50 of resident vFMs, ms", {"all resident": "resident_p50_ms", "FMplex, room for 100": "budget_p50_ms"}),
+        Panel("p99 of resident vFMs, ms", {"all resident": "resident_p99_ms", "FMplex, room for 100": "budget_p99_ms"}),
+    ),
+    "peers": (
+        Panel(
+            "requests/s",
+            {
+                "LitServe": "litserve_requests_per_s", "infinity": "infinity_requests_per_s", "mosec": "mosec_requests_per_s",
+                "FMplex": "fmplex_plain_requests_per_s", "FMplex, 16 LoRAs": "fmplex_loras_requests_per_s",
+            },
+        ),
+    ),
+}  # fmt: skip
+
+
+def draw(result: dict[str, Any], path: Path) -> None:
+    panels = PANELS[result["benchmark"]]
+    figure, every = plt.subplots(1, len(panels), figsize=(4.4 * len(panels), 3.2), layout="constrained", squeeze=False)
+    for axes, panel in zip(every[0], panels, strict=True):
+        found = {label: result["samples"].get(name) for label, name in panel.bars.items()}
+        shown = {label: [v * panel.factor for v in values] for label, values in found.items() if values}
+        medians = [statistics.median(values) for values in shown.values()]
+        colours = [_OURS if label.startswith("FMplex") else _OTHERS for label in shown]
+        bars = axes.barh(list(shown), medians, color=colours)
+        for place, values in enumerate(shown.values()):
+            axes.plot(values, [place] * len(values), ".", color="#222222", markersize=3)
+        axes.bar_label(bars, fmt="%.3g", fontsize=8, padding=3)
+        axes.set_title(panel.title, fontsize=10)
+        axes.tick_params(labelsize=8)
+        axes.invert_yaxis()
+        axes.margins(x=0.18)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.suptitle(f"{result['benchmark']} on {result['device']}", fontsize=9)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Draw what the benchmarks printed.")
+    parser.add_argument("results", type=Path, nargs="+", help="JSON files (`make bench` writes them)")
+    parser.add_argument("--out", type=Path, default=Path("docs/img"), help="folder for the pictures")
+    args = parser.parse_args()
+    for path in args.results:
+        result = json.loads(path.read_text())
+        if result["benchmark"] in PANELS:
+            draw(result, args.out / f"{path.stem}.png")
+
+
+if __name__ == "__main__":
+    main()
