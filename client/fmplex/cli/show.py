@@ -15,7 +15,7 @@ from fmplex_broker.tensors import Tensor
 def vfms_table(vfms: list[dict[str, Any]], total: int) -> None:
     table = Table(box=None, header_style="bold")
     for column in ("vFM", "backbone", "head", "version", "status"):
-        table.add_column(column)
+        table.add_column(column, no_wrap=True)  # one line a vFM; `vfms show` tells an error in full
     for column in ("weight", "max pending", "rate"):
         table.add_column(column, justify="right")
     for v in vfms:
