@@ -8,12 +8,14 @@ All versions are pinned, in `benchmarks/rivals_http/requirements-<peer>.txt`. Wh
 from __future__ import annotations
 
 import argparse
+import os
 import subprocess
 import sys
 import venv
 from pathlib import Path
 
-HOMES = Path(__file__).parents[1] / ".fmplex" / "peers"
+from benchmarks.rivals_http.servers import HOMES, ROOT, model_folder
+
 REQUIREMENTS = Path(__file__).parent / "rivals_http"
 PEERS = {"mosec": "mosec 0.9.8", "litserve": "litserve 0.2.19", "infinity": "infinity-emb 0.0.78"}
 
@@ -27,23 +29,22 @@ def install(peer: str) -> bool:
     venv.create(home, clear=True, with_pip=True)
     # --no-deps: the files name everything, and a dependency that they do not name would not be pinned.
     command = [home / "bin" / "python", "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps"]
-    done = subprocess.run([*command, "-r", REQUIREMENTS / f"requirements-{peer}.txt"])
-    if done.returncode:
+    done = subprocess.run([*command, "-r", REQUIREMENTS / f"requirements-{peer}.txt"]).returncode
+    if not done and peer == "infinity":
+        export = [home / "bin" / "python", "-m", "benchmarks.rivals_http.export_onnx", model_folder(), home / "onnx"]
+        done = subprocess.run(export, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}).returncode
+    if done:
         print(f"{peer} cannot be installed here (see above); the benchmark will leave it out", file=sys.stderr)
         return False
     stamp.write_text(wanted)
     return True
 
 
-def installed(peer: str) -> bool:
-    return (HOMES / peer / ".installed").exists()
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("peers", nargs="*", default=list(PEERS), help=f"of {', '.join(PEERS)} (default: all)")
-    installed = [install(peer) for peer in parser.parse_args().peers]  # each, whatever became of the others
-    return 0 if all(installed) else 1
+    done = [install(peer) for peer in parser.parse_args().peers]
+    return 0 if all(done) else 1
 
 
 if __name__ == "__main__":

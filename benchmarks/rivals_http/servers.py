@@ -42,20 +42,33 @@ class Tuning:
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """A server that answers. `processes`: the roots of everything that it runs."""
+    """A server that answers. `processes`: the roots of everything that it runs; `leased`: standing still would end it."""
 
     name: str
     port: int
     processes: tuple[psutil.Process, ...]
+    leased: bool = False
+
+    def tree(self) -> list[psutil.Process]:
+        return [process for root in self.processes for process in (root, *root.children(recursive=True))]
 
     def cpu_s(self) -> float:
         """CPU seconds that all its processes have used so far."""
-        total = 0.0
-        for root in self.processes:
-            for process in (root, *root.children(recursive=True)):
-                times = process.cpu_times()
-                total += times.user + times.system
-        return total
+        return sum(times.user + times.system for times in (process.cpu_times() for process in self.tree()))
+
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        """Runs until the block ends, and stands still afterwards: some peers poll when idle, on the cores of the others."""
+        for process in self.tree():
+            process.resume()
+        try:
+            yield
+        finally:
+            self.pause()
+
+    def pause(self) -> None:
+        for process in () if self.leased else self.tree():
+            process.suspend()
 
 
 def model_folder() -> Path:
@@ -89,7 +102,9 @@ def peer(name: str, tuning: Tuning, threads: int, logs: Path) -> Iterator[Server
         process = subprocess.Popen(command, env=environment, stdout=out, stderr=out, start_new_session=True)
     try:
         _wait(process, port, log)
-        yield Server(name, port, (psutil.Process(process.pid),))
+        server = Server(name, port, (psutil.Process(process.pid),))
+        server.pause()
+        yield server
     finally:
         _end(process)
 
@@ -125,6 +140,8 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     """Ask, then kill the whole session: some peers leave workers behind."""
     children = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
     process.terminate()
+    for one in (process, *children):
+        one.send_signal(signal.SIGCONT)
     try:
         process.wait(10)
     except subprocess.TimeoutExpired:
@@ -167,7 +184,7 @@ def fmplex(folder: Path, loras: int, threads: int, pass_units: int) -> Iterator[
         client.vfms.deploy(VfmSpec(name="minilm", backbone="minilm", head=Embedding()))
         for i in range(loras):
             client.vfms.deploy(packages / f"lora-{i}")
-        yield Server("fmplex", int(fleet.gateway_url.rpartition(":")[2]), started)
+        yield Server("fmplex", int(fleet.gateway_url.rpartition(":")[2]), started, leased=True)
 
 
 def _write_package(folder: Path, seed: int) -> None:

@@ -32,8 +32,8 @@ CANDIDATES: dict[str, list[Tuning]] = {
         for flag in ("--bettertransformer", "--no-bettertransformer")
         for n in (2, 4, 8, 16, 32)
     ],
-    "infinity_onnx": [Tuning(n, flags=_ONNX) for n in (1, 2, 4, 8, 16, 32)],
-    "fmplex": [Tuning(n) for n in (256, 512, 1024, 2048)],  # tokens a pass
+    "infinity_onnx": [Tuning(n, flags=_ONNX) for n in (1, 2, 3, 4, 8, 16)],
+    "fmplex": [Tuning(n) for n in (320, 512, 640, 1024, 2048)],  # tokens a pass
 }
 
 
@@ -50,19 +50,21 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
     bodies = [servers.body("minilm", text) for text in texts(servers.model_folder(), args.requests)[0]]
-    for tuning in CANDIDATES[args.name]:
-        with (
-            tempfile.TemporaryDirectory() as folder,
-            Clients() as clients,
-            _open(args.name, tuning, Path(folder)) as server,
-        ):
-            rounds = []
-            for _ in range(args.rounds + 1):
-                before = server.cpu_s()
-                seconds = clients.round(server.port, servers.PATH, 32, bodies)["seconds"]
-                rounds.append((args.requests / seconds, 1000 * (server.cpu_s() - before) / args.requests))
-            rate, cpu = (statistics.median(values) for values in zip(*rounds[1:], strict=True))
-            print(f"{args.name} {tuning}: {rate:.1f} requests/s, {cpu:.1f} ms CPU each", flush=True)
+    with tempfile.TemporaryDirectory() as folder, Clients() as clients:
+        for number, tuning in enumerate(CANDIDATES[args.name]):
+            logs = Path(folder) / str(number)
+            logs.mkdir()
+            with _open(args.name, tuning, logs) as server, server.turn():
+                rounds = [_measure(server, clients, bodies) for _ in range(args.rounds + 1)][1:]
+            rate, cpu_ms = (statistics.median(values) for values in zip(*rounds, strict=True))
+            print(f"{args.name} {tuning}: {rate:.1f} requests/s, {cpu_ms:.1f} ms CPU each", flush=True)
+
+
+def _measure(server: Server, clients: Clients, bodies: list[str]) -> tuple[float, float]:
+    """Requests a second, and milliseconds of CPU a request."""
+    before = server.cpu_s()
+    seconds = clients.round(server.port, servers.PATH, 32, bodies)["seconds"]
+    return len(bodies) / seconds, 1000 * (server.cpu_s() - before) / len(bodies)
 
 
 if __name__ == "__main__":
