@@ -2,7 +2,7 @@
 
 32 closed-loop clients (one process, the same for all) send one text a request, of lognormal length. All have the settings that
 `benchmarks.rivals_http.tune` found best, and before anything is timed the peers must give FMplex's vectors. `infinity` is
-its torch engine with BetterTransformer (no padding), `infinity_onnx` its ONNX Runtime, which its makers advise for CPUs.
+its torch engine with BetterTransformer (no padding), `infinity_onnx` its ONNX Runtime engine.
 `fmplex_plain` is one vFM, `fmplex_loras` the same requests spread over 16 vFMs with a LoRA each.
 
     python -m benchmarks.peers_setup            (once: the peers' environments, below .fmplex/peers)

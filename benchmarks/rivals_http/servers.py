@@ -173,10 +173,9 @@ def fmplex(folder: Path, loras: int, threads: int, pass_units: int) -> Iterator[
     for i in range(loras):
         _write_package(packages / f"lora-{i}", seed=i)
     config = folder / "fleet.toml"
-    roots = f"roots = [{json.dumps(str(packages))}]\n"  # until worker.roots is gone
     config.write_text(
         f'broker = "embedded"\n[backbone]\nname = "minilm"\nmodel = "{MODEL}"\nmax_tokens = 256\n'
-        f"pass_units = {pass_units}\n[worker]\nthreads = {threads}\n{roots}"
+        f"pass_units = {pass_units}\n[worker]\nthreads = {threads}\n"
     )
     before = set(psutil.Process().children())
     with LocalFleet(config, port=0, data=folder / "data") as fleet, Client(fleet.gateway_url) as client:

@@ -1,7 +1,7 @@
 """Which library multiplies on the CPU.
 
-torch's own linear calls MKL, which on AMD processors runs at about half of oneDNN's speed (EPYC, one thread, 640 tokens of
-MiniLM's linears: 100 against 230 GFLOP/s). torch brings both along, so whichever is faster here is taken.
+torch's own linear calls MKL, which on AMD processors runs at about half of oneDNN's speed (EPYC, one thread,
+MiniLM's linears: 90-115 against 190-250 GFLOP/s). torch brings both along, so whichever is faster here is taken.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from torch.nn import functional
 Linear = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 _ROWS, _INNER, _OUTER = 128, 384, 1536  # small enough to take milliseconds, large enough to tell
 _TRIES = 5
+_STEP = 32  # rows
 _BETTER = 1.1  # oneDNN must be this much faster: of two alike, torch's own
 
 
@@ -42,8 +43,17 @@ def _fastest(threads: int) -> Linear:
 
 
 def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """x `[1, rows, in]` → `[1, rows, out]`.
+
+    oneDNN compiles and keeps a kernel for every number of rows, about 0.4 MB each: in steps of `_STEP` there are few of them.
+    """
+    if x.ndim != 3:  # not the packed row
+        return functional.linear(x, weight, bias)
+    rows = x.shape[1]
+    if more := -rows % _STEP:
+        x = functional.pad(x, (0, 0, 0, more))
     y: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
-    return y
+    return y[:, :rows]
 
 
 def _seconds(linear: Linear, x: Tensor, weight: Tensor, bias: Tensor) -> float:
