@@ -110,9 +110,10 @@ def test_memory_comes_back_when_vfms_are_removed(tmp_path: Path) -> None:
     large = write_many(tmp_path / "packages", 12, rank=64)
     assert large[0].nbytes > 10 * MIB
     with site(tmp_path, "[worker.residency]\nhost_bytes = 0") as (url, _), Client(url) as client:
-        # What the first passes of any kind keep is not the versions'.
+        # What the first pass of any size keeps (kernels, scratch memory) is not the versions'.
         client.vfms.deploy(large[0])
-        client.infer(large[0].spec.name, [TEXT] * 32)
+        for texts in range(1, 33):
+            client.infer(large[0].spec.name, [TEXT] * texts)
         client.vfms.remove(large[0].spec.name)
         until(lambda: metric(url, "fmplex_residency_bytes", tier="device") == 0, "nothing is resident")
         before = metric(url, "fmplex_worker_memory_bytes")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from textwrap import shorten
 from typing import Any
 
 from rich.markup import escape
@@ -11,16 +12,18 @@ from rich.table import Table
 from fmplex.cli.common import out
 from fmplex_broker.tensors import Tensor
 
+_REASON = 48  # characters of why a version was refused; `vfms show` tells all of it
+
 
 def vfms_table(vfms: list[dict[str, Any]], total: int) -> None:
     table = Table(box=None, header_style="bold")
     for column in ("vFM", "backbone", "head", "version", "status"):
-        table.add_column(column, no_wrap=True)  # one line a vFM; `vfms show` tells an error in full
+        table.add_column(column, no_wrap=True)
     for column in ("weight", "max pending", "rate"):
         table.add_column(column, justify="right")
     for v in vfms:
         limits = v["limits"] or {}
-        why = f" ({v['error']['message']})" if v["error"] else ""
+        why = f" ({shorten(v['error']['message'], _REASON)})" if v["error"] else ""
         table.add_row(
             v["name"], v["backbone"], _heads(v), v["version"] or "-", v["status"] + escape(why),
             f"{v['weight'] or 0:g}", str(limits.get("max_pending", "-")), f"{limits['rate']:g}" if limits.get("rate") else "-",
