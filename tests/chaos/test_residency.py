@@ -106,31 +106,25 @@ def _bytes(url: str) -> tuple[float, float]:
 
 
 def test_memory_comes_back_when_vfms_are_removed(tmp_path: Path) -> None:
-    """Of a dozen LoRAs of 10 MiB all but a tenth comes back, and of what the worker counts everything."""
+    """A dozen LoRAs of 10 MiB are removed: the process gives back four fifths of them at least, and counts none of them any more."""
     large = write_many(tmp_path / "packages", 12, rank=64)
     assert large[0].nbytes > 10 * MIB
     with site(tmp_path, "[worker.residency]\nhost_bytes = 0") as (url, _), Client(url) as client:
-        # What the first pass of any size keeps (kernels, scratch memory) is not the versions'.
-        client.vfms.deploy(large[0])
-        for texts in range(1, 33):
-            client.infer(large[0].spec.name, [TEXT] * texts)
-        client.vfms.remove(large[0].spec.name)
-        until(lambda: metric(url, "fmplex_residency_bytes", tier="device") == 0, "nothing is resident")
-        before = metric(url, "fmplex_worker_memory_bytes")
         for package in large:
             client.vfms.deploy(package)
             client.infer(package.spec.name, [TEXT] * 32)
         until(lambda: resident(url) == len(large), "all are resident")
         held = metric(url, "fmplex_residency_bytes", tier="device")
         assert held >= len(large) * 10 * MIB
-        until(lambda: metric(url, "fmplex_worker_memory_bytes") >= before + 0.9 * held, "they take memory")
+        until(lambda: metric(url, "fmplex_worker_memory_bytes") >= held, "they take memory")
+        full = metric(url, "fmplex_worker_memory_bytes")
         for package in large:
             client.vfms.remove(package.spec.name)
         until(lambda: metric(url, "fmplex_residency_bytes", tier="device") == 0, "nothing is resident")
         assert resident(url) == 0
         until(
-            lambda: metric(url, "fmplex_worker_memory_bytes") <= before + 0.1 * held,
-            f"memory is back at {before / MIB:.0f} MiB, give or take a tenth of {held / MIB:.0f} MiB",
+            lambda: metric(url, "fmplex_worker_memory_bytes") <= full - 0.8 * held,
+            f"of {full / MIB:.0f} MiB most of {held / MIB:.0f} MiB has come back",
             30,
         )
 

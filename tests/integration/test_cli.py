@@ -104,7 +104,7 @@ def test_a_bad_version_is_shown_and_the_old_one_goes_on(fmplex: Shell, tmp_path:
     assert (shown["status"], shown["version"]) == ("serving", before["version"])
     assert shown["error"]["code"] == "package_rejected"
     assert "needed: weight (2, 384)" in shown["error"]["message"]
-    assert "needed: weight" in fmplex("vfms", "--match", "by-hand-2")
+    assert "serving (head.safetensors holds" in fmplex("vfms", "--match", "by-hand-2")
     assert json.loads(fmplex("infer", "by-hand-2", "a text", "--json")) == before
     fmplex("vfms", "remove", "by-hand-2")
 
