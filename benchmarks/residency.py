@@ -202,6 +202,8 @@ async def _run(options: Options) -> Report:
                 "version_bytes": fleet.version_bytes, "callers": _CALLERS, "load": _LOAD, "rounds": rounds,
                 "resident_versions": {name: w.residency.versions for name, w in workers.items()},
                 "device_bytes": {name: w.residency.device_bytes for name, w in workers.items()},
+                "device_seconds": {name: w.busy_s for name, w in workers.items()},
+                "tokens_per_pass": {name: w.pass_units / max(1, w.passes) for name, w in workers.items()},
                 "loads": loads.loads, "mean_load_ms": 1000 * loads.load_s / max(1, sum(loads.loads.values()))},
         device=cpu_name(),
     )  # fmt: skip

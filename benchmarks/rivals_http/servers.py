@@ -19,7 +19,8 @@ from safetensors.numpy import save_file
 
 from fmplex import Client
 from fmplex.local import LocalFleet
-from fmplex_broker.specs import Embedding, VfmSpec, locate_model
+from fmplex_broker.heads import Embedding
+from fmplex_broker.specs import VfmSpec, locate_model
 from fmplex_broker.streams.embedded import free_port
 
 ROOT = Path(__file__).parents[2]

@@ -4,24 +4,32 @@ from __future__ import annotations
 
 import ctypes
 import sys
+import time
 from collections.abc import Callable
 
-_WORTH_BYTES = 8 << 20
+_WORTH_BYTES, _MOST_BYTES = 8 << 20, 1 << 30
+_QUIET_S = 2.0
 
 
 class Trimmer:
-    """glibc keeps what is freed; after many bytes have been, it is asked to give them back. Elsewhere: nothing to do."""
+    """glibc keeps what is freed; after many bytes have been, it is asked to give them back. Elsewhere: nothing to do.
+
+    While versions come and go it is left alone: they take the same memory in turn, and giving it back costs every pass time.
+    """
 
     def __init__(self) -> None:
         self._freed = 0
+        self._last = 0.0
         self._malloc_trim = _malloc_trim()
 
     def freed(self, nbytes: int) -> None:
         self._freed += nbytes
+        self._last = time.monotonic()
 
     def trim(self) -> None:
         """Milliseconds; any thread."""
-        if self._freed >= _WORTH_BYTES and self._malloc_trim is not None:
+        quiet = time.monotonic() > self._last + _QUIET_S or self._freed >= _MOST_BYTES
+        if self._freed >= _WORTH_BYTES and quiet and self._malloc_trim is not None:
             self._freed = 0
             self._malloc_trim(0)
 
