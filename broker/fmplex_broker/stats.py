@@ -85,7 +85,7 @@ class ResidencyStats:
 @dataclass(slots=True)
 class WorkerStats:
     """One worker. Counters since its start. `memory_bytes`: unique memory of the process; `device_bytes`: on the accelerator;
-    `backbone_bytes`: weights of the shared backbone. `vfms`: those on which something happened in the last minutes."""
+    `backbone_bytes`: weights of the shared backbone. `vfms`: the few hundred on which something happened last."""
 
     worker: str
     backbone: str

@@ -13,8 +13,7 @@ from fmplex_broker.stats import ResidencyStats, VfmStats, WorkerStats, bucket_of
 from fmplex_worker.engines.protocol import EngineInfo
 from fmplex_worker.scheduling import Share
 
-_LATELY_S = 120.0
-_MOST = 1000  # vFMs that a worker tells of
+_MOST = 500  # vFMs that a worker tells of
 
 
 class Meter:
@@ -23,15 +22,14 @@ class Meter:
     def __init__(self, engine: EngineInfo) -> None:
         self._process = psutil.Process()
         self._started = time.monotonic()
-        self._vfms: dict[str, tuple[VfmStats, float]] = {}  # with when it was last heard of, oldest first
+        self._vfms: dict[str, VfmStats] = {}  # last heard of last
         self.stats = WorkerStats("", engine.name, engine.device, os.getpid(), socket.gethostname())
         self.stats.backbone_bytes = engine.memory_bytes
 
     def _vfm(self, name: str) -> VfmStats:
         """Its counters; it becomes the one that was last heard of."""
-        found, _ = self._vfms.pop(name, (None, 0.0))
-        stats = found or VfmStats()
-        self._vfms[name] = stats, time.monotonic()
+        stats = self._vfms.pop(name, None) or VfmStats()
+        self._vfms[name] = stats
         return stats
 
     def answered(self, vfm: str, *, failed: bool, latency_ms: float) -> None:
@@ -64,17 +62,16 @@ class Meter:
     def snapshot(
         self, worker: str, *, held: int, residency: ResidencyStats, shares: dict[str, Share], cost_error: float
     ) -> WorkerStats:
-        """The counters as they stand, with what the scheduler knows of each vFM on which anything happened lately: thousands that
-        ran once need no word every second."""
+        """The counters as they stand, with what the scheduler knows of the vFMs on which anything happened last: thousands need
+        no word every second."""
         s = self.stats
         s.worker, s.held, s.cost_error, s.residency = worker, held, cost_error, residency
         s.uptime_s = time.monotonic() - self._started
         for gone in self._vfms.keys() - shares.keys():
             del self._vfms[gone]  # removed: its counters have been seen
-        old = time.monotonic() - _LATELY_S
-        lately = [name for name, (_, at) in self._vfms.items() if at > old][-_MOST:]
+        lately = list(self._vfms)[-_MOST:]
         for name in lately:
-            share, vfm = shares[name], self._vfms[name][0]
+            share, vfm = shares[name], self._vfms[name]
             vfm.weight, vfm.charged_s, vfm.deficit_s = share.weight, share.charged, share.deficit
-        s.vfms = {name: self._vfms[name][0] for name in lately}
+        s.vfms = {name: self._vfms[name] for name in lately}
         return s
