@@ -20,7 +20,6 @@ _MSGPACK = "application/msgpack"
 _MARGIN_S = 10.0  # the gateway answers by the deadline; the connection must outlive that
 _LONGEST_S = 86_400.0
 _POOLS, _CONNECTIONS = 32, 32
-_PAGE = 1000  # vFMs a page, at most
 
 
 class HttpTransport:
@@ -114,7 +113,7 @@ class HttpTransport:
         return list((await self._send("POST", "/v1/artifacts/prune"))["pruned"])
 
     async def page(self, match: str, limit: int, after: str) -> tuple[list[dict[str, Any]], int]:
-        query = urlencode({"match": match, "limit": min(limit, _PAGE), "after": after})
+        query = urlencode({"match": match, "limit": limit, "after": after})
         got = await self._send("GET", f"/v1/vfms?{query}")
         return list(got["vfms"]), int(got["total"])
 

@@ -8,6 +8,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from fmplex_broker.archive import MEDIA_TYPE, unpack
+from fmplex_broker.deployments import VfmStatus
 from fmplex_broker.errors import InvalidInput
 from fmplex_broker.packages import Package, bare
 from fmplex_broker.specs import VfmChange
@@ -28,6 +29,12 @@ async def _package(request: Request) -> Package:
     limit: int = request.app.state.spec.max_package_bytes
     blob = await read_body(request, limit)
     return await asyncio.to_thread(unpack, blob)
+
+
+def _changed(session: Session, status: VfmStatus) -> Response:
+    """What this gateway has cached of the vFM is old."""
+    session.forget(status.name)
+    return json_response(status.describe())
 
 
 @router.get("/v1/vfms")
@@ -59,8 +66,7 @@ async def change(name: str, request: Request) -> Response:
     """Weight, limits and SLO, at once."""
     session: Session = request.app.state.session
     status = await session.registry.change(name, await parse_body(request, VfmChange, _MAX_BODY))
-    session.forget(name)
-    return json_response(status.describe())
+    return _changed(session, status)
 
 
 @router.post("/v1/vfms/{name}/versions")
@@ -70,8 +76,7 @@ async def offer(name: str, request: Request) -> Response:
     deployer: Deployer = request.app.state.deployer
     await session.registry.find(name)  # before megabytes are read
     status = await deployer.update(name, await _package(request))
-    session.forget(name)
-    return json_response(status.describe())
+    return _changed(session, status)
 
 
 @router.post("/v1/vfms/{name}/rollback")
@@ -80,8 +85,7 @@ async def roll_back(name: str, request: Request) -> Response:
     session: Session = request.app.state.session
     deployer: Deployer = request.app.state.deployer
     status = await deployer.roll_back(name, (await parse_body(request, RollBackBody, _MAX_BODY)).version)
-    session.forget(name)
-    return json_response(status.describe())
+    return _changed(session, status)
 
 
 @router.delete("/v1/vfms/{name}")

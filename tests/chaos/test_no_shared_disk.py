@@ -125,10 +125,11 @@ def test_while_the_store_is_away_residents_serve_and_others_say_why(far: Far) ->
     far.answers(first)
 
 
-def _serves(far: Far, name: str) -> bool:
+def _serves(far: Far, name: str, until_then: type[Exception]) -> bool:
+    """Whether it answers; `until_then` is the one error that it may give instead."""
     try:
         far.answers(name)
-    except Unavailable:
+    except until_then:
         return False
     return True
 
@@ -166,15 +167,7 @@ def test_a_tampered_artifact_is_refused_and_others_go_on(far: Far, what: str) ->
         assert not (far.cache / far.artifact(first).name).exists(), "it is not kept"
     finally:
         far.artifact(first).write_bytes(genuine)
-    until(lambda: _mended(far, first), "it serves again once it is mended", 20)
-
-
-def _mended(far: Far, name: str) -> bool:
-    try:
-        far.answers(name)
-    except PackageRejected:
-        return False
-    return True
+    until(lambda: _serves(far, first, PackageRejected), "it serves again once it is mended", 20)
 
 
 def test_a_torn_file_in_the_cache_is_fetched_again(far: Far) -> None:
@@ -196,7 +189,7 @@ def test_a_version_that_the_store_has_lost_is_named(far: Far) -> None:
     with pytest.raises(PackageRejected, match=f"version {far.packages[first].digest} is not in the artifact store"):
         far.client.infer(first, TEXT)
     far.artifact(first).write_bytes(genuine)
-    until(lambda: _mended(far, first), "it serves again once it is there", 20)
+    until(lambda: _serves(far, first, PackageRejected), "it serves again once it is there", 20)
 
 
 @pytest.mark.parametrize("code", [500, 403])
@@ -226,4 +219,4 @@ def test_a_store_that_answers_with_an_error_is_unavailable(far: Far, code: int) 
             failing.shutdown()
             thread.join()
             failing.server_close()
-    until(lambda: _serves(far, first), "it serves again", 20)
+    until(lambda: _serves(far, first, Unavailable), "it serves again", 20)
