@@ -22,12 +22,13 @@ from tests.integration.fleets import frozen
 
 
 async def test_both_workers_take_work_and_weights_hold_across_both(load: Load, crew: Crew) -> None:
-    await asyncio.gather(load.send("heavy", 2200), load.send("light", 900))
+    await asyncio.gather(load.send("heavy", 3600), load.send("light", 1300))
     first = len(load.answered)
     await load.whole()
     heavy = [i for i, (_, vfm, _) in enumerate(load.answered) if vfm == "heavy"]
-    # Both are backlogged until nine tenths of the heavier one's jobs are answered; the start is not counted.
-    got = Counter(vfm for _, vfm, _ in load.answered[max(first, 100) : heavy[2000]])
+    # Both are backlogged until nine tenths of the heavier one's jobs are answered. The start is not counted: what one
+    # got of the windows (2 x 128 jobs) while the other was still being sent is made up for after it.
+    got = Counter(vfm for _, vfm, _ in load.answered[first + 1000 : heavy[3300]])
     assert got.total() > 1000
     assert 4 / 1.25 <= got["heavy"] / got["light"] <= 4 * 1.25, got
     by_id = load.workers()
