@@ -25,7 +25,7 @@ from fmplex_broker.packages import Package
 from fmplex_broker.specs import FleetSpec, load_fleet
 from fmplex_worker import service
 from fmplex_worker.engines.encoder import EncoderEngine
-from fmplex_worker.engines.protocol import Engine, EngineInfo, Outcome, Prepared, Room
+from fmplex_worker.engines.protocol import Engine, EngineInfo, Fitted, Outcome, Prepared, Room
 from fmplex_worker.profile import profile
 from fmplex_worker.scheduling import CostModel, Item
 from fmplex_worker.scheduling.fifo import Fifo
@@ -57,14 +57,16 @@ class Copies:
     def loaded(self) -> Mapping[str, int]:
         return {digest: size for engine in self._engines for digest, size in engine.loaded.items()}
 
-    def load(self, package: Package, digest: str) -> int:
+    def fit(self, package: Package) -> Fitted:
         number = package.spec.name.rpartition("-")[2]
-        engine = self._of[digest] = self._engines[int(number) if number.isdigit() else 0]
-        return engine.load(package, digest)
+        engine = self._of[package.digest] = self._engines[int(number) if number.isdigit() else 0]
+        return engine.fit(package)
+
+    def load(self, fitted: Fitted) -> None:
+        self._of[fitted.digest].load(fitted)
 
     def unload(self, digest: str) -> None:
-        if (engine := self._of.pop(digest, None)) is not None:
-            engine.unload(digest)
+        self._of[digest].unload(digest)
 
     def prepare(self, batch: Sequence[tuple[str, Request]]) -> list[Prepared | FmplexError]:
         prepared: list[Any] = [None] * len(batch)

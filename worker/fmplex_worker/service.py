@@ -66,7 +66,7 @@ class Worker:
         self.ready = asyncio.Event()  # has joined and caught up with the deployments
         # One thread each, for as long as the process lives: a new life must not step while the old one's last pass runs.
         self.threads = {name: ThreadPoolExecutor(1, thread_name_prefix=name) for name in ("intake", "device", "loader")}
-        fetcher = Fetcher(store, spec.residency)
+        fetcher = Fetcher(store, spec.residency, engine.fit)
         self.residents = Residents(engine, fetcher, spec.residency.device_bytes, self.threads["loader"])
 
     def stop(self) -> None:

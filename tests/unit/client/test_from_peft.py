@@ -159,7 +159,7 @@ def test_served_scores_are_those_of_peft(tmp_path: Path, family: str) -> None:
         model.config.pad_token_id = model.base_model.model.config.pad_token_id = 0
     built = fmplex.from_peft(adapter, name="v", backbone="m", labels=LABELS, out=tmp_path / "p", model=str(base))
     engine = EncoderEngine.open(BackboneSpec(name="m", model=str(base)), "cpu")
-    engine.load(read_package(built.out), built.version)
+    engine.load(engine.fit(read_package(built.out)))
     got = run(engine, *((built.version, {"input_ids": ids}) for ids in IDS.tolist()))
     theirs = torch.tensor(states_and_logits(model)[1]).softmax(1).numpy()
     np.testing.assert_allclose([[one["scores"][label] for label in LABELS] for one in got], theirs, atol=1e-4)

@@ -8,6 +8,7 @@ import math
 import threading
 import weakref
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -22,11 +23,36 @@ from fmplex_broker.errors import PackageRejected
 from fmplex_broker.messages import Request
 from fmplex_broker.packages import Package
 from fmplex_broker.specs import VfmSpec
+from fmplex_worker.adapters.placing import place_on
 from fmplex_worker.engines.encoder import EncoderEngine
 from tests.unit.compute import tiny
 
 LABELS = ("a", "b", "c")
 GOOD = {"weight": torch.ones(3, tiny.HIDDEN)}
+HEADS: dict[str, Any] = {"a": specs.Regression(hidden=(8,)), "b": specs.Classification(labels=LABELS)}
+CPU = torch.device("cpu")
+QUERY = "encoder.layer.0.attention.self.query"
+
+
+def _held(bert: EncoderEngine, digest: str) -> list[weakref.ref[torch.Tensor]]:
+    return [weakref.ref(tensor) for tensor in tiny.tensors_of(bert, digest)]
+
+
+def _query(side: str, *shape: int) -> dict[str, torch.Tensor]:
+    return {f"base_model.model.{QUERY}.{side}": torch.full(shape, 0.5)}
+
+
+@pytest.fixture
+def adapters(tmp_path: Path) -> dict[str, Path]:
+    """One of every kind."""
+    return {
+        "lora": tiny.save_adapter(tmp_path / "lora", tiny.lora(QUERY)),
+        "ia3": tiny.save_adapter(tmp_path / "ia3", _query("ia3_l", 32, 1), peft_type="IA3", feedforward_modules=[]),
+        "inputs": tiny.save_adapter(
+            tmp_path / "inputs", _query("ia3_l", 1, 32), peft_type="IA3", feedforward_modules=["query"]
+        ),
+        "prompt": tiny.save_prompt(tmp_path / "prompt", 3),
+    }
 
 
 @pytest.mark.parametrize(
@@ -88,17 +114,55 @@ def test_first_token_of_a_causal_backbone(engine_of: Callable[[str], EncoderEngi
 def test_package_for_another_backbone(bert: EncoderEngine) -> None:
     spec = VfmSpec(name="v", backbone="other", head=specs.Embedding())
     with pytest.raises(PackageRejected, match="made for backbone 'other', this worker hosts 'tiny'"):
-        bert.load(Package(spec, "d", {}), "d")
+        bert.fit(Package(spec, "d", {}))
 
 
 def test_load_again_and_unload(bert: EncoderEngine) -> None:
     package = tiny.package(specs.Embedding())
-    bert.load(package, package.digest)
-    bert.load(package, package.digest)
+    for _ in range(2):
+        bert.load(bert.fit(package))
     assert bert.loaded[package.digest] == 0
     bert.unload(package.digest)
     bert.unload(package.digest)
     assert package.digest not in bert.loaded
+
+
+@pytest.mark.parametrize("kind", ["lora", "ia3", "inputs", "prompt"])
+def test_a_version_goes_to_a_device_whole(
+    bert: EncoderEngine, adapters: dict[str, Path], tmp_path: Path, kind: str
+) -> None:
+    """What is computed with the copies is the same."""
+    weights = tiny.stack_file(tmp_path / "heads", HEADS)
+    digest = tiny.load(bert, heads=HEADS, weights=weights, adapter=adapters[kind])
+    want = tiny.run(bert, (digest, "the cat"))
+    here = bert._versions.get(digest)
+    assert here is not None
+    assert here.adapter is not None
+    count, copied = len(_held(bert, digest)), list[torch.Tensor]()
+
+    def place(tensor: torch.Tensor) -> torch.Tensor:
+        copied.append(place_on(CPU)(tensor).clone())
+        return copied[-1]
+
+    heads = {name: head.placed(place) for name, head in here.heads.items()}
+    there = replace(here, heads=heads, adapter=here.adapter.placed(place))
+    bert.unload(digest)
+    bert.load(there)
+    assert tiny.run(bert, (digest, "the cat")) == want
+    assert len(copied) == count
+    bert.unload(digest)
+
+
+def test_views_of_one_storage_are_copied_together() -> None:
+    base = torch.arange(24.0).view(2, 3, 4)
+    views = [base[0].t(), base[1], torch.ones(3)]
+    there = place_on(torch.device("meta"))
+    placed = [there(view) for view in views]
+    assert [(p.shape, p.stride(), p.storage_offset()) for p in placed] == [
+        (v.shape, v.stride(), v.storage_offset()) for v in views
+    ]
+    assert placed[0]._base is placed[1]._base is not placed[2]._base
+    assert all(torch.equal(place_on(CPU)(view), view) for view in views)
 
 
 def test_loading_while_passes_run(bert: EncoderEngine, tmp_path: Path) -> None:
@@ -106,7 +170,7 @@ def test_loading_while_passes_run(bert: EncoderEngine, tmp_path: Path) -> None:
     digest = tiny.load(bert, tiny.FEATURES)
     (text,) = tiny.ids(30)
     want = tiny.features(bert, (digest, text))[0]
-    adapter = tiny.save_adapter(tmp_path, tiny.lora("encoder.layer.0.attention.self.query"))
+    adapter = tiny.save_adapter(tmp_path, tiny.lora(QUERY))
     stop = threading.Event()
 
     def churn() -> None:
@@ -123,25 +187,10 @@ def test_loading_while_passes_run(bert: EncoderEngine, tmp_path: Path) -> None:
         loader.join()
 
 
-def _held(bert: EncoderEngine, digest: str) -> list[weakref.ref[torch.Tensor]]:
-    return [weakref.ref(tensor) for tensor in tiny.tensors_of(bert, digest)]
-
-
-def _query(side: str, *shape: int) -> dict[str, torch.Tensor]:
-    return {f"base_model.model.encoder.layer.0.attention.self.query.{side}": torch.full(shape, 0.5)}
-
-
-def test_unloaded_memory_is_free(bert: EncoderEngine, tmp_path: Path) -> None:
+def test_unloaded_memory_is_free(bert: EncoderEngine, adapters: dict[str, Path], tmp_path: Path) -> None:
     """Every tensor of a version goes with its last job, without waiting for a garbage collection."""
-    heads: dict[str, Any] = {"a": specs.Regression(hidden=(8,)), "b": specs.Classification(labels=LABELS)}
-    adapters = [
-        tiny.save_adapter(tmp_path / "lora", tiny.lora("encoder.layer.0.attention.self.query")),
-        tiny.save_adapter(tmp_path / "ia3", _query("ia3_l", 32, 1), peft_type="IA3", feedforward_modules=[]),
-        tiny.save_adapter(tmp_path / "inputs", _query("ia3_l", 1, 32), peft_type="IA3", feedforward_modules=["query"]),
-        tiny.save_prompt(tmp_path / "prompt", 3),
-    ]
-    weights = tiny.stack_file(tmp_path / "heads", heads)
-    digests = [tiny.load(bert, heads=heads, weights=weights, adapter=adapter) for adapter in adapters]
+    weights = tiny.stack_file(tmp_path / "heads", HEADS)
+    digests = [tiny.load(bert, heads=HEADS, weights=weights, adapter=adapter) for adapter in adapters.values()]
     jobs: list[Any] = bert.prepare([(digest, Request("the cat", {})) for digest in digests])
     tiny.step(bert, jobs)
     held = [_held(bert, digest) for digest in digests]

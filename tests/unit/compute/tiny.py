@@ -125,7 +125,7 @@ def stack_file(path: Path, heads: Mapping[str, Head], seed: int = 0) -> Path:
 def load(engine: EncoderEngine, head: Head | None = None, **parts: Any) -> str:
     """Load a version; returns its digest."""
     made = package(head, **parts)
-    engine.load(made, made.digest)
+    engine.load(engine.fit(made))
     return made.digest
 
 

@@ -101,7 +101,7 @@ def test_serving_reaches_the_score_that_was_reported(
     spec = spec_for(head, lora=lora, pooling="cls" if head == "ranking" else "mean", epochs=4)
     done, _ = _fitted(spec)
     engine = EncoderEngine.open(BackboneSpec(name="tiny", model=str(model)), "cpu")
-    engine.load(read_package(spec.out), done.version)
+    engine.load(engine.fit(read_package(spec.out)))
     held = learnable.MAKERS[head]()[-50:]
     answers = _answers(engine, done.version, held)
     right = [_right(answer, line) for answer, line in zip(answers, held, strict=True)]

@@ -41,21 +41,19 @@ class Inline(Executor):
 
 @dataclass
 class FakeEngine:
-    """`grows`: bytes on the device per byte of the files. `broken`: versions at which it crashes."""
+    """`broken`: versions at which it crashes."""
 
-    grows: float = 1.0
     broken: dict[str, Exception] = field(default_factory=dict)
     loaded: dict[str, int] = field(default_factory=dict)
     loads: Counter[str] = field(default_factory=Counter)
     unloads: list[str] = field(default_factory=list)
     on_unload: Callable[[str], None] = lambda digest: None
 
-    def load(self, package: Package, digest: str) -> int:
-        self.loads[digest] += 1
-        if digest in self.broken:
-            raise self.broken[digest]
-        self.loaded[digest] = int(package.nbytes * self.grows)
-        return self.loaded[digest]
+    def load(self, fitted: Package) -> None:
+        self.loads[fitted.digest] += 1
+        if fitted.digest in self.broken:
+            raise self.broken[fitted.digest]
+        self.loaded[fitted.digest] = fitted.nbytes
 
     def unload(self, digest: str) -> None:
         self.on_unload(digest)
@@ -77,6 +75,9 @@ class FakeFetcher:
 
     def __post_init__(self) -> None:
         self.gate.set()
+
+    def kept(self, digest: str) -> None:
+        """It keeps nothing."""
 
     def fetch(self, digest: str) -> tuple[Package, str]:
         self.asked[digest] += 1

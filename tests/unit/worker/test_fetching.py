@@ -46,7 +46,7 @@ class FarStore:
 
 def fetcher(store: object, folder: Path, host: int = 0, disk: int = 10 * SIZE) -> Fetcher:
     spec = ResidencySpec(cache=folder, host_bytes=host, disk_bytes=disk)
-    return Fetcher(store, spec)  # type: ignore[arg-type]
+    return Fetcher(store, spec, lambda package: package)  # type: ignore[arg-type]
 
 
 def used(folder: Path, digest: str, at: float) -> None:
@@ -64,8 +64,9 @@ def test_store_then_host_memory_then_disk(tmp_path: Path) -> None:
     v = version(1)
     store = FarStore(v)
     first = fetcher(store, tmp_path, host=OVERHEAD)
-    assert [first.fetch(v.digest)[1] for _ in range(2)] == ["store", "host"]
-    assert first.fetch(v.digest)[0] == v
+    assert first.kept(v.digest) is None
+    assert first.fetch(v.digest) == (v, "store")
+    assert first.kept(v.digest) == v
     again = fetcher(store, tmp_path)  # another process of this machine
     package, source = again.fetch(v.digest)
     assert (package, source, store.asked) == (v, "disk", [v.digest])
@@ -179,10 +180,8 @@ def test_host_memory_keeps_what_was_used_last_within_its_bytes(tmp_path: Path) -
     f = fetcher(FarStore(), tmp_path, host=2 * (100 + OVERHEAD) + 50)
     for p in packages[:2]:
         f._keep(p)
-    assert f.fetch("0")[1] == "host"
+    assert f.kept("0") == packages[0]
     f._keep(packages[2])
     f._keep(packages[2])  # by two threads at once
     assert f.host_bytes == 2 * (100 + OVERHEAD)
-    assert [f.fetch(d)[1] for d in ("0", "2")] == ["host", "host"]
-    with pytest.raises(PackageRejected):
-        f.fetch("1")
+    assert [f.kept(d) for d in "012"] == [packages[0], None, packages[2]]

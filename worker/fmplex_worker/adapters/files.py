@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import safetensors.torch
 import torch
@@ -21,12 +21,19 @@ def read_tensors(data: bytes, name: str, field: str) -> dict[str, Tensor]:
     return tensors
 
 
-def placed(tensor: Tensor, name: str, dtype: torch.dtype, device: torch.device, field: str) -> Tensor:
-    """The tensor in the dtype and place it will be used in. Raises `PackageRejected` when NaN or infinite there."""
-    cast = tensor.to(dtype)
-    if not torch.isfinite(cast).all():
+def fitted(tensor: Tensor, name: str, dtype: torch.dtype, field: str) -> Tensor:
+    """The tensor in the dtype it will be used in. Raises `PackageRejected` when NaN or infinite there."""
+    return fitted_together(tensor.unsqueeze(0), [name], dtype, field)[0]
+
+
+def fitted_together(stack: Tensor, names: Sequence[str], dtype: torch.dtype, field: str) -> Tensor:
+    """`fitted` for tensors of one shape, `stack[i]` the one called `names[i]`: few calls, however many there are."""
+    cast = stack.to(dtype)
+    finite = torch.isfinite(cast)
+    if not finite.all():
+        name = next(name for name, good in zip(names, finite, strict=True) if not good.all())
         raise PackageRejected(f"{name} holds NaN or infinite values (as {dtype}); train or save it again", field=field)
-    return cast.contiguous().to(device)
+    return cast.contiguous()
 
 
 def shapes(tensors: Mapping[str, Tensor]) -> str:

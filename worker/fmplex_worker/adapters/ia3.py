@@ -9,9 +9,9 @@ from torch import Tensor
 
 from fmplex_broker.errors import PackageRejected
 from fmplex_broker.peft_ia3 import IA3_TENSOR, Ia3Config
-from fmplex_worker.adapters.files import placed
+from fmplex_worker.adapters.files import fitted
 from fmplex_worker.adapters.segments import Adapter, Scale
-from fmplex_worker.adapters.targets import is_idle_pooler, nothing_changed, shape, target_of
+from fmplex_worker.adapters.targets import is_pooler, nothing_changed, pooler_changed, shape, target_of
 from fmplex_worker.backbones.backbone import Backbone
 
 
@@ -23,13 +23,15 @@ def fit(config: Ia3Config, tensors: Mapping[str, Tensor], backbone: Backbone, nu
         match = IA3_TENSOR.fullmatch(key)
         assert match is not None  # `check_adapter` has seen to it
         module = match["module"]
-        if is_idle_pooler(module, backbone, bool((vector != 1).any())):
+        if is_pooler(module, backbone):
+            if (vector != 1).any():
+                raise pooler_changed()
             continue
         target = target_of(module, f"{module} with ia3_l {shape(vector)}", backbone)
         feedforward = config.feedforward(module)
         _check_shape(module, vector, (1, target.inputs) if feedforward else (target.outputs, 1), feedforward)
         dtype = getattr(torch, backbone.spec.dtype)
-        by = placed(vector.flatten(), f"{module}.ia3_l", dtype, backbone.device, "adapter")
+        by = fitted(vector.flatten(), f"{module}.ia3_l", dtype, "adapter")
         if feedforward:
             inputs[target.slot] = by
         else:

@@ -6,12 +6,12 @@ import torch
 from torch import Tensor
 
 from fmplex_broker.errors import PackageRejected
-from fmplex_broker.peft import check_adapter
+from fmplex_broker.peft import read_config
 from fmplex_broker.peft_ia3 import Ia3Config
 from fmplex_broker.peft_lora import LoraConfig
 from fmplex_broker.peft_prompt import PROMPT
 from fmplex_worker.adapters import ia3, lora
-from fmplex_worker.adapters.files import placed, read_tensors
+from fmplex_worker.adapters.files import fitted, read_tensors
 from fmplex_worker.adapters.segments import Adapter
 from fmplex_worker.backbones.backbone import Backbone
 
@@ -19,11 +19,11 @@ _LEAST_TEXT = 8  # tokens that a prompt must leave of what the backbone takes
 
 
 def load_adapter(config_json: bytes, weights: bytes, backbone: Backbone, number: int) -> Adapter:
-    """Fit `adapter_config.json` and `adapter_model.safetensors` to this backbone; any thread.
+    """Fit `adapter_config.json` and `adapter_model.safetensors` of a checked package to this backbone, in host memory; any thread.
 
     Raises `PackageRejected`: option not served, file broken, values not finite, or made for another backbone.
     """
-    config = check_adapter(config_json, weights)
+    config = read_config(config_json)
     tensors = read_tensors(weights, "adapter_model.safetensors", "adapter")
     if isinstance(config, LoraConfig):
         return lora.fit(config, tensors, backbone, number)
@@ -46,4 +46,4 @@ def _prompt(prompt: Tensor, backbone: Backbone, number: int) -> Adapter:
             field="adapter",
         )
     dtype = getattr(torch, backbone.spec.dtype)
-    return Adapter(number, prompt=placed(prompt, PROMPT, dtype, backbone.device, "adapter"))
+    return Adapter(number, prompt=fitted(prompt, PROMPT, dtype, "adapter"))

@@ -3,39 +3,54 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from fmplex_broker.errors import PackageRejected
 from fmplex_broker.peft_lora import BASE_EMBEDDING, EMBEDDING_TENSOR, LORA_TENSOR, LoraConfig
-from fmplex_worker.adapters.files import placed
+from fmplex_worker.adapters.files import fitted_together
 from fmplex_worker.adapters.segments import Adapter, Factors
-from fmplex_worker.adapters.targets import is_idle_pooler, nothing_changed, path_of, shape, target_of
+from fmplex_worker.adapters.targets import is_pooler, nothing_changed, path_of, pooler_changed, shape, target_of
 from fmplex_worker.backbones.backbone import Backbone
 
 Tensors = Mapping[str, Tensor]
 
 
+class _Pair(NamedTuple):
+    """The two halves of a module's update, as PEFT has them: `a` `[rank, in]`, `b` `[out, rank]`."""
+
+    module: str
+    a: Tensor
+    b: Tensor
+
+
 def fit(config: LoraConfig, tensors: Tensors, backbone: Backbone, number: int) -> Adapter:
     """Raises `PackageRejected`: halves missing, shapes or ranks that do not fit, values not finite."""
-    updates: list[Factors | None] = [None] * len(backbone.targets)
-    for module, (a, b) in _pairs(tensors, LORA_TENSOR).items():
-        if is_idle_pooler(module, backbone, bool(b.any())):
+    alike: dict[tuple[torch.Size, torch.Size], dict[int, _Pair]] = {}  # shapes -> slot -> pair
+    for pair in _pairs(tensors, LORA_TENSOR):
+        if is_pooler(pair.module, backbone):
+            if pair.b.any():
+                raise pooler_changed()
             continue
-        made = f"{module} with lora_A {shape(a)}, lora_B {shape(b)}"
-        target = target_of(module, made, backbone)
-        _check_shapes(made, a, b, (target.inputs, target.outputs), config.rank(module))
-        updates[target.slot] = _factors(module, a, b, config, backbone)
+        made = f"{pair.module} with lora_A {shape(pair.a)}, lora_B {shape(pair.b)}"
+        target = target_of(pair.module, made, backbone)
+        _check_shapes(made, pair, (target.inputs, target.outputs), config.rank(pair.module))
+        alike.setdefault((pair.a.shape, pair.b.shape), {})[target.slot] = pair
+    updates: list[Factors | None] = [None] * len(backbone.targets)
+    for pairs in alike.values():
+        for slot, factors in zip(pairs, _factors([*pairs.values()], config, backbone), strict=True):
+            updates[slot] = factors
     tokens = _tokens(config, tensors, backbone)
-    if not any(updates) and tokens is None:
+    if not alike and tokens is None:
         raise nothing_changed()
-    return Adapter(number, tuple(updates) if any(updates) else (), tokens=tokens)
+    return Adapter(number, tuple(updates) if alike else (), tokens=tokens)
 
 
-def _pairs(tensors: Tensors, pattern: re.Pattern[str]) -> dict[str, tuple[Tensor, Tensor]]:
-    """Module name → (A, B), of the tensors whose names match."""
+def _pairs(tensors: Tensors, pattern: re.Pattern[str]) -> Iterator[_Pair]:
+    """Of the tensors whose names match."""
     sides: dict[str, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
         if match := pattern.fullmatch(key):
@@ -43,11 +58,12 @@ def _pairs(tensors: Tensors, pattern: re.Pattern[str]) -> dict[str, tuple[Tensor
     for module, pair in sides.items():
         if len(pair) != 2:
             raise PackageRejected(f"adapter: {module} has lora_{next(iter(pair))} only; save it again", field="adapter")
-    return {module: (pair["A"], pair["B"]) for module, pair in sides.items()}
+        yield _Pair(module, pair["A"], pair["B"])
 
 
-def _check_shapes(made: str, a: Tensor, b: Tensor, fits: tuple[int, int], rank: int) -> None:
+def _check_shapes(made: str, pair: _Pair, fits: tuple[int, int], rank: int) -> None:
     """`fits`: (in, out) of the layer."""
+    a, b = pair.a, pair.b
     if a.ndim != 2 or b.ndim != 2 or a.shape[0] != b.shape[1] or not a.shape[0]:
         raise PackageRejected(f"adapter: {made} is no pair [rank, in], [out, rank]; save it again", field="adapter")
     if (a.shape[1], b.shape[0]) != fits:
@@ -62,26 +78,31 @@ def _check_shapes(made: str, a: Tensor, b: Tensor, fits: tuple[int, int], rank: 
         )
 
 
-def _factors(module: str, a: Tensor, b: Tensor, config: LoraConfig, backbone: Backbone) -> Factors:
-    dtype, device = getattr(torch, backbone.spec.dtype), backbone.device
-    down = placed(a, f"{module}.lora_A", dtype, device, "adapter").t()
-    up = placed((b.float() * config.scaling(module)).t(), f"{module}.lora_B", dtype, device, "adapter")
-    return Factors(down, up)
+def _factors(pairs: Sequence[_Pair], config: LoraConfig, backbone: Backbone) -> list[Factors]:
+    """Of pairs of one shape: they are fitted together, as parts of two tensors. One by one would take the interpreter from
+    the running pass hundreds of times."""
+    dtype = getattr(torch, backbone.spec.dtype)
+    scale = torch.tensor([config.scaling(pair.module) for pair in pairs]).view(-1, 1, 1)
+    names = [f"{pair.module}.lora_A" for pair in pairs], [f"{pair.module}.lora_B" for pair in pairs]
+    downs = fitted_together(torch.stack([pair.a for pair in pairs]), names[0], dtype, "adapter")
+    scaled = torch.stack([pair.b for pair in pairs]).float() * scale
+    ups = fitted_together(scaled.transpose(1, 2), names[1], dtype, "adapter")
+    return [Factors(down, up) for down, up in zip(downs.transpose(1, 2).unbind(), ups.unbind(), strict=True)]
 
 
 def _tokens(config: LoraConfig, tensors: Tensors, backbone: Backbone) -> Factors | None:
     """The update of the token embeddings: `down` `[tokens, rank]`, one row a token, and `up` `[rank, width]`."""
     table, found = backbone.embeddings, None
-    for module, (a, b) in _pairs(tensors, EMBEDDING_TENSOR).items():
-        made = f"{module} with lora_embedding_A {shape(a)}, lora_embedding_B {shape(b)}"
-        if path_of(module, backbone) != backbone.embeddings_path:
+    for pair in _pairs(tensors, EMBEDDING_TENSOR):
+        made = f"{pair.module} with lora_embedding_A {shape(pair.a)}, lora_embedding_B {shape(pair.b)}"
+        if path_of(pair.module, backbone) != backbone.embeddings_path:
             raise PackageRejected(
                 f"the adapter changes {made}; of embeddings only {backbone.embeddings_path} is served: target that and "
                 "linear layers only",
                 field="adapter",
             )
-        _check_shapes(made, a, b, (table.num_embeddings, table.embedding_dim), config.rank(module))
-        found = _factors(module, a, b, config, backbone)
+        _check_shapes(made, pair, (table.num_embeddings, table.embedding_dim), config.rank(pair.module))
+        (found,) = _factors([pair], config, backbone)
         found = Factors(found.down.contiguous(), found.up)  # rows are looked up
     for key, base in tensors.items():
         if BASE_EMBEDDING.fullmatch(key) and not torch.equal(base.to(table.weight), table.weight):

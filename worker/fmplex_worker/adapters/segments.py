@@ -13,12 +13,14 @@ Work grows with the adapters in the pass, never with those loaded.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+from fmplex_worker.adapters.placing import Place
 
 
 class Factors(NamedTuple):
@@ -65,6 +67,15 @@ class Adapter:
         held = [tensor for part in (*self.updates, self.tokens) if part is not None for tensor in part]
         held += self.inputs.values()
         return sum(tensor.nbytes for tensor in (*held, *(() if self.prompt is None else (self.prompt,))))
+
+    def placed(self, place: Place) -> Adapter:
+        return replace(
+            self,
+            updates=tuple(None if update is None else type(update)(*map(place, update)) for update in self.updates),
+            inputs={slot: place(by) for slot, by in self.inputs.items()},
+            prompt=None if self.prompt is None else place(self.prompt),
+            tokens=None if self.tokens is None else Factors(*map(place, self.tokens)),
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,17 +16,17 @@ def path_of(module: str, backbone: Backbone) -> str:
     return module.removeprefix(backbone.prefix) if module not in backbone.targets else module
 
 
-def is_idle_pooler(module: str, backbone: Backbone, changes: bool) -> bool:
-    """Whether the module is the pooler that is not run. Raises `PackageRejected` if the adapter `changes` it."""
-    if path_of(module, backbone) != _POOLER or not backbone.family.pooler:
-        return False
-    if changes:
-        raise PackageRejected(
-            "the adapter changes the pooler, which is not run (heads pool hidden states themselves); "
-            "train with exclude_modules=['pooler.dense']",
-            field="adapter",
-        )
-    return True
+def is_pooler(module: str, backbone: Backbone) -> bool:
+    """Whether the module is the pooler, which is not run: it may come with an adapter that does not change it."""
+    return backbone.family.pooler and path_of(module, backbone) == _POOLER
+
+
+def pooler_changed() -> PackageRejected:
+    return PackageRejected(
+        "the adapter changes the pooler, which is not run (heads pool hidden states themselves); "
+        "train with exclude_modules=['pooler.dense']",
+        field="adapter",
+    )
 
 
 def target_of(module: str, made: str, backbone: Backbone) -> Target:

@@ -21,8 +21,8 @@ from fmplex_worker.backbones.loading import load_backbone
 from fmplex_worker.backbones.packing import Owned, pack, packed_order
 from fmplex_worker.engines.isolation import run_isolated
 from fmplex_worker.engines.preparing import Job, Preparer
-from fmplex_worker.engines.protocol import EngineInfo, Outcome, Prepared, Room
-from fmplex_worker.engines.versions import Versions
+from fmplex_worker.engines.protocol import EngineInfo, Fitted, Outcome, Prepared, Room
+from fmplex_worker.engines.versions import Version, Versions
 from fmplex_worker.heads.running import run_heads
 
 _REGROWTH = 32  # after running out of memory, a pass may grow again by this fraction of the budget per pass
@@ -56,8 +56,11 @@ class EncoderEngine:
     def loaded(self) -> Mapping[str, int]:
         return self._versions.sizes()
 
-    def load(self, package: Package, digest: str) -> int:
-        return self._versions.load(package, digest)
+    def fit(self, package: Package) -> Version:
+        return self._versions.fit(package)
+
+    def load(self, fitted: Fitted) -> None:
+        self._versions.load(cast(Version, fitted))
 
     def unload(self, digest: str) -> None:
         self._versions.unload(digest)

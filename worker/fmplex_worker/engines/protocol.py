@@ -1,7 +1,7 @@
 """What the worker asks of an engine, whatever the backbone: load versions, prepare jobs, run passes.
 
-Three threads may call one engine at the same time: a loader (`load`, `unload`), the intake (`prepare`) and the device
-thread (`step`). A version is keyed by its digest, never by its name.
+Several threads may call one engine at the same time: fetchers (`fit`), a loader (`load`, `unload`), the intake (`prepare`) and
+the device thread (`step`). A version is keyed by its digest, never by its name.
 """
 
 from __future__ import annotations
@@ -32,6 +32,16 @@ class Room:
     """What one pass can take now: `units` = packed tokens. One job larger than that still runs, alone."""
 
     units: int
+
+
+class Fitted(Protocol):
+    """A version that has been checked and fitted to the backbone. `nbytes`: what it takes in host memory, and what it will
+    take on the device; on a CPU these are the same bytes."""
+
+    @property
+    def digest(self) -> str: ...
+    @property
+    def nbytes(self) -> int: ...
 
 
 class Prepared(Protocol):
@@ -77,9 +87,11 @@ class Engine(Protocol):
     def loaded(self) -> Mapping[str, int]:
         """Digest of every resident version → bytes of all that it holds on the device. A snapshot."""
 
-    def load(self, package: Package, digest: str) -> int:
-        """Make a version resident; again is a no-op. Returns its bytes on the device. Any thread, also while a pass runs.
-        Raises `PackageRejected`."""
+    def fit(self, package: Package) -> Fitted:
+        """Make a version ready to be loaded, in host memory. Any thread, several at a time. Raises `PackageRejected`."""
+
+    def load(self, fitted: Fitted) -> None:
+        """Make a version resident; again is a no-op. Any thread, also while a pass runs."""
 
     def unload(self, digest: str) -> None:
         """Forget a version (unknown: no-op). Jobs already prepared for it still run; its memory is free when the last of them

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import itertools
-import threading
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+import torch
 
 from fmplex_broker.errors import PackageRejected
 from fmplex_broker.heads import InputSpec
 from fmplex_broker.packages import ADAPTER_CONFIG, ADAPTER_WEIGHTS, HEAD, Package
 from fmplex_worker.adapters.loading import load_adapter
+from fmplex_worker.adapters.placing import place_on
 from fmplex_worker.adapters.segments import Adapter
 from fmplex_worker.backbones.backbone import Backbone
 from fmplex_worker.heads.loading import LoadedHead, load_heads
@@ -18,8 +20,8 @@ from fmplex_worker.heads.loading import LoadedHead, load_heads
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Version:
-    """One loaded version; never changed. Jobs hold it, so it lives as long as the last of them, and its memory too: nothing
-    else keeps its tensors."""
+    """One version, fitted to the backbone; never changed. Jobs hold it, so it lives as long as the last of them, and its
+    memory too: nothing else keeps its tensors but, for as long as it likes, the cache in host memory."""
 
     digest: str
     heads: Mapping[str, LoadedHead]
@@ -37,9 +39,17 @@ class Version:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of everything it holds on the device."""
+        """Bytes of everything it holds, wherever it is."""
         adapter = self.adapter.nbytes if self.adapter is not None else 0
         return adapter + sum(head.nbytes for head in self.heads.values())
+
+    def on(self, device: torch.device) -> Version:
+        """Itself where the host's memory is the device's."""
+        if device.type == "cpu":
+            return self
+        place = place_on(device)
+        heads = {name: head.placed(place) for name, head in self.heads.items()}
+        return replace(self, heads=heads, adapter=None if self.adapter is None else self.adapter.placed(place))
 
 
 class Versions:
@@ -49,33 +59,26 @@ class Versions:
         self._backbone = backbone
         self._loaded: dict[str, Version] = {}
         self._numbers = itertools.count(1)
-        self._loading = threading.Lock()
 
-    def load(self, package: Package, digest: str) -> int:
-        """Its bytes. Raises `PackageRejected`, and then nothing has changed."""
-        with self._loading:
-            if digest in self._loaded:
-                return self._loaded[digest].nbytes
-            spec, backbone = package.spec, self._backbone
-            if spec.backbone != backbone.spec.name:
-                raise PackageRejected(
-                    f"vFM {spec.name!r} is made for backbone {spec.backbone!r}, this worker hosts {backbone.spec.name!r}",
-                    field="backbone",
-                )
-            heads = load_heads(
-                spec.outputs,
-                package.files.get(HEAD),
-                backbone.hidden,
-                backbone.family.causal,
-                backbone.device,
-                self._numbers,
+    def fit(self, package: Package) -> Version:
+        """In host memory, ready to be placed. Raises `PackageRejected`."""
+        spec, backbone = package.spec, self._backbone
+        if spec.backbone != backbone.spec.name:
+            raise PackageRejected(
+                f"vFM {spec.name!r} is made for backbone {spec.backbone!r}, this worker hosts {backbone.spec.name!r}",
+                field="backbone",
             )
-            adapter = None
-            if ADAPTER_CONFIG in package.files:
-                config, weights = package.files[ADAPTER_CONFIG], package.files[ADAPTER_WEIGHTS]
-                adapter = load_adapter(config, weights, backbone, next(self._numbers))
-            version = self._loaded[digest] = Version(digest, heads, adapter, spec.input)
-            return version.nbytes
+        weights = package.files.get(HEAD)
+        heads = load_heads(spec.outputs, weights, backbone.hidden, backbone.family.causal, self._numbers)
+        adapter = None
+        if ADAPTER_CONFIG in package.files:
+            config, weights = package.files[ADAPTER_CONFIG], package.files[ADAPTER_WEIGHTS]
+            adapter = load_adapter(config, weights, backbone, next(self._numbers))
+        return Version(package.digest, heads, adapter, spec.input)
+
+    def load(self, version: Version) -> None:
+        if version.digest not in self._loaded:
+            self._loaded[version.digest] = version.on(self._backbone.device)
 
     def unload(self, digest: str) -> None:
         self._loaded.pop(digest, None)

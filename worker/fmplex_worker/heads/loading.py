@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -12,7 +12,8 @@ from torch import Tensor
 from fmplex_broker.errors import PackageRejected
 from fmplex_broker.heads import HEADS_WITH_WEIGHTS, Head, head_tensors, outputs
 from fmplex_broker.weights import check_head
-from fmplex_worker.adapters.files import placed, read_tensors
+from fmplex_worker.adapters.files import fitted, read_tensors
+from fmplex_worker.adapters.placing import Place
 
 
 class Layer(NamedTuple):
@@ -40,16 +41,18 @@ class LoadedHead:
     def nbytes(self) -> int:
         return sum(tensor.nbytes for layer in self.layers for tensor in layer)
 
+    def placed(self, place: Place) -> LoadedHead:
+        return replace(self, layers=tuple(Layer(*map(place, layer)) for layer in self.layers))
+
 
 def load_heads(
     specs: Mapping[str, Head],
     data: bytes | None,
     hidden: int,
     causal: bool,
-    device: torch.device,
     numbers: Iterable[int],
 ) -> dict[str, LoadedHead]:
-    """Name → head; the name of a single one is empty. `hidden`: width of the hidden states.
+    """Name → head, in host memory; the name of a single one is empty. `hidden`: width of the hidden states.
 
     Raises `PackageRejected`: missing, unknown or ill-shaped tensors, values not finite, pooling that sees nothing.
     """
@@ -65,16 +68,16 @@ def load_heads(
     if data is not None:
         check_head(specs, data, hidden)
         for key, tensor in read_tensors(data, "head.safetensors", "head").items():
-            tensors[key] = placed(tensor, f"head.safetensors: {key}", torch.float32, device, "head")
+            tensors[key] = fitted(tensor, f"head.safetensors: {key}", torch.float32, "head")
     return {
-        name: LoadedHead(number, spec, tuple(_layers(spec, f"{name}." if name else "", tensors, hidden, device)))
+        name: LoadedHead(number, spec, tuple(_layers(spec, f"{name}." if name else "", tensors, hidden)))
         for (name, spec), number in zip(specs.items(), numbers, strict=False)
     }
 
 
-def _layers(spec: Head, stem: str, tensors: Mapping[str, Tensor], hidden: int, device: torch.device) -> Iterable[Layer]:
+def _layers(spec: Head, stem: str, tensors: Mapping[str, Tensor], hidden: int) -> Iterable[Layer]:
     """The layers in the order in which they run; a bias that the file lacks is zero."""
     for key, shape in head_tensors(spec, hidden).items():
         if key.endswith("weight"):
             bias = tensors.get(stem + key.removesuffix("weight") + "bias")
-            yield Layer(tensors[stem + key], torch.zeros(shape[0], device=device) if bias is None else bias)
+            yield Layer(tensors[stem + key], torch.zeros(shape[0]) if bias is None else bias)

@@ -3,45 +3,53 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from typing import Literal
 
 from fmplex_broker.artifacts import ArtifactStore, open_artifact
 from fmplex_broker.errors import FmplexError
 from fmplex_broker.packages import Package
 from fmplex_broker.specs import ResidencySpec
+from fmplex_worker.engines.protocol import Fitted
 from fmplex_worker.residency.cache import DiskCache
 from fmplex_worker.residency.lru import LruBytes
 
-OVERHEAD = 8192  # bytes that any version takes beside its files or tensors
+OVERHEAD = 8192  # bytes that any version takes beside its tensors
 Source = Literal["host", "disk", "store"]
 
 
 class Fetcher:
-    """Blocking; any thread. Every package that leaves it has been checked and has the digest that was asked for."""
+    """Any thread. Every version that leaves it has been checked, has the digest that was asked for and is fitted to the
+    backbone: host memory keeps it so, and what comes from there is on the device with little work."""
 
-    def __init__(self, store: ArtifactStore, spec: ResidencySpec) -> None:
+    def __init__(self, store: ArtifactStore, spec: ResidencySpec, fit: Callable[[Package], Fitted]) -> None:
         self._store = store
+        self._fit = fit
         # A store that is a folder of this machine needs no copy on its disk.
         self._disk = None if store.local or not spec.disk_bytes else DiskCache(spec.cache, spec.disk_bytes)
         self._host = LruBytes(spec.host_bytes)
-        self._packages: dict[str, Package] = {}
+        self._kept: dict[str, Fitted] = {}
         self._lock = threading.Lock()
 
-    def fetch(self, digest: str) -> tuple[Package, Source]:
-        """Raises `PackageRejected` (not in the store, or not what it was) or `Unavailable` (the store does not answer)."""
+    def kept(self, digest: str) -> Fitted | None:
+        """From host memory, at once."""
         with self._lock:
-            package = self._packages.get(digest)
-            if package is not None:
+            if digest in self._kept:
                 self._host.touch(digest)
-                return package, "host"
+            return self._kept.get(digest)
+
+    def fetch(self, digest: str) -> tuple[Fitted, Source]:
+        """Blocks. Raises `PackageRejected` (not in the store, not what it was, not for this backbone) or `Unavailable` (the
+        store does not answer)."""
         package, source = self._from_disk(digest) or (None, "store")
         if package is None:
             blob = self._store.get(digest)
             package = open_artifact(blob, digest)
             if self._disk is not None:
                 self._disk.put(digest, blob)
-        self._keep(package)
-        return package, source
+        fitted = self._fit(package)
+        self._keep(fitted)
+        return fitted, source
 
     def _from_disk(self, digest: str) -> tuple[Package, Source] | None:
         blob = self._disk.get(digest) if self._disk is not None else None
@@ -54,16 +62,16 @@ class Fetcher:
             self._disk.drop(digest)
             return None
 
-    def _keep(self, package: Package) -> None:
-        size = package.nbytes + OVERHEAD
+    def _keep(self, fitted: Fitted) -> None:
+        size = fitted.nbytes + OVERHEAD
         with self._lock:
             if size > self._host.budget:
                 return
-            for gone in self._host.victims(size) if package.digest not in self._packages else ():
+            for gone in self._host.victims(size) if fitted.digest not in self._kept else ():
                 self._host.remove(gone)
-                del self._packages[gone]
-            self._host.put(package.digest, size)
-            self._packages[package.digest] = package
+                del self._kept[gone]
+            self._host.put(fitted.digest, size)
+            self._kept[fitted.digest] = fitted
 
     @property
     def host_bytes(self) -> int:

@@ -10,9 +10,8 @@ from collections.abc import Mapping
 from concurrent.futures import Executor
 
 from fmplex_broker.errors import FmplexError, JobFailed, PackageRejected
-from fmplex_broker.packages import Package
 from fmplex_broker.stats import ResidencyStats, bucket_of
-from fmplex_worker.engines.protocol import Engine
+from fmplex_worker.engines.protocol import Engine, Fitted
 from fmplex_worker.residency.fetching import OVERHEAD, Fetcher, Source
 from fmplex_worker.residency.lru import LruBytes
 from fmplex_worker.residency.memory import Trimmer
@@ -80,14 +79,12 @@ class Residents:
             self._unpinned.set()
             if digest in self._obsolete:
                 self._evict(digest)
-            self._shrink()
 
     def unpin_all(self) -> None:
         """A new life: what the last one held is not ours any more."""
         self._lru.unpin_all()
         for digest in list(self._obsolete):
             self._evict(digest)
-        self._shrink()
         self._unpinned.set()
 
     async def load(self, digest: str, vfm: str) -> None:
@@ -161,39 +158,37 @@ class Residents:
 
     async def _load(self, digest: str) -> None:
         begun = time.monotonic()
-        async with self._fetching:
-            package, source = await asyncio.to_thread(self._fetcher.fetch, digest)
+        fitted, source = await self._fetch(digest)
         async with self._placing:  # first come, first served
             if digest in self._lru:  # it was leaving, and whoever needed its room has been served
                 self._leaving.discard(digest)
                 self._pin_for_all(digest)
                 return
-            await self._make_room(package)
-            loop = asyncio.get_running_loop()
-            nbytes = await loop.run_in_executor(self._thread, self._engine.load, package, digest)
-            try:
-                self._refuse_if_too_large(nbytes + OVERHEAD)
-            except PackageRejected:
-                self._engine.unload(digest)
-                raise
-            self._lru.put(digest, nbytes + OVERHEAD)
+            need = fitted.nbytes + OVERHEAD
+            await self._make_room(need)
+            await asyncio.get_running_loop().run_in_executor(self._thread, self._engine.load, fitted)
+            self._lru.put(digest, need)
             self._pin_for_all(digest)
-            self._shrink()
         self._count(source, time.monotonic() - begun)
+
+    async def _fetch(self, digest: str) -> tuple[Fitted, Source]:
+        if (kept := self._fetcher.kept(digest)) is not None:
+            return kept, "host"
+        async with self._fetching:
+            return await asyncio.to_thread(self._fetcher.fetch, digest)
 
     def _pin_for_all(self, digest: str) -> None:
         """Once for each caller that waits, before the next in line may want its room: else two versions that want the same
         place could push each other out for ever, each before it was used."""
         self._lru.pin(digest, self._waiting.pop(digest, 0))
 
-    def _shrink(self) -> None:
-        """Tensors may have become larger than the files were."""
-        for victim in self._lru.victims(0):
-            self._evict(victim)
-
-    async def _make_room(self, package: Package) -> None:
-        need = package.nbytes + OVERHEAD
-        self._refuse_if_too_large(need)
+    async def _make_room(self, need: int) -> None:
+        if need > self._lru.budget:
+            raise PackageRejected(
+                f"it takes {need} bytes on the device, and worker.residency.device_bytes is {self._lru.budget}; make the "
+                "adapter smaller or the budget larger",
+                field="package",
+            )
         while True:
             for victim in self._lru.victims(need):
                 self._evict(victim)
@@ -205,14 +200,6 @@ class Residents:
                 self._leaving.add(leaving)
             self._unpinned.clear()
             await self._unpinned.wait()
-
-    def _refuse_if_too_large(self, need: int) -> None:
-        if need > self._lru.budget:
-            raise PackageRejected(
-                f"it takes {need} bytes on the device, and worker.residency.device_bytes is {self._lru.budget}; make the "
-                "adapter smaller or the budget larger",
-                field="package",
-            )
 
     def _evict(self, digest: str) -> None:
         before = self._lru.nbytes
