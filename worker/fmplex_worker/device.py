@@ -138,6 +138,7 @@ class Device:
         # are taken over by workers whose device is not.
         outcome = await flight.outcome
         self._flights.popleft()
+        self._window.pass_s = outcome.seconds
         self._scheduler.charge(flight.plan, outcome.seconds)
         units: dict[str, int] = {}
         for held, result in zip(flight.jobs, outcome.results, strict=True):

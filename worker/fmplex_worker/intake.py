@@ -23,6 +23,7 @@ log = logging.getLogger(__name__)
 _PARKED = 128  # jobs that may wait for their versions before only resident vFMs are claimed from
 _IDLE_S = 2.0  # ceiling of the sleep between looks when nothing rings
 _BACKOFF_S = 0.1
+_CLAIMS_A_PASS = 8
 
 
 class Intake:
@@ -52,6 +53,7 @@ class Intake:
         self._clock = clock
         self._thread = thread
         self._rung = False
+        self._claimed = 0.0  # when the last claim was sent
 
     async def run(self) -> None:
         """Raises `LeaseLost`."""
@@ -60,6 +62,7 @@ class Intake:
 
     async def _fill(self) -> None:
         while True:
+            await self._pace()
             room = self._window.room()
             if not room:
                 self._window.freed.clear()
@@ -73,6 +76,13 @@ class Intake:
             elif not more:
                 await self._idle(set(room), strangers, wait_s)
 
+    async def _pace(self) -> None:
+        """While a pass runs and there is already work for the next one, nothing is gained by fetching every job as it comes: the
+        interpreter that the claims take is the device's."""
+        if self._window.running and self._window.waiting_units:
+            due = self._claimed + self._window.pass_s / _CLAIMS_A_PASS
+            await asyncio.sleep(max(0.0, due - time.monotonic()))
+
     def _strangers_welcome(self) -> bool:
         """What waits for its version must not fill the window, nor what is in use the device: until then only vFMs that are
         resident here are asked for."""
@@ -80,6 +90,7 @@ class Intake:
 
     async def _claim(self, room: dict[str, int], strangers: bool) -> tuple[list[Claimed], bool, float]:
         """Jobs, whether there are more, and how long to sleep at most if there are none."""
+        self._claimed = time.monotonic()
         try:
             claim = await self._consumer.claim(room, steal_ms=self._steal_ms, strangers=strangers)
             # The lease may only have run out (a long pause): a beat revives it, unless somebody has taken over.

@@ -40,6 +40,7 @@ _REPORT_S = 1.0
 _DWELL_S = 0.1
 _REFRESH_S = HERE_TTL_MS / 3000
 _BACKOFF_S = 0.5
+_FETCHES = 4  # from a far store, at a time
 
 
 class Worker:
@@ -66,8 +67,12 @@ class Worker:
         self.ready = asyncio.Event()  # has joined and caught up with the deployments
         # One thread each, for as long as the process lives: a new life must not step while the old one's last pass runs.
         self.threads = {name: ThreadPoolExecutor(1, thread_name_prefix=name) for name in ("intake", "device", "loader")}
+        # What lies on this machine is read so fast that threads would only stand in each other's way.
+        self.threads["fetch"] = ThreadPoolExecutor(1 if store.local else _FETCHES, thread_name_prefix="fetch")
         fetcher = Fetcher(store, spec.residency, engine.fit)
-        self.residents = Residents(engine, fetcher, spec.residency.device_bytes, self.threads["loader"])
+        self.residents = Residents(
+            engine, fetcher, spec.residency.device_bytes, self.threads["fetch"], self.threads["loader"]
+        )
 
     def stop(self) -> None:
         """Drain: give back what has not started, finish what runs, leave. `run` returns when done."""

@@ -52,6 +52,8 @@ class Window:
         self._held: dict[str, Held] = {}
         self._deadlines: list[tuple[int, str]] = []
         self.waiting_units = 0  # prepared, not running
+        self.running = 0  # jobs
+        self.pass_s = 0.0  # what the last pass took
         self.parked = 0  # jobs that take no room yet
         self.arrived = asyncio.Event()  # something became runnable
         self.freed = asyncio.Event()  # there may be room again
@@ -103,12 +105,14 @@ class Window:
     def start(self, key: str) -> Held:
         held = self._held[key]
         held.running = True
+        self.running += 1
         self.waiting_units -= held.units
         return held
 
     def finish(self, held: Held) -> None:
         """It has a reply: its room is free, but it stays known until the broker has settled it."""
         held.done = True
+        self.running -= held.running
         if held.parked:
             self.unpark(held)
         self._open[held.job.flow.cls] -= held.units

@@ -7,7 +7,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
-from concurrent.futures import Executor, Future
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -95,4 +95,4 @@ def residents(versions: float = 2, **fetching: Any) -> tuple[Residents, FakeEngi
     """With room for so many versions of 1 MB."""
     engine, fetcher = FakeEngine(), FakeFetcher(**fetching)
     budget = int(versions * (MB + OVERHEAD))
-    return Residents(engine, fetcher, budget, Inline()), engine, fetcher  # type: ignore[arg-type]
+    return Residents(engine, fetcher, budget, ThreadPoolExecutor(4), Inline()), engine, fetcher  # type: ignore[arg-type]

@@ -19,9 +19,9 @@ _LEAST_TEXT = 8  # tokens that a prompt must leave of what the backbone takes
 
 
 def load_adapter(config_json: bytes, weights: bytes, backbone: Backbone, number: int) -> Adapter:
-    """Fit `adapter_config.json` and `adapter_model.safetensors` of a checked package to this backbone, in host memory; any thread.
+    """Fit `adapter_config.json` and `adapter_model.safetensors` of a checked package to this backbone, in host memory.
 
-    Raises `PackageRejected`: option not served, file broken, values not finite, or made for another backbone.
+    Any thread. Raises `PackageRejected`: option not served, file broken, values not finite, or made for another backbone.
     """
     config = read_config(config_json)
     tensors = read_tensors(weights, "adapter_model.safetensors", "adapter")

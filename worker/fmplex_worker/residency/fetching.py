@@ -30,6 +30,9 @@ class Fetcher:
         self._host = LruBytes(spec.host_bytes)
         self._kept: dict[str, Fitted] = {}
         self._lock = threading.Lock()
+        # Many may wait for a far store; one at a time checks and fits. The interpreter goes in turn to every thread that wants
+        # it, and each in that line would keep the running pass waiting once more.
+        self._working = threading.Lock()
 
     def kept(self, digest: str) -> Fitted | None:
         """From host memory, at once."""
@@ -41,26 +44,33 @@ class Fetcher:
     def fetch(self, digest: str) -> tuple[Fitted, Source]:
         """Blocks. Raises `PackageRejected` (not in the store, not what it was, not for this backbone) or `Unavailable` (the
         store does not answer)."""
-        package, source = self._from_disk(digest) or (None, "store")
-        if package is None:
-            blob = self._store.get(digest)
-            package = open_artifact(blob, digest)
-            if self._disk is not None:
-                self._disk.put(digest, blob)
-        fitted = self._fit(package)
+        package, source = self._from_disk(digest) or self._from_store(digest)
+        with self._working:
+            fitted = self._fit(package)
         self._keep(fitted)
         return fitted, source
+
+    def _from_store(self, digest: str) -> tuple[Package, Source]:
+        blob = self._store.get(digest)
+        package = self._open(blob, digest)
+        if self._disk is not None:
+            self._disk.put(digest, blob)
+        return package, "store"
 
     def _from_disk(self, digest: str) -> tuple[Package, Source] | None:
         blob = self._disk.get(digest) if self._disk is not None else None
         if blob is None:
             return None
         try:
-            return open_artifact(blob, digest), "disk"
+            return self._open(blob, digest), "disk"
         except FmplexError:  # a torn or tampered file: the store has the right one
             assert self._disk is not None
             self._disk.drop(digest)
             return None
+
+    def _open(self, blob: bytes, digest: str) -> Package:
+        with self._working:
+            return open_artifact(blob, digest)
 
     def _keep(self, fitted: Fitted) -> None:
         size = fitted.nbytes + OVERHEAD

@@ -17,7 +17,6 @@ from fmplex_worker.residency.lru import LruBytes
 from fmplex_worker.residency.memory import Trimmer
 
 log = logging.getLogger(__name__)
-_FETCHES = 4  # at a time; placing on the device is one after the other
 _BLAME_S = 1.0  # how long a failure to load is remembered
 
 
@@ -28,10 +27,11 @@ class Residents:
     were not here, so that its pins run out and it can go. Nobody who waits for room waits for ever.
     """
 
-    def __init__(self, engine: Engine, fetcher: Fetcher, budget: int, thread: Executor) -> None:
+    def __init__(self, engine: Engine, fetcher: Fetcher, budget: int, fetching: Executor, loading: Executor) -> None:
         self._engine = engine
         self._fetcher = fetcher
-        self._thread = thread
+        self._fetching = fetching
+        self._loading = loading
         self._lru = LruBytes(budget)
         self._leaving: set[str] = set()
         self._obsolete: set[str] = set()  # no vFM serves it any more: goes with its last job
@@ -39,7 +39,6 @@ class Residents:
         self._loads: dict[str, asyncio.Task[None]] = {}
         self._waiting: Counter[str] = Counter()  # callers of `load` that wait for a version
         self._failed: dict[str, tuple[FmplexError, float]] = {}
-        self._fetching = asyncio.Semaphore(_FETCHES)
         self._placing = asyncio.Lock()
         self._unpinned = asyncio.Event()
         self._trimmer = Trimmer()
@@ -141,7 +140,7 @@ class Residents:
 
     async def trim(self) -> None:
         """Give freed memory back to the system, now and then."""
-        await asyncio.get_running_loop().run_in_executor(self._thread, self._trimmer.trim)
+        await asyncio.get_running_loop().run_in_executor(self._loading, self._trimmer.trim)
 
     def snapshot(self) -> ResidencyStats:
         s = self.stats
@@ -166,7 +165,7 @@ class Residents:
                 return
             need = fitted.nbytes + OVERHEAD
             await self._make_room(need)
-            await asyncio.get_running_loop().run_in_executor(self._thread, self._engine.load, fitted)
+            await asyncio.get_running_loop().run_in_executor(self._loading, self._engine.load, fitted)
             self._lru.put(digest, need)
             self._pin_for_all(digest)
         self._count(source, time.monotonic() - begun)
@@ -174,8 +173,7 @@ class Residents:
     async def _fetch(self, digest: str) -> tuple[Fitted, Source]:
         if (kept := self._fetcher.kept(digest)) is not None:
             return kept, "host"
-        async with self._fetching:
-            return await asyncio.to_thread(self._fetcher.fetch, digest)
+        return await asyncio.get_running_loop().run_in_executor(self._fetching, self._fetcher.fetch, digest)
 
     def _pin_for_all(self, digest: str) -> None:
         """Once for each caller that waits, before the next in line may want its room: else two versions that want the same
