@@ -19,7 +19,7 @@ from fmplex_broker.streams.registry import Registry
 
 _START_S = 300.0
 _NICE = -15
-_LEASE_MS = 3_600_000  # a frozen worker must not be taken for dead
+LEASE_MS = 3_600_000  # a frozen worker must not be taken for dead
 
 
 def fleet_file(
@@ -30,7 +30,7 @@ def fleet_file(
     path.write_text(
         f"artifacts = {json.dumps(_artifacts(folder))}\n"
         f'[backbone]\nname = "{backbone}"\nmodel = {json.dumps(str(model))}\npass_units = {pass_units}\n'
-        f'[worker]\ndevice = "cpu"\nthreads = {threads}\nlease_ms = {_LEASE_MS}\nwindow_passes = {window_passes}\n'
+        f'[worker]\ndevice = "cpu"\nthreads = {threads}\nlease_ms = {LEASE_MS}\nwindow_passes = {window_passes}\n'
     )
     return path
 

@@ -7,6 +7,7 @@ median over the rounds of (variant / base), and a disturbance hits both sides of
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import platform
 import statistics
@@ -62,6 +63,12 @@ async def interleave_async(
         names = list(variants) if number % 2 == 0 else list(variants)[::-1]
         for name in names:
             await variants[name]()
+
+
+def without_pauses() -> None:
+    """What is there by now is left out of garbage collections: a load generator that halts for 0.2 s measures its own pause."""
+    gc.collect()
+    gc.freeze()
 
 
 def ratio(samples: Mapping[str, list[float]], name: str, base: str) -> float:

@@ -12,7 +12,8 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -21,8 +22,8 @@ import numpy as np
 import uvloop
 from safetensors.numpy import save
 
-from benchmarks.fleet import Workers
-from benchmarks.harness import Options, Report, cpu_name, main, ratio
+from benchmarks.fleet import LEASE_MS, Workers
+from benchmarks.harness import Options, Report, cpu_name, main, ratio, without_pauses
 from benchmarks.models import MINILM, texts
 from fmplex_broker.artifacts import ArtifactStore
 from fmplex_broker.messages import Reply
@@ -38,6 +39,7 @@ from tests.integration.packages import head_weights, lora
 _RANK = 4
 _CALLERS = 128
 _LOAD = 0.5  # of the throughput with all resident
+_REPORTS_S = 3.0
 _OVERHEAD = 8192  # bytes a version takes beside its tensors
 
 
@@ -88,10 +90,20 @@ class Fleet:
         path.write_text(
             f"artifacts = {json.dumps(self.store.url)}\n"
             f'[backbone]\nname = "{name}"\nmodel = "{MINILM}"\nmax_tokens = 256\npass_units = 1024\n'
-            f'[worker]\ndevice = "cpu"\nthreads = 1\n'
+            f'[worker]\ndevice = "cpu"\nthreads = 1\nlease_ms = {LEASE_MS}\n'
             f"[worker.residency]\ndevice_bytes = {device_bytes}\nhost_bytes = {host_bytes}\n"
         )
         return path
+
+    @contextmanager
+    def only(self, name: str) -> Iterator[None]:
+        """The other worker is frozen."""
+        others = [workers for other, workers in self.workers.items() if other != name]
+        for workers in others:
+            workers.freeze()
+        yield
+        for workers in others:
+            workers.thaw()
 
     def stop(self) -> None:
         for workers in self.workers.values():
@@ -101,6 +113,7 @@ class Fleet:
 class Bench:
     def __init__(self, session: Session, fleet: Fleet, jobs: int, seconds: float, zipf: float) -> None:
         self._session = session
+        self._fleet = fleet
         self._jobs = jobs
         self._seconds = seconds
         self._texts = texts(997)
@@ -163,12 +176,14 @@ class Bench:
         """The same jobs for every variant, first all at once and then by chance."""
         burst = self.draw(self._jobs)
         for name in names:
-            self.samples[f"{name}_jobs_per_s"].append(await self.saturate(name, burst))
+            with self._fleet.only(name):
+                self.samples[f"{name}_jobs_per_s"].append(await self.saturate(name, burst))
         rate = _LOAD * self.samples["resident_jobs_per_s"][-1]
         jobs = self.draw(int(rate * self._seconds))
         gaps = self._rng.exponential(1 / rate, len(jobs)).tolist()
         for name in names:
-            await self.poisson(name, jobs, gaps)
+            with self._fleet.only(name):
+                await self.poisson(name, jobs, gaps)
 
 
 async def _run(options: Options) -> Report:
@@ -182,8 +197,10 @@ async def _run(options: Options) -> Report:
             bench = Bench(session, fleet, jobs, seconds, zipf)
             for name in fleet.workers:  # both have seen traffic before anything is measured
                 await bench.saturate(name, bench.draw(jobs))
+            without_pauses()
             for number in range(rounds):
                 await bench.round(["budget", "resident"] if number % 2 else ["resident", "budget"])
+            await asyncio.sleep(_REPORTS_S)  # who has just been thawed has yet to report
             view = await look(session.redis, session.registry)
         finally:
             fleet.stop()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import logging
 import os
 import sys
@@ -38,6 +39,8 @@ def main() -> int:
     app = create_app(lambda: Session.connect(url), fleet.gateway, store)
     host = args.host or fleet.gateway.host
     port = fleet.gateway.port if args.port is None else args.port
+    gc.collect()
+    gc.freeze()  # a collection that goes through all that was imported would halt every request
     uvicorn.run(
         app, host=host, port=port, loop="uvloop", log_level="warning", access_log=False, timeout_graceful_shutdown=20
     )

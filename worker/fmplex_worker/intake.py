@@ -48,6 +48,8 @@ class Intake:
         self._residents = residents
         self._steal_ms = steal_ms
         self._parked: dict[str, list[Held]] = {}  # version -> jobs that wait for it
+        self._arriving: list[Held] = []  # for the intake thread
+        self._preparing = asyncio.Lock()
         self._group = asyncio.TaskGroup()
         self._outbox = outbox
         self._clock = clock
@@ -181,7 +183,14 @@ class Intake:
         self.ring()  # there is room for strangers again
 
     async def _admit(self, held: list[Held]) -> None:
-        """Decode, validate and tokenise; every version is here and pinned."""
+        """Decode, validate and tokenise; every version is here and pinned. What comes while the thread is at work goes together
+        when it is free."""
+        self._arriving += held
+        async with self._preparing:
+            arrived, self._arriving = self._arriving, []
+            await self._prepare(arrived)
+
+    async def _prepare(self, held: list[Held]) -> None:
         good: list[tuple[Held, Request]] = []
         for h in held:
             try:

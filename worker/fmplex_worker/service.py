@@ -66,13 +66,12 @@ class Worker:
         self._stop = asyncio.Event()
         self.ready = asyncio.Event()  # has joined and caught up with the deployments
         # One thread each, for as long as the process lives: a new life must not step while the old one's last pass runs.
-        self.threads = {name: ThreadPoolExecutor(1, thread_name_prefix=name) for name in ("intake", "device", "loader")}
+        self.threads = {name: ThreadPoolExecutor(1, thread_name_prefix=name) for name in ("intake", "device", "load")}
         # What lies on this machine is read so fast that threads would only stand in each other's way.
         self.threads["fetch"] = ThreadPoolExecutor(1 if store.local else _FETCHES, thread_name_prefix="fetch")
         fetcher = Fetcher(store, spec.residency, engine.fit)
-        self.residents = Residents(
-            engine, fetcher, spec.residency.device_bytes, self.threads["fetch"], self.threads["loader"]
-        )
+        loading = None if engine.info.device == "cpu" else self.threads["load"]
+        self.residents = Residents(engine, fetcher, spec.residency.device_bytes, self.threads["fetch"], loading)
 
     def stop(self) -> None:
         """Drain: give back what has not started, finish what runs, leave. `run` returns when done."""

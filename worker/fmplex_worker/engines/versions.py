@@ -27,6 +27,7 @@ class Version:
     heads: Mapping[str, LoadedHead]
     adapter: Adapter | None
     input: InputSpec
+    nbytes: int  # of everything it holds, wherever it is
 
     @property
     def kinds(self) -> frozenset[str]:
@@ -36,12 +37,6 @@ class Version:
     def virtual(self) -> int:
         """Virtual tokens before each of its texts."""
         return self.adapter.virtual if self.adapter is not None else 0
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of everything it holds, wherever it is."""
-        adapter = self.adapter.nbytes if self.adapter is not None else 0
-        return adapter + sum(head.nbytes for head in self.heads.values())
 
     def on(self, device: torch.device) -> Version:
         """Itself where the host's memory is the device's."""
@@ -74,7 +69,8 @@ class Versions:
         if ADAPTER_CONFIG in package.files:
             config, weights = package.files[ADAPTER_CONFIG], package.files[ADAPTER_WEIGHTS]
             adapter = load_adapter(config, weights, backbone, next(self._numbers))
-        return Version(package.digest, heads, adapter, spec.input)
+        nbytes = sum(part.nbytes for part in (*heads.values(), adapter) if part is not None)
+        return Version(package.digest, heads, adapter, spec.input, nbytes)
 
     def load(self, version: Version) -> None:
         if version.digest not in self._loaded:

@@ -27,7 +27,11 @@ class Residents:
     were not here, so that its pins run out and it can go. Nobody who waits for room waits for ever.
     """
 
-    def __init__(self, engine: Engine, fetcher: Fetcher, budget: int, fetching: Executor, loading: Executor) -> None:
+    def __init__(
+        self, engine: Engine, fetcher: Fetcher, budget: int, fetching: Executor, loading: Executor | None
+    ) -> None:
+        """Versions are brought into host memory on `fetching` and copied to the device on `loading`; None: on the device they are
+        where they were, and no thread is needed for it."""
         self._engine = engine
         self._fetcher = fetcher
         self._fetching = fetching
@@ -140,7 +144,7 @@ class Residents:
 
     async def trim(self) -> None:
         """Give freed memory back to the system, now and then."""
-        await asyncio.get_running_loop().run_in_executor(self._loading, self._trimmer.trim)
+        await asyncio.to_thread(self._trimmer.trim)
 
     def snapshot(self) -> ResidencyStats:
         s = self.stats
@@ -165,7 +169,10 @@ class Residents:
                 return
             need = fitted.nbytes + OVERHEAD
             await self._make_room(need)
-            await asyncio.get_running_loop().run_in_executor(self._loading, self._engine.load, fitted)
+            if self._loading is None:
+                self._engine.load(fitted)
+            else:
+                await asyncio.get_running_loop().run_in_executor(self._loading, self._engine.load, fitted)
             self._lru.put(digest, need)
             self._pin_for_all(digest)
         self._count(source, time.monotonic() - begun)
