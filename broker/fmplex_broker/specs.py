@@ -102,8 +102,9 @@ class BackboneSpec(Spec):
 
 
 class ResidencySpec(Spec):
-    """Where a worker keeps adapters and heads, and how many bytes of them: on the device, as files in host memory, as files in
-    `cache` on disk (not used when the artifact store itself is a local folder). The least recently used go first.
+    """Where a worker keeps adapters and heads, and how many bytes of them: on the device, ready for the device in host
+    memory (on a CPU these are the same bytes), as files in `cache` on disk (not used when the artifact store itself is a local
+    folder). The least recently used go first.
 
     `steal_ms`: a vFM that is resident on another worker is left to it until its oldest job has waited that long.
     """
