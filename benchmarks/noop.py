@@ -16,7 +16,7 @@ from fmplex_broker.errors import FmplexError
 from fmplex_broker.messages import Request
 from fmplex_broker.packages import Package
 from fmplex_broker.specs import BackboneSpec, WorkerSpec
-from fmplex_worker.engines.protocol import EngineInfo, Outcome, Prepared, Room
+from fmplex_worker.engines.protocol import EngineInfo, Fitted, Outcome, Prepared, Room
 from fmplex_worker.service import Worker
 
 BACKBONE = "noop"
@@ -44,9 +44,11 @@ class NoopEngine:
     def loaded(self) -> Mapping[str, int]:
         return self._loaded
 
-    def load(self, package: Package, digest: str) -> int:
-        self._loaded[digest] = 0
-        return 0
+    def fit(self, package: Package) -> Fitted:
+        return package
+
+    def load(self, fitted: Fitted) -> None:
+        self._loaded[fitted.digest] = 0
 
     def unload(self, digest: str) -> None:
         self._loaded.pop(digest, None)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from fmplex_broker.errors import PackageRejected
-from fmplex_broker.peft import read_config
+from fmplex_broker.peft import check_adapter
 from fmplex_broker.peft_ia3 import Ia3Config
 from fmplex_broker.peft_lora import LoraConfig
 from fmplex_broker.peft_prompt import PROMPT
@@ -19,11 +19,11 @@ _LEAST_TEXT = 8  # tokens that a prompt must leave of what the backbone takes
 
 
 def load_adapter(config_json: bytes, weights: bytes, backbone: Backbone, number: int) -> Adapter:
-    """Fit `adapter_config.json` and `adapter_model.safetensors` of a checked package to this backbone, in host memory.
+    """Fit `adapter_config.json` and `adapter_model.safetensors` to this backbone, in host memory.
 
     Any thread. Raises `PackageRejected`: option not served, file broken, values not finite, or made for another backbone.
     """
-    config = read_config(config_json)
+    config = check_adapter(config_json, weights)
     tensors = read_tensors(weights, "adapter_model.safetensors", "adapter")
     if isinstance(config, LoraConfig):
         return lora.fit(config, tensors, backbone, number)
