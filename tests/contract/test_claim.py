@@ -111,6 +111,30 @@ async def test_shares_hold_over_many_workers(bench: Bench) -> None:
     assert got == {"one": pytest.approx(20, abs=4), "four": pytest.approx(80, abs=4)}
 
 
+@pytest.mark.parametrize("workers", [1, 3])
+async def test_500_flows_share_by_weight_through_windows_of_128_jobs(real: Bench, workers: int) -> None:
+    """Each within 5 %: Redis alone decides who enters a window, and no window has room for everybody."""
+    weights = {f"v{i:03}": 1 + i % 8 for i in range(500)}
+    each = 25  # jobs a unit of weight until the count ends; a tenth more are there
+    for vfm, weight in weights.items():
+        await real.serve(vfm, weight=weight)
+    for vfm, weight in weights.items():
+        await real.enqueue(*(job(vfm) for _ in range(weight * each * 11 // 10 + 2)))
+    crew = [await real.worker(f"w{i}") for i in range(workers)]
+    windows: list[list[Claimed]] = [[] for _ in crew]
+    got: Counter[str] = Counter()
+    while got.total() < each * sum(weights.values()):
+        for worker, window in zip(crew, windows, strict=True):
+            window += await real.claimed(worker, 128 - len(window))
+            done, window[:] = window[:48], window[48:]  # a pass
+            await worker.settle([(j, answer()) for j in done])
+            got += Counter(j.flow.vfm for j in done)
+    shares = {vfm: got[vfm] / weight / each for vfm, weight in weights.items()}
+    assert min(shares.values()) >= 0.95, sorted(shares.items(), key=lambda share: share[1])[:5]
+    assert max(shares.values()) <= 1.05, sorted(shares.items(), key=lambda share: share[1])[-5:]
+    await real.redis.flushall()  # the look for keys that stay would go through 60,000 of them one by one
+
+
 async def test_a_newcomer_starts_at_the_current_minimum(bench: Bench) -> None:
     """It neither waits for everybody's past nor gets all that others had before it came."""
     await bench.serve("old", "new")

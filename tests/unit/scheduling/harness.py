@@ -292,3 +292,147 @@ def check_settled_once(make: Make) -> None:
         except ValueError:
             continue
         raise AssertionError("settled twice")
+
+
+@dataclass
+class Trace:
+    """Random work that comes, goes, is throttled and cancelled, and passes in flight; what can run is known without asking."""
+
+    make: Make
+    seed: int
+    buckets: int
+    waiting: dict[str, Item] = field(default_factory=dict)
+    throttled: set[Flow] = field(default_factory=set)
+    flying: list[Plan] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.rng = random.Random(self.seed)
+        self.scheduler = self.make(KnownCost(40, alpha=self.rng.uniform(0, 5)), 40)
+        for n in range(5):
+            self.scheduler.set_weight(f"v{n}", self.rng.choice([0.1, 1.0, 7.0]))
+
+    def runnable(self) -> bool:
+        return any(it.flow not in self.throttled for it in self.waiting.values())
+
+    def step(self, number: int) -> None:
+        rng, scheduler = self.rng, self.scheduler
+        flow = Flow(f"v{rng.randrange(5)}", rng.choice([INTERACTIVE, INTERACTIVE, "offline"]))
+        match rng.randrange(8):
+            case 0 | 1 | 2:
+                bucket = rng.randrange(self.buckets)
+                alone, deadline = rng.random() < 0.1, rng.choice([None, number + rng.uniform(-5, 50)])
+                new = item(number, flow.vfm, rng.choice([1, 9, 30, 90]), flow.cls, bucket, alone, deadline)
+                self.waiting[new.key] = new
+                scheduler.add(new)
+            case 3 if self.waiting:
+                assert scheduler.remove(gone := rng.choice([*self.waiting])) == self.waiting.pop(gone)
+            case 4:
+                scheduler.throttle(flow)
+                self.throttled.add(flow)
+            case 5:
+                scheduler.resume(flow)
+                self.throttled.discard(flow)
+            case 6 if self.flying:
+                scheduler.charge(plan := self.flying.pop(0), sum(plan.prices) * rng.uniform(0.2, 4))
+            case 7:
+                self.look(number)
+
+    def look(self, number: int) -> None:
+        """A pass exactly when something can run, of what can run, and never an empty one."""
+        plan = self.scheduler.plan(number, AMPLE)
+        assert (plan is not None) == self.runnable()
+        if plan is not None:
+            assert plan.items
+            for it in plan.items:
+                assert it.flow not in self.throttled
+                assert self.waiting.pop(it.key) == it
+            self.flying.append(plan)
+
+
+def check_never_idle(make: Make, seed: int, buckets: int) -> None:
+    """Work conserving, whatever comes and goes; and in the end everything has run once."""
+    trace = Trace(make, seed, buckets)
+    for number in range(200):
+        trace.step(number)
+    for flow in list(trace.throttled):
+        trace.scheduler.resume(flow)
+    trace.throttled.clear()
+    for number in range(200, 400):
+        trace.look(number)
+    assert not trace.waiting
+    assert len(trace.scheduler) == 0
+
+
+def check_no_gain(make: Make, seed: int, units: Sequence[int], visits: int = 0) -> None:
+    """Neither splitting work, nor large items, nor going idle (every so many passes: `visits`) and coming back gets more than
+    a flow of equal weight gets that sends 16 units at a time, while both are there; each coming is worth one bound at most."""
+    alpha, beta = 1.0, 0.05
+    scheduler = make(KnownCost(64, alpha, beta), 64)
+    rng, keys, turns = random.Random(seed), count(), count()
+    ahead = plain = quantum = 0.0
+    comings = 1
+    for number in range(400):
+        away = bool(visits) and number % visits == visits - 1
+        comings += away
+        while not away and scheduler.pending(Flow("odd", INTERACTIVE)) < 70:
+            scheduler.add(item(next(keys), "odd", units[next(turns) % len(units)]))
+        if away:
+            for it in [it for it in scheduler._ledger.waiting.values() if it.flow.vfm == "odd"]:
+                scheduler.remove(it.key)
+        while scheduler.pending(Flow("plain", INTERACTIVE)) < 8:
+            scheduler.add(item(next(keys), "plain", 16))
+        before = scheduler.shares()
+        plan = must(scheduler.plan(0.0, AMPLE))
+        quantum = max(quantum, ring(scheduler).quantum)
+        scheduler.charge(plan, (alpha + beta * plan.units) * rng.uniform(0.8, 1.2))
+        if not away:
+            got = {vfm: share.charged - before[vfm].charged for vfm, share in scheduler.shares().items()}
+            ahead += got["odd"] - got["plain"]
+            plain += got["plain"]
+    largest = scheduler._ledger.cost.price(max(*units, 16))
+    assert ahead <= 0.02 * plain + comings * 2 * (quantum + largest)
+
+
+def check_refunds(make: Make, seed: int) -> None:
+    """A pass that failed, and runs again, is charged once: its items were refunded."""
+    rng = random.Random(seed)
+    scheduler = make(KnownCost(40), 40)
+    load = Load(scheduler, rng, (4, 10))
+    seconds = 0.0
+    for _ in range(60):
+        for vfm in ("a", "b"):
+            load.top_up(vfm)
+        plan = must(scheduler.plan(0.0, AMPLE))
+        if rng.random() < 0.3:
+            for it in reversed(plan.items):
+                scheduler.add(it, front=True)
+            scheduler.refund(plan)
+            continue
+        took = sum(plan.prices)
+        seconds += took
+        scheduler.charge(plan, took)
+    shares = scheduler.shares()
+    assert abs(sum(share.charged for share in shares.values()) - seconds) <= 1e-9 * seconds
+    # What was given and not used is what the deficits hold: both flows got the same credit.
+    ahead = [share.charged + share.deficit for share in shares.values()]
+    assert abs(ahead[0] - ahead[1]) <= 2 * ring(scheduler).quantum + 1e-9
+
+
+def check_newcomer(make: Make, flows: int, budget: int, warm: int, in_flight: int) -> None:
+    """It is served after the passes in flight, at most one round and one pass."""
+    scheduler = make(KnownCost(10 * budget), 10 * budget)
+    keys = count()
+    flying: list[Plan] = []
+    for number in range(warm + -(-flows // budget) + 2):
+        for i in range(flows):
+            while scheduler.pending(Flow(str(i), INTERACTIVE)) < budget + 1:
+                scheduler.add(item(next(keys), i))
+        if number == warm:
+            scheduler.add(item("new", "newcomer"))
+        plan = must(scheduler.plan(0.0, AMPLE))
+        flying.append(plan)
+        if len(flying) >= in_flight:
+            scheduler.charge(done := flying.pop(0), sum(done.prices))
+        if any(it.key == "new" for it in plan.items):
+            return
+    raise AssertionError("the newcomer still waits")

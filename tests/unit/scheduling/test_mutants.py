@@ -30,6 +30,11 @@ def bound(make: harness.Make, buckets: int = 1, noise: float = 0.0) -> None:
         harness.check_service_bound(make, case)
 
 
+def never_idle(make: harness.Make) -> None:
+    for seed in range(20):
+        harness.check_never_idle(make, seed, buckets=2)
+
+
 # ---- rings ----
 
 
@@ -61,6 +66,43 @@ class NeverTruesUp(Ring):
         pass
 
 
+class CountsJobs(Ring):
+    """A price a job, whatever its size."""
+
+    def adjust(self, vfm: str, seconds: float) -> None:
+        pass
+
+    def _quote(self, flow: FlowState) -> None:
+        super()._quote(flow)
+        flow.price = self._cost.price(16)
+
+
+class StartsInDebt(Ring):
+    """A newcomer pays for what others had before it came."""
+
+    def _flow(self, vfm: str) -> FlowState:
+        new = vfm not in self.flows
+        flow = super()._flow(vfm)
+        if new:
+            flow.deficit = -20 * self.quantum
+        return flow
+
+
+class GiftForComing(Ring):
+    """Credit for a flow that becomes busy."""
+
+    def add(self, item: Item, front: bool) -> None:
+        flow = self._flow(item.flow.vfm)
+        if flow.front is None:
+            flow.deficit += 20 * self.quantum
+        super().add(item, front)
+
+
+class ServesTheThrottled(Ring):
+    def throttle(self, vfm: str, throttled: bool) -> None:
+        pass
+
+
 class IgnoresWeights(Ring):
     def reweigh(self, vfm: str) -> None:
         pass
@@ -77,6 +119,10 @@ RINGS: list[tuple[type[Ring], Callable[[harness.Make], None]]] = [
     (PaysTheThrottled, harness.check_throttled_earns_nothing),
     (NeverTruesUp, lambda make: harness.check_long_run_shares(make, bias=2.5)),
     (IgnoresWeights, bound),
+    (CountsJobs, lambda make: harness.check_no_gain(make, 1, (60,))),
+    (GiftForComing, lambda make: harness.check_no_gain(make, 1, (16,), visits=10)),
+    (StartsInDebt, lambda make: harness.check_newcomer(make, 4, 8, 10, 1)),
+    (ServesTheThrottled, never_idle),
 ]
 
 
@@ -123,6 +169,17 @@ class StopsShort(Draft):
             self._turn(lane, self._pop(lane))
 
 
+class WaitsForCredit(Draft):
+    """No pass in a round in which nobody can pay."""
+
+    def _credit(self) -> bool:
+        soonest = self._ring.soonest()
+        if soonest is None or soonest > self._ring.round + 2:
+            self._ring.round += 1
+            return False
+        return super()._credit()
+
+
 class StaysInItsBucket(Draft):
     """The busiest bucket first."""
 
@@ -138,6 +195,7 @@ DRAFTS: list[tuple[type[Draft], Callable[[harness.Make], None]]] = [
     (BorrowsWithOneBucket, bound),
     (NeverBorrows, lambda make: harness.check_full_passes(make, 1, (2,), buckets=4)),
     (StopsShort, lambda make: harness.check_full_passes(make, 1, (2,), buckets=1)),
+    (WaitsForCredit, never_idle),
     (StaysInItsBucket, lambda make: harness.check_rare_bucket(make, 1, buckets=3)),
 ]
 
@@ -172,6 +230,16 @@ def test_broken_charges_are_caught(broken: type[KnownCost]) -> None:
     harness.check_charges(KnownCost(512), items)
     with pytest.raises(AssertionError):
         harness.check_charges(broken(512), items)
+
+
+def test_refunds_that_are_forgotten_are_caught() -> None:
+    class Keeps(DeficitRoundRobin):
+        def refund(self, plan: Plan) -> None:
+            self._ledger.settle(plan)
+
+    harness.check_refunds(DeficitRoundRobin, 1)
+    with pytest.raises(AssertionError):
+        harness.check_refunds(Keeps, 1)
 
 
 def test_charging_twice_is_caught() -> None:

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import random
-from itertools import count
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fmplex_worker.scheduling import INTERACTIVE, DeficitRoundRobin, Flow
+from fmplex_worker.scheduling import DeficitRoundRobin
 
 from . import harness
-from .harness import AMPLE, Case, KnownCost, item, must
+from .harness import AMPLE, Case, KnownCost
 
 weights = st.lists(st.sampled_from([0.1, 0.5, 1.0, 1.0, 2.0, 3.7, 10.0]), min_size=2, max_size=5).map(tuple)
 sizes = st.lists(st.integers(1, 60), min_size=1, max_size=4).map(tuple)
@@ -57,27 +56,22 @@ def test_long_run_shares_follow_the_weights(bias: float) -> None:
 
 @given(st.integers(1, 40), st.integers(1, 8), st.integers(0, 30), st.integers(1, 3))
 def test_a_newcomer_waits_one_round_and_one_pass(flows: int, budget: int, warm: int, in_flight: int) -> None:
+    harness.check_newcomer(DeficitRoundRobin, flows, budget, warm, in_flight)
 
-    scheduler = DeficitRoundRobin(KnownCost(10 * budget), 10 * budget)
-    keys = count()
-    flying = []
-    joined: int | None = None
-    for number in range(1000):
-        for i in range(flows):
-            while scheduler.pending(Flow(str(i), INTERACTIVE)) < budget + 1:
-                scheduler.add(item(next(keys), i))
-        if number == warm:
-            scheduler.add(item("new", "newcomer"))
-            joined = number
-        plan = must(scheduler.plan(0.0, AMPLE))
-        flying.append(plan)
-        if len(flying) >= in_flight:
-            scheduler.charge(done := flying.pop(0), sum(done.prices))
-        if any(it.key == "new" for it in plan.items):
-            break
-    assert joined is not None
-    one_round = -(-flows // budget)
-    assert number - joined <= one_round + 1
+
+@given(st.integers(0, 2**32), st.sampled_from([1, 1, 3]))
+def test_never_idle_while_something_can_run(seed: int, buckets: int) -> None:
+    harness.check_never_idle(DeficitRoundRobin, seed, buckets)
+
+
+@given(st.integers(0, 2**32), sizes, st.sampled_from([0, 0, 2, 3, 10]))
+def test_nothing_is_gained_by_splitting_or_by_coming_and_going(seed: int, units: tuple[int, ...], visits: int) -> None:
+    harness.check_no_gain(DeficitRoundRobin, seed, units, visits)
+
+
+@given(st.integers(0, 2**32))
+def test_a_pass_that_failed_is_charged_once(seed: int) -> None:
+    harness.check_refunds(DeficitRoundRobin, seed)
 
 
 @given(st.integers(0, 2**32))

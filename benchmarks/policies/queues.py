@@ -1,0 +1,126 @@
+"""What the policies share: a queue a flow. A policy ranks flows; the one that ranks lowest is served next."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+from fmplex_worker.scheduling import CostModel, Flow, Item, Plan, Room, Share
+from fmplex_worker.scheduling.items import CLASSES
+from fmplex_worker.scheduling.ledger import Ledger
+
+
+class Queues:
+    """The `Scheduler` protocol but for `rank`, `took` and `ran`. Interactive flows first; offline ones only when there are
+    none. O(flows with work) an item, which a comparison can afford."""
+
+    one_at_a_time = False
+
+    def __init__(self, cost: CostModel, budget: int) -> None:
+        self._ledger = Ledger(cost, budget)
+        self._queues: dict[Flow, OrderedDict[str, Item]] = {}
+        self._throttled: set[Flow] = set()
+
+    # --- what a policy decides ---
+
+    def arrived(self, flow: Flow) -> None:
+        """The flow had nothing to do, and has now."""
+
+    def rank(self, flow: Flow) -> float:
+        """Lowest first; of equals the one that became busy first."""
+        raise NotImplementedError
+
+    def took(self, flow: Flow, item: Item) -> None:
+        """Its front goes into the pass that is being made."""
+
+    def ran(self, plan: Plan, seconds: float) -> None:
+        """The pass has taken so long."""
+
+    # --- the scheduler's calls ---
+
+    @property
+    def budget(self) -> int:
+        return self._ledger.budget
+
+    def weight(self, flow: Flow) -> float:
+        return self._ledger.weights.get(flow.vfm, 1.0)
+
+    def add(self, item: Item, *, front: bool = False) -> None:
+        self._ledger.admit(item)
+        if item.flow not in self._queues:
+            self._queues[item.flow] = OrderedDict()
+            self.arrived(item.flow)
+        self._queues[item.flow][item.key] = item
+        if front:
+            self._queues[item.flow].move_to_end(item.key, last=False)
+
+    def remove(self, key: str) -> Item | None:
+        item = self._ledger.waiting.pop(key, None)
+        if item is not None:
+            self._drop(item)
+        return item
+
+    def _drop(self, item: Item) -> None:
+        queue = self._queues[item.flow]
+        del queue[item.key]
+        if not queue:
+            del self._queues[item.flow]
+
+    def pending(self, flow: Flow) -> int:
+        return len(self._queues.get(flow, ()))
+
+    def __len__(self) -> int:
+        return len(self._ledger.waiting)
+
+    def busy(self, cls: str) -> list[Flow]:
+        return [flow for flow in self._queues if flow.cls == cls and flow not in self._throttled]
+
+    def plan(self, now: float, room: Room) -> Plan | None:
+        for cls in CLASSES:
+            if picked := self._fill(cls, min(self.budget, room.units), room.rows):
+                return self._ledger.dispatch(picked, [self._ledger.cost.price(item.units) for item in picked])
+        return None
+
+    def _fill(self, cls: str, units: int, rows: int) -> list[Item]:
+        picked: list[Item] = []
+        left = set(self.busy(cls))
+        while left and units > 0 and len(picked) < rows:
+            flow = min((f for f in self._queues if f in left), key=self.rank)
+            item = next(iter(self._queues[flow].values()))
+            if picked and (item.alone or item.bucket != picked[0].bucket):
+                left.discard(flow)
+                continue
+            if picked and item.units > units:
+                break  # it is the next one's turn; smaller ones must not pass it
+            self._drop(item)
+            picked.append(item)
+            self.took(flow, item)
+            if flow not in self._queues:
+                left.discard(flow)
+            units = 0 if item.alone or self.one_at_a_time else units - item.units
+        return picked
+
+    def charge(self, plan: Plan, seconds: float) -> None:
+        self._ledger.charge(plan, seconds)
+        self.ran(plan, seconds)
+
+    def refund(self, plan: Plan) -> None:
+        self._ledger.settle(plan)
+
+    def set_weight(self, vfm: str, weight: float) -> None:
+        self._ledger.set_weight(vfm, weight)
+
+    def throttle(self, flow: Flow) -> None:
+        self._throttled.add(flow)
+
+    def resume(self, flow: Flow) -> None:
+        self._throttled.discard(flow)
+
+    def expect(self, flow: Flow, more: bool) -> None:
+        """Nothing depends on what the streams hold."""
+
+    def forget(self, vfm: str) -> None:
+        self._ledger.forget(vfm)
+        self._throttled -= {Flow(vfm, cls) for cls in CLASSES}
+
+    def shares(self) -> dict[str, Share]:
+        return self._ledger.shares({})
