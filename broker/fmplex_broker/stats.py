@@ -38,7 +38,8 @@ def quantile(histogram: Mapping[int, int], q: float) -> float | None:
 
 @dataclass(slots=True)
 class VfmStats:
-    """Counters of one vFM on one worker since it started. `charged_s`: device seconds; `latency`: enqueue to reply, by bucket."""
+    """Counters of one vFM on one worker since it started. `charged_s`: device seconds; `latency`: enqueue to reply, by bucket;
+    `wait`: the part of it before the pass."""
 
     weight: float = 1.0
     done: int = 0
@@ -48,19 +49,21 @@ class VfmStats:
     deficit_s: float = 0.0
     latency_s: float = 0.0
     latency: Counter[int] = field(default_factory=Counter)
+    wait_s: float = 0.0
+    wait: Counter[int] = field(default_factory=Counter)
 
     def __add__(self, other: VfmStats) -> VfmStats:
         return VfmStats(
             other.weight, self.done + other.done, self.failed + other.failed, self.units + other.units,
             self.charged_s + other.charged_s, self.deficit_s + other.deficit_s, self.latency_s + other.latency_s,
-            self.latency + other.latency,
+            self.latency + other.latency, self.wait_s + other.wait_s, self.wait + other.wait,
         )  # fmt: skip
 
     def since(self, before: VfmStats) -> VfmStats:
         return VfmStats(
             self.weight, self.done - before.done, self.failed - before.failed, self.units - before.units,
             self.charged_s - before.charged_s, self.deficit_s, self.latency_s - before.latency_s,
-            self.latency - before.latency,
+            self.latency - before.latency, self.wait_s - before.wait_s, self.wait - before.wait,
         )  # fmt: skip
 
 
@@ -110,7 +113,10 @@ def _wire(value: object) -> dict[str, Any]:
 
 
 def encode_stats(stats: WorkerStats) -> bytes:
-    vfms = {name: _wire(v) | {"latency": sorted(v.latency.items())} for name, v in stats.vfms.items()}
+    vfms = {
+        name: _wire(v) | {"latency": sorted(v.latency.items()), "wait": sorted(v.wait.items())}
+        for name, v in stats.vfms.items()
+    }
     residency = _wire(stats.residency) | {"load_ms": sorted(stats.residency.load_ms.items())}
     return packb(_wire(stats) | {"vfms": vfms, "residency": residency})
 
@@ -120,8 +126,8 @@ def decode_stats(data: bytes) -> WorkerStats:
     wire: dict[str, Any] = unpackb(data)
     vfms = {}
     for name, v in wire.pop("vfms").items():
-        latency = Counter(dict(v.pop("latency")))
-        vfms[name] = VfmStats(**v, latency=latency)
+        latency, wait = (Counter[int](dict(v.pop(key))) for key in ("latency", "wait"))
+        vfms[name] = VfmStats(**v, latency=latency, wait=wait)
     residency = wire.pop("residency")
     load_ms = Counter(dict(residency.pop("load_ms")))
     return WorkerStats(**wire, residency=ResidencyStats(**residency, load_ms=load_ms), vfms=vfms)

@@ -115,6 +115,7 @@ def _vfms(rows: list[tuple[str, str, VfmStats]]) -> Iterator[Metric]:
     deficit = GaugeMetricFamily("fmplex_vfm_deficit_seconds", "Credit (+) or debt (-) in device time", labels=labels)
     weight = GaugeMetricFamily("fmplex_vfm_weight", "Share promised", labels=labels)
     latency = HistogramMetricFamily("fmplex_vfm_latency_seconds", "Enqueue to reply", labels=labels)
+    wait = HistogramMetricFamily("fmplex_vfm_queue_wait_seconds", "Enqueue to the start of its pass", labels=labels)
     for worker, name, s in rows:
         jobs.add_metric([name, worker, "done"], s.done)
         jobs.add_metric([name, worker, "failed"], s.failed)
@@ -123,7 +124,8 @@ def _vfms(rows: list[tuple[str, str, VfmStats]]) -> Iterator[Metric]:
         deficit.add_metric([name, worker], s.deficit_s)
         weight.add_metric([name, worker], s.weight)
         latency.add_metric([name, worker], _buckets(s.latency), sum_value=s.latency_s)
-    yield from (jobs, units, charged, deficit, weight, latency)
+        wait.add_metric([name, worker], _buckets(s.wait), sum_value=s.wait_s)
+    yield from (jobs, units, charged, deficit, weight, latency, wait)
 
 
 _BOUNDS = range(0, 85, 4)  # 0.1 ms to 210 s in powers of two: the same for every vFM, so that they can be added up

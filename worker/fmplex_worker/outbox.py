@@ -48,7 +48,7 @@ class Outbox:
             load_ms=held.load_ms,
         )
         self._window.finish(held)
-        self._meter.answered(held.job.flow.vfm, failed=error is not None, latency_ms=total_ms)
+        self._meter.answered(held.job.flow.vfm, failed=error is not None, latency_ms=total_ms, wait_ms=reply.queue_ms)
         self._queue.append((held, reply))
         self._filled.set()
         self._empty.clear()

@@ -32,7 +32,7 @@ class Meter:
         self._vfms[name] = stats
         return stats
 
-    def answered(self, vfm: str, *, failed: bool, latency_ms: float) -> None:
+    def answered(self, vfm: str, *, failed: bool, latency_ms: float, wait_ms: float) -> None:
         stats = self._vfm(vfm)
         if failed:
             stats.failed += 1
@@ -40,6 +40,8 @@ class Meter:
             stats.done += 1
         stats.latency_s += latency_ms / 1000
         stats.latency[bucket_of(latency_ms)] += 1
+        stats.wait_s += wait_ms / 1000
+        stats.wait[bucket_of(wait_ms)] += 1
 
     def ran(self, vfm_units: dict[str, int], seconds: float) -> None:
         """One pass has landed."""

@@ -87,6 +87,7 @@ def _row(
         "failed_per_s": stats.failed / seconds,
         "p50_ms": quantile(stats.latency, 0.5),
         "p99_ms": quantile(stats.latency, 0.99),
+        "wait_p99_ms": quantile(stats.wait, 0.99),
         "device_s_per_s": stats.charged_s / seconds,
         "weight": weight,
         "deficit_s": stats.deficit_s,
@@ -127,9 +128,11 @@ def _draw(rows: dict[str, Any], limit: int) -> Group:
         "failed/s",
         "p50 ms",
         "p99 ms",
+        "wait p99",
         "device",
         "share",
         "promised",
+        "deficit",
     ):
         vfms.add_column(column, justify="right", no_wrap=True)
     shown = rows["vfms"][:limit]
@@ -138,7 +141,9 @@ def _draw(rows: dict[str, Any], limit: int) -> Group:
             r["vfm"] if r["status"] == "serving" else f"{r['vfm']} ({r['status']})",
             str(r["waiting"]), str(r["pending"]), f"{r['oldest_ms'] / 1000:.1f}s" if r["oldest_ms"] else "-",
             f"{r['jobs_per_s']:.1f}", f"{r['failed_per_s']:.1f}", _ms(r["p50_ms"]), _ms(r["p99_ms"]),
+            _ms(r["wait_p99_ms"]),
             f"{100 * r['device_s_per_s']:.1f}%", _percent(r["share_received"]), _percent(r["share_promised"]),
+            f"{1000 * r['deficit_s']:+.0f} ms" if r["deficit_s"] else "-",
         )  # fmt: skip
     workers = Table(box=None, header_style="bold")
     workers.add_column("worker", no_wrap=True)

@@ -46,16 +46,23 @@ def test_quantiles_of_nothing_are_nothing() -> None:
 
 
 def test_stats_survive_the_wire() -> None:
-    stats = worker("w", a=VfmStats(2.0, 3, 1, 40, 0.5, -0.1, 0.02, Counter({5: 4})))
+    stats = worker("w", a=VfmStats(2.0, 3, 1, 40, 0.5, -0.1, 0.02, Counter({5: 4}), 0.01, Counter({2: 3})))
     assert decode_stats(encode_stats(stats)) == stats
 
 
 def test_rates_and_shares_are_over_what_happened_between_the_looks() -> None:
-    before = FleetView(1_000, 2, [worker("w", a=VfmStats(done=10, charged_s=1.0), b=VfmStats(charged_s=5.0))])
+    early, late = Counter({30: 5}), Counter({30: 5, 8: 20})  # before these looks it waited long
+    before = FleetView(
+        1_000, 2, [worker("w", a=VfmStats(done=10, charged_s=1.0, wait=early), b=VfmStats(charged_s=5.0))]
+    )
     now = FleetView(
         3_000,
         2,
-        [worker("w", a=VfmStats(done=30, charged_s=1.75), b=VfmStats(done=1, charged_s=5.25))],
+        [
+            worker(
+                "w", a=VfmStats(done=30, charged_s=1.75, deficit_s=-0.2, wait=late), b=VfmStats(done=1, charged_s=5.25)
+            )
+        ],
         [vfm("a", weight=3.0), vfm("b")],
         {"b": Depth(waiting=7, pending=1, oldest_ms=90)},
     )
@@ -63,6 +70,7 @@ def test_rates_and_shares_are_over_what_happened_between_the_looks() -> None:
     assert rows["a"]["jobs_per_s"] == pytest.approx(10.0)
     assert rows["a"]["share_received"] == pytest.approx(0.75)
     assert rows["a"]["share_promised"] == pytest.approx(0.75)
+    assert (rows["a"]["wait_p99_ms"], rows["a"]["deficit_s"]) == (bucket_top(8), -0.2)
     assert (rows["b"]["waiting"], rows["b"]["pending"], rows["b"]["oldest_ms"]) == (7, 1, 90)
 
 
