@@ -5,6 +5,9 @@ from __future__ import annotations
 import pytest
 from hypothesis import settings
 
+# A stall of the machine is no failure. `--hypothesis-profile` comes after this and wins.
+settings.register_profile("patient", deadline=None)
+settings.load_profile("patient")
 settings.register_profile("deep", max_examples=10_000, deadline=None)
 
 

@@ -120,7 +120,7 @@ async def test_500_flows_share_by_weight_through_windows_of_128_jobs(real: Bench
         await real.serve(vfm, weight=weight)
     for vfm, weight in weights.items():
         await real.enqueue(*(job(vfm) for _ in range(weight * each * 11 // 10 + 2)))
-    crew = [await real.worker(f"w{i}") for i in range(workers)]
+    crew = [await real.worker(f"w{i}", lease_ms=600_000) for i in range(workers)]
     windows: list[list[Claimed]] = [[] for _ in crew]
     got: Counter[str] = Counter()
     while got.total() < each * sum(weights.values()):

@@ -81,9 +81,15 @@ class Intake:
     async def _pace(self) -> None:
         """While a pass runs and there is already work for the next one, nothing is gained by fetching every job as it comes: the
         interpreter that the claims take is the device's."""
-        if self._window.running and self._window.waiting_units:
-            due = self._claimed + self._window.pass_s / _CLAIMS_A_PASS
-            await asyncio.sleep(max(0.0, due - time.monotonic()))
+        window = self._window
+        rest_s = self._claimed + window.pass_s / _CLAIMS_A_PASS - time.monotonic()
+        if rest_s <= 0:
+            return
+        with suppress(TimeoutError):
+            async with asyncio.timeout(rest_s):
+                while window.running and window.waiting_units:
+                    window.freed.clear()
+                    await window.freed.wait()
 
     def _strangers_welcome(self) -> bool:
         """What waits for its version must not fill the window, nor what is in use the device: until then only vFMs that are

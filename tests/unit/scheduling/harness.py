@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import combinations, count
+from math import ceil
 
 from fmplex_worker.scheduling import INTERACTIVE, CostModel, DeficitRoundRobin, Flow, Item, Plan, Room
 from fmplex_worker.scheduling.ring import Ring
@@ -155,7 +156,7 @@ def check_service_bound(make: Make, case: Case, passes: int = 80) -> None:
 
 
 def check_full_passes(make: Make, seed: int, sizes: Sequence[int], buckets: int) -> None:
-    """One bucket: nothing that waits would still fit. Several: at least half a pass, thanks to debt."""
+    """Full but for less than its largest item; with several buckets half full at least, thanks to debt."""
     budget = 64
     scheduler = make(KnownCost(budget), budget)
     load = Load(scheduler, random.Random(seed), sizes)
@@ -418,17 +419,22 @@ def check_refunds(make: Make, seed: int) -> None:
     assert abs(ahead[0] - ahead[1]) <= 2 * ring(scheduler).quantum + 1e-9
 
 
-def check_newcomer(make: Make, flows: int, budget: int, warm: int, in_flight: int) -> None:
-    """It is served after the passes in flight, at most one round and one pass."""
+def check_newcomer(
+    make: Make, flows: int, budget: int, warm: int, in_flight: int, weight: float = 1.0, units: int = 10
+) -> None:
+    """It is served after the passes in flight and as many rounds as it takes to pay for its first item. A round is worth one
+    item of 10 units to each of the others."""
     scheduler = make(KnownCost(10 * budget), 10 * budget)
+    scheduler.set_weight("newcomer", weight)
+    rounds = ceil(units / 10 / weight) + 1  # prices are floats, and it may come in the middle of a round
     keys = count()
     flying: list[Plan] = []
-    for number in range(warm + -(-flows // budget) + 2):
+    for number in range(warm + -(-rounds * flows // budget) + 2 + (units > 10)):
         for i in range(flows):
             while scheduler.pending(Flow(str(i), INTERACTIVE)) < budget + 1:
                 scheduler.add(item(next(keys), i))
         if number == warm:
-            scheduler.add(item("new", "newcomer"))
+            scheduler.add(item("new", "newcomer", units))
         plan = must(scheduler.plan(0.0, AMPLE))
         flying.append(plan)
         if len(flying) >= in_flight:

@@ -121,6 +121,8 @@ RINGS: list[tuple[type[Ring], Callable[[harness.Make], None]]] = [
     (IgnoresWeights, bound),
     (CountsJobs, lambda make: harness.check_no_gain(make, 1, (60,))),
     (GiftForComing, lambda make: harness.check_no_gain(make, 1, (16,), visits=10)),
+    (GiftForComing, lambda make: harness.check_no_gain(make, 1, (16,), visits=20)),
+    (GiftForComing, lambda make: harness.check_no_gain(make, 1, (3,), visits=40)),
     (StartsInDebt, lambda make: harness.check_newcomer(make, 4, 8, 10, 1)),
     (ServesTheThrottled, never_idle),
 ]

@@ -54,9 +54,15 @@ def test_long_run_shares_follow_the_weights(bias: float) -> None:
     harness.check_long_run_shares(DeficitRoundRobin, bias)
 
 
-@given(st.integers(1, 40), st.integers(1, 8), st.integers(0, 30), st.integers(1, 3))
-def test_a_newcomer_waits_one_round_and_one_pass(flows: int, budget: int, warm: int, in_flight: int) -> None:
-    harness.check_newcomer(DeficitRoundRobin, flows, budget, warm, in_flight)
+@given(
+    st.integers(1, 40), st.integers(1, 8), st.integers(0, 30), st.integers(1, 3), st.sampled_from([0.1, 0.5, 1.0, 4.0]),
+    st.floats(0, 1),
+)  # fmt: skip
+def test_a_newcomer_waits_until_it_can_pay_and_one_pass(
+    flows: int, budget: int, warm: int, in_flight: int, weight: float, size: float
+) -> None:
+    units = 10 + int(size * 10 * (budget - 1))
+    harness.check_newcomer(DeficitRoundRobin, flows, budget, warm, in_flight, weight, units)
 
 
 @given(st.integers(0, 2**32), st.sampled_from([1, 1, 3]))
@@ -64,9 +70,14 @@ def test_never_idle_while_something_can_run(seed: int, buckets: int) -> None:
     harness.check_never_idle(DeficitRoundRobin, seed, buckets)
 
 
-@given(st.integers(0, 2**32), sizes, st.sampled_from([0, 0, 2, 3, 10]))
-def test_nothing_is_gained_by_splitting_or_by_coming_and_going(seed: int, units: tuple[int, ...], visits: int) -> None:
-    harness.check_no_gain(DeficitRoundRobin, seed, units, visits)
+@given(st.integers(0, 2**32), sizes)
+def test_nothing_is_gained_by_splitting_or_by_large_items(seed: int, units: tuple[int, ...]) -> None:
+    harness.check_no_gain(DeficitRoundRobin, seed, units)
+
+
+@given(st.integers(0, 2**32), st.integers(1, 16), st.sampled_from([10, 20, 40]))
+def test_nothing_is_gained_by_coming_and_going(seed: int, units: int, visits: int) -> None:
+    harness.check_no_gain(DeficitRoundRobin, seed, (units,), visits)
 
 
 @given(st.integers(0, 2**32))

@@ -72,6 +72,7 @@ class FakeFetcher:
     gate: threading.Event = field(default_factory=threading.Event)
     host_bytes: int = 0
     disk_bytes: int = 0
+    dropped_bytes: int = 0
 
     def __post_init__(self) -> None:
         self.gate.set()

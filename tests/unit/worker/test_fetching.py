@@ -185,3 +185,4 @@ def test_host_memory_keeps_what_was_used_last_within_its_bytes(tmp_path: Path) -
     f._keep(packages[2])  # by two threads at once
     assert f.host_bytes == 2 * (100 + OVERHEAD)
     assert [f.kept(d) for d in "012"] == [packages[0], None, packages[2]]
+    assert f.dropped_bytes == 100

@@ -29,6 +29,7 @@ class Fetcher:
         self._disk = None if store.local or not spec.disk_bytes else DiskCache(spec.cache, spec.disk_bytes)
         self._host = LruBytes(spec.host_bytes)
         self._kept: dict[str, Fitted] = {}
+        self.dropped_bytes = 0  # from host memory, so far
         self._lock = threading.Lock()
         # Many may wait for a far store; one at a time checks and fits. The interpreter goes in turn to every thread that wants
         # it, and each in that line would keep the running pass waiting once more.
@@ -74,14 +75,16 @@ class Fetcher:
 
     def _keep(self, fitted: Fitted) -> None:
         size = fitted.nbytes + OVERHEAD
+        if size > self._host.budget:
+            return
         with self._lock:
-            if size > self._host.budget:
-                return
-            for gone in self._host.victims(size) if fitted.digest not in self._kept else ():
-                self._host.remove(gone)
-                del self._kept[gone]
+            victims = self._host.victims(size) if fitted.digest not in self._kept else []
+            for victim in victims:
+                self._host.remove(victim)
+            gone = [self._kept.pop(victim) for victim in victims]  # their memory goes after the lock
             self._host.put(fitted.digest, size)
             self._kept[fitted.digest] = fitted
+        self.dropped_bytes += sum(version.nbytes for version in gone)
 
     @property
     def host_bytes(self) -> int:

@@ -46,6 +46,7 @@ class Residents:
         self._placing = asyncio.Lock()
         self._unpinned = asyncio.Event()
         self._trimmer = Trimmer()
+        self._dropped = 0  # bytes that host memory had let go when last asked
         self.stats = ResidencyStats(budget_bytes=budget)
 
     # --- asking ---
@@ -144,6 +145,9 @@ class Residents:
 
     async def trim(self) -> None:
         """Give freed memory back to the system, now and then."""
+        dropped, self._dropped = self._fetcher.dropped_bytes - self._dropped, self._fetcher.dropped_bytes
+        if dropped:
+            self._trimmer.freed(dropped)
         await asyncio.to_thread(self._trimmer.trim)
 
     def snapshot(self) -> ResidencyStats:
