@@ -78,7 +78,7 @@ class Deployed(NamedTuple):
 
 def deployed(record: bytes, offered: bytes | None) -> Deployed:
     """From a vFM's record and its `:next`."""
-    _, version, _, _, weight, _ = record.decode().split("|")
+    _, version, _, _, weight, *_ = record.decode().split("|")
     return Deployed(version, float(weight), (offered or b"").partition(b"|")[0].decode())
 
 

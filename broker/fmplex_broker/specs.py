@@ -33,8 +33,11 @@ class Limits(Spec):
 
 
 class Slo(Spec):
-    """`deadline_ms`: how long a caller waits if the request does not say; an older job is answered, not run."""
+    """`latency_ms`: the target for interactive jobs, from enqueue to reply, while the vFM asks for no more than its share; the
+    workers of its backbone keep their passes short enough for it. `deadline_ms`: how long a caller waits if the request does
+    not say; a job that cannot be done by then is answered, not run."""
 
+    latency_ms: int | None = Field(default=None, ge=1, le=86_400_000)
     deadline_ms: int = Field(default=60_000, ge=1, le=86_400_000)
 
 
@@ -90,7 +93,8 @@ class BackboneSpec(Spec):
     """A foundation model to host. `model` is a local folder, a hub id (whatever transformers loads), or `package://NAME/FOLDER`:
     a folder inside an installed Python package.
 
-    `max_tokens` bounds one text (default: what the model can take); `pass_units` is the pass budget in packed tokens.
+    `max_tokens` bounds one text (default: what the model can take); `pass_units` is the pass budget in packed
+    tokens, which latency targets of vFMs may shorten.
     """
 
     name: Name
@@ -120,7 +124,8 @@ class WorkerSpec(Spec):
     """One GPU process.
 
     `lease_ms`: how long a silent worker keeps its jobs; `max_attempts`: runs of a job that kills its worker; `window_passes`:
-    passes' worth of work it holds.
+    passes' worth of work it holds. Offline jobs get what interactive ones leave, and `offline_trickle` of the device's time
+    always, in passes no longer than `offline_slice_ms`.
     """
 
     device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
@@ -131,6 +136,8 @@ class WorkerSpec(Spec):
     max_attempts: int = Field(default=3, ge=1)
     drain_s: float = Field(default=30.0, gt=0)
     window_passes: int = Field(default=3, ge=1, le=16)
+    offline_trickle: float = Field(default=0.05, ge=0, lt=1)
+    offline_slice_ms: float = Field(default=50.0, gt=0)
 
 
 class GatewaySpec(Spec):

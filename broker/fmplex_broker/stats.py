@@ -88,7 +88,8 @@ class ResidencyStats:
 @dataclass(slots=True)
 class WorkerStats:
     """One worker. Counters since its start. `memory_bytes`: unique memory of the process; `device_bytes`: on the accelerator;
-    `backbone_bytes`: weights of the shared backbone. `vfms`: the few hundred on which something happened last."""
+    `backbone_bytes`: weights of the shared backbone. `budget_units`: of a full pass, which takes about `budget_s`. `vfms`: the
+    few hundred on which something happened last."""
 
     worker: str
     backbone: str
@@ -104,6 +105,8 @@ class WorkerStats:
     device_bytes: int = 0
     backbone_bytes: int = 0
     cost_error: float = 0.0
+    budget_units: int = 0
+    budget_s: float = 0.0
     residency: ResidencyStats = field(default_factory=ResidencyStats)
     vfms: dict[str, VfmStats] = field(default_factory=dict)
 

@@ -55,11 +55,15 @@ def _queues(view: FleetView) -> Iterator[Metric]:
     waiting = GaugeMetricFamily("fmplex_queue_waiting", "Jobs waiting for a worker", labels=["vfm"])
     pending = GaugeMetricFamily("fmplex_queue_pending", "Jobs in a worker's hands", labels=["vfm"])
     oldest = GaugeMetricFamily("fmplex_queue_oldest_seconds", "Age of the oldest job", labels=["vfm"])
+    target = GaugeMetricFamily("fmplex_vfm_latency_target_seconds", "What the vFM's SLO asks for", labels=["vfm"])
+    for vfm in view.vfms:
+        if vfm.serving and vfm.serving.slo.latency_ms:
+            target.add_metric([vfm.name], vfm.serving.slo.latency_ms / 1000)
     for name, depth in view.depths.items():
         waiting.add_metric([name], depth.waiting)
         pending.add_metric([name], depth.pending)
         oldest.add_metric([name], depth.oldest_ms / 1000)
-    yield from (waiting, pending, oldest)
+    yield from (waiting, pending, oldest, target)
 
 
 def _workers(workers: list[WorkerStats]) -> Iterator[Metric]:
@@ -77,6 +81,10 @@ def _workers(workers: list[WorkerStats]) -> Iterator[Metric]:
     yield family(gauge, "fmplex_worker_memory_bytes", "Unique memory of the process", (w.memory_bytes for w in workers))
     yield family(gauge, "fmplex_worker_device_bytes", "Accelerator memory", (w.device_bytes for w in workers))
     yield family(gauge, "fmplex_worker_cost_error", "Relative error of the cost model", (w.cost_error for w in workers))
+    yield family(gauge, "fmplex_worker_pass_budget_units", "Units of a full pass", (w.budget_units for w in workers))
+    yield family(
+        gauge, "fmplex_worker_pass_budget_seconds", "What it is expected to take", (w.budget_s for w in workers)
+    )
 
 
 def _residency(workers: list[WorkerStats]) -> Iterator[Metric]:

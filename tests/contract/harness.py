@@ -133,7 +133,7 @@ class Bench:
         for vfm in vfms:
             spec = VfmSpec(name=vfm, backbone=BACKBONE, head=Embedding())
             await self.redis.hset(REGISTRY_VFMS, vfm, BACKBONE)
-            args = [vfm, digest, spec.model_dump_json(), -1, cap, weight, rate]
+            args = [vfm, digest, spec.model_dump_json(), -1, cap, weight, rate, 0]
             assert (await self.scripts("propose", self.keys.vfms, args))[0] == b"ok"
             for voter in voters or [b"setup"]:
                 state, _ = await self.scripts("vote", self.keys.vfms, [vfm, digest, voter, ""])

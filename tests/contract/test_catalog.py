@@ -9,7 +9,7 @@ import pytest
 from fmplex_broker.deployments import BackboneInfo, Deployed
 from fmplex_broker.errors import PackageRejected, UnknownVfm
 from fmplex_broker.heads import Embedding
-from fmplex_broker.specs import VfmChange, VfmSpec
+from fmplex_broker.specs import Slo, VfmChange, VfmSpec
 from fmplex_broker.streams.registry import Registry
 from tests.contract.harness import BACKBONE, Bench, job
 
@@ -28,7 +28,7 @@ def spec(name: str = "a", **more: Any) -> VfmSpec:
 async def offer(bench: Bench, version: str, vfm: str = "a") -> None:
     """Put it before the workers."""
     generation = (await Registry(bench.redis, bench.scripts).show(vfm)).generation
-    args = [vfm, version, spec(vfm).model_dump_json(), generation, 100, 1.0, 0]
+    args = [vfm, version, spec(vfm).model_dump_json(), generation, 100, 1.0, 0, 0]
     assert (await bench.scripts("propose", bench.keys.vfms, args))[0] == b"ok"
 
 
@@ -201,7 +201,7 @@ async def test_deployed_is_what_a_worker_must_know(bench: Bench, registry: Regis
     assert await registry.deployed(BACKBONE, ["a", "b"]) == {"a": Deployed("v1", 2.5, ""), "b": None}
     await offer(bench, "v2")
     assert (await registry.deployed(BACKBONE, ["a"]))["a"].offered == "v2"
-    await bench.scripts("propose", bench.keys.vfms, ["b", "v1", spec("b").model_dump_json(), -1, 100, 4.0, 0])
+    await bench.scripts("propose", bench.keys.vfms, ["b", "v1", spec("b").model_dump_json(), -1, 100, 4.0, 0, 0])
     assert (await registry.deployed(BACKBONE, ["b"]))["b"] == Deployed("", 4.0, "v1")
 
 
@@ -218,3 +218,13 @@ async def test_a_name_that_does_not_exist_is_unknown_whatever_it_is(registry: Re
     for ask in (registry.find, registry.show):
         with pytest.raises(UnknownVfm):
             await ask(name)
+
+
+async def test_a_latency_target_comes_with_the_next_claim_and_is_lifted(bench: Bench, registry: Registry) -> None:
+    worker = await bench.worker()
+    await bench.serve("a")
+    for target in (120, None):
+        changed = await registry.change("a", VfmChange(slo=Slo(latency_ms=target)))
+        assert changed.spec.slo == Slo(latency_ms=target, deadline_ms=60_000)
+        await bench.enqueue(job("a"))
+        assert (await worker.claim({"interactive": 1})).terms["a"].latency_ms == (target or 0)

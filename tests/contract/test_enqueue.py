@@ -31,7 +31,7 @@ async def test_serving_digest_is_stamped_into_the_job(bench: Bench) -> None:
     await bench.serve("a", digest="v1")
     worker = await bench.worker()
     await bench.enqueue(job(id="old"))
-    await bench.scripts("propose", bench.keys.vfms, ["a", "v2", "{}", 2, 100, 1.0, 0])
+    await bench.scripts("propose", bench.keys.vfms, ["a", "v2", "{}", 2, 100, 1.0, 0, 0])
     await bench.scripts("vote", bench.keys.vfms, ["a", "v2", "w1", ""])
     await bench.enqueue(job(id="new"))
     assert {j.job: j.digest for j in await bench.claimed(worker)} == {"old": "v1", "new": "v2"}
@@ -60,7 +60,7 @@ async def test_unknown_vfm(bench: Bench) -> None:
 
 async def test_closed_until_a_version_is_accepted_and_from_retirement_on(bench: Bench) -> None:
     worker = await bench.worker()
-    await bench.scripts("propose", bench.keys.vfms, ["a", "v1", "{}", -1, 100, 1.0, 0])
+    await bench.scripts("propose", bench.keys.vfms, ["a", "v1", "{}", -1, 100, 1.0, 0, 0])
     assert await bench.enqueue(job()) == ["closed"]
     await bench.scripts("vote", bench.keys.vfms, ["a", "v1", worker.worker, ""])
     assert await bench.enqueue(job()) == ["new"]

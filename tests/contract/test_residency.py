@@ -263,20 +263,20 @@ async def test_given_back_jobs_of_more_flows_than_a_call_visits_are_all_found(be
 # --- weights ----------------------------------------------------------------------------------------------------------
 
 
-async def test_weights_come_with_the_jobs_and_follow_a_change(bench: Bench) -> None:
+async def test_weights_and_targets_come_with_the_jobs_and_follow_a_change(bench: Bench) -> None:
     await bench.serve("a", weight=2.5)
     await bench.serve("b")
     worker = await bench.worker()
     await bench.enqueue(job("a"), job("b"), job("b", cls=OFFLINE))
-    assert (await worker.claim({INTERACTIVE: 9, OFFLINE: 9})).weights == {"a": 2.5, "b": 1.0}
-    state, _ = await bench.scripts("alter", bench.keys.vfms, ["a", 2, 100, 4.0, 0, "{}"])
+    assert (await worker.claim({INTERACTIVE: 9, OFFLINE: 9})).terms == {"a": (2.5, 0), "b": (1.0, 0)}
+    state, _ = await bench.scripts("alter", bench.keys.vfms, ["a", 2, 100, 4.0, 0, 250, "{}"])
     assert state == b"ok"
     await bench.enqueue(job("a"))
     claim = await ask(worker)
-    assert claim.weights["a"] == 4.0
+    assert claim.terms["a"] == (4.0, 250)
     await worker.release(claim.jobs)
-    await bench.scripts("alter", bench.keys.vfms, ["a", 3, 100, 0.5, 0, "{}"])
-    assert (await ask(worker)).weights["a"] == 0.5  # of given-back ones too
+    await bench.scripts("alter", bench.keys.vfms, ["a", 3, 100, 0.5, 0, 0, "{}"])
+    assert (await ask(worker)).terms["a"] == (0.5, 0)  # of given-back ones too
 
 
 # --- the hint itself --------------------------------------------------------------------------------------------------

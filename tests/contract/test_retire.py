@@ -71,7 +71,7 @@ async def test_all_keys_go(bench: Bench) -> None:
     await worker.reap(10**6, max_attempts=1)
     await bench.enqueue(job(payload=b"x" * 70_000), job(cls=OFFLINE))
     await worker.release(await bench.claimed(worker, interactive=1, offline=1))
-    await bench.scripts("propose", bench.keys.vfms, ["a", "v2", "{}", 2, 100, 1.0, 0])
+    await bench.scripts("propose", bench.keys.vfms, ["a", "v2", "{}", 2, 100, 1.0, 0, 0])
     assert {"dead:a", "rate:a", "q:interactive:a", "q:offline:a"} <= await bench.names()
     assert await retire(bench, "answer") == ("gone", 0)
     assert await traces(bench) == []
@@ -114,9 +114,9 @@ async def test_retire_of_the_unknown_is_gone(bench: Bench) -> None:
 
 async def test_retire_of_a_rejected_or_unaccepted_vfm(bench: Bench) -> None:
     await bench.worker()
-    await bench.scripts("propose", bench.keys.vfms, ["a", "v1", "{}", -1, 100, 1.0, 0])
+    await bench.scripts("propose", bench.keys.vfms, ["a", "v1", "{}", -1, 100, 1.0, 0, 0])
     assert await retire(bench, "drain") == ("gone", 0)
-    await bench.scripts("propose", bench.keys.vfms, ["a", "v1", "{}", -1, 100, 1.0, 0])
+    await bench.scripts("propose", bench.keys.vfms, ["a", "v1", "{}", -1, 100, 1.0, 0, 0])
     await bench.scripts("vote", bench.keys.vfms, ["a", "v1", "w1", "{}"])
     assert await retire(bench, "drain") == ("gone", 0)
     assert await traces(bench) == []

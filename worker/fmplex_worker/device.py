@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections import deque
 from concurrent.futures import Executor
 from dataclasses import dataclass
@@ -15,32 +16,41 @@ from fmplex_worker.clock import ServerClock
 from fmplex_worker.engines.protocol import Engine, Outcome
 from fmplex_worker.lease import LeaseLost
 from fmplex_worker.outbox import Outbox
-from fmplex_worker.scheduling import Plan, Room, Scheduler
+from fmplex_worker.scheduling import CostModel, Plan, Room, Scheduler
 from fmplex_worker.stats import Meter
 from fmplex_worker.window import Held, Window
 
 log = logging.getLogger(__name__)
 _ROWS = 4096  # jobs a pass
 _BACKOFF_S = 0.1
+_LEAD_S, _LEAD_PART = 0.01, 0.15  # a pass is made so long before the running one ends, or in the last part of it
 
 
 @dataclass(slots=True)
 class Flight:
-    """A pass under way on the device thread."""
+    """A pass on its way through the device thread; it is expected to end at `ends` (monotonic seconds)."""
 
     plan: Plan
     jobs: list[Held]
     outcome: asyncio.Future[Outcome]
+    ends: float = 0.0
+
+    @property
+    def due(self) -> float:
+        """When the pass behind it has to be made."""
+        return self.ends - max(_LEAD_S, _LEAD_PART * self.plan.seconds)
 
 
 class Device:
     """Runs passes back to back. Two may be in flight: one running, one full one ready behind it, so that the device never
-    waits for the event loop. A pass that is not full is not planned early: it would gather less."""
+    waits for the event loop. The one behind is made late, so that who comes meanwhile is in it and waits for one pass, not for
+    two; and only if it is full: otherwise it would gather less."""
 
     def __init__(
         self,
         engine: Engine,
         scheduler: Scheduler,
+        cost: CostModel,
         window: Window,
         outbox: Outbox,
         consumer: Consumer,
@@ -50,6 +60,7 @@ class Device:
     ) -> None:
         self._engine = engine
         self._scheduler = scheduler
+        self._cost = cost
         self._window = window
         self._outbox = outbox
         self._consumer = consumer
@@ -69,9 +80,9 @@ class Device:
         while True:
             self._expire()
             if self._flights and not self._worth_planning():
-                await self._land_or_arrival()
+                await self._land_or_due()
                 continue
-            plan = self._scheduler.plan(self._clock.now_ms() / 1000, Room(self._engine.room.units, _ROWS))
+            plan = self._scheduler.plan(self._begin_ms() / 1000, Room(self._engine.room.units, _ROWS))
             if plan is not None:
                 await self._launch(plan)
             elif self._flights:
@@ -83,11 +94,22 @@ class Device:
                 await self._window.arrived.wait()
 
     def _worth_planning(self) -> bool:
-        return len(self._flights) < 2 and self._window.waiting_units >= self._scheduler.budget
+        full = self._window.waiting_units >= self._scheduler.budget
+        return full and len(self._flights) < 2 and time.monotonic() >= self._flights[0].due
+
+    def _begin_ms(self) -> float:
+        """When the next pass will begin, on the server's clock."""
+        busy_s = self._flights[-1].ends - time.monotonic() if self._flights else 0.0
+        return self._clock.now_ms() + max(0.0, 1000 * busy_s)
 
     def _expire(self) -> None:
-        for held in self._window.expired(self._clock.now_ms()):
-            self._drop(held, DeadlineExceeded("the job waited longer than its deadline; it was not run"))
+        """Answer what has no hope: it would be late even in the next pass. To run it would make those behind it late too."""
+        waiting, budget = self._window.waiting_units, self._scheduler.budget
+        # Without a backlog the next pass holds what waits, and may be shortened to half a budget for a deadline.
+        units = budget if waiting > budget else min(waiting, budget // 2)
+        takes_ms = 1000 * self._cost.predict_pass(units) if units else 0.0
+        for held in self._window.expired(self._begin_ms() + takes_ms):
+            self._drop(held, DeadlineExceeded("the job waited too long to be done by its deadline; it was not run"))
 
     def cancel(self, key: str) -> None:
         """The caller does not want it any more: a waiting job goes, a running one ends as it will."""
@@ -108,6 +130,16 @@ class Device:
         prepared = [held.prepared for held in jobs if held.prepared is not None]
         flight.outcome = asyncio.get_running_loop().run_in_executor(self._thread, self._engine.step, prepared)
         self._flights.append(flight)
+        if len(self._flights) == 1:
+            self._begun()
+        else:
+            flight.ends = self._flights[0].ends + plan.seconds
+
+    def _begun(self) -> None:
+        """The first flight has begun to run."""
+        flight = self._flights[0]
+        flight.ends = time.monotonic() + flight.plan.seconds
+        self._window.begun(flight.plan.cls, flight.plan.units, flight.plan.seconds)
 
     async def _mark(self, flying: list[Claimed]) -> None:
         """Until the broker has heard what is about to run; a death is blamed on nothing else."""
@@ -120,15 +152,18 @@ class Device:
                 log.warning("mark: %s; waiting", e)
                 await asyncio.sleep(_BACKOFF_S)
 
-    async def _land_or_arrival(self) -> None:
-        """Until the oldest flight ends, or enough has arrived for a full pass behind it."""
+    async def _land_or_due(self) -> None:
+        """Until the running pass ends, or it is time to make the one behind it and there is enough for it."""
+        flight = self._flights[0]
         if len(self._flights) < 2:
             self._window.arrived.clear()
-            arrival = asyncio.ensure_future(self._window.arrived.wait())
-            either: set[asyncio.Future[Any]] = {self._flights[0].outcome, arrival}
+            early_s = flight.due - time.monotonic()
+            # Before that time nothing that arrives changes anything.
+            arrival = asyncio.ensure_future(self._window.arrived.wait() if early_s <= 0 else asyncio.sleep(early_s))
+            either: set[asyncio.Future[Any]] = {flight.outcome, arrival}
             await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
             arrival.cancel()
-            if not self._flights[0].outcome.done():
+            if not flight.outcome.done():
                 return
         await self._land()
 
@@ -138,7 +173,9 @@ class Device:
         # are taken over by workers whose device is not.
         outcome = await flight.outcome
         self._flights.popleft()
-        self._window.pass_s = outcome.seconds
+        self._window.ended(outcome.seconds)
+        if self._flights:
+            self._begun()
         self._scheduler.charge(flight.plan, outcome.seconds)
         units: dict[str, int] = {}
         for held, result in zip(flight.jobs, outcome.results, strict=True):

@@ -16,7 +16,7 @@ from fmplex_worker.engines.protocol import Engine, Prepared
 from fmplex_worker.lease import LeaseLost
 from fmplex_worker.outbox import Outbox
 from fmplex_worker.residency.residents import Residents
-from fmplex_worker.scheduling import Item, Scheduler
+from fmplex_worker.scheduling import Item, PassBudget, Scheduler
 from fmplex_worker.window import Held, Window
 
 log = logging.getLogger(__name__)
@@ -34,6 +34,7 @@ class Intake:
         consumer: Consumer,
         window: Window,
         scheduler: Scheduler,
+        budget: PassBudget,
         engine: Engine,
         residents: Residents,
         outbox: Outbox,
@@ -44,6 +45,7 @@ class Intake:
         self._consumer = consumer
         self._window = window
         self._scheduler = scheduler
+        self._budget = budget
         self._engine = engine
         self._residents = residents
         self._steal_ms = steal_ms
@@ -67,8 +69,7 @@ class Intake:
             await self._pace()
             room = self._window.room()
             if not room:
-                self._window.freed.clear()
-                await self._window.freed.wait()
+                await self._freed()
                 continue
             self._rung = False  # before claiming: what rings from now on is not lost
             strangers = self._strangers_welcome()
@@ -77,6 +78,13 @@ class Intake:
                 await self._accept(jobs)
             elif not more:
                 await self._idle(set(room), strangers, wait_s)
+
+    async def _freed(self) -> None:
+        """Until a job has ended, or a part of the running pass."""
+        self._window.freed.clear()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._window.pass_s / _CLAIMS_A_PASS if self._window.running else None):
+                await self._window.freed.wait()
 
     async def _pace(self) -> None:
         """While a pass runs and there is already work for the next one, nothing is gained by fetching every job as it comes: the
@@ -110,8 +118,10 @@ class Intake:
             return [], True, 0.0
         for flow, rest in claim.rest.items():
             self._scheduler.expect(flow, rest)  # a flow whose stream has more is not empty, it is only waiting for us
-        for vfm, weight in claim.weights.items():
-            self._scheduler.set_weight(vfm, weight)
+        now = time.monotonic()
+        for vfm, terms in claim.terms.items():
+            self._scheduler.set_weight(vfm, terms.weight)
+            self._budget.saw(vfm, terms.latency_ms / 1000, now)
         wait_s = claim.wait_ms / 1000 if claim.wait_ms else _IDLE_S
         return claim.jobs, claim.more or claim.state != "ok", wait_s
 
@@ -212,7 +222,7 @@ class Intake:
 
     def _decode(self, job: Claimed) -> Request:
         if not job.payload or job.deadline_ms <= self._clock.now_ms():
-            raise DeadlineExceeded("the job waited longer than its deadline; it was not run")
+            raise DeadlineExceeded("the job waited too long to be done by its deadline; it was not run")
         return decode_request(job.payload)
 
     def _enter(self, held: Held, prepared: Prepared | FmplexError) -> None:

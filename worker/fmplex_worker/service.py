@@ -31,7 +31,7 @@ from fmplex_worker.library import Library
 from fmplex_worker.outbox import Outbox
 from fmplex_worker.residency.fetching import Fetcher
 from fmplex_worker.residency.residents import Residents
-from fmplex_worker.scheduling import CostModel, make_scheduler
+from fmplex_worker.scheduling import CostModel, PassBudget, make_scheduler
 from fmplex_worker.stats import Meter
 from fmplex_worker.window import Window
 
@@ -107,18 +107,23 @@ class _Life:
         lease = w.spec.lease_ms
         self._consumer = Consumer(w._redis, w._scripts, w.backbone.name, self._id, lease_ms=lease)
         self._listening = Consumer(w._blocking, Scripts(w._blocking), w.backbone.name, self._id, lease_ms=lease)
-        self._scheduler = make_scheduler(w.spec.policy, w.cost, w.backbone.pass_units)
+        self._scheduler = make_scheduler(
+            w.spec.policy, w.cost, w.backbone.pass_units,
+            trickle=w.spec.offline_trickle, offline_slice=w.spec.offline_slice_ms / 1000,
+        )  # fmt: skip
+        self._budget = PassBudget(w.cost, w.backbone.pass_units)
+        self._missed: list[str] = []  # vFMs whose latency targets no pass is short enough for
         self._meter = Meter(w.engine.info)
         w.residents.unpin_all()  # by jobs of an earlier life, which are not ours any more
         self._window = Window(w.backbone.pass_units, w.spec.window_passes, w.residents.unpin)
         self._library = Library(w._registry, w.backbone.name, self._scheduler, w.residents)
         self._outbox = Outbox(self._consumer, self._window, self._clock, self._meter)
         self._intake = Intake(
-            self._consumer, self._window, self._scheduler, w.engine, w.residents, self._outbox, self._clock,
-            w.threads["intake"], w.spec.residency.steal_ms,
+            self._consumer, self._window, self._scheduler, self._budget, w.engine, w.residents, self._outbox,
+            self._clock, w.threads["intake"], w.spec.residency.steal_ms,
         )  # fmt: skip
         self._device = Device(
-            w.engine, self._scheduler, self._window, self._outbox, self._consumer, self._clock, self._meter,
+            w.engine, self._scheduler, w.cost, self._window, self._outbox, self._consumer, self._clock, self._meter,
             w.threads["device"],
         )  # fmt: skip
 
@@ -182,18 +187,31 @@ class _Life:
     async def _report(self) -> None:
         w = self._w
         while True:
+            self._set_budget()
             await asyncio.to_thread(self._meter.memory)
             stats = self._meter.snapshot(
                 self._id,
                 held=len(self._window),
                 residency=w.residents.snapshot(),
                 shares=self._scheduler.shares(),
-                cost_error=w.cost.error,
+                cost=w.cost,
+                budget=self._scheduler.budget,
             )
             with suppress(BrokerUnavailable):
                 await publish(w._redis, stats)
             await w.residents.trim()
             await asyncio.sleep(_REPORT_S)
+
+    def _set_budget(self) -> None:
+        """Passes as long as the latency targets allow."""
+        units = self._budget.units(time.monotonic())
+        if units != self._scheduler.budget:
+            log.info("pass budget: %d units", units)
+            self._scheduler.budget = self._window.pass_units = units
+        missed = self._budget.missed()
+        for vfm in set(missed) - set(self._missed):
+            log.warning("the latency target of vFM %s is too short for passes of %d units", vfm, self._budget.least)
+        self._missed = missed
 
     async def _dwell(self) -> None:
         """Keep the claims' hint of what is resident here."""

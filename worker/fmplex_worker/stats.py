@@ -11,7 +11,7 @@ import psutil
 
 from fmplex_broker.stats import ResidencyStats, VfmStats, WorkerStats, bucket_of
 from fmplex_worker.engines.protocol import EngineInfo
-from fmplex_worker.scheduling import Share
+from fmplex_worker.scheduling import CostModel, Share
 
 _MOST = 500  # vFMs that a worker tells of
 
@@ -62,12 +62,20 @@ class Meter:
             self.stats.device_bytes = int(torch.cuda.memory_allocated(self.stats.device))
 
     def snapshot(
-        self, worker: str, *, held: int, residency: ResidencyStats, shares: dict[str, Share], cost_error: float
+        self,
+        worker: str,
+        *,
+        held: int,
+        residency: ResidencyStats,
+        shares: dict[str, Share],
+        cost: CostModel,
+        budget: int,
     ) -> WorkerStats:
         """The counters as they stand, with what the scheduler knows of the vFMs on which anything happened last: thousands need
         no word every second."""
         s = self.stats
-        s.worker, s.held, s.cost_error, s.residency = worker, held, cost_error, residency
+        s.worker, s.held, s.residency = worker, held, residency
+        s.cost_error, s.budget_units, s.budget_s = cost.error, budget, cost.predict_pass(budget)
         s.uptime_s = time.monotonic() - self._started
         for gone in self._vfms.keys() - shares.keys():
             del self._vfms[gone]  # removed: its counters have been seen

@@ -46,7 +46,8 @@ class Window:
     def __init__(self, pass_units: int, passes: int, unpin: Callable[[str], None]) -> None:
         """`unpin(version)` is called once for each pinned job, when it ends."""
         self._unpin = unpin
-        self._target = {cls: pass_units * (passes if cls == INTERACTIVE else 1) for cls in CLASSES}
+        self._passes = {cls: passes if cls == INTERACTIVE else 1 for cls in CLASSES}
+        self.pass_units = pass_units
         self._open = dict.fromkeys(CLASSES, 0)  # units not done yet
         self._typical = dict.fromkeys(CLASSES, 16.0)  # units a job
         self._held: dict[str, Held] = {}
@@ -54,6 +55,7 @@ class Window:
         self.waiting_units = 0  # prepared, not running
         self.running = 0  # jobs
         self.pass_s = 0.0  # what the last pass took
+        self._pass = ("", 0, 0.0, 0.0)  # that runs: class, units, since when, for how long it is expected to
         self.parked = 0  # jobs that take no room yet
         self.arrived = asyncio.Event()  # something became runnable
         self.freed = asyncio.Event()  # there may be room again
@@ -71,9 +73,23 @@ class Window:
         """Jobs to claim, by class; empty when there is no room. At most a few rooms of unsettled replies may wait."""
         if len(self._held) >= 8 * CLAIM_ROOM:
             return {}
-        left = {cls: self._target[cls] - self._open[cls] for cls in CLASSES}
+        left = {cls: self.pass_units * self._passes[cls] - self._open[cls] + self._consumed(cls) for cls in CLASSES}
         # One job always fits where there is any room: texts may be longer than the whole window.
         return {cls: min(max(1, int(n / self._typical[cls])), CLAIM_ROOM) for cls, n in left.items() if n > 0}
+
+    def _consumed(self, cls: str) -> float:
+        """Units of the running pass that may be thought of as done. Their room is given up as it runs and not when it ends:
+        who has just come would find the window full, and miss the pass behind it."""
+        running, units, since, expected = self._pass
+        return units * min(1.0, (time.monotonic() - since) / expected) if running == cls and expected > 0 else 0.0
+
+    def begun(self, cls: str, units: int, expected_s: float) -> None:
+        """A pass has begun to run."""
+        self._pass = (cls, units, time.monotonic(), expected_s)
+
+    def ended(self, seconds: float) -> None:
+        self.pass_s = seconds
+        self._pass = ("", 0, 0.0, 0.0)
 
     def add(self, job: Claimed) -> Held:
         held = Held(job)
@@ -134,7 +150,7 @@ class Window:
         self.freed.set()
 
     def expired(self, now_ms: float) -> list[Held]:
-        """Jobs past their deadline that have not started; each is reported once."""
+        """Jobs that have not started and whose deadline is not after `now_ms`; each is reported once."""
         out = []
         while self._deadlines and self._deadlines[0][0] <= now_ms:
             held = self._held.get(heapq.heappop(self._deadlines)[1])

@@ -44,19 +44,26 @@ class Claimed:
         return f"{self.flow.cls}:{self.flow.vfm}"
 
 
+class Terms(NamedTuple):
+    """On which a vFM is served; `latency_ms`: its target, 0 if it has none."""
+
+    weight: float
+    latency_ms: int
+
+
 @dataclass(frozen=True, slots=True)
 class Claim:
     """`lost`: the lease is gone, start again under a new id; `stale`: a recovery has overtaken this claim.
 
     `more`: claim again rather than sleep. `rest`: for each flow looked at, whether its stream has more undelivered jobs.
-    `weights`: of the vFMs of these flows. `wait_ms` > 0: jobs whose vFM is resident elsewhere may be had after so long.
+    `terms`: of the vFMs of these flows. `wait_ms` > 0: jobs whose vFM is resident elsewhere may be had after so long.
     """
 
     state: Literal["ok", "lost", "stale"]
     jobs: list[Claimed]
     more: bool
     rest: dict[Flow, bool]
-    weights: dict[str, float]
+    terms: dict[str, Terms]
     wait_ms: int
 
 
@@ -155,16 +162,16 @@ class Consumer:
         for cls, n in room.items():
             args += [cls, min(n, CLAIM_ROOM)]
         state, flows, more, wait = await self._call("claim", args)
-        jobs, looked, weights = [], {}, {}
-        for name, attempts, entries, rest, weight in flows:
+        jobs, looked, terms = [], {}, {}
+        for name, attempts, entries, rest, weight, latency in flows:
             cls, _, vfm = name.decode().partition(":")
             flow = Flow(vfm, cls)
             jobs += _claimed(flow, attempts, entries)
-            weights[vfm] = float(weight)
+            terms[vfm] = Terms(float(weight), int(latency))
             if rest >= 0:
                 looked[flow] = rest == 1
         await self._fetch_blobs(jobs)
-        return Claim(state.decode(), jobs, bool(more), looked, weights, int(wait))
+        return Claim(state.decode(), jobs, bool(more), looked, terms, int(wait))
 
     async def dwell(self, come: Sequence[str], gone: Sequence[str]) -> None:
         """Say which vFMs have become resident here and which are no longer: a hint for claims, kept for a minute."""

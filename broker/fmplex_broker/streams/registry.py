@@ -71,7 +71,7 @@ class Registry(Catalog):
                 update[part] = getattr(now.spec, part).model_copy(update=named)
         if update:
             spec = now.spec.model_copy(update=update)
-            args: list[Arg] = [vfm, now.generation, *_limits(spec), spec.model_dump_json()]
+            args: list[Arg] = [vfm, now.generation, *_terms(spec), spec.model_dump_json()]
             state, _ = await self._scripts("alter", Keys(now.backbone).vfms, args)
             self._check_state(state.decode(), vfm)
         return await self.show(vfm)
@@ -153,7 +153,7 @@ class Registry(Catalog):
             await self._redis.hdel(REGISTRY_VFMS, vfm)
 
     async def _propose(self, spec: VfmSpec, version: str, expect: int) -> None:
-        args: list[Arg] = [spec.name, version, spec.model_dump_json(), expect, *_limits(spec)]
+        args: list[Arg] = [spec.name, version, spec.model_dump_json(), expect, *_terms(spec)]
         state, _ = await self._scripts("propose", Keys(spec.backbone).vfms, args)
         self._check_state(state.decode(), spec.name)
 
@@ -190,5 +190,5 @@ def _taken(vfm: str) -> Conflict:
     return Conflict(f"there is already a vFM {vfm!r}; offer this as its new version, or remove it first", field="name")
 
 
-def _limits(spec: VfmSpec) -> list[float]:
-    return [spec.limits.max_pending, spec.weight, spec.limits.rate or 0]
+def _terms(spec: VfmSpec) -> list[float]:
+    return [spec.limits.max_pending, spec.weight, spec.limits.rate or 0, spec.slo.latency_ms or 0]

@@ -19,7 +19,7 @@ def vfms_table(vfms: list[dict[str, Any]], total: int) -> None:
     table = Table(box=None, header_style="bold")
     for column in ("vFM", "backbone", "head", "version", "status"):
         table.add_column(column, no_wrap=True)
-    for column in ("weight", "max pending", "rate"):
+    for column in ("weight", "max pending", "rate", "target ms"):
         table.add_column(column, justify="right")
     for v in vfms:
         limits = v["limits"] or {}
@@ -27,6 +27,7 @@ def vfms_table(vfms: list[dict[str, Any]], total: int) -> None:
         table.add_row(
             v["name"], v["backbone"], _heads(v), v["version"] or "-", v["status"] + escape(why),
             f"{v['weight'] or 0:g}", str(limits.get("max_pending", "-")), f"{limits['rate']:g}" if limits.get("rate") else "-",
+            str((v["slo"] or {}).get("latency_ms") or "-"),
         )  # fmt: skip
     out.print(table)
     if total > len(vfms):

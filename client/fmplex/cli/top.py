@@ -61,9 +61,9 @@ def compare(before: FleetView, now: FleetView) -> dict[str, Any]:
         active = bool(stats.done or stats.failed or depth.waiting or depth.pending)
         charged[status.backbone] += stats.charged_s
         weights[status.backbone] += weight if active else 0.0
-        rows.append(
-            _row(status.name, status.status, weight, stats, depth, seconds, active) | {"backbone": status.backbone}
-        )
+        target = status.serving.slo.latency_ms if status.serving else None
+        row = _row(status.name, status.status, weight, stats, depth, seconds, active)
+        rows.append(row | {"backbone": status.backbone, "target_ms": target})
     for row in rows:
         weight, total = weights[row["backbone"]], charged[row["backbone"]]
         row["share_promised"] = row["weight"] / weight if row["active"] and weight else None
@@ -104,6 +104,8 @@ def _worker(now: WorkerStats, before: WorkerStats | None, seconds: float) -> dic
         "device": now.device,
         "passes_per_s": passes / seconds,
         "tokens_per_pass": (now.pass_units - base.pass_units) / passes if passes else 0.0,
+        "budget_units": now.budget_units,
+        "budget_s": now.budget_s,
         "busy": min(1.0, (now.busy_s - base.busy_s) / seconds),
         "held": now.held,
         "resident": r.versions,
@@ -128,6 +130,7 @@ def _draw(rows: dict[str, Any], limit: int) -> Group:
         "failed/s",
         "p50 ms",
         "p99 ms",
+        "target",
         "wait p99",
         "device",
         "share",
@@ -141,19 +144,32 @@ def _draw(rows: dict[str, Any], limit: int) -> Group:
             r["vfm"] if r["status"] == "serving" else f"{r['vfm']} ({r['status']})",
             str(r["waiting"]), str(r["pending"]), f"{r['oldest_ms'] / 1000:.1f}s" if r["oldest_ms"] else "-",
             f"{r['jobs_per_s']:.1f}", f"{r['failed_per_s']:.1f}", _ms(r["p50_ms"]), _ms(r["p99_ms"]),
-            _ms(r["wait_p99_ms"]),
+            f"{r['target_ms']}" if r["target_ms"] else "-", _ms(r["wait_p99_ms"]),
             f"{100 * r['device_s_per_s']:.1f}%", _percent(r["share_received"]), _percent(r["share_promised"]),
             f"{1000 * r['deficit_s']:+.0f} ms" if r["deficit_s"] else "-",
         )  # fmt: skip
     workers = Table(box=None, header_style="bold")
     workers.add_column("worker", no_wrap=True)
-    for column in ("device", "passes/s", "tokens/pass", "busy", "held", "resident", "hits", "loads/s", "memory", "up"):
+    for column in (
+        "device",
+        "passes/s",
+        "tokens/pass",
+        "budget",
+        "busy",
+        "held",
+        "resident",
+        "hits",
+        "loads/s",
+        "memory",
+        "up",
+    ):
         workers.add_column(column, justify="right")
     for w in rows["workers"]:
         memory = w["memory_bytes"] / 2**20
         accelerator = f" + {w['device_bytes'] / 2**30:.2f} GiB" if w["device_bytes"] else ""
         workers.add_row(
-            w["worker"], w["device"], f"{w['passes_per_s']:.1f}", f"{w['tokens_per_pass']:.0f}", f"{100 * w['busy']:.0f}%",
+            w["worker"], w["device"], f"{w['passes_per_s']:.1f}", f"{w['tokens_per_pass']:.0f}",
+            f"{w['budget_units']} ({1000 * w['budget_s']:.0f} ms)", f"{100 * w['busy']:.0f}%",
             str(w["held"]), f"{w['resident']} ({w['resident_bytes'] / 2**20:.0f} MiB)", _percent(w["hit_rate"]),
             f"{w['loads_per_s']:.1f}", f"{memory:.0f} MiB{accelerator}", f"{w['uptime_s']:.0f}s",
         )  # fmt: skip

@@ -52,6 +52,7 @@ def update(
     max_pending: Annotated[int | None, typer.Option(help="Jobs waiting or running at most.")] = None,
     rate: Annotated[float | None, typer.Option(help="Units (tokens) per second; 0 lifts the limit.")] = None,
     deadline_ms: Annotated[int | None, typer.Option(help="How long a caller waits if it does not say.")] = None,
+    latency_ms: Annotated[int | None, typer.Option(help="Latency target; 0 lifts it.")] = None,
     package: Annotated[Path | None, typer.Option(help="Package folder: a new version.")] = None,
     url: Url = None,
     api_key: ApiKey = None,
@@ -64,10 +65,12 @@ def update(
         if max_pending is not None or rate is not None:
             change["limits"] = {} if max_pending is None else {"max_pending": max_pending}
             change["limits"] |= {} if rate is None else {"rate": rate or None}
-        if deadline_ms is not None:
-            change["slo"] = {"deadline_ms": deadline_ms}
+        if deadline_ms is not None or latency_ms is not None:
+            change["slo"] = {} if deadline_ms is None else {"deadline_ms": deadline_ms}
+            change["slo"] |= {} if latency_ms is None else {"latency_ms": latency_ms or None}
         if not change and package is None:
-            raise InvalidInput("nothing to change: give --weight, --max-pending, --rate, --deadline-ms or --package")
+            options = "--weight, --max-pending, --rate, --deadline-ms, --latency-ms or --package"
+            raise InvalidInput(f"nothing to change: give {options}")
         status = client.vfms.update(name, package, **change)
     _tell(status)
 

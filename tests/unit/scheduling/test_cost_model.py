@@ -56,7 +56,7 @@ def test_stays_finite_and_non_negative_whatever_it_sees(passes: list[tuple[int, 
         model.observe(*seen)
         assert all(0 <= c < 1e6 for c in model.coefficients)
         assert model.price(1) > 0
-        assert 1 <= model.units_within(0.05) <= 512
+        assert 1 <= model.units_within(0.05, 512) <= 512
         assert 0 <= model.error <= 1
 
 
@@ -94,9 +94,9 @@ def test_price_spreads_the_fixed_cost_over_a_full_pass() -> None:
 
 def test_units_within() -> None:
     model = KnownCost(100, alpha=2.0, beta=0.5)
-    assert model.units_within(12.0) == 20
-    assert model.units_within(1.0) == 1
-    assert model.units_within(1e9) == 100
+    assert model.units_within(12.0, 100) == 20
+    assert model.units_within(1.0, 100) == 1
+    assert model.units_within(1e9, 100) == 100
 
 
 def test_bad_measurements_are_refused() -> None:

@@ -8,8 +8,9 @@ from typing import Any
 
 from fmplex_broker.errors import FmplexError, PackageRejected
 from fmplex_broker.messages import INTERACTIVE, Flow, Request, encode_request
-from fmplex_broker.streams.consumer import Claim, Claimed
+from fmplex_broker.streams.consumer import Claim, Claimed, Terms
 from fmplex_worker.intake import Intake
+from fmplex_worker.scheduling import CostModel, PassBudget
 from fmplex_worker.window import Held, Window
 from tests.unit.worker.fakes import Inline, residents, until
 from tests.unit.worker.test_window import Job
@@ -56,7 +57,7 @@ class FakeConsumer:
     async def claim(self, room: dict[str, int], *, steal_ms: int, strangers: bool) -> Claim:
         self.strangers.append(strangers)
         jobs = self.batches.pop(0) if self.batches else []
-        return Claim("ok", jobs, False, {}, {j.flow.vfm: 2.0 for j in jobs}, 0)
+        return Claim("ok", jobs, False, {}, {j.flow.vfm: Terms(2.0, 0) for j in jobs}, 0)
 
 
 class Bench:
@@ -72,7 +73,16 @@ class Bench:
 
         engine.prepare = prepare  # type: ignore[attr-defined]
         self.intake = Intake(
-            self.consumer, self.window, self.scheduler, engine, self.residents, self.outbox, Clock(), Inline(), 50
+            self.consumer,
+            self.window,
+            self.scheduler,
+            PassBudget(CostModel(1000), 1000),
+            engine,
+            self.residents,
+            self.outbox,
+            Clock(),
+            Inline(),
+            50,
         )  # type: ignore[arg-type]
 
     def give(self, *jobs: Claimed) -> None:

@@ -139,3 +139,34 @@ def test_a_pinned_job_lets_go_of_its_version_once_however_it_ends(end: str) -> N
     for step in end.split(" and "):
         getattr(w, step)(held)
     assert let_go == ["v"]
+
+
+def test_a_running_pass_gives_up_its_room_as_it_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who comes while the window is full must not have to wait for the end of the pass."""
+    clock = [100.0]
+    monkeypatch.setattr("fmplex_worker.window.time.monotonic", lambda: clock[0])
+    w = window(2)
+    held = [w.add(claimed(i)) for i in range(20)]
+    for h in held:
+        w.ready(h, Job(100))
+    assert INTERACTIVE not in w.room()
+    for h in held[:10]:
+        w.start(h.key)
+    w.begun(INTERACTIVE, PASS, expected_s=0.1)
+    assert INTERACTIVE not in w.room()
+    clock[0] += 0.05
+    half = w.room()[INTERACTIVE]
+    clock[0] += 5.0  # it takes longer than expected
+    whole = w.room()[INTERACTIVE]
+    assert 0 < half < whole
+    for h in held[:10]:
+        w.finish(h)
+    w.ended(5.05)
+    assert w.room()[INTERACTIVE] == whole
+
+
+def test_a_smaller_pass_budget_leaves_less_room() -> None:
+    w = window(3)
+    before = w.room()[INTERACTIVE]
+    w.pass_units = PASS // 4
+    assert 0 < w.room()[INTERACTIVE] < before

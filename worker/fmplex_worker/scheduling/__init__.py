@@ -6,6 +6,8 @@ ledger.py  what every policy keeps: passes in flight, weights, charges
 flows.py   a flow's state, and the lanes in which flows wait
 ring.py    the flows of one class: deficits and lazy credit
 draft.py   one pass in the making
+deadlines.py  what deadlines may do to a pass
+budget.py  how large a pass may be, for the latency targets of the vFMs
 drr.py     batch-aware deficit round robin, the default policy; its docstring is the promise
 fifo.py    arrival order
 """
@@ -14,6 +16,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from .budget import PassBudget
 from .cost import CostModel
 from .drr import DeficitRoundRobin
 from .fifo import Fifo
@@ -28,6 +31,7 @@ __all__ = [
     "Fifo",
     "Flow",
     "Item",
+    "PassBudget",
     "Plan",
     "Room",
     "Scheduler",

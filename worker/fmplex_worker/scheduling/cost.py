@@ -41,6 +41,7 @@ class CostModel:
         self._usual = 0.0  # mean absolute error, seconds
         self._error = 0.0
         self._outliers = 0
+        self._extras = 0.0  # what adapters and heads cost in recent passes, seconds a pass
 
     @property
     def coefficients(self) -> tuple[float, float, float, float]:
@@ -62,12 +63,16 @@ class CostModel:
         per_unit = self._theta[1] / self._scale[1] + self._theta[0] / self.full_pass
         return units * max(per_unit, _LEAST_PRICE)
 
-    def units_within(self, seconds: float) -> int:
-        """The largest pass expected to end in time, in 1 … full_pass."""
+    def predict_pass(self, units: int) -> float:
+        """A pass of so many units, with as many segments and heads as passes have had lately."""
+        return self.predict(units) + self._extras
+
+    def units_within(self, seconds: float, most: int) -> int:
+        """The largest such pass expected to end in time, in 1 … `most`."""
+        if self.predict_pass(most) <= seconds:
+            return most
         alpha, beta, _, _ = self.coefficients
-        if alpha + beta * self.full_pass <= seconds:
-            return self.full_pass
-        return max(1, int((seconds - alpha) / beta)) if beta > 0 else 1
+        return max(1, int((seconds - alpha - self._extras) / beta)) if beta > 0 else 1
 
     def observe(self, units: int, segments: int, heads: int, seconds: float) -> None:
         """Learn from one measured pass."""
@@ -82,6 +87,8 @@ class CostModel:
             return
         self._usual += (miss - self._usual) * max(_SMOOTH, 1 / self._seen)
         self._learn((1.0, units / self._scale[1], segments / self._scale[2], heads / self._scale[3]), seconds)
+        extras = self.predict(units, segments, heads) - self.predict(units)
+        self._extras += (extras - self._extras) * _SMOOTH
 
     def _is_outlier(self, miss: float, predicted: float) -> bool:
         """One pass far off says nothing of the next; many do, and then history is what misleads."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from heapq import heappop, heappush
 
+from .deadlines import Moment
 from .flows import FlowState, Lane, lane_of
 from .items import Item, Room
 from .ring import Ring
@@ -24,14 +25,15 @@ class Draft:
         self._full = self._units < 1 or self._rows < 1
         self._skipped: list[FlowState] = []  # out of their lane until the pass is made
 
-    def fill(self, now: float, urgent_until: float) -> None:
+    def fill(self, moment: Moment) -> None:
         """Pick the pass; afterwards `items` is empty only if nothing could run."""
         ring = self._ring
         lane = None if self._full else self._anchor()
         if lane is None:
             return
+        self._shorten(lane, moment)
         self._turn(lane, self._pop(lane))
-        self._hurry(lane, now, urgent_until)
+        self._hurry(lane, moment)
         self._pack(lane)
         for flow in self._skipped:
             ring.enter(flow)
@@ -131,7 +133,24 @@ class Draft:
                 self._skipped.append(flow)
                 passed_over += 1
 
-    def _hurry(self, lane: Lane, now: float, until: float) -> None:
+    def _shorten(self, lane: Lane, moment: Moment) -> None:
+        """For the front with the earliest deadline that can still be kept, if it can be in this pass."""
+        while lane.urgent:
+            deadline, _, flow, item = lane.urgent[0]
+            if self._is_past(flow, item, deadline, moment):
+                heappop(lane.urgent)
+                continue
+            self._ring.sync(flow)
+            units = moment.shortened(self._units, deadline)
+            if item.units <= units and self._may_borrow(flow):
+                self._units = units
+            return
+
+    def _is_past(self, flow: FlowState, item: Item, deadline: float, moment: Moment) -> bool:
+        """It is no front any more, may not run now, or is late already, which nothing mends."""
+        return deadline < moment.begin or flow.front is not item or flow.throttled
+
+    def _hurry(self, lane: Lane, moment: Moment) -> None:
         """Urgency is one's turn taken early, on debt: fronts too late for the next pass, by deadline.
 
         Up to half of what is left, so that the ring keeps moving; a front already late gains nothing by it.
@@ -139,11 +158,11 @@ class Draft:
         keep = self._units // 2
         later: list[tuple[float, int, FlowState, Item]] = []
         while not self._full and self._units > keep and len(later) < _LOOKAHEAD and lane.urgent:
-            if lane.urgent[0][0] > until:
+            if lane.urgent[0][0] > moment.horizon:
                 break
             entry = heappop(lane.urgent)
             deadline, _, flow, item = entry
-            if deadline < now or flow.front is not item or flow.throttled:
+            if self._is_past(flow, item, deadline, moment):
                 continue
             self._ring.sync(flow)
             if flow.lane is lane and self._fits(flow) and self._may_borrow(flow):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .cost import CostModel
+from .deadlines import Arrivals, Moment
 from .draft import Draft
 from .items import CLASSES, INTERACTIVE, OFFLINE, Flow, Item, Plan, Room, Share
 from .ledger import Ledger
@@ -49,6 +50,7 @@ class DeficitRoundRobin:
         self._rings = {cls: Ring(cost, self._ledger.weights) for cls in CLASSES}
         self._trickle = trickle
         self._offline_slice = offline_slice
+        self._arrivals = Arrivals()
         self._arrears = 0.0  # the offline class's own deficit against the interactive one
         self._trickled: set[int] = set()  # passes in flight that were paid from it
 
@@ -70,6 +72,7 @@ class DeficitRoundRobin:
 
     def add(self, item: Item, *, front: bool = False) -> None:
         self._ledger.admit(item)
+        self._arrivals.came(item.units)
         self._rings[item.flow.cls].add(item, front)
 
     def remove(self, key: str) -> Item | None:
@@ -89,7 +92,8 @@ class DeficitRoundRobin:
     # ---- passes ----
 
     def plan(self, now: float, room: Room) -> Plan | None:
-        """The next pass; earlier ones may still be in flight. None exactly if nothing is runnable."""
+        """The next pass; earlier ones may still be in flight. None exactly if nothing is runnable. `now`: when it will begin,
+        in seconds on the clock of the deadlines."""
         if self._arrears > 0 and self._has_runnable(INTERACTIVE):
             plan = self._plan(OFFLINE, now, room)
             if plan is not None:
@@ -106,10 +110,9 @@ class DeficitRoundRobin:
         ledger, cost = self._ledger, self._ledger.cost
         units = self.budget
         if cls == OFFLINE:
-            units = min(units, cost.units_within(self._offline_slice))
+            units = cost.units_within(self._offline_slice, units)
         draft = Draft(self._rings[cls], units, room, self.max_debt)
-        # Left out of this pass, a job would end after those in flight, this one and its own.
-        draft.fill(now, now + (ledger.in_flight + 2) * cost.predict(self.budget))
+        draft.fill(Moment(now, cost, self.budget, self._arrivals.rate(now)))
         return ledger.dispatch(draft.items, draft.prices) if draft.items else None
 
     def _has_runnable(self, cls: str) -> bool:

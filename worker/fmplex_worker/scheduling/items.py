@@ -44,7 +44,8 @@ class Room:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """One pass, in the order picked: items of one class and one bucket, and the price put down for each.
+    """One pass, in the order picked: items of one class and one bucket, and the price put down for each. It is expected to take
+    `seconds`.
 
     `number` tells passes in flight apart: a plan is settled by exactly one `charge` or `refund`.
     """
@@ -55,6 +56,7 @@ class Plan:
     items: tuple[Item, ...]
     prices: tuple[float, ...]
     units: int
+    seconds: float
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,10 +20,6 @@ class Ledger:
         self._open: set[int] = set()
         self._last = 0
 
-    @property
-    def in_flight(self) -> int:
-        return len(self._open)
-
     def set_budget(self, units: int) -> None:
         if units < 1:
             raise ValueError("a pass has at least one unit")
@@ -52,7 +48,8 @@ class Ledger:
             del self.waiting[item.key]
         units = sum(item.units for item in items)
         first = items[0]
-        return Plan(self._last, first.flow.cls, first.bucket, tuple(items), tuple(prices), units)
+        seconds = self.cost.predict(units, *_extras(items))
+        return Plan(self._last, first.flow.cls, first.bucket, tuple(items), tuple(prices), units, seconds)
 
     def settle(self, plan: Plan) -> None:
         """A plan is charged or refunded, once."""
@@ -65,9 +62,7 @@ class Ledger:
         if not (isfinite(seconds) and seconds >= 0):
             raise ValueError(f"a pass takes a finite time, not {seconds!r}")
         self.settle(plan)
-        segments = {item.segment for item in plan.items} - {None}
-        heads = {item.head for item in plan.items} - {None}
-        self.cost.observe(plan.units, len(segments), len(heads), seconds)
+        self.cost.observe(plan.units, *_extras(plan.items), seconds)
         charges = self.cost.apportion(plan.items, seconds)
         for item, charge in zip(plan.items, charges, strict=True):
             self.charged[item.flow.vfm] = self.charged.get(item.flow.vfm, 0.0) + charge
@@ -86,3 +81,8 @@ class Ledger:
             raise ValueError(f"{vfm!r} has items waiting")
         self.weights.pop(vfm, None)
         self.charged.pop(vfm, None)
+
+
+def _extras(items: Sequence[Item]) -> tuple[int, int]:
+    """How many adapter segments and heads a pass has."""
+    return len({item.segment for item in items} - {None}), len({item.head for item in items} - {None})

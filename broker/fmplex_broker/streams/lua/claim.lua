@@ -1,7 +1,7 @@
 -- Take jobs for a worker across all flows, in order of virtual time.
 -- ARGV: worker, epoch, jobs per flow at most, flows visited at most, steal ms, strangers (1: all vFMs, 0: only those that are
 -- resident here), then class, room pairs in order of precedence.
--- Returns {state, flows, more, wait}: state ok | lost | stale; flows = {flow, {attempts...}, {entries...}, rest, weight}, where
+-- Returns {state, flows, more, wait}: state ok | lost | stale; flows = {flow, {attempts...}, {entries...}, rest, weight, latency}, where
 -- rest = 1: the flow has more undelivered entries, 0: it has none now, -1: not looked at;
 -- more = 1: there is more to take, claim again rather than sleep; wait > 0: what is resident elsewhere may be had in so many ms.
 local me, epoch = ARGV[1], ARGV[2]
@@ -49,13 +49,12 @@ local function belongs_elsewhere(class, vfm)
   return false
 end
 
-local function weight_of(flow)
-  local _, vfm = flow_parts(flow)
-  local r = record(vfm)
-  return string.format('%.17g', r and r.weight or 1)
+-- Add what was taken of a flow to the answer.
+local function give(flow, attempts, entries, rest, r)
+  out[#out + 1] = {flow, attempts, entries, rest, string.format('%.17g', r.weight), r.latency}
 end
 
-local function take_back(class, flow)
+local function take_back(class, flow, vfm)
   local want = math.min(room[class], per_flow)
   redis.call('HSET', held, flow, '1')
   local list = pending(flow, '-', '+', want, 'released')
@@ -70,7 +69,7 @@ local function take_back(class, flow)
   end
   if #list < want then redis.call('ZREM', P .. 'back', flow) else more = 1 end
   room[class], taken[flow] = room[class] - #entries, #entries
-  if #entries > 0 then out[#out + 1] = {flow, attempts, entries, -1, weight_of(flow)} end
+  if #entries > 0 then give(flow, attempts, entries, -1, record(vfm) or {weight = 1, latency = 0}) end
 end
 
 -- What was given back comes first, oldest gift first. Only classes with room are looked at: else the many flows of one
@@ -83,7 +82,7 @@ local function take_all_back(class)
     local _, vfm = flow_parts(flow)
     if strangers or is_here(vfm) then
       visits = visits - 1
-      take_back(class, flow)
+      take_back(class, flow, vfm)
     end
   end
 end
@@ -116,7 +115,7 @@ local function consider(class, list, limit, flows, seen)
       elseif belongs_elsewhere(class, vfm) then left_alone = left_alone + 1
       else
         local _, mean = virtual(class, vfm)
-        flows[#flows + 1] = {vfm = vfm, at = tonumber(list[i + 1]), weight = r.weight, most = most,
+        flows[#flows + 1] = {vfm = vfm, at = tonumber(list[i + 1]), weight = r.weight, latency = r.latency, most = most,
                              mean = mean > 0 and mean or typical}
       end
     end
@@ -205,7 +204,7 @@ local function take_round(class, flows)
       local rest = advance(class, f, entries)
       room[class] = room[class] - #entries
       taken[class .. ':' .. f.vfm] = (taken[class .. ':' .. f.vfm] or 0) + #entries
-      out[#out + 1] = {class .. ':' .. f.vfm, attempts, entries, rest, string.format('%.17g', f.weight)}
+      give(class .. ':' .. f.vfm, attempts, entries, rest, f)
     end
   end
 end

@@ -14,14 +14,14 @@ local function flow_parts(flow) return string.match(flow, '^([^:]+):(.+)$') end
 
 local function is_error(reply) return type(reply) == 'table' and reply.err ~= nil end
 
--- The record of a vFM: status|digest|generation|cap|weight|rate. nil if there is none.
+-- The record of a vFM: status|digest|generation|cap|weight|rate|latency (the target in ms, 0: none). nil if there is none.
 local function record(vfm)
   local raw = redis.call('HGET', VFMS, vfm)
   if not raw then return nil end
-  local status, digest, generation, cap, weight, rate =
-    string.match(raw, '^([^|]*)|([^|]*)|([^|]*)|([^|]*)|([^|]*)|([^|]*)$')
+  local status, digest, generation, cap, weight, rate, latency =
+    string.match(raw, '^([^|]*)|([^|]*)|([^|]*)|([^|]*)|([^|]*)|([^|]*)|([^|]*)$')
   return {status = status, digest = digest, generation = tonumber(generation), cap = tonumber(cap),
-          weight = tonumber(weight), rate = tonumber(rate)}
+          weight = tonumber(weight), rate = tonumber(rate), latency = tonumber(latency)}
 end
 
 -- The counter is the truth (every beat tells it); the word on `control` says which vFM, and saves the wait for the next beat.
@@ -33,7 +33,7 @@ end
 local function put_record(vfm, r)
   redis.call('HSET', VFMS, vfm, table.concat(
     {r.status, r.digest, string.format('%d', r.generation), string.format('%d', r.cap),
-     string.format('%.17g', r.weight), string.format('%.17g', r.rate)}, '|'))
+     string.format('%.17g', r.weight), string.format('%.17g', r.rate), string.format('%d', r.latency)}, '|'))
   changed(vfm)
 end
 

@@ -1,0 +1,287 @@
+"""Whether a small task keeps its latency beside somebody's crawler, under each policy.
+
+One worker a policy, all with the same backbone on the same core, one awake at a time. A victim sends at a fixed low rate; an
+aggressor at a rate of 1 ×, then 20 × (more than the worker can do), then 1 × again; the same arrivals for every policy.
+Latency counts from when a job was due. `drr` and `fifo` are the product's, by name in the fleet file; the others live in
+`benchmarks/policies`. `drr` is measured with smaller pass budgets too: from that curve an operator chooses.
+
+`ratios`, the worst over backbones, with and without LoRA: `victim_p99_over_bound`, of the victim's jobs due in the burst, the
+bound being a pass of its own and two full passes, + 20 %; `victim_p99_over_fifo`; `throughput_drr_over_fifo`, jobs a second
+in the burst; means in the burst over those of fifo
+(the prototype's: 0.081 and 1.16) and of BFQ.
+
+    python -m benchmarks.fairness [--json] [--rounds N] [--quick] [--backbone NAME …]
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import statistics
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import psutil
+import uvloop
+
+from benchmarks.fleet import Workers, cores, deploy, fleet_file, open_client, pin
+from benchmarks.harness import Options, Report, cpu_name, main, ratio, without_pauses
+from benchmarks.models import MINILM, SIZES, Tasks, texts
+from benchmarks.openloop import Arrival, poisson
+from benchmarks.policies import POLICIES
+from fmplex_broker.messages import Reply
+from fmplex_broker.streams.embedded import EmbeddedServer
+from fmplex_broker.streams.session import Session
+
+_PRODUCT = ("drr", "fifo")
+_FRACTIONS = (0.5, 0.25, 0.125)  # of the pass budget
+_VICTIM, _CALM, _BURST = 0.10, 0.08, 1.60  # of the maximum rate; the burst is 20 × the calm
+_KINDS = ("plain", "lora")
+_SLACK = 1.2
+
+
+@dataclass(frozen=True)
+class Phases:
+    """Seconds of calm, burst, calm."""
+
+    before: float
+    burst: float
+    after: float
+
+
+class Sent(NamedTuple):
+    """One job: when it was due, seconds from then to its reply, and what its pass took."""
+
+    due: float
+    latency: float
+    pass_s: float
+
+
+class Way:
+    """One policy with one pass budget: a worker, and a victim and an aggressor of each kind on it."""
+
+    def __init__(self, folder: Path, url: str, name: str, pass_units: int) -> None:
+        self.name = name
+        self.policy = name.partition("-")[0]
+        self.pass_units = pass_units
+        self.workers = Workers(folder, url)
+
+    def start(self, folder: Path, backbone: str, model: Path | str) -> None:
+        config = fleet_file(folder, backbone, model, pass_units=self.pass_units, threads=1)
+        if self.policy in _PRODUCT:
+            config.write_text(config.read_text().replace("[worker]\n", f'[worker]\npolicy = "{self.policy}"\n'))
+            self.workers.start(config)
+        else:
+            self.workers.start(config, "benchmarks.policies.serve", "--policy", self.policy)
+
+
+class Bench:
+    """All policies on one backbone."""
+
+    def __init__(self, name: str, folder: Path, server: EmbeddedServer, session: Session) -> None:
+        self._name = name
+        self._folder = folder
+        self._session = session
+        self._server = server
+        self._size = SIZES[name]
+        self._texts = texts(512)
+        units = self._size.pass_units
+        names = {**dict.fromkeys([*_PRODUCT, *POLICIES], units)} | {f"drr-{f:g}": int(f * units) for f in _FRACTIONS}
+        self._ways = [Way(folder, server.url, way, n) for way, n in names.items()]
+        self.samples: dict[str, list[float]] = {}
+        self.example: dict[str, list[tuple[float, float]]] = {}  # the victim's latencies in the first round, by policy
+        self.rate = 0.0
+        *rest, self._core = cores()
+        self._rest = rest or [self._core]
+
+    async def open(self) -> None:
+        model: Path | str = MINILM
+        tasks = Tasks(self._folder, self._size, 2)
+        if self._name != "minilm":
+            model = tasks.base
+        pin(self._server.pid, self._rest)
+        async with open_client(self._server.url, self._folder) as client:
+            for way in self._ways:
+                pin(psutil.Process().pid, [*self._rest, self._core])
+                backbone = f"{self._name}-{way.name}"
+                way.start(self._folder, backbone, model)
+                await way.workers.ready(self._session.registry)
+                await deploy(
+                    client,
+                    [
+                        tasks.package(task, self._vfm(way, kind, task), backbone, adapter=kind == "lora")
+                        for kind in _KINDS
+                        for task in range(2)
+                    ],
+                )
+                way.workers.pin([self._core])
+                way.workers.freeze()
+        pin(psutil.Process().pid, self._rest)
+
+    def close(self) -> None:
+        for way in self._ways:
+            way.workers.stop()
+
+    def _vfm(self, way: Way, kind: str, task: int) -> str:
+        return f"{self._name}-{way.name}-{kind}-{('victim', 'aggressor')[task]}"
+
+    async def calibrate(self, jobs: int) -> None:
+        """The maximum rate (jobs a second), which all others are parts of; and everybody has seen traffic once."""
+        for way in reversed(self._ways):
+            way.workers.thaw()
+            for kind in _KINDS:
+                vfm = self._vfm(way, kind, 1)
+                await self._one(vfm, self._texts[0])
+                count = jobs if way.name == "drr" else 64
+                begun = time.perf_counter()
+                await asyncio.gather(*(self._one(vfm, self._texts[i % 512]) for i in range(count)))
+                if way.name == "drr" and kind == "lora":
+                    self.rate = count / (time.perf_counter() - begun)
+            way.workers.freeze()
+
+    async def _one(self, vfm: str, text: str) -> Reply:
+        pending = await self._session.submit(vfm, [text])
+        reply = await pending[0].result()
+        if reply.error is not None:
+            raise reply.error
+        return reply
+
+    async def round(self, number: int, phases: Phases) -> None:
+        """Every way in turn, the other way round in every other round."""
+        for kind in _KINDS:
+            arrivals = self._arrivals(phases, seed=100 * number + len(kind))
+            for way in self._ways if number % 2 == 0 else self._ways[::-1]:
+                if kind == "lora" or "-" not in way.name:
+                    await self._run(way, kind, arrivals, phases, number)
+
+    def _arrivals(self, phases: Phases, seed: int) -> list[Arrival]:
+        """Task 0 is the victim, task 1 the aggressor."""
+        whole = phases.before + phases.burst + phases.after
+        out = poisson(_VICTIM * self.rate, whole, 1, self._texts, seed)
+        begun = 0.0
+        for part, (load, seconds) in enumerate(
+            [(_CALM, phases.before), (_BURST, phases.burst), (_CALM, phases.after)], start=1
+        ):
+            crowd = poisson(load * self.rate, seconds, 1, self._texts, seed + 10 * part)
+            out += [Arrival(begun + at, 1, text) for at, _, text in crowd]
+            begun += seconds
+        return sorted(out)
+
+    async def _run(self, way: Way, kind: str, arrivals: Sequence[Arrival], phases: Phases, number: int) -> None:
+        vfms = [self._vfm(way, kind, task) for task in range(2)]
+        way.workers.thaw()
+        alone = [await self._one(vfms[0], self._texts[0]) for _ in range(8)]  # its connections are awake again too
+        solo_s = statistics.median(reply.run_ms for reply in alone) / 1000
+        try:
+            victim, aggressor = await self._send(vfms, arrivals)
+        finally:
+            way.workers.freeze()
+        begin, end = phases.before, phases.before + phases.burst
+        burst = [sent for sent in victim if begin <= sent.due < end]
+        crowd = [sent for sent in aggressor if begin <= sent.due < end]
+        full_s = statistics.median(sent.pass_s for sent in crowd)
+        waits = [sent.latency for sent in burst]
+        finished = sum(begin <= sent.due + sent.latency < end for sent in (*victim, *aggressor))
+        for what, value in {
+            "victim_p99_s": float(np.percentile(waits, 99)),
+            "victim_p50_s": float(np.percentile(waits, 50)),
+            "victim_mean_s": statistics.fmean(waits),
+            "aggressor_mean_s": statistics.fmean(sent.latency for sent in crowd),
+            "jobs_per_s": finished / phases.burst,
+            "bound_s": _SLACK * (solo_s + 2 * full_s),
+        }.items():
+            self.samples.setdefault(f"{self._name}_{kind}_{way.name}_{what}", []).append(value)
+        if number == 0 and kind == "lora":
+            self.example[way.name] = [(round(sent.due, 3), round(sent.latency, 4)) for sent in victim]
+
+    async def _send(self, vfms: Sequence[str], arrivals: Sequence[Arrival]) -> list[list[Sent]]:
+        """Each when it is due, whatever became of those before; by task."""
+        out: list[list[Sent]] = [[] for _ in vfms]
+        begun = time.perf_counter() + 0.05
+
+        async def one(arrival: Arrival) -> None:
+            reply = await self._one(vfms[arrival.task], arrival.text)
+            late = time.perf_counter() - begun - arrival.at
+            out[arrival.task].append(Sent(arrival.at, late, reply.run_ms / 1000))
+
+        running = []
+        for arrival in arrivals:
+            await asyncio.sleep(max(0.0, begun + arrival.at - time.perf_counter()))
+            running.append(asyncio.create_task(one(arrival)))
+        await asyncio.gather(*running)
+        return [sorted(part) for part in out]
+
+
+async def _run(options: Options, phases: Phases, rounds: int) -> list[Bench]:
+    benches = []
+    for name in options.more.backbone:
+        with tempfile.TemporaryDirectory(prefix="fmplex-fairness-") as folder, EmbeddedServer() as server:
+            session = Session.connect(server.url)
+            bench = Bench(name, Path(folder), server, session)
+            try:
+                await bench.open()
+                await bench.calibrate(64 if options.quick else bench._size.jobs)
+                without_pauses()
+                for number in range(rounds):
+                    await bench.round(number, phases)
+            finally:
+                bench.close()
+                await session.close()
+            benches.append(bench)
+    return benches
+
+
+def run(options: Options) -> Report:
+    phases = Phases(0.5, 1.0, 1.0) if options.quick else Phases(1.5, 4.0, 4.5)
+    rounds = options.rounds or (2 if options.quick else 5)
+    benches = uvloop.run(_run(options, phases, rounds))
+    samples: dict[str, list[float]] = {}
+    for bench in benches:
+        samples |= bench.samples
+    cases = [f"{name}_{kind}" for name in options.more.backbone for kind in _KINDS]
+
+    def worst(what: str, way: str, base_what: str, base: str, pick: Any = max) -> float:
+        return float(pick(ratio(samples, f"{case}_{way}_{what}", f"{case}_{base}_{base_what}") for case in cases))
+
+    return Report(
+        "fairness",
+        {
+            "victim_p99_over_bound": worst("victim_p99_s", "drr", "bound_s", "drr"),
+            "victim_p99_over_fifo": worst("victim_p99_s", "drr", "victim_p99_s", "fifo"),
+            "throughput_drr_over_fifo": worst("jobs_per_s", "drr", "jobs_per_s", "fifo", min),
+            "victim_mean_over_fifo": worst("victim_mean_s", "drr", "victim_mean_s", "fifo"),
+            "aggressor_mean_over_fifo": worst("aggressor_mean_s", "drr", "aggressor_mean_s", "fifo"),
+            "victim_mean_over_bfq": worst("victim_mean_s", "drr", "victim_mean_s", "bfq"),
+            "aggressor_mean_over_bfq": worst("aggressor_mean_s", "drr", "aggressor_mean_s", "bfq"),
+        },
+        samples,
+        _config(options, phases, rounds, benches),
+        cpu_name(),
+    )
+
+
+def _config(options: Options, phases: Phases, rounds: int, benches: list[Bench]) -> dict[str, Any]:
+    return {
+        "backbones": options.more.backbone,
+        "maximum_jobs_per_s": {bench._name: bench.rate for bench in benches},
+        "victim": f"{_VICTIM:g} of the maximum rate",
+        "aggressor": f"{_CALM:g}, {_BURST:g}, {_CALM:g} of it for {phases.before:g}, {phases.burst:g}, {phases.after:g} s",
+        "pass_units": {bench._name: bench._size.pass_units for bench in benches},
+        "rounds": rounds,
+        "cores": "workers: one, one awake at a time; broker and client: the rest",
+        "prototype": "FCFS 1149/1110, STFQ one at a time 35/4534, BFQ 93/1287: burst mean of victim/aggressor in ms, its GPU",
+        "example": {bench._name: bench.example for bench in benches},
+    }
+
+
+def _arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--backbone", choices=list(SIZES), nargs="+", default=["bert_width", "minilm"])
+
+
+if __name__ == "__main__":
+    main(run, __doc__ or "", _arguments)
