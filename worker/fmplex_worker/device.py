@@ -23,22 +23,20 @@ from fmplex_worker.window import Held, Window
 log = logging.getLogger(__name__)
 _ROWS = 4096  # jobs a pass
 _BACKOFF_S = 0.1
-_LEAD_S, _LEAD_PART = 0.01, 0.15  # a pass is made so long before the running one ends, or in the last part of it
+_LEAD_S = 0.008  # a pass is made so long before the running one is expected to end, and as much as that may be wrong
+_USUAL_ERRORS = 2.0
 
 
 @dataclass(slots=True)
 class Flight:
-    """A pass on its way through the device thread; it is expected to end at `ends` (monotonic seconds)."""
+    """A pass on its way through the device thread. It is expected to end at `ends`, and the one behind it has to be made when it
+    is `due` (monotonic seconds)."""
 
     plan: Plan
     jobs: list[Held]
     outcome: asyncio.Future[Outcome]
     ends: float = 0.0
-
-    @property
-    def due(self) -> float:
-        """When the pass behind it has to be made."""
-        return self.ends - max(_LEAD_S, _LEAD_PART * self.plan.seconds)
+    due: float = 0.0
 
 
 class Device:
@@ -138,8 +136,10 @@ class Device:
     def _begun(self) -> None:
         """The first flight has begun to run."""
         flight = self._flights[0]
-        flight.ends = time.monotonic() + flight.plan.seconds
-        self._window.begun(flight.plan.cls, flight.plan.units, flight.plan.seconds)
+        plan = flight.plan
+        flight.ends = time.monotonic() + plan.seconds
+        flight.due = flight.ends - _LEAD_S - _USUAL_ERRORS * self._cost.error * plan.seconds
+        self._window.begun(plan.cls, plan.units, plan.seconds, flight.due)
 
     async def _mark(self, flying: list[Claimed]) -> None:
         """Until the broker has heard what is about to run; a death is blamed on nothing else."""

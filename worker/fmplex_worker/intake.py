@@ -24,6 +24,7 @@ _PARKED = 128  # jobs that may wait for their versions before only resident vFMs
 _IDLE_S = 2.0  # ceiling of the sleep between looks when nothing rings
 _BACKOFF_S = 0.1
 _CLAIMS_A_PASS = 8
+_WAY_S = 0.006  # from a claim until what it brought can be in a pass
 
 
 class Intake:
@@ -88,11 +89,14 @@ class Intake:
 
     async def _pace(self) -> None:
         """While a pass runs and there is already work for the next one, nothing is gained by fetching every job as it comes: the
-        interpreter that the claims take is the device's."""
-        window = self._window
-        rest_s = self._claimed + window.pass_s / _CLAIMS_A_PASS - time.monotonic()
+        interpreter that the claims take is the device's. The last claim comes just in time for the next pass."""
+        window, now = self._window, time.monotonic()
+        rest_s = self._claimed + window.pass_s / _CLAIMS_A_PASS - now
+        last_s = window.due - _WAY_S - now
         if rest_s <= 0:
             return
+        if last_s > 0:
+            rest_s = min(rest_s, last_s)
         with suppress(TimeoutError):
             async with asyncio.timeout(rest_s):
                 while window.running and window.waiting_units:

@@ -55,6 +55,7 @@ class Window:
         self.waiting_units = 0  # prepared, not running
         self.running = 0  # jobs
         self.pass_s = 0.0  # what the last pass took
+        self.due = 0.0  # when the next one will be made (monotonic seconds)
         self._pass = ("", 0, 0.0, 0.0)  # that runs: class, units, since when, for how long it is expected to
         self.parked = 0  # jobs that take no room yet
         self.arrived = asyncio.Event()  # something became runnable
@@ -83,8 +84,9 @@ class Window:
         running, units, since, expected = self._pass
         return units * min(1.0, (time.monotonic() - since) / expected) if running == cls and expected > 0 else 0.0
 
-    def begun(self, cls: str, units: int, expected_s: float) -> None:
-        """A pass has begun to run."""
+    def begun(self, cls: str, units: int, expected_s: float, due: float) -> None:
+        """A pass has begun to run; the one behind it will be made when it is `due`."""
+        self.due = due
         self._pass = (cls, units, time.monotonic(), expected_s)
 
     def ended(self, seconds: float) -> None:

@@ -152,7 +152,7 @@ def test_a_running_pass_gives_up_its_room_as_it_runs(monkeypatch: pytest.MonkeyP
     assert INTERACTIVE not in w.room()
     for h in held[:10]:
         w.start(h.key)
-    w.begun(INTERACTIVE, PASS, expected_s=0.1)
+    w.begun(INTERACTIVE, PASS, expected_s=0.1, due=0.0)
     assert INTERACTIVE not in w.room()
     clock[0] += 0.05
     half = w.room()[INTERACTIVE]
