@@ -25,7 +25,7 @@ from itertools import cycle, islice
 from operator import attrgetter
 from pathlib import Path
 from statistics import fmean, median
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, mkdtemp
 from typing import Any
 
 import psutil
@@ -56,6 +56,7 @@ _STRIDE = 3  # from one weight's length to the next one's: neither rises with th
 _TEXTS = 32  # of each length
 _DEPTH = 512  # jobs in a queue, those in workers' hands included
 _TICK_S = 0.1
+_START_S = 120.0
 _LEAD_S = 5.0  # before what is measured: windows fill, costs and mean sizes are learnt
 _TIMEOUT_MS = 3_600_000
 _GOAL = 0.03
@@ -139,17 +140,17 @@ class Fleet:
         self._registry = Registry(self._redis, self._scripts)
         self._tasks = Tasks(folder, size, len(_WEIGHTS))
         self._config = fleet_file(folder, _BACKBONE, self._tasks.base, pass_units=size.pass_units, threads=1)
-        self._workers = [Workers(folder / f"worker-{i}", server.url) for i in range(_WORKERS)]
+        self._workers = [Workers(Path(mkdtemp(dir=folder)), server.url) for _ in range(_WORKERS)]  # a log each
         self.vfms: dict[int, str] = {}  # by weight
         pin(server.pid, cores())
 
     async def start(self) -> Queues:
         """Workers ready, vFMs deployed. Returns their queues."""
-        for number, workers in enumerate(self._workers, 1):
-            (self._config.parent / f"worker-{number - 1}").mkdir()
+        for workers in self._workers:
             workers.start(self._config)
             await workers.ready(self._registry)
-            while len(await self._registry.live_workers(_BACKBONE)) < number:  # noqa: ASYNC110  # nobody tells
+        async with asyncio.timeout(_START_S):
+            while len(await self._registry.live_workers(_BACKBONE)) < _WORKERS:  # noqa: ASYNC110  # nobody tells
                 await asyncio.sleep(_TICK_S)
         packages = [self._tasks.package(i, f"weight-{w}", _BACKBONE, adapter=True) for i, w in enumerate(_WEIGHTS)]
         self.vfms = dict(zip(_WEIGHTS, await deploy(self._client, packages), strict=True))
@@ -187,7 +188,8 @@ class Bench:
         self.least = _DEPTH  # the fewest jobs that any queue was seen with
 
     async def round(self, number: int) -> None:
-        """All begin together; what is measured lies between two looks, while every queue is kept full."""
+        """All begin together; what is measured lies between two looks, while every queue is kept full. Raises `RuntimeError` if
+        one was not, or a job failed."""
         tokens = {w: _TOKENS[(_STRIDE * i + number) % len(_TOKENS)] for i, w in enumerate(_WEIGHTS)}
         self._queues.use({self._fleet.vfms[weight]: n for weight, n in tokens.items()})
         with self._fleet.frozen():
@@ -211,6 +213,8 @@ class Bench:
     def _received(self, tokens: Mapping[int, int], before: FleetView, after: FleetView) -> list[Received]:
         then, now = by_vfm(before.workers), by_vfm(after.workers)
         got = {weight: now[vfm].since(then[vfm]) for weight, vfm in self._fleet.vfms.items()}
+        if any(stats.failed for stats in got.values()) or not self.least:
+            raise RuntimeError("jobs failed, or a queue ran dry: what was received says nothing")
         claims = {weight: stats.done * self._queues.estimate(tokens[weight]) for weight, stats in got.items()}
         device, units = (sum(getattr(s, what) for s in got.values()) for what in ("charged_s", "units"))
         return [
