@@ -36,7 +36,7 @@ check: setup
 
 bench: setup
 	mkdir -p benchmarks/results
-	for name in adapters broker scheduler overhead residency sharing peers; do $(BIN)/python -m benchmarks.$$name --json > benchmarks/results/$$name.json || exit 1; done
+	for name in adapters broker scheduler fairness shares overhead residency sharing load_curves peers; do $(BIN)/python -m benchmarks.$$name --json > benchmarks/results/$$name.json || exit 1; done
 
 up: setup
 	$(BIN)/fmplex up

@@ -16,6 +16,7 @@ import numpy as np
 from fmplex import AsyncClient
 
 _LEAD_S = 0.05
+_ON_S, _PEAK = 0.5, 3.0  # a burst: its mean length, and its rate over the mean rate
 
 
 class Arrival(NamedTuple):
@@ -29,8 +30,27 @@ class Arrival(NamedTuple):
 def poisson(rate: float, seconds: float, tasks: int, texts: Sequence[str], seed: int) -> list[Arrival]:
     """Poisson arrivals of `rate` jobs a second, each of a random task with a random text."""
     rng = np.random.default_rng(seed)
+    return _jobs(_times(rng, rate, seconds), tasks, texts, rng)
+
+
+def bursty(rate: float, seconds: float, tasks: int, texts: Sequence[str], seed: int) -> list[Arrival]:
+    """`rate` jobs a second on average, in bursts: Poisson arrivals of three times the rate for 0.5 s on average, and then none
+    for 1 s (both exponential). Bursts and pauses are scaled so that a third of the time is burst: every run offers its rate."""
+    rng = np.random.default_rng(seed)
+    count = max(1, round(seconds / (_ON_S * _PEAK)))
+    on, off = rng.exponential(size=count), rng.exponential(size=count + 1)
+    on, off = on * (seconds / _PEAK / on.sum()), off * (seconds * (1 - 1 / _PEAK) / off.sum())
+    ends = np.cumsum(on)  # of the bursts, on a clock that stands still in the pauses
+    times = _times(rng, rate * _PEAK, float(ends[-1]))
+    return _jobs(times + np.cumsum(off)[np.searchsorted(ends[:-1], times, side="right")], tasks, texts, rng)
+
+
+def _times(rng: np.random.Generator, rate: float, seconds: float) -> np.ndarray:
     times = np.cumsum(rng.exponential(1 / rate, int(2 * rate * seconds) + 100))
-    times = times[times < seconds]
+    return times[times < seconds]
+
+
+def _jobs(times: np.ndarray, tasks: int, texts: Sequence[str], rng: np.random.Generator) -> list[Arrival]:
     which, what = rng.integers(0, tasks, len(times)), rng.integers(0, len(texts), len(times))
     return [Arrival(float(t), int(task), texts[i]) for t, task, i in zip(times, which, what, strict=True)]
 

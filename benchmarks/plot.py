@@ -1,6 +1,7 @@
 """Draws what the benchmarks printed: `python -m benchmarks.plot benchmarks/results/*.json --out docs/img`.
 
 One picture a benchmark, one panel a question, one bar a way to do it: the median over the rounds, and a dot for each round.
+`load_curves` has lines instead: the median over the rounds, and a band from quartile to quartile.
 """
 
 from __future__ import annotations
@@ -39,6 +40,9 @@ def _against(title: str, theirs: str, ours: str, factor: float = 1.0) -> Panel:
     return Panel(title, bars, factor)
 
 
+_LINES = {"ours": ("FMplex", "#2f6fde"), "processes": ("process a task", "#d9822b"),
+          "colocated": ("copy a task", "#3d9970"), "one_at_a_time": ("one task a pass", "#8e5ea2")}  # fmt: skip
+
 PANELS: dict[str, tuple[Panel, ...]] = {
     "sharing": (
         _against("mean latency at 50 %, ms", "latency_50_{}_mean_s", "latency_50_ours_vs_{}_mean_s", 1e3),
@@ -54,6 +58,17 @@ PANELS: dict[str, tuple[Panel, ...]] = {
         Panel("jobs/s", {"all resident": "resident_jobs_per_s", "FMplex, room for 100": "budget_jobs_per_s"}),
         Panel("p50 of resident vFMs, ms", {"all resident": "resident_p50_ms", "FMplex, room for 100": "budget_p50_ms"}),
         Panel("p99 of resident vFMs, ms", {"all resident": "resident_p99_ms", "FMplex, room for 100": "budget_p99_ms"}),
+    ),
+    "shares": (
+        Panel(
+            "received / promised - 1, %: worst of 8 vFMs",
+            {"FMplex, device seconds": "worst_device", "tokens": "worst_units", "as claimed": "worst_claims"}, 100.0,
+        ),
+        Panel("… by weight", {f"FMplex, weight {w}": f"error_weight_{w}" for w in range(1, 9)}, 100.0),
+        Panel(
+            "… by length of the texts",
+            {f"FMplex, {n} tokens": f"error_tokens_{n}" for n in (8, 13, 20, 32, 50, 79, 126, 200)}, 100.0,
+        ),
     ),
     "peers": (
         Panel(
@@ -84,6 +99,41 @@ def draw(result: dict[str, Any], path: Path) -> None:
         axes.invert_yaxis()
         axes.margins(x=0.18)
         axes.spines[["top", "right"]].set_visible(False)
+    _save(figure, result, path)
+
+
+def draw_load_curves(result: dict[str, Any], path: Path) -> None:
+    """A column for each kind of arrivals; above the mean latency, below the p99. Hollow: the queue grows without bound."""
+    kinds, whats = ("poisson", "bursty"), ("mean", "p99")
+    config, samples = result["config"], result["samples"]
+    figure, every = plt.subplots(2, 2, figsize=(9.6, 6.4), layout="constrained", sharex=True, sharey="row")
+    for row, what in zip(every, whats, strict=True):
+        for axes, kind in zip(row, kinds, strict=True):
+            for way, (label, colour) in _LINES.items():
+                values = [samples[f"{kind}_{load}_{way}_{what}_s"] for load in config["loads"]]
+                _line(axes, config["loads"], values, label, colour, config["queue_grows"][way])
+            axes.set_title(f"{kind} arrivals, {what} latency, ms", fontsize=10)
+            axes.set_yscale("log")
+            axes.tick_params(labelsize=8)
+            axes.grid(axis="y", which="both", linewidth=0.3)
+            axes.spines[["top", "right"]].set_visible(False)
+    for axes in every[-1]:
+        axes.set_xticks(config["loads"])
+        axes.set_xlabel("arrivals, % of FMplex's maximum rate", fontsize=8)
+    every[0][0].legend(fontsize=8, frameon=False)
+    _save(figure, result, path)
+
+
+def _line(axes: Any, loads: list[int], rounds: list[list[float]], label: str, colour: str, growing: list[int]) -> None:
+    quartiles = [statistics.quantiles([1e3 * v for v in values], n=4, method="inclusive") for values in rounds]
+    low, middle, high = zip(*quartiles, strict=True)
+    axes.fill_between(loads, low, high, color=colour, alpha=0.2, linewidth=0)
+    axes.plot(loads, middle, color=colour, label=label, linewidth=1.4)
+    for load, ms in zip(loads, middle, strict=True):
+        axes.plot(load, ms, "o", color=colour, markersize=5, markerfacecolor="white" if load in growing else colour)
+
+
+def _save(figure: Any, result: dict[str, Any], path: Path) -> None:
     figure.suptitle(f"{result['benchmark']} on {result['device']}", fontsize=9)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
@@ -97,8 +147,11 @@ def main() -> None:
     args = parser.parse_args()
     for path in args.results:
         result = json.loads(path.read_text())
-        if result["benchmark"] in PANELS:
-            draw(result, args.out / f"{path.stem}.png")
+        picture = args.out / f"{path.stem}.png"
+        if result["benchmark"] == "load_curves":
+            draw_load_curves(result, picture)
+        elif result["benchmark"] in PANELS:
+            draw(result, picture)
 
 
 if __name__ == "__main__":

@@ -12,30 +12,21 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import tempfile
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
-import psutil
 import torch
 import uvloop
 
-from benchmarks.fleet import Workers, cores, deploy, fleet_file, open_client, pin
 from benchmarks.harness import Options, Report, cpu_name, interleave_async, main, ratio
-from benchmarks.models import SIZES, Size, Tasks, texts
+from benchmarks.models import SIZES, Size
 from benchmarks.openloop import latencies, poisson, saturated
-from fmplex import AsyncClient
-from fmplex_broker.streams.connection import Scripts, open_redis
-from fmplex_broker.streams.embedded import EmbeddedServer
-from fmplex_broker.streams.registry import Registry
+from benchmarks.rivals import OURS, PLACES, RIVALS, WARM_UP, WINDOW, Way, Ways, open_ways
 
-_RIVALS = ("processes", "colocated", "one_at_a_time")
 _LOADS = (50, 90)  # % of the rival's maximum rate
-_WINDOW = 16  # passes' worth of jobs in hand: one task a pass must find enough of its own among them
-_WARM_UP = 0.2  # of the arrivals, at the beginning: queues are still filling
 
 
 @dataclass(frozen=True)
@@ -49,84 +40,27 @@ class Plan:
     rounds: int
 
 
-@dataclass
-class Way:
-    """One way to serve the tasks: its processes, and the name of each task's vFM."""
-
-    name: str
-    workers: Workers
-    vfms: list[str] = field(default_factory=list)
-
-
 class Bench:
-    """The fleets, one rival at a time beside ours, and what was measured of them."""
+    """One rival at a time beside ours, and what was measured of them."""
 
-    def __init__(self, plan: Plan, folder: Path, server: EmbeddedServer, client: AsyncClient) -> None:
+    def __init__(self, plan: Plan, ways: Ways) -> None:
         self._plan = plan
-        self._folder = folder
-        self._url = server.url
-        self._client = client
-        self._redis = open_redis(server.url)
-        self._registry = Registry(self._redis, Scripts(self._redis))
-        self._texts = texts(512)
-        self._tasks = Tasks(folder, plan.size, plan.tasks)
-        self._copies = self._tasks.merged_copies()
+        self._ways = ways
         self.samples: dict[str, list[float]] = {}
-        self.difference = 0.0  # the largest, of a score, between ours and a rival's
-        *rest, self._device = cores()
-        self._rest = rest or [self._device]
-        pin(server.pid, self._rest)
 
     async def run(self) -> None:
-        with Workers(self._folder, self._url) as workers:
-            ours = await self._open(Way("ours", workers))
-            for name in _RIVALS:
-                with Workers(self._folder, self._url) as others:
-                    await self._against(ours, await self._open(Way(name, others)))
-        await self._redis.aclose()
-
-    async def _open(self, way: Way) -> Way:
-        """Start it, deploy every task, and freeze it."""
-        pin(psutil.Process().pid, [*self._rest, self._device])  # children inherit it: all may load on all cores
-        count, own_process = self._plan.tasks, way.name == "processes"
-        backbones = [f"{way.name}-{i}" for i in range(count)] if own_process else [way.name]
-        for backbone, model in zip(backbones, self._copies, strict=False):
-            match way.name:
-                case "ours":
-                    way.workers.start(self._file(backbone, self._tasks.base))
-                case "processes":
-                    way.workers.start(self._file(backbone, model))
-                case "colocated":
-                    copies = map(str, self._copies)
-                    way.workers.start(self._file(backbone, model), "benchmarks.onetask", "--copies", *copies)
-                case _:
-                    model = self._tasks.another_base(backbone)
-                    way.workers.start(self._file(backbone, model), "benchmarks.onetask")
-        await way.workers.ready(self._registry)
-        adapter = way.name in ("ours", "one_at_a_time")
-        way.vfms = await deploy(
-            self._client,
-            [
-                self._tasks.package(i, f"{way.name}-vfm-{i}", backbones[i % len(backbones)], adapter=adapter)
-                for i in range(count)
-            ],
-        )
-        way.workers.pin([self._device])
-        pin(psutil.Process().pid, self._rest)
-        way.workers.freeze()
-        return way
-
-    def _file(self, backbone: str, model: Path) -> Path:
-        units = self._plan.size.pass_units
-        return fleet_file(self._folder, backbone, model, pass_units=units, threads=1, window_passes=_WINDOW)
+        async with self._ways.open(OURS) as ours:
+            for name in RIVALS:
+                async with self._ways.open(name) as rival:
+                    await self._against(ours, rival)
 
     async def _against(self, ours: Way, rival: Way) -> None:
-        plan = self._plan
-        await self._compare(ours, rival)
+        plan, ways = self._plan, self._ways
+        await ways.compare(ours, rival)
         rates = [f"max_rate_{way}_per_s" for way in (rival.name, f"ours_vs_{rival.name}")]
 
         async def saturate(way: Way, key: str) -> None:
-            self._add(key, await saturated(self._client, way.vfms, self._texts, plan.jobs))
+            self._add(key, await saturated(ways.client, way.vfms, ways.texts, plan.jobs))
 
         await self._rounds(rival, ours, rates, saturate)
         rate = statistics.median(self.samples[rates[0]])
@@ -135,8 +69,8 @@ class Bench:
 
             async def serve(way: Way, key: str, load: int = load) -> None:
                 seed = len(self.samples.get(f"{key}_mean_s", ()))  # the same round, the same arrivals
-                arrivals = poisson(rate * load / 100, plan.seconds, plan.tasks, self._texts, seed)
-                waits = (await latencies(self._client, way.vfms, arrivals))[int(_WARM_UP * len(arrivals)) :]
+                arrivals = poisson(rate * load / 100, plan.seconds, plan.tasks, ways.texts, seed)
+                waits = (await latencies(ways.client, way.vfms, arrivals))[int(WARM_UP * len(arrivals)) :]
                 self._add(f"{key}_mean_s", statistics.fmean(waits))
                 self._add(f"{key}_p50_s", float(np.percentile(waits, 50)))
                 self._add(f"{key}_p99_s", float(np.percentile(waits, 99)))
@@ -146,47 +80,27 @@ class Bench:
         self.samples[f"memory_ours_vs_{rival.name}_bytes"] = [float(ours.workers.unique_bytes())]
 
     async def _rounds(
-        self, rival: Way, ours: Way, keys: list[str], measure: Callable[..., Any], warm_up: int = 1
+        self, rival: Way, ours: Way, keys: list[str], measure: Callable[[Way, str], Awaitable[None]], warm_up: int = 1
     ) -> None:
-        """Both take turns; who is not measured is frozen."""
-
-        async def turn(way: Way, key: str) -> None:
-            way.workers.thaw()
-            await self._ask(way)  # its connections are awake again
-            await measure(way, key)
-            way.workers.freeze()
-
-        both = {way.name: lambda way=way, key=key: turn(way, key) for way, key in zip((rival, ours), keys, strict=True)}
+        """Both take turns."""
+        both = {
+            way.name: partial(self._ways.turn, way, partial(measure, way, key))
+            for way, key in zip((rival, ours), keys, strict=True)
+        }
         await interleave_async(both, self._plan.rounds, warm_up)
         for key in keys if warm_up else ():
             self.samples[key] = self.samples[key][warm_up:]
-
-    async def _ask(self, way: Way) -> list[dict[str, float]]:
-        """The scores that every task gives to the same text."""
-        return [(await self._client.infer(vfm, self._texts[0])).output["scores"] for vfm in way.vfms]
-
-    async def _compare(self, ours: Way, rival: Way) -> None:
-        """Both must serve the same thing, or their speeds say nothing."""
-        answers = []
-        for way in (ours, rival):
-            way.workers.thaw()
-            answers.append(await self._ask(way))
-            way.workers.freeze()
-        pairs = [(a[label], b[label]) for a, b in zip(*answers, strict=True) for label in a]
-        self.difference = max(self.difference, *(abs(a - b) for a, b in pairs))
-        if self.difference > 1e-4:
-            raise RuntimeError(f"{rival.name} answers something else: a score is off by {self.difference:.2g}")
 
     def _add(self, key: str, value: float) -> None:
         self.samples.setdefault(key, []).append(value)
 
 
-async def _run(plan: Plan) -> Bench:
-    with tempfile.TemporaryDirectory(prefix="fmplex-sharing-") as folder, EmbeddedServer() as server:
-        async with open_client(server.url, Path(folder)) as client:
-            bench = Bench(plan, Path(folder), server, client)
-            await bench.run()
-    return bench
+async def _run(plan: Plan) -> tuple[dict[str, list[float]], float]:
+    """Samples, and the largest difference between two ways' scores."""
+    async with open_ways(plan.size, plan.tasks) as ways:
+        bench = Bench(plan, ways)
+        await bench.run()
+    return bench.samples, ways.difference
 
 
 def run(options: Options) -> Report:
@@ -195,31 +109,30 @@ def run(options: Options) -> Report:
     plan = Plan(size, 16, size.jobs, more.seconds or size.seconds, options.rounds or 3)
     if options.quick:
         plan = Plan(size, 4, size.jobs // 8, more.seconds or 1.5, options.rounds or 2)
-    bench = uvloop.run(_run(plan))
-    samples = bench.samples
+    samples, difference = uvloop.run(_run(plan))
     ratios = {}
-    for rival in _RIVALS:
+    for rival in RIVALS:
         ratios[f"latency_vs_{rival}"] = ratio(
             samples, f"latency_90_ours_vs_{rival}_mean_s", f"latency_90_{rival}_mean_s"
         )
         ratios[f"max_rate_vs_{rival}"] = ratio(samples, f"max_rate_ours_vs_{rival}_per_s", f"max_rate_{rival}_per_s")
     for key, rival in (("memory_vs_copies", "processes"), ("memory_vs_colocated", "colocated")):
         ratios[key] = ratio(samples, f"memory_ours_vs_{rival}_bytes", f"memory_{rival}_bytes")
-    return Report("sharing", ratios, samples, _config(plan, more.backbone, bench), cpu_name())
+    return Report("sharing", ratios, samples, _config(plan, more.backbone, difference), cpu_name())
 
 
-def _config(plan: Plan, backbone: str, bench: Bench) -> dict[str, Any]:
+def _config(plan: Plan, backbone: str, difference: float) -> dict[str, Any]:
     return {
         "backbone": f"{backbone} size: BERT, {plan.size.layers} layers of {plan.size.hidden}, random weights, fp32",
         "tasks": f"{plan.tasks}, each a LoRA r8 on all linears (merged into the copies) and a head of 4 labels",
         "pass_units": plan.size.pass_units,
-        "window_passes": _WINDOW,
+        "window_passes": WINDOW,
         "jobs_saturated": plan.jobs,
         "seconds_of_arrivals": plan.seconds,
         "rounds": plan.rounds,
-        "cores": "workers: one, shared; broker and client: the rest; all at niceness -15 where the system allows it",
+        "cores": PLACES,
         "threads": 1,
-        "largest_score_difference": bench.difference,
+        "largest_score_difference": difference,
         "torch": torch.__version__,
         "anchors": "paper: latency 80 % lower than processes, 33 % lower than colocated; 6 x the tasks in the same memory",
     }
