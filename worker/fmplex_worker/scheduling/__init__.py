@@ -7,6 +7,7 @@ flows.py   a flow's state, and the lanes in which flows wait
 ring.py    the flows of one class: deficits and lazy credit
 draft.py   one pass in the making
 drr.py     batch-aware deficit round robin, the default policy; its docstring is the promise
+base.py    what the policies without deficits have in common
 fifo.py    arrival order
 """
 
