@@ -115,7 +115,7 @@ class _Life:
         self._outbox = Outbox(self._consumer, self._window, self._clock, self._meter)
         self._intake = Intake(
             self._consumer, self._window, self._scheduler, w.engine, w.residents, self._outbox, self._clock,
-            w.threads["intake"], w.spec.residency.steal_ms,
+            w.threads["intake"], w.spec.residency.steal_ms, "arrival" if w.spec.policy == "fifo" else "fair",
         )  # fmt: skip
         self._device = Device(
             w.engine, self._scheduler, self._window, self._outbox, self._consumer, self._clock, self._meter,

@@ -10,10 +10,10 @@ from .items import Flow, Item, Plan, Room
 
 
 class Fifo(LedgerPolicy):
-    """Arrival order over all flows and classes. The oldest runnable item fixes the bucket of a pass;
-    later ones join it in order until one does not fit. Weights and deadlines change nothing; charges are
-    kept, so that both policies report alike. O(waiting) a plan at worst, which the worker's window keeps
-    at a few passes.
+    """Arrival order over all flows and classes of the window, into which jobs are claimed by arrival too, each
+    class into its own room. The oldest runnable item fixes the bucket of a pass; later ones join it in order
+    until one does not fit. Weights and deadlines change nothing; charges are kept, so that both policies
+    report alike. O(waiting) a plan at worst, which the worker's window keeps at a few passes.
     """
 
     def __init__(self, cost: CostModel, budget: int) -> None:
