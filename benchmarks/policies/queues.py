@@ -4,21 +4,19 @@ from __future__ import annotations
 
 from collections import OrderedDict
 
-from fmplex_worker.scheduling import CostModel, Flow, Item, Plan, Room, Share
-from fmplex_worker.scheduling.items import CLASSES
-from fmplex_worker.scheduling.ledger import Ledger
+from fmplex_worker.scheduling import CLASSES, CostModel, Flow, Item, Plan, Room
+from fmplex_worker.scheduling.base import LedgerPolicy
 
 
-class Queues:
+class Queues(LedgerPolicy):
     """The `Scheduler` protocol but for `rank`, `took` and `ran`. Interactive flows first; offline ones only when there are
     none. O(flows with work) an item, which a comparison can afford."""
 
     one_at_a_time = False
 
     def __init__(self, cost: CostModel, budget: int) -> None:
-        self._ledger = Ledger(cost, budget)
+        super().__init__(cost, budget)
         self._queues: dict[Flow, OrderedDict[str, Item]] = {}
-        self._throttled: set[Flow] = set()
 
     # --- what a policy decides ---
 
@@ -36,10 +34,6 @@ class Queues:
         """The pass has taken so long."""
 
     # --- the scheduler's calls ---
-
-    @property
-    def budget(self) -> int:
-        return self._ledger.budget
 
     def weight(self, flow: Flow) -> float:
         return self._ledger.weights.get(flow.vfm, 1.0)
@@ -68,16 +62,13 @@ class Queues:
     def pending(self, flow: Flow) -> int:
         return len(self._queues.get(flow, ()))
 
-    def __len__(self) -> int:
-        return len(self._ledger.waiting)
-
     def busy(self, cls: str) -> list[Flow]:
         return [flow for flow in self._queues if flow.cls == cls and flow not in self._throttled]
 
     def plan(self, now: float, room: Room) -> Plan | None:
         for cls in CLASSES:
             if picked := self._fill(cls, min(self.budget, room.units), room.rows):
-                return self._ledger.dispatch(picked, [self._ledger.cost.price(item.units) for item in picked])
+                return self._dispatch(picked)
         return None
 
     def _fill(self, cls: str, units: int, rows: int) -> list[Item]:
@@ -100,27 +91,5 @@ class Queues:
         return picked
 
     def charge(self, plan: Plan, seconds: float) -> None:
-        self._ledger.charge(plan, seconds)
+        super().charge(plan, seconds)
         self.ran(plan, seconds)
-
-    def refund(self, plan: Plan) -> None:
-        self._ledger.settle(plan)
-
-    def set_weight(self, vfm: str, weight: float) -> None:
-        self._ledger.set_weight(vfm, weight)
-
-    def throttle(self, flow: Flow) -> None:
-        self._throttled.add(flow)
-
-    def resume(self, flow: Flow) -> None:
-        self._throttled.discard(flow)
-
-    def expect(self, flow: Flow, more: bool) -> None:
-        """Nothing depends on what the streams hold."""
-
-    def forget(self, vfm: str) -> None:
-        self._ledger.forget(vfm)
-        self._throttled -= {Flow(vfm, cls) for cls in CLASSES}
-
-    def shares(self) -> dict[str, Share]:
-        return self._ledger.shares({})

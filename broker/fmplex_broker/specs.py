@@ -123,9 +123,10 @@ class ResidencySpec(Spec):
 class WorkerSpec(Spec):
     """One GPU process.
 
-    `lease_ms`: how long a silent worker keeps its jobs; `max_attempts`: runs of a job that kills its worker; `window_passes`:
-    passes' worth of work it holds. Offline jobs get what interactive ones leave, and `offline_trickle` of the device's time
-    always, in passes no longer than `offline_slice_ms`.
+    `policy`: "drr" shares the device by weight (docs/scheduling.md); "fifo" claims and runs jobs in order of arrival, whatever
+    the weights, with room in the window for each class. `lease_ms`: how long a silent worker keeps its jobs;
+    `max_attempts`: runs of a job that kills its worker; `window_passes`: passes' worth of work it holds. Offline jobs get what
+    interactive ones leave, and `offline_trickle` of the device's time always, in passes no longer than `offline_slice_ms`.
     """
 
     device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")

@@ -14,7 +14,7 @@ from typing import Any
 from fmplex_broker.errors import BrokerUnavailable, Cancelled, DeadlineExceeded, FmplexError
 from fmplex_broker.messages import INTERACTIVE, OFFLINE, Flow, Reply, encode_reply
 from fmplex_broker.streams.connection import Arg, Scripts, open_redis
-from fmplex_broker.streams.consumer import Claimed, Consumer
+from fmplex_broker.streams.consumer import Claimed, Consumer, Order
 from fmplex_broker.streams.producer import NewJob, Producer, new_id
 from tests.contract.harness import BACKBONE
 
@@ -47,7 +47,9 @@ class Pausable(Scripts):
 class Worker:
     """One worker process after another: each life has a new id, and ends in `Died` or `Lost`."""
 
-    def __init__(self, name: str, url: str, rng: random.Random, room: int = 12) -> None:
+    def __init__(
+        self, name: str, url: str, rng: random.Random, room: int = 12, orders: Sequence[Order] = ("fair",)
+    ) -> None:
         self.name = name
         self.served = 0
         self.lives = 0
@@ -57,6 +59,7 @@ class Worker:
         self._url = url
         self._rng = rng
         self._room = room
+        self._orders = orders
 
     async def run(self) -> None:
         while True:
@@ -143,7 +146,8 @@ class Worker:
         while True:
             if not self.todo:
                 self.rung.clear()  # before claiming: what rings from now on is not lost
-                claim = await self.consumer.claim({INTERACTIVE: self._room, OFFLINE: 2})
+                order = self._rng.choice(self._orders)
+                claim = await self.consumer.claim({INTERACTIVE: self._room, OFFLINE: 2}, order=order)
                 if claim.state == "lost":
                     raise Lost
                 if claim.state == "stale":

@@ -1,6 +1,7 @@
 """The protocol under attack: everything that can go wrong goes wrong, at random, all the time.
 
-Three workers, twenty vFMs, four clients, on a real server behind a proxy that cuts connections before, after and late.
+Three workers, twenty vFMs, four clients, on a real server behind a proxy that cuts connections before, after and late. Each
+claim is in the one order or the other.
 Meanwhile workers' tasks are cancelled at any await, workers are paused beyond their lease, some jobs kill whoever runs them,
 the server is killed and started again or stopped for longer than a lease, and consumer groups are destroyed. At the end
 
@@ -176,7 +177,7 @@ async def test_attack(seed: int, crashable: tuple[EmbeddedServer, Bench]) -> Non
         await bench.serve(vfm, weight=1 + n % 4, cap=200)
 
     async with CuttingProxy(server.port, rng, rate=0.02) as proxy:
-        workers = [Worker(f"w{n}", proxy.url, rng) for n in range(3)]
+        workers = [Worker(f"w{n}", proxy.url, rng, orders=("fair", "arrival")) for n in range(3)]
         clients = [Client(f"client{n}", proxy.url, VFMS, ledger, rng) for n in range(4)]
         chaos = Chaos(server, bench, workers, rng)
         async with background(*(w.run() for w in workers)):

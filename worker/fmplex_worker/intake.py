@@ -10,7 +10,7 @@ from contextlib import suppress
 
 from fmplex_broker.errors import BrokerUnavailable, DeadlineExceeded, FmplexError
 from fmplex_broker.messages import Request, decode_request
-from fmplex_broker.streams.consumer import Claimed, Consumer
+from fmplex_broker.streams.consumer import Claimed, Consumer, Order
 from fmplex_worker.clock import ServerClock
 from fmplex_worker.engines.protocol import Engine, Prepared
 from fmplex_worker.lease import LeaseLost
@@ -42,6 +42,7 @@ class Intake:
         clock: ServerClock,
         thread: Executor,
         steal_ms: int,
+        order: Order,
     ) -> None:
         self._consumer = consumer
         self._window = window
@@ -50,6 +51,7 @@ class Intake:
         self._engine = engine
         self._residents = residents
         self._steal_ms = steal_ms
+        self._order = order
         self._parked: dict[str, list[Held]] = {}  # version -> jobs that wait for it
         self._arriving: list[Held] = []  # for the intake thread
         self._preparing = asyncio.Lock()
@@ -112,7 +114,7 @@ class Intake:
         """Jobs, whether there are more, and how long to sleep at most if there are none."""
         self._claimed = time.monotonic()
         try:
-            claim = await self._consumer.claim(room, steal_ms=self._steal_ms, strangers=strangers)
+            claim = await self._consumer.claim(room, order=self._order, steal_ms=self._steal_ms, strangers=strangers)
             # The lease may only have run out (a long pause): a beat revives it, unless somebody has taken over.
             if claim.state == "lost" and not (await self._consumer.beat()).alive:
                 raise LeaseLost(self._consumer.worker)

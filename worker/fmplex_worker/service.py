@@ -120,7 +120,7 @@ class _Life:
         self._outbox = Outbox(self._consumer, self._window, self._clock, self._meter)
         self._intake = Intake(
             self._consumer, self._window, self._scheduler, self._budget, w.engine, w.residents, self._outbox,
-            self._clock, w.threads["intake"], w.spec.residency.steal_ms,
+            self._clock, w.threads["intake"], w.spec.residency.steal_ms, "arrival" if w.spec.policy == "fifo" else "fair",
         )  # fmt: skip
         self._device = Device(
             w.engine, self._scheduler, w.cost, self._window, self._outbox, self._consumer, self._clock, self._meter,

@@ -83,7 +83,8 @@ async def broker_errors() -> AsyncIterator[None]:
 @cache
 def _source(name: str) -> str:
     lua = files("fmplex_broker.streams") / "lua"
-    return (lua / "prelude.lua").read_text() + "\n" + (lua / f"{name}.lua").read_text()
+    parts = ("prelude", "orders", "claim") if name == "claim" else ("prelude", name)
+    return "\n".join((lua / f"{part}.lua").read_text() for part in parts)
 
 
 class Scripts:

@@ -13,6 +13,7 @@ from fmplex_broker.streams.connection import BLOCK_MS, Arg, Client, Scripts, bro
 from fmplex_broker.streams.producer import PER_CALL, RESULT_TTL_MS
 
 CLAIM_ROOM, CLAIM_FLOWS = 256, 64
+Order = Literal["fair", "arrival"]
 HERE_TTL_MS = 60_000
 _NAMES = 1000  # a command
 _POISONED = encode_reply(
@@ -37,7 +38,13 @@ class Claimed:
     @property
     def enqueued_ms(self) -> int:
         """When it was added, on the server's clock (the first half of a stream id)."""
-        return int(self.entry.partition("-")[0])
+        return self.arrival[0]
+
+    @property
+    def arrival(self) -> tuple[int, int]:
+        """`enqueued_ms`, then its place among the jobs of its flow of that ms; across flows one ms has no order."""
+        ms, _, number = self.entry.partition("-")
+        return int(ms), int(number)
 
     @property
     def address(self) -> str:
@@ -151,14 +158,24 @@ class Consumer:
     # --- jobs ---
 
     async def claim(
-        self, room: dict[str, int], per_flow: int = CLAIM_ROOM, *, steal_ms: int = 0, strangers: bool = True
+        self,
+        room: dict[str, int],
+        per_flow: int = CLAIM_ROOM,
+        *,
+        order: Order = "fair",
+        steal_ms: int = 0,
+        strangers: bool = True,
     ) -> Claim:
         """Take up to `room[class]` jobs a class. After any failure of this call: `recover`.
+
+        What was given back is taken first. Then "fair" goes by virtual time, so that jobs come in proportion to weight;
+        "arrival" takes the oldest jobs of each class whatever the weights, exactly so while at most 256 flows of a class
+        have any, and lists all that it has taken, of all classes, oldest first.
 
         vFMs that are resident on another live worker and not here (see `dwell`) are left to it until their oldest job has
         waited `steal_ms`; without `strangers`, only those that are resident here are looked at.
         """
-        args: list[Arg] = [self.worker, str(self._epoch), per_flow, CLAIM_FLOWS, steal_ms, int(strangers)]
+        args: list[Arg] = [self.worker, str(self._epoch), per_flow, CLAIM_FLOWS, steal_ms, int(strangers), order]
         for cls, n in room.items():
             args += [cls, min(n, CLAIM_ROOM)]
         state, flows, more, wait = await self._call("claim", args)
@@ -170,6 +187,8 @@ class Consumer:
             terms[vfm] = Terms(float(weight), int(latency))
             if rest >= 0:
                 looked[flow] = rest == 1
+        if order == "arrival":
+            jobs.sort(key=lambda job: job.arrival)
         await self._fetch_blobs(jobs)
         return Claim(state.decode(), jobs, bool(more), looked, terms, int(wait))
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from fmplex_broker.errors import FmplexError, PackageRejected
 from fmplex_broker.messages import INTERACTIVE, Flow, Request, encode_request
-from fmplex_broker.streams.consumer import Claim, Claimed, Terms
+from fmplex_broker.streams.consumer import Claim, Claimed, Order, Terms
 from fmplex_worker.intake import Intake
 from fmplex_worker.scheduling import CostModel, PassBudget
 from fmplex_worker.window import Held, Window
@@ -53,9 +53,11 @@ class FakeConsumer:
     def __init__(self) -> None:
         self.batches: list[list[Claimed]] = []
         self.strangers: list[bool] = []
+        self.orders: set[Order] = set()
 
-    async def claim(self, room: dict[str, int], *, steal_ms: int, strangers: bool) -> Claim:
+    async def claim(self, room: dict[str, int], *, order: Order, steal_ms: int, strangers: bool) -> Claim:
         self.strangers.append(strangers)
+        self.orders.add(order)
         jobs = self.batches.pop(0) if self.batches else []
         return Claim("ok", jobs, False, {}, {j.flow.vfm: Terms(2.0, 0) for j in jobs}, 0)
 
@@ -73,17 +75,9 @@ class Bench:
 
         engine.prepare = prepare  # type: ignore[attr-defined]
         self.intake = Intake(
-            self.consumer,
-            self.window,
-            self.scheduler,
-            PassBudget(CostModel(1000), 1000),
-            engine,
-            self.residents,
-            self.outbox,
-            Clock(),
-            Inline(),
-            50,
-        )  # type: ignore[arg-type]
+            self.consumer, self.window, self.scheduler, PassBudget(CostModel(1000), 1000), engine, self.residents,
+            self.outbox, Clock(), Inline(), 50, "arrival",
+        )  # type: ignore[arg-type]  # fmt: skip
 
     def give(self, *jobs: Claimed) -> None:
         self.consumer.batches.append(list(jobs))
@@ -114,7 +108,7 @@ async def test_order_is_kept_by_jobs_that_come_while_their_version_loads() -> No
     b.give(*(claimed(n, "v1") for n in range(50, 60)))
     await until(lambda: len(b.scheduler.entered) == 60)
     assert b.scheduler.entered == list(range(60))
-    assert (b.window.parked, b.fetcher.asked) == (0, {"v1": 1})
+    assert (b.window.parked, b.fetcher.asked, b.consumer.orders) == (0, {"v1": 1}, {"arrival"})
     for held in list(b.window):
         b.window.finish(held)
     assert not b.residents._lru.pinned("v1")

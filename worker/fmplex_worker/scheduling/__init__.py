@@ -9,6 +9,7 @@ draft.py   one pass in the making
 deadlines.py  what deadlines may do to a pass
 budget.py  how large a pass may be, for the latency targets of the vFMs
 drr.py     batch-aware deficit round robin, the default policy; its docstring is the promise
+base.py    what the policies without deficits have in common
 fifo.py    arrival order
 """
 

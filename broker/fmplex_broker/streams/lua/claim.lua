@@ -1,18 +1,19 @@
--- Take jobs for a worker across all flows, in order of virtual time.
+-- Take jobs for a worker across all flows, in order of virtual time or of arrival.
 -- ARGV: worker, epoch, jobs per flow at most, flows visited at most, steal ms, strangers (1: all vFMs, 0: only those that are
--- resident here), then class, room pairs in order of precedence.
--- Returns {state, flows, more, wait}: state ok | lost | stale; flows = {flow, {attempts...}, {entries...}, rest, weight, latency}, where
+-- resident here), order (fair | arrival), then class, room pairs in order of precedence.
+-- Returns {state, flows, more, wait}: state ok | lost | stale; flows = {flow, {attempts...}, {entries...}, rest, weight, latency},
+-- where
 -- rest = 1: the flow has more undelivered entries, 0: it has none now, -1: not looked at;
 -- more = 1: there is more to take, claim again rather than sleep; wait > 0: what is resident elsewhere may be had in so many ms.
 local me, epoch = ARGV[1], ARGV[2]
 local per_flow, visits, now = tonumber(ARGV[3]), tonumber(ARGV[4]), now_ms()
-local steal, strangers = tonumber(ARGV[5]), ARGV[6] == '1'
+local steal, strangers, by_arrival = tonumber(ARGV[5]), ARGV[6] == '1', ARGV[7] == 'arrival'
 local held, here = P .. 'held:' .. me, P .. 'here:' .. me
 if lease(me) <= now then return {'lost', {}, 0, 0} end
 if redis.call('HGET', held, '#') ~= epoch then return {'stale', {}, 0, 0} end
 
 local room, taken, out, more, wait = {}, {}, {}, 0, 0
-for i = 7, #ARGV, 2 do room[ARGV[i]] = tonumber(ARGV[i + 1]) end
+for i = 8, #ARGV, 2 do room[ARGV[i]] = tonumber(ARGV[i + 1]) end
 
 -- Where the other live workers say what is resident with them. One worker alone never waits for anybody.
 local elsewhere = {}
@@ -26,13 +27,10 @@ local function is_here(vfm) return redis.call('SISMEMBER', here, vfm) == 1 end
 
 -- Age of the oldest undelivered entry of a flow.
 local function waited(flow)
-  local groups, last = redis.pcall('XINFO', 'GROUPS', queue(flow)), '0-0'
-  if is_error(groups) then return steal end
-  for _, g in ipairs(groups) do
-    for i = 1, #g, 2 do if g[i] == 'last-delivered-id' then last = g[i + 1] end end
-  end
-  local front = redis.call('XRANGE', queue(flow), '(' .. last, '+', 'COUNT', 1)[1]
-  return front and now - tonumber(string.match(front[1], '^(%d+)')) or 0
+  local last = last_delivered(flow)
+  if not last then return steal end
+  local front = entries_after(flow, last, 1)[1]
+  return front and now - added(front[1]) or 0
 end
 
 -- True if the flow should be left to a worker that has its vFM: it is resident there and not here, and has not waited long.
@@ -87,24 +85,9 @@ local function take_all_back(class)
   end
 end
 
--- How many jobs each candidate may give so that all end near one virtual time: fill up to a common level, lowest first.
--- Without this, claiming the same number from each would give equal shares whatever the weights.
-local function fill(flows, want)
-  local level, speed, filled = 0, 0, 0
-  for i, f in ipairs(flows) do
-    if i > 1 and (want <= speed * (f.at - level)) then break end
-    if i > 1 then want = want - speed * (f.at - level) end
-    level, filled, speed = f.at, i, speed + f.weight / f.mean
-  end
-  level = level + want / speed
-  for i, f in ipairs(flows) do
-    f.count = i <= filled and math.min(f.most, math.ceil((level - f.at) * f.weight / f.mean)) or 0
-  end
-end
-
 -- Add the listed flows that may be taken; returns how many belong elsewhere.
 local function consider(class, list, limit, flows, seen)
-  local typical, left_alone = tonumber(redis.call('HGET', VFMS, ':mean:' .. class) or 1), 0
+  local left_alone = 0
   for i = 1, #list, 2 do
     local vfm, most = list[i], per_flow - (taken[class .. ':' .. list[i]] or 0)
     if seen[vfm] or #flows >= limit then  -- nothing to add
@@ -114,9 +97,7 @@ local function consider(class, list, limit, flows, seen)
       if not r then redis.call('ZREM', P .. 'ready:' .. class, vfm)
       elseif belongs_elsewhere(class, vfm) then left_alone = left_alone + 1
       else
-        local _, mean = virtual(class, vfm)
-        flows[#flows + 1] = {vfm = vfm, at = tonumber(list[i + 1]), weight = r.weight, latency = r.latency, most = most,
-                             mean = mean > 0 and mean or typical}
+        flows[#flows + 1] = {vfm = vfm, at = tonumber(list[i + 1]), weight = r.weight, latency = r.latency, most = most}
       end
     end
     seen[vfm] = true
@@ -209,13 +190,16 @@ local function take_round(class, flows)
   end
 end
 
+-- Order of arrival is exact while no more flows of a class are ready than are looked at. Of more it is that of the lowest in
+-- virtual time: theirs goes on as they are served, so that the others' turn comes.
+local looks = LOOKS * visits
 for _, class in ipairs(CLASSES) do
   if (room[class] or 0) > 0 then take_all_back(class) end
   while (room[class] or 0) > 0 and visits > 0 do
-    local flows = candidates(class, visits)
+    local flows = candidates(class, by_arrival and looks or visits)
     if #flows == 0 then break end
-    fill(flows, room[class])
-    visits = visits - #flows
+    local fill = by_arrival and fill_by_arrival or fill_by_weight
+    visits = math.max(visits - fill(class, flows, room[class], visits), 0)
     take_round(class, flows)
   end
   if (room[class] or 0) > 0 and visits <= 0 and redis.call('ZCARD', P .. 'ready:' .. class) > 0 then more = 1 end
