@@ -99,9 +99,10 @@ class Queues:
             units = 0 if item.alone or self.one_at_a_time else units - item.units
         return picked
 
-    def charge(self, plan: Plan, seconds: float) -> None:
-        self._ledger.charge(plan, seconds)
+    def charge(self, plan: Plan, seconds: float) -> list[float]:
+        charges = self._ledger.charge(plan, seconds)
         self.ran(plan, seconds)
+        return charges
 
     def refund(self, plan: Plan) -> None:
         self._ledger.settle(plan)

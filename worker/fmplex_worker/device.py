@@ -17,6 +17,7 @@ from fmplex_worker.lease import LeaseLost
 from fmplex_worker.outbox import Outbox
 from fmplex_worker.scheduling import Plan, Room, Scheduler
 from fmplex_worker.stats import Meter
+from fmplex_worker.tracing import Recorder
 from fmplex_worker.window import Held, Window
 
 log = logging.getLogger(__name__)
@@ -47,6 +48,7 @@ class Device:
         clock: ServerClock,
         meter: Meter,
         thread: Executor,
+        recorder: Recorder,
     ) -> None:
         self._engine = engine
         self._scheduler = scheduler
@@ -58,6 +60,7 @@ class Device:
         self._flights: deque[Flight] = deque()
         self._stopping = False
         self._thread = thread
+        self._recorder = recorder
 
     def stop(self) -> None:
         """End once nothing is left to run."""
@@ -100,6 +103,7 @@ class Device:
         self._outbox.answer(held, why)
 
     async def _launch(self, plan: Plan) -> None:
+        self._recorder.launched(plan)
         jobs = [self._window.start(item.key) for item in plan.items]
         flight = Flight(plan, jobs, asyncio.get_running_loop().create_future())
         flying = [held.job for f in (*self._flights, flight) for held in f.jobs]
@@ -139,7 +143,8 @@ class Device:
         outcome = await flight.outcome
         self._flights.popleft()
         self._window.pass_s = outcome.seconds
-        self._scheduler.charge(flight.plan, outcome.seconds)
+        charges = self._scheduler.charge(flight.plan, outcome.seconds)
+        self._recorder.landed(flight.plan, [held.job.enqueued_ms for held in flight.jobs], outcome, charges)
         units: dict[str, int] = {}
         for held, result in zip(flight.jobs, outcome.results, strict=True):
             units[held.job.flow.vfm] = units.get(held.job.flow.vfm, 0) + held.units

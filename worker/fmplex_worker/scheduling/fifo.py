@@ -70,8 +70,8 @@ class Fifo:
             units = 0 if item.alone else units - item.units
         return picked
 
-    def charge(self, plan: Plan, seconds: float) -> None:
-        self._ledger.charge(plan, seconds)
+    def charge(self, plan: Plan, seconds: float) -> list[float]:
+        return self._ledger.charge(plan, seconds)
 
     def refund(self, plan: Plan) -> None:
         self._ledger.settle(plan)
