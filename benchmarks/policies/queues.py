@@ -90,6 +90,7 @@ class Queues(LedgerPolicy):
             units = 0 if item.alone or self.one_at_a_time else units - item.units
         return picked
 
-    def charge(self, plan: Plan, seconds: float) -> None:
-        super().charge(plan, seconds)
+    def charge(self, plan: Plan, seconds: float) -> list[float]:
+        charges = super().charge(plan, seconds)
         self.ran(plan, seconds)
+        return charges

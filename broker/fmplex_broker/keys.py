@@ -14,6 +14,8 @@
 | `subs:<job>` | set + TTL | further inboxes that wait for the job |
 | `in:<client>`, `dead:<vfm>` | capped stream + TTL | reply inbox; dead letters |
 | `stats:<worker>` | string + TTL | what the worker last said of itself |
+| `tracing` | string + TTL | there while somebody records passes |
+| `passes` | capped stream + TTL | what the workers' passes contained, for whoever records them |
 | `here:<worker>` | set + TTL | vFMs that are resident on the worker: a hint for claims |
 | `offers` | set | vFMs with an offered version that is still being voted on |
 """
@@ -39,6 +41,8 @@ class Keys:
         self.control = self.prefix + "control"
         self.back = self.prefix + "back"
         self.offers = self.prefix + "offers"
+        self.tracing = self.prefix + "tracing"
+        self.passes = self.prefix + "passes"
 
     def queue(self, flow: Flow) -> str:
         return f"{self.prefix}q:{flow.cls}:{flow.vfm}"

@@ -203,7 +203,7 @@ def test_a_bad_line_of_a_pipe_is_named(fmplex: Shell) -> None:
 def test_help_is_there_without_a_fleet(tmp_path: Path) -> None:
     nowhere = Shell(tmp_path, "http://127.0.0.1:1")
     listed = nowhere("--help")
-    assert all(command in listed for command in ("up", "demo", "fit", "deploy", "vfms", "infer", "top"))
+    assert all(command in listed for command in ("up", "demo", "fit", "deploy", "vfms", "infer", "top", "trace"))
     assert "--truncate" in nowhere("infer", "--help")
 
 

@@ -15,4 +15,8 @@ class ServerClock:
         self._offset_ms = now_ms - time.monotonic() * 1000
 
     def now_ms(self) -> float:
-        return time.monotonic() * 1000 + self._offset_ms
+        return self.at_ms(time.monotonic())
+
+    def at_ms(self, monotonic: float) -> float:
+        """Server time when the local monotonic clock showed so many seconds."""
+        return monotonic * 1000 + self._offset_ms

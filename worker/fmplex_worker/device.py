@@ -18,6 +18,7 @@ from fmplex_worker.lease import LeaseLost
 from fmplex_worker.outbox import Outbox
 from fmplex_worker.scheduling import CostModel, Plan, Room, Scheduler
 from fmplex_worker.stats import Meter
+from fmplex_worker.tracing import Recorder
 from fmplex_worker.window import Held, Window
 
 log = logging.getLogger(__name__)
@@ -55,6 +56,7 @@ class Device:
         clock: ServerClock,
         meter: Meter,
         thread: Executor,
+        recorder: Recorder,
     ) -> None:
         self._engine = engine
         self._scheduler = scheduler
@@ -67,6 +69,7 @@ class Device:
         self._flights: deque[Flight] = deque()
         self._stopping = False
         self._thread = thread
+        self._recorder = recorder
 
     def stop(self) -> None:
         """End once nothing is left to run."""
@@ -120,6 +123,7 @@ class Device:
         self._outbox.answer(held, why)
 
     async def _launch(self, plan: Plan) -> None:
+        self._recorder.launched(plan)
         jobs = [self._window.start(item.key) for item in plan.items]
         flight = Flight(plan, jobs, asyncio.get_running_loop().create_future())
         flying = [held.job for f in (*self._flights, flight) for held in f.jobs]
@@ -176,7 +180,8 @@ class Device:
         self._window.ended(outcome.seconds)
         if self._flights:
             self._begun()
-        self._scheduler.charge(flight.plan, outcome.seconds)
+        charges = self._scheduler.charge(flight.plan, outcome.seconds)
+        self._recorder.landed(flight.plan, [held.job.enqueued_ms for held in flight.jobs], outcome, charges)
         units: dict[str, int] = {}
         for held, result in zip(flight.jobs, outcome.results, strict=True):
             units[held.job.flow.vfm] = units.get(held.job.flow.vfm, 0) + held.units

@@ -33,6 +33,7 @@ from fmplex_worker.residency.fetching import Fetcher
 from fmplex_worker.residency.residents import Residents
 from fmplex_worker.scheduling import CostModel, PassBudget, make_scheduler
 from fmplex_worker.stats import Meter
+from fmplex_worker.tracing import Recorder
 from fmplex_worker.window import Window
 
 log = logging.getLogger(__name__)
@@ -122,9 +123,10 @@ class _Life:
             self._consumer, self._window, self._scheduler, self._budget, w.engine, w.residents, self._outbox,
             self._clock, w.threads["intake"], w.spec.residency.steal_ms, "arrival" if w.spec.policy == "fifo" else "fair",
         )  # fmt: skip
+        self._recorder = Recorder(w.backbone.name, self._id, self._scheduler, w.cost, self._clock)
         self._device = Device(
             w.engine, self._scheduler, w.cost, self._window, self._outbox, self._consumer, self._clock, self._meter,
-            w.threads["device"],
+            w.threads["device"], self._recorder,
         )  # fmt: skip
 
     async def run(self) -> None:
@@ -189,16 +191,17 @@ class _Life:
         while True:
             self._set_budget()
             await asyncio.to_thread(self._meter.memory)
+            shares = self._scheduler.shares()
             stats = self._meter.snapshot(
                 self._id,
                 held=len(self._window),
                 residency=w.residents.snapshot(),
-                shares=self._scheduler.shares(),
+                shares=shares,
                 cost=w.cost,
                 budget=self._scheduler.budget,
             )
             with suppress(BrokerUnavailable):
-                await publish(w._redis, stats)
+                self._recorder.listen(await publish(w._redis, stats, self._recorder.drain(shares)))
             await w.residents.trim()
             await asyncio.sleep(_REPORT_S)
 

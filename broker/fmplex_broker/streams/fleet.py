@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from fmplex_broker.deployments import VfmStatus
 from fmplex_broker.keys import GROUP, Keys
 from fmplex_broker.messages import CLASSES, Flow
+from fmplex_broker.passes import PassRecord
 from fmplex_broker.stats import WorkerStats, decode_stats, encode_stats
 from fmplex_broker.streams.catalog import Catalog
 from fmplex_broker.streams.connection import Client, broker_errors
+from fmplex_broker.streams.tracing import tell
 
 STATS_TTL_MS = 10_000
 _WAITED = 64  # queues whose oldest entry is looked at, per backbone and look
@@ -38,9 +41,18 @@ class FleetView:
     depths: dict[str, Depth] = field(default_factory=dict)
 
 
-async def publish(redis: Client, stats: WorkerStats) -> None:
+async def publish(redis: Client, stats: WorkerStats, passes: Sequence[PassRecord] | None = None) -> bool:
+    """What a worker says once a second, in one round trip; `passes`: of the last second, if it records them. True while somebody
+    wants to hear of passes."""
+    keys = Keys(stats.backbone)
     async with broker_errors():
-        await redis.set(Keys(stats.backbone).stats(stats.worker), encode_stats(stats), px=STATS_TTL_MS)
+        pipe = redis.pipeline(transaction=False)
+        pipe.exists(keys.tracing)
+        pipe.set(keys.stats(stats.worker), encode_stats(stats), px=STATS_TTL_MS)
+        if passes is not None:
+            tell(pipe, keys, stats.worker, passes)
+        traced, *_ = await pipe.execute()
+    return bool(traced)
 
 
 async def look(redis: Client, registry: Catalog) -> FleetView:

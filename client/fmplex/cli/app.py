@@ -16,6 +16,7 @@ import typer
 from fmplex.cli import fit as fit_command
 from fmplex.cli import pack as pack_commands
 from fmplex.cli import show, vfms
+from fmplex.cli import trace as trace_command
 from fmplex.cli.common import ApiKey, AsJson, Url, broker_url, err, open_client, out, print_json
 from fmplex.cli.top import run_top
 from fmplex.local import LocalFleet, without_password
@@ -28,6 +29,7 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
                   help="Serve many customised versions of one foundation model on one shared backbone.")  # fmt: skip
 app.add_typer(vfms.app, name="vfms")
 app.command("fit")(fit_command.fit)
+app.command("trace")(trace_command.trace)
 for command in (pack_commands.pack, pack_commands.inspect, pack_commands.schema):
     app.command()(command)
 

@@ -5,7 +5,19 @@ from __future__ import annotations
 import subprocess
 import sys
 
-BLOCKED = ("torch", "transformers", "fastapi", "numpy", "safetensors", "tokenizers", "peft", "psutil", "uvicorn")
+BLOCKED = (
+    "torch",
+    "transformers",
+    "fastapi",
+    "numpy",
+    "safetensors",
+    "tokenizers",
+    "peft",
+    "psutil",
+    "uvicorn",
+    "matplotlib",
+    "plotly",
+)
 PROGRAM = """
 import sys
 class Blocker:

@@ -6,8 +6,9 @@ the device thread (`step`). A version is keyed by its digest, never by its name.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from fmplex_broker.errors import FmplexError
@@ -64,7 +65,8 @@ class Prepared(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a pass cost and gave: wall `seconds` of the device thread; `results[i]` answers `prepared[i]`.
+    """What a pass cost and gave: wall `seconds` of the device thread; `results[i]` answers `prepared[i]`. `ended`: monotonic
+    seconds, when it was made.
 
     A result is what the vFM's head gives (plain Python values and `fmplex_broker.tensors.Tensor`), with several heads a
     mapping of their names to that, or the error of that job alone.
@@ -72,6 +74,7 @@ class Outcome:
 
     seconds: float
     results: list[Any | FmplexError]
+    ended: float = field(default_factory=time.monotonic)
 
 
 class Engine(Protocol):

@@ -31,8 +31,8 @@ class LedgerPolicy:
     def _dispatch(self, picked: Sequence[Item]) -> Plan:
         return self._ledger.dispatch(picked, [self._ledger.cost.price(item.units) for item in picked])
 
-    def charge(self, plan: Plan, seconds: float) -> None:
-        self._ledger.charge(plan, seconds)
+    def charge(self, plan: Plan, seconds: float) -> list[float]:
+        return self._ledger.charge(plan, seconds)
 
     def refund(self, plan: Plan) -> None:
         self._ledger.settle(plan)

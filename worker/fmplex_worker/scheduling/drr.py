@@ -118,13 +118,15 @@ class DeficitRoundRobin:
     def _has_runnable(self, cls: str) -> bool:
         return self._rings[cls].soonest() is not None
 
-    def charge(self, plan: Plan, seconds: float) -> None:
-        """True a pass up to the device time it took, and learn from it. Once, whatever became of its jobs."""
+    def charge(self, plan: Plan, seconds: float) -> list[float]:
+        """True a pass up to the device time it took, and learn from it. Once, whatever became of its jobs. What each item is
+        charged, in seconds."""
         charges = self._ledger.charge(plan, seconds)
         surplus = [price - charge for price, charge in zip(plan.prices, charges, strict=True)]
         self._true_up(plan, surplus)
         if plan.cls == INTERACTIVE and self._has_runnable(OFFLINE):
             self._arrears += seconds * self._trickle / (1 - self._trickle)
+        return charges
 
     def refund(self, plan: Plan) -> None:
         """Undo the price of a pass that failed. Items that run again are put back before that, last one first

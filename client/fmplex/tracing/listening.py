@@ -1,0 +1,132 @@
+"""Listening to the workers of a fleet and writing down what they tell."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from fmplex.tracing.recording import Header, Writer
+from fmplex_broker.errors import NoWorker
+from fmplex_broker.passes import PassRecord
+from fmplex_broker.streams.catalog import Catalog
+from fmplex_broker.streams.connection import open_redis
+from fmplex_broker.streams.tracing import Heard, Tracer
+
+_LOOK_S = 0.25
+_PATIENCE_S = 10.0  # workers speak once a second, much later on a machine that is overloaded
+
+
+@dataclass(slots=True)
+class Progress:
+    """What has been recorded so far. `since`: monotonic seconds when it began, 0 before that; `silent`: workers that live but
+    did not tell of their last passes."""
+
+    since: float = 0.0
+    passes: int = 0
+    jobs: int = 0
+    vfms: set[str] = field(default_factory=set)
+    silent: set[str] = field(default_factory=set)
+    _numbers: dict[str, tuple[int, int]] = field(default_factory=dict)  # worker -> its first and its last pass
+
+    def add(self, passes: Iterable[PassRecord]) -> None:
+        for record in passes:
+            self.passes += 1
+            self.jobs += sum(part.jobs for part in record.parts)
+            self.vfms.update(part.vfm for part in record.parts)
+            first, last = self._numbers.get(record.worker, (record.number, record.number))
+            self._numbers[record.worker] = min(first, record.number), max(last, record.number)
+
+    @property
+    def missing(self) -> int:
+        """Passes that ran but were not told of: more in a second than a worker keeps, or the broker was away."""
+        return sum(last - first + 1 for first, last in self._numbers.values()) - self.passes
+
+
+class Listener:
+    """Records into a new file until `stop` is set or so many seconds have passed. What began within that time and has ended is in
+    the file, whole."""
+
+    def __init__(self, path: Path, stop: asyncio.Event, told: Callable[[Progress], None]) -> None:
+        self.progress = Progress()
+        self._path = path
+        self._stop = stop
+        self._told = told
+        self._heard: dict[str, int] = {}  # worker -> when it last told, server ms
+
+    async def record(self, url: str, seconds: float | None) -> None:
+        """Raises `NoWorker` when nobody has anything to tell, `BrokerUnavailable`, and what `Writer` raises."""
+        redis = open_redis(url)
+        try:
+            self._catalog = Catalog(redis)
+            self._backbones = list(await self._catalog.backbones())
+            tracer = Tracer(redis, self._backbones)
+            await self._gather(tracer)
+            if not self._stop.is_set():
+                await self._write(tracer, seconds)
+        finally:
+            await redis.aclose()
+
+    async def _live(self) -> set[str]:
+        return {worker for backbone in self._backbones for worker in await self._catalog.live_workers(backbone)}
+
+    async def _gather(self, tracer: Tracer) -> None:
+        """Until every live worker records."""
+        live = await self._live()
+        if not live:
+            raise NoWorker("no worker is alive, so there are no passes; start a fleet with `fmplex up`")
+        end = time.monotonic() + _PATIENCE_S
+        while not live <= self._heard.keys() and time.monotonic() < end and not self._stop.is_set():
+            self._hear(await tracer.read())
+            await self._pause(_LOOK_S)
+        if not self._heard and not self._stop.is_set():
+            raise NoWorker(
+                "no worker tells of its passes; do the workers run this version of FMplex, and do they answer?"
+            )
+
+    async def _write(self, tracer: Tracer, seconds: float | None) -> None:
+        begin_ms = await tracer.now_ms()
+        writer = Writer(self._path, Header(begin_ms, self._backbones, sorted(self._heard)))
+        try:
+            self.progress.since = now = time.monotonic()
+            end = now + (seconds if seconds is not None else math.inf)
+            while now < end and not self._stop.is_set():
+                self._keep(writer, await tracer.read(), begin_ms, math.inf)
+                await self._pause(min(_LOOK_S, end - now))
+                now = time.monotonic()
+            await self._hear_out(tracer, writer, begin_ms)
+        finally:
+            writer.close()
+
+    async def _hear_out(self, tracer: Tracer, writer: Writer, begin_ms: int) -> None:
+        """What has run by now comes with each worker's next report; the dead have none."""
+        end_ms = await tracer.now_ms()
+        end = time.monotonic() + _PATIENCE_S
+        while True:
+            self._keep(writer, await tracer.read(), begin_ms, end_ms)
+            live = await self._live()
+            self.progress.silent = {
+                worker for worker, at_ms in self._heard.items() if at_ms < end_ms and worker in live
+            }
+            if not self.progress.silent or time.monotonic() > end:
+                return
+            await asyncio.sleep(_LOOK_S)
+
+    def _keep(self, writer: Writer, heard: list[Heard], begin_ms: float, end_ms: float) -> None:
+        passes = [p for p in self._hear(heard) if begin_ms <= p.start_ms < end_ms]
+        writer.add(passes)
+        self.progress.add(passes)
+        self._told(self.progress)
+
+    def _hear(self, heard: list[Heard]) -> list[PassRecord]:
+        for at_ms, told in heard:
+            self._heard[told.worker] = at_ms
+        return [record for _, told in heard for record in told.passes]
+
+    async def _pause(self, seconds: float) -> None:
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._stop.wait(), seconds)

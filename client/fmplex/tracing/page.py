@@ -1,0 +1,115 @@
+"""A chart as an HTML page to zoom into, by plotly; it needs no network.
+
+Few traces on purpose: of each vFM all boxes on a worker are one path, and one invisible point in the middle of each carries the
+words. Thousands of bars would bring a browser to its knees.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from plotly import graph_objects as go
+from plotly.subplots import make_subplots
+
+from fmplex.tracing.chart import Box, Chart, Series
+from fmplex.tracing.style import BUDGET, BUSY, SERVICE, WAIT, colours
+
+_CURVES, _ROW, _WAITS = 330, 230, 240  # pixels
+_WORDS = (
+    "<b>{name}</b> in pass %{{customdata[0]}} of {worker}<br>%{{customdata[1]}} jobs, %{{customdata[2]}} units<br>"
+    "charged %{{customdata[3]}} ms<br>longest wait %{{customdata[4]}} ms<br>"
+    "the pass: %{{customdata[5]}} units in %{{customdata[6]}} ms (predicted %{{customdata[7]}})<br>"
+    "jobs that it left waiting: %{{customdata[8]}}<extra></extra>"
+)
+
+
+def draw_page(chart: Chart, path: Path) -> None:
+    heights = [_CURVES, *[_ROW] * len(chart.rows), _WAITS]
+    titles = [
+        SERVICE,
+        *(f"{row.worker}: {row.passes:,} passes, busy {100 * row.busy:.0f} %. {BUSY}" for row in chart.rows),
+        WAIT,
+    ]
+    figure = make_subplots(
+        rows=len(heights), cols=1, shared_xaxes=True, row_heights=heights, vertical_spacing=60 / (sum(heights) + 200),
+        subplot_titles=titles,
+    )  # fmt: skip
+    for one, colour in colours(chart):
+        _add(figure, chart, one, colour)
+    for place, row in enumerate(chart.rows, 2):
+        ends = [*row.budget, (chart.seconds, row.budget[-1][1])]
+        figure.add_trace(_line(ends, "pass budget", BUDGET, dash="dash", width=1), row=place, col=1)
+    _lay_out(figure, chart, sum(heights) + 200)
+    figure.write_html(path, include_plotlyjs=True, config={"displaylogo": False, "scrollZoom": True})
+
+
+def _add(figure: go.Figure, chart: Chart, one: Series, colour: str) -> None:
+    curve = _line(one.curve, one.label, colour, legend=True)
+    figure.add_trace(
+        curve.update(legendgroup=one.name, hovertemplate=f"<b>{one.name}</b><br>%{{y:.3f}} s<extra></extra>"), 1, 1
+    )
+    for place, row in enumerate(chart.rows, 2):
+        boxes = [box for box in one.boxes if box.of.worker == row.worker]
+        if not boxes:
+            continue
+        figure.add_trace(_boxes(boxes, colour).update(legendgroup=one.name), place, 1)
+        middle = [(b.start + b.of.seconds / 2, b.bottom + b.units / 2) for b in boxes]
+        figure.add_trace(_points(one, boxes, middle, colour, opacity=0), place, 1)
+        waits = [(b.start, b.wait_ms) for b in boxes]
+        figure.add_trace(_points(one, boxes, waits, colour, size=4), len(chart.rows) + 2, 1)
+
+
+def _line(
+    points: Sequence[tuple[float, float]], name: str, colour: str, *, legend: bool = False, **line: object
+) -> go.Scatter:
+    x, y = zip(*((round(t, 4), round(v, 6)) for t, v in points), strict=True)
+    return go.Scatter(
+        x=x, y=y, name=name, mode="lines", line={"color": colour, "shape": "hv", **line}, showlegend=legend
+    )
+
+
+def _boxes(boxes: list[Box], colour: str) -> go.Scatter:
+    x: list[float | None] = []
+    y: list[float | None] = []
+    for b in boxes:
+        left, right, top = round(b.start, 4), round(b.start + b.of.seconds, 4), b.bottom + b.units
+        x += (left, left, right, right, left, None)
+        y += (b.bottom, top, top, b.bottom, b.bottom, None)
+    return go.Scatter(
+        x=x, y=y, mode="lines", fill="toself", fillcolor=colour, line={"width": 0.3, "color": "white"}, hoverinfo="skip",
+        showlegend=False,
+    )  # fmt: skip
+
+
+def _points(one: Series, boxes: list[Box], at: list[tuple[float, float]], colour: str, **marker: float) -> go.Scattergl:
+    """A point for each box, which says what was in it."""
+    return go.Scattergl(
+        x=[round(x, 4) for x, _ in at], y=[round(y, 2) for _, y in at], mode="markers", marker={"color": colour, **marker},
+        customdata=[_facts(box) for box in boxes],
+        hovertemplate=_WORDS.format(name=one.name, worker=boxes[0].of.worker),
+        legendgroup=one.name, showlegend=False,
+    )  # fmt: skip
+
+
+def _facts(box: Box) -> list[float]:
+    ran = box.of
+    return [
+        ran.number, box.jobs, box.units, round(1000 * box.charged_s, 2), round(box.wait_ms, 1),
+        ran.units, round(1000 * ran.seconds, 2), round(1000 * ran.predicted_s, 2), ran.waiting,
+    ]  # fmt: skip
+
+
+def _lay_out(figure: go.Figure, chart: Chart, height: int) -> None:
+    last = len(chart.rows) + 2
+    figure.update_layout(
+        title={"text": f"<b>{chart.title}</b><br><sub>Drag to zoom, double click to see all; click a name to hide it.</sub>"},
+        height=height, template="plotly_white", hovermode="closest", hoverdistance=-1, legend={"groupclick": "togglegroup"},
+    )  # fmt: skip
+    figure.update_annotations(font_size=12, x=0, xanchor="left")
+    figure.update_xaxes(range=[0, chart.seconds])
+    figure.update_xaxes(title_text="seconds since the recording began", row=last, col=1)
+    figure.update_yaxes(title_text="device seconds ÷ weight", rangemode="tozero", row=1, col=1)
+    for place in range(2, last):
+        figure.update_yaxes(title_text="units in the pass", rangemode="tozero", row=place, col=1)
+    figure.update_yaxes(title_text="ms", type="log", row=last, col=1)
