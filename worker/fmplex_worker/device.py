@@ -183,7 +183,8 @@ class Device:
         charges = self._scheduler.charge(flight.plan, outcome.seconds)
         self._recorder.landed(flight.plan, [held.job.enqueued_ms for held in flight.jobs], outcome, charges)
         units: dict[str, int] = {}
-        for held, result in zip(flight.jobs, outcome.results, strict=True):
+        unit_s = self._cost.price(1)
+        for held, result, charge in zip(flight.jobs, outcome.results, charges, strict=True):
             units[held.job.flow.vfm] = units.get(held.job.flow.vfm, 0) + held.units
-            self._outbox.answer(held, result, outcome.seconds * 1000)
+            self._outbox.answer(held, result, outcome.seconds * 1000, charge / unit_s)
         self._meter.ran(units, outcome.seconds)

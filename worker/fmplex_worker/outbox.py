@@ -30,8 +30,8 @@ class Outbox:
         self._empty = asyncio.Event()
         self._empty.set()
 
-    def answer(self, held: Held, output: object, run_ms: float = 0.0) -> None:
-        """Queue the reply of one job: its output, or an `FmplexError`."""
+    def answer(self, held: Held, output: object, run_ms: float = 0.0, spent: float = 0.0) -> None:
+        """Queue the reply of one job: its output, or an `FmplexError`. It has `spent` so many units, none if it did not run."""
         if held.done:
             return  # it expired or was cancelled meanwhile, and that was its answer
         now = self._clock.now_ms()
@@ -47,6 +47,7 @@ class Outbox:
             run_ms=run_ms,
             load_ms=held.load_ms,
         )
+        held.job.spent = spent
         self._window.finish(held)
         self._meter.answered(held.job.flow.vfm, failed=error is not None, latency_ms=total_ms, wait_ms=reply.queue_ms)
         self._queue.append((held, reply))

@@ -23,7 +23,8 @@ _POISONED = encode_reply(
 
 @dataclass(slots=True)
 class Claimed:
-    """One job in this worker's hands. `deadline_ms` is on the server's clock; `attempts` counts this delivery."""
+    """One job in this worker's hands. `deadline_ms` is on the server's clock; `attempts` counts this delivery; `spent`: what it
+    has cost, in the units of which `units` is an estimate (None: just that)."""
 
     flow: Flow
     entry: str
@@ -34,6 +35,7 @@ class Claimed:
     deadline_ms: int
     payload: bytes
     attempts: int
+    spent: float | None = None
 
     @property
     def enqueued_ms(self) -> int:
@@ -218,19 +220,21 @@ class Consumer:
         return bool(await self._call("mark", [self.worker, lines]))
 
     async def settle(self, done: Sequence[tuple[Claimed, bytes]]) -> list[bool]:
-        """End jobs with their encoded replies. False: not this worker's job any more, nothing was sent. Safe to repeat."""
-        return await self._fenced("settle", [self.worker, RESULT_TTL_MS], done)
+        """End jobs with their encoded replies, and charge their flows what they have `spent`. False: not this worker's job any
+        more, nothing was sent. Safe to repeat."""
+        rows = [(job, payload, 0 if job.spent is None else f"{job.spent - job.units:.6g}") for job, payload in done]
+        return await self._fenced("settle", [self.worker, RESULT_TTL_MS], rows)
 
     async def tell(self, chunks: Sequence[tuple[Claimed, bytes]]) -> list[bool]:
         """Send chunks of running jobs. Not safe to repeat: the reader must know what it has seen."""
         return await self._fenced("tell", [self.worker], chunks)
 
-    async def _fenced(self, name: str, head: list[Arg], rows: Sequence[tuple[Claimed, bytes]]) -> list[bool]:
+    async def _fenced(self, name: str, head: list[Arg], rows: Sequence[tuple[Claimed, *tuple[Arg, ...]]]) -> list[bool]:
         out: list[bool] = []
         for start in range(0, len(rows), PER_CALL):
             args = list(head)
-            for job, payload in rows[start : start + PER_CALL]:
-                args += [job.address, job.entry, job.job, job.inbox, payload]
+            for job, *more in rows[start : start + PER_CALL]:
+                args += [job.address, job.entry, job.job, job.inbox, *more]
             out += [bool(n) for n in await self._call(name, args)]
         return out
 
