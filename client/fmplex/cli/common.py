@@ -36,10 +36,12 @@ def open_client(url: str | None, api_key: str | None = None) -> Client:
 
 
 def broker_url(given: str | None) -> str:
-    """The broker to look at. Raises `InvalidInput` when none is known."""
+    """The broker to look at. Raises `InvalidInput` when none is known, or it is not a broker's URL."""
     found = given or os.environ.get("FMPLEX_BROKER") or running().get("broker")
     if not found:
         raise InvalidInput("which broker? give --broker redis://…, or run this where `fmplex up` runs", field="broker")
+    if not found.startswith(("redis://", "rediss://", "unix://")):
+        raise InvalidInput("a broker's URL begins with redis://, rediss:// or unix://", field="broker")
     return found
 
 

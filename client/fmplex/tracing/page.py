@@ -13,7 +13,7 @@ from plotly import graph_objects as go
 from plotly.subplots import make_subplots
 
 from fmplex.tracing.chart import Box, Chart, Series
-from fmplex.tracing.style import BUDGET, BUSY, SERVICE, WAIT, colours
+from fmplex.tracing.style import BUDGET, SERVICE, WAIT, busy, colours
 
 _CURVES, _ROW, _WAITS = 330, 230, 240  # pixels
 _WORDS = (
@@ -28,7 +28,7 @@ def draw_page(chart: Chart, path: Path) -> None:
     heights = [_CURVES, *[_ROW] * len(chart.rows), _WAITS]
     titles = [
         SERVICE,
-        *(f"{row.worker}: {row.passes:,} passes, busy {100 * row.busy:.0f} %. {BUSY}" for row in chart.rows),
+        *(busy(chart, row) for row in chart.rows),
         WAIT,
     ]
     figure = make_subplots(

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatter
 
 from fmplex.tracing.chart import Box, Chart, Row
-from fmplex.tracing.style import BUDGET, BUSY, SERVICE, WAIT, colours
+from fmplex.tracing.style import BUDGET, SERVICE, WAIT, busy, colours
 
 _WIDTH, _CURVES, _ROW, _WAITS = 14.0, 3.6, 2.2, 2.4  # inches
 _DPI = 110
@@ -28,9 +28,7 @@ def draw_picture(chart: Chart, path: Path) -> None:
     _curves(panels[0], chart)
     for axes, row in zip(panels[1:], chart.rows, strict=False):
         _passes(axes, chart, row)
-        axes.set_title(
-            f"{row.worker}: {row.passes:,} passes, busy {100 * row.busy:.0f} %. {BUSY}", loc="left", fontsize=9
-        )
+        axes.set_title(busy(chart, row), loc="left", fontsize=9)
     _waits(panels[last], chart)
     for axes in panels[: last + 1]:
         axes.set_xlim(0, chart.seconds)

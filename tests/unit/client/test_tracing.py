@@ -241,6 +241,12 @@ def test_what_cannot_work_is_refused_before_anything_is_recorded(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_gateway_is_no_broker(tmp_path: Path) -> None:
+    error = CliRunner().invoke(app, ["trace", str(tmp_path / "a.jsonl"), "--broker", "http://127.0.0.1:8080"]).exception
+    assert isinstance(error, InvalidInput)
+    assert "redis://" in error.message
+
+
 def test_an_empty_recording_cannot_be_drawn(tmp_path: Path) -> None:
     path = save(tmp_path / "a.jsonl", run(0))
     assert "holds no pass" in fails(path, "--plot", tmp_path / "b").message
