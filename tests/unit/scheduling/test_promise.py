@@ -103,9 +103,7 @@ def test_nothing_is_gained_by_splitting_or_by_large_items(seed: int, work: int, 
 @given(
     seeds, st.integers(1, 16), st.sampled_from([1, 3, 7, 15]), st.integers(1, 3), st.sampled_from([0.7, 1.0, 1.4])
 )  # fmt: skip
-def test_nothing_is_gained_by_coming_and_going(
-    seed: int, units: int, visits: int, in_flight: int, bias: float
-) -> None:
+def test_nothing_is_gained_by_coming_and_going(seed: int, units: int, visits: int, in_flight: int, bias: float) -> None:
     harness.check_no_gain_by_coming_and_going(DeficitRoundRobin, seed, units, visits, in_flight, bias)
 
 

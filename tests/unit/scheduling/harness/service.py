@@ -60,7 +60,8 @@ def check_service_bound(make: Make, case: Case) -> float:
     How near the bound came: 1 is at it."""
     world = _Service(make, case)
     world.run()
-    assert (worst := world.worst()) <= 1 + ROUNDING
+    worst = world.worst()
+    assert worst <= 1 + ROUNDING
     return worst
 
 
@@ -134,11 +135,12 @@ class _Waits(World):
         super().__init__(make, case)
         self.heaviest = dict(self.weights)
 
-    def arrived(self, flow: Flow) -> None:
+    def arriving(self, new: Item) -> None:
+        flow = new.flow
         if flow in self.steady or flow.cls != INTERACTIVE:
             return
         deficits = self.deficits()
-        short = self.cost.price(self.queues[flow][next(iter(self.queues[flow]))].units) - deficits[flow.vfm]
+        short = self.cost.price(new.units) - deficits[flow.vfm]
         saved = {vfm: max(0.0, have) for vfm, have in deficits.items()}
         self.waits[flow.vfm] = _Wait(saved, max(0.0, short) / self.weights[flow.vfm])
 

@@ -65,8 +65,8 @@ class World:
 
     # ---- hooks ----
 
-    def arrived(self, flow: Flow) -> None:
-        """The first item of an empty queue was added."""
+    def arriving(self, new: Item) -> None:
+        """The first item of a queue that is empty is about to be added."""
 
     def looking(self, room: Room) -> None:
         """A pass is asked for next."""
@@ -144,11 +144,10 @@ class World:
     def put(self, new: Item, front: bool = False) -> None:
         queue = self.queues[new.flow]
         self.most_units = max(self.most_units, new.units)
+        if not queue:
+            self.arriving(new)
         self.scheduler.add(new, front=front)
-        self.queues[new.flow] = {new.key: new, **queue} if front else queue
-        self.queues[new.flow][new.key] = new
-        if len(self.queues[new.flow]) == 1:
-            self.arrived(new.flow)
+        self.queues[new.flow] = {new.key: new, **queue} if front else {**queue, new.key: new}
 
     def event(self) -> None:
         rng, scheduler = self.rng, self.scheduler
