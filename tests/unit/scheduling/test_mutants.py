@@ -13,7 +13,7 @@ from fmplex_worker.scheduling import CLASSES, INTERACTIVE, CostModel, DeficitRou
 from fmplex_worker.scheduling.draft import Draft
 from fmplex_worker.scheduling.ring import Ring
 
-from . import harness, mutants
+from . import harness, mutant_rings, mutants
 from .harness import Case, KnownCost, Make
 
 Check = Callable[[Make], object]
@@ -42,6 +42,7 @@ def each(check: Callable[..., object], *rest: object, seeds: int = 10) -> Check:
 THREE = (1.0, 2.0, 0.5)
 by_price = partial(over, harness.check_service_bound, weights=THREE)
 by_measured_cost = partial(over, harness.check_service_bound, weights=THREE, noise=0.3)
+new_weights = over(harness.check_new_weights, weights=(0.1, 7.0, 1.0), passes=30)
 overtaking = over(harness.check_overtaking, 40, weights=THREE)
 never_idle = over(harness.check_never_idle, buckets=2, rooms=True, sizes=(1, 9, 30, 90))
 would_fit = partial(over, harness.check_nothing_more_would_fit, weights=THREE)
@@ -65,30 +66,32 @@ def with_ring(broken: type[Ring]) -> Make:
 
 
 RINGS: list[tuple[type[Ring], Check]] = [
-    (mutants.IgnoresWeights, by_price()),
-    (mutants.CountsJobs, by_price(apart=True)),
-    (mutants.NeverTruesUp, by_measured_cost(apart=True, adapters=True, passes=200)),
-    (mutants.TruesUpTwice, by_measured_cost(apart=True)),
-    (mutants.NeverTruesUp, shares),
-    (mutants.IgnoresWeights, shares),
-    (mutants.ServesTheThrottled, never_idle),
-    (mutants.SmallestFirst, order),
-    (mutants.PutsBackLast, order),
-    (mutants.RoundsDown, split),
-    (mutants.CountsJobs, split),
-    (mutants.GiftForComing, harness.check_coming_and_going_loses_on_average),
-    (mutants.PaysTheAbsent, going),
-    (mutants.StartsInDebt, lambda make: harness.check_newcomer(make, 4, 8, 10, 1)),
-    (mutants.StartsInDebt, overtaking),
-    (mutants.KeepsCredit, deficits),
-    (mutants.KeepsLateCredit, deficits),
-    (mutants.ForgivesDebt, deficits),
-    (mutants.ForgivesDebt, harness.check_debt_survives_idleness),
-    (mutants.PaysTheThrottled, deficits),
-    (mutants.NeverTruesUp, deficits),
-    (mutants.ChargesTheCancelled, deficits),
-    (mutants.ChargesTheCancelled, charged_once),
-    (mutants.TruesUpTwice, charged_once),
+    (mutant_rings.IgnoresWeights, by_price()),
+    (mutant_rings.CountsJobs, by_price(apart=True)),
+    (mutant_rings.NeverTruesUp, by_measured_cost(apart=True, adapters=True, passes=200)),
+    (mutant_rings.TruesUpTwice, by_measured_cost(apart=True)),
+    (mutant_rings.IgnoresNewWeights, new_weights),
+    (mutant_rings.CreditsAtTheNewWeight, new_weights),
+    (mutant_rings.NeverTruesUp, shares),
+    (mutant_rings.IgnoresWeights, shares),
+    (mutant_rings.ServesTheThrottled, never_idle),
+    (mutant_rings.SmallestFirst, order),
+    (mutant_rings.PutsBackLast, order),
+    (mutant_rings.RoundsDown, split),
+    (mutant_rings.CountsJobs, split),
+    (mutant_rings.GiftForComing, harness.check_coming_and_going_loses_on_average),
+    (mutant_rings.PaysTheAbsent, going),
+    (mutant_rings.StartsInDebt, lambda make: harness.check_newcomer(make, 4, 8, 10, 1)),
+    (mutant_rings.StartsInDebt, overtaking),
+    (mutant_rings.KeepsCredit, deficits),
+    (mutant_rings.KeepsLateCredit, deficits),
+    (mutant_rings.ForgivesDebt, deficits),
+    (mutant_rings.ForgivesDebt, harness.check_debt_survives_idleness),
+    (mutant_rings.PaysTheThrottled, deficits),
+    (mutant_rings.NeverTruesUp, deficits),
+    (mutant_rings.ChargesTheCancelled, deficits),
+    (mutant_rings.ChargesTheCancelled, charged_once),
+    (mutant_rings.TruesUpTwice, charged_once),
 ]
 
 

@@ -54,6 +54,11 @@ def test_service_by_measured_cost_stays_within_the_bound(rebudget: bool, case: C
     harness.check_service_bound(DeficitRoundRobin, replace(case, rebudget=rebudget))
 
 
+@given(but(passes=25, failures=False))
+def test_from_when_weights_changed_service_stays_within_the_bound(case: Case) -> None:
+    harness.check_new_weights(DeficitRoundRobin, case)
+
+
 @given(sizes, st.booleans(), st.integers(20, 120), seeds)
 def test_equal_weights_and_costs(sizes: tuple[int, ...], apart: bool, budget: int, seed: int) -> None:
     case = Case(seed, (1.0,) * 4, sizes, apart, budget, passes=40)

@@ -1,4 +1,4 @@
-"""The promise of the scheduler, line by line: its checks, and the broken schedulers (`mutants.py`) that each of them catches.
+"""The promise of the scheduler, line by line: its checks, and the broken schedulers (`mutant*.py`) that each of them catches.
 
 Checks are functions of how a scheduler is made. `test_promise.py` runs each over random traces, `test_mutants.py` over broken
 schedulers. A trace is a `World`: flows that stay and flows that come, go, throttle, empty and change weight; items in several
@@ -9,6 +9,7 @@ an engine with room for part of a pass.
     - by price (no noise): IgnoresWeights, CountsJobs, CreditsEveryPass, CreditsUntilAllCanPay, BorrowsWithoutLimit
     - by price with one bucket, where nobody borrows: BorrowsWithOneBucket
     - by measured cost (noise, adapters): NeverTruesUp, TruesUpTwice
+    - from when weights changed: check_new_weights: IgnoresNewWeights, CreditsAtTheNewWeight
 - long-run shares 1 : 2 : 4 within 2 %: check_long_run_shares: NeverTruesUp, IgnoresWeights
 - charges sum to the measured time, nobody is charged more than for running alone: check_charges (one pass),
   check_nobody_pays_more_than_alone (a trace): EqualSplit, EveryonePaysAll, ChargesThePrediction
@@ -53,7 +54,13 @@ from .passes import (
     check_order,
     check_rare_bucket,
 )
-from .service import check_long_run_shares, check_newcomer, check_overtaking, check_service_bound
+from .service import (
+    check_long_run_shares,
+    check_new_weights,
+    check_newcomer,
+    check_overtaking,
+    check_service_bound,
+)
 from .words import AMPLE, KnownCost, Make, deficit, item, must, ring
 from .world import Case
 
@@ -70,6 +77,7 @@ __all__ = [
     "check_full_passes",
     "check_long_run_shares",
     "check_never_idle",
+    "check_new_weights",
     "check_newcomer",
     "check_no_gain_by_coming_and_going",
     "check_no_gain_by_splitting",
