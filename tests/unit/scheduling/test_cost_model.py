@@ -123,11 +123,11 @@ shared = st.lists(
 )
 
 
-@given(shared, st.floats(1e-6, 10), coefficient, coefficient, coefficient)
-def test_nobody_is_charged_more_than_running_alone(
-    items: list[Item], alpha: float, beta: float, gamma: float, delta: float
+@given(shared, st.floats(1e-6, 10), coefficient, coefficient, coefficient, st.floats(0, 1e4))
+def test_charges_sum_to_the_measured_time_and_nobody_pays_more_than_alone(
+    items: list[Item], alpha: float, beta: float, gamma: float, delta: float, measured: float
 ) -> None:
-    harness.check_charges(KnownCost(512, alpha, beta, gamma, delta), items)
+    harness.check_charges(KnownCost(512, alpha, beta, gamma, delta), items, measured)
 
 
 def test_an_adapter_is_paid_by_its_owners() -> None:

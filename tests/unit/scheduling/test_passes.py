@@ -132,12 +132,24 @@ def test_a_flow_throttled_while_urgent_is_urgent_again() -> None:
     assert "urgent" in keys(scheduler.plan(0.0, AMPLE))
 
 
-def test_throttled_flow() -> None:
-    harness.check_throttled_earns_nothing(DeficitRoundRobin)
+def test_a_throttled_flow_is_skipped_and_then_takes_part_again() -> None:
+    scheduler = drr(20)
+    flow = Flow("a", INTERACTIVE)
+    for n in range(30):
+        scheduler.add(item(f"a{n}", "a"))
+    for n in range(60):
+        scheduler.add(item(f"b{n}", "b"))
+    scheduler.throttle(flow)
+    for _ in range(20):
+        plan = must(scheduler.plan(0.0, AMPLE))
+        assert {it.flow.vfm for it in plan.items} == {"b"}
+        scheduler.charge(plan, sum(plan.prices))
+    scheduler.resume(flow)
+    picked = [it.flow.vfm for _ in range(4) for it in must(scheduler.plan(0.0, AMPLE)).items]
+    assert 3 <= picked.count("a") <= 5
 
 
-def test_emptied_flow() -> None:
-    harness.check_emptied_flow_keeps_only_debt(DeficitRoundRobin)
+def test_debt_survives_idleness() -> None:
     harness.check_debt_survives_idleness(DeficitRoundRobin)
 
 

@@ -1,0 +1,160 @@
+"""Rings broken in one way each, for `test_mutants.py`."""
+
+from __future__ import annotations
+
+from fmplex_worker.scheduling import Item
+from fmplex_worker.scheduling.flows import FlowState
+from fmplex_worker.scheduling.ring import Ring
+
+
+class KeepsCredit(Ring):
+    """Rule 5 forgotten."""
+
+    def _close(self, flow: FlowState) -> None:
+        if flow.front is None and flow.deficit == 0:
+            del self.flows[flow.vfm]
+
+
+class KeepsLateCredit(Ring):
+    """Rule 5 at the end of a queue, but not for what a true-up gives back afterwards."""
+
+    def adjust(self, vfm: str, seconds: float) -> None:
+        flow = self._flow(vfm)
+        self.sync(flow)
+        flow.deficit += seconds
+        if flow.front is not None:
+            self.enter(flow)
+
+
+class ForgivesDebt(Ring):
+    """An emptied flow starts afresh."""
+
+    def _close(self, flow: FlowState) -> None:
+        if flow.front is None:
+            self.flows.pop(flow.vfm, None)
+
+
+class PaysTheThrottled(Ring):
+    def sync(self, flow: FlowState) -> None:
+        if flow.throttled:
+            flow.deficit += (self.round - flow.round) * flow.weight * self.quantum
+        super().sync(flow)
+
+
+class PaysTheAbsent(Ring):
+    """A flow earns while it is idle, and finds that when it comes back."""
+
+    def sync(self, flow: FlowState) -> None:
+        rounds = self.round - flow.round
+        super().sync(flow)
+        if flow.front is None:
+            flow.deficit += rounds * flow.weight * self.quantum
+
+    def _close(self, flow: FlowState) -> None:
+        pass
+
+
+class NeverTruesUp(Ring):
+    def adjust(self, vfm: str, seconds: float) -> None:
+        pass
+
+
+class TruesUpTwice(Ring):
+    def adjust(self, vfm: str, seconds: float) -> None:
+        super().adjust(vfm, 2 * seconds)
+
+
+class CountsJobs(Ring):
+    """A price a job, whatever its size."""
+
+    def adjust(self, vfm: str, seconds: float) -> None:
+        pass
+
+    def _quote(self, flow: FlowState) -> None:
+        super()._quote(flow)
+        flow.price = self._cost.price(16)
+
+
+class RoundsDown(Ring):
+    """The price of whole blocks of eight units: what is left over goes free."""
+
+    def _quote(self, flow: FlowState) -> None:
+        super()._quote(flow)
+        assert flow.front is not None
+        flow.price = self._cost.price(max(1, flow.front.units // 8 * 8))
+
+
+class StartsInDebt(Ring):
+    """A newcomer pays for what others had before it came."""
+
+    def _flow(self, vfm: str) -> FlowState:
+        new = vfm not in self.flows
+        flow = super()._flow(vfm)
+        if new:
+            flow.deficit = -20 * self.quantum
+        return flow
+
+
+class GiftForComing(Ring):
+    """Credit for a flow that becomes busy."""
+
+    def add(self, item: Item, front: bool) -> None:
+        flow = self._flow(item.flow.vfm)
+        if flow.front is None:
+            flow.deficit += 4 * self.quantum
+        super().add(item, front)
+
+
+class ServesTheThrottled(Ring):
+    def throttle(self, vfm: str, throttled: bool) -> None:
+        pass
+
+
+class IgnoresWeights(Ring):
+    def reweigh(self, vfm: str) -> None:
+        pass
+
+    def _flow(self, vfm: str) -> FlowState:
+        flow = super()._flow(vfm)
+        flow.weight = 1.0
+        return flow
+
+
+class IgnoresNewWeights(Ring):
+    def reweigh(self, vfm: str) -> None:
+        pass
+
+
+class CreditsAtTheNewWeight(Ring):
+    """A change of weight counts for rounds that were over."""
+
+    def reweigh(self, vfm: str) -> None:
+        if flow := self.flows.get(vfm):
+            flow.weight = self._weights[vfm]
+            self.sync(flow)
+            self.enter(flow)
+
+
+class ChargesTheCancelled(Ring):
+    def remove(self, item: Item) -> None:
+        flow = self.flows[item.flow.vfm]
+        flow.deficit -= self._cost.price(item.units)
+        super().remove(item)
+
+
+class SmallestFirst(Ring):
+    """Small items overtake large ones of their own flow."""
+
+    def take(self, flow: FlowState) -> tuple[Item, float]:
+        taken = super().take(flow)
+        if flow.queue:
+            flow.queue.move_to_end(min(flow.queue, key=lambda key: flow.queue[key].units), last=False)
+            self._next(flow)
+        return taken
+
+
+class PutsBackLast(Ring):
+    """What runs again goes to the end of its flow."""
+
+    def add(self, item: Item, front: bool) -> None:
+        super().add(item, front=False)
