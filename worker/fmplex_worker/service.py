@@ -123,7 +123,7 @@ class _Life:
             self._consumer, self._window, self._scheduler, self._budget, w.engine, w.residents, self._outbox,
             self._clock, w.threads["intake"], w.spec.residency.steal_ms, "arrival" if w.spec.policy == "fifo" else "fair",
         )  # fmt: skip
-        self._recorder = Recorder(w.backbone.name, self._id, self._scheduler, w.cost, self._clock)
+        self._recorder = Recorder(w.backbone.name, self._id, self._scheduler, self._clock)
         self._device = Device(
             w.engine, self._scheduler, w.cost, self._window, self._outbox, self._consumer, self._clock, self._meter,
             w.threads["device"], self._recorder,

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from fmplex_broker.passes import Part, PassRecord
 from fmplex_worker.clock import ServerClock
 from fmplex_worker.engines.protocol import Outcome
-from fmplex_worker.scheduling import CostModel, Plan, Scheduler, Share
+from fmplex_worker.scheduling import Plan, Scheduler, Share
 
 _MOST = 2000  # passes between two reports; of more, the latest
 
@@ -17,7 +17,6 @@ _MOST = 2000  # passes between two reports; of more, the latest
 class _Planned(NamedTuple):
     """What was known of a pass when it was planned."""
 
-    predicted_s: float
     budget: int
     waiting: int
 
@@ -25,11 +24,10 @@ class _Planned(NamedTuple):
 class Recorder:
     """One record a pass while it is on; off, it does nothing. Of one life of a worker, whose passes are numbered from 1."""
 
-    def __init__(self, backbone: str, worker: str, scheduler: Scheduler, cost: CostModel, clock: ServerClock) -> None:
+    def __init__(self, backbone: str, worker: str, scheduler: Scheduler, clock: ServerClock) -> None:
         self._backbone = backbone
         self._worker = worker
         self._scheduler = scheduler
-        self._cost = cost
         self._clock = clock
         self._on = False
         self._planned: dict[int, _Planned] = {}
@@ -44,10 +42,7 @@ class Recorder:
 
     def launched(self, plan: Plan) -> None:
         if self._on:
-            segments = {item.segment for item in plan.items} - {None}
-            heads = {item.head for item in plan.items} - {None}
-            predicted_s = self._cost.predict(plan.units, len(segments), len(heads))
-            self._planned[plan.number] = _Planned(predicted_s, self._scheduler.budget, len(self._scheduler))
+            self._planned[plan.number] = _Planned(self._scheduler.budget, len(self._scheduler))
 
     def landed(self, plan: Plan, enqueued_ms: Sequence[int], outcome: Outcome, charges: Sequence[float]) -> None:
         """`enqueued_ms` (server time) and `charges` (seconds) of each item of the plan."""
@@ -64,7 +59,7 @@ class Recorder:
             part.wait_ms = max(part.wait_ms, start_ms - came_ms)
         self._records.append(
             PassRecord(
-                self._worker, self._backbone, plan.number, plan.cls, start_ms, outcome.seconds, planned.predicted_s,
+                self._worker, self._backbone, plan.number, plan.cls, start_ms, outcome.seconds, plan.seconds,
                 plan.units, planned.budget, planned.waiting, list(parts.values()),
             )
         )  # fmt: skip

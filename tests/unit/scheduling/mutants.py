@@ -123,7 +123,7 @@ class PlansNothing(DeficitRoundRobin):
     """An empty pass where there is none to make."""
 
     def plan(self, now: float, room: Room) -> Plan | None:
-        return super().plan(now, room) or Plan(0, INTERACTIVE, None, (), (), 0)
+        return super().plan(now, room) or Plan(0, INTERACTIVE, None, (), (), 0, 0.0)
 
 
 class KeepsTheRefund(DeficitRoundRobin):

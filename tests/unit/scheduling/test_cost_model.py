@@ -136,3 +136,17 @@ def test_an_adapter_is_paid_by_its_owners() -> None:
     items = [Item(str(n), flow, "encode", 10, segment=s) for n, s in enumerate(["s", "s", "t", None])]
     assert cost.apportion(items, 7.0) == pytest.approx([1.75, 1.75, 3.25, 0.25])
     assert cost.apportion(items, 14.0) == pytest.approx([3.5, 3.5, 6.5, 0.5])
+
+
+def test_what_small_passes_cost_is_not_forgotten_while_all_are_full() -> None:
+    """Nor when the device becomes slower meanwhile, as a whole, and fast again."""
+    model = CostModel(512)
+    rng = random.Random(2)
+    for fill in (0.02, 0.1, 0.25, 0.5, 1.0) * 2:
+        model.observe(int(fill * 512), 0, 0, true_cost(int(fill * 512), 0, 0))
+    for slower in (1, 3, 8, 1):
+        for _ in range(300):
+            units = 512 - rng.randrange(8)
+            model.observe(units, 4, 4, slower * true_cost(units, 4, 4) * rng.uniform(0.85, 1.2))
+        for units in (50, 512):
+            assert model.predict(units, 4, 4) == pytest.approx(slower * true_cost(units, 4, 4), rel=0.3)

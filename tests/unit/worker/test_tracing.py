@@ -19,7 +19,7 @@ class Bench:
     def __init__(self, budget: int = 100) -> None:
         cost = CostModel(budget)
         self.scheduler = make_scheduler("drr", cost, budget)
-        self.recorder = Recorder("b", "w", self.scheduler, cost, ServerClock())
+        self.recorder = Recorder("b", "w", self.scheduler, ServerClock())
         self._n = 0
 
     def arrive(self, vfm: str, units: int = 10) -> None:
@@ -114,7 +114,7 @@ def test_a_vfm_that_has_just_been_removed_is_still_told_of(bench: Bench) -> None
 
 def test_of_too_many_passes_the_latest_are_kept(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tracing, "_MOST", 3)
-    bench.recorder = Recorder("b", "w", bench.scheduler, CostModel(100), ServerClock())
+    bench.recorder = Recorder("b", "w", bench.scheduler, ServerClock())
     bench.recorder.listen(True)
     for _ in range(5):
         bench.arrive("a")

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Hashable, Sequence
 from math import isfinite
+from statistics import median
 
 from .items import Item
 
-_FORGET = 0.99  # an observation's weight halves in about 70 passes
+_FORGET = 0.99  # an observation's weight halves in about 70 passes like it
 _PRIOR = (5e-3, 5e-3, 0.0, 0.0)  # before anything is measured a full pass takes 10 ms, half of them fixed
 _TYPICAL_DISTINCT = 8.0  # keeps counts of segments and heads on the scale of the other features
 _ANCHOR = 1e-3  # pull towards the last estimate, in passes: what the passes do not tell apart stays as it was
 _WARM_UP = 8  # observations taken at face value
 _FAR, _FAR_RELATIVE = 4.0, 0.25  # off by more than 4 usual errors and a quarter of the prediction: an outlier
-_PERSISTS = 8  # outliers, net of ordinary passes, after which they are the new truth
-_FORGET_OLD_TRUTH = 0.1
+_PERSISTS = 8  # outliers, net of ordinary passes, after which they are no outliers
+_LEAST_SPEED = 0.01  # nothing becomes a hundred times faster
 _SMOOTH = 0.05
 _LEAST_PRICE = 1e-9  # seconds a unit: a price of zero would let a flow run for ever on no credit
 
@@ -23,8 +24,11 @@ _LEAST_PRICE = 1e-9  # seconds a unit: a price of zero would let a flow run for 
 class CostModel:
     """c = α + β·units + γ·(adapter segments) + δ·(heads), in seconds, every coefficient ≥ 0.
 
-    Recursive least squares with exponential forgetting, kept as normal equations so that the coefficients
-    can be held non-negative: four unknowns are solved afresh each pass, in tens of µs. `full_pass` is X*,
+    Recursive least squares with directional forgetting (Kulhavý & Kárný, "Tracking of slowly varying
+    parameters by directional forgetting", IFAC 1984): a pass displaces what earlier ones told of passes like
+    it, so that under load, when every pass is full, what a small one costs is not forgotten. Kept as normal
+    equations so that the coefficients can be held non-negative: four unknowns are solved afresh each pass,
+    in tens of µs. `full_pass` is X*,
     the units over which the price of an item spreads α; the scheduler keeps it equal to its pass budget.
     Warm it with a short profile: a few `observe` calls over small and full passes.
     """
@@ -41,6 +45,7 @@ class CostModel:
         self._usual = 0.0  # mean absolute error, seconds
         self._error = 0.0
         self._outliers = 0
+        self._off: deque[float] = deque(maxlen=_PERSISTS)  # how far the last ones were, measured ÷ predicted
         self._extras = 0.0  # what adapters and heads cost in recent passes, seconds a pass
 
     @property
@@ -83,30 +88,47 @@ class CostModel:
         relative = min(1.0, miss / max(predicted, _LEAST_PRICE))
         self._error += (relative - self._error) * (_SMOOTH if self._seen else 1.0)
         self._seen += 1
-        if self._is_outlier(miss, predicted):
+        features = (1.0, units / self._scale[1], segments / self._scale[2], heads / self._scale[3])
+        if self._is_outlier(miss, predicted, seconds):
             return
         self._usual += (miss - self._usual) * max(_SMOOTH, 1 / self._seen)
-        self._learn((1.0, units / self._scale[1], segments / self._scale[2], heads / self._scale[3]), seconds)
+        self._learn(features, seconds)
         extras = self.predict(units, segments, heads) - self.predict(units)
         self._extras += (extras - self._extras) * _SMOOTH
 
-    def _is_outlier(self, miss: float, predicted: float) -> bool:
-        """One pass far off says nothing of the next; many do, and then history is what misleads."""
+    def _is_outlier(self, miss: float, predicted: float, seconds: float) -> bool:
+        """One pass far off says nothing of the next. Many do: the device has become slower or faster as a whole."""
         if self._seen <= _WARM_UP or miss <= max(_FAR * self._usual, _FAR_RELATIVE * predicted):
             self._outliers = max(0, self._outliers - 1)
             return False
         self._outliers += 1
+        self._off.append(seconds / max(predicted, _LEAST_PRICE))
         if self._outliers < _PERSISTS:
             return True
-        self._fade(_FORGET_OLD_TRUTH)
+        # What small passes cost beside large ones has not changed: passes of one size alone could not tell.
+        speed = max(median(self._off), _LEAST_SPEED)
+        self._theta = [theta * speed for theta in self._theta]
+        self._moment = [m * speed for m in self._moment]
+        self._usual *= speed
+        self._outliers = 0
         return False
 
-    def _fade(self, factor: float) -> None:
-        self._moment = [m * factor for m in self._moment]
-        self._gram = [[g * factor for g in row] for row in self._gram]
+    def _forget(self, features: Sequence[float]) -> None:
+        """A part of what is known of passes like this one; what is known of others stays."""
+        gram = self._gram
+        along = [sum(g * x for g, x in zip(row, features, strict=True)) for row in gram]
+        known = sum(a * x for a, x in zip(along, features, strict=True))
+        if known <= _ANCHOR:
+            return
+        told = sum(m * x for m, x in zip(self._moment, features, strict=True))
+        part = (1 - _FORGET) / known
+        for i, a in enumerate(along):
+            self._moment[i] -= part * a * told
+            for j, b in enumerate(along):
+                gram[i][j] -= part * a * b
 
-    def _learn(self, features: tuple[float, ...], seconds: float) -> None:
-        self._fade(_FORGET)
+    def _learn(self, features: Sequence[float], seconds: float) -> None:
+        self._forget(features)
         for i, x in enumerate(features):
             self._moment[i] += x * seconds
             row = self._gram[i]

@@ -27,8 +27,8 @@ class DeficitRoundRobin:
     credit a weight, so S_i/w_i - S_j/w_j = ΔD_j/w_j - ΔD_i/w_i; and D never falls below -E_d, is below
     Cmax when credit is given and below Cmax + w·Q after it. With one bucket, and no item `alone` or
     urgent, nobody goes into debt: E_d drops out, and the size of a pass is not in the bound. By measured
-    cost put Cmax + 2E for Cmax + E_d, where E = E_d + P·ε, P passes are in flight and no flow's part in a
-    pass is off its price by more than ε.
+    cost put Cmax + E_d + 2P·ε for Cmax + E_d, where P passes are in flight and no flow's part in a pass is off
+    its price by more than ε.
 
     Also: never idle while a flow is runnable; charges sum to measured time; a bucket in which a front can
     pay is served within as many passes as there are buckets; an emptied flow forfeits credit but no debt;
