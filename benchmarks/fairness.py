@@ -237,7 +237,7 @@ async def _run(options: Options, phases: Phases, rounds: int) -> list[Bench]:
 
 
 def run(options: Options) -> Report:
-    phases = Phases(0.5, 1.0, 1.0) if options.quick else Phases(1.5, 4.0, 4.5)
+    phases = Phases(0.5, 1.0, 1.0) if options.quick else Phases(0.75, 3.0, 2.5)
     rounds = options.rounds or (2 if options.quick else 5)
     benches = uvloop.run(_run(options, phases, rounds))
     samples: dict[str, list[float]] = {}

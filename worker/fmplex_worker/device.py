@@ -24,8 +24,8 @@ from fmplex_worker.window import Held, Window
 log = logging.getLogger(__name__)
 _ROWS = 4096  # jobs a pass
 _BACKOFF_S = 0.1
-_LEAD_S = 0.008  # a pass is made so long before the running one is expected to end, and as much as that may be wrong
-_USUAL_ERRORS = 2.0
+_LAUNCH_S = 0.004  # what it takes to launch a pass, until that is known
+_SMOOTH = 0.05
 
 
 @dataclass(slots=True)
@@ -70,6 +70,7 @@ class Device:
         self._stopping = False
         self._thread = thread
         self._recorder = recorder
+        self._launch_s = _LAUNCH_S
 
     def stop(self) -> None:
         """End once nothing is left to run."""
@@ -123,6 +124,7 @@ class Device:
         self._outbox.answer(held, why)
 
     async def _launch(self, plan: Plan) -> None:
+        begun = time.monotonic()
         self._recorder.launched(plan)
         jobs = [self._window.start(item.key) for item in plan.items]
         flight = Flight(plan, jobs, asyncio.get_running_loop().create_future())
@@ -132,6 +134,7 @@ class Device:
         prepared = [held.prepared for held in jobs if held.prepared is not None]
         flight.outcome = asyncio.get_running_loop().run_in_executor(self._thread, self._engine.step, prepared)
         self._flights.append(flight)
+        self._launch_s += (time.monotonic() - begun - self._launch_s) * _SMOOTH
         if len(self._flights) == 1:
             self._begun()
         else:
@@ -142,7 +145,8 @@ class Device:
         flight = self._flights[0]
         plan = flight.plan
         flight.ends = time.monotonic() + plan.seconds
-        flight.due = flight.ends - _LEAD_S - _USUAL_ERRORS * self._cost.error * plan.seconds
+        # Twice what a launch takes, for not all are alike, and as much as the end is usually off.
+        flight.due = flight.ends - 1.5 * self._launch_s - 0.75 * self._cost.error * plan.seconds
         self._window.begun(plan.cls, plan.units, plan.seconds, flight.due)
 
     async def _mark(self, flying: list[Claimed]) -> None:

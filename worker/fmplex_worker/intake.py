@@ -15,6 +15,7 @@ from fmplex_worker.clock import ServerClock
 from fmplex_worker.engines.protocol import Engine, Prepared
 from fmplex_worker.lease import LeaseLost
 from fmplex_worker.outbox import Outbox
+from fmplex_worker.pacing import Pace
 from fmplex_worker.residency.residents import Residents
 from fmplex_worker.scheduling import Item, PassBudget, Scheduler
 from fmplex_worker.window import Held, Window
@@ -23,8 +24,6 @@ log = logging.getLogger(__name__)
 _PARKED = 128  # jobs that may wait for their versions before only resident vFMs are claimed from
 _IDLE_S = 2.0  # ceiling of the sleep between looks when nothing rings
 _BACKOFF_S = 0.1
-_CLAIMS_A_PASS = 8
-_WAY_S = 0.006  # from a claim until what it brought can be in a pass
 
 
 class Intake:
@@ -60,7 +59,7 @@ class Intake:
         self._clock = clock
         self._thread = thread
         self._rung = False
-        self._claimed = 0.0  # when the last claim was sent
+        self._pace = Pace(window)
 
     async def run(self) -> None:
         """Raises `LeaseLost`."""
@@ -69,41 +68,19 @@ class Intake:
 
     async def _fill(self) -> None:
         while True:
-            await self._pace()
-            room = self._window.room()
+            most = await self._pace.turn()
+            room = {cls: min(n, most) for cls, n in self._window.room().items()}
             if not room:
-                await self._freed()
+                await self._pace.room()
                 continue
             self._rung = False  # before claiming: what rings from now on is not lost
             strangers = self._strangers_welcome()
             jobs, more, wait_s = await self._claim(room, strangers)
             if jobs:
                 await self._accept(jobs)
+                self._pace.arrived(len(jobs))
             elif not more:
                 await self._idle(set(room), strangers, wait_s)
-
-    async def _freed(self) -> None:
-        """Until a job has ended, or a part of the running pass."""
-        self._window.freed.clear()
-        with suppress(TimeoutError):
-            async with asyncio.timeout(self._window.pass_s / _CLAIMS_A_PASS if self._window.running else None):
-                await self._window.freed.wait()
-
-    async def _pace(self) -> None:
-        """While a pass runs and there is already work for the next one, nothing is gained by fetching every job as it comes: the
-        interpreter that the claims take is the device's. The last claim comes just in time for the next pass."""
-        window, now = self._window, time.monotonic()
-        rest_s = self._claimed + window.pass_s / _CLAIMS_A_PASS - now
-        last_s = window.due - _WAY_S - now
-        if rest_s <= 0:
-            return
-        if last_s > 0:
-            rest_s = min(rest_s, last_s)
-        with suppress(TimeoutError):
-            async with asyncio.timeout(rest_s):
-                while window.running and window.waiting_units:
-                    window.freed.clear()
-                    await window.freed.wait()
 
     def _strangers_welcome(self) -> bool:
         """What waits for its version must not fill the window, nor what is in use the device: until then only vFMs that are
@@ -112,7 +89,7 @@ class Intake:
 
     async def _claim(self, room: dict[str, int], strangers: bool) -> tuple[list[Claimed], bool, float]:
         """Jobs, whether there are more, and how long to sleep at most if there are none."""
-        self._claimed = time.monotonic()
+        self._pace.sent()
         try:
             claim = await self._consumer.claim(room, order=self._order, steal_ms=self._steal_ms, strangers=strangers)
             # The lease may only have run out (a long pause): a beat revives it, unless somebody has taken over.
