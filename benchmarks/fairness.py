@@ -271,6 +271,7 @@ def _config(options: Options, phases: Phases, rounds: int, benches: list[Bench])
         "maximum_jobs_per_s": {bench._name: bench.rate for bench in benches},
         "victim": f"{_VICTIM:g} of the maximum rate",
         "aggressor": f"{_CALM:g}, {_BURST:g}, {_CALM:g} of it for {phases.before:g}, {phases.burst:g}, {phases.after:g} s",
+        "phases_s": [phases.before, phases.burst, phases.after],
         "pass_units": {bench._name: bench._size.pass_units for bench in benches},
         "rounds": rounds,
         "cores": "workers: one, one awake at a time; broker and client: the rest",

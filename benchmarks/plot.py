@@ -18,6 +18,8 @@ import matplotlib as mpl
 mpl.use("Agg")
 from matplotlib import pyplot as plt  # after the backend is chosen
 
+from benchmarks.curves import CURVES, save
+
 _OURS, _OTHERS = "#2f6fde", "#b0b7c3"
 
 
@@ -39,9 +41,6 @@ def _against(title: str, theirs: str, ours: str, factor: float = 1.0) -> Panel:
         bars |= {label: theirs.format(rival), f"FMplex vs {label}": ours.format(rival)}
     return Panel(title, bars, factor)
 
-
-_LINES = {"ours": ("FMplex", "#2f6fde"), "processes": ("process a task", "#d9822b"),
-          "colocated": ("copy a task", "#3d9970"), "one_at_a_time": ("one task a pass", "#8e5ea2")}  # fmt: skip
 
 PANELS: dict[str, tuple[Panel, ...]] = {
     "sharing": (
@@ -99,45 +98,7 @@ def draw(result: dict[str, Any], path: Path) -> None:
         axes.invert_yaxis()
         axes.margins(x=0.18)
         axes.spines[["top", "right"]].set_visible(False)
-    _save(figure, result, path)
-
-
-def draw_load_curves(result: dict[str, Any], path: Path) -> None:
-    """A column for each kind of arrivals; above the mean latency, below the p99. Hollow: the queue grows without bound."""
-    kinds, whats = ("poisson", "bursty"), ("mean", "p99")
-    config, samples = result["config"], result["samples"]
-    figure, every = plt.subplots(2, 2, figsize=(9.6, 6.4), layout="constrained", sharex=True, sharey="row")
-    for row, what in zip(every, whats, strict=True):
-        for axes, kind in zip(row, kinds, strict=True):
-            for way, (label, colour) in _LINES.items():
-                values = [samples[f"{kind}_{load}_{way}_{what}_s"] for load in config["loads"]]
-                _line(axes, config["loads"], values, label, colour, config["queue_grows"][way])
-            axes.set_title(f"{kind} arrivals, {what} latency, ms", fontsize=10)
-            axes.set_yscale("log")
-            axes.tick_params(labelsize=8)
-            axes.grid(axis="y", which="both", linewidth=0.3)
-            axes.spines[["top", "right"]].set_visible(False)
-    for axes in every[-1]:
-        axes.set_xticks(config["loads"])
-        axes.set_xlabel("arrivals, % of FMplex's maximum rate", fontsize=8)
-    every[0][0].legend(fontsize=8, frameon=False)
-    _save(figure, result, path)
-
-
-def _line(axes: Any, loads: list[int], rounds: list[list[float]], label: str, colour: str, growing: list[int]) -> None:
-    quartiles = [statistics.quantiles([1e3 * v for v in values], n=4, method="inclusive") for values in rounds]
-    low, middle, high = zip(*quartiles, strict=True)
-    axes.fill_between(loads, low, high, color=colour, alpha=0.2, linewidth=0)
-    axes.plot(loads, middle, color=colour, label=label, linewidth=1.4)
-    for load, ms in zip(loads, middle, strict=True):
-        axes.plot(load, ms, "o", color=colour, markersize=5, markerfacecolor="white" if load in growing else colour)
-
-
-def _save(figure: Any, result: dict[str, Any], path: Path) -> None:
-    figure.suptitle(f"{result['benchmark']} on {result['device']}", fontsize=9)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    save(figure, result, path)
 
 
 def main() -> None:
@@ -148,8 +109,8 @@ def main() -> None:
     for path in args.results:
         result = json.loads(path.read_text())
         picture = args.out / f"{path.stem}.png"
-        if result["benchmark"] == "load_curves":
-            draw_load_curves(result, picture)
+        if result["benchmark"] in CURVES:
+            CURVES[result["benchmark"]](result, picture)
         elif result["benchmark"] in PANELS:
             draw(result, picture)
 
