@@ -48,7 +48,7 @@ async def register(url: str) -> None:
     await redis.hset(REGISTRY_VFMS, mapping={p.spec.name: "minilm" for p in packages})
 
     async def one(p: Package) -> None:
-        await scripts("propose", keys.vfms, [p.spec.name, p.digest, p.spec.model_dump_json(), -1, 4096, 1.0, 0])
+        await scripts("propose", keys.vfms, [p.spec.name, p.digest, p.spec.model_dump_json(), -1, 4096, 1.0, 0, 0])
         assert await registry.vote("minilm", p.spec.name, p.digest, "voter") == "serving"
 
     for start in range(0, MANY, AT_ONCE):

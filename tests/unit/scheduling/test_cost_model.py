@@ -123,7 +123,7 @@ shared = st.lists(
 )
 
 
-@given(shared, st.floats(1e-6, 10), coefficient, coefficient, coefficient, st.floats(0, 1e4))
+@given(shared, st.floats(1e-6, 10), coefficient, coefficient, coefficient, st.floats(1e-9, 1e4))
 def test_charges_sum_to_the_measured_time_and_nobody_pays_more_than_alone(
     items: list[Item], alpha: float, beta: float, gamma: float, delta: float, measured: float
 ) -> None:
