@@ -25,6 +25,7 @@ log = logging.getLogger(__name__)
 _ROWS = 4096  # jobs a pass
 _BACKOFF_S = 0.1
 _LAUNCH_S = 0.004  # what it takes to launch a pass, until that is known
+_TRUST, _FRESH_S = 4.0, 1.0  # jobs are given up by predictions up to so many times the last pass, if that was just now
 _SMOOTH = 0.05
 
 
@@ -109,8 +110,12 @@ class Device:
         waiting, budget = self._window.waiting_units, self._scheduler.budget
         # Without a backlog the next pass holds what waits, and may be shortened to half a budget for a deadline.
         units = budget if waiting > budget else min(waiting, budget // 2)
-        takes_ms = 1000 * self._cost.predict_pass(units) if units else 0.0
-        for held in self._window.expired(self._begin_ms() + takes_ms):
+        takes_s = self._cost.predict_pass(units) if units else 0.0
+        if self._flights:
+            takes_s += max(0.0, self._flights[-1].ends - time.monotonic())
+        # A prediction far off must not keep everything from running: then nothing would ever put it right.
+        takes_s = min(takes_s, _TRUST * self._window.pass_s) if self._window.ran_within(_FRESH_S) else 0.0
+        for held in self._window.expired(self._clock.now_ms() + 1000 * takes_s):
             self._drop(held, DeadlineExceeded("the job waited too long to be done by its deadline; it was not run"))
 
     def cancel(self, key: str) -> None:

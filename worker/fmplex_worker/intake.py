@@ -9,7 +9,7 @@ from concurrent.futures import Executor
 from contextlib import suppress
 
 from fmplex_broker.errors import BrokerUnavailable, DeadlineExceeded, FmplexError
-from fmplex_broker.messages import Request, decode_request
+from fmplex_broker.messages import INTERACTIVE, Request, decode_request
 from fmplex_broker.streams.consumer import Claimed, Consumer, Order
 from fmplex_worker.clock import ServerClock
 from fmplex_worker.engines.protocol import Engine, Prepared
@@ -101,10 +101,11 @@ class Intake:
             return [], True, 0.0
         for flow, rest in claim.rest.items():
             self._scheduler.expect(flow, rest)  # a flow whose stream has more is not empty, it is only waiting for us
-        now = time.monotonic()
         for vfm, terms in claim.terms.items():
             self._scheduler.set_weight(vfm, terms.weight)
-            self._budget.saw(vfm, terms.latency_ms / 1000, now)
+        now = time.monotonic()
+        for vfm in {job.flow.vfm for job in claim.jobs if job.flow.cls == INTERACTIVE}:
+            self._budget.saw(vfm, claim.terms[vfm].latency_ms / 1000, now)
         wait_s = claim.wait_ms / 1000 if claim.wait_ms else _IDLE_S
         return claim.jobs, claim.more or claim.state != "ok", wait_s
 

@@ -14,6 +14,7 @@ _A_PASS, _A_FULL_PASS = 8, 2  # claims while a pass runs; and if what waits alre
 _LAST = 8  # jobs of the last claim: few, so that they are ready in time; who has just come is among the first
 _WAY_S = 0.004  # from a claim until what it brought can be in a pass, until that is known
 _SMOOTH = 0.05
+_LEAST_S = 0.002
 
 
 class Pace:
@@ -56,5 +57,5 @@ class Pace:
         window = self._window
         window.freed.clear()
         with suppress(TimeoutError):
-            async with asyncio.timeout(window.pass_s / _A_PASS if window.running else None):
+            async with asyncio.timeout(max(window.pass_s / _A_PASS, _LEAST_S) if window.running else None):
                 await window.freed.wait()

@@ -55,6 +55,7 @@ class Window:
         self.waiting_units = 0  # prepared, not running
         self.running = 0  # jobs
         self.pass_s = 0.0  # what the last pass took
+        self._ended = float("-inf")  # when
         self.due = 0.0  # when the next one will be made (monotonic seconds)
         self._pass = ("", 0, 0.0, 0.0)  # that runs: class, units, since when, for how long it is expected to
         self.parked = 0  # jobs that take no room yet
@@ -90,8 +91,14 @@ class Window:
         self._pass = (cls, units, time.monotonic(), expected_s)
 
     def ended(self, seconds: float) -> None:
+        """It has ended."""
         self.pass_s = seconds
+        self._ended = time.monotonic()
         self._pass = ("", 0, 0.0, 0.0)
+
+    def ran_within(self, seconds: float) -> bool:
+        """A pass has ended within the last so many seconds."""
+        return time.monotonic() - self._ended < seconds
 
     def add(self, job: Claimed) -> Held:
         held = Held(job)
