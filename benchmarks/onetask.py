@@ -88,7 +88,7 @@ def engine_of(fleet: FleetSpec, copies: Sequence[Path]) -> Engine:
 
 
 async def serve(url: str, fleet: FleetSpec, copies: Sequence[Path]) -> None:
-    def one_task(_name: str, cost: CostModel, budget: int) -> OneTask:
+    def one_task(_name: str, cost: CostModel, budget: int, **_: object) -> OneTask:
         return OneTask(cost, budget)
 
     service.make_scheduler = one_task  # type: ignore[attr-defined, assignment]
