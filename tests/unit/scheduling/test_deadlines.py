@@ -47,13 +47,13 @@ def test_a_pass_is_shortened_for_a_deadline_that_a_full_one_would_miss() -> None
 
 def test_a_shortened_pass_has_room_for_whom_it_was_shortened() -> None:
     """Whatever the first flow in the ring could pay for."""
-    scheduler = crowd(KnownCost(BUDGET, alpha=1.0, beta=0.1), items=0)
+    scheduler = crowd(KnownCost(BUDGET, alpha=0.1, beta=0.01), items=0)
     scheduler.set_weight("rich", 1000.0)
     for n in range(30):
         scheduler.add(item(n, "rich"))
     quiet(scheduler, since=95.0)
-    scheduler.add(item("lost", "l", deadline=101.0))  # not even alone
-    scheduler.add(item("urgent", "u", deadline=108.0))
+    scheduler.add(item("lost", "l", deadline=100.1))  # not even alone
+    scheduler.add(item("urgent", "u", deadline=100.8))
     plan = must(scheduler.plan(100.0, AMPLE))
     assert "urgent" in {it.key for it in plan.items}
     assert BUDGET / 2 <= plan.units <= 70
