@@ -1,7 +1,8 @@
 """Whether a small task keeps its latency beside somebody's crawler, under each policy.
 
-One worker a policy, all with the same backbone on the same core, one awake at a time. A victim sends at a fixed low rate; an
-aggressor at a rate of 1 ×, then 20 × (more than the worker can do), then 1 × again; the same arrivals for every policy.
+One worker a policy, all with the same backbone on the same core, one awake at a time. A victim sends single sentences at a
+fixed low rate; an aggressor, as crawlers do, longer texts (four of them joined), at a rate of 1 ×, then 20 × (more than the
+worker can do), then 1 × again; the same arrivals for every policy.
 Latency counts from when a job was due. `drr` and `fifo` are the product's, by name in the fleet file; the others live in
 `benchmarks/policies`. `drr` is measured with smaller pass budgets too: from that curve an operator chooses.
 
@@ -40,7 +41,8 @@ from fmplex_broker.streams.session import Session
 
 _PRODUCT = ("drr", "fifo")
 _FRACTIONS = (0.5, 0.25, 0.125)  # of the pass budget
-_VICTIM, _CALM, _BURST = 0.10, 0.08, 1.60  # of the maximum rate; the burst is 20 × the calm
+_LENGTH = 4  # sentences in a text of the aggressor
+_VICTIM, _CALM, _BURST = 0.10, 0.08, 1.60  # of the maximum load; the burst is 20 × the calm
 _KINDS = ("plain", "lora")
 _SLACK = 1.2
 
@@ -90,6 +92,7 @@ class Bench:
         self._server = server
         self._size = SIZES[name]
         self._texts = texts(512)
+        self._long = [" ".join(texts(_LENGTH, seed)) for seed in range(256)]
         units = self._size.pass_units
         names = {**dict.fromkeys([*_PRODUCT, *POLICIES], units)} | {f"drr-{f:g}": int(f * units) for f in _FRACTIONS}
         self._ways = [Way(folder, server.url, way, n) for way, n in names.items()]
@@ -131,15 +134,15 @@ class Bench:
         return f"{self._name}-{way.name}-{kind}-{('victim', 'aggressor')[task]}"
 
     async def calibrate(self, jobs: int) -> None:
-        """The maximum rate (jobs a second), which all others are parts of; and everybody has seen traffic once."""
+        """The maximum rate (the aggressor's jobs a second), which loads are parts of; and everybody has seen traffic once."""
         for way in reversed(self._ways):
             way.workers.thaw()
             for kind in _KINDS:
                 vfm = self._vfm(way, kind, 1)
                 await self._one(vfm, self._texts[0])
-                count = jobs if way.name == "drr" else 64
+                count = jobs // _LENGTH if way.name == "drr" else 32
                 begun = time.perf_counter()
-                await asyncio.gather(*(self._one(vfm, self._texts[i % 512]) for i in range(count)))
+                await asyncio.gather(*(self._one(vfm, self._long[i % 256]) for i in range(count)))
                 if way.name == "drr" and kind == "lora":
                     self.rate = count / (time.perf_counter() - begun)
             way.workers.freeze()
@@ -162,12 +165,12 @@ class Bench:
     def _arrivals(self, phases: Phases, seed: int) -> list[Arrival]:
         """Task 0 is the victim, task 1 the aggressor."""
         whole = phases.before + phases.burst + phases.after
-        out = poisson(_VICTIM * self.rate, whole, 1, self._texts, seed)
+        out = poisson(_VICTIM * _LENGTH * self.rate, whole, 1, self._texts, seed)
         begun = 0.0
         for part, (load, seconds) in enumerate(
             [(_CALM, phases.before), (_BURST, phases.burst), (_CALM, phases.after)], start=1
         ):
-            crowd = poisson(load * self.rate, seconds, 1, self._texts, seed + 10 * part)
+            crowd = poisson(load * self.rate, seconds, 1, self._long, seed + 10 * part)
             out += [Arrival(begun + at, 1, text) for at, _, text in crowd]
             begun += seconds
         return sorted(out)
@@ -237,7 +240,7 @@ async def _run(options: Options, phases: Phases, rounds: int) -> list[Bench]:
 
 
 def run(options: Options) -> Report:
-    phases = Phases(0.5, 1.0, 1.0) if options.quick else Phases(0.75, 3.0, 2.5)
+    phases = Phases(0.5, 1.0, 1.0) if options.quick else Phases(0.5, 3.0, 2.0)
     rounds = options.rounds or (2 if options.quick else 5)
     benches = uvloop.run(_run(options, phases, rounds))
     samples: dict[str, list[float]] = {}
@@ -269,8 +272,8 @@ def _config(options: Options, phases: Phases, rounds: int, benches: list[Bench])
     return {
         "backbones": options.more.backbone,
         "maximum_jobs_per_s": {bench._name: bench.rate for bench in benches},
-        "victim": f"{_VICTIM:g} of the maximum rate",
-        "aggressor": f"{_CALM:g}, {_BURST:g}, {_CALM:g} of it for {phases.before:g}, {phases.burst:g}, {phases.after:g} s",
+        "victim": f"sentences, {_VICTIM:g} of the maximum load",
+        "aggressor": f"{_LENGTH} sentences a text, {_CALM:g}, {_BURST:g}, {_CALM:g} of it for {phases.before:g}, {phases.burst:g}, {phases.after:g} s",
         "phases_s": [phases.before, phases.burst, phases.after],
         "pass_units": {bench._name: bench._size.pass_units for bench in benches},
         "rounds": rounds,
