@@ -8,7 +8,7 @@ Latency counts from when a job was due. `drr` and `fifo` are the product's, by n
 
 `ratios`, the worst over backbones, with and without LoRA: `victim_p99_over_bound`, of the victim's jobs due in the burst, the
 bound being a pass of its own and two full passes (as fifo ran them beside it, in the same round), + 20 %;
-`victim_p99_over_fifo`; `throughput_drr_over_fifo`, jobs a second in the burst; means in the burst over those of fifo (the
+`victim_p99_over_fifo`; `throughput_drr_over_fifo`, tokens a second in the burst; means in the burst over those of fifo (the
 prototype's: 0.081 and 1.16) and of BFQ.
 
     python -m benchmarks.fairness [--json] [--rounds N] [--quick] [--backbone NAME …]
@@ -57,11 +57,12 @@ class Phases:
 
 
 class Sent(NamedTuple):
-    """One job: when it was due, seconds from then to its reply, and what its pass took."""
+    """One job: when it was due, seconds from then to its reply, what its pass took, and its tokens."""
 
     due: float
     latency: float
     pass_s: float
+    units: int
 
 
 class Way:
@@ -189,13 +190,13 @@ class Bench:
         crowd = [sent for sent in aggressor if begin <= sent.due < end]
         full_s = statistics.median(sent.pass_s for sent in crowd)
         waits = [sent.latency for sent in burst]
-        finished = sum(begin <= sent.due + sent.latency < end for sent in (*victim, *aggressor))
+        done = [sent.units for sent in (*victim, *aggressor) if begin <= sent.due + sent.latency < end]
         for what, value in {
             "victim_p99_s": float(np.percentile(waits, 99)),
             "victim_p50_s": float(np.percentile(waits, 50)),
             "victim_mean_s": statistics.fmean(waits),
             "aggressor_mean_s": statistics.fmean(sent.latency for sent in crowd),
-            "jobs_per_s": finished / phases.burst,
+            "tokens_per_s": sum(done) / phases.burst,
             "bound_s": _SLACK * (solo_s + 2 * full_s),
         }.items():
             self.samples.setdefault(f"{self._name}_{kind}_{way.name}_{what}", []).append(value)
@@ -210,7 +211,7 @@ class Bench:
         async def one(arrival: Arrival) -> None:
             reply = await self._one(vfms[arrival.task], arrival.text)
             late = time.perf_counter() - begun - arrival.at
-            out[arrival.task].append(Sent(arrival.at, late, reply.run_ms / 1000))
+            out[arrival.task].append(Sent(arrival.at, late, reply.run_ms / 1000, reply.units))
 
         running = []
         for arrival in arrivals:
@@ -256,7 +257,7 @@ def run(options: Options) -> Report:
         {
             "victim_p99_over_bound": worst("victim_p99_s", "drr", "bound_s", "fifo"),
             "victim_p99_over_fifo": worst("victim_p99_s", "drr", "victim_p99_s", "fifo"),
-            "throughput_drr_over_fifo": worst("jobs_per_s", "drr", "jobs_per_s", "fifo", min),
+            "throughput_drr_over_fifo": worst("tokens_per_s", "drr", "tokens_per_s", "fifo", min),
             "victim_mean_over_fifo": worst("victim_mean_s", "drr", "victim_mean_s", "fifo"),
             "aggressor_mean_over_fifo": worst("aggressor_mean_s", "drr", "aggressor_mean_s", "fifo"),
             "victim_mean_over_bfq": worst("victim_mean_s", "drr", "victim_mean_s", "bfq"),
@@ -273,7 +274,7 @@ def _config(options: Options, phases: Phases, rounds: int, benches: list[Bench])
         "backbones": options.more.backbone,
         "maximum_jobs_per_s": {bench._name: bench.rate for bench in benches},
         "victim": f"sentences, {_VICTIM:g} of the maximum load",
-        "aggressor": f"{_LENGTH} sentences a text, {_CALM:g}, {_BURST:g}, {_CALM:g} of it for {phases.before:g}, {phases.burst:g}, {phases.after:g} s",
+        "aggressor": f"{_LENGTH} sentences a text, {_CALM:g}, {_BURST:g}, {_CALM:g} of it, for the phases below",
         "phases_s": [phases.before, phases.burst, phases.after],
         "pass_units": {bench._name: bench._size.pass_units for bench in benches},
         "rounds": rounds,
