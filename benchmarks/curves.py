@@ -99,14 +99,14 @@ def _budgets(axes: Any, samples: dict[str, list[float]], units: int, case: str) 
     parts = sorted((float(way.partition("-")[2] or 1), way) for way in ways)
     rate, late = (
         [statistics.median(samples[f"{case}_{way}_{what}"]) for _, way in parts]
-        for what in ("jobs_per_s", "victim_p99_s")
+        for what in ("tokens_per_s", "victim_p99_s")
     )
     axes.plot(rate, [1e3 * s for s in late], "o-", color=_COLOURS["drr"], linewidth=1)
     for (part, _), x, y in zip(parts, rate, late, strict=True):
         label = f"{part * units:.0f} units"
         axes.annotate(label, (x, 1e3 * y), textcoords="offset points", xytext=(5, 4), fontsize=8)
     axes.margins(x=0.25)
-    axes.set(ylim=(0, None), xlabel="jobs/s in the burst")
+    axes.set(ylim=(0, None), xlabel="tokens/s in the burst")
     axes.set_title("drr: victim's p99, ms, by pass budget", fontsize=10)
 
 

@@ -94,3 +94,19 @@ async def test_settling_for_a_vfm_that_is_gone_leaves_no_trace(bench: Bench) -> 
     fields = [name.decode() for name in await bench.redis.hkeys(bench.keys.vfms)]
     assert not [name for name in fields if name == "a" or name.startswith("a:v")]
     assert await bench.ready() == {}
+
+
+async def test_what_was_forgiven_is_not_given_back(bench: Bench) -> None:
+    """A flow that comes back begins at the present, whatever it owed; old jobs that turn out to be free are no head start."""
+    await bench.serve("a", "busy")
+    worker = await bench.worker()
+    await bench.enqueue(job("a", units=50))
+    [before] = await bench.claimed(worker)
+    await bench.enqueue(*(job("busy", units=10) for _ in range(40)))
+    await served(worker, 20)
+    await bench.enqueue(job("a"))
+    at = (await bench.ready())["a"]
+    assert at > 50
+    before.spent = 0.0
+    assert await worker.settle([(before, answer())]) == [True]
+    assert (await bench.ready())["a"] == at

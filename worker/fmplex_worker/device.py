@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fmplex_broker.errors import BrokerUnavailable, Cancelled, DeadlineExceeded
+from fmplex_broker.messages import INTERACTIVE
 from fmplex_broker.streams.consumer import Claimed, Consumer
 from fmplex_worker.clock import ServerClock
 from fmplex_worker.engines.protocol import Engine, Outcome
@@ -107,7 +108,8 @@ class Device:
 
     def _expire(self) -> None:
         """Answer what has no hope: it would be late even in the next pass. To run it would make those behind it late too."""
-        waiting, budget = self._window.waiting_units, self._scheduler.budget
+        waiting = self._window.waiting[INTERACTIVE]
+        budget = min(self._scheduler.budget, self._engine.room.units)
         # Without a backlog the next pass holds what waits, and may be shortened to half a budget for a deadline.
         units = budget if waiting > budget else min(waiting, budget // 2)
         takes_s = self._cost.predict_pass(units) if units else 0.0
@@ -115,7 +117,7 @@ class Device:
             takes_s += max(0.0, self._flights[-1].ends - time.monotonic())
         # A prediction far off must not keep everything from running: then nothing would ever put it right.
         takes_s = min(takes_s, _TRUST * self._window.pass_s) if self._window.ran_within(_FRESH_S) else 0.0
-        for held in self._window.expired(self._clock.now_ms() + 1000 * takes_s):
+        for held in self._window.expired(self._clock.now_ms(), 1000 * takes_s):
             self._drop(held, DeadlineExceeded("the job waited too long to be done by its deadline; it was not run"))
 
     def cancel(self, key: str) -> None:

@@ -130,8 +130,7 @@ class Intake:
         with suppress(TimeoutError):
             async with asyncio.timeout(most_s):
                 while not self._rung and set(self._window.room()) <= asked and strangers >= self._strangers_welcome():
-                    self._window.freed.clear()
-                    await self._window.freed.wait()
+                    await self._pace.room()
 
     async def _accept(self, jobs: list[Claimed]) -> None:
         held = [self._window.add(job) for job in jobs]

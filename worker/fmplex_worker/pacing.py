@@ -39,7 +39,7 @@ class Pace:
         """Until it is time for a claim; of how many jobs at most."""
         window, now = self._window, time.monotonic()
         full = window.waiting_units >= window.pass_units
-        rest_s = self._sent + window.pass_s / (_A_FULL_PASS if full else _A_PASS) - now
+        rest_s = self._sent + window.run_s / (_A_FULL_PASS if full else _A_PASS) - now
         last_s = window.due - 1.5 * self._way_s - now
         if rest_s <= 0:
             return CLAIM_ROOM
@@ -53,9 +53,9 @@ class Pace:
         return _LAST if is_last else CLAIM_ROOM
 
     async def room(self) -> None:
-        """The window is full: until a job has ended, or a part of the running pass."""
+        """The window may be full: until a job has ended, or a part of the running pass."""
         window = self._window
         window.freed.clear()
         with suppress(TimeoutError):
-            async with asyncio.timeout(max(window.pass_s / _A_PASS, _LEAST_S) if window.running else None):
+            async with asyncio.timeout(max(window.run_s / _A_PASS, _LEAST_S) if window.running else None):
                 await window.freed.wait()

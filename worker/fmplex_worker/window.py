@@ -52,7 +52,7 @@ class Window:
         self._typical = dict.fromkeys(CLASSES, 16.0)  # units a job
         self._held: dict[str, Held] = {}
         self._deadlines: list[tuple[int, str]] = []
-        self.waiting_units = 0  # prepared, not running
+        self.waiting = dict.fromkeys(CLASSES, 0)  # units prepared, not running
         self.running = 0  # jobs
         self.pass_s = 0.0  # what the last pass took
         self._ended = float("-inf")  # when
@@ -61,6 +61,10 @@ class Window:
         self.parked = 0  # jobs that take no room yet
         self.arrived = asyncio.Event()  # something became runnable
         self.freed = asyncio.Event()  # there may be room again
+
+    @property
+    def waiting_units(self) -> int:
+        return sum(self.waiting.values())
 
     def __len__(self) -> int:
         return len(self._held)
@@ -100,6 +104,11 @@ class Window:
         """A pass has ended within the last so many seconds."""
         return time.monotonic() - self._ended < seconds
 
+    @property
+    def run_s(self) -> float:
+        """How long the running pass is expected to take, or else the last one took."""
+        return self._pass[3] or self.pass_s
+
     def add(self, job: Claimed) -> Held:
         held = Held(job)
         self._held[held.key] = held
@@ -124,14 +133,14 @@ class Window:
         held.prepared = prepared
         cls = held.job.flow.cls
         self._typical[cls] += (prepared.units - self._typical[cls]) * _SMOOTH
-        self.waiting_units += prepared.units
+        self.waiting[cls] += prepared.units
         self.arrived.set()
 
     def start(self, key: str) -> Held:
         held = self._held[key]
         held.running = True
         self.running += 1
-        self.waiting_units -= held.units
+        self.waiting[held.job.flow.cls] -= held.units
         return held
 
     def finish(self, held: Held) -> None:
@@ -145,7 +154,7 @@ class Window:
             held.pinned = False
             self._unpin(held.job.digest)
         if held.prepared is not None and not held.running:
-            self.waiting_units -= held.units
+            self.waiting[held.job.flow.cls] -= held.units
         self.freed.set()
 
     def drop(self, held: Held) -> None:
@@ -158,11 +167,19 @@ class Window:
             self.finish(held)
         self.freed.set()
 
-    def expired(self, now_ms: float) -> list[Held]:
-        """Jobs that have not started and whose deadline is not after `now_ms`; each is reported once."""
-        out = []
-        while self._deadlines and self._deadlines[0][0] <= now_ms:
-            held = self._held.get(heapq.heappop(self._deadlines)[1])
-            if held is not None and not held.running and not held.done:
+    def expired(self, now_ms: float, ahead_ms: float = 0.0) -> list[Held]:
+        """Jobs that have not started and whose deadline is not after `now_ms`, of interactive ones not after `ahead_ms` from
+        then; each is reported once."""
+        out, later = [], []
+        while self._deadlines and self._deadlines[0][0] <= now_ms + ahead_ms:
+            entry = heapq.heappop(self._deadlines)
+            held = self._held.get(entry[1])
+            if held is None or held.running or held.done:
+                continue
+            if held.job.flow.cls == INTERACTIVE or entry[0] <= now_ms:
                 out.append(held)
+            else:
+                later.append(entry)
+        for entry in later:
+            heapq.heappush(self._deadlines, entry)
         return out

@@ -150,3 +150,15 @@ def test_what_small_passes_cost_is_not_forgotten_while_all_are_full() -> None:
             model.observe(units, 4, 4, slower * true_cost(units, 4, 4) * rng.uniform(0.85, 1.2))
         for units in (50, 512):
             assert model.predict(units, 4, 4) == pytest.approx(slower * true_cost(units, 4, 4), rel=0.3)
+
+
+def test_launches_that_become_dearer_say_nothing_of_full_passes() -> None:
+    """Small and large passes are off by different factors then: not the device as a whole."""
+    model = CostModel(512)
+    rng = random.Random(3)
+    teach(model, rng, 100, noise=0.02)
+    for n in range(200):
+        units = (8, 480)[n % 2]
+        model.observe(units, 4, 4, true_cost(units, 4, 4) + 0.02)
+    for units in (8, 480):
+        assert model.predict(units, 4, 4) == pytest.approx(true_cost(units, 4, 4) + 0.02, rel=0.15)

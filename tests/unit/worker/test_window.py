@@ -170,3 +170,13 @@ def test_a_smaller_pass_budget_leaves_less_room() -> None:
     before = w.room()[INTERACTIVE]
     w.pass_units = PASS // 4
     assert 0 < w.room()[INTERACTIVE] < before
+
+
+def test_interactive_jobs_without_hope_are_told_before_their_deadline_offline_ones_at_it() -> None:
+    w = window(3)
+    soon, later = w.add(claimed(1, deadline_ms=150)), w.add(claimed(2, deadline_ms=400))
+    offline = w.add(claimed(3, cls=OFFLINE, deadline_ms=150))
+    assert w.expired(100, ahead_ms=100) == [soon]
+    assert w.expired(100, ahead_ms=100) == []
+    assert w.expired(150) == [offline]
+    assert w.expired(300, ahead_ms=100) == [later]

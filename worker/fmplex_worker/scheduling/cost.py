@@ -16,6 +16,7 @@ _ANCHOR = 1e-3  # pull towards the last estimate, in passes: what the passes do 
 _WARM_UP = 8  # observations taken at face value
 _FAR, _FAR_RELATIVE = 4.0, 0.25  # off by more than 4 usual errors and a quarter of the prediction: an outlier
 _PERSISTS = 8  # outliers, net of ordinary passes, after which they are no outliers
+_ALIKE = 1.5
 _LEAST_SPEED = 0.01  # nothing becomes a hundred times faster
 _SMOOTH = 0.05
 _LEAST_PRICE = 1e-9  # seconds a unit: a price of zero would let a flow run for ever on no credit
@@ -91,13 +92,15 @@ class CostModel:
         features = (1.0, units / self._scale[1], segments / self._scale[2], heads / self._scale[3])
         if self._is_outlier(miss, predicted, seconds):
             return
+        miss = abs(seconds - self.predict(units, segments, heads))  # the device may just have been found slower
         self._usual += (miss - self._usual) * max(_SMOOTH, 1 / self._seen)
         self._learn(features, seconds)
         extras = self.predict(units, segments, heads) - self.predict(units)
         self._extras += (extras - self._extras) * _SMOOTH
 
     def _is_outlier(self, miss: float, predicted: float, seconds: float) -> bool:
-        """One pass far off says nothing of the next. Many do: the device has become slower or faster as a whole."""
+        """One pass far off says nothing of the next. Many do, and if they are off alike the device has become slower or faster
+        as a whole."""
         if self._seen <= _WARM_UP or miss <= max(_FAR * self._usual, _FAR_RELATIVE * predicted):
             self._outliers = max(0, self._outliers - 1)
             return False
@@ -105,12 +108,14 @@ class CostModel:
         self._off.append(seconds / max(predicted, _LEAST_PRICE))
         if self._outliers < _PERSISTS:
             return True
-        # What small passes cost beside large ones has not changed: passes of one size alone could not tell.
-        speed = max(median(self._off), _LEAST_SPEED)
-        self._theta = [theta * speed for theta in self._theta]
-        self._moment = [m * speed for m in self._moment]
-        self._usual *= speed
-        self._outliers = 0
+        if max(self._off) <= _ALIKE * min(self._off):
+            # What small passes cost beside large ones has not changed: passes of one size alone could not tell.
+            speed = max(median(self._off), _LEAST_SPEED)
+            self._theta = [theta * speed for theta in self._theta]
+            self._moment = [m * speed for m in self._moment]
+            self._usual *= speed
+            self._extras *= speed
+            self._outliers = 0
         return False
 
     def _forget(self, features: Sequence[float]) -> None:

@@ -25,7 +25,7 @@ class Arrivals:
         if self._begun is None:
             self._begun = now
         span = now - self._begun
-        present = self._units / max(span, _SPAN_S)
+        present = self._units / min(max(span, _SPAN_S), 2 * _SPAN_S)  # after a rest all of it may have come just now
         if span >= _SPAN_S:
             self._begun, self._units, self._last = now, 0, present
         return max(present, self._last)

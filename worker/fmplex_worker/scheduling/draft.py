@@ -31,8 +31,10 @@ class Draft:
         lane = None if self._full else self._anchor()
         if lane is None:
             return
-        self._shorten(lane, moment)
-        self._turn(lane, self._pop(lane))
+        if self._shorten(lane, moment):
+            self._hurry(lane, moment)  # first, or the pass might be shorter for nobody
+        if not self.items:
+            self._turn(lane, self._pop(lane))
         self._hurry(lane, moment)
         self._pack(lane)
         for flow in self._skipped:
@@ -133,18 +135,25 @@ class Draft:
                 self._skipped.append(flow)
                 passed_over += 1
 
-    def _shorten(self, lane: Lane, moment: Moment) -> None:
-        """For the front with the earliest deadline that can still be kept, if it can be in this pass."""
-        while lane.urgent:
-            deadline, _, flow, item = lane.urgent[0]
+    def _shorten(self, lane: Lane, moment: Moment) -> bool:
+        """For the front with the earliest deadline that a shorter pass can keep; True if there is one."""
+        later: list[tuple[float, int, FlowState, Item]] = []
+        shortened = False
+        while lane.urgent and not shortened and len(later) < _LOOKAHEAD:
+            entry = heappop(lane.urgent)
+            deadline, _, flow, item = entry
             if self._is_past(flow, item, deadline, moment):
-                heappop(lane.urgent)
                 continue
+            later.append(entry)
+            if deadline > moment.horizon:
+                break
             self._ring.sync(flow)
             units = moment.shortened(self._units, deadline)
-            if item.units <= units and self._may_borrow(flow):
-                self._units = units
-            return
+            if item.units <= units < self._units and self._may_borrow(flow):
+                self._units, shortened = units, True
+        for entry in later:
+            heappush(lane.urgent, entry)
+        return shortened
 
     def _is_past(self, flow: FlowState, item: Item, deadline: float, moment: Moment) -> bool:
         """It is no front any more, may not run now, or is late already, which nothing mends."""

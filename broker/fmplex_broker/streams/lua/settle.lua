@@ -10,8 +10,12 @@ local function true_up(flow, units)
   local r = record(vfm)
   if not r or units == 0 then return end
   local at, mean = virtual(class, vfm)
+  local score = tonumber(redis.call('ZSCORE', P .. 'ready:' .. class, vfm) or at)
   set_virtual(class, vfm, at + units / r.weight, mean)
-  redis.call('ZADD', P .. 'ready:' .. class, 'XX', 'INCR', string.format('%.17g', units / r.weight), vfm)
+  -- A flow that was lifted to the present when it came back has been forgiven what it would get back here.
+  if units > 0 or score <= at then
+    redis.call('ZADD', P .. 'ready:' .. class, 'XX', 'INCR', string.format('%.17g', units / r.weight), vfm)
+  end
 end
 
 for i = 3, #ARGV, 6 do
