@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from fmplex_broker.errors import PackageRejected, UnknownVfm
 from fmplex_broker.heads import Embedding
 from fmplex_broker.specs import Slo, VfmChange, VfmSpec
 from fmplex_broker.streams.registry import Registry
-from tests.contract.harness import BACKBONE, Bench, job
+from tests.contract.harness import BACKBONE, Bench, job, until
 
 
 @pytest.fixture
@@ -228,3 +229,28 @@ async def test_a_latency_target_comes_with_the_next_claim_and_is_lifted(bench: B
         assert changed.spec.slo == Slo(latency_ms=target, deadline_ms=60_000)
         await bench.enqueue(job("a"))
         assert (await worker.claim({"interactive": 1})).terms["a"].latency_ms == (target or 0)
+
+
+@pytest.mark.parametrize("slow", ["before the offer", "after the offer"])
+async def test_a_name_that_is_taken_again_while_it_is_dropped_is_not_lost(
+    bench: Bench, registry: Registry, slow: str
+) -> None:
+    """Two teams race for one name: one removes its vFM, the other deploys, and the remover's last step comes late."""
+    await bench.worker()
+    await bench.serve("a")
+
+    class Slow(Registry):
+        async def _propose(self, spec: VfmSpec, version: str, expect: int) -> None:
+            if slow == "before the offer":
+                await registry._drop_name("a", BACKBONE)
+            await super()._propose(spec, version, expect)
+
+    while (await bench.scripts("retire", bench.keys.vfms, ["a", "answer", 256, 1000, b""]))[0] != b"gone":
+        pass
+    deploying = asyncio.create_task(Slow(bench.redis, bench.scripts).deploy(spec("a"), "v2"))
+    await until(lambda: bench.redis.hexists(bench.keys.vfms, "a:next"))
+    if slow == "after the offer":
+        await registry._drop_name("a", BACKBONE)
+    assert await registry.vote(BACKBONE, "a", "v2", "w1") == "serving"
+    assert (await deploying).status == "serving"
+    assert (await registry.show("a")).version == "v2"

@@ -57,8 +57,10 @@ class Registry(Catalog):
         except Conflict:
             raise
         except FmplexError:
-            await self._drop_name(spec.name)
+            await self._drop_name(spec.name, spec.backbone)
             raise
+        async with broker_errors():  # somebody who removed an earlier vFM of this name may have been slow to drop it
+            await self._redis.hsetnx(REGISTRY_VFMS, spec.name, spec.backbone)
         return await self._await_verdict(spec, version, timeout_s)
 
     async def change(self, vfm: str, change: VfmChange) -> VfmStatus:
@@ -115,7 +117,7 @@ class Registry(Catalog):
             if waited > drain_s + 60:
                 raise Unavailable(f"vFM {vfm!r} still has {int(left)} running jobs; try again when they have ended")
             await asyncio.sleep(_POLL_S)
-        await self._drop_name(vfm)
+        await self._drop_name(vfm, backbone)
 
     async def vote(self, backbone: str, vfm: str, version: str, worker: str, refusal: FmplexError | None = None) -> str:
         """A worker's verdict on an offered version (`worker` '': only count). Returns the state after it: serving | waiting |
@@ -148,9 +150,12 @@ class Registry(Catalog):
         if owner.status != "rejected" or owner.backbone != spec.backbone:
             raise _taken(spec.name)
 
-    async def _drop_name(self, vfm: str) -> None:
+    async def _drop_name(self, vfm: str, backbone: str) -> None:
+        """Unless somebody has deployed another vFM under it meanwhile: names and vFMs do not change in one step."""
         async with broker_errors():
             await self._redis.hdel(REGISTRY_VFMS, vfm)
+            if await self._redis.hexists(Keys(backbone).vfms, vfm):
+                await self._redis.hsetnx(REGISTRY_VFMS, vfm, backbone)
 
     async def _propose(self, spec: VfmSpec, version: str, expect: int) -> None:
         args: list[Arg] = [spec.name, version, spec.model_dump_json(), expect, *_terms(spec)]
