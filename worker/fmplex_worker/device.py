@@ -86,7 +86,9 @@ class Device:
             if self._flights and not self._worth_planning():
                 await self._land_or_due()
                 continue
-            plan = self._scheduler.plan(self._begin_ms() / 1000, Room(self._engine.room.units, _ROWS))
+            plan = self._scheduler.plan(
+                self._clock.now_ms() / 1000 + self._busy_s(), Room(self._engine.room.units, _ROWS)
+            )
             if plan is not None:
                 await self._launch(plan)
             elif self._flights:
@@ -101,10 +103,9 @@ class Device:
         full = self._window.waiting_units >= self._scheduler.budget
         return full and len(self._flights) < 2 and time.monotonic() >= self._flights[0].due
 
-    def _begin_ms(self) -> float:
-        """When the next pass will begin, on the server's clock."""
-        busy_s = self._flights[-1].ends - time.monotonic() if self._flights else 0.0
-        return self._clock.now_ms() + max(0.0, 1000 * busy_s)
+    def _busy_s(self) -> float:
+        """Until the next pass can begin, by what is expected of those in flight."""
+        return max(0.0, self._flights[-1].ends - time.monotonic()) if self._flights else 0.0
 
     def _expire(self) -> None:
         """Answer what has no hope: it would be late even in the next pass. To run it would make those behind it late too."""
@@ -112,9 +113,7 @@ class Device:
         budget = min(self._scheduler.budget, self._engine.room.units)
         # Without a backlog the next pass holds what waits, and may be shortened to half a budget for a deadline.
         units = budget if waiting > budget else min(waiting, budget // 2)
-        takes_s = self._cost.predict_pass(units) if units else 0.0
-        if self._flights:
-            takes_s += max(0.0, self._flights[-1].ends - time.monotonic())
+        takes_s = self._busy_s() + (self._cost.predict_pass(units) if units else 0.0)
         # A prediction far off must not keep everything from running: then nothing would ever put it right.
         takes_s = min(takes_s, _TRUST * self._window.pass_s) if self._window.ran_within(_FRESH_S) else 0.0
         for held in self._window.expired(self._clock.now_ms(), 1000 * takes_s):
@@ -152,7 +151,7 @@ class Device:
         flight = self._flights[0]
         plan = flight.plan
         flight.ends = time.monotonic() + plan.seconds
-        # Twice what a launch takes, for not all are alike, and as much as the end is usually off.
+        # Not all launches are alike, and the end is usually off.
         flight.due = flight.ends - 1.5 * self._launch_s - 0.75 * self._cost.error * plan.seconds
         self._window.begun(plan.cls, plan.units, plan.seconds, flight.due)
 
