@@ -6,58 +6,62 @@ What only the worker can know (tokens, finite numbers, label names) is checked b
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 from fmplex_broker.errors import InvalidInput, TooLarge
-from fmplex_broker.messages import Request, encode_request
+from fmplex_broker.heads import Generation
+from fmplex_broker.inputs import INT_MAX, check_input, check_prompt
+from fmplex_broker.messages import Request, encode_request, packb
+from fmplex_broker.sampling import GenerationParams, drawn_seed
 from fmplex_broker.schema import Spec, parse
 from fmplex_broker.specs import Slo, VfmSpec
-from fmplex_broker.tensors import Tensor
 
 MAX_INPUTS = 2048
+MAX_SCHEMA_BYTES = 65_536  # it travels with every input of a call
 _BYTES_PER_UNIT = 4  # of English text a token; only an estimate until the worker has tokenised
-_PAIR_REQUIRED = frozenset({"similarity", "ranking"})
-_PAIR_ALLOWED = _PAIR_REQUIRED | {"classification", "regression"}
-_INPUT_KEYS = frozenset({"text", "text_pair", "input_ids", "inputs_embeds"})
-_INT_MAX = 2**31 - 1  # of any number that travels: JSON knows larger ones than msgpack does
 
 
 class Params(Spec):
-    """Parameters of a call. `truncate`: cut an over-long text instead of refusing it; `dimensions`: first n of an embedding;
-    `top_k`: only the k best labels."""
+    """Parameters of a call to a vFM that does not generate. `truncate`: cut an over-long text instead of refusing it;
+    `dimensions`: first n of an embedding; `top_k`: only the k best labels."""
 
     truncate: bool = False
     dimensions: int | None = None
     top_k: int | None = None
 
 
-def admit(vfm: VfmSpec, inputs: Sequence[Any], params: dict[str, Any] | None = None) -> list[tuple[bytes, int]]:
+P = TypeVar("P", bound=Spec)
+_ANY_PARAMS = frozenset(
+    field.alias or name for kind in (Params, GenerationParams) for name, field in kind.model_fields.items()
+)
+
+
+def admit(
+    vfm: VfmSpec, inputs: Sequence[Any], params: dict[str, Any] | None = None, *, call: str = ""
+) -> list[tuple[bytes, int]]:
     """Check a call and encode one payload an input, with its estimated units.
+
+    `call`: the call's name. Texts that need a seed and were sent without one get theirs from it, each input another one: a call
+    that is repeated under its name gives the same payloads.
 
     Raises `TooLarge` (too many inputs, an input over the vFM's byte limit) or `InvalidInput` naming the field.
     """
-    if not isinstance(inputs, list | tuple):
-        raise InvalidInput(f"inputs must be a list, not {type(inputs).__name__}", field="inputs")
-    if not inputs:
-        raise InvalidInput("inputs is empty; send at least one", field="inputs")
-    if len(inputs) > MAX_INPUTS:
-        raise TooLarge(
-            f"{len(inputs)} inputs in one call, at most {MAX_INPUTS} are taken; split the call", field="inputs"
-        )
-    if len(inputs) > vfm.limits.max_pending:
-        limit = vfm.limits.max_pending
-        raise TooLarge(f"{len(inputs)} inputs, the queue of {vfm.name!r} holds {limit}; split the call", field="inputs")
-    checked = _params(vfm, params or {})
+    _count(vfm, inputs)
+    head = vfm.head if isinstance(vfm.head, Generation) else None
+    asked = _params(vfm, params or {}) if head is None else _generation_params(vfm, head, params or {})
     out = []
     for i, value in enumerate(inputs):
-        size = _check(vfm, value, f"inputs.{i}")
+        size = (check_input if head is None else check_prompt)(vfm, value, f"inputs.{i}")
         if size > vfm.limits.max_input_bytes:
             limit = vfm.limits.max_input_bytes
             raise TooLarge(
                 f"input {i} has {size} bytes, {vfm.name!r} takes at most {limit}; shorten it", field=f"inputs.{i}"
             )
-        out.append((encode_request(Request(value, checked)), max(1, size // _BYTES_PER_UNIT)))
+        seed = {"seed": drawn_seed(f"{vfm.name}:{call}:{i}")} if asked.draws else {}
+        payload = encode_request(Request(value, asked.params | seed))
+        out.append((payload, max(1, size // _BYTES_PER_UNIT) + asked.tokens))
     return out
 
 
@@ -70,74 +74,76 @@ def timeout_ms(slo: Slo, wanted: float | None) -> int:
     return int(wanted)
 
 
-def _params(vfm: VfmSpec, params: dict[str, Any]) -> dict[str, Any]:
-    checked = parse(Params, params)
+def _count(vfm: VfmSpec, inputs: Sequence[Any]) -> None:
+    if not isinstance(inputs, list | tuple):
+        raise InvalidInput(f"inputs must be a list, not {type(inputs).__name__}", field="inputs")
+    if not inputs:
+        raise InvalidInput("inputs is empty; send at least one", field="inputs")
+    if len(inputs) > MAX_INPUTS:
+        raise TooLarge(
+            f"{len(inputs)} inputs in one call, at most {MAX_INPUTS} are taken; split the call", field="inputs"
+        )
+    if len(inputs) > vfm.limits.max_pending:
+        limit = vfm.limits.max_pending
+        raise TooLarge(f"{len(inputs)} inputs, the queue of {vfm.name!r} holds {limit}; split the call", field="inputs")
+
+
+# --- parameters -------------------------------------------------------------------------------------------------------
+
+
+class _Asked(NamedTuple):
+    """`params`: what travels; `tokens`: of each text that is to come, at most; `draws`: each text needs a seed."""
+
+    params: dict[str, Any]
+    tokens: int = 0
+    draws: bool = False
+
+
+def _parsed(vfm: VfmSpec, kind: type[P], params: dict[str, Any]) -> P:
+    """As `parse`, which knows misspelt parameters only from those of other vFMs."""
+    if isinstance(params, dict):
+        own = {field.alias or name for name, field in kind.model_fields.items()}
+        if foreign := [name for name in params if name in _ANY_PARAMS - own]:
+            raise _means_nothing(vfm, foreign[0])
+    return parse(kind, params)
+
+
+def _means_nothing(vfm: VfmSpec, name: str) -> InvalidInput:
+    return InvalidInput(
+        f"{name} means nothing to {vfm.name!r}, which is a {' and '.join(sorted(vfm.kinds))} vFM", field=name
+    )
+
+
+def _params(vfm: VfmSpec, params: dict[str, Any]) -> _Asked:
+    checked = _parsed(vfm, Params, params)
     for name, kinds in (("dimensions", {"embedding"}), ("top_k", {"classification"})):
         value = getattr(checked, name)
         if value is not None and not vfm.kinds & kinds:
-            raise InvalidInput(f"{name} means nothing to {vfm.name!r}, which is a {_kind(vfm)} vFM", field=name)
-        if value is not None and not 1 <= value <= _INT_MAX:
-            raise InvalidInput(f"{name} must be between 1 and {_INT_MAX}", field=name)
-    return checked.model_dump(exclude_defaults=True)
+            raise _means_nothing(vfm, name)
+        if value is not None and not 1 <= value <= INT_MAX:
+            raise InvalidInput(f"{name} must be between 1 and {INT_MAX}", field=name)
+    return _Asked(checked.model_dump(exclude_defaults=True))
 
 
-def _kind(vfm: VfmSpec) -> str:
-    return " and ".join(sorted(vfm.kinds))
+def _generation_params(vfm: VfmSpec, head: Generation, params: dict[str, Any]) -> _Asked:
+    checked = _parsed(vfm, GenerationParams, params)
+    wire = checked.model_dump(exclude_defaults=True, by_alias=True)
+    if checked.schema_ is not None:
+        wire["schema"] = _schema(checked.schema_)
+    needs_seed = checked.temperature > 0 and checked.seed is None
+    return _Asked(wire, checked.max_tokens or head.max_tokens, needs_seed)
 
 
-def _check(vfm: VfmSpec, value: Any, field: str) -> int:
-    """Bytes of one input; raises `InvalidInput` naming what is wrong with it."""
-    if isinstance(value, str):
-        if vfm.kinds & _PAIR_REQUIRED:
-            raise InvalidInput(f'{vfm.name!r} compares two texts: send {{"text": ..., "text_pair": ...}}', field=field)
-        return _text(value, field)
-    if not isinstance(value, dict):
-        raise InvalidInput(f"must be a string or a mapping, not {type(value).__name__}", field=field)
-    if unknown := sorted(str(k) for k in value if k not in _INPUT_KEYS):
-        raise InvalidInput(
-            f"unknown field {unknown[0]!r}; an input has {', '.join(sorted(_INPUT_KEYS))}",
-            field=f"{field}.{unknown[0]}",
-        )
-    forms = [k for k in ("text", "input_ids", "inputs_embeds") if k in value]
-    if len(forms) != 1:
-        raise InvalidInput("send exactly one of text, input_ids, inputs_embeds", field=field)
-    if "text_pair" in value and ("text" not in value or not vfm.kinds <= _PAIR_ALLOWED):
-        raise InvalidInput(f"{vfm.name!r} ({_kind(vfm)}) takes no text_pair here", field=f"{field}.text_pair")
-    if vfm.kinds & _PAIR_REQUIRED and "text_pair" not in value:
-        raise InvalidInput(f"{vfm.name!r} compares two texts: text_pair is missing", field=f"{field}.text_pair")
-    if "tagging" in vfm.kinds and "text" not in value:
-        raise InvalidInput("tagging needs text: spans are positions in it", field=field)
-    if forms[0] == "text":
-        return sum(_text(value[k], f"{field}.{k}") for k in ("text", "text_pair") if k in value)
-    return _numbers(value[forms[0]], f"{field}.{forms[0]}", integers=forms[0] == "input_ids")
-
-
-def _text(value: Any, field: str) -> int:
-    if not isinstance(value, str):
-        raise InvalidInput(f"must be a string, not {type(value).__name__}", field=field)
-    if not value.strip():
-        raise InvalidInput("the text is empty", field=field)
+def _schema(value: dict[str, Any]) -> Any:
+    """As JSON has it, so that whoever compiles it finds nothing else in it."""
     try:
-        return len(value.encode())
-    except UnicodeEncodeError as e:
-        raise InvalidInput(f"the text is not valid Unicode (position {e.start})", field=field) from None
-
-
-def _numbers(value: Any, field: str, *, integers: bool) -> int:
-    if isinstance(value, Tensor):
-        right = (
-            len(value.shape) == 1 and value.dtype.startswith("int")
-            if integers
-            else (len(value.shape) == 2 and value.dtype == "float32")
+        said = json.dumps(value, allow_nan=False)
+        plain = json.loads(said)
+        packb([{"schema": plain}])
+    except (TypeError, ValueError, RecursionError) as e:
+        raise InvalidInput(f"schema: not JSON that can travel ({e})", field="schema") from None
+    if len(said) > MAX_SCHEMA_BYTES:
+        raise TooLarge(
+            f"the schema has {len(said)} bytes, at most {MAX_SCHEMA_BYTES} are taken; simplify it", field="schema"
         )
-        if not right:
-            want = "int [tokens]" if integers else "float32 [tokens, hidden]"
-            raise InvalidInput(f"must be a tensor {want}, not {value.dtype} {list(value.shape)}", field=field)
-        if not value.shape[0]:
-            raise InvalidInput("the tensor is empty", field=field)
-        return len(value.data)
-    if not integers:
-        raise InvalidInput("must be a float32 tensor (msgpack body)", field=field)
-    if not isinstance(value, list) or not value or any(type(n) is not int or not 0 <= n <= _INT_MAX for n in value):
-        raise InvalidInput("must be a list of token ids, or an integer tensor", field=field)
-    return 8 * len(value)
+    return plain

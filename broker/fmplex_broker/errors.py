@@ -2,7 +2,7 @@
 
 FmplexError
 ├── InvalidInput (422)         the request is wrong; `field` names the part
-│   ├── TextTooLong (422)      more tokens than the backbone takes
+│   ├── TextTooLong (422)      more tokens than the backbone takes, or than its cache of keys and values holds
 │   └── PackageRejected (422)  a vFM package cannot be served; the message says what to change
 ├── Unauthorized (401)
 ├── UnknownVfm (404)
@@ -15,6 +15,7 @@ FmplexError
 ├── JobFailed (500)            the job ran and failed; retrying gives the same
 │   ├── NonFiniteOutput
 │   └── Poisoned               its worker died every time it ran
+├── StreamRestarted (500)      a text that was being told was generated again and came out differently; send it again
 ├── Unavailable (503)          nobody can answer now; retry later
 │   ├── BrokerUnavailable
 │   ├── VfmClosed              the vFM is draining or not serving yet
@@ -103,6 +104,10 @@ class NonFiniteOutput(JobFailed):
 
 class Poisoned(JobFailed):
     code = "poisoned"
+
+
+class StreamRestarted(FmplexError):
+    code = "stream_restarted"
 
 
 class Unavailable(FmplexError):

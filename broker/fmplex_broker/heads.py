@@ -80,8 +80,22 @@ class Features(Spec):
     kind: Literal["features"] = "features"
 
 
+class Generation(Spec):
+    """Text that goes on from the input, by the backbone's own language-model head. Has no weights.
+
+    `max_tokens`: of a text, for calls that do not say; `system`: a message put before chats that have none of that role;
+    `chat_template`: Jinja, instead of the one that the backbone's tokenizer has.
+    """
+
+    kind: Literal["generation"] = "generation"
+    max_tokens: int = Field(default=256, ge=1, le=1_000_000)
+    system: str = Field(default="", max_length=65_536)
+    chat_template: str | None = Field(default=None, min_length=1, max_length=65_536)
+
+
 Head = Annotated[
-    Embedding | Classification | Regression | Tagging | Similarity | Ranking | Features, Field(discriminator="kind")
+    Embedding | Classification | Regression | Tagging | Similarity | Ranking | Features | Generation,
+    Field(discriminator="kind"),
 ]
 # Heads that are layers need weights; the others are a function of the hidden states.
 HEADS_WITH_WEIGHTS = frozenset({"classification", "regression", "tagging", "ranking"})

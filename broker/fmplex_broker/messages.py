@@ -30,10 +30,12 @@ class Flow(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What one job asks for: one input of the vFM and the parameters of the call."""
+    """What one job asks for: one input of the vFM and the parameters of the call. `vfm` does not travel with it: the worker
+    knows it from the stream."""
 
     input: Any
     params: dict[str, Any]
+    vfm: str = ""
 
 
 @dataclass(frozen=True, slots=True)

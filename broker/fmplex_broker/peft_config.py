@@ -15,9 +15,10 @@ from pydantic import BaseModel, ConfigDict
 from fmplex_broker.errors import PackageRejected
 
 MODULES_TO_SAVE = "leave whole modules out of the adapter: put the head into head.safetensors (weight, bias)"
-FAN_IN_FAN_OUT = "only nn.Linear layers are served; train with fan_in_fan_out=False"
 # Options of every kind of adapter that change nothing of what is computed from the saved tensors.
-_STORED = "auto_mapping base_model_name_or_path inference_mode peft_version revision runtime_config task_type"
+_STORED = (
+    "auto_mapping base_model_name_or_path fan_in_fan_out inference_mode peft_version revision runtime_config task_type"
+)
 HARMLESS = frozenset(_STORED.split())
 
 

@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 from fmplex_broker.peft_config import (
-    FAN_IN_FAN_OUT,
     HARMLESS,
     MODULES_TO_SAVE,
     AdapterConfig,
@@ -25,7 +24,7 @@ IA3_TENSOR = re.compile(r"base_model\.model\.(?P<module>.+)\.ia3_l")
 class Ia3Config(AdapterConfig):
     """`feedforward_modules`: endings of module names or, as one text, a regular expression of whole names."""
 
-    refused: ClassVar[Mapping[str, str]] = {"modules_to_save": MODULES_TO_SAVE, "fan_in_fan_out": FAN_IN_FAN_OUT}
+    refused: ClassVar[Mapping[str, str]] = {"modules_to_save": MODULES_TO_SAVE}
     harmless: ClassVar[frozenset[str]] = HARMLESS | {"target_modules", "exclude_modules", "init_ia3_weights"}
 
     feedforward_modules: str | tuple[str, ...] | None = None

@@ -10,7 +10,6 @@ from typing import Any, ClassVar
 from pydantic import Field, FiniteFloat, PositiveInt
 
 from fmplex_broker.peft_config import (
-    FAN_IN_FAN_OUT,
     HARMLESS,
     MODULES_TO_SAVE,
     AdapterConfig,
@@ -46,7 +45,6 @@ class LoraConfig(AdapterConfig):
         "layer_replication": f"replicated layers are another backbone; {_MERGE}",
         "alora_invocation_tokens": "activated LoRA is not served; train a plain LoRA",
         "megatron_config": "Megatron layers are not served; convert the adapter to plain PEFT LoRA",
-        "fan_in_fan_out": FAN_IN_FAN_OUT,
         "use_qalora": f"QALoRA is not served; {_MERGE}",
         "use_bdlora": f"block-diagonal LoRA is not served; {_MERGE}",
         "arrow_config": f"Arrow routing is not served; {_MERGE}",

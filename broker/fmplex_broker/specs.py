@@ -16,6 +16,10 @@ from fmplex_broker.errors import InvalidInput
 from fmplex_broker.heads import Head, InputSpec
 from fmplex_broker.schema import Name, Spec, load_toml, parse
 
+# Parts of a target that one pass may take. A job waits for one pass and runs in the next; the rest is for the way. A text's next
+# token waits for one pass only.
+_OF_LATENCY, _OF_GAP = 0.4, 0.8
+
 # Virtual time advances by units / weight: a weight near zero would carry it beyond what a float can tell apart.
 Weight = Annotated[float, Field(ge=1e-3, le=1e6)]
 
@@ -33,12 +37,21 @@ class Limits(Spec):
 
 
 class Slo(Spec):
-    """`latency_ms`: the target for interactive jobs, from enqueue to reply, while the vFM asks for no more than its share; the
-    workers of its backbone keep their passes short enough for it. `deadline_ms`: how long a caller waits if the request does
-    not say; a job that cannot be done by then is answered, not run."""
+    """Targets for interactive jobs, while the vFM asks for no more than its share; the workers of its backbone keep their passes
+    short enough for them. `latency_ms`: from enqueue to reply; of generated text `ttft_ms`: from enqueue to its first token,
+    and `inter_token_ms`: from each token to the next. `deadline_ms`: how long a caller waits if the request does not say; a
+    job that cannot be done by then is answered, not run."""
 
     latency_ms: int | None = Field(default=None, ge=1, le=86_400_000)
+    ttft_ms: int | None = Field(default=None, ge=1, le=86_400_000)
+    inter_token_ms: int | None = Field(default=None, ge=1, le=86_400_000)
     deadline_ms: int = Field(default=60_000, ge=1, le=86_400_000)
+
+    @property
+    def pass_ms(self) -> float:
+        """The longest pass with which all the targets can be kept; 0 if there are none."""
+        parts = ((self.latency_ms, _OF_LATENCY), (self.ttft_ms, _OF_LATENCY), (self.inter_token_ms, _OF_GAP))
+        return min((part * target for target, part in parts if target is not None), default=0.0)
 
 
 class VfmSpec(Spec):
@@ -64,6 +77,8 @@ class VfmSpec(Spec):
         kinds = {head.kind for head in self.heads.values()}
         if "similarity" in kinds:
             raise ValueError("heads: a similarity head encodes two texts apart; give it a vFM of its own")
+        if "generation" in kinds:
+            raise ValueError("heads: generation goes on from a text; give it a vFM of its own (head, not heads)")
         if {"ranking", "tagging"} <= kinds:
             raise ValueError("heads: ranking reads pairs and tagging single texts; give one of them a vFM of its own")
         return self
@@ -125,7 +140,8 @@ class WorkerSpec(Spec):
 
     `policy`: "drr" shares the device by weight (docs/scheduling.md); "fifo" claims and runs jobs in order of arrival, whatever
     the weights, with room in the window for each class. `lease_ms`: how long a silent worker keeps its jobs;
-    `max_attempts`: runs of a job that kills its worker; `window_passes`: passes' worth of work it holds. Offline jobs get what
+    `max_attempts`: runs of a job that kills its worker; `kv_bytes`: keys and values of texts that are being generated, and of
+    prompts kept for the next one that begins alike; `window_passes`: passes' worth of work it holds. Offline jobs get what
     interactive ones leave, and `offline_trickle` of the device's time always, in passes no longer than `offline_slice_ms`.
     """
 
@@ -135,6 +151,7 @@ class WorkerSpec(Spec):
     residency: ResidencySpec = ResidencySpec()
     lease_ms: int = Field(default=3000, ge=200)
     max_attempts: int = Field(default=3, ge=1)
+    kv_bytes: int = Field(default=1 << 30, ge=1 << 16)
     drain_s: float = Field(default=30.0, gt=0)
     window_passes: int = Field(default=3, ge=1, le=16)
     offline_trickle: float = Field(default=0.05, ge=0, lt=1)

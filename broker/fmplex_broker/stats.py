@@ -36,10 +36,18 @@ def quantile(histogram: Mapping[int, int], q: float) -> float | None:
     return bucket_top(max(histogram))
 
 
+# Of `VfmStats`: histograms, by bucket; and what is as it stands, not counted.
+_HISTOGRAMS = ("latency", "wait", "ttft", "gaps")
+_STANDING = ("weight", "deficit_s", "kv_bytes")
+
+
 @dataclass(slots=True)
 class VfmStats:
     """Counters of one vFM on one worker since it started. `charged_s`: device seconds; `latency`: enqueue to reply, by bucket;
-    `wait`: the part of it before the pass."""
+    `wait`: the part of it before the pass.
+
+    If it generates, `tokens`: of its texts; `ttft`: enqueue to the first of them, by bucket; `gaps`: from each to the next;
+    `prompt_tokens`, of which `cached_tokens` were not computed again; `kv_bytes`: keys and values that it holds now."""
 
     weight: float = 1.0
     done: int = 0
@@ -51,20 +59,24 @@ class VfmStats:
     latency: Counter[int] = field(default_factory=Counter)
     wait_s: float = 0.0
     wait: Counter[int] = field(default_factory=Counter)
+    tokens: int = 0
+    ttft_s: float = 0.0
+    ttft: Counter[int] = field(default_factory=Counter)
+    gaps_s: float = 0.0
+    gaps: Counter[int] = field(default_factory=Counter)
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    kv_bytes: int = 0
 
     def __add__(self, other: VfmStats) -> VfmStats:
-        return VfmStats(
-            other.weight, self.done + other.done, self.failed + other.failed, self.units + other.units,
-            self.charged_s + other.charged_s, self.deficit_s + other.deficit_s, self.latency_s + other.latency_s,
-            self.latency + other.latency, self.wait_s + other.wait_s, self.wait + other.wait,
-        )  # fmt: skip
+        """The same vFM on two workers."""
+        both = {f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self)}
+        return VfmStats(**both | {"weight": other.weight})
 
     def since(self, before: VfmStats) -> VfmStats:
-        return VfmStats(
-            self.weight, self.done - before.done, self.failed - before.failed, self.units - before.units,
-            self.charged_s - before.charged_s, self.deficit_s, self.latency_s - before.latency_s,
-            self.latency - before.latency, self.wait_s - before.wait_s, self.wait - before.wait,
-        )  # fmt: skip
+        """What has been counted since an earlier look."""
+        now = {f.name: getattr(self, f.name) for f in fields(self)}
+        return VfmStats(**{name: v if name in _STANDING else v - getattr(before, name) for name, v in now.items()})
 
 
 @dataclass(slots=True)
@@ -88,8 +100,9 @@ class ResidencyStats:
 @dataclass(slots=True)
 class WorkerStats:
     """One worker. Counters since its start. `memory_bytes`: unique memory of the process; `device_bytes`: on the accelerator;
-    `backbone_bytes`: weights of the shared backbone. `budget_units`: of a full pass, which takes about `budget_s`. `vfms`: the
-    few hundred on which something happened last."""
+    `backbone_bytes`: weights of the shared backbone. `budget_units`: of a full pass, which takes about `budget_s`. `kv_bytes`:
+    keys and values that texts hold, of `kv_budget_bytes`; `prefix_bytes`: what is kept beside them for prompts that begin alike;
+    `waiting_memory`: jobs that wait for some. `vfms`: the few hundred on which something happened last."""
 
     worker: str
     backbone: str
@@ -107,6 +120,10 @@ class WorkerStats:
     cost_error: float = 0.0
     budget_units: int = 0
     budget_s: float = 0.0
+    kv_bytes: int = 0
+    kv_budget_bytes: int = 0
+    prefix_bytes: int = 0
+    waiting_memory: int = 0
     residency: ResidencyStats = field(default_factory=ResidencyStats)
     vfms: dict[str, VfmStats] = field(default_factory=dict)
 
@@ -117,8 +134,7 @@ def _wire(value: object) -> dict[str, Any]:
 
 def encode_stats(stats: WorkerStats) -> bytes:
     vfms = {
-        name: _wire(v) | {"latency": sorted(v.latency.items()), "wait": sorted(v.wait.items())}
-        for name, v in stats.vfms.items()
+        name: _wire(v) | {key: sorted(getattr(v, key).items()) for key in _HISTOGRAMS} for name, v in stats.vfms.items()
     }
     residency = _wire(stats.residency) | {"load_ms": sorted(stats.residency.load_ms.items())}
     return packb(_wire(stats) | {"vfms": vfms, "residency": residency})
@@ -129,8 +145,8 @@ def decode_stats(data: bytes) -> WorkerStats:
     wire: dict[str, Any] = unpackb(data)
     vfms = {}
     for name, v in wire.pop("vfms").items():
-        latency, wait = (Counter[int](dict(v.pop(key))) for key in ("latency", "wait"))
-        vfms[name] = VfmStats(**v, latency=latency, wait=wait)
+        histograms = {key: Counter[int](dict(v[key])) for key in _HISTOGRAMS}
+        vfms[name] = VfmStats(**{**v, **histograms})
     residency = wire.pop("residency")
     load_ms = Counter(dict(residency.pop("load_ms")))
     return WorkerStats(**wire, residency=ResidencyStats(**residency, load_ms=load_ms), vfms=vfms)

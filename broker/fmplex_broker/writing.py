@@ -97,7 +97,7 @@ def manifest(spec: VfmSpec) -> str:
 
 def _head(head: Head) -> dict[str, Any]:
     said = head.model_dump(exclude_defaults=True)
-    values = head.model_dump(mode="json")
+    values = head.model_dump(mode="json", exclude_none=True)
     return {key: value for key, value in values.items() if key not in ("hidden", "activation") or key in said}
 
 

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import redis.asyncio as aioredis
 from redis.exceptions import ConnectionError
 
-from fmplex_broker.heads import Embedding
+from fmplex_broker.heads import Embedding, Head
 from fmplex_broker.keys import REGISTRY_BACKBONES, REGISTRY_VFMS, Keys
 from fmplex_broker.messages import INTERACTIVE, Flow, Reply, decode_reply, encode_reply
 from fmplex_broker.specs import VfmSpec
@@ -125,13 +125,19 @@ class Bench:
         return consumer
 
     async def serve(
-        self, *vfms: str, cap: int = 10_000, weight: float = 1.0, rate: float = 0, digest: str = "v1"
+        self,
+        *vfms: str,
+        cap: int = 10_000,
+        weight: float = 1.0,
+        rate: float = 0,
+        digest: str = "v1",
+        head: Head | None = None,
     ) -> None:
         """Make vFMs serve: offered, and accepted by every live worker (or one that comes and goes for it)."""
         voters = await self.redis.zrangebyscore(self.keys.leases, 1, "+inf")
         setup = None if voters else await self.worker("setup")
         for vfm in vfms:
-            spec = VfmSpec(name=vfm, backbone=BACKBONE, head=Embedding())
+            spec = VfmSpec(name=vfm, backbone=BACKBONE, head=head or Embedding())
             await self.redis.hset(REGISTRY_VFMS, vfm, BACKBONE)
             args = [vfm, digest, spec.model_dump_json(), -1, cap, weight, rate, 0]
             assert (await self.scripts("propose", self.keys.vfms, args))[0] == b"ok"

@@ -45,10 +45,19 @@ class Pausable(Scripts):
 
 
 class Worker:
-    """One worker process after another: each life has a new id, and ends in `Died` or `Lost`."""
+    """One worker process after another: each life has a new id, and ends in `Died` or `Lost`. `shy`: vFMs that it avoids now and
+    then; `talkative`: it tells of some jobs while they run."""
 
     def __init__(
-        self, name: str, url: str, rng: random.Random, room: int = 12, orders: Sequence[Order] = ("fair",)
+        self,
+        name: str,
+        url: str,
+        rng: random.Random,
+        room: int = 12,
+        orders: Sequence[Order] = ("fair",),
+        *,
+        shy: Sequence[str] = (),
+        talkative: bool = False,
     ) -> None:
         self.name = name
         self.served = 0
@@ -60,6 +69,8 @@ class Worker:
         self._rng = rng
         self._room = room
         self._orders = orders
+        self._shy = shy
+        self._talkative = talkative
 
     async def run(self) -> None:
         while True:
@@ -130,7 +141,7 @@ class Worker:
                 await asyncio.wait([self.shift])
             finally:
                 self.shift.cancel()
-            if not self.shift.cancelled() and isinstance(e := self.shift.exception(), Died | Lost):
+            if not self.shift.cancelled() and isinstance(e := self.shift.exception(), Died | Lost | AssertionError):
                 raise e
             await self._recover()
 
@@ -147,7 +158,10 @@ class Worker:
             if not self.todo:
                 self.rung.clear()  # before claiming: what rings from now on is not lost
                 order = self._rng.choice(self._orders)
-                claim = await self.consumer.claim({INTERACTIVE: self._room, OFFLINE: 2}, order=order)
+                avoid = [vfm for vfm in self._shy if self._rng.random() < 0.2]
+                claim = await self.consumer.claim({INTERACTIVE: self._room, OFFLINE: 2}, order=order, avoid=avoid)
+                if any(j.flow.vfm in avoid for j in claim.jobs):
+                    raise AssertionError("claimed what was to be avoided")
                 if claim.state == "lost":
                     raise Lost
                 if claim.state == "stale":
@@ -172,6 +186,8 @@ class Worker:
     async def _run(self, jobs: list[Claimed]) -> None:
         if not await self.consumer.mark(jobs):
             raise Lost
+        if self._talkative and self._rng.random() < 0.2:
+            await self._tell(jobs)
         await asyncio.sleep(self._rng.uniform(0.001, 0.01))
         if any(j.payload == POISON for j in jobs):
             raise Died
@@ -182,6 +198,11 @@ class Worker:
                 self.served += sum(settled)
                 return
             await asyncio.sleep(0.02)
+
+    async def _tell(self, jobs: list[Claimed]) -> None:
+        for _ in range(2):
+            with suppress(BrokerUnavailable):  # never repeated
+                await self.consumer.tell([(j, b"a chunk") for j in jobs])
 
     def _answer(self, job: Claimed) -> Reply:
         error: FmplexError | None = None

@@ -221,14 +221,31 @@ async def test_a_name_that_does_not_exist_is_unknown_whatever_it_is(registry: Re
             await ask(name)
 
 
-async def test_a_latency_target_comes_with_the_next_claim_and_is_lifted(bench: Bench, registry: Registry) -> None:
+async def test_targets_come_with_the_next_claim_and_are_lifted(bench: Bench, registry: Registry) -> None:
     worker = await bench.worker()
     await bench.serve("a")
-    for target in (120, None):
-        changed = await registry.change("a", VfmChange(slo=Slo(latency_ms=target)))
-        assert changed.spec.slo == Slo(latency_ms=target, deadline_ms=60_000)
+    changes = [
+        (Slo(latency_ms=120), 0.4 * 120),
+        (Slo(inter_token_ms=41), 0.8 * 41),  # the other one stays, and is the longer one now
+        (Slo(latency_ms=None), 0.8 * 41),
+        (Slo(inter_token_ms=None), 0),
+        (Slo(ttft_ms=1), 0.4),
+    ]
+    for slo, pass_ms in changes:
+        changed = await registry.change("a", VfmChange(slo=slo))
+        assert changed.spec.slo.pass_ms == pass_ms
         await bench.enqueue(job("a"))
-        assert (await worker.claim({"interactive": 1})).terms["a"].latency_ms == (target or 0)
+        assert (await worker.claim({"interactive": 1})).terms["a"].pass_ms == pass_ms
+
+
+async def test_targets_that_a_vfm_brings_come_with_its_first_job(bench: Bench, registry: Registry) -> None:
+    worker = await bench.worker()
+    deploying = asyncio.create_task(registry.deploy(spec("a", slo=Slo(ttft_ms=300, inter_token_ms=50)), "v1"))
+    await until(lambda: bench.redis.hexists(bench.keys.vfms, "a:next"))
+    await registry.vote(BACKBONE, "a", "v1", "w1")
+    await deploying
+    await bench.enqueue(job("a"))
+    assert (await worker.claim({"interactive": 1})).terms["a"].pass_ms == 0.8 * 50
 
 
 @pytest.mark.parametrize("slow", ["before the offer", "after the offer"])

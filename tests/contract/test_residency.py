@@ -269,11 +269,11 @@ async def test_weights_and_targets_come_with_the_jobs_and_follow_a_change(bench:
     worker = await bench.worker()
     await bench.enqueue(job("a"), job("b"), job("b", cls=OFFLINE))
     assert (await worker.claim({INTERACTIVE: 9, OFFLINE: 9})).terms == {"a": (2.5, 0), "b": (1.0, 0)}
-    state, _ = await bench.scripts("alter", bench.keys.vfms, ["a", 2, 100, 4.0, 0, 250, "{}"])
+    state, _ = await bench.scripts("alter", bench.keys.vfms, ["a", 2, 100, 4.0, 0, 33.3, "{}"])
     assert state == b"ok"
     await bench.enqueue(job("a"))
     claim = await ask(worker)
-    assert claim.terms["a"] == (4.0, 250)
+    assert claim.terms["a"] == (4.0, 33.3)
     await worker.release(claim.jobs)
     await bench.scripts("alter", bench.keys.vfms, ["a", 3, 100, 0.5, 0, 0, "{}"])
     assert (await ask(worker)).terms["a"] == (0.5, 0)  # of given-back ones too

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -54,10 +54,10 @@ class Claimed:
 
 
 class Terms(NamedTuple):
-    """On which a vFM is served; `latency_ms`: its target, 0 if it has none."""
+    """On which a vFM is served; `pass_ms`: the longest pass with which its targets can be kept, 0: any."""
 
     weight: float
-    latency_ms: int
+    pass_ms: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,6 +167,7 @@ class Consumer:
         order: Order = "fair",
         steal_ms: int = 0,
         strangers: bool = True,
+        avoid: Collection[str] = (),
     ) -> Claim:
         """Take up to `room[class]` jobs a class. After any failure of this call: `recover`.
 
@@ -175,18 +176,20 @@ class Consumer:
         have any, and lists all that it has taken, of all classes, oldest first.
 
         vFMs that are resident on another live worker and not here (see `dwell`) are left to it until their oldest job has
-        waited `steal_ms`; without `strangers`, only those that are resident here are looked at.
+        waited `steal_ms`; without `strangers`, only those that are resident here are looked at. Of the vFMs in `avoid` nothing
+        is taken, nor of what was given back of them; nobody rings when they may be taken again.
         """
         args: list[Arg] = [self.worker, str(self._epoch), per_flow, CLAIM_FLOWS, steal_ms, int(strangers), order]
+        args += [len(avoid), *avoid]
         for cls, n in room.items():
             args += [cls, min(n, CLAIM_ROOM)]
         state, flows, more, wait = await self._call("claim", args)
         jobs, looked, terms = [], {}, {}
-        for name, attempts, entries, rest, weight, latency in flows:
+        for name, attempts, entries, rest, weight, pass_ms in flows:
             cls, _, vfm = name.decode().partition(":")
             flow = Flow(vfm, cls)
             jobs += _claimed(flow, attempts, entries)
-            terms[vfm] = Terms(float(weight), int(latency))
+            terms[vfm] = Terms(float(weight), float(pass_ms))
             if rest >= 0:
                 looked[flow] = rest == 1
         if order == "arrival":

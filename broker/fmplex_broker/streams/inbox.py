@@ -7,7 +7,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from typing import Any
+from typing import Any, NamedTuple
 
 from redis import exceptions as redis_errors
 
@@ -15,14 +15,21 @@ from fmplex_broker.errors import BrokerUnavailable
 from fmplex_broker.keys import Keys
 from fmplex_broker.messages import Reply, read_reply
 from fmplex_broker.streams.connection import BLOCK_MS, Client, broker_errors
+from fmplex_broker.streams.following import Following
 
 log = logging.getLogger(__name__)
 HEAL_EVERY_S = 1.0
 _BACKOFF_S = 0.2
 
 
+class _Waiting(NamedTuple):
+    reply: asyncio.Future[Reply]
+    since: float
+    following: Following | None
+
+
 class Inbox:
-    """Resolves the future of each expected job when its reply arrives.
+    """Resolves the future of each expected job when its reply arrives, and hands on what it tells until then.
 
     A reply may be missed (server restart, trimmed stream): the stored result is looked up for whoever has waited longer than
     `HEAL_EVERY_S`, so a lost message costs time, never an answer.
@@ -34,28 +41,29 @@ class Inbox:
         self._redis = redis
         self._key = Keys(backbone).inbox(client)
         self._results = results
-        self._waiting: dict[str, list[tuple[asyncio.Future[Reply], float]]] = {}
+        self._waiting: dict[str, list[_Waiting]] = {}
         self._tasks: list[asyncio.Task[None]] = []
         self._last = "0-0"
 
-    def expect(self, job: str) -> asyncio.Future[Reply]:
-        """The future of a job's reply. Call before enqueueing, so that no reply can come too early."""
+    def expect(self, job: str, following: Following | None = None) -> asyncio.Future[Reply]:
+        """The future of a job's reply; `following` hears its chunks until then. Call before enqueueing, so that nothing can come
+        too early."""
         if not self._tasks:
             self._tasks = [asyncio.create_task(self._read()), asyncio.create_task(self._heal())]
         future: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
         # Two callers of one process may wait for one job: they used the same idempotency key.
-        self._waiting.setdefault(job, []).append((future, time.monotonic()))
+        self._waiting.setdefault(job, []).append(_Waiting(future, time.monotonic(), following))
         return future
 
     def forget(self, job: str, future: asyncio.Future[Reply] | None = None) -> bool:
         """Whoever waits for the job waits no more; with `future`, only that one. True if others here still wait."""
         waiting = self._waiting.pop(job, [])
-        others = [w for w in waiting if future is not None and w[0] is not future]
+        others = [w for w in waiting if future is not None and w.reply is not future]
         if others:
             self._waiting[job] = others
-        for left, _ in waiting:
-            if future is None or left is future:
-                left.cancel()
+        for left in waiting:
+            if future is None or left.reply is future:
+                left.reply.cancel()
         return bool(others)
 
     async def close(self) -> None:
@@ -71,9 +79,9 @@ class Inbox:
             await self._redis.delete(self._key)
 
     def _resolve(self, job: str, reply: Reply) -> None:
-        for future, _ in self._waiting.pop(job, []):
-            if not future.done():
-                future.set_result(reply)
+        for waiting in self._waiting.pop(job, []):
+            if not waiting.reply.done():
+                waiting.reply.set_result(reply)
 
     async def _read(self) -> None:
         while True:
@@ -95,8 +103,12 @@ class Inbox:
         by_key = []
         for fields in messages:
             job = fields[b"j"].decode()
-            body = fields.get(b"r")
-            if body:
+            body, chunk = fields.get(b"r"), fields.get(b"p")
+            if chunk is not None:
+                for waiting in self._waiting.get(job, []):
+                    if waiting.following is not None:
+                        waiting.following.hear(chunk)
+            elif body:
                 self._resolve(job, read_reply(body))
             elif body is not None:  # too large to travel in the stream
                 by_key.append(job)
@@ -112,7 +124,7 @@ class Inbox:
         while True:
             await asyncio.sleep(HEAL_EVERY_S)
             old = time.monotonic() - HEAL_EVERY_S
-            late = [job for job, waiting in self._waiting.items() if waiting[0][1] < old]
+            late = [job for job, waiting in self._waiting.items() if waiting[0].since < old]
             for start in range(0, len(late), 512):
                 try:
                     await self.look_up(late[start : start + 512])

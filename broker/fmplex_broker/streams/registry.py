@@ -196,4 +196,4 @@ def _taken(vfm: str) -> Conflict:
 
 
 def _terms(spec: VfmSpec) -> list[float]:
-    return [spec.limits.max_pending, spec.weight, spec.limits.rate or 0, spec.slo.latency_ms or 0]
+    return [spec.limits.max_pending, spec.weight, spec.limits.rate or 0, spec.slo.pass_ms]

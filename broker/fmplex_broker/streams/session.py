@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -17,15 +17,19 @@ from fmplex_broker.errors import (
     Conflict,
     DeadlineExceeded,
     FmplexError,
+    InvalidInput,
     QueueFull,
     RateLimited,
     UnknownVfm,
     VfmClosed,
 )
+from fmplex_broker.heads import Generation
 from fmplex_broker.messages import INTERACTIVE, Flow, Reply
+from fmplex_broker.streaming import Delta
 from fmplex_broker.streams.connection import Client, Scripts, open_redis
-from fmplex_broker.streams.inbox import Inbox
-from fmplex_broker.streams.producer import PER_CALL, Enqueued, NewJob, Producer, new_id
+from fmplex_broker.streams.following import Following
+from fmplex_broker.streams.lane import Lane
+from fmplex_broker.streams.producer import Enqueued, NewJob, new_id
 from fmplex_broker.streams.registry import Registry
 
 SPEC_TTL_S = 1.0  # how old a cached spec may be; caps, rates and removal are enforced by the script all the same
@@ -34,14 +38,31 @@ _GRACE_S = 2.0  # beyond the deadline, for the worker's own answer to arrive
 
 @dataclass(slots=True)
 class Pending:
-    """A submitted job. `result()` waits for its reply; `cancel()` takes it back if it has not run."""
+    """A submitted job. `result()` waits for its reply, `stream()` gives its text as it comes; `cancel()` takes it back if it has
+    not run, and ends it if it runs."""
 
     job: str
     flow: Flow
     idem: str
-    lane: _Lane
+    lane: Lane
+    following: Following | None  # its text, if the vFM generates
     future: asyncio.Future[Reply]
     until: float  # monotonic seconds
+
+    async def stream(self) -> AsyncGenerator[Delta, None]:
+        """The text of a generating vFM, each character once: what comes while the job runs, if it was submitted with `stream`,
+        and in the end whatever is missing. Then `result()` has the reply; if that is an error, the text just ends.
+
+        Who stops half way cancels the job if nobody needs it; or asks again, and goes on from there. Raises `StreamRestarted`
+        (`result()` has the whole text, for those who can replace what they have) and, as `result` does, `DeadlineExceeded` and
+        `Cancelled`.
+        """
+        if self.following is None:
+            raise InvalidInput(f"{self.flow.vfm!r} does not generate text; ask for its result")
+        while (part := await self.following.next(self.future, self._left())) is not None:
+            yield part
+        if (rest := self.following.rest(await self.result())) is not None:
+            yield rest
 
     async def result(self, timeout_s: float | None = None) -> Reply:
         """The reply (which may carry an error). Raises `DeadlineExceeded` when the job's own deadline passes unanswered,
@@ -55,7 +76,7 @@ class Pending:
 
     async def reply(self, timeout_s: float | None = None) -> Reply:
         """As `result`, but leaves it to the caller to cancel what was not answered in time."""
-        left = max(0.0, self.until + _GRACE_S - time.monotonic())
+        left = self._left()
         wait = left if timeout_s is None else min(left, timeout_s)
         done, _ = await asyncio.wait([self.future], timeout=wait)
         if self.future.cancelled():
@@ -72,62 +93,8 @@ class Pending:
             return "shared"
         return (await self.lane.producer.cancel([(self.flow, self.job, self.idem)]))[0]
 
-
-class _Lane:
-    """One backbone: its producer, inbox, and the batch of enqueues that gathers while one is under way."""
-
-    def __init__(self, redis: Client, scripts: Scripts, backbone: str, client: str) -> None:
-        self.producer = Producer(redis, scripts, backbone, client)
-        self.inbox = Inbox(redis, backbone, client, self.producer.results)
-        self._gathered: list[tuple[NewJob, asyncio.Future[Enqueued]]] = []
-        self._flusher: asyncio.Task[None] | None = None
-        self._cleaners: set[asyncio.Task[None]] = set()
-
-    async def enqueue(self, jobs: Sequence[NewJob]) -> list[Enqueued]:
-        loop = asyncio.get_running_loop()
-        futures: list[asyncio.Future[Enqueued]] = [loop.create_future() for _ in jobs]
-        self._gathered += zip(jobs, futures, strict=True)
-        if self._flusher is None or self._flusher.done():
-            self._flusher = asyncio.create_task(self._flush())
-        return await asyncio.gather(*futures)
-
-    async def _flush(self) -> None:
-        while self._gathered:
-            batch, self._gathered = self._gathered[:PER_CALL], self._gathered[PER_CALL:]
-            batch = [(job, future) for job, future in batch if not future.done()]  # done: its caller has gone
-            try:
-                for (_, future), got in zip(batch, await self._send([j for j, _ in batch]), strict=True):
-                    if not future.done():
-                        future.set_result(got)
-            except Exception as e:
-                for _, future in batch:
-                    if not future.done():
-                        future.set_exception(e)
-
-    async def _send(self, jobs: list[NewJob]) -> list[Enqueued]:
-        try:
-            return await self.producer.enqueue(jobs)
-        except BrokerUnavailable:
-            # The idempotency keys make a second send safe, whether or not the first one arrived.
-            await asyncio.sleep(0.1)
-            return await self.producer.enqueue(jobs)
-
-    def abandon(self, jobs: Sequence[NewJob]) -> None:
-        """The caller of `enqueue` has gone or was told of a failure: take back what was queued, or is just being queued."""
-        cleaner = asyncio.create_task(self._take_back(jobs))
-        self._cleaners.add(cleaner)
-        cleaner.add_done_callback(self._cleaners.discard)
-
-    async def _take_back(self, jobs: Sequence[NewJob]) -> None:
-        if self._flusher is not None:
-            await asyncio.wait([self._flusher])
-        with suppress(BrokerUnavailable):
-            await self.producer.cancel([(j.flow, j.job, j.idem) for j in jobs])
-
-    async def close(self) -> None:
-        ending = [*self._cleaners, *([self._flusher] if self._flusher else [])]
-        await asyncio.gather(*ending, return_exceptions=True)
-        await self.inbox.close()
+    def _left(self) -> float:
+        return max(0.0, self.until + _GRACE_S - time.monotonic())
 
 
 class Session:
@@ -138,7 +105,7 @@ class Session:
         self.scripts = scripts or Scripts(redis)
         self.registry = Registry(redis, self.scripts)
         self._id = new_id()
-        self._lanes: dict[str, _Lane] = {}
+        self._lanes: dict[str, Lane] = {}
         self._specs: dict[str, tuple[VfmStatus, float]] = {}
         self._looks: dict[str, asyncio.Task[VfmStatus]] = {}
         self._spec_ttl_s = spec_ttl_s
@@ -187,7 +154,7 @@ class Session:
         `RateLimited`, `Conflict`, `BrokerUnavailable`."""
         status = await self.vfm(vfm)
         spec = status.spec
-        payloads = admission.admit(spec, inputs, params)
+        payloads = admission.admit(spec, inputs, params, call=new_id() if idempotency_key is None else idempotency_key)
         ms = admission.timeout_ms(spec.slo, timeout_ms)
         flow, until = Flow(vfm, cls), time.monotonic() + ms / 1000
         lane = self._lane(status.backbone)
@@ -196,7 +163,8 @@ class Session:
             key = None if idempotency_key is None else f"{vfm}:{idempotency_key}:{i}"
             charge = 0 if i else sum(units for _, units in payloads)
             jobs.append(NewJob(flow, payload, units, ms, idempotency_key=key, charge=charge))
-        pending = [Pending(j.job, flow, j.idem, lane, lane.inbox.expect(j.job), until) for j in jobs]
+        generates = isinstance(spec.head, Generation)
+        pending = [_pending(lane, job, until, generates) for job in jobs]
         try:
             try:
                 got = await lane.enqueue(jobs)
@@ -209,7 +177,7 @@ class Session:
                 lane.inbox.forget(p.job, p.future)
             raise
 
-    async def _accepted(self, vfm: str, lane: _Lane, pending: list[Pending], got: list[Enqueued]) -> list[Pending]:
+    async def _accepted(self, vfm: str, lane: Lane, pending: list[Pending], got: list[Enqueued]) -> list[Pending]:
         refused = next((g for g in got if g.status not in ("new", "dup", "done")), None)
         if refused is not None:
             # `dup` with our own id: the first sending of a repeated call had arrived.
@@ -222,14 +190,14 @@ class Session:
         for p, g in zip(pending, got, strict=True):
             if g.job != p.job:  # an earlier job with this idempotency key answers
                 lane.inbox.forget(p.job)
-                p.job, p.future = g.job, lane.inbox.expect(g.job)
+                p.job, p.future = g.job, lane.inbox.expect(g.job, p.following)
         await lane.inbox.look_up([g.job for g in got if g.status == "done"])
         return pending
 
-    def _lane(self, backbone: str) -> _Lane:
+    def _lane(self, backbone: str) -> Lane:
         lane = self._lanes.get(backbone)
         if lane is None:
-            lane = self._lanes[backbone] = _Lane(self.redis, self.scripts, backbone, self._id)
+            lane = self._lanes[backbone] = Lane(self.redis, self.scripts, backbone, self._id)
         return lane
 
     async def close(self) -> None:
@@ -237,6 +205,11 @@ class Session:
             await lane.close()
         self._lanes.clear()
         await self.redis.aclose()
+
+
+def _pending(lane: Lane, job: NewJob, until: float, generates: bool) -> Pending:
+    following = Following() if generates else None
+    return Pending(job.job, job.flow, job.idem, lane, following, lane.inbox.expect(job.job, following), until)
 
 
 def _refusal(vfm: str, got: Enqueued) -> FmplexError:

@@ -25,6 +25,7 @@ HEADS: dict[str, dict[str, Any]] = {
     "similarity": {},
     "ranking": {},
     "features": {},
+    "generation": {},
 }
 PAIR = {"text": "a", "text_pair": "b"}
 
@@ -218,6 +219,11 @@ def test_tagging_needs_text(value: dict[str, Any]) -> None:
         ({"dimensions": 3}, "dimensions", "classification"),
         ({"top_k": 0}, "top_k", "classification"),
         ({"truncate": "perhaps"}, "truncate", "embedding"),
+        ({"temperature": 0}, "temperature", "embedding"),
+        ({"schema": {}}, "schema", "classification"),
+        ({"truncate": True}, "truncate", "generation"),
+        ({"dimensions": 3}, "dimensions", "generation"),
+        ({"schema_": {}}, "schema_", "generation"),
         ([1], "(whole)", "embedding"),
         ("truncate", "(whole)", "embedding"),
     ],

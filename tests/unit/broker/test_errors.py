@@ -55,6 +55,7 @@ def test_codes_are_unique_and_the_tree_at_the_top_is_complete() -> None:
         (errors.Cancelled, FmplexError, 499),
         (errors.Poisoned, errors.JobFailed, 500),
         (errors.NonFiniteOutput, errors.JobFailed, 500),
+        (errors.StreamRestarted, FmplexError, 500),
         (errors.BrokerUnavailable, errors.Unavailable, 503),
         (errors.VfmClosed, errors.Unavailable, 503),
         (errors.NoWorker, errors.Unavailable, 503),

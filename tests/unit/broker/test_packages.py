@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import save
 
 from fmplex_broker.errors import InvalidInput, PackageRejected
-from fmplex_broker.heads import Classification, Embedding, Features, Regression
+from fmplex_broker.heads import Classification, Embedding, Features, Generation, Regression
 from fmplex_broker.packages import ADAPTER_CONFIG, ADAPTER_WEIGHTS, HEAD, MANIFEST, bare, make_package, read_package
 from fmplex_broker.specs import VfmSpec
 from tests.unit.broker import made
@@ -70,7 +70,7 @@ def test_a_whole_package_is_read_into_memory(tmp_path: Path) -> None:
     assert len(read.digest) == 16
 
 
-@pytest.mark.parametrize("kind", ["embedding", "similarity", "features"])
+@pytest.mark.parametrize("kind", ["embedding", "similarity", "features", "generation"])
 def test_heads_without_weights(tmp_path: Path, kind: str) -> None:
     assert read_package(package(tmp_path / "p", kind)).files == {}
 
@@ -106,7 +106,7 @@ def test_no_head(tmp_path: Path, kind: str) -> None:
     assert (error.field, HEAD in error.message) == ("head", True)
 
 
-@pytest.mark.parametrize("kind", ["embedding", "similarity", "features"])
+@pytest.mark.parametrize("kind", ["embedding", "similarity", "features", "generation"])
 def test_a_head_too_many(tmp_path: Path, kind: str) -> None:
     error = refused(package(tmp_path / "p", kind, head=made.head()))
     assert error.field == "head"
@@ -258,6 +258,18 @@ def test_content_makes_a_version(tmp_path: Path) -> None:
     assert len(versions) == 11
 
 
+def test_how_a_vfm_generates_makes_a_version() -> None:
+    heads: list[dict[str, Any]] = [
+        {},
+        {"max_tokens": 100},
+        {"system": "Be brief."},
+        {"chat_template": "{{ messages }}"},
+    ]
+    versions = {bare(VfmSpec(name="v", backbone="m", head=Generation(**head))).digest for head in heads}
+    assert len(versions) == 4
+    assert bare(VfmSpec(name="v", backbone="m", head=Generation(max_tokens=256))).digest in versions
+
+
 def test_saying_a_default_makes_no_version(tmp_path: Path) -> None:
     """Or a new option would make new versions of everything."""
     said = LABELS + '\npooling = "mean"\nnormalize = false\nhidden = []\nactivation = "tanh"'
@@ -274,6 +286,7 @@ def test_notes_make_no_version(tmp_path: Path) -> None:
 def test_versions_stay_what_they_were() -> None:
     """Written down: a change of these would make every deployed vFM another version."""
     assert bare(made.spec("embedding")).digest == "f9785447033f2e8c"
+    assert bare(made.spec("generation")).digest == "02310ca7d80dc818"
     head = json.dumps({"weight": {"dtype": "F32", "shape": [2, 1], "data_offsets": [0, 8]}}).encode()
     data = len(head).to_bytes(8, "little") + head + bytes(8)
     assert make_package(made.spec(), {HEAD: data}).digest == "8fd14104c313d341"

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from fmplex_broker.errors import InvalidInput
 from fmplex_broker.heads import Embedding, InputSpec
 from fmplex_broker.schema import load_toml, parse
-from fmplex_broker.specs import BackboneSpec, FleetSpec, GatewaySpec, VfmChange, VfmSpec, WorkerSpec, load_fleet
+from fmplex_broker.specs import BackboneSpec, FleetSpec, GatewaySpec, Slo, VfmChange, VfmSpec, WorkerSpec, load_fleet
 
 GOOD: dict[str, Any] = {"name": "v", "backbone": "m", "head": {"kind": "embedding"}}
 
@@ -55,6 +55,8 @@ def test_a_missing_key_is_named(key: str) -> None:
         ({"heads": {"a": {"kind": "embedding"}}}, "either head, or heads"),
         ({"head": None, "heads": {"a": {"kind": "similarity"}}}, "of its own"),
         ({"head": None, "heads": {"a": {"kind": "ranking"}, "b": {"kind": "tagging", "labels": ["x"]}}}, "of its own"),
+        ({"head": None, "heads": {"a": {"kind": "generation"}}}, "of its own"),
+        ({"head": None, "heads": {"a": {"kind": "embedding"}, "b": {"kind": "generation"}}}, "of its own"),
         ({"input": {"template": "no place"}}, "exactly once"),
         ({"input": {"template": "{text} {text}"}}, "exactly once"),
         ({"input": {"pair_template": "{text}"}}, "exactly once"),
@@ -68,6 +70,24 @@ def test_one_head_has_no_name_and_several_have() -> None:
     assert list(parse(VfmSpec, GOOD).outputs) == [""]
     several = parse(VfmSpec, {**GOOD, "head": None, "heads": {"a": {"kind": "embedding"}, "b": {"kind": "features"}}})
     assert (list(several.outputs), several.kinds) == (["a", "b"], {"embedding", "features"})
+
+
+@pytest.mark.parametrize(
+    ("slo", "pass_ms"),
+    [
+        ({}, 0),
+        ({"deadline_ms": 5}, 0),
+        ({"latency_ms": 100}, 40),
+        ({"ttft_ms": 200}, 80),
+        ({"inter_token_ms": 50}, 40),
+        ({"latency_ms": 1000, "ttft_ms": 300, "inter_token_ms": 100}, 80),
+        ({"latency_ms": 1000, "ttft_ms": 150, "inter_token_ms": 100}, 60),
+        ({"latency_ms": 1, "inter_token_ms": 1}, 0.4),
+    ],
+)
+def test_targets_say_how_long_a_pass_may_take(slo: dict[str, int], pass_ms: float) -> None:
+    """A job waits for one pass and runs in the next; a token waits for one. Something is left for the way."""
+    assert parse(Slo, slo).pass_ms == pytest.approx(pass_ms)
 
 
 @given(st.text(max_size=30), st.text(max_size=10), st.text(max_size=10))
@@ -90,6 +110,13 @@ def test_a_template_puts_the_text_in_its_place(text: str, before: str, after: st
         ({"limits": {"rate": 0}}, "limits.rate"),
         ({"limits": {"max_input_bytes": 0}}, "limits.max_input_bytes"),
         ({"slo": {"deadline_ms": 0}}, "slo.deadline_ms"),
+        ({"slo": {"ttft_ms": 0}}, "slo.ttft_ms"),
+        ({"slo": {"inter_token_ms": 86_400_001}}, "slo.inter_token_ms"),
+        ({"head": {"kind": "generation", "max_tokens": 0}}, "head.generation.max_tokens"),
+        ({"head": {"kind": "generation", "max_tokens": 1_000_001}}, "head.generation.max_tokens"),
+        ({"head": {"kind": "generation", "chat_template": ""}}, "head.generation.chat_template"),
+        ({"head": {"kind": "generation", "system": "x" * 65_537}}, "head.generation.system"),
+        ({"head": {"kind": "generation", "pooling": "mean"}}, "head.generation.pooling"),
         ({"head": {"kind": "poetry"}}, "head"),
         ({"head": {}}, "head"),
         ({"head": "embedding"}, "head"),
@@ -154,6 +181,7 @@ def test_a_change_names_what_cannot_be_changed() -> None:
         (WorkerSpec, {"device": "tpu"}, "device"),
         (WorkerSpec, {"lease_ms": 10}, "lease_ms"),
         (WorkerSpec, {"max_attempts": 0}, "max_attempts"),
+        (WorkerSpec, {"kv_bytes": 1000}, "kv_bytes"),
         (GatewaySpec, {"port": 70_000}, "port"),
         (GatewaySpec, {"api_keys": ["short"]}, "api_keys.0"),
         (BackboneSpec, {"name": "m", "model": ""}, "model"),

@@ -15,6 +15,7 @@ from fmplex_broker.heads import (
     Classification,
     Embedding,
     Features,
+    Generation,
     Head,
     InputSpec,
     Ranking,
@@ -38,8 +39,15 @@ pooled = {**layers, "pooling": st.sampled_from(["mean", "cls", "last"]), "normal
 weightless = st.builds(Embedding, normalize=st.booleans()) | st.builds(Features)
 classifications = st.builds(Classification, labels=labels, multi_label=st.booleans(), **pooled)
 named: st.SearchStrategy[Head] = weightless | classifications | st.builds(Regression, **pooled)
+generating = st.builds(
+    Generation, max_tokens=st.integers(1, 10**6), system=st.just("") | text, chat_template=st.none() | text
+)
 heads: st.SearchStrategy[Head] = (
-    named | st.builds(Tagging, labels=labels, **layers) | st.builds(Ranking, **pooled) | st.builds(Similarity)
+    named
+    | st.builds(Tagging, labels=labels, **layers)
+    | st.builds(Ranking, **pooled)
+    | st.builds(Similarity)
+    | generating
 )
 around = st.tuples(text, text).filter(lambda t: "{text" not in t[0] + t[1])
 common: dict[str, Any] = {
@@ -48,7 +56,7 @@ common: dict[str, Any] = {
     "weight": st.floats(1e-3, 1e6),
     "input": st.builds(lambda t: InputSpec(template=f"{t[0]}{{text}}{t[1]}"), around) | st.just(InputSpec()),
     "limits": st.builds(Limits, max_pending=st.integers(1, 10**6), rate=st.none() | st.floats(0, exclude_min=True)),
-    "slo": st.builds(Slo, deadline_ms=st.integers(1, 86_400_000)),
+    "slo": st.builds(Slo, deadline_ms=st.integers(1, 86_400_000), ttft_ms=st.none() | st.integers(1, 86_400_000)),
 }
 specs = st.builds(VfmSpec, head=heads, **common) | st.builds(
     VfmSpec, heads=st.dictionaries(names, named, min_size=1, max_size=4), **common

@@ -1,7 +1,7 @@
 -- Take jobs for a worker across all flows, in order of virtual time or of arrival.
 -- ARGV: worker, epoch, jobs per flow at most, flows visited at most, steal ms, strangers (1: all vFMs, 0: only those that are
--- resident here), order (fair | arrival), then class, room pairs in order of precedence.
--- Returns {state, flows, more, wait}: state ok | lost | stale; flows = {flow, {attempts...}, {entries...}, rest, weight, latency},
+-- resident here), order (fair | arrival), how many vFMs to avoid, these, then class, room pairs in order of precedence.
+-- Returns {state, flows, more, wait}: state ok | lost | stale; flows = {flow, {attempts...}, {entries...}, rest, weight, pass_ms},
 -- where
 -- rest = 1: the flow has more undelivered entries, 0: it has none now, -1: not looked at;
 -- more = 1: there is more to take, claim again rather than sleep; wait > 0: what is resident elsewhere may be had in so many ms.
@@ -13,7 +13,9 @@ if lease(me) <= now then return {'lost', {}, 0, 0} end
 if redis.call('HGET', held, '#') ~= epoch then return {'stale', {}, 0, 0} end
 
 local room, taken, out, more, wait = {}, {}, {}, 0, 0
-for i = 8, #ARGV, 2 do room[ARGV[i]] = tonumber(ARGV[i + 1]) end
+local avoided, avoid = {}, tonumber(ARGV[8])
+for i = 9, 8 + avoid do avoided[ARGV[i]] = true end
+for i = 9 + avoid, #ARGV, 2 do room[ARGV[i]] = tonumber(ARGV[i + 1]) end
 
 -- Where the other live workers say what is resident with them. One worker alone never waits for anybody.
 local elsewhere = {}
@@ -49,7 +51,7 @@ end
 
 -- Add what was taken of a flow to the answer.
 local function give(flow, attempts, entries, rest, r)
-  out[#out + 1] = {flow, attempts, entries, rest, string.format('%.17g', r.weight), r.latency}
+  out[#out + 1] = {flow, attempts, entries, rest, string.format('%.17g', r.weight), string.format('%.17g', r.pass_ms)}
 end
 
 local function take_back(class, flow, vfm)
@@ -67,18 +69,19 @@ local function take_back(class, flow, vfm)
   end
   if #list < want then redis.call('ZREM', P .. 'back', flow) else more = 1 end
   room[class], taken[flow] = room[class] - #entries, #entries
-  if #entries > 0 then give(flow, attempts, entries, -1, record(vfm) or {weight = 1, latency = 0}) end
+  if #entries > 0 then give(flow, attempts, entries, -1, record(vfm) or {weight = 1, pass_ms = 0}) end
 end
 
 -- What was given back comes first, oldest gift first. Only classes with room are looked at: else the many flows of one
 -- without room would use up the visits of all.
 local function take_all_back(class)
   local from, to = back_range(class)
-  local looks = strangers and visits or 16 * visits  -- passing a stranger by costs little, and must not hide what is behind it
+  -- Passing one by costs little, and must not hide what is behind it.
+  local looks = (strangers and visits or 16 * visits) + avoid
   for _, flow in ipairs(redis.call('ZRANGEBYSCORE', P .. 'back', from, '(' .. to, 'LIMIT', 0, looks)) do
     if room[class] <= 0 or visits <= 0 then return end
     local _, vfm = flow_parts(flow)
-    if strangers or is_here(vfm) then
+    if not avoided[vfm] and (strangers or is_here(vfm)) then
       visits = visits - 1
       take_back(class, flow, vfm)
     end
@@ -90,14 +93,14 @@ local function consider(class, list, limit, flows, seen)
   local left_alone = 0
   for i = 1, #list, 2 do
     local vfm, most = list[i], per_flow - (taken[class .. ':' .. list[i]] or 0)
-    if seen[vfm] or #flows >= limit then  -- nothing to add
+    if seen[vfm] or avoided[vfm] or #flows >= limit then  -- nothing to add
     elseif most <= 0 then more = 1
     else
       local r = record(vfm)
       if not r then redis.call('ZREM', P .. 'ready:' .. class, vfm)
       elseif belongs_elsewhere(class, vfm) then left_alone = left_alone + 1
       else
-        flows[#flows + 1] = {vfm = vfm, at = tonumber(list[i + 1]), weight = r.weight, latency = r.latency, most = most}
+        flows[#flows + 1] = {vfm = vfm, at = tonumber(list[i + 1]), weight = r.weight, pass_ms = r.pass_ms, most = most}
       end
     end
     seen[vfm] = true
@@ -111,7 +114,7 @@ local function candidates(class, limit)
   local ready, flows, seen = P .. 'ready:' .. class, {}, {}
   local left_alone = 1
   if strangers then
-    left_alone = consider(class, redis.call('ZRANGE', ready, 0, limit - 1, 'WITHSCORES'), limit, flows, seen)
+    left_alone = consider(class, redis.call('ZRANGE', ready, 0, limit + avoid - 1, 'WITHSCORES'), limit, flows, seen)
   end
   if left_alone > 0 then
     consider(class, redis.call('ZINTER', 2, ready, here, 'WEIGHTS', 1, 0, 'WITHSCORES'), limit, flows, seen)
@@ -190,6 +193,14 @@ local function take_round(class, flows)
   end
 end
 
+-- True if there is a ready flow that need not be avoided; one beyond their number cannot be among them.
+local function others_ready(class)
+  for _, vfm in ipairs(redis.call('ZRANGE', P .. 'ready:' .. class, 0, avoid)) do
+    if not avoided[vfm] then return true end
+  end
+  return false
+end
+
 -- Order of arrival is exact while no more flows of a class are ready than are looked at. Of more it is that of the lowest in
 -- virtual time: theirs goes on as they are served, so that the others' turn comes.
 local looks = LOOKS * visits
@@ -202,6 +213,6 @@ for _, class in ipairs(CLASSES) do
     visits = math.max(visits - fill(class, flows, room[class], visits), 0)
     take_round(class, flows)
   end
-  if (room[class] or 0) > 0 and visits <= 0 and redis.call('ZCARD', P .. 'ready:' .. class) > 0 then more = 1 end
+  if (room[class] or 0) > 0 and visits <= 0 and others_ready(class) then more = 1 end
 end
 return {'ok', out, more, wait}

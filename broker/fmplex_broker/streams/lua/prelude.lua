@@ -14,14 +14,15 @@ local function flow_parts(flow) return string.match(flow, '^([^:]+):(.+)$') end
 
 local function is_error(reply) return type(reply) == 'table' and reply.err ~= nil end
 
--- The record of a vFM: status|digest|generation|cap|weight|rate|latency (the target in ms, 0: none). nil if there is none.
+-- The record of a vFM: status|digest|generation|cap|weight|rate|pass_ms (the longest pass with which its targets can be kept, 0:
+-- any). nil if there is none.
 local function record(vfm)
   local raw = redis.call('HGET', VFMS, vfm)
   if not raw then return nil end
-  local status, digest, generation, cap, weight, rate, latency =
+  local status, digest, generation, cap, weight, rate, pass_ms =
     string.match(raw, '^([^|]*)|([^|]*)|([^|]*)|([^|]*)|([^|]*)|([^|]*)|([^|]*)$')
   return {status = status, digest = digest, generation = tonumber(generation), cap = tonumber(cap),
-          weight = tonumber(weight), rate = tonumber(rate), latency = tonumber(latency)}
+          weight = tonumber(weight), rate = tonumber(rate), pass_ms = tonumber(pass_ms)}
 end
 
 -- The counter is the truth (every beat tells it); the word on `control` says which vFM, and saves the wait for the next beat.
@@ -33,7 +34,7 @@ end
 local function put_record(vfm, r)
   redis.call('HSET', VFMS, vfm, table.concat(
     {r.status, r.digest, string.format('%d', r.generation), string.format('%d', r.cap),
-     string.format('%.17g', r.weight), string.format('%.17g', r.rate), string.format('%d', r.latency)}, '|'))
+     string.format('%.17g', r.weight), string.format('%.17g', r.rate), string.format('%.17g', r.pass_ms)}, '|'))
   changed(vfm)
 end
 

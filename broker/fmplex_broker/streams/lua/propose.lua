@@ -1,5 +1,5 @@
 -- Offer a version of a vFM to the workers. A vFM that serves goes on serving its old version meanwhile.
--- ARGV: vfm, digest, spec JSON, generation expected (-1: the vFM must be new), cap, weight, rate, latency.
+-- ARGV: vfm, digest, spec JSON, generation expected (-1: the vFM must be new), cap, weight, rate, pass_ms.
 -- Returns {state, generation}: ok | exists | unknown | stale | draining.
 local vfm, digest, spec, expect = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
 local r = record(vfm)
@@ -7,7 +7,7 @@ if r and r.status == 'draining' then return {'draining', r.generation} end
 if expect < 0 then
   if r and r.status ~= 'rejected' then return {'exists', r.generation} end
   r = {status = 'validating', digest = '', generation = r and r.generation + 1 or 1,
-       cap = tonumber(ARGV[5]), weight = tonumber(ARGV[6]), rate = tonumber(ARGV[7]), latency = tonumber(ARGV[8])}
+       cap = tonumber(ARGV[5]), weight = tonumber(ARGV[6]), rate = tonumber(ARGV[7]), pass_ms = tonumber(ARGV[8])}
 else
   if not r then return {'unknown', 0} end
   if r.generation ~= expect then return {'stale', r.generation} end

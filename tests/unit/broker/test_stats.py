@@ -1,0 +1,99 @@
+"""What workers say of themselves survives the wire, adds up over workers, and can be looked at twice."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import fields
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fmplex_broker.messages import packb, unpackb
+from fmplex_broker.stats import (
+    ResidencyStats,
+    VfmStats,
+    WorkerStats,
+    bucket_of,
+    bucket_top,
+    by_vfm,
+    decode_stats,
+    encode_stats,
+    quantile,
+)
+
+counts = st.integers(0, 10**12)
+seconds = st.integers(0, 10**6).map(lambda n: n / 8)  # sums of these are exact
+histograms = st.dictionaries(st.integers(0, 200), st.integers(1, 10**6), max_size=4).map(Counter)
+STANDING = {"weight", "deficit_s", "kv_bytes"}
+
+
+def drawn(kind: type[Any], **more: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+    """Every field of it has a value of its own."""
+    by_type = {"int": counts, "float": seconds, "Counter[int]": histograms, "str": st.text(max_size=8)}
+    ways = {f.name: more[f.name] if f.name in more else by_type[str(f.type)] for f in fields(kind)}
+    return st.builds(kind, **ways)
+
+
+vfms = drawn(VfmStats)
+residency = drawn(ResidencyStats, loads=st.dictionaries(st.sampled_from(["host", "disk", "store"]), counts))
+workers = drawn(WorkerStats, residency=residency, vfms=st.dictionaries(st.text(max_size=5), vfms, max_size=3))
+
+
+@given(workers)
+def test_stats_survive_the_wire(stats: WorkerStats) -> None:
+    assert decode_stats(encode_stats(stats)) == stats
+
+
+@given(workers, st.sampled_from(["worker", "vfms", "residency"]))
+def test_what_another_version_says_is_an_error_that_readers_expect(stats: WorkerStats, missing: str) -> None:
+    wire = unpackb(encode_stats(stats))
+    for changed in ({k: v for k, v in wire.items() if k != missing}, {**wire, "new": 1}):
+        with pytest.raises((ValueError, TypeError, KeyError)):
+            decode_stats(packb(changed))
+
+
+@given(vfms, vfms)
+def test_the_sum_of_two_workers(one: VfmStats, two: VfmStats) -> None:
+    """Of everything but the weight, which they should agree on."""
+    both = one + two
+    for f in fields(VfmStats):
+        mine, other = getattr(one, f.name), getattr(two, f.name)
+        assert getattr(both, f.name) == (other if f.name == "weight" else mine + other)
+
+
+@given(vfms, vfms)
+def test_what_has_come_since_an_earlier_look(before: VfmStats, more: VfmStats) -> None:
+    """Counters; what stands is as it stands now."""
+    now = before + more
+    since = now.since(before)
+    for f in fields(VfmStats):
+        expected = getattr(now if f.name in STANDING else more, f.name)
+        assert getattr(since, f.name) == expected
+
+
+def test_by_vfm() -> None:
+    one = WorkerStats("1", "b", "cpu", 1, "h", vfms={"a": VfmStats(tokens=3, kv_bytes=5), "b": VfmStats(tokens=1)})
+    two = WorkerStats("2", "b", "cpu", 2, "h", vfms={"a": VfmStats(tokens=4, kv_bytes=6)})
+    assert by_vfm([one, two]) == {"a": VfmStats(tokens=7, kv_bytes=11), "b": VfmStats(tokens=1)}
+
+
+@given(st.floats(0, 1e9))
+def test_a_bucket_holds_what_is_at_most_its_top(ms: float) -> None:
+    bucket = bucket_of(ms)
+    assert ms <= bucket_top(bucket) * (1 + 1e-9)
+    assert bucket == 0 or ms > bucket_top(bucket - 1) * (1 - 1e-9)
+
+
+@given(st.lists(st.floats(0.1, 1e6), min_size=1, max_size=50), st.floats(0.01, 1))
+def test_quantiles_are_right_within_a_bucket(latencies: list[float], q: float) -> None:
+    found = quantile(Counter(map(bucket_of, latencies)), q)
+    exact = sorted(latencies)[max(0, -int(-q * len(latencies) // 1) - 1)]
+    assert found is not None
+    assert exact * (1 - 1e-9) <= found <= exact * 2**0.25 * (1 + 1e-9)
+
+
+def test_of_nothing_there_is_no_quantile() -> None:
+    assert quantile({}, 0.5) is None
+    assert quantile(Counter({3: 0}), 0.5) is None
