@@ -60,13 +60,13 @@ async def _serve(url: str, fleet: FleetSpec) -> None:
     # Imported late: `--help` and a broken fleet file should not wait for torch.
     import torch
 
-    from fmplex_worker.engines.encoder import EncoderEngine
+    from fmplex_worker.engines.opening import open_engine
     from fmplex_worker.profile import profile
 
     store = ArtifactStore(os.environ.get("FMPLEX_ARTIFACTS") or fleet.artifacts)
     if fleet.worker.threads is not None:
         torch.set_num_threads(fleet.worker.threads)
-    engine = EncoderEngine.open(fleet.backbone, fleet.worker.device)
+    engine = open_engine(fleet.backbone, fleet.worker)
     cost = profile(engine, fleet.backbone.pass_units)
     # What is here now stays. Going through all of it (torch, the model: 400,000 objects) would halt every pass for 0.2 s, each
     # time enough versions have come and gone.

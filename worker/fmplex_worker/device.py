@@ -10,14 +10,15 @@ from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Any
 
-from fmplex_broker.errors import BrokerUnavailable, Cancelled, DeadlineExceeded
+from fmplex_broker.errors import BrokerUnavailable, Cancelled, DeadlineExceeded, FmplexError
 from fmplex_broker.messages import INTERACTIVE
-from fmplex_broker.streams.consumer import Claimed, Consumer
+from fmplex_broker.streams.consumer import Consumer
 from fmplex_worker.clock import ServerClock
-from fmplex_worker.engines.protocol import Engine, Outcome
+from fmplex_worker.engines.protocol import Engine, Outcome, Progress, Work
 from fmplex_worker.lease import LeaseLost
 from fmplex_worker.outbox import Outbox
 from fmplex_worker.scheduling import CostModel, Plan, Room, Scheduler
+from fmplex_worker.seating import Seating
 from fmplex_worker.stats import Meter
 from fmplex_worker.tracing import Recorder
 from fmplex_worker.window import Held, Window
@@ -36,10 +37,15 @@ class Flight:
     is `due` (monotonic seconds)."""
 
     plan: Plan
-    jobs: list[Held]
+    jobs: list[Held]  # of the items of the plan, one each
     outcome: asyncio.Future[Outcome]
     ends: float = 0.0
     due: float = 0.0
+
+    @property
+    def grows(self) -> bool:
+        """Whether texts go on growing after it: the pass behind it is for their next tokens too, so it cannot be made before."""
+        return any(held.prepared is not None and held.prepared.memory for held in self.jobs)
 
 
 class Device:
@@ -53,6 +59,7 @@ class Device:
         scheduler: Scheduler,
         cost: CostModel,
         window: Window,
+        seating: Seating,
         outbox: Outbox,
         consumer: Consumer,
         clock: ServerClock,
@@ -64,6 +71,7 @@ class Device:
         self._scheduler = scheduler
         self._cost = cost
         self._window = window
+        self._seating = seating
         self._outbox = outbox
         self._consumer = consumer
         self._clock = clock
@@ -73,6 +81,7 @@ class Device:
         self._thread = thread
         self._recorder = recorder
         self._launch_s = _LAUNCH_S
+        self._marked: set[str] = set()  # jobs of which the broker has heard that they run
 
     def stop(self) -> None:
         """End once nothing is left to run."""
@@ -101,7 +110,8 @@ class Device:
 
     def _worth_planning(self) -> bool:
         full = self._window.waiting_units >= self._scheduler.budget
-        return full and len(self._flights) < 2 and time.monotonic() >= self._flights[0].due
+        first = self._flights[0]
+        return full and len(self._flights) < 2 and time.monotonic() >= first.due and not first.grows
 
     def _busy_s(self) -> float:
         """Until the next pass can begin, by what is expected of those in flight."""
@@ -117,28 +127,40 @@ class Device:
         # A prediction far off must not keep everything from running: then nothing would ever put it right.
         takes_s = min(takes_s, _TRUST * self._window.pass_s) if self._window.ran_within(_FRESH_S) else 0.0
         for held in self._window.expired(self._clock.now_ms(), 1000 * takes_s):
-            self._drop(held, DeadlineExceeded("the job waited too long to be done by its deadline; it was not run"))
+            if held.resident:
+                self._drop(
+                    held, DeadlineExceeded("the text was not finished by its deadline; ask for less, or wait longer")
+                )
+            else:
+                self._drop(held, DeadlineExceeded("the job waited too long to be done by its deadline; it was not run"))
 
     def cancel(self, key: str) -> None:
-        """The caller does not want it any more: a waiting job goes, a running one ends as it will."""
+        """The caller does not want it any more: a job that is in no pass goes now, another one when its pass has ended."""
         held = self._window.get(key)
-        if held is not None and not held.running and not held.done:
+        if held is None or held.done:
+            return
+        if held.running:
+            held.dropped = Cancelled("the job was cancelled while it ran")
+        else:
             self._drop(held, Cancelled("the job was cancelled before it ran"))
 
-    def _drop(self, held: Held, why: Cancelled | DeadlineExceeded) -> None:
-        self._scheduler.remove(held.key)
+    def _drop(self, held: Held, why: FmplexError) -> None:
+        self._seating.end(held)
         self._outbox.answer(held, why)
 
     async def _launch(self, plan: Plan) -> None:
         begun = time.monotonic()
         self._recorder.launched(plan)
-        jobs = [self._window.start(item.key) for item in plan.items]
-        flight = Flight(plan, jobs, asyncio.get_running_loop().create_future())
-        flying = [held.job for f in (*self._flights, flight) for held in f.jobs]
+        started = [self._window.start(item.key) for item in plan.items]
+        flight = Flight(plan, [held for held, _ in started], asyncio.get_running_loop().create_future())
+        work: dict[str, Work] = {}
+        for held, piece in started:
+            assert held.prepared is not None
+            before = work[held.key].tokens if held.key in work else 0
+            work[held.key] = Work(held.prepared, before + piece.tokens)
         # Hidden behind the running pass, if there is one.
-        await self._mark(flying)
-        prepared = [held.prepared for held in jobs if held.prepared is not None]
-        flight.outcome = asyncio.get_running_loop().run_in_executor(self._thread, self._engine.step, prepared)
+        await self._mark(flight)
+        flight.outcome = asyncio.get_running_loop().run_in_executor(self._thread, self._engine.step, [*work.values()])
         self._flights.append(flight)
         self._launch_s += (time.monotonic() - begun - self._launch_s) * _SMOOTH
         if len(self._flights) == 1:
@@ -155,13 +177,15 @@ class Device:
         flight.due = flight.ends - 1.5 * self._launch_s - 0.75 * self._cost.error * plan.seconds
         self._window.begun(plan.cls, plan.units, plan.seconds, flight.due)
 
-    async def _mark(self, flying: list[Claimed]) -> None:
-        """Until the broker has heard what is about to run; a death is blamed on nothing else."""
-        while True:
+    async def _mark(self, flight: Flight) -> None:
+        """Until the broker has heard what is about to run; a death is blamed on nothing else. Of a text that grows it has heard
+        already."""
+        flying = {held.key: held.job for f in (*self._flights, flight) for held in f.jobs}
+        while not flying.keys() <= self._marked:
             try:
-                if not await self._consumer.mark(flying):
+                if not await self._consumer.mark(flying.values()):
                     raise LeaseLost(self._consumer.worker)
-                return
+                self._marked = set(flying)
             except BrokerUnavailable as e:
                 log.warning("mark: %s; waiting", e)
                 await asyncio.sleep(_BACKOFF_S)
@@ -192,9 +216,32 @@ class Device:
             self._begun()
         charges = self._scheduler.charge(flight.plan, outcome.seconds)
         self._recorder.landed(flight.plan, [held.job.enqueued_ms for held in flight.jobs], outcome, charges)
-        units: dict[str, int] = {}
         unit_s = self._cost.price(1)
-        for held, result, charge in zip(flight.jobs, outcome.results, charges, strict=True):
-            units[held.job.flow.vfm] = units.get(held.job.flow.vfm, 0) + held.units
-            self._outbox.answer(held, result, outcome.seconds * 1000, charge / unit_s)
+        units: dict[str, int] = {}
+        for held, item, charge in zip(flight.jobs, flight.plan.items, charges, strict=True):
+            units[held.job.flow.vfm] = units.get(held.job.flow.vfm, 0) + item.units
+            held.spent += charge / unit_s
+            self._window.landed(held)
+        for held, result in zip({held.key: held for held in flight.jobs}.values(), outcome.results, strict=True):
+            held.run_ms += outcome.seconds * 1000
+            self._go_on(held, result)
         self._meter.ran(units, outcome.seconds)
+
+    def _go_on(self, held: Held, result: Any) -> None:
+        """What becomes of a job after its pass."""
+        if held.done:
+            self._seating.end(held)
+        elif not isinstance(result, Progress):
+            self._end(held, result)
+        elif held.dropped is not None:
+            self._end(held, held.dropped)
+        else:
+            self._window.stay(held)
+            if result.news is not None:
+                self._outbox.tell(held, result.news)
+            if not held.running:
+                self._seating.go_on(held)
+
+    def _end(self, held: Held, result: Any) -> None:
+        self._seating.end(held)
+        self._outbox.answer(held, result)

@@ -7,6 +7,7 @@ import logging
 import time
 from concurrent.futures import Executor
 from contextlib import suppress
+from dataclasses import replace
 
 from fmplex_broker.errors import BrokerUnavailable, DeadlineExceeded, FmplexError
 from fmplex_broker.messages import INTERACTIVE, Request, decode_request
@@ -17,7 +18,8 @@ from fmplex_worker.lease import LeaseLost
 from fmplex_worker.outbox import Outbox
 from fmplex_worker.pacing import Pace
 from fmplex_worker.residency.residents import Residents
-from fmplex_worker.scheduling import Item, PassBudget, Scheduler
+from fmplex_worker.scheduling import PassBudget, Scheduler
+from fmplex_worker.seating import Seating
 from fmplex_worker.window import Held, Window
 
 log = logging.getLogger(__name__)
@@ -37,6 +39,7 @@ class Intake:
         budget: PassBudget,
         engine: Engine,
         residents: Residents,
+        seating: Seating,
         outbox: Outbox,
         clock: ServerClock,
         thread: Executor,
@@ -49,6 +52,7 @@ class Intake:
         self._budget = budget
         self._engine = engine
         self._residents = residents
+        self._seating = seating
         self._steal_ms = steal_ms
         self._order = order
         self._parked: dict[str, list[Held]] = {}  # version -> jobs that wait for it
@@ -74,24 +78,30 @@ class Intake:
                 await self._pace.room()
                 continue
             self._rung = False  # before claiming: what rings from now on is not lost
-            strangers = self._strangers_welcome()
-            jobs, more, wait_s = await self._claim(room, strangers)
+            strangers, avoid = self._strangers_welcome(), self._avoided()
+            jobs, more, wait_s = await self._claim(room, strangers, avoid)
             if jobs:
                 await self._accept(jobs)
                 self._pace.arrived(len(jobs))
             elif not more:
-                await self._idle(set(room), strangers, wait_s)
+                await self._idle(set(room), strangers, avoid, wait_s)
 
     def _strangers_welcome(self) -> bool:
         """What waits for its version must not fill the window, nor what is in use the device: until then only vFMs that are
         resident here are asked for."""
         return self._window.parked < _PARKED and not self._residents.crowded
 
-    async def _claim(self, room: dict[str, int], strangers: bool) -> tuple[list[Claimed], bool, float]:
+    def _avoided(self) -> set[str]:
+        """vFMs whose jobs would only wait here, and keep others out."""
+        return self._seating.crowded | self._window.overflowing
+
+    async def _claim(self, room: dict[str, int], strangers: bool, avoid: set[str]) -> tuple[list[Claimed], bool, float]:
         """Jobs, whether there are more, and how long to sleep at most if there are none."""
         self._pace.sent()
         try:
-            claim = await self._consumer.claim(room, order=self._order, steal_ms=self._steal_ms, strangers=strangers)
+            claim = await self._consumer.claim(
+                room, order=self._order, steal_ms=self._steal_ms, strangers=strangers, avoid=avoid
+            )
             # The lease may only have run out (a long pause): a beat revives it, unless somebody has taken over.
             if claim.state == "lost" and not (await self._consumer.beat()).alive:
                 raise LeaseLost(self._consumer.worker)
@@ -105,7 +115,7 @@ class Intake:
             self._scheduler.set_weight(vfm, terms.weight)
         now = time.monotonic()
         for vfm in {job.flow.vfm for job in claim.jobs if job.flow.cls == INTERACTIVE}:
-            self._budget.saw(vfm, claim.terms[vfm].latency_ms / 1000, now)
+            self._budget.saw(vfm, claim.terms[vfm].pass_ms / 1000, now)
         wait_s = claim.wait_ms / 1000 if claim.wait_ms else _IDLE_S
         return claim.jobs, claim.more or claim.state != "ok", wait_s
 
@@ -124,12 +134,14 @@ class Intake:
         self._rung = True
         self._window.freed.set()
 
-    async def _idle(self, asked: set[str], strangers: bool, most_s: float) -> None:
-        """Until there may be work, or there is room for a class, or for strangers, that were not asked for: their backlog rings
-        no more."""
+    async def _idle(self, asked: set[str], strangers: bool, avoided: set[str], most_s: float) -> None:
+        """Until there may be work, or there is room for a class, or for vFMs, that were not asked for: their backlog rings no
+        more."""
         with suppress(TimeoutError):
             async with asyncio.timeout(most_s):
-                while not self._rung and set(self._window.room()) <= asked and strangers >= self._strangers_welcome():
+                while not self._rung and set(self._window.room()) <= asked and avoided <= self._avoided():
+                    if strangers < self._strangers_welcome():
+                        break
                     await self._pace.room()
 
     async def _accept(self, jobs: list[Claimed]) -> None:
@@ -200,13 +212,14 @@ class Intake:
             return
         batch = [(h.job.digest, request) for h, request in good]
         prepared = await asyncio.get_running_loop().run_in_executor(self._thread, self._engine.prepare, batch)
-        for (h, _), p in zip(good, prepared, strict=True):
+        for (h, request), p in zip(good, prepared, strict=True):
+            h.streams = request.params.get("stream") is True
             self._enter(h, p)
 
     def _decode(self, job: Claimed) -> Request:
         if not job.payload or job.deadline_ms <= self._clock.now_ms():
             raise DeadlineExceeded("the job waited too long to be done by its deadline; it was not run")
-        return decode_request(job.payload)
+        return replace(decode_request(job.payload), vfm=job.flow.vfm)
 
     def _enter(self, held: Held, prepared: Prepared | FmplexError) -> None:
         if held.done:  # cancelled while it was being prepared
@@ -215,24 +228,13 @@ class Intake:
             self._outbox.answer(held, prepared)
             return
         self._window.ready(held, prepared)
-        self._scheduler.add(
-            Item(
-                key=held.key,
-                flow=held.job.flow,
-                phase="encode",
-                units=prepared.units,
-                segment=prepared.adapter or None,
-                head=prepared.head or None,
-                alone=held.job.attempts > 1,  # it may have killed the worker it ran on
-                deadline=held.job.deadline_ms / 1000,
-            )
-        )
+        self._seating.enter(held)
 
     async def give_back(self) -> int:
         """Release every job that has not started. Forgets them first, so that a lost reply cannot make them run twice here."""
-        idle = [h for h in self._window if not h.running and not h.done]
+        idle = [h for h in self._window if not h.running and not h.resident and not h.done]
         for h in idle:
-            self._scheduler.remove(h.key)
+            self._seating.end(h)
             self._window.drop(h)
         try:
             return await self._consumer.release([h.job for h in idle])

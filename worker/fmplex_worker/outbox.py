@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from typing import Any, cast
 
 from fmplex_broker.errors import BrokerUnavailable, FmplexError
 from fmplex_broker.messages import Reply, encode_reply
+from fmplex_broker.streaming import Delta
 from fmplex_broker.streams.consumer import Consumer
 from fmplex_worker.clock import ServerClock
 from fmplex_worker.stats import Meter
+from fmplex_worker.telling import Teller
 from fmplex_worker.window import Held, Window
 
 log = logging.getLogger(__name__)
@@ -25,13 +28,28 @@ class Outbox:
         self._window = window
         self._clock = clock
         self._meter = meter
+        self._teller = Teller(consumer)
         self._queue: list[tuple[Held, Reply]] = []
         self._filled = asyncio.Event()
         self._empty = asyncio.Event()
         self._empty.set()
 
-    def answer(self, held: Held, output: object, run_ms: float = 0.0, spent: float = 0.0) -> None:
-        """Queue the reply of one job: its output, or an `FmplexError`. It has `spent` so many units, none if it did not run."""
+    def tell(self, held: Held, news: Delta) -> None:
+        """More of its text has come; whoever reads along hears of the first of it at once, of more with what comes meanwhile."""
+        self._count(held, news.tokens)
+        if held.streams:
+            self._teller.add(held, news)
+
+    def _count(self, held: Held, tokens: int) -> None:
+        now, vfm = self._clock.now_ms(), held.job.flow.vfm
+        if not held.token_ms:
+            self._meter.first_token(vfm, now - held.job.enqueued_ms)
+        elif tokens:
+            self._meter.next_tokens(vfm, tokens, now - held.token_ms)
+        held.token_ms = now
+
+    def answer(self, held: Held, output: object) -> None:
+        """Queue the reply of one job: its output, or an `FmplexError`."""
         if held.done:
             return  # it expired or was cancelled meanwhile, and that was its answer
         now = self._clock.now_ms()
@@ -43,16 +61,24 @@ class Outbox:
             version=held.job.digest,
             worker=self._consumer.worker,
             units=held.units,
-            queue_ms=max(0.0, total_ms - run_ms),
-            run_ms=run_ms,
+            queue_ms=max(0.0, total_ms - held.run_ms),
+            run_ms=held.run_ms,
             load_ms=held.load_ms,
         )
-        held.job.spent = spent
+        held.job.spent = held.spent
         self._window.finish(held)
+        self._teller.end(held)
         self._meter.answered(held.job.flow.vfm, failed=error is not None, latency_ms=total_ms, wait_ms=reply.queue_ms)
+        if error is None and held.prepared is not None and held.prepared.memory:
+            self._count(held, 1)  # its last token has not been told
+            self._meter.generated(held.job.flow.vfm, cast(dict[str, Any], output))
         self._queue.append((held, reply))
         self._filled.set()
         self._empty.clear()
+
+    async def tell_all(self) -> None:
+        """The task that sends what `tell` gathers."""
+        await self._teller.run()
 
     async def run(self) -> None:
         while True:

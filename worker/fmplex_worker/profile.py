@@ -7,7 +7,7 @@ from fmplex_broker.heads import Embedding
 from fmplex_broker.messages import Request
 from fmplex_broker.packages import bare
 from fmplex_broker.specs import VfmSpec
-from fmplex_worker.engines.protocol import Engine
+from fmplex_worker.engines.protocol import Engine, Work
 from fmplex_worker.scheduling import CostModel
 
 _FILLS = (0.02, 0.1, 0.25, 0.5, 1.0)  # of a full pass
@@ -34,4 +34,4 @@ def _pass(engine: Engine, version: str, units: int) -> tuple[int, float]:
     request = Request("a " * length, {"truncate": True})
     prepared = engine.prepare([(version, request)] * max(1, units // length))
     good = [p for p in prepared if not isinstance(p, FmplexError)]
-    return sum(p.units for p in good), engine.step(good).seconds
+    return sum(p.units for p in good), engine.step([Work(p, p.units) for p in good]).seconds

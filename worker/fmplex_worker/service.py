@@ -31,7 +31,8 @@ from fmplex_worker.library import Library
 from fmplex_worker.outbox import Outbox
 from fmplex_worker.residency.fetching import Fetcher
 from fmplex_worker.residency.residents import Residents
-from fmplex_worker.scheduling import CostModel, PassBudget, make_scheduler
+from fmplex_worker.scheduling import CostModel, PassBudget, Seats, make_scheduler
+from fmplex_worker.seating import Seating
 from fmplex_worker.stats import Meter
 from fmplex_worker.tracing import Recorder
 from fmplex_worker.window import Window
@@ -41,6 +42,7 @@ _REPORT_S = 1.0
 _DWELL_S = 0.1
 _REFRESH_S = HERE_TTL_MS / 3000
 _BACKOFF_S = 0.5
+_LEAVE_S = 5.0
 _FETCHES = 4  # from a far store, at a time
 
 
@@ -119,14 +121,16 @@ class _Life:
         self._window = Window(w.backbone.pass_units, w.spec.window_passes, w.residents.unpin)
         self._library = Library(w._registry, w.backbone.name, self._scheduler, w.residents)
         self._outbox = Outbox(self._consumer, self._window, self._clock, self._meter)
+        seats = Seats(w.engine.room.memory, self._scheduler.weights)
+        self._seating = Seating(w.engine, self._scheduler, self._window, seats)
         self._intake = Intake(
-            self._consumer, self._window, self._scheduler, self._budget, w.engine, w.residents, self._outbox,
+            self._consumer, self._window, self._scheduler, self._budget, w.engine, w.residents, self._seating, self._outbox,
             self._clock, w.threads["intake"], w.spec.residency.steal_ms, "arrival" if w.spec.policy == "fifo" else "fair",
         )  # fmt: skip
         self._recorder = Recorder(w.backbone.name, self._id, self._scheduler, self._clock)
         self._device = Device(
-            w.engine, self._scheduler, w.cost, self._window, self._outbox, self._consumer, self._clock, self._meter,
-            w.threads["device"], self._recorder,
+            w.engine, self._scheduler, w.cost, self._window, self._seating, self._outbox, self._consumer, self._clock,
+            self._meter, w.threads["device"], self._recorder,
         )  # fmt: skip
 
     async def run(self) -> None:
@@ -144,6 +148,7 @@ class _Life:
                     group.create_task(task)
                     for task in (
                         self._outbox.run(),
+                        self._outbox.tell_all(),
                         self._listen(),
                         self._report(),
                         self._dwell(),
@@ -199,6 +204,7 @@ class _Life:
                 shares=shares,
                 cost=w.cost,
                 budget=self._scheduler.budget,
+                memory=self._seating.memory,
             )
             with suppress(BrokerUnavailable):
                 self._recorder.listen(await publish(w._redis, stats, self._recorder.drain(shares)))
@@ -242,9 +248,12 @@ class _Life:
                 await asyncio.wait({intake})
                 await self._intake.recover()  # a claim may have been under way
                 given = await self._intake.give_back()
+                log.info("worker %s has given %d jobs back", self._id, given)
                 self._device.stop()
                 await asyncio.wait({device})
                 await self._outbox.flushed()
-                await self._consumer.leave()
-                log.info("worker %s has left; %d jobs given back", self._id, given)
         device.cancel()
+        with suppress(TimeoutError, BrokerUnavailable):
+            async with asyncio.timeout(_LEAVE_S):
+                await self._consumer.leave()  # what is not done by now goes to others
+                log.info("worker %s has left", self._id)

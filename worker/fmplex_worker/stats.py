@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import socket
 import time
+from collections.abc import Mapping
 from contextlib import suppress
+from typing import Any, NamedTuple
 
 import psutil
 
@@ -14,6 +16,17 @@ from fmplex_worker.engines.protocol import EngineInfo
 from fmplex_worker.scheduling import CostModel, Share
 
 _MOST = 500  # vFMs that a worker tells of
+
+
+class Memory(NamedTuple):
+    """Keys and values, in bytes: what the rows of each vFM may hold (`held`), what all of them hold (`used`), of a `budget`;
+    `prefixes`: held by prompts that are kept. `waiting`: jobs that wait for room."""
+
+    held: Mapping[str, int]
+    used: int
+    budget: int
+    prefixes: int
+    waiting: int
 
 
 class Meter:
@@ -43,6 +56,26 @@ class Meter:
         stats.wait_s += wait_ms / 1000
         stats.wait[bucket_of(wait_ms)] += 1
 
+    def first_token(self, vfm: str, ms: float) -> None:
+        """Of a text, so long after its job was enqueued."""
+        stats = self._vfm(vfm)
+        stats.tokens += 1
+        stats.ttft_s += ms / 1000
+        stats.ttft[bucket_of(ms)] += 1
+
+    def next_tokens(self, vfm: str, count: int, ms: float) -> None:
+        """So long after the one before."""
+        stats = self._vfm(vfm)
+        stats.tokens += count
+        stats.gaps_s += ms / 1000
+        stats.gaps[bucket_of(ms / max(count, 1))] += count
+
+    def generated(self, vfm: str, output: Mapping[str, Any]) -> None:
+        """A text has ended."""
+        stats = self._vfm(vfm)
+        stats.prompt_tokens += output["prompt_tokens"]
+        stats.cached_tokens += output["cached_tokens"]
+
     def ran(self, vfm_units: dict[str, int], seconds: float) -> None:
         """One pass has landed."""
         self.stats.passes += 1
@@ -70,12 +103,15 @@ class Meter:
         shares: dict[str, Share],
         cost: CostModel,
         budget: int,
+        memory: Memory,
     ) -> WorkerStats:
         """The counters as they stand, with what the scheduler knows of the vFMs on which anything happened last: thousands need
         no word every second."""
         s = self.stats
         s.worker, s.held, s.residency = worker, held, residency
         s.cost_error, s.budget_units, s.budget_s = cost.error, budget, cost.predict_pass(budget)
+        s.kv_bytes, s.kv_budget_bytes, s.prefix_bytes = memory.used, memory.budget, memory.prefixes
+        s.waiting_memory = memory.waiting
         s.uptime_s = time.monotonic() - self._started
         for gone in self._vfms.keys() - shares.keys():
             del self._vfms[gone]  # removed: its counters have been seen
@@ -83,5 +119,6 @@ class Meter:
         for name in lately:
             share, vfm = shares[name], self._vfms[name]
             vfm.weight, vfm.charged_s, vfm.deficit_s = share.weight, share.charged, share.deficit
+            vfm.kv_bytes = memory.held.get(name, 0)
         s.vfms = {name: self._vfms[name] for name in lately}
         return s

@@ -8,18 +8,25 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-from fmplex_broker.messages import CLASSES, INTERACTIVE
+from fmplex_broker.errors import FmplexError
+from fmplex_broker.messages import CLASSES, INTERACTIVE, Flow
 from fmplex_broker.streams.consumer import CLAIM_ROOM, Claimed
-from fmplex_worker.engines.protocol import Prepared
+from fmplex_worker.engines.protocol import Piece, Prepared
 
 _SMOOTH = 0.05
 
 
 @dataclass(slots=True)
 class Held:
-    """A job in hand. `parked` while its version is brought here; `pinned` while it keeps that version here; `prepared` once
-    intake has accepted it; `running` from plan to landing; `done` once it has a reply. In hand `since` (monotonic seconds);
-    it waited `load_ms` for its version."""
+    """A job in hand, `since` when (monotonic seconds).
+
+    `parked` while its version is brought here, for which it waited `load_ms`; `pinned` while it keeps that version here;
+    `prepared` once intake has accepted it. `pieces`: of it that wait for a pass, by their keys; `running`: how many are in one,
+    from plan to landing. `aside` while it waits for memory before its first pass; `resident` from then on, if it takes
+    several; `leaving` if it must give up its memory when it lands; `dropped` if nobody waits for it any more; `done` once it
+    has a reply. Its passes took `run_ms` and were charged `spent` units; its last token came at `token_ms` (server time), and
+    is told at once if it `streams`.
+    """
 
     job: Claimed
     since: float = field(default_factory=time.monotonic)
@@ -27,16 +34,26 @@ class Held:
     parked: bool = False
     pinned: bool = False
     prepared: Prepared | None = None
-    running: bool = False
+    pieces: dict[str, Piece] = field(default_factory=dict)
+    running: int = 0
+    resident: bool = False
+    aside: bool = False
+    leaving: bool = False
+    dropped: FmplexError | None = None
     done: bool = False
+    run_ms: float = 0.0
+    spent: float = 0.0
+    streams: bool = False
+    token_ms: float = 0.0
+    units: int = 0  # estimated, until it is prepared
+    numbers: int = 0  # of its pieces so far
+
+    def __post_init__(self) -> None:
+        self.units = self.job.units
 
     @property
     def key(self) -> str:
         return f"{self.job.address} {self.job.entry}"
-
-    @property
-    def units(self) -> int:
-        return self.prepared.units if self.prepared is not None else self.job.units
 
 
 class Window:
@@ -48,11 +65,14 @@ class Window:
         self._unpin = unpin
         self._passes = {cls: passes if cls == INTERACTIVE else 1 for cls in CLASSES}
         self.pass_units = pass_units
-        self._open = dict.fromkeys(CLASSES, 0)  # units not done yet
+        self._open: dict[Flow, int] = {}  # units not begun, or not done if one pass does it
+        self._sums = dict.fromkeys(CLASSES, 0)
+        self.overflowing: set[str] = set()  # vFMs of which enough is here: long prompts that one claim brought
         self._typical = dict.fromkeys(CLASSES, 16.0)  # units a job
         self._held: dict[str, Held] = {}
+        self._pieces: dict[str, Held] = {}  # key of a piece that waits -> its job
         self._deadlines: list[tuple[int, str]] = []
-        self.waiting = dict.fromkeys(CLASSES, 0)  # units prepared, not running
+        self.waiting = dict.fromkeys(CLASSES, 0)  # units of the pieces that wait for a pass
         self.running = 0  # jobs
         self.pass_s = 0.0  # what the last pass took
         self._ended = float("-inf")  # when
@@ -79,9 +99,26 @@ class Window:
         """Jobs to claim, by class; empty when there is no room. At most a few rooms of unsettled replies may wait."""
         if len(self._held) >= 8 * CLAIM_ROOM:
             return {}
-        left = {cls: self.pass_units * self._passes[cls] - self._open[cls] + self._consumed(cls) for cls in CLASSES}
+        left = {cls: self.pass_units * self._passes[cls] - self._taken(cls) + self._consumed(cls) for cls in CLASSES}
         # One job always fits where there is any room: texts may be longer than the whole window.
         return {cls: min(max(1, int(n / self._typical[cls])), CLAIM_ROOM) for cls, n in left.items() if n > 0}
+
+    def _taken(self, cls: str) -> int:
+        """What leaves no room. Flows of which one claim brought more than the window holds leave a pass's worth to the others."""
+        if cls != INTERACTIVE or not self.overflowing:
+            return self._sums[cls]
+        large = sum(self._open[Flow(vfm, cls)] for vfm in self.overflowing)
+        return self._sums[cls] - large + min(large, self.pass_units * (self._passes[cls] - 1))
+
+    def _count(self, held: Held, units: int) -> None:
+        flow = held.job.flow
+        self._sums[flow.cls] += units
+        left = self._open[flow] = self._open.get(flow, 0) + units
+        if flow.cls == INTERACTIVE:
+            whole = self.pass_units * self._passes[INTERACTIVE]
+            (self.overflowing.add if left > whole else self.overflowing.discard)(flow.vfm)
+        if not left:
+            del self._open[flow]
 
     def _consumed(self, cls: str) -> float:
         """Units of the running pass that may be thought of as done. Their room is given up as it runs and not when it ends:
@@ -112,7 +149,7 @@ class Window:
     def add(self, job: Claimed) -> Held:
         held = Held(job)
         self._held[held.key] = held
-        self._open[job.flow.cls] += held.units
+        self._count(held, held.units)
         heapq.heappush(self._deadlines, (job.deadline_ms, held.key))
         return held
 
@@ -120,41 +157,84 @@ class Window:
         """It takes no room until `unpark`: what waits for its version must not keep out what could run."""
         held.parked = True
         self.parked += 1
-        self._open[held.job.flow.cls] -= held.units
+        self._count(held, -held.units)
+
+    def set_aside(self, held: Held) -> None:
+        """It waits for memory, and takes no room until `take_back`: what could run must not be kept out."""
+        held.aside = True
+        self._count(held, -held.units)
+
+    def take_back(self, held: Held) -> None:
+        held.aside = False
+        self._count(held, held.units)
 
     def unpark(self, held: Held) -> None:
         held.parked = False
         self.parked -= 1
-        self._open[held.job.flow.cls] += held.units
+        self._count(held, held.units)
 
     def ready(self, held: Held, prepared: Prepared) -> None:
         """Intake has accepted it: from its estimated to its real units."""
-        self._open[held.job.flow.cls] += prepared.units - held.units
-        held.prepared = prepared
-        cls = held.job.flow.cls
-        self._typical[cls] += (prepared.units - self._typical[cls]) * _SMOOTH
-        self.waiting[cls] += prepared.units
-        self.arrived.set()
+        cls, units = held.job.flow.cls, prepared.units
+        self._count(held, units - held.units)
+        held.prepared, held.units = prepared, units
+        self._typical[cls] += (units - self._typical[cls]) * _SMOOTH
 
-    def start(self, key: str) -> Held:
-        held = self._held[key]
-        held.running = True
-        self.running += 1
-        self.waiting[held.job.flow.cls] -= held.units
-        return held
+    def queue(self, held: Held, piece: Piece) -> str:
+        """A piece of it waits for a pass, under this key."""
+        held.numbers += 1
+        key = f"{held.key} {held.numbers}"
+        held.pieces[key] = piece
+        self._pieces[key] = held
+        self.waiting[held.job.flow.cls] += piece.units
+        self.arrived.set()
+        return key
+
+    def withdraw(self, held: Held) -> list[str]:
+        """No piece of it waits any more; the keys of those that did."""
+        keys = list(held.pieces)
+        for key in keys:
+            self._take(key)
+        return keys
+
+    def start(self, key: str) -> tuple[Held, Piece]:
+        """A piece goes into a pass."""
+        held, piece = self._take(key)
+        held.running += 1
+        self.running += held.running == 1
+        return held, piece
+
+    def _take(self, key: str) -> tuple[Held, Piece]:
+        held = self._pieces.pop(key)
+        piece = held.pieces.pop(key)
+        self.waiting[held.job.flow.cls] -= piece.units
+        return held, piece
+
+    def landed(self, held: Held) -> None:
+        """The pass of one of its pieces has ended."""
+        held.running -= 1
+        self.running -= held.running == 0
+
+    def stay(self, held: Held) -> None:
+        """It goes on: what it takes from now on is no room for others' first passes."""
+        if not held.resident:
+            held.resident = True
+            self._count(held, -held.units)
+            self.freed.set()
 
     def finish(self, held: Held) -> None:
         """It has a reply: its room is free, but it stays known until the broker has settled it."""
         held.done = True
-        self.running -= held.running
         if held.parked:
             self.unpark(held)
-        self._open[held.job.flow.cls] -= held.units
+        if held.aside:
+            self.take_back(held)
+        if not held.resident:
+            self._count(held, -held.units)
         if held.pinned:
             held.pinned = False
             self._unpin(held.job.digest)
-        if held.prepared is not None and not held.running:
-            self.waiting[held.job.flow.cls] -= held.units
+        self.withdraw(held)
         self.freed.set()
 
     def drop(self, held: Held) -> None:
@@ -168,15 +248,16 @@ class Window:
         self.freed.set()
 
     def expired(self, now_ms: float, ahead_ms: float = 0.0) -> list[Held]:
-        """Jobs that have not started and whose deadline is not after `now_ms`, of interactive ones not after `ahead_ms` from
-        then; each is reported once."""
+        """Jobs whose deadline is not after `now_ms`, of interactive ones that have not begun not after `ahead_ms` from then; none
+        that is in a pass. Each is reported once."""
         out, later = [], []
         while self._deadlines and self._deadlines[0][0] <= now_ms + ahead_ms:
             entry = heapq.heappop(self._deadlines)
             held = self._held.get(entry[1])
-            if held is None or held.running or held.done:
+            if held is None or held.done:
                 continue
-            if held.job.flow.cls == INTERACTIVE or entry[0] <= now_ms:
+            ahead = held.job.flow.cls == INTERACTIVE and not held.resident
+            if not held.running and (ahead or entry[0] <= now_ms):
                 out.append(held)
             else:
                 later.append(entry)

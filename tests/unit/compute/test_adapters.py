@@ -131,7 +131,6 @@ def test_grouped_pass_equals_segments(bert: EncoderEngine, tmp_path: Path, monke
         ({"layer_replication": [[0, 2]]}, "layer_replication"),
         ({"alora_invocation_tokens": [1]}, "activated LoRA"),
         ({"megatron_config": {"a": 1}}, "Megatron"),
-        ({"fan_in_fan_out": True}, "fan_in_fan_out"),
         ({"use_qalora": True}, "QALoRA"),
         ({"use_bdlora": {"nblocks": 2}}, "block-diagonal"),
         ({"arrow_config": {"top_k": 3}}, "Arrow"),

@@ -32,7 +32,7 @@ LORAS: list[dict[str, Any]] = [
     {
         "r": 8,
         "lora_alpha": 8,
-        "target_modules": r".*(\.1\..*|layers\.1\..*)(q|query|q_lin|q_proj|Wqkv|v|value|v_proj|v_lin)",
+        "target_modules": r".*(\.1\..*|layers\.1\..*)(q|query|q_lin|q_proj|Wqkv|v|value|v_proj|v_lin|c_attn)",
     },
     {
         "r": 4,
@@ -119,7 +119,8 @@ def _without_pooler(family: str, folder: Path) -> Any:
 
 def _peft(model: Any, folder: Path) -> tuple[Any, list[Path]]:
     """PEFT's model with all `LORAS` as a0, a1, ..., their B not zero; and the folders it saves them to."""
-    configs = [peft.LoraConfig(**options) for options in LORAS]
+    transposed = model.config.model_type == "gpt2"  # its linears are Conv1D
+    configs = [peft.LoraConfig(**options, fan_in_fan_out=transposed) for options in LORAS]
     wrapped = peft.get_peft_model(model, configs[0], adapter_name="a0")
     for i, config in enumerate(configs[1:], 1):
         wrapped.add_adapter(f"a{i}", config)
@@ -135,7 +136,7 @@ def _peft(model: Any, folder: Path) -> tuple[Any, list[Path]]:
 @pytest.mark.parametrize(
     ("model_type", "changes", "says"),
     [
-        ("gpt2", {}, "is not served; use one of bert"),
+        ("gpt_neox", {}, "is not served; use one of bert"),
         ("bert", {"is_decoder": True}, "is_decoder"),
         ("bert", {"quantization_config": {"quant_method": "bitsandbytes"}}, "quantised"),
         ("bert", {"position_embedding_type": "relative_key"}, "relative_key"),

@@ -125,7 +125,7 @@ def test_room_shrinks_and_grows_again(engine_of: Callable[[str], EncoderEngine],
     assert all("embedding" in result for result in tiny.step(engine, jobs))
     assert engine.room.units == 60
     for _ in range(40):
-        engine.step(jobs[:1])
+        tiny.step(engine, jobs[:1])
     assert engine.room.units == budget
 
 

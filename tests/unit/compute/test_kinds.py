@@ -64,19 +64,20 @@ def train(family: str, source: Path, config: peft.PeftConfig, folder: Path, virt
 
 def kinds(family: str, engine: EncoderEngine, source: Path, folder: Path) -> dict[str, Trained]:
     """One adapter of every kind."""
-    linears = [name for name in engine._backbone.targets if "layer" in name]
+    linears = [name for name in engine._backbone.targets if "layer" in name or name.startswith("h.")]
     # The first linear shares its input with others and with the residual; the last is what the paper scales.
     inputs = [linears[0], linears[-1]]
     width, table = engine._backbone.embeddings.embedding_dim, engine._backbone.embeddings_path
+    transposed = {"fan_in_fan_out": family == "gpt2"}  # its linears are Conv1D
     prompt: dict[str, Any] = {"task_type": "FEATURE_EXTRACTION", "token_dim": width, "num_attention_heads": 4}
     configs: dict[str, tuple[peft.PeftConfig, int]] = {
-        "lora": (peft.LoraConfig(r=4, lora_alpha=8, target_modules="all-linear"), 0),
-        "lora2": (peft.LoraConfig(r=2, lora_alpha=8, target_modules=linears[:3]), 0),
+        "lora": (peft.LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", **transposed), 0),
+        "lora2": (peft.LoraConfig(r=2, lora_alpha=8, target_modules=linears[:3], **transposed), 0),
         "tokens": (peft.LoraConfig(r=3, lora_alpha=3, use_rslora=True, target_modules=[table]), 0),
-        "both": (peft.LoraConfig(r=3, lora_alpha=3, target_modules=[table, *linears]), 0),
-        "ia3": (peft.IA3Config(target_modules=linears, feedforward_modules=inputs), 0),
-        "ia3_inputs": (peft.IA3Config(target_modules=linears[-2:], feedforward_modules=linears[-2:]), 0),
-        "ia3_outputs": (peft.IA3Config(target_modules=linears, feedforward_modules="none"), 0),
+        "both": (peft.LoraConfig(r=3, lora_alpha=3, target_modules=[table, *linears], **transposed), 0),
+        "ia3": (peft.IA3Config(target_modules=linears, feedforward_modules=inputs, **transposed), 0),
+        "ia3_inputs": (peft.IA3Config(target_modules=linears[-2:], feedforward_modules=linears[-2:], **transposed), 0),
+        "ia3_outputs": (peft.IA3Config(target_modules=linears, feedforward_modules="none", **transposed), 0),
         "prompt": (peft.PromptTuningConfig(num_virtual_tokens=VIRTUAL, **prompt), VIRTUAL),
         "p_tuning": (peft.PromptEncoderConfig(num_virtual_tokens=3, encoder_hidden_size=7, **prompt), 3),
     }

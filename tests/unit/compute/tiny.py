@@ -23,6 +23,7 @@ from fmplex_broker.packages import ADAPTER_CONFIG, ADAPTER_WEIGHTS, HEAD, Packag
 from fmplex_broker.specs import VfmSpec
 from fmplex_broker.tensors import Tensor
 from fmplex_worker.engines.encoder import EncoderEngine
+from fmplex_worker.engines.protocol import Work
 
 HIDDEN, POSITIONS, NAME = 32, 66, "tiny"
 WORDS = ("cat", "dog", "sat", "mat", "paris", "anna", "the", "on", "in", "house")
@@ -51,6 +52,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "distilbert": {"dim": HIDDEN, "n_layers": 2, "n_heads": 4, "hidden_dim": 48, "pad_token_id": 0},
     "modernbert": {"pad_token_id": 0, "local_attention": 16, "global_attn_every_n_layers": 2, "cls_token_id": 3},
     "mpnet": {"pad_token_id": 1},
+    "gpt2": {},
     "llama": {"num_key_value_heads": 2},
     "qwen2": {**_SLIDING, "use_sliding_window": True, "max_window_layers": 1},
     "qwen3": {**_SLIDING, "use_sliding_window": True, "max_window_layers": 1, "head_dim": 8},
@@ -162,7 +164,7 @@ def embeds(tokens: int, width: int, seed: int = 0) -> Tensor:
 
 def step(engine: EncoderEngine, jobs: list[Any]) -> list[Any]:
     """One pass of prepared jobs."""
-    return list(engine.step(jobs).results)
+    return list(engine.step([Work(job, job.units) for job in jobs]).results)
 
 
 def run(engine: EncoderEngine, *jobs: tuple[str, Any] | tuple[str, Any, dict[str, Any]]) -> list[Any]:

@@ -14,6 +14,7 @@ from fmplex_broker.messages import Request
 from fmplex_broker.packages import ADAPTER_CONFIG, HEAD, read_package
 from fmplex_broker.specs import BackboneSpec
 from fmplex_worker.engines.encoder import EncoderEngine
+from fmplex_worker.engines.protocol import Work
 from fmplex_worker.tuning import fit
 from fmplex_worker.tuning.data import LabelRecord
 from fmplex_worker.tuning.frozen import fit_head
@@ -118,7 +119,7 @@ def test_serving_reaches_the_score_that_was_reported(
 def _answers(engine: EncoderEngine, version: str, lines: list[dict[str, Any]]) -> list[Any]:
     inputs = [{key: line[key] for key in ("text", "text_pair") if key in line} for line in lines]
     prepared = engine.prepare([(version, Request(value, {})) for value in inputs])
-    return list(engine.step(prepared).results)  # type: ignore[arg-type]
+    return list(engine.step([Work(job, 0) for job in prepared]).results)  # type: ignore[arg-type]
 
 
 def _right(answer: Any, line: dict[str, Any]) -> bool:

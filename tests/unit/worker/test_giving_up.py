@@ -11,7 +11,7 @@ from fmplex_broker.errors import DeadlineExceeded
 from fmplex_broker.messages import OFFLINE
 from fmplex_worker.device import Device
 from fmplex_worker.window import Held, Window
-from tests.unit.worker.test_window import PASS, Job, claimed, window
+from tests.unit.worker.test_window import PASS, claimed, queue, window
 
 
 class Bench:
@@ -21,11 +21,12 @@ class Bench:
         self.window: Window = window(8)
         self.given_up: list[str] = []
         self.second_s = 1.0
-        scheduler = SimpleNamespace(budget=PASS, remove=lambda key: None)
+        scheduler = SimpleNamespace(budget=PASS)
         cost = SimpleNamespace(predict_pass=lambda units: self.second_s * units / PASS)
         parts: list[Any] = [
             SimpleNamespace(room=SimpleNamespace(units=10 * PASS)), scheduler, cost, self.window,
-            SimpleNamespace(answer=self._answer), None, SimpleNamespace(now_ms=lambda: 0.0), None, None, None,
+            SimpleNamespace(end=lambda held: None), SimpleNamespace(answer=self._answer), None,
+            SimpleNamespace(now_ms=lambda: 0.0), None, None, None,
         ]  # fmt: skip
         self.device = Device(*parts)
 
@@ -36,7 +37,7 @@ class Bench:
 
     def arrive(self, n: int, units: int, deadline_ms: int, cls: str = "interactive") -> None:
         held = self.window.add(claimed(n, units, cls, deadline_ms))
-        self.window.ready(held, Job(units))
+        queue(self.window, held, units)
 
     def ran(self, seconds: float) -> None:
         self.window.ended(seconds)

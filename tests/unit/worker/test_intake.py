@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from fmplex_broker.errors import FmplexError, PackageRejected
 from fmplex_broker.messages import INTERACTIVE, Flow, Request, encode_request
 from fmplex_broker.streams.consumer import Claim, Claimed, Order, Terms
 from fmplex_worker.intake import Intake
-from fmplex_worker.scheduling import CostModel, PassBudget
+from fmplex_worker.scheduling import CostModel, PassBudget, Seats
+from fmplex_worker.seating import Seating
 from fmplex_worker.window import Held, Window
 from tests.unit.worker.fakes import Inline, residents, until
 from tests.unit.worker.test_window import Job
@@ -31,7 +32,7 @@ class FakeScheduler:
         self.entered: list[int] = []
         self.weights: dict[str, float] = {}
 
-    def add(self, item: Any) -> None:
+    def add(self, item: Any, *, front: bool = False) -> None:
         self.entered.append(int(item.key.split(" ")[1].split("-")[0]))
 
     def set_weight(self, vfm: str, weight: float) -> None:
@@ -55,7 +56,9 @@ class FakeConsumer:
         self.strangers: list[bool] = []
         self.orders: set[Order] = set()
 
-    async def claim(self, room: dict[str, int], *, order: Order, steal_ms: int, strangers: bool) -> Claim:
+    async def claim(
+        self, room: dict[str, int], *, order: Order, steal_ms: int, strangers: bool, avoid: Collection[str]
+    ) -> Claim:
         self.strangers.append(strangers)
         self.orders.add(order)
         jobs = self.batches.pop(0) if self.batches else []
@@ -74,9 +77,10 @@ class Bench:
             return [Job(10, digest) for digest, _ in batch]
 
         engine.prepare = prepare  # type: ignore[attr-defined]
+        seating = Seating(engine, self.scheduler, self.window, Seats(0, {}))  # type: ignore[arg-type]
         self.intake = Intake(
             self.consumer, self.window, self.scheduler, PassBudget(CostModel(1000), 1000), engine, self.residents,
-            self.outbox, Clock(), Inline(), 50, "arrival",
+            seating, self.outbox, Clock(), Inline(), 50, "arrival",
         )  # type: ignore[arg-type]  # fmt: skip
 
     def give(self, *jobs: Claimed) -> None:

@@ -11,7 +11,7 @@ from fmplex_broker.messages import INTERACTIVE
 from fmplex_broker.streams.consumer import CLAIM_ROOM
 from fmplex_worker.pacing import Pace
 from fmplex_worker.window import Window
-from tests.unit.worker.test_window import PASS, Job, claimed, window
+from tests.unit.worker.test_window import PASS, claimed, queue, window
 
 LONG_S = 60.0
 
@@ -20,10 +20,9 @@ def busy(due_in_s: float = LONG_S) -> Window:
     """A pass runs that takes a minute, and as much waits."""
     w = window(2)
     held = [w.add(claimed(i)) for i in range(20)]
-    for h in held:
-        w.ready(h, Job(100))
-    for h in held[:10]:
-        w.start(h.key)
+    keys = [queue(w, h, 100) for h in held]
+    for key in keys[:10]:
+        w.start(key)
     w.begun(INTERACTIVE, PASS, expected_s=LONG_S, due=time.monotonic() + due_in_s)
     return w
 
@@ -66,6 +65,7 @@ async def test_a_landing_ends_the_wait() -> None:
     await asyncio.sleep(0)
     for held in list(w):
         if held.running:
+            w.landed(held)
             w.finish(held)
     async with asyncio.timeout(5):
         assert await turn == CLAIM_ROOM

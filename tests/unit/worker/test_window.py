@@ -10,13 +10,14 @@ from hypothesis import strategies as st
 
 from fmplex_broker.messages import INTERACTIVE, OFFLINE, Flow
 from fmplex_broker.streams.consumer import CLAIM_ROOM, Claimed
+from fmplex_worker.engines.protocol import OnePass
 from fmplex_worker.window import Held, Window
 
 PASS = 1000
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
+class Job(OnePass):
     units: int
     digest: str = "v"
     adapter: int = 0
@@ -25,6 +26,13 @@ class Job:
 
 def claimed(n: int, units: int = 100, cls: str = INTERACTIVE, deadline_ms: int = 10_000) -> Claimed:
     return Claimed(Flow("a", cls), f"{n}-0", f"job{n}", "in", "v", units, deadline_ms, b"x", 1)
+
+
+def queue(w: Window, held: Held, units: int) -> str:
+    """It is accepted, and its one piece waits for a pass; the key of that."""
+    job = Job(units)
+    w.ready(held, job)
+    return w.queue(held, job.pieces()[0])
 
 
 def window(passes: int) -> Window:
@@ -77,8 +85,7 @@ def test_a_job_past_its_deadline_is_reported_once_and_only_if_it_has_not_started
     w = window(1)
     late = w.add(claimed(1, deadline_ms=5))
     running = w.add(claimed(2, deadline_ms=5))
-    w.ready(running, Job(10))
-    w.start(running.key)
+    w.start(queue(w, running, 10))
     w.add(claimed(3, deadline_ms=50))
     assert w.expired(6) == [late]
     assert w.expired(6) == []
@@ -97,13 +104,15 @@ def test_units_add_up_whatever_the_estimates_were(jobs: list[tuple[int, int, str
         if fate == "drop":
             w.drop(held)
             continue
-        w.ready(held, Job(real))
+        key = queue(w, held, real)
         if fate == "run":
-            w.start(held.key)
+            w.start(key)
             rest.append(held)
         else:
             waiting.append(held)
     assert w.waiting_units == sum(h.units for h in waiting)
+    for held in rest:
+        w.landed(held)
     for held in (*waiting, *rest):
         w.finish(held)
         w.drop(held)
@@ -147,11 +156,10 @@ def test_a_running_pass_gives_up_its_room_as_it_runs(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("fmplex_worker.window.time.monotonic", lambda: clock[0])
     w = window(2)
     held = [w.add(claimed(i)) for i in range(20)]
-    for h in held:
-        w.ready(h, Job(100))
+    keys = [queue(w, h, 100) for h in held]
     assert INTERACTIVE not in w.room()
-    for h in held[:10]:
-        w.start(h.key)
+    for key in keys[:10]:
+        w.start(key)
     w.begun(INTERACTIVE, PASS, expected_s=0.1, due=0.0)
     assert INTERACTIVE not in w.room()
     clock[0] += 0.05
@@ -160,6 +168,7 @@ def test_a_running_pass_gives_up_its_room_as_it_runs(monkeypatch: pytest.MonkeyP
     whole = w.room()[INTERACTIVE]
     assert 0 < half < whole
     for h in held[:10]:
+        w.landed(h)
         w.finish(h)
     w.ended(5.05)
     assert w.room()[INTERACTIVE] == whole

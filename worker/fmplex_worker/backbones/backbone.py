@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,13 +13,38 @@ from torch import Tensor, nn
 from fmplex_broker.specs import BackboneSpec
 from fmplex_worker.adapters.linear import Target
 from fmplex_worker.backbones.families import Family
+from fmplex_worker.backbones.matmul import linear_for
 from fmplex_worker.backbones.packing import Pack, running
 from fmplex_worker.backbones.texts import Ids, Text, Tokenizer
+from fmplex_worker.generation.kv import KvShape
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Speech:
+    """Of a model that generates: `head`, hidden states to logits; `ends`: tokens that end a text; `templates`: the transformers
+    tokenizer, for its chat template; `kv`: what a token's keys and values take."""
+
+    head: nn.Module
+    ends: frozenset[int]
+    templates: Any
+    kv: KvShape
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """hidden `[rows, width]` → `[rows, vocabulary]` float32. Inside inference mode."""
+        weight, bias = self.head.weight, getattr(self.head, "bias", None)
+        made: Tensor = linear_for(weight)(hidden.unsqueeze(0), weight, bias)[0]  # type: ignore[arg-type]
+        return made.float()
+
+    @property
+    def vocabulary(self) -> int:
+        """Columns of the logits."""
+        return int(self.head.weight.shape[0])  # type: ignore[index]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Backbone:
-    """One model on one device. `targets`: module path → linear that adapters may change."""
+    """One model on one device. `targets`: module path → linear that adapters may change; `speech`: what it takes to generate
+    text, if it can."""
 
     spec: BackboneSpec
     family: Family
@@ -28,6 +54,7 @@ class Backbone:
     device: torch.device
     first_position: int
     max_tokens: int
+    speech: Speech | None = None
 
     @property
     def hidden(self) -> int:
@@ -54,7 +81,10 @@ class Backbone:
 
     @property
     def memory_bytes(self) -> int:
-        return sum(t.nbytes for t in (*self.model.parameters(), *self.model.buffers()))
+        held = [*self.model.parameters(), *self.model.buffers()]
+        if self.speech is not None:
+            held += self.speech.head.parameters()
+        return sum(t.nbytes for t in {t.data_ptr(): t for t in held}.values())  # the head may be the embeddings (tied)
 
     def encode(self, pack: Pack, texts: list[Text]) -> Tensor:
         """Hidden states `[tokens, hidden]` of texts in packed order, virtual tokens included. Device thread, inside
@@ -64,7 +94,7 @@ class Backbone:
         """
         rows = {
             "input_ids": _row(pack, [text.ids for text in texts]),
-            "position_ids": np.concatenate([np.arange(n) for n in pack.lengths]) + self.first_position,
+            "position_ids": _positions(pack) + self.first_position,
         }
         if self._has_types:
             rows["token_type_ids"] = _row(pack, [text.types for text in texts])
@@ -88,13 +118,18 @@ class Backbone:
         table: Tensor = self.embeddings(ids)
         for start, length, adapter, text in zip(pack.starts, pack.lengths, pack.adapters, texts, strict=True):
             first, end = start + length - text.tokens, start + length
-            if adapter is not None and adapter.prompt is not None:
+            if first > start and adapter is not None and adapter.prompt is not None:
                 table[0, start:first] = adapter.prompt
             if text.embeds is not None:
                 table[0, first:end] = torch.from_numpy(text.embeds).to(table)
             elif adapter is not None and adapter.tokens is not None:
                 table[0, first:end] += adapter.tokens.down[ids[0, first:end]] @ adapter.tokens.up
         return table
+
+
+def _positions(pack: Pack) -> Ids:
+    """Of each token in its text."""
+    return np.concatenate([np.arange(past, past + n) for past, n in zip(pack.pasts, pack.lengths, strict=True)])
 
 
 def _row(pack: Pack, parts: list[Ids]) -> Ids:

@@ -13,7 +13,7 @@ from typing import Any
 from torch import nn
 
 from fmplex_broker.errors import InvalidInput
-from fmplex_worker.backbones import mpnet
+from fmplex_worker.backbones import gpt2, mpnet
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +49,7 @@ FAMILIES: dict[str, Family] = {
         Family("distilbert"),
         Family("modernbert"),
         Family("mpnet", pooler=True, after_padding=True, adapt=mpnet.adapt),
+        Family("gpt2", causal=True, adapt=gpt2.adapt),
         Family("llama", causal=True),
         Family("qwen2", causal=True),
         Family("qwen3", causal=True),

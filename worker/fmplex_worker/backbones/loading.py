@@ -12,16 +12,17 @@ from typing import Any, TypeVar
 import torch
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoConfig, AutoModel, AutoTokenizer
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
 from transformers import logging as transformers_logging
 
 from fmplex_broker.errors import InvalidInput
 from fmplex_broker.specs import BackboneSpec
 from fmplex_worker.adapters.linear import wrap_linears
 from fmplex_worker.backbones import attention
-from fmplex_worker.backbones.backbone import Backbone
+from fmplex_worker.backbones.backbone import Backbone, Speech
 from fmplex_worker.backbones.families import Family, family_of
 from fmplex_worker.backbones.texts import Tokenizer
+from fmplex_worker.generation.kv import KvShape
 
 T = TypeVar("T")
 _UNLIMITED = 1_000_000  # tokenizers without a limit say 1e30
@@ -37,7 +38,8 @@ def load_backbone(spec: BackboneSpec, device: str = "auto") -> Backbone:
     config = _read(spec, "config", AutoConfig.from_pretrained)
     family = family_of(config)
     tokenizer = _read(spec, "tokenizer", AutoTokenizer.from_pretrained)
-    model = _load_model(spec, family).to(where)
+    model = _load_model(spec, family, config).to(where)
+    model, speech = _speech(model, tokenizer, config) if _speaks(family, config) else (model, None)
     targets = wrap_linears(model)
     first = family.first_position(config)
     most = config.max_position_embeddings - first
@@ -51,7 +53,30 @@ def load_backbone(spec: BackboneSpec, device: str = "auto") -> Backbone:
         device=where,
         first_position=first,
         max_tokens=limit,
+        speech=speech,
     )
+
+
+def _speaks(family: Family, config: Any) -> bool:
+    """Whether the checkpoint has a language-model head."""
+    return family.causal and any(
+        name.endswith("ForCausalLM") or "LMHead" in name for name in config.architectures or ()
+    )
+
+
+def _speech(whole: Any, tokenizer: Any, config: Any) -> tuple[nn.Module, Speech]:
+    """A causal language model as its bare model and what makes text of the hidden states."""
+    said = getattr(whole.generation_config, "eos_token_id", None)
+    ends = [said] if isinstance(said, int) else said or [tokenizer.eos_token_id]
+    heads = config.num_attention_heads
+    kv = KvShape(
+        layers=config.num_hidden_layers,
+        heads=getattr(config, "num_key_value_heads", None) or heads,
+        size=getattr(config, "head_dim", None) or config.hidden_size // heads,
+        dtype=whole.dtype,
+    )
+    speech = Speech(whole.get_output_embeddings(), frozenset(end for end in ends if end is not None), tokenizer, kv)
+    return whole.base_model, speech
 
 
 def _read(spec: BackboneSpec, what: str, load: Callable[..., T], **options: Any) -> T:
@@ -66,15 +91,16 @@ def _read(spec: BackboneSpec, what: str, load: Callable[..., T], **options: Any)
         ) from e
 
 
-def _load_model(spec: BackboneSpec, family: Family) -> nn.Module:
-    """The bare encoder in eval mode. Weights that the checkpoint lacks would be random, so that is an error."""
+def _load_model(spec: BackboneSpec, family: Family, config: Any) -> nn.Module:
+    """In eval mode: the bare model, with its language-model head if it has one. Weights that the checkpoint lacks would be
+    random, so that is an error."""
     transformers_logging.set_verbosity_error()  # its report of unused weights (the pooler) and its progress bar
     transformers_logging.disable_progress_bar()  # mean nothing in a worker's log
     options: dict[str, Any] = {"add_pooling_layer": False} if family.pooler else {}
     model, info = _read(
         spec,
         "weights",
-        AutoModel.from_pretrained,
+        (AutoModelForCausalLM if _speaks(family, config) else AutoModel).from_pretrained,
         dtype=getattr(torch, spec.dtype),
         attn_implementation=attention.NAME,
         use_safetensors=True,

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fmplex_worker.backbones.packing import current
+from fmplex_worker.backbones.packing import Run, current
 
 
 def adapt(model: nn.Module) -> None:
@@ -42,6 +42,7 @@ def _attend(
     q, k, v = (linear(hidden_states)[0] for linear in (attn.q, attn.k, attn.v))
     outs = []
     for run, bias in zip(current().runs, position_bias, strict=True):
+        assert isinstance(run, Run)  # an encoder's texts are whole
         rows = slice(run.start, run.start + run.texts * run.length)
         shape = (run.texts, run.length, attn.num_attention_heads, attn.attention_head_size)
         heads = [t[rows].view(shape).transpose(1, 2) for t in (q, k, v)]

@@ -10,13 +10,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from fmplex_worker.adapters.segments import Adapter, Segments
+from fmplex_worker.generation.kv import Slab
 
 
 class Run(NamedTuple):
@@ -27,10 +28,20 @@ class Run(NamedTuple):
     length: int
 
 
+class Continued(NamedTuple):
+    """`length` tokens from token `start` of the row on that go on from `past` earlier ones of their text, whose keys and values
+    are in `slab`; theirs go there too."""
+
+    start: int
+    length: int
+    past: int
+    slab: Slab
+
+
 @dataclass(frozen=True, slots=True)
 class Pack:
     """Who owns which token of the row: `lengths[i]` tokens from `starts[i]` on belong to the i-th packed text, whose adapter
-    is `adapters[i]`.
+    is `adapters[i]`; `pasts[i]` earlier tokens of it are in a slab. `masks`: what attention keeps from layer to layer.
 
     `boundaries` is `[texts + 1]` int32 on the device, for varlen kernels. `embedded`: whether an adapter puts in virtual
     tokens or changes embeddings.
@@ -39,30 +50,43 @@ class Pack:
     tokens: int
     lengths: tuple[int, ...]
     starts: tuple[int, ...]
-    runs: tuple[Run, ...]
+    pasts: tuple[int, ...]
+    runs: tuple[Run | Continued, ...]
     boundaries: torch.Tensor
     adapters: tuple[Adapter | None, ...]
     segments: Segments
     embedded: bool
+    masks: dict[tuple[int, int, int | None], torch.Tensor] = field(default_factory=dict)
+
+    @property
+    def continued(self) -> bool:
+        """Whether any text goes on from a slab."""
+        return any(isinstance(run, Continued) for run in self.runs)
 
     def own(self) -> tuple[Sequence[int], Sequence[int]]:
         """Starts and lengths of the texts without virtual tokens: what heads read."""
         if not self.embedded:
             return self.starts, self.lengths
-        leads = [adapter.virtual if adapter is not None else 0 for adapter in self.adapters]
+        leads = [
+            adapter.virtual if adapter is not None and not past else 0
+            for adapter, past in zip(self.adapters, self.pasts, strict=True)
+        ]
         starts = [start + lead for start, lead in zip(self.starts, leads, strict=True)]
         return starts, [length - lead for length, lead in zip(self.lengths, leads, strict=True)]
 
 
 class Owned(NamedTuple):
-    """A text to pack: its length in tokens, without virtual ones, and the adapter that applies to it."""
+    """A text to pack: its length in tokens, without virtual ones, and the adapter that applies to it. With a `slab` it goes on
+    from `past` earlier tokens (virtual ones among them)."""
 
     length: int
     adapter: Adapter | None
+    past: int = 0
+    slab: Slab | None = None
 
     @property
     def total(self) -> int:
-        return self.length if self.adapter is None else self.length + self.adapter.virtual
+        return self.length if self.adapter is None or self.past else self.length + self.adapter.virtual
 
     @property
     def segment(self) -> int:
@@ -73,7 +97,9 @@ class Owned(NamedTuple):
 def packed_order(texts: Sequence[Owned]) -> list[int]:
     """The order in which to pack: by adapter (texts without one last), then by length."""
     numbers = [t.segment for t in texts]
-    return sorted(range(len(texts)), key=lambda i: (numbers[i] == 0, numbers[i], texts[i].total))
+    # Whole texts of one length are neighbours, and run together.
+    continued = [t.slab is not None for t in texts]
+    return sorted(range(len(texts)), key=lambda i: (numbers[i] == 0, numbers[i], continued[i], texts[i].total))
 
 
 def pack(texts: Sequence[Owned], device: torch.device, group_from: int | None) -> Pack:
@@ -96,7 +122,8 @@ def pack(texts: Sequence[Owned], device: torch.device, group_from: int | None) -
         tokens=tokens,
         lengths=lengths,
         starts=tuple(bounds[:-1].tolist()),
-        runs=_runs(lengths),
+        pasts=tuple(t.past for t in texts),
+        runs=_runs(texts, lengths),
         boundaries=torch.from_numpy(bounds).to(device),
         adapters=tuple(text.adapter for text in texts),
         segments=Segments.of(adapters, sizes, tokens, device, group_from),
@@ -104,12 +131,15 @@ def pack(texts: Sequence[Owned], device: torch.device, group_from: int | None) -
     )
 
 
-def _runs(lengths: Sequence[int]) -> tuple[Run, ...]:
-    runs: list[Run] = []
+def _runs(texts: Sequence[Owned], lengths: Sequence[int]) -> tuple[Run | Continued, ...]:
+    runs: list[Run | Continued] = []
     start = 0
-    for length in lengths:
-        if runs and runs[-1].length == length:
-            runs[-1] = runs[-1]._replace(texts=runs[-1].texts + 1)
+    for text, length in zip(texts, lengths, strict=True):
+        last = runs[-1] if runs else None
+        if text.slab is not None:
+            runs.append(Continued(start, length, text.past, text.slab))
+        elif isinstance(last, Run) and last.length == length:
+            runs[-1] = last._replace(texts=last.texts + 1)
         else:
             runs.append(Run(start, 1, length))
         start += length

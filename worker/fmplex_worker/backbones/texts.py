@@ -76,6 +76,15 @@ class Tokenizer:
             raise InvalidInput(f"{model!r} has no fast tokenizer; add its tokenizer.json", field="backbone.model")
         return cls(fast, limit)
 
+    @property
+    def whole(self) -> tokenizers.Tokenizer:
+        """The tokenizer itself, which neither pads nor cuts."""
+        return self._whole
+
+    def ids(self, text: str, special: bool) -> list[int]:
+        """Of one text, with the special tokens that the tokenizer adds around texts or without."""
+        return list(self._whole.encode(text, add_special_tokens=special).ids)
+
     def encode(self, texts: Sequence[Raw], offsets: bool = False) -> list[Text]:
         """Whole texts. With `offsets` it is slower: only tagging needs to know which characters a token covers."""
         return _encode(self._whole, texts, offsets)

@@ -21,7 +21,7 @@ from fmplex_worker.backbones.loading import load_backbone
 from fmplex_worker.backbones.packing import Owned, pack, packed_order
 from fmplex_worker.engines.isolation import run_isolated
 from fmplex_worker.engines.preparing import Job, Preparer
-from fmplex_worker.engines.protocol import EngineInfo, Fitted, Outcome, Prepared, Room
+from fmplex_worker.engines.protocol import EngineInfo, Fitted, Outcome, Prepared, Room, Work
 from fmplex_worker.engines.versions import Version, Versions
 from fmplex_worker.heads.running import run_heads
 
@@ -68,11 +68,15 @@ class EncoderEngine:
     def prepare(self, batch: Sequence[tuple[str, Request]]) -> list[Prepared | FmplexError]:
         return cast(list[Prepared | FmplexError], self._preparer.prepare(batch))
 
-    def step(self, prepared: Sequence[Prepared]) -> Outcome:
+    def drop(self, prepared: Prepared) -> None:
+        """Nothing is held between passes: every job is done in one."""
+
+    def step(self, work: Sequence[Work]) -> Outcome:
         begun = time.perf_counter()
         budget = self._backbone.spec.pass_units
         self._units = min(budget, self._units + max(1, budget // _REGROWTH))
-        results = run_isolated(cast(Sequence[Job], prepared), self._run, self._on_oom) if prepared else []
+        jobs = [cast(Job, item.prepared) for item in work]
+        results = run_isolated(jobs, self._run, self._on_oom) if jobs else []
         return Outcome(time.perf_counter() - begun, results)
 
     @torch.inference_mode()

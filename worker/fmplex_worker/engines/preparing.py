@@ -15,6 +15,7 @@ from fmplex_broker.messages import Request
 from fmplex_worker.backbones.backbone import Backbone
 from fmplex_worker.backbones.texts import Raw, Text
 from fmplex_worker.engines import inputs
+from fmplex_worker.engines.protocol import OnePass
 from fmplex_worker.engines.versions import Version, Versions
 from fmplex_worker.heads.running import Ask
 
@@ -22,7 +23,7 @@ _Encode = Callable[[Sequence[Raw], bool], list[Text]]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Job:
+class Job(OnePass):
     """`protocol.Prepared`: a job that a pass can take. `texts`: one, or both sides of a similarity."""
 
     version: Version

@@ -9,11 +9,12 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 from fmplex_broker.errors import FmplexError
 from fmplex_broker.messages import Request
 from fmplex_broker.packages import Package
+from fmplex_broker.streaming import Delta
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,9 +31,35 @@ class EngineInfo:
 
 @dataclass(frozen=True, slots=True)
 class Room:
-    """What one pass can take now: `units` = packed tokens. One job larger than that still runs, alone."""
+    """What one pass can take now: `units` = packed tokens. One job larger than that still runs, alone. `memory`: bytes that the
+    jobs in hand may hold between their passes, all together, and `used` what they do hold; `cached`: bytes kept for jobs to come
+    while nobody needs them."""
 
     units: int
+    memory: int = 0
+    used: int = 0
+    cached: int = 0
+
+
+class Piece(NamedTuple):
+    """What a job asks of one pass: so many `tokens` of it, which cost `units`."""
+
+    phase: Literal["encode", "prefill", "decode"]
+    tokens: int
+    units: int
+
+
+class Work(NamedTuple):
+    """A job in a pass, with the tokens of all its pieces in it."""
+
+    prepared: Prepared
+    tokens: int
+
+
+class Progress(NamedTuple):
+    """A job that has not ended with its pass; what has come out of it meanwhile, if anything has."""
+
+    news: Delta | None
 
 
 class Fitted(Protocol):
@@ -49,8 +76,8 @@ class Prepared(Protocol):
     """A validated, tokenised job. It keeps its version alive: unloading that version does not break it.
 
     `units` are packed tokens (both sides of a similarity; the virtual tokens of a prompt too); `adapter` numbers the adapter
-    segment it belongs to (0: none) and `head` the head or heads it ends in, so that a cost model can count the distinct ones
-    in a pass.
+    segment it belongs to (0: none) and `head` the head or heads it ends in (0: of its own it has none), so that a cost model
+    can count the distinct ones in a pass.
     """
 
     @property
@@ -61,15 +88,35 @@ class Prepared(Protocol):
     def adapter(self) -> int: ...
     @property
     def head(self) -> int: ...
+    @property
+    def memory(self) -> int:
+        """Bytes that it holds between passes, once its `pieces` have run; it must have room for them before they do."""
+
+    def pieces(self) -> Sequence[Piece]:
+        """What it asks of the passes to come, in order. After a pass it may ask for less than it did, or for more."""
+
+
+class OnePass:
+    """The part of `Prepared` that is the same for all jobs that are done in one pass."""
+
+    __slots__ = ()
+    units: int
+
+    @property
+    def memory(self) -> int:
+        return 0
+
+    def pieces(self) -> Sequence[Piece]:
+        return (Piece("encode", self.units, self.units),)
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a pass cost and gave: wall `seconds` of the device thread; `results[i]` answers `prepared[i]`. `ended`: monotonic
+    """What a pass cost and gave: wall `seconds` of the device thread; `results[i]` answers `work[i]`. `ended`: monotonic
     seconds, when it was made.
 
-    A result is what the vFM's head gives (plain Python values and `fmplex_broker.tensors.Tensor`), with several heads a
-    mapping of their names to that, or the error of that job alone.
+    A result is a `Progress`, or the end of the job: what the vFM's head gives (plain Python values and
+    `fmplex_broker.tensors.Tensor`), with several heads a mapping of their names to that, or the error of that job alone.
     """
 
     seconds: float
@@ -107,7 +154,11 @@ class Engine(Protocol):
         version is not resident here).
         """
 
-    def step(self, prepared: Sequence[Prepared]) -> Outcome:
+    def drop(self, prepared: Prepared) -> None:
+        """Forget what the job holds between passes. It is in no pass that is planned or runs; should it run again, it asks for
+        all that it needs. Any thread."""
+
+    def step(self, work: Sequence[Work]) -> Outcome:
         """Run one pass. Device thread only; a failure is the result of the jobs it hits, not an exception.
 
         Raises only when the device itself is broken ("CUDA error: ..."): no pass can run here again, so the worker

@@ -63,6 +63,12 @@ class Versions:
                 f"vFM {spec.name!r} is made for backbone {spec.backbone!r}, this worker hosts {backbone.spec.name!r}",
                 field="backbone",
             )
+        if "generation" in spec.kinds and backbone.speech is None:
+            raise PackageRejected(
+                f"backbone {spec.backbone!r} has no language-model head, so vFM {spec.name!r} cannot generate; host a checkpoint "
+                "of a causal language model (architectures: …ForCausalLM)",
+                field="head",
+            )
         weights = package.files.get(HEAD)
         heads = load_heads(spec.outputs, weights, backbone.hidden, backbone.family.causal, self._numbers)
         adapter = None

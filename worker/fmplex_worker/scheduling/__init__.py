@@ -7,6 +7,7 @@ flows.py   a flow's state, and the lanes in which flows wait
 ring.py    the flows of one class: deficits and lazy credit
 draft.py   one pass in the making
 deadlines.py  what deadlines may do to a pass
+seats.py   who may hold memory between passes
 budget.py  how large a pass may be, for the latency targets of the vFMs
 drr.py     batch-aware deficit round robin, the default policy; its docstring is the promise
 base.py    what the policies without deficits have in common
@@ -15,6 +16,7 @@ fifo.py    arrival order
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Protocol
 
 from .budget import PassBudget
@@ -22,6 +24,7 @@ from .cost import CostModel
 from .drr import DeficitRoundRobin
 from .fifo import Fifo
 from .items import CLASSES, INTERACTIVE, OFFLINE, Flow, Item, Plan, Room, Share
+from .seats import Seats
 
 __all__ = [
     "CLASSES",
@@ -36,6 +39,7 @@ __all__ = [
     "Plan",
     "Room",
     "Scheduler",
+    "Seats",
     "Share",
     "make_scheduler",
 ]
@@ -46,6 +50,8 @@ class Scheduler(Protocol):
 
     budget: int
 
+    @property
+    def weights(self) -> Mapping[str, float]: ...
     def add(self, item: Item, *, front: bool = False) -> None: ...
     def remove(self, key: str) -> Item | None: ...
     def pending(self, flow: Flow) -> int: ...

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from .cost import CostModel
 from .items import CLASSES, Flow, Item, Plan, Share
@@ -24,6 +24,11 @@ class LedgerPolicy:
     @budget.setter
     def budget(self, units: int) -> None:
         self._ledger.set_budget(units)
+
+    @property
+    def weights(self) -> Mapping[str, float]:
+        """Of the vFMs for which one was set; 1 for others. It changes as they do."""
+        return self._ledger.weights
 
     def __len__(self) -> int:
         return len(self._ledger.waiting)

@@ -6,7 +6,6 @@ from math import ceil
 
 from .cost import CostModel
 
-_PART = 0.4  # of a target that a pass may take: a job waits for one pass and runs in the next; the rest is for the way
 _LEAST_YIELD = 0.5  # of a full pass's throughput: a target that costs more is not kept
 _REMEMBER_S = 60.0  # a vFM that has sent nothing for so long shortens nobody's passes
 _STEP = 0.05  # changes smaller than that are not worth new prices
@@ -21,12 +20,12 @@ class PassBudget:
         self._cost = cost
         self._most = most
         self._units = most
-        self._targets: dict[str, tuple[float, float]] = {}  # vFM -> seconds, last seen
+        self._targets: dict[str, tuple[float, float]] = {}  # vFM -> seconds a pass may take, last seen
 
-    def saw(self, vfm: str, latency_s: float, now: float) -> None:
-        """A job of a vFM was claimed; its target in seconds, 0 for none."""
-        if latency_s > 0:
-            self._targets[vfm] = latency_s, now
+    def saw(self, vfm: str, pass_s: float, now: float) -> None:
+        """A job of a vFM was claimed, whose targets allow passes of so many seconds (`Slo.pass_ms`); 0: of any length."""
+        if pass_s > 0:
+            self._targets[vfm] = pass_s, now
         else:
             self._targets.pop(vfm, None)
 
@@ -36,7 +35,7 @@ class PassBudget:
         wanted = self._most
         if self._targets:
             tightest = min(seconds for seconds, _ in self._targets.values())
-            wanted = max(self._cost.units_within(_PART * tightest, self._most), self.least)
+            wanted = max(self._cost.units_within(tightest, self._most), self.least)
         if wanted == self._most or abs(wanted - self._units) > _STEP * self._units:
             self._units = wanted
         return self._units
@@ -50,6 +49,6 @@ class PassBudget:
         return ceil(self._most * alpha * _LEAST_YIELD / (alpha + (1 - _LEAST_YIELD) * beta * self._most))
 
     def missed(self) -> list[str]:
-        """vFMs whose target is shorter than the shortest passes allow."""
+        """vFMs whose targets want passes shorter than the shortest."""
         shortest = self._cost.predict_pass(self.least)
-        return sorted(vfm for vfm, (seconds, _) in self._targets.items() if _PART * seconds < shortest)
+        return sorted(vfm for vfm, (seconds, _) in self._targets.items() if seconds < shortest)

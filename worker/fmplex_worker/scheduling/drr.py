@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from .cost import CostModel
 from .deadlines import Arrivals, Moment
 from .draft import Draft
@@ -62,6 +64,11 @@ class DeficitRoundRobin:
     @budget.setter
     def budget(self, units: int) -> None:
         self._ledger.set_budget(units)
+
+    @property
+    def weights(self) -> Mapping[str, float]:
+        """Of the vFMs for which one was set; 1 for others. It changes as they do."""
+        return self._ledger.weights
 
     @property
     def max_debt(self) -> float:

@@ -1,0 +1,103 @@
+"""Slabs and the prompts kept in them: bytes stay within bounds, and what is found is what was computed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from fmplex_worker.generation.kv import KvPool, KvShape, Slab, capacity_for
+from fmplex_worker.generation.prefixes import BLOCK, Kept, PrefixCache
+
+SHAPE = KvShape(layers=1, heads=1, size=1, dtype=torch.float32)
+BUDGET = 2000 * SHAPE.token_bytes
+
+
+@given(tokens=st.integers(1, 100_000))
+def test_a_slab_holds_what_was_asked_for_and_not_much_more(tokens: int) -> None:
+    assert tokens <= capacity_for(tokens) <= max(32, 1.5 * tokens)
+
+
+@given(tokens=st.integers(33, 100_000))
+def test_sizes_grow_by_a_third_or_a_half(tokens: int) -> None:
+    capacity = capacity_for(tokens)
+    assert 4 / 3 <= capacity_for(capacity + 1) / capacity <= 3 / 2
+
+
+def _text(kind: int, length: int) -> list[int]:
+    """Texts of one kind begin alike."""
+    return [kind] * min(length, 2 * BLOCK) + [100 + kind + i % 7 for i in range(length - 2 * BLOCK)]
+
+
+class Memory(RuleBasedStateMachine):
+    """Rows that come, compute, end, are evicted and forgotten, in any order. A slab's content is the tokens themselves, so that a
+    prefix that is found can be compared with what was asked for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pool = KvPool(SHAPE, torch.device("cpu"), BUDGET)
+        self.cache = PrefixCache(self.pool)
+        self.rows: list[tuple[str, list[int], Slab, Kept | None]] = []
+
+    @precondition(lambda self: self.pool.used - self.cache.nbytes < BUDGET // 2)
+    @rule(digest=st.sampled_from("ab"), kind=st.integers(0, 2), length=st.integers(1, 200))
+    def come(self, digest: str, kind: int, length: int) -> None:
+        tokens = _text(kind, length)
+        found = self.cache.find((digest, "v"), tokens)
+        slab = self.pool.take(length)
+        if found is not None:
+            theirs, n = found
+            assert 0 < n < length
+            assert n % BLOCK == 0
+            assert theirs.data[0, 0, 0, :n, 0].tolist() == tokens[:n]
+            slab.copy_from(theirs, n)
+        slab.data[0, :, 0, :length, 0] = torch.tensor(tokens, dtype=torch.float32)
+        kept = self.cache.lend((digest, "v"), tokens, slab) if length % 2 else None
+        self.rows.append((digest, tokens, slab, kept))
+
+    @precondition(lambda self: self.rows)
+    @rule(data=st.data(), more=st.integers(0, 60))
+    def end(self, data: Any, more: int) -> None:
+        digest, tokens, slab, kept = self.rows.pop(data.draw(st.integers(0, len(self.rows) - 1)))
+        longer = tokens + [7] * more
+        slab = self.pool.grown(slab, len(longer), len(tokens))
+        slab.data[0, :, 0, : len(longer), 0] = torch.tensor(longer, dtype=torch.float32)
+        if kept is None:
+            kept = Kept((digest, "v"), slab)
+        kept.slab = slab
+        self.cache.keep(kept, longer)
+
+    @rule(digest=st.sampled_from("ab"))
+    def forget(self, digest: str) -> None:
+        self.cache.forget(digest)
+
+    @invariant()
+    def bytes_are_bounded(self) -> None:
+        rows = sum(slab.nbytes for _, _, slab, _ in self.rows)
+        assert self.pool.used == rows + self.cache.nbytes
+        assert self.pool.used <= BUDGET
+
+    @invariant()
+    def whatever_leads_somewhere_leads_to_tokens(self) -> None:
+        ended = set(self.cache._ended)
+        rows = {id(kept) for _, _, _, kept in self.rows if kept is not None}
+        for key, (kept, length) in self.cache._index.items():
+            assert key in kept.keys
+            assert key[0] == kept.scope
+            assert id(kept) in ended | rows
+            assert length <= kept.slab.capacity
+
+    def teardown(self) -> None:
+        for digest, tokens, slab, kept in self.rows:
+            self.cache.keep(kept or Kept((digest, "v"), slab), tokens)
+        for digest in "ab":
+            self.cache.forget(digest)
+        assert self.pool.used == 0
+        assert not self.cache._index
+
+
+Memory.TestCase.settings = settings(deadline=None, max_examples=50, stateful_step_count=30)
+TestMemory = Memory.TestCase

@@ -1,0 +1,201 @@
+"""What a caller may ask of a generating vFM, and what is said when it cannot be."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fmplex_broker.errors import FmplexError, InvalidInput, PackageRejected, TextTooLong
+from fmplex_broker.heads import Embedding, Generation, InputSpec
+from fmplex_broker.messages import Request
+from fmplex_worker.engines.generator import GeneratorEngine
+from tests.unit.compute import tiny
+from tests.unit.generation import tiny_lm
+
+pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
+Folders = Callable[[str], Path]
+PERSON = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string", "maxLength": 6},
+        "age": {"type": "integer", "minimum": 0, "maximum": 120},
+        "likes": {"type": "array", "items": {"enum": ["tea", "coffee"]}, "maxItems": 3},
+    },
+    "required": ["name", "age", "likes"],
+    "additionalProperties": False,
+}
+
+
+@pytest.fixture(scope="module")
+def engine(lm_folder: Folders) -> GeneratorEngine:
+    return tiny_lm.open_tiny(lm_folder("llama"))
+
+
+@pytest.fixture(scope="module")
+def digest(engine: GeneratorEngine) -> str:
+    return tiny_lm.load(engine)
+
+
+def text(engine: GeneratorEngine, digest: str, value: Any, **params: Any) -> dict[str, Any]:
+    out: dict[str, Any] = tiny_lm.drive(engine, [tiny_lm.prepare(engine, digest, value, **params)])[0]
+    if isinstance(out, FmplexError):
+        raise out
+    return out
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_schema_is_kept(engine: GeneratorEngine, digest: str, seed: int) -> None:
+    out = text(engine, digest, "a person:", schema=PERSON, seed=seed, temperature=1.5, max_tokens=150)
+    assert out["finish_reason"] == "stop"
+    person = json.loads(out["text"])
+    assert set(person) == {"name", "age", "likes"}
+    assert len(person["name"]) <= 6
+    assert 0 <= person["age"] <= 120
+    assert set(person["likes"]) <= {"tea", "coffee"}
+
+
+def test_rows_with_and_without_a_schema_share_passes(engine: GeneratorEngine, digest: str) -> None:
+    free = text(engine, digest, "the cat", temperature=0, max_tokens=30, ignore_eos=True)
+    jobs = [
+        tiny_lm.prepare(engine, digest, "the cat", temperature=0, max_tokens=30, ignore_eos=True),
+        tiny_lm.prepare(engine, digest, "a person:", schema=PERSON, temperature=0, max_tokens=150),
+    ]
+    with_others, person = tiny_lm.drive(engine, jobs, shares=1.0)
+    assert with_others["text"] == free["text"]
+    json.loads(person["text"])
+
+
+def test_the_same_seed_gives_the_same_text(engine: GeneratorEngine, digest: str) -> None:
+    alone = text(engine, digest, "the dog", seed=5, max_tokens=30)
+    others = [
+        tiny_lm.prepare(engine, digest, p, seed=i, max_tokens=20) for i, p in enumerate(tiny_lm.prompts(5, 30, 50))
+    ]
+    job = tiny_lm.prepare(engine, digest, "the dog", seed=5, max_tokens=30)
+    assert tiny_lm.drive(engine, [*others, job])[-1]["text"] == alone["text"]
+    assert text(engine, digest, "the dog", seed=6, max_tokens=30)["text"] != alone["text"]
+
+
+def test_a_stop_ends_the_text_before_it(engine: GeneratorEngine, digest: str) -> None:
+    whole = text(engine, digest, "the cat", temperature=0, max_tokens=40, ignore_eos=True)
+    stop = whole["text"][10:13]
+    out = text(engine, digest, "the cat", temperature=0, max_tokens=40, ignore_eos=True, stop=[stop])
+    assert out["finish_reason"] == "stop"
+    assert out["text"] == whole["text"][: whole["text"].index(stop)]
+    assert out["completion_tokens"] < whole["completion_tokens"]
+
+
+def test_a_stop_token_ends_the_text(engine: GeneratorEngine, digest: str) -> None:
+    job = tiny_lm.prepare(engine, digest, "the cat", temperature=0, max_tokens=20, ignore_eos=True)
+    tiny_lm.drive(engine, [job])
+    tokens = job.row.tokens[job.row.prompt :]
+    out = text(engine, digest, "the cat", temperature=0, max_tokens=20, ignore_eos=True, stop_token_ids=[tokens[4]])
+    assert out["completion_tokens"] == tokens.index(tokens[4]) + 1
+
+
+def test_logprobs_come_one_a_token(engine: GeneratorEngine, digest: str) -> None:
+    out = text(engine, digest, "the cat", temperature=0, max_tokens=10, logprobs=3, ignore_eos=True)
+    assert len(out["logprobs"]) == out["completion_tokens"] == 10
+    for entry in out["logprobs"]:
+        assert len(entry["top"]) == 3
+        assert entry["top"][0]["id"] == entry["id"], "greedy takes the best"
+        assert entry["logprob"] <= 0
+
+
+def test_chats_go_through_the_template(engine: GeneratorEngine) -> None:
+    digest = tiny_lm.load(engine, system="be brief")
+    messages = [{"role": "user", "content": "hello"}]
+    job = tiny_lm.prepare(engine, digest, {"messages": messages})
+    decode = engine._backbone.tokenizer.whole.decode
+    assert decode(job.row.tokens) == "<system>be brief\n<user>hello\n<assistant>"
+    own = tiny_lm.load(engine, chat_template="{{ messages[-1].content }}!")
+    assert decode(tiny_lm.prepare(engine, own, {"messages": messages}).row.tokens) == "hello!"
+
+
+def test_a_template_is_put_around_texts(engine: GeneratorEngine) -> None:
+    made = tiny.package(Generation(), input=InputSpec(template="Q: {text} A:"))
+    engine.load(engine.fit(made))
+    job = tiny_lm.prepare(engine, made.digest, "why?")
+    assert engine._backbone.tokenizer.whole.decode(job.row.tokens) == "Q: why? A:"
+
+
+@pytest.mark.parametrize(
+    ("value", "params", "kind", "field"),
+    [
+        ([1] * 200, {}, TextTooLong, "input"),
+        ("a", {"max_tokens": 5000}, TextTooLong, "params.max_tokens"),
+        ([100_000], {}, InvalidInput, "input"),
+        ("a", {"schema": {"type": "no such type"}}, InvalidInput, "params.schema"),
+        ("a", {"temperature": -1}, InvalidInput, "temperature"),
+        ("a", {"colour": "red"}, InvalidInput, "colour"),
+    ],
+)
+def test_refused(
+    engine: GeneratorEngine, digest: str, value: Any, params: dict[str, Any], kind: type, field: str
+) -> None:
+    with pytest.raises(kind) as refusal:
+        tiny_lm.prepare(engine, digest, value, **params)
+    assert refusal.value.field == field
+
+
+def test_a_template_that_refuses_a_chat_is_the_callers_mistake(engine: GeneratorEngine) -> None:
+    digest = tiny_lm.load(engine, chat_template="{{ raise_exception('only one message') }}")
+    with pytest.raises(InvalidInput, match="only one message"):
+        tiny_lm.prepare(engine, digest, {"messages": [{"role": "user", "content": "x"}]})
+
+
+def test_a_template_reaches_nothing_but_the_messages(engine: GeneratorEngine) -> None:
+    digest = tiny_lm.load(engine, chat_template="{{ messages.__class__.__mro__[1].__subclasses__() }}")
+    with pytest.raises(InvalidInput):
+        tiny_lm.prepare(engine, digest, {"messages": [{"role": "user", "content": "x"}]})
+
+
+def test_what_could_never_fit_is_refused_at_once(lm_folder: Folders) -> None:
+    engine = tiny_lm.open_tiny(lm_folder("gpt2"), kv_bytes=1 << 16)
+    digest = tiny_lm.load(engine)
+    tiny_lm.prepare(engine, digest, [5] * 10, max_tokens=100)
+    with pytest.raises(TextTooLong, match="kv_bytes"):
+        tiny_lm.prepare(engine, digest, [5] * 50, max_tokens=100)
+
+
+def test_heads_on_the_same_decoder(engine: GeneratorEngine, digest: str) -> None:
+    embed = tiny.load(engine, Embedding(pooling="last"))  # type: ignore[arg-type]
+    alone = tiny.run(engine, (embed, "the cat sat"))[0]["embedding"]  # type: ignore[arg-type]
+    jobs = [
+        tiny_lm.prepare(engine, digest, "the cat", temperature=0, max_tokens=5),
+        tiny_lm.prepare(engine, embed, "the cat sat"),
+    ]
+    together = tiny_lm.drive(engine, jobs, shares=1.0)[1]["embedding"]
+    assert together.numpy() == pytest.approx(alone.numpy(), abs=1e-5)
+
+
+def test_a_backbone_without_a_language_model_head_does_not_generate(bert_engine: Any) -> None:
+    with pytest.raises(PackageRejected, match="language-model head"):
+        bert_engine.fit(tiny.package(Generation()))
+
+
+def test_nan_fails_alone(lm_folder: Folders, tmp_path: Path, engine: GeneratorEngine, digest: str) -> None:
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    folder = tiny_lm.save_lora(lm_folder("llama"), tmp_path / "nan", 1, 4)
+    file = folder / "adapter_model.safetensors"
+    tensors = load_file(file)
+    save_file({name: torch.full_like(t, 1e30) for name, t in tensors.items()}, file)
+    broken = tiny_lm.load(engine, folder)
+    whole = text(engine, digest, "the cat", temperature=0, max_tokens=12, ignore_eos=True)
+    jobs = [
+        tiny_lm.prepare(engine, digest, "the cat", temperature=0, max_tokens=12, ignore_eos=True),
+        tiny_lm.prepare(engine, broken, "the cat", temperature=0, max_tokens=12, ignore_eos=True),
+    ]
+    good, bad = tiny_lm.drive(engine, jobs, shares=1.0)
+    assert good["text"] == whole["text"]
+    assert bad.code == "non_finite_output"
+
+
+def test_the_seed_of_a_request_travels_with_it(engine: GeneratorEngine, digest: str) -> None:
+    job = engine.prepare([(digest, Request("x", {"seed": 2**60}))])[0]
+    assert job.row.sampler.seed == 2**60  # type: ignore[union-attr]

@@ -1,0 +1,178 @@
+"""Tiny language models of every generating family, with random weights and a byte-level tokenizer; and a driver in place of the
+worker's loop."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import peft
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+
+from fmplex_broker.heads import Generation
+from fmplex_broker.messages import Request
+from fmplex_broker.specs import BackboneSpec, WorkerSpec
+from fmplex_worker.engines.generator import GeneratorEngine
+from fmplex_worker.engines.opening import open_engine
+from fmplex_worker.engines.protocol import Progress, Work
+from tests.unit.compute import tiny
+
+FAMILIES = ("llama", "qwen2", "qwen3", "mistral", "gpt2")
+POSITIONS = 200
+TEMPLATE = (
+    "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+_SLIDING = {"sliding_window": 24, "num_key_value_heads": 2}
+_CONFIGS: dict[str, dict[str, Any]] = {
+    "llama": {"num_key_value_heads": 2, "tie_word_embeddings": True},
+    "qwen2": {**_SLIDING, "use_sliding_window": True, "max_window_layers": 1},
+    "qwen3": {**_SLIDING, "use_sliding_window": True, "max_window_layers": 1, "head_dim": 8},
+    "mistral": _SLIDING,
+    "gpt2": {},
+}
+_CORPUS = [
+    "the cat sat on the mat",
+    "a dog in the house",
+    "anna has seen paris",
+    "tea or coffee, they asked",
+    "überall Käse 🧀",
+]
+
+
+def save_tokenizer(folder: Path) -> int:
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=320,
+        special_tokens=["<eos>", "<pad>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(_CORPUS * 4, trainer)
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>", pad_token="<pad>")  # type: ignore[no-untyped-call]
+    fast.chat_template = TEMPLATE
+    fast.save_pretrained(folder)
+    return int(tokenizer.get_vocab_size())
+
+
+def save_model(family: str, folder: Path) -> Path:
+    torch.manual_seed(sum(map(ord, family)))
+    config = AutoConfig.for_model(
+        family,
+        **{
+            "vocab_size": save_tokenizer(folder),
+            "hidden_size": tiny.HIDDEN,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "intermediate_size": 48,
+            "max_position_embeddings": POSITIONS,
+            "initializer_range": 0.3,
+            "bos_token_id": None,
+            "eos_token_id": 0,
+            "pad_token_id": 1,
+            **_CONFIGS[family],
+        },
+    )
+    model = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.ndim == 1:
+                weight += torch.randn_like(weight) * 0.1
+    model.save_pretrained(folder)
+    return folder
+
+
+def save_lora(model_folder: Path, folder: Path, seed: int, rank: int) -> Path:
+    config = peft.LoraConfig(
+        r=rank, lora_alpha=2 * rank, target_modules="all-linear", init_lora_weights=False,
+        fan_in_fan_out="gpt2" in model_folder.name,
+    )  # fmt: skip
+    return save_adapter(model_folder, folder, config, seed)
+
+
+def save_adapter(model_folder: Path, folder: Path, config: peft.PeftConfig, seed: int = 0) -> Path:
+    """With random weights, as PEFT saves it."""
+    torch.manual_seed(seed)
+    peft.get_peft_model(AutoModelForCausalLM.from_pretrained(model_folder), config).save_pretrained(folder)
+    return folder
+
+
+def open_tiny(folder: Path, kv_bytes: int = 1 << 24, pass_units: int = 64) -> GeneratorEngine:
+    spec = BackboneSpec(name=tiny.NAME, model=str(folder), pass_units=pass_units)
+    engine = open_engine(spec, WorkerSpec(device="cpu", kv_bytes=kv_bytes))
+    assert isinstance(engine, GeneratorEngine)
+    return engine
+
+
+def load(engine: GeneratorEngine, adapter: Path | None = None, **head: Any) -> str:
+    made = tiny.package(Generation(**head), adapter=adapter)
+    engine.load(engine.fit(made))
+    return made.digest
+
+
+def prompts(*lengths: int, seed: int = 0) -> list[list[int]]:
+    rng = np.random.default_rng(seed)
+    return [rng.integers(2, 300, n).tolist() for n in lengths]
+
+
+def prepare(engine: GeneratorEngine, digest: str, value: Any, **params: Any) -> Any:
+    """One job; raises if it is refused."""
+    made = engine.prepare([(digest, Request({"input_ids": value} if isinstance(value, list) else value, params))])[0]
+    if isinstance(made, Exception):
+        raise made
+    return made
+
+
+def drive(
+    engine: GeneratorEngine, jobs: Sequence[Any], seed: int = 0, evictions: float = 0.0, shares: float = 0.7
+) -> list[Any]:
+    """Run all jobs to their ends in passes that a scheduler might make: some of the jobs, each with some of its pieces; between
+    passes rows may lose their memory. Results in the order of `jobs`."""
+    rng = random.Random(seed)
+    results: dict[int, Any] = {}
+    for _ in range(10_000):
+        left = [i for i in range(len(jobs)) if i not in results]
+        if not left:
+            return [results[i] for i in range(len(jobs))]
+        for i in left:
+            if rng.random() < evictions:
+                engine.drop(jobs[i])
+        some = [i for i in left if rng.random() < shares] or left[:1]
+        rng.shuffle(some)
+        work = []
+        for i in some:
+            pieces = jobs[i].pieces()
+            work.append(Work(jobs[i], sum(piece.tokens for piece in pieces[: rng.randint(1, len(pieces))])))
+        for i, result in zip(some, engine.step(work).results, strict=True):
+            if not isinstance(result, Progress):
+                results[i] = result
+    raise AssertionError("some job never ends")
+
+
+def reference(folder: Path, adapter: Path | None = None) -> Any:
+    """As transformers and PEFT run it."""
+    model = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager").eval()
+    return model if adapter is None else peft.PeftModel.from_pretrained(model, adapter).eval()
+
+
+def assert_greedy(model: Any, prompt: list[int], text: list[int]) -> None:
+    """`text` is what `generate` gives for the prompt, up to near-ties: where they part, the two tokens are as good as equal."""
+    inputs = torch.tensor([prompt])
+    out = model.generate(
+        input_ids=inputs, attention_mask=torch.ones_like(inputs), max_new_tokens=len(text), do_sample=False, pad_token_id=1,
+        output_logits=True, return_dict_in_generate=True,
+    )  # fmt: skip
+    theirs = out.sequences[0, len(prompt) :].tolist()
+    for i, (ours, wanted) in enumerate(zip(text, theirs, strict=False)):
+        if ours != wanted:
+            logits = out.logits[i][0]
+            assert abs(float(logits[ours] - logits[wanted])) < 1e-4, (i, text, theirs)
+            return
+    assert len(text) == len(theirs)

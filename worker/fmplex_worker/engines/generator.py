@@ -1,0 +1,261 @@
+"""The generator engine: whole texts for heads, pieces of prompts and single tokens of growing texts, in one packed row a pass.
+
+`step` shows the machine: lay out the row, run the backbone, draw a token for every text whose prompt is computed, run the
+heads. A pass changes no row before all of it has run, so a pass that failed can run again in parts.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fmplex_broker.errors import FmplexError, JobFailed, NonFiniteOutput
+from fmplex_broker.messages import Request
+from fmplex_broker.packages import Package
+from fmplex_worker.adapters.grouping import group_from
+from fmplex_worker.backbones.backbone import Backbone, Speech
+from fmplex_worker.backbones.packing import Owned, pack, packed_order
+from fmplex_worker.backbones.texts import Text
+from fmplex_worker.engines.isolation import run_isolated
+from fmplex_worker.engines.preparing import Job, Preparer
+from fmplex_worker.engines.protocol import EngineInfo, Fitted, Outcome, Prepared, Progress, Room, Work
+from fmplex_worker.engines.versions import Version, Versions
+from fmplex_worker.generation.job import GenerationJob, GenerationPreparer, Pricing
+from fmplex_worker.generation.kv import KvPool
+from fmplex_worker.generation.prefixes import Kept, PrefixCache
+from fmplex_worker.generation.row import Row
+from fmplex_worker.generation.sampling import Drawn, draw
+from fmplex_worker.heads.running import run_heads
+
+_REGROWTH = 32
+_CHUNKS = 8  # prefill pieces of a full pass: small enough to share it, large enough not to be many
+_LEAST_CHUNK = 16
+_MEMORY_BOUND = (
+    20.0  # a decoding token reads its context from memory, where a prompt's tokens share what they read (CPU: 20 ×)
+)
+
+
+class _Turn(NamedTuple):
+    """A job in a pass, as `run_isolated` wants it."""
+
+    prepared: Job | GenerationJob
+    tokens: int
+
+    @property
+    def digest(self) -> str:
+        return self.prepared.digest
+
+    @property
+    def units(self) -> int:
+        return self.tokens
+
+
+@dataclass(slots=True)
+class _Laid:
+    """A text of the row: whose turn it is, and for a growing one which of its tokens."""
+
+    turn: int
+    text: Text
+    owned: Owned
+    row: Row | None = None
+    upto: int = 0
+
+
+class GeneratorEngine:
+    """`fmplex_worker.engines.protocol.Engine` for decoders with a language-model head."""
+
+    def __init__(self, backbone: Backbone, kv_bytes: int) -> None:
+        assert backbone.speech is not None
+        self._backbone = backbone
+        self._speech: Speech = backbone.speech
+        self._versions = Versions(backbone)
+        self._texts = Preparer(backbone, self._versions)
+        self._pool = KvPool(self._speech.kv, backbone.device, kv_bytes)
+        self.prefixes = PrefixCache(self._pool)
+        self._prompts = GenerationPreparer(backbone, self._speech, _pricing(backbone, self._speech), kv_bytes)
+        self._group_from = group_from(backbone.device, getattr(torch, backbone.spec.dtype), backbone.hidden)
+        self._units = backbone.spec.pass_units
+
+    @property
+    def info(self) -> EngineInfo:
+        b = self._backbone
+        return EngineInfo(b.spec.name, "text", b.hidden, b.max_tokens, str(b.device), b.memory_bytes)
+
+    @property
+    def room(self) -> Room:
+        cached = self.prefixes.nbytes
+        return Room(self._units, self._pool.budget, self._pool.used - cached, cached)
+
+    @property
+    def loaded(self) -> Mapping[str, int]:
+        return self._versions.sizes()
+
+    def fit(self, package: Package) -> Version:
+        return self._versions.fit(package)
+
+    def load(self, fitted: Fitted) -> None:
+        self._versions.load(cast(Version, fitted))
+
+    def unload(self, digest: str) -> None:
+        self._versions.unload(digest)
+        self.prefixes.forget(digest)
+
+    def prepare(self, batch: Sequence[tuple[str, Request]]) -> list[Prepared | FmplexError]:
+        out: list[Prepared | FmplexError | None] = [None] * len(batch)
+        others: list[int] = []
+        for i, (digest, request) in enumerate(batch):
+            version = self._versions.get(digest)
+            if version is not None and "generation" in version.kinds:
+                out[i] = self._prompts.prepare(version, digest, request)
+            else:
+                others.append(i)
+        for i, made in zip(others, self._texts.prepare([batch[i] for i in others]), strict=True):
+            out[i] = made
+        return cast(list[Prepared | FmplexError], out)
+
+    def drop(self, prepared: Prepared) -> None:
+        if isinstance(prepared, GenerationJob):
+            self._retire(prepared)
+
+    def step(self, work: Sequence[Work]) -> Outcome:
+        begun = time.perf_counter()
+        budget = self._backbone.spec.pass_units
+        self._units = min(budget, self._units + max(1, budget // _REGROWTH))
+        turns = [_Turn(cast("Job | GenerationJob", w.prepared), w.tokens) for w in work]
+        results = run_isolated(turns, self._run, self._on_oom) if turns else []
+        return Outcome(time.perf_counter() - begun, results)
+
+    # ---- one pass ----
+
+    @torch.inference_mode()
+    def _run(self, turns: Sequence[_Turn]) -> list[Any]:
+        """Results in the order of `turns`; raises whatever goes wrong."""
+        laid = [text for i, turn in enumerate(turns) for text in self._lay(i, turn)]
+        order = packed_order([text.owned for text in laid])
+        row = pack([laid[at].owned for at in order], self._backbone.device, self._group_from)
+        hidden = self._backbone.encode(row, [laid[at].text for at in order])
+        place = {at: i for i, at in enumerate(order)}
+        growing = [(text, place[at]) for at, text in enumerate(laid) if text.row is not None]
+        ready = [at for at, (text, _) in enumerate(growing) if text.row is not None and text.upto == text.row.length]
+        ends = [row.starts[growing[at][1]] + row.lengths[growing[at][1]] - 1 for at in ready]
+        drawn = self._draw(hidden, ends, [cast(Row, growing[at][0].row) for at in ready])
+        results: list[Any] = [None] * len(turns)
+        self._heads(hidden, *row.own(), turns, laid, place, results)
+        tokens = dict(zip(ready, drawn, strict=True))
+        for at, (text, _) in enumerate(growing):
+            job = cast(GenerationJob, turns[text.turn].prepared)
+            results[text.turn] = self._advance(job, text.upto, tokens.get(at), at in tokens)
+        return results
+
+    def _lay(self, i: int, turn: _Turn) -> list[_Laid]:
+        job = turn.prepared
+        if isinstance(job, Job):
+            return [_Laid(i, text, Owned(text.tokens, job.version.adapter)) for text in job.texts]
+        row = job.row
+        if row.slab is None:
+            self._seat(job)
+        elif row.slab.capacity < row.length:
+            row.slab = self._pool.grown(row.slab, row.length, row.computed)
+            if row.kept is not None:
+                row.kept.slab = row.slab
+        upto = min(row.computed + turn.tokens, row.length)
+        first = max(row.computed - row.virtual, 0)
+        ids = np.array(row.tokens[first : upto - row.virtual], dtype=np.int64)
+        owned = Owned(len(ids), job.version.adapter, row.computed, row.slab)
+        return [_Laid(i, Text.of_ids(ids), owned, row, upto)]
+
+    def _seat(self, job: GenerationJob) -> None:
+        """A slab, with what others have computed of the same prompt."""
+        row = job.row
+        found = self.prefixes.find(job.scope, row.tokens)
+        row.slab = self._pool.take(row.length)
+        row.computed = 0
+        if found is not None:
+            slab, tokens = found
+            row.computed = row.virtual + tokens
+            row.slab.copy_from(slab, row.computed)
+            row.cached = min(tokens, row.prompt) if not row.generated else row.cached
+
+    def _draw(self, hidden: Tensor, at: Sequence[int], rows: Sequence[Row]) -> list[Drawn | None]:
+        if not rows:
+            return []
+        return draw(self._speech.logits(hidden[list(at)]), [row.sampler for row in rows])
+
+    def _heads(
+        self,
+        hidden: Tensor,
+        starts: Sequence[int],
+        lengths: Sequence[int],
+        turns: Sequence[_Turn],
+        laid: Sequence[_Laid],
+        place: Mapping[int, int],
+        results: list[Any],
+    ) -> None:
+        """What the jobs of vFMs with heads get."""
+        places: dict[int, tuple[int, ...]] = {}
+        for at, text in enumerate(laid):
+            if text.row is None:
+                places[text.turn] = (*places.get(text.turn, ()), place[at])
+        asks = [cast(Job, turns[i].prepared).ask for i in places]
+        for i, result in zip(
+            places, run_heads(hidden, starts, lengths, asks, [*places.values()]) if asks else (), strict=True
+        ):
+            results[i] = result
+
+    def _advance(self, job: GenerationJob, upto: int, drawn: Drawn | None, ready: bool) -> Any:
+        """The row goes on; what became of its job."""
+        row = job.row
+        row.computed = upto
+        if not ready:
+            return Progress(None)
+        if drawn is None:
+            return NonFiniteOutput(
+                "the model's output for this input is NaN or infinite; check the input and the adapter"
+            )
+        if row.kept is None and row.slab is not None:
+            row.kept = self.prefixes.lend(job.scope, row.tokens[: row.prompt], row.slab)
+        try:
+            row.take_token(drawn)
+        except FmplexError as e:
+            return e
+        except Exception as e:  # a tokenizer or a grammar: nobody else's misfortune
+            return JobFailed(f"the text could not go on ({type(e).__name__}: {e})")
+        if not row.finish:
+            return Progress(row.news())
+        self._retire(job)
+        return row.output()
+
+    def _retire(self, job: GenerationJob) -> None:
+        """Its slab becomes the cache's, for whoever comes with the same beginning; until a row needs the bytes."""
+        row = job.row
+        if row.slab is None:
+            return
+        kept = row.kept or Kept(job.scope, row.slab)
+        self.prefixes.keep(kept, row.tokens[: max(row.computed - row.virtual, 0)])
+        row.slab, row.kept, row.computed = None, None, 0
+
+    def _on_oom(self, units: int) -> None:
+        self._units = max(1, units // 2)
+        if self._backbone.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+def _is_table(path: str) -> bool:
+    """Whether these weights are looked up, not multiplied with."""
+    return "embed" in path or "wte" in path or "wpe" in path
+
+
+def _pricing(backbone: Backbone, speech: Speech) -> Pricing:
+    """A token costs two operations a weight, and four a layer, head and token of context."""
+    weights = sum(p.numel() for path, p in backbone.model.named_parameters() if p.ndim == 2 and not _is_table(path))
+    config: Any = backbone.model.config
+    reading = weights / (2 * speech.kv.layers * config.num_attention_heads * speech.kv.size)
+    chunk = max(_LEAST_CHUNK, backbone.spec.pass_units // _CHUNKS)
+    drawing = sum(p.numel() for p in speech.head.parameters()) / weights
+    return Pricing(chunk, max(1.0, reading), max(1.0, reading / _MEMORY_BOUND), drawing)

@@ -1,0 +1,10 @@
+"""What a generating job keeps from pass to pass, and what is done with its logits.
+
+kv.py        keys and values: slabs, and the pool that they come from
+prefixes.py  finished prompts whose keys and values others may copy
+row.py       one generating job: its tokens, where it stands, what comes out
+sampling.py  logits to tokens
+texts.py     tokens to text, and where text stops
+schemas.py   JSON schemas as masks over the vocabulary
+prompts.py   what a caller sends, as tokens
+"""

@@ -1,0 +1,150 @@
+"""A job of a generating vFM, as the scheduler and a pass see it; and how it is made from a request."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import ceil
+
+from fmplex_broker.errors import FmplexError, InvalidInput, TextTooLong, VfmClosed
+from fmplex_broker.heads import Generation
+from fmplex_broker.messages import Request
+from fmplex_broker.sampling import GenerationParams
+from fmplex_broker.schema import parse
+from fmplex_worker.backbones.backbone import Backbone, Speech
+from fmplex_worker.engines.protocol import Piece
+from fmplex_worker.engines.versions import Version
+from fmplex_worker.generation.kv import KvShape
+from fmplex_worker.generation.prefixes import Scope
+from fmplex_worker.generation.prompts import Prompts
+from fmplex_worker.generation.row import Row
+from fmplex_worker.generation.sampling import Sampler
+from fmplex_worker.generation.schemas import Schemas
+from fmplex_worker.generation.texts import Detokenizer, Stopper
+
+
+@dataclass(frozen=True, slots=True)
+class Pricing:
+    """`chunk`: tokens of a prefill piece; `reading`, `decoding`: how many tokens of context cost as much as one token does by
+    itself, read by a token of a prompt and by one that is generated; `drawing`: units that it takes to draw a token."""
+
+    chunk: int
+    reading: float
+    decoding: float
+    drawing: float
+
+
+@dataclass(slots=True, eq=False)
+class GenerationJob:
+    """`protocol.Prepared`. It asks for its prompt in pieces, and then for one token a pass."""
+
+    version: Version
+    vfm: str
+    row: Row
+    kv: KvShape
+    pricing: Pricing
+
+    @property
+    def digest(self) -> str:
+        return self.version.digest
+
+    @property
+    def scope(self) -> Scope:
+        return self.version.digest, self.vfm
+
+    @property
+    def units(self) -> int:
+        return sum(piece.units for piece in self.pieces())
+
+    @property
+    def adapter(self) -> int:
+        adapter = self.version.adapter
+        return adapter.number if adapter is not None and adapter.updates else 0
+
+    @property
+    def head(self) -> int:
+        return 0  # the language-model head is the backbone's, and every pass pays for it
+
+    @property
+    def memory(self) -> int:
+        return self.kv.slab_bytes(self.row.length)
+
+    def pieces(self) -> Sequence[Piece]:
+        row, price = self.row, self.pricing
+        if row.finish:
+            return ()
+        if row.left == 1:
+            return (Piece("decode", 1, round(1 + price.drawing + row.computed / price.decoding)),)
+        out = []
+        at = row.computed
+        while at < row.length:
+            # A soft prompt is put in whole, with at least one token behind it.
+            n = min(price.chunk if at >= row.virtual else row.virtual + price.chunk, row.length - at)
+            draws = price.drawing if at + n == row.length else 0
+            out.append(Piece("prefill", n, ceil(n + draws + n * (at + n / 2) / price.reading)))
+            at += n
+        return out
+
+
+class GenerationPreparer:
+    """Turns requests into jobs for one backbone. The intake thread."""
+
+    def __init__(self, backbone: Backbone, speech: Speech, pricing: Pricing, kv_bytes: int) -> None:
+        self._backbone = backbone
+        self._speech = speech
+        self._pricing = pricing
+        self._kv_bytes = kv_bytes
+        self._tokenizer = backbone.tokenizer.whole
+        vocabulary = backbone.embeddings.num_embeddings
+        self._prompts = Prompts(speech.templates, backbone.tokenizer.ids, vocabulary)
+        self._schemas = Schemas(self._tokenizer.to_str(), speech.vocabulary, speech.ends)
+
+    def prepare(self, version: Version | None, digest: str, request: Request) -> GenerationJob | FmplexError:
+        """A job, or what is wrong with the request."""
+        if version is None:
+            return VfmClosed(f"version {digest} is not loaded here; send the request again")
+        try:
+            return self._prepare(version, request)
+        except FmplexError as e:
+            return e
+        except Exception as e:  # the tokenizers library raises bare Exception
+            return InvalidInput(f"input: the tokenizer cannot take it ({e})", field="input")
+
+    def _prepare(self, version: Version, request: Request) -> GenerationJob:
+        head = version.heads[""].spec
+        assert isinstance(head, Generation)
+        params = parse(GenerationParams, request.params)
+        tokens = self._prompts.tokens(request.input, head, version.input)
+        limit = self._limit(len(tokens), version.virtual, params.max_tokens, head.max_tokens)
+        ends = frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else self._speech.ends)
+        constraint = None if params.schema_ is None else self._schemas.constraint(params.schema_)
+        prompt = frozenset(tokens) if params.repetition_penalty != 1 else frozenset()
+        row = Row(
+            tokens=tokens,
+            prompt=len(tokens),
+            virtual=version.virtual,
+            limit=limit,
+            ends=ends,
+            sampler=Sampler(params, params.seed or 0, prompt, constraint),
+            detokenizer=Detokenizer(self._tokenizer, tokens),
+            stopper=Stopper(params.stop),
+        )
+        return GenerationJob(version, request.vfm, row, self._speech.kv, self._pricing)
+
+    def _limit(self, prompt: int, virtual: int, wanted: int | None, usual: int) -> int:
+        """Tokens of the text at most. Raises `TextTooLong`: it could never be held."""
+        most = self._backbone.max_tokens - prompt - virtual
+        limit = wanted if wanted is not None else min(usual, most)
+        if most < 1 or limit > most:
+            raise TextTooLong(
+                f"the prompt has {prompt + virtual} tokens and max_tokens is {wanted or usual}, this model takes "
+                f"{self._backbone.max_tokens} in all; shorten the prompt or lower max_tokens",
+                field="input" if most < 1 else "params.max_tokens",
+            )
+        if self._speech.kv.slab_bytes(prompt + virtual + limit) > self._kv_bytes:
+            raise TextTooLong(
+                f"the keys and values of {prompt + virtual + limit} tokens do not fit into the worker's {self._kv_bytes} bytes; "
+                "lower max_tokens, or raise worker.kv_bytes",
+                field="params.max_tokens",
+            )
+        return limit

@@ -1,0 +1,132 @@
+"""Between intake, passes and memory: which pieces of which jobs wait for a pass.
+
+A job that holds memory between its passes (keys and values) waits for room for it before its first piece is queued, and again
+when it outgrows what it has. Others are queued at once.
+"""
+
+from __future__ import annotations
+
+from fmplex_worker.engines.protocol import Engine
+from fmplex_worker.scheduling import Item, Scheduler, Seats
+from fmplex_worker.stats import Memory
+from fmplex_worker.window import Held, Window
+
+
+class Seating:
+    """The event loop's side: what it lets run has room in the engine."""
+
+    def __init__(self, engine: Engine, scheduler: Scheduler, window: Window, seats: Seats) -> None:
+        self._engine = engine
+        self._scheduler = scheduler
+        self._window = window
+        self._seats = seats
+        self._jobs: dict[str, Held] = {}  # that hold memory, or wait for it
+        self._crowded: set[str] = set()  # as of the last turn
+
+    @property
+    def memory(self) -> Memory:
+        """What is held and waited for now."""
+        room = self._engine.room
+        return Memory(self._seats.held, room.used, room.memory, room.cached, len(self._seats.waiting))
+
+    @property
+    def crowded(self) -> set[str]:
+        """vFMs that have jobs here which wait for memory: more of theirs would only wait beside them."""
+        return set(self._seats.waiting)
+
+    def enter(self, held: Held) -> None:
+        """A job that intake has accepted."""
+        assert held.prepared is not None
+        if held.prepared.memory:
+            self._ask(held)
+            if not held.pieces:
+                self._window.set_aside(held)
+        else:
+            self._queue(held)
+
+    def go_on(self, held: Held) -> None:
+        """A job that has landed and has not ended; it is in no other pass."""
+        if held.leaving:
+            self._evict(held)
+            self._turn()
+            return
+        self._ask(held)
+
+    def end(self, held: Held) -> None:
+        """A job that is answered, or not ours any more. While it is in a pass it keeps its memory: call again when that ends."""
+        for key in self._window.withdraw(held):
+            self._scheduler.remove(key)
+        if held.running:
+            return
+        if self._jobs.pop(held.key, None) is not None:
+            assert held.prepared is not None
+            self._engine.drop(held.prepared)
+            self._seats.leave(held.key)
+            self._turn()
+
+    def _ask(self, held: Held) -> None:
+        assert held.prepared is not None
+        self._jobs[held.key] = held
+        self._seats.ask(held.key, held.job.flow.vfm, held.prepared.memory)
+        self._turn()
+
+    def _turn(self) -> None:
+        while True:
+            turn = self._seats.turn()
+            for key in turn.granted:
+                held = self._jobs[key]
+                if held.aside:
+                    self._window.take_back(held)
+                self._queue(held)
+            evicted = False
+            for key in turn.leaving:
+                held = self._jobs[key]
+                held.leaving = True
+                if not held.running:
+                    self._evict(held)
+                    evicted = True
+            if not evicted:
+                break
+        before, self._crowded = self._crowded, self.crowded
+        if before - self._crowded:
+            self._window.freed.set()  # their jobs may be claimed again
+
+    def _evict(self, held: Held) -> None:
+        """It is computed again later, from what is left of it in the cache of prefixes or from the beginning."""
+        assert held.prepared is not None
+        held.leaving = False
+        for key in self._window.withdraw(held):
+            self._scheduler.remove(key)
+        self._engine.drop(held.prepared)
+        self._seats.leave(held.key)
+        self._seats.ask(held.key, held.job.flow.vfm, held.prepared.memory)
+        if not held.resident and not held.aside:
+            self._window.set_aside(held)
+
+    def _queue(self, held: Held) -> None:
+        """What it asks of the passes to come waits in order, before what others of its flow have not begun."""
+        assert held.prepared is not None
+        pieces = held.prepared.pieces()
+        queued = list(held.pieces.values())
+        if held.resident and queued and sum(p.tokens for p in queued) == sum(p.tokens for p in pieces):
+            return
+        for key in self._window.withdraw(held):
+            self._scheduler.remove(key)
+        items = [self._item(held, self._window.queue(held, piece), piece.phase, piece.units) for piece in pieces]
+        for item in reversed(items) if held.resident else items:
+            self._scheduler.add(item, front=held.resident)
+
+    def _item(self, held: Held, key: str, phase: str, units: int) -> Item:
+        prepared, decodes = held.prepared, phase == "decode"
+        assert prepared is not None
+        return Item(
+            key=key,
+            flow=held.job.flow,
+            phase=phase,  # type: ignore[arg-type]
+            units=units,
+            segment=prepared.adapter or None,
+            head=prepared.head or None,
+            # It may have killed the worker it ran on; token by token, though, it would keep everybody else waiting.
+            alone=held.job.attempts > 1 and not decodes,
+            deadline=None if decodes else held.job.deadline_ms / 1000,
+        )
