@@ -9,7 +9,7 @@ with Client("http://127.0.0.1:8080") as fm:
 from fmplex.aio import AsyncClient
 from fmplex.construct import Built, from_peft, from_sklearn, write_package
 from fmplex.fitting import fit
-from fmplex.results import AsyncHandle, Handle, Result
+from fmplex.results import AsyncHandle, AsyncTextStream, Handle, Result, TextStream
 from fmplex.sync import Client
 from fmplex_broker.errors import (
     Busy,
@@ -24,6 +24,7 @@ from fmplex_broker.errors import (
     Poisoned,
     QueueFull,
     RateLimited,
+    StreamRestarted,
     TextTooLong,
     TooLarge,
     Unauthorized,
@@ -37,6 +38,7 @@ from fmplex_broker.tensors import Tensor
 __all__ = [
     "AsyncClient",
     "AsyncHandle",
+    "AsyncTextStream",
     "Built",
     "Busy",
     "Cancelled",
@@ -56,7 +58,9 @@ __all__ = [
     "RateLimited",
     "Result",
     "Slo",
+    "StreamRestarted",
     "Tensor",
+    "TextStream",
     "TextTooLong",
     "TooLarge",
     "Unauthorized",

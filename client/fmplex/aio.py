@@ -5,15 +5,16 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence, Sized
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence, Sized
+from contextlib import aclosing, contextmanager
 from itertools import islice
 from types import TracebackType
 from typing import Any, TypeVar, overload
+from weakref import WeakSet
 
 from rich.progress import Progress
 
-from fmplex.results import AsyncHandle, Result
+from fmplex.results import AsyncHandle, AsyncTextStream, Result
 from fmplex.transport import open_transport
 from fmplex.vfms import AsyncVfms
 from fmplex_broker.errors import Busy, InvalidInput, Unavailable, VfmClosed
@@ -41,6 +42,7 @@ class AsyncClient:
         """`artifacts`: the fleet's artifact store, which is needed to deploy straight to the streams."""
         self._transport = open_transport(url, api_key, artifacts)
         self._retries = retries
+        self._streams: WeakSet[AsyncTextStream] = WeakSet()
         self.vfms = AsyncVfms(self._transport)
 
     @overload
@@ -68,9 +70,11 @@ class AsyncClient:
     ) -> Result | list[Result]:
         """Run one input or a list of them (at most 2,048; use `map` for more). `timeout` in seconds, default: the vFM's.
 
-        `params`: `truncate`, `dimensions`, `top_k`. Raises the first typed error among the inputs.
+        `params`: `truncate`, `dimensions`, `top_k`; of a generating vFM those of `GenerationParams` (`max_tokens`, `temperature`,
+        `stop`, …). Raises the first typed error among the inputs.
         """
         many = inputs if isinstance(inputs, list) else [inputs]
+        _want_whole(params)
         key = idempotency_key or secrets.token_hex(12)
         ms = None if timeout is None else timeout * 1000
         results = await self._retry(lambda: self._transport.infer(vfm, many, params, ms, key))
@@ -87,6 +91,40 @@ class AsyncClient:
             raise InvalidInput(f"{vfm!r} does not give embeddings; use infer", field="vfm")
         return [result.output["embedding"].tolist() for result in results]
 
+    def stream(
+        self,
+        vfm: str,
+        value: str | dict[str, Any],
+        *,
+        timeout: float | None = None,
+        idempotency_key: str | None = None,
+        **params: Any,
+    ) -> AsyncTextStream:
+        """The text of a generating vFM as it comes: `async for piece in client.stream(…)`. `value`: a text, `{"messages": […]}`,
+        `{"input_ids": […]}`; `params`: as in `infer`. Raises typed errors as it is read; calls are repeated only before the first
+        piece."""
+        key = idempotency_key or secrets.token_hex(12)
+        ms = None if timeout is None else timeout * 1000
+        stream = AsyncTextStream(self._pieces(lambda: self._transport.stream(vfm, value, params, ms, key)))
+        self._streams.add(stream)
+        return stream
+
+    async def _pieces(
+        self, call: Callable[[], AsyncGenerator[str | Result, None]]
+    ) -> AsyncGenerator[str | Result, None]:
+        for attempt in range(self._retries + 1):
+            begun = False
+            try:
+                async with aclosing(call()) as pieces:
+                    async for piece in pieces:
+                        begun = True
+                        yield piece
+                return
+            except (Unavailable, Busy) as e:
+                if begun:
+                    raise
+                await self._wait_out(e, attempt)
+
     async def enqueue(
         self,
         vfm: str,
@@ -98,6 +136,7 @@ class AsyncClient:
         **params: Any,
     ) -> AsyncHandle:
         """Put one job on the queue and go on. `offline`: from spare capacity (broker URLs only)."""
+        _want_whole(params)
         key = idempotency_key or secrets.token_hex(12)
         ms = None if timeout is None else timeout * 1000
         return await self._retry(lambda: self._transport.enqueue(vfm, value, params, ms, key, offline))
@@ -135,12 +174,19 @@ class AsyncClient:
             try:
                 return await call()
             except (Unavailable, Busy) as e:
-                if attempt == self._retries or isinstance(e, VfmClosed):
-                    raise
-                await asyncio.sleep(e.retry_after or min(_BACKOFF_S * 2**attempt, _LONGEST_BACKOFF_S))
+                await self._wait_out(e, attempt)
         raise AssertionError("unreachable")
 
+    async def _wait_out(self, e: Unavailable | Busy, attempt: int) -> None:
+        """Until the next attempt; raises the error if there is none."""
+        if attempt == self._retries or isinstance(e, VfmClosed):
+            raise e
+        await asyncio.sleep(e.retry_after or min(_BACKOFF_S * 2**attempt, _LONGEST_BACKOFF_S))
+
     async def close(self) -> None:
+        """Texts that are being read end here."""
+        for stream in list(self._streams):
+            await stream.aclose()
         await self._transport.close()
 
     async def __aenter__(self) -> AsyncClient:
@@ -164,6 +210,11 @@ class MapPlan:
         self.total = len(inputs) if isinstance(inputs, Sized) else None
         self.calls = max(1, window // size)
         self.chunks = _chunks(iter(inputs), size)
+
+
+def _want_whole(params: dict[str, Any]) -> None:
+    if "stream" in params:
+        raise InvalidInput("this gives whole outputs; `stream` gives a text as it comes", field="stream")
 
 
 def _chunks(inputs: Iterator[Any], size: int) -> Iterator[list[Any]]:

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import AsyncGenerator
+from contextlib import suppress
 from typing import Any
 
 from fmplex.results import AsyncHandle, Result
 from fmplex_broker.artifacts import ArtifactStore
 from fmplex_broker.deployments import VfmStatus
-from fmplex_broker.errors import Cancelled, InvalidInput
+from fmplex_broker.errors import BrokerUnavailable, Cancelled, InvalidInput
 from fmplex_broker.messages import INTERACTIVE, OFFLINE, Reply
 from fmplex_broker.packages import Package
 from fmplex_broker.specs import VfmChange
 from fmplex_broker.streams.deployer import Deployer
-from fmplex_broker.streams.session import Session, gather_replies, raise_first_error
+from fmplex_broker.streams.session import Session, cancel_all, gather_replies, raise_first_error
 
 
 class DirectTransport:
@@ -60,6 +62,23 @@ class DirectTransport:
             return await pending.cancel() == "cancelled"
 
         return AsyncHandle(wait, cancel)
+
+    async def stream(
+        self, vfm: str, value: Any, params: dict[str, Any], timeout_ms: float | None, idempotency_key: str
+    ) -> AsyncGenerator[str | Result, None]:
+        pending = await self._session.submit(
+            vfm, [value], params | {"stream": True}, timeout_ms=timeout_ms, idempotency_key=idempotency_key
+        )
+        try:
+            async for delta in pending[0].stream():
+                if delta.text:
+                    yield delta.text
+            reply = await pending[0].reply()
+        finally:
+            with suppress(BrokerUnavailable):
+                await cancel_all(pending)
+        raise_first_error([reply])
+        yield _result(reply)
 
     async def deploy(self, package: Package) -> dict[str, Any]:
         return (await self._deployer().deploy(package)).describe()

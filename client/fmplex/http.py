@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import json
+from collections.abc import AsyncGenerator
 from typing import Any
 from urllib.parse import urlencode
 
@@ -42,15 +44,12 @@ class HttpTransport:
     async def _send(self, method: str, path: str, body: Any = None, read_s: float = 90.0) -> Any:
         """`body`: a value, or an archive as bytes."""
         headers = {"Content-Type": MEDIA_TYPE} if isinstance(body, bytes) else {}
+        content = _packed(body) if body is not None and not isinstance(body, bytes) else body
+        timeout = httpx.Timeout(90.0, connect=5.0, read=read_s, pool=read_s)
         try:
-            content = packb(body) if body is not None and not isinstance(body, bytes) else body
-        except (TypeError, ValueError) as e:
-            raise InvalidInput(f"the call cannot be sent: {e}", field="inputs") from None
-        try:
-            timeout = httpx.Timeout(90.0, connect=5.0, read=read_s, pool=read_s)
             response = await next(self._next).request(method, path, content=content, headers=headers, timeout=timeout)
         except httpx.HTTPError as e:
-            raise Unavailable(f"the gateway at {self.url} does not answer ({type(e).__name__}: {e})") from e
+            raise self._silent(e) from e
         if response.is_error:
             raise _error(response)
         try:
@@ -58,18 +57,44 @@ class HttpTransport:
                 unpackb(response.content) if _MSGPACK in response.headers.get("content-type", "") else response.json()
             )
         except ValueError as e:
-            raise Unavailable(f"{self.url} does not answer like an FMplex gateway ({e})") from e
+            raise self._strange(e) from e
+
+    def _silent(self, e: httpx.HTTPError) -> Unavailable:
+        return Unavailable(f"the gateway at {self.url} does not answer ({type(e).__name__}: {e})")
+
+    def _strange(self, e: Exception) -> Unavailable:
+        return Unavailable(f"{self.url} does not answer like an FMplex gateway ({e})")
 
     async def infer(
         self, vfm: str, inputs: list[Any], params: dict[str, Any], timeout_ms: float | None, idempotency_key: str
     ) -> list[Result]:
-        body: dict[str, Any] = {"inputs": inputs, "params": params, "idempotency_key": idempotency_key}
-        if timeout_ms is not None:
-            body["timeout_ms"] = timeout_ms
-        # Without a deadline of its own the call has the vFM's, which only the gateway knows.
-        read_s = _LONGEST_S if timeout_ms is None else timeout_ms / 1000 + _MARGIN_S
-        got = await self._send("POST", f"/v1/vfms/{_name(vfm)}/infer", body, read_s)
+        body = _call(inputs, params, timeout_ms, idempotency_key)
+        got = await self._send("POST", f"/v1/vfms/{_name(vfm)}/infer", body, _read_s(timeout_ms))
         return [Result(output, got["version"]) for output in got["outputs"]]
+
+    async def stream(
+        self, vfm: str, value: Any, params: dict[str, Any], timeout_ms: float | None, idempotency_key: str
+    ) -> AsyncGenerator[str | Result, None]:
+        content = _packed(_call([value], params | {"stream": True}, timeout_ms, idempotency_key))
+        timeout = httpx.Timeout(90.0, connect=5.0, read=_read_s(timeout_ms), pool=_read_s(timeout_ms))
+        path, result = f"/v1/vfms/{_name(vfm)}/infer", None
+        try:
+            async with next(self._next).stream("POST", path, content=content, timeout=timeout) as response:
+                if response.is_error:
+                    await response.aread()
+                    raise _error(response)
+                async for event in _events(response):
+                    if "outputs" in event:
+                        result = Result(event["outputs"][0], event["version"])
+                    elif event["text"]:
+                        yield event["text"]
+        except httpx.HTTPError as e:
+            raise self._silent(e) from e
+        except (ValueError, KeyError, TypeError, IndexError) as e:
+            raise self._strange(e) from e
+        if result is None:
+            raise self._strange(EOFError("the stream ended before the text did"))
+        yield result  # after all has been read: the connection may be used again
 
     async def enqueue(
         self,
@@ -143,6 +168,35 @@ class HttpTransport:
             await pool.aclose()
 
 
+def _packed(body: Any) -> bytes:
+    try:
+        return packb(body)
+    except (TypeError, ValueError) as e:
+        raise InvalidInput(f"the call cannot be sent: {e}", field="inputs") from None
+
+
+def _call(inputs: list[Any], params: dict[str, Any], timeout_ms: float | None, idempotency_key: str) -> dict[str, Any]:
+    body: dict[str, Any] = {"inputs": inputs, "params": params, "idempotency_key": idempotency_key}
+    return body if timeout_ms is None else body | {"timeout_ms": timeout_ms}
+
+
+def _read_s(timeout_ms: float | None) -> float:
+    """How long to wait for the gateway. Without a deadline of its own a call has the vFM's, which only the gateway knows."""
+    return _LONGEST_S if timeout_ms is None else timeout_ms / 1000 + _MARGIN_S
+
+
+async def _events(response: httpx.Response) -> AsyncGenerator[dict[str, Any], None]:
+    """Server-sent events up to `[DONE]`. Raises the typed error that one of them tells."""
+    async for line in response.aiter_lines():
+        data = line.removeprefix("data: ")
+        if data == line or data == "[DONE]":
+            continue
+        event = json.loads(data)
+        if "error" in event:
+            raise _told(event["error"])
+        yield event
+
+
 def _mapping(value: Any) -> dict[str, Any]:
     return dict(value)
 
@@ -155,8 +209,11 @@ def _name(vfm: str) -> str:
 
 def _error(response: httpx.Response) -> FmplexError:
     try:
-        wire = response.json()["error"]
-        return from_wire({k: wire.get(k) for k in ("code", "message", "field", "retry_after")})
+        return _told(response.json()["error"])
     except (ValueError, KeyError, TypeError, AttributeError):
         kind = Unavailable if response.status_code >= 500 else FmplexError
         return kind(f"the server answered {response.status_code}: {response.text[:200]}")
+
+
+def _told(wire: Any) -> FmplexError:
+    return from_wire({k: wire.get(k) for k in ("code", "message", "field", "retry_after")})

@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Any, TypeVar, overload
 
 from fmplex.aio import AsyncClient, MapPlan, progress_bar
-from fmplex.results import Handle, Result
+from fmplex.results import Handle, Result, TextStream
 from fmplex.vfms import Vfms
 from fmplex_broker.errors import Cancelled, Unavailable
 
@@ -92,6 +92,18 @@ class Client:
         self, vfm: str, texts: Sequence[str], *, timeout: float | None = None, **params: Any
     ) -> list[list[float]]:
         return self._run(self._client.embed(vfm, texts, timeout=timeout, **params))
+
+    def stream(
+        self,
+        vfm: str,
+        value: str | dict[str, Any],
+        *,
+        timeout: float | None = None,
+        idempotency_key: str | None = None,
+        **params: Any,
+    ) -> TextStream:
+        stream = self._client.stream(vfm, value, timeout=timeout, idempotency_key=idempotency_key, **params)
+        return TextStream(stream, self._run)
 
     def enqueue(
         self,

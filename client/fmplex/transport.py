@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncGenerator
 from typing import Any, Protocol
 
 import httpx
@@ -29,6 +30,9 @@ class Transport(Protocol):
         idempotency_key: str,
         offline: bool,
     ) -> AsyncHandle: ...
+    def stream(
+        self, vfm: str, value: Any, params: dict[str, Any], timeout_ms: float | None, idempotency_key: str
+    ) -> AsyncGenerator[str | Result, None]: ...
     async def deploy(self, package: Package) -> dict[str, Any]: ...
     async def offer(self, name: str, package: Package) -> dict[str, Any]: ...
     async def roll_back(self, name: str, version: str | None) -> dict[str, Any]: ...

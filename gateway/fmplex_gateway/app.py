@@ -19,6 +19,7 @@ from fmplex_broker.specs import GatewaySpec
 from fmplex_broker.streams.deployer import Deployer
 from fmplex_broker.streams.session import Session
 from fmplex_gateway import health, inference, openai, vfms
+from fmplex_gateway.generation import routes as generation
 from fmplex_gateway.metrics import Metrics
 from fmplex_gateway.wire import Gone, error_response
 
@@ -37,7 +38,7 @@ def create_app(session: Callable[[], Session], spec: GatewaySpec, store: Artifac
 
     app = FastAPI(title="FMplex gateway", lifespan=lifespan)
     app.state.spec, app.state.metrics = spec, Metrics()
-    for part in (inference, openai, vfms, health):
+    for part in (inference, openai, generation, vfms, health):
         app.include_router(part.router)
     app.add_exception_handler(FmplexError, _failed)
     app.add_exception_handler(Gone, _gone)

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from collections.abc import Coroutine
+from typing import Any, TypeVar
 
 from fastapi import Request
+from starlette.types import Receive
 
 from fmplex_broker.messages import Reply
-from fmplex_broker.streams.session import Pending, Session, gather_replies, raise_first_error
+from fmplex_broker.streams.session import Session, gather_replies, raise_first_error
 from fmplex_gateway.wire import Gone
+
+T = TypeVar("T")
 
 
 async def call(
@@ -24,27 +28,28 @@ async def call(
     """Replies in the order of `inputs`. Raises the first error among them, what `Session.submit` raises, or `Gone`."""
     session: Session = request.app.state.session
     pending = await session.submit(vfm, inputs, params, timeout_ms=timeout_ms, idempotency_key=idempotency_key)
-    replies = await _unless_gone(request, pending)
+    replies = await unless_gone(request.receive, gather_replies(pending))
     raise_first_error(replies)
     return replies
 
 
-async def _unless_gone(request: Request, pending: list[Pending]) -> list[Reply]:
-    waiting = asyncio.ensure_future(gather_replies(pending))
-    hung_up = asyncio.ensure_future(_hang_up(request))
+async def unless_gone(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
+    """What the work gives. If the client hangs up first, the work is cancelled and has ended when this raises `Gone`."""
+    working = asyncio.ensure_future(work)
+    hung_up = asyncio.ensure_future(_hang_up(receive))
     try:
-        await asyncio.wait({waiting, hung_up}, return_when=asyncio.FIRST_COMPLETED)
-        if waiting.done():
-            return waiting.result()
+        await asyncio.wait({working, hung_up}, return_when=asyncio.FIRST_COMPLETED)
+        if working.done():
+            return working.result()
         raise Gone
     finally:
-        for task in (waiting, hung_up):
+        for task in (working, hung_up):
             task.cancel()
         # Let the cancellation reach the broker before the request is over.
-        await asyncio.gather(waiting, hung_up, return_exceptions=True)
+        await asyncio.gather(working, hung_up, return_exceptions=True)
 
 
-async def _hang_up(request: Request) -> None:
+async def _hang_up(receive: Receive) -> None:
     """Returns when the client has gone. The body has been read, so the only message left is the disconnect."""
-    while (await request.receive())["type"] != "http.disconnect":
+    while (await receive())["type"] != "http.disconnect":
         pass

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import Any
+
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
+from fmplex_broker.errors import InvalidInput
+from fmplex_broker.messages import Reply
+from fmplex_broker.streams.session import Session, raise_first_error
 from fmplex_gateway.calls import call
+from fmplex_gateway.events import Events, follow
 from fmplex_gateway.schemas import InferBody
 from fmplex_gateway.wire import answer, parse_body
 
@@ -14,10 +22,33 @@ router = APIRouter()
 
 @router.post("/v1/vfms/{name}/infer")
 async def infer(name: str, request: Request) -> Response:
-    """Run every input through the vFM; outputs come back in the order of the inputs."""
+    """Run every input through the vFM; outputs come back in the order of the inputs. With `params.stream` the one text comes as
+    events with its parts, and at last one with what would have been the answer."""
     body = await parse_body(request, InferBody, request.app.state.spec.max_body_bytes)
+    if body.params.get("stream") is True:
+        if len(body.inputs) != 1:
+            raise InvalidInput(
+                "one text at a time can be streamed; send the others in calls of their own", field="inputs"
+            )
+        return Events(_told(request.app.state.session, name, body))
     replies = await call(
         request, name, body.inputs, body.params, timeout_ms=body.timeout_ms, idempotency_key=body.idempotency_key
     )
-    head = {"vfm": name, "version": replies[0].version, "usage": {"units": sum(reply.units for reply in replies)}}
-    return await answer(request, head, "outputs", [reply.output for reply in replies])
+    return await answer(request, _head(name, replies), "outputs", [reply.output for reply in replies])
+
+
+def _head(name: str, replies: list[Reply]) -> dict[str, Any]:
+    return {"vfm": name, "version": replies[0].version, "usage": {"units": sum(reply.units for reply in replies)}}
+
+
+async def _told(session: Session, name: str, body: InferBody) -> AsyncGenerator[dict[str, Any], None]:
+    pending = await session.submit(
+        name, body.inputs, body.params, timeout_ms=body.timeout_ms, idempotency_key=body.idempotency_key
+    )
+    async with aclosing(follow(pending)) as coming:
+        async for _, got in coming:
+            if isinstance(got, Reply):
+                raise_first_error([got])
+                yield _head(name, [got]) | {"outputs": [got.output]}
+            else:
+                yield {"text": got.text, "tokens": got.tokens, **({"logprobs": got.logprobs} if got.logprobs else {})}

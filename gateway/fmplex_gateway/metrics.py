@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from fmplex_broker.stats import VfmStats, WorkerStats, bucket_top
+from fmplex_broker.stats import VfmStats, WorkerStats
 from fmplex_broker.streams.fleet import FleetView
+from fmplex_gateway.generation import metrics as generation
+from fmplex_gateway.histograms import buckets
 
 
 class Metrics:
@@ -47,7 +49,11 @@ class _Fleet(Collector):
         yield from _queues(self._view)
         yield from _workers(self._view.workers)
         yield from _residency(self._view.workers)
-        yield from _vfms([(w.worker, name, stats) for w in self._view.workers for name, stats in w.vfms.items()])
+        vfms = [(w.worker, name, stats) for w in self._view.workers for name, stats in w.vfms.items()]
+        yield from _vfms(vfms)
+        yield from generation.targets(self._view.vfms)
+        yield from generation.memory(self._view.workers)
+        yield from generation.texts(vfms)
 
 
 def _queues(view: FleetView) -> Iterator[Metric]:
@@ -111,7 +117,7 @@ def _residency(workers: list[WorkerStats]) -> Iterator[Metric]:
         for source, n in r.loads.items():
             loads.add_metric([*who, source], n)
         evictions.add_metric(who, r.evictions)
-        seconds.add_metric(who, _buckets(r.load_ms), sum_value=r.load_s)
+        seconds.add_metric(who, buckets(r.load_ms), sum_value=r.load_s)
     yield from (held, versions, budget, jobs, loads, evictions, seconds)
 
 
@@ -131,16 +137,6 @@ def _vfms(rows: list[tuple[str, str, VfmStats]]) -> Iterator[Metric]:
         charged.add_metric([name, worker], s.charged_s)
         deficit.add_metric([name, worker], s.deficit_s)
         weight.add_metric([name, worker], s.weight)
-        latency.add_metric([name, worker], _buckets(s.latency), sum_value=s.latency_s)
-        wait.add_metric([name, worker], _buckets(s.wait), sum_value=s.wait_s)
+        latency.add_metric([name, worker], buckets(s.latency), sum_value=s.latency_s)
+        wait.add_metric([name, worker], buckets(s.wait), sum_value=s.wait_s)
     yield from (jobs, units, charged, deficit, weight, latency, wait)
-
-
-_BOUNDS = range(0, 85, 4)  # 0.1 ms to 210 s in powers of two: the same for every vFM, so that they can be added up
-
-
-def _buckets(counts: Mapping[int, int]) -> list[tuple[str, float]]:
-    """Cumulative counts, as Prometheus wants them."""
-    below = {bound: sum(n for bucket, n in counts.items() if bucket <= bound) for bound in _BOUNDS}
-    total = sum(counts.values())
-    return [*((f"{bucket_top(b) / 1000:.6g}", float(n)) for b, n in below.items()), ("+Inf", float(total))]

@@ -1,4 +1,4 @@
-"""The part of OpenAI's API that embeddings need. A vFM is a model."""
+"""The part of OpenAI's API that embeddings need. A vFM is a model. (Text: `fmplex_gateway.generation`.)"""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from fmplex_broker.errors import InvalidInput
 from fmplex_broker.streams.session import Session
 from fmplex_broker.tensors import Tensor
 from fmplex_gateway.calls import call
+from fmplex_gateway.kinds import require
 from fmplex_gateway.schemas import EmbeddingsBody
 from fmplex_gateway.wire import answer, json_response, parse_body
 
@@ -22,10 +22,7 @@ router = APIRouter()
 async def embeddings(request: Request) -> Response:
     body = await parse_body(request, EmbeddingsBody, request.app.state.spec.max_body_bytes)
     session: Session = request.app.state.session
-    head = (await session.vfm(body.model)).spec.head
-    if head is None or head.kind != "embedding":
-        kind = head.kind if head else "multi-head"
-        raise InvalidInput(f"{body.model!r} is a {kind} vFM; call /v1/vfms/{body.model}/infer", field="model")
+    require((await session.vfm(body.model)).spec, "embedding")
     params = {} if body.dimensions is None else {"dimensions": body.dimensions}
     replies = await call(request, body.model, _inputs(body.input), params)
     tokens = sum(reply.units for reply in replies)

@@ -68,18 +68,18 @@ async def answer(request: Request, head: dict[str, Any], key: str, values: list[
         return Response(packb(head | {key: values}), media_type=MSGPACK)
     parts = []
     for i, value in enumerate(values, 1):
-        parts.append(_dump(value))
+        parts.append(dump(value))
         if i % _TURN == 0:
             await asyncio.sleep(0)
-    body = f"{_dump(head)[:-1]},{_dump(key)}:[{','.join(parts)}]}}"
+    body = f"{dump(head)[:-1]},{dump(key)}:[{','.join(parts)}]}}"
     return Response(body, media_type="application/json")
 
 
 def json_response(value: Any, status: int = 200) -> Response:
-    return Response(_dump(value), status, media_type="application/json")
+    return Response(dump(value), status, media_type="application/json")
 
 
-def _dump(value: Any) -> str:
+def dump(value: Any) -> str:
     return json.dumps(value, default=_plain, allow_nan=False, separators=(",", ":"))
 
 
@@ -89,11 +89,14 @@ def _plain(value: Any) -> Any:
     raise TypeError(f"{type(value).__name__} is not JSON")
 
 
-def error_response(error: FmplexError) -> Response:
-    """Our error body is OpenAI's, with `field` and `retry_after` where they apply."""
+def error_body(error: FmplexError) -> dict[str, Any]:
+    """Ours is OpenAI's, with `field` and `retry_after` where they apply."""
     wire = error.to_wire()
-    body = {"error": {**wire, "type": error.code, "param": wire.get("field")}}
-    response = json_response(body, error.status)
+    return {"error": {**wire, "type": error.code, "param": wire.get("field")}}
+
+
+def error_response(error: FmplexError) -> Response:
+    response = json_response(error_body(error), error.status)
     if error.retry_after is not None:
         response.headers["Retry-After"] = str(max(1, round(error.retry_after)))
     if error.status == 401:

@@ -13,11 +13,23 @@ from typing import Annotated, Any
 
 import typer
 
+from fmplex.cli import chat as chat_command
 from fmplex.cli import fit as fit_command
 from fmplex.cli import pack as pack_commands
 from fmplex.cli import show, vfms
 from fmplex.cli import trace as trace_command
-from fmplex.cli.common import ApiKey, AsJson, Url, broker_url, err, open_client, out, print_json
+from fmplex.cli.common import (
+    ApiKey,
+    AsJson,
+    Params,
+    Url,
+    broker_url,
+    err,
+    open_client,
+    out,
+    parse_params,
+    print_json,
+)
 from fmplex.cli.top import run_top
 from fmplex.local import LocalFleet, without_password
 from fmplex.sync import Client
@@ -29,6 +41,7 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
                   help="Serve many customised versions of one foundation model on one shared backbone.")  # fmt: skip
 app.add_typer(vfms.app, name="vfms")
 app.command("fit")(fit_command.fit)
+app.command("chat")(chat_command.chat)
 app.command("trace")(trace_command.trace)
 for command in (pack_commands.pack, pack_commands.inspect, pack_commands.schema):
     app.command()(command)
@@ -86,9 +99,19 @@ def _watch(fleet: LocalFleet) -> None:
 @app.command()
 def demo(
     report: Annotated[Path | None, typer.Option(help="Write the figures to this JSON file too.")] = None,
-    seconds: Annotated[float, typer.Option(min=1, help="How long the mixed traffic lasts.")] = 15.0,
+    seconds: Annotated[float, typer.Option(min=1, help="How long the mixed traffic, or the measuring, lasts.")] = 15.0,
+    generation: Annotated[bool, typer.Option("--generation", help="Texts that grow side by side instead.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", hidden=True, help="Train for seconds; nonsense comes out.")] = False,
 ) -> None:
-    """The main job from end to end: fit a dozen vFMs on one real encoder, serve mixed traffic, and show what sharing gives."""
+    """The main job from end to end: fit a dozen vFMs on one real encoder, serve mixed traffic, and show what sharing gives.
+
+    With --generation: train a small decoder on Python's own documentation and LoRAs that give it voices, in a few minutes (kept
+    for the next time), and let all of them speak at once.
+    """
+    if generation:
+        from fmplex.demo.generation.run import run_demo as run_generation
+
+        raise typer.Exit(run_generation(out, report, seconds, quick=quick))
     from fmplex.demo.run import run_demo
 
     raise typer.Exit(run_demo(out, report, seconds))
@@ -122,6 +145,7 @@ def infer(
     inputs: Annotated[list[str] | None, typer.Argument(help="Texts. None: JSON lines on standard input.")] = None,
     pair: Annotated[str | None, typer.Option(help="Second text, for vFMs that compare two.")] = None,
     truncate: Annotated[bool, typer.Option("--truncate", help="Cut over-long texts instead of refusing them.")] = False,
+    param: Params = None,
     timeout: Annotated[float | None, typer.Option(help="Seconds; default: what the vFM promises.")] = None,
     url: Url = None,
     api_key: ApiKey = None,
@@ -129,7 +153,7 @@ def infer(
 ) -> None:
     """Run texts through a vFM; one output line each."""
     values: list[Any] = [{"text": t, "text_pair": pair} if pair else t for t in inputs] if inputs else _from_stdin()
-    params = {"truncate": True} if truncate else {}
+    params = ({"truncate": True} if truncate else {}) | parse_params(param)
     with open_client(url, api_key) as client:
         for value, result in zip(values, client.map(vfm, values, timeout=timeout, **params), strict=True):
             if as_json:
@@ -159,5 +183,6 @@ def top(
     once: Annotated[bool, typer.Option("--once", help="Two looks, one table, done.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Live view, from the broker: depth, oldest wait, rate, latency and share of every vFM; load of every worker."""
+    """Live view, from the broker: depth, oldest wait, rate, latency and share of every vFM; tokens of those that generate;
+    load of every worker."""
     asyncio.run(run_top(broker_url(broker), interval, limit, once=once or as_json, as_json=as_json))

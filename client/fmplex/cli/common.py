@@ -26,6 +26,13 @@ ApiKey = Annotated[
     str | None, typer.Option("--api-key", envvar="FMPLEX_API_KEY", help="Key for a gateway that asks for one.")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
+Params = Annotated[
+    list[str] | None,
+    typer.Option("--param", "-p", metavar="NAME=VALUE", help="A parameter of the call, e.g. -p max_tokens=100 -p temperature=0 "
+                 "-p 'stop=[\"\\n\"]'; VALUE is JSON, or else a text. May be given often.", show_default=False),
+]  # fmt: skip
+
+_OTHERS = frozenset({"vfm", "value", "inputs", "stream", "timeout", "idempotency_key", "window", "progress"})
 
 
 def open_client(url: str | None, api_key: str | None = None) -> Client:
@@ -33,6 +40,22 @@ def open_client(url: str | None, api_key: str | None = None) -> Client:
     return Client(
         url or fleet.get("gateway") or "http://127.0.0.1:8080", api_key=api_key, artifacts=fleet.get("artifacts")
     )
+
+
+def parse_params(given: list[str] | None) -> dict[str, Any]:
+    """Of `--param NAME=VALUE`. Raises `InvalidInput`."""
+    params: dict[str, Any] = {}
+    for item in given or ():
+        name, equals, text = item.partition("=")
+        if not equals or not name.isidentifier() or name in _OTHERS:
+            raise InvalidInput(
+                f"--param {item!r}: write it as NAME=VALUE, with a parameter of the call", field="params"
+            )
+        try:
+            params[name] = json.loads(text)
+        except ValueError:
+            params[name] = text
+    return params
 
 
 def broker_url(given: str | None) -> str:

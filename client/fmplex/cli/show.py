@@ -27,7 +27,7 @@ def vfms_table(vfms: list[dict[str, Any]], total: int) -> None:
         table.add_row(
             v["name"], v["backbone"], _heads(v), v["version"] or "-", v["status"] + escape(why),
             f"{v['weight'] or 0:g}", str(limits.get("max_pending", "-")), f"{limits['rate']:g}" if limits.get("rate") else "-",
-            str((v["slo"] or {}).get("latency_ms") or "-"),
+            _targets(v["slo"] or {}),
         )  # fmt: skip
     out.print(table)
     if total > len(vfms):
@@ -40,15 +40,33 @@ def _heads(v: dict[str, Any]) -> str:
     return ", ".join(f"{name} ({head['kind']})" for name, head in (v["heads"] or {}).items()) or "-"
 
 
+def _targets(slo: dict[str, Any]) -> str:
+    named = (("", "latency_ms"), ("first ", "ttft_ms"), ("next ", "inter_token_ms"))
+    return ", ".join(f"{name}{slo[key]}" for name, key in named if slo.get(key)) or "-"
+
+
 def output_line(value: Any, output: Any) -> None:
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     short = text if len(text) <= 60 else text[:57] + "…"
     out.print(f"[dim]{escape(short)}[/]  {escape(_brief(output))}", highlight=False)
 
 
+def told(output: dict[str, Any]) -> str:
+    """How a generated text ended, and what it took."""
+    cached = f" ({output['cached_tokens']} cached)" if output["cached_tokens"] else ""
+    return f"{output['prompt_tokens']}{cached} + {output['completion_tokens']} tokens, {output['finish_reason']}"
+
+
+def printable(text: str) -> str:
+    """Without what would command the terminal: a model may say anything."""
+    return "".join(c for c in text if c.isprintable() or c in "\n\t")
+
+
 def _brief(output: Any) -> str:
     if not isinstance(output, dict):
         return str(output)
+    if "finish_reason" in output:
+        return f"{printable(output['text'])}  ({told(output)})"
     parts = []
     for key, value in output.items():
         if isinstance(value, Tensor):

@@ -53,26 +53,29 @@ def update(
     rate: Annotated[float | None, typer.Option(help="Units (tokens) per second; 0 lifts the limit.")] = None,
     deadline_ms: Annotated[int | None, typer.Option(help="How long a caller waits if it does not say.")] = None,
     latency_ms: Annotated[int | None, typer.Option(help="Latency target; 0 lifts it.")] = None,
+    ttft_ms: Annotated[int | None, typer.Option(help="Target for a text's first token; 0 lifts it.")] = None,
+    inter_token_ms: Annotated[int | None, typer.Option(help="Target from token to token; 0 lifts it.")] = None,
     package: Annotated[Path | None, typer.Option(help="Package folder: a new version.")] = None,
     url: Url = None,
     api_key: ApiKey = None,
 ) -> None:
     """Change a vFM while it serves."""
-    change: dict[str, Any] = {}
+    targets = {"latency_ms": latency_ms, "ttft_ms": ttft_ms, "inter_token_ms": inter_token_ms}
+    limits = _given(max_pending=max_pending) | ({} if rate is None else {"rate": rate or None})
+    slo = _given(deadline_ms=deadline_ms) | {name: ms or None for name, ms in targets.items() if ms is not None}
+    change = _given(weight=weight, limits=limits or None, slo=slo or None)
+    if not change and package is None:
+        options = (
+            "--weight, --max-pending, --rate, --deadline-ms, --latency-ms, --ttft-ms, --inter-token-ms or --package"
+        )
+        raise InvalidInput(f"nothing to change: give {options}")
     with open_client(url or context.obj["url"], api_key or context.obj["api_key"]) as client:
-        if weight is not None:
-            change["weight"] = weight
-        if max_pending is not None or rate is not None:
-            change["limits"] = {} if max_pending is None else {"max_pending": max_pending}
-            change["limits"] |= {} if rate is None else {"rate": rate or None}
-        if deadline_ms is not None or latency_ms is not None:
-            change["slo"] = {} if deadline_ms is None else {"deadline_ms": deadline_ms}
-            change["slo"] |= {} if latency_ms is None else {"latency_ms": latency_ms or None}
-        if not change and package is None:
-            options = "--weight, --max-pending, --rate, --deadline-ms, --latency-ms or --package"
-            raise InvalidInput(f"nothing to change: give {options}")
         status = client.vfms.update(name, package, **change)
     _tell(status)
+
+
+def _given(**options: Any) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if value is not None}
 
 
 @app.command()

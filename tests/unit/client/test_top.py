@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 
 from fmplex.cli.top import compare
+from fmplex.cli.top.tables import draw
 from fmplex_broker.deployments import VfmStatus
-from fmplex_broker.heads import Embedding
-from fmplex_broker.specs import VfmSpec
+from fmplex_broker.heads import Embedding, Generation, Head
+from fmplex_broker.specs import Slo, VfmSpec
 from fmplex_broker.stats import (
     VfmStats,
     WorkerStats,
@@ -29,8 +32,8 @@ def worker(name: str, **vfms: VfmStats) -> WorkerStats:
     return WorkerStats(name, "b", "cpu", 1, "host", vfms=vfms)
 
 
-def vfm(name: str, weight: float = 1.0) -> VfmStatus:
-    spec = VfmSpec(name=name, backbone="b", head=Embedding(), weight=weight)
+def vfm(name: str, weight: float = 1.0, head: Head | None = None, slo: Slo | None = None) -> VfmStatus:
+    spec = VfmSpec(name=name, backbone="b", head=head or Embedding(), weight=weight, slo=slo or Slo())
     return VfmStatus(name=name, backbone="b", status="serving", version="v", generation=1, serving=spec)
 
 
@@ -84,3 +87,43 @@ def test_workers_add_up() -> None:
     total = by_vfm([worker("w1", a=VfmStats(done=1, latency=Counter({3: 1}))), worker("w2", a=VfmStats(done=2))])
     assert total["a"].done == 3
     assert total["a"].latency == Counter({3: 1})
+
+
+def drawn(rows: dict[str, Any]) -> str:
+    console = Console(width=200)
+    with console.capture() as shown:
+        console.print(draw(rows, 10))
+    return shown.get()
+
+
+def test_vfms_that_generate_tell_of_tokens_between_the_looks() -> None:
+    early = VfmStats(tokens=100, prompt_tokens=50, cached_tokens=0, ttft=Counter({60: 9}), gaps=Counter({60: 99}))
+    late = VfmStats(
+        tokens=300, prompt_tokens=150, cached_tokens=80, ttft=Counter({60: 9, 20: 4}), gaps=Counter({60: 99, 10: 90, 12: 10}),
+        kv_bytes=3 << 20,
+    )  # fmt: skip
+    before = FleetView(0, 2, [worker("w", chat=early)])
+    now = FleetView(
+        2_000, 2, [worker("w", chat=late)], [vfm("chat", head=Generation(), slo=Slo(ttft_ms=500)), vfm("embed")]
+    )
+    now.workers[0].kv_budget_bytes, now.workers[0].kv_bytes, now.workers[0].waiting_memory = 8 << 20, 4 << 20, 7
+    rows = compare(before, now)
+    by_name = {row["vfm"]: row for row in rows["vfms"]}
+    text = by_name["chat"]["text"]
+    assert (text["tokens_per_s"], text["prompt_tokens_per_s"], text["cached"]) == (100.0, 50.0, 0.8)
+    assert (text["ttft_p50_ms"], text["ttft_target_ms"], text["inter_token_target_ms"]) == (bucket_top(20), 500, None)
+    assert (text["inter_token_p50_ms"], text["inter_token_p99_ms"]) == (bucket_top(10), bucket_top(12))
+    assert "text" not in by_name["embed"]
+    told = drawn(rows)
+    assert "tokens/s" in told
+    assert "80.0%" in told
+    assert "3.0 MiB" in told
+    assert "8.0 MiB" in told
+
+
+def test_fleets_that_generate_nothing_have_no_columns_for_it() -> None:
+    now = FleetView(1_000, 1, [worker("w", a=VfmStats(done=1))], [vfm("a")])
+    told = drawn(compare(FleetView(0, 1, [worker("w")]), now))
+    assert "jobs/s" in told
+    assert "tokens/s" not in told
+    assert "KV" not in told

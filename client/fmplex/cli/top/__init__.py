@@ -1,0 +1,45 @@
+"""`fmplex top`: two looks at the fleet and what changed between them.
+
+rows.py    what happened between two looks, as plain values
+tables.py  the rows for people
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+from rich.live import Live
+
+from fmplex.cli.common import out, print_json
+from fmplex.cli.top.rows import compare
+from fmplex.cli.top.tables import draw
+from fmplex_broker.streams.connection import Scripts, open_redis
+from fmplex_broker.streams.fleet import look
+from fmplex_broker.streams.registry import Registry
+
+__all__ = ["compare", "run_top"]
+
+
+async def run_top(url: str, interval: float, limit: int, *, once: bool, as_json: bool) -> None:
+    """Draw until interrupted, or once."""
+    redis = open_redis(url)
+    registry = Registry(redis, Scripts(redis))
+    try:
+        before = await look(redis, registry)
+        with Live(console=out, auto_refresh=False, screen=not once, transient=False) as live:
+            while True:
+                # Workers speak once a second: looks closer together would show nothing in between.
+                await asyncio.sleep(max(interval, 1.05))
+                now = await look(redis, registry)
+                rows = compare(before, now)
+                if as_json:
+                    print_json(rows)
+                else:
+                    live.update(draw(rows, limit), refresh=True)
+                if once:
+                    return
+                before = now
+    except (KeyboardInterrupt, asyncio.CancelledError):
+        pass
+    finally:
+        await redis.aclose()

@@ -1,0 +1,97 @@
+"""The rows for people."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from rich.console import Group
+from rich.table import Table
+
+_VFMS = (
+    "vFM", "waiting", "pending", "oldest", "jobs/s", "failed/s", "p50 ms", "p99 ms", "target", "wait p99", "device", "share",
+    "promised", "deficit",
+)  # fmt: skip
+_TEXTS = (
+    "text", "tokens/s", "prompt tokens/s", "cached", "first p50 ms", "p99 ms", "target", "next p50 ms", "p99 ms", "target", "KV",
+)  # fmt: skip
+_WORKERS = (
+    "worker", "device", "passes/s", "tokens/pass", "budget", "busy", "held", "resident", "hits", "loads/s", "memory", "up",
+)  # fmt: skip
+_MEMORY = ("worker", "KV", "budget", "kept prefixes", "jobs that wait for memory")
+
+
+def draw(rows: dict[str, Any], limit: int) -> Group:
+    """Tokens and their memory are shown where there is a vFM that generates."""
+    shown = rows["vfms"][:limit]
+    more = rows["registered"] - len(shown)
+    tables: list[Table | str] = [
+        _table(_VFMS, map(_vfm, shown)),
+        f"[dim]… and {more} quieter vFMs[/]" if more > 0 else "",
+    ]
+    texts = [_text(r["vfm"], r["text"]) for r in shown if "text" in r]
+    tables += [_table(_TEXTS, texts), ""] if texts else []
+    tables.append(_table(_WORKERS, map(_worker, rows["workers"])))
+    memory = [_memory(w) for w in rows["workers"] if w["kv_budget_bytes"]]
+    tables += ["", _table(_MEMORY, memory)] if texts and memory else []
+    return Group(*tables)
+
+
+def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
+    table = Table(box=None, header_style="bold")
+    for i, column in enumerate(columns):
+        table.add_column(column, justify="right" if i else "left", no_wrap=True)
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def _vfm(r: dict[str, Any]) -> list[str]:
+    return [
+        r["vfm"] if r["status"] == "serving" else f"{r['vfm']} ({r['status']})",
+        str(r["waiting"]), str(r["pending"]), f"{r['oldest_ms'] / 1000:.1f}s" if r["oldest_ms"] else "-",
+        f"{r['jobs_per_s']:.1f}", f"{r['failed_per_s']:.1f}", _ms(r["p50_ms"]), _ms(r["p99_ms"]),
+        f"{r['target_ms']}" if r["target_ms"] else "-", _ms(r["wait_p99_ms"]),
+        f"{100 * r['device_s_per_s']:.1f}%", _percent(r["share_received"]), _percent(r["share_promised"]),
+        f"{1000 * r['deficit_s']:+.0f} ms" if r["deficit_s"] else "-",
+    ]  # fmt: skip
+
+
+def _text(name: str, t: dict[str, Any]) -> list[str]:
+    return [
+        name, f"{t['tokens_per_s']:.1f}", f"{t['prompt_tokens_per_s']:.1f}", _percent(t["cached"]),
+        _ms(t["ttft_p50_ms"]), _ms(t["ttft_p99_ms"]), f"{t['ttft_target_ms'] or '-'}",
+        _ms(t["inter_token_p50_ms"]), _ms(t["inter_token_p99_ms"]), f"{t['inter_token_target_ms'] or '-'}", _mib(t["kv_bytes"]),
+    ]  # fmt: skip
+
+
+def _worker(w: dict[str, Any]) -> list[str]:
+    accelerator = f" + {w['device_bytes'] / 2**30:.2f} GiB" if w["device_bytes"] else ""
+    return [
+        w["worker"], w["device"], f"{w['passes_per_s']:.1f}", f"{w['tokens_per_pass']:.0f}",
+        f"{w['budget_units']} ({1000 * w['budget_s']:.0f} ms)", f"{100 * w['busy']:.0f}%",
+        str(w["held"]), f"{w['resident']} ({w['resident_bytes'] / 2**20:.0f} MiB)", _percent(w["hit_rate"]),
+        f"{w['loads_per_s']:.1f}", f"{w['memory_bytes'] / 2**20:.0f} MiB{accelerator}", f"{w['uptime_s']:.0f}s",
+    ]  # fmt: skip
+
+
+def _memory(w: dict[str, Any]) -> list[str]:
+    return [
+        w["worker"],
+        _mib(w["kv_bytes"]),
+        _mib(w["kv_budget_bytes"]),
+        _mib(w["prefix_bytes"]),
+        str(w["waiting_memory"]),
+    ]
+
+
+def _mib(nbytes: int) -> str:
+    return f"{nbytes / 2**20:.1f} MiB"
+
+
+def _ms(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1f}"
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.1f}%"

@@ -1,0 +1,111 @@
+"""Training what is missing: a process of the worker's package does it, this side draws how it goes."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from importlib.util import find_spec
+
+from pydantic import TypeAdapter
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from fmplex.demo.generation.recipe import Plan
+from fmplex.fitting import failure
+from fmplex_broker.errors import JobFailed, Unavailable
+from fmplex_broker.fitting import FitDone, FitFailed
+from fmplex_broker.fitting_text import TextEvent, TextSpec, TextStarted, TextStep
+
+_EVENT: TypeAdapter[TextEvent] = TypeAdapter(TextEvent)
+
+
+def train(out: Console, plan: Plan) -> int:
+    """Train what the plan lacks; how many there were. Raises the typed error of what failed."""
+    missing = plan.missing
+    if not missing:
+        out.print(f"trained before, kept in {plan.shelf}", highlight=False, markup=False)
+        return 0
+    columns = (
+        TextColumn("{task.description:12}"),
+        BarColumn(20),
+        TextColumn("{task.fields[note]}"),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=out, transient=True, disable=not out.is_terminal) as progress:
+        drawn = _Drawn(out, progress, plan.decoder.ask)
+        for event in run(missing):
+            drawn.show(event)
+    return len(missing)
+
+
+def run(specs: Sequence[TextSpec]) -> Iterator[TextEvent]:
+    """Train one after the other, yielding events as they come. The process ends with whoever listens."""
+    if find_spec("fmplex_worker") is None or find_spec("torch") is None:
+        raise Unavailable("training needs the worker's packages: pip install 'fmplex[local]'")
+    # In a session of its own: Ctrl-C reaches this side alone, which then ends it.
+    process = subprocess.Popen(
+        [sys.executable, "-m", "fmplex_worker.tuning.decoder"],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    assert process.stdin is not None
+    assert process.stdout is not None
+    try:
+        with process.stdin:
+            process.stdin.write("".join(spec.model_dump_json() + "\n" for spec in specs))
+        with process.stdout:
+            for line in process.stdout:
+                yield _EVENT.validate_json(line)
+        if process.wait() not in (0, 1):  # 1: some spec failed, which its event has said
+            raise JobFailed(f"the trainer died with exit code {process.returncode}; see its messages above")
+    finally:
+        process.kill()
+        process.wait()
+
+
+class _Drawn:
+    """A bar where there is a terminal, and a line for whatever is worth keeping."""
+
+    def __init__(self, out: Console, progress: Progress, ask: str) -> None:
+        self._out, self._progress, self._ask = out, progress, ask
+        self._bar = progress.add_task("starting", total=None, note="")
+        self._begun = time.monotonic()
+
+    def show(self, event: TextEvent) -> None:
+        if isinstance(event, FitFailed):
+            raise failure(event)
+        if isinstance(event, TextStarted):
+            self._start(event)
+        elif isinstance(event, TextStep):
+            self._step(event)
+        else:
+            self._done(event)
+
+    def _start(self, event: TextStarted) -> None:
+        self._begun = time.monotonic()
+        whole = event.trained == event.parameters
+        what = (
+            f"{event.parameters / 1e6:.1f} M parameters" if whole else f"LoRA of {event.trained / 1e3:.0f} k parameters"
+        )
+        self._line(f"training {event.name}: {what}, {event.texts} texts of {event.tokens} tokens in all")
+        self._progress.reset(self._bar, description=event.name, total=None, note="")
+        if whole and self._ask:
+            self._line(self._ask)
+
+    def _step(self, event: TextStep) -> None:
+        rate = event.tokens / max(time.monotonic() - self._begun, 1e-6)
+        note = f"loss {event.loss:.2f}  {rate:.0f} tokens/s"
+        self._progress.update(self._bar, total=event.steps, completed=event.step, note=note)
+        if event.sample:
+            self._line(f"  {100 * event.step // event.steps:3} %  loss {event.loss:4.2f}  {event.sample}")
+
+    def _done(self, event: FitDone) -> None:
+        self._line(
+            f"trained {event.name} in {event.seconds:.0f} s: {100 * event.score:.0f} % of the held-out tokens right "
+            f"({100 * event.baseline:.0f} % before)"
+        )
+
+    def _line(self, text: str) -> None:
+        self._out.print(escape(" ".join(text.split())) if "\n" in text else escape(text), highlight=False)

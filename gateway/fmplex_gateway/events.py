@@ -1,0 +1,112 @@
+"""Answers that are told as they come: server-sent events, and what happens while many texts grow at once."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing, suppress
+from typing import Any
+
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from fmplex_broker.errors import BrokerUnavailable, FmplexError
+from fmplex_broker.messages import Reply
+from fmplex_broker.streaming import Delta
+from fmplex_broker.streams.session import Pending, cancel_all
+from fmplex_gateway.calls import unless_gone
+from fmplex_gateway.wire import Gone, dump, error_body, error_response
+
+log = logging.getLogger(__name__)
+_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}  # the latter: a proxy must not gather the events
+
+
+class Events(Response):
+    """Values as server-sent events, and `[DONE]`. Nothing is sent before the first value is there: until then an error is an
+    ordinary reply; later it is the last event.
+
+    The values are closed in the end, whatever happens; if the client hangs up, as soon as it does. A client that reads slowly
+    holds up the values: the server's buffer is 64 KiB.
+    """
+
+    media_type = "text/event-stream"
+
+    def __init__(self, values: AsyncGenerator[dict[str, Any], None]) -> None:
+        self._values = values
+        self._begun = False
+        self.status_code = 200
+        self.background = None
+        self.init_headers(_HEADERS)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async with aclosing(self._values):
+            try:
+                last = await unless_gone(receive, self._tell(send))
+            except Gone:
+                if not self._begun:
+                    await Response(status_code=499)(scope, receive, send)
+                return
+        if self._begun:
+            await send({"type": "http.response.body", "body": last, "more_body": False})
+        else:
+            assert isinstance(last, FmplexError)
+            await error_response(last)(scope, receive, send)
+
+    async def _tell(self, send: Send) -> bytes | FmplexError:
+        """The last event, or what went wrong before the first one."""
+        try:
+            async for value in self._values:
+                await self._begin(send)
+                await send({"type": "http.response.body", "body": _event(dump(value)), "more_body": True})
+        except FmplexError as e:
+            return _event(dump(error_body(e))) if self._begun else e
+        except Exception as e:
+            log.exception("a stream failed")
+            failed = FmplexError("the gateway failed; its log says how")
+            failed.__cause__ = e
+            return _event(dump(error_body(failed))) if self._begun else failed
+        await self._begin(send)
+        return _event("[DONE]")
+
+    async def _begin(self, send: Send) -> None:
+        if not self._begun:
+            self._begun = True
+            await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+
+
+def _event(data: str) -> bytes:
+    return f"data: {data}\n\n".encode()
+
+
+async def follow(pending: Sequence[Pending]) -> AsyncGenerator[tuple[int, Delta | Reply], None]:
+    """What comes of jobs that stream, as it comes, with the job's place in `pending`; its reply (which may carry an error) comes
+    last. Raises what reading one of them raises. When closed before the end, or on an error, the others are cancelled.
+
+    What is not fetched is not gathered here: it waits in each job's `Pending`, which holds one text at most.
+    """
+    come: asyncio.Queue[tuple[int, Delta | Reply | Exception]] = asyncio.Queue(1)
+    readers = [asyncio.create_task(_read(i, p, come)) for i, p in enumerate(pending)]
+    try:
+        left = len(pending)
+        while left:
+            i, got = await come.get()
+            if isinstance(got, Exception):
+                raise got
+            left -= isinstance(got, Reply)
+            yield i, got
+    finally:
+        for reader in readers:
+            reader.cancel()
+        await asyncio.gather(*readers, return_exceptions=True)
+        with suppress(BrokerUnavailable):
+            await cancel_all(pending)
+
+
+async def _read(i: int, pending: Pending, come: asyncio.Queue[tuple[int, Delta | Reply | Exception]]) -> None:
+    try:
+        async for delta in pending.stream():
+            await come.put((i, delta))
+        await come.put((i, await pending.reply()))
+    except Exception as e:
+        await come.put((i, e))

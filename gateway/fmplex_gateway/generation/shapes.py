@@ -1,0 +1,117 @@
+"""Texts as OpenAI's objects. Pure."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from fmplex_broker.streaming import Delta
+
+Output = dict[str, Any]  # of a worker
+_LEAST = -9999.0  # OpenAI's word for `never`, which JSON has no number for
+
+
+class Chat:
+    """/v1/chat/completions."""
+
+    prefix, whole_object, part_object = "chatcmpl", "chat.completion", "chat.completion.chunk"
+
+    def choice(self, index: int, output: Output) -> dict[str, Any]:
+        message = {"role": "assistant", "content": output["text"], "refusal": None}
+        told = _chat_logprobs(output.get("logprobs"))
+        return {"index": index, "message": message, "logprobs": told, "finish_reason": output["finish_reason"]}
+
+    def opening(self, index: int) -> list[dict[str, Any]]:
+        """What comes before a text's first part."""
+        return [self._part(index, {"role": "assistant", "content": ""})]
+
+    def part(self, index: int, delta: Delta) -> dict[str, Any]:
+        return self._part(index, {"content": delta.text}, _chat_logprobs(delta.logprobs or None))
+
+    def closing(self, index: int, reason: str) -> dict[str, Any]:
+        return self._part(index, {}, reason=reason)
+
+    def _part(self, index: int, delta: dict[str, str], told: Any = None, reason: str | None = None) -> dict[str, Any]:
+        return {"index": index, "delta": delta, "logprobs": told, "finish_reason": reason}
+
+
+class Completion:
+    """/v1/completions. Parts have the shape of the whole."""
+
+    prefix, whole_object, part_object = "cmpl", "text_completion", "text_completion"
+
+    def choice(self, index: int, output: Output) -> dict[str, Any]:
+        return _completion(index, output["text"], _logprobs(output.get("logprobs"), 0), output["finish_reason"])
+
+    def opening(self, index: int) -> list[dict[str, Any]]:
+        return []
+
+    def part(self, index: int, delta: Delta) -> dict[str, Any]:
+        return _completion(index, delta.text, _logprobs(delta.logprobs or None, delta.at), None)
+
+    def closing(self, index: int, reason: str) -> dict[str, Any]:
+        return _completion(index, "", None, reason)
+
+
+def _completion(index: int, text: str, told: Any, reason: str | None) -> dict[str, Any]:
+    return {"index": index, "text": text, "logprobs": told, "finish_reason": reason}
+
+
+Shape = Chat | Completion
+
+
+def head(shape: Shape, model: str, version: str, *, part: bool) -> dict[str, Any]:
+    """What is around the choices; the same around every part of one answer."""
+    return {
+        "id": f"{shape.prefix}-{secrets.token_hex(12)}",
+        "object": shape.part_object if part else shape.whole_object,
+        "created": int(time.time()),
+        "model": model,
+        "system_fingerprint": version,
+    }
+
+
+def usage(outputs: Sequence[Output], n: int) -> dict[str, Any]:
+    """Of all the texts of a call. A prompt counts once, however many texts go on from it."""
+    firsts = outputs[::n]
+    prompt = sum(output["prompt_tokens"] for output in firsts)
+    completion = sum(output["completion_tokens"] for output in outputs)
+    return {
+        "prompt_tokens": prompt,
+        "completion_tokens": completion,
+        "total_tokens": prompt + completion,
+        "prompt_tokens_details": {"cached_tokens": sum(output["cached_tokens"] for output in firsts)},
+    }
+
+
+def _chat_logprobs(entries: Sequence[dict[str, Any]] | None) -> dict[str, Any] | None:
+    if entries is None:
+        return None
+    content = [_named(entry) | {"top_logprobs": [_named(other) for other in entry["top"]]} for entry in entries]
+    return {"content": content, "refusal": None}
+
+
+def _named(entry: dict[str, Any]) -> dict[str, Any]:
+    token: str = entry["token"]
+    # A part of a character is no text, and which bytes it is has been lost on the way.
+    spelled = None if "�" in token else list(token.encode())
+    return {"token": token, "logprob": max(entry["logprob"], _LEAST), "bytes": spelled}
+
+
+def _logprobs(entries: Sequence[dict[str, Any]] | None, at: int) -> dict[str, Any] | None:
+    """The older shape. `at`: where in the text they begin."""
+    if entries is None:
+        return None
+    offsets = []
+    for entry in entries:
+        offsets.append(at)
+        at += len(entry["token"])
+    tops = [{e["token"]: max(e["logprob"], _LEAST) for e in [*entry["top"], entry]} for entry in entries]
+    return {
+        "tokens": [entry["token"] for entry in entries],
+        "token_logprobs": [max(entry["logprob"], _LEAST) for entry in entries],
+        "top_logprobs": tops,
+        "text_offset": offsets,
+    }
