@@ -16,7 +16,7 @@ from fmplex_broker.errors import FmplexError
 from fmplex_broker.messages import Request
 from fmplex_broker.packages import Package
 from fmplex_broker.specs import BackboneSpec, WorkerSpec
-from fmplex_worker.engines.protocol import EngineInfo, Fitted, Outcome, Prepared, Room
+from fmplex_worker.engines.protocol import EngineInfo, Fitted, OnePass, Outcome, Prepared, Room, Work
 from fmplex_worker.service import Worker
 
 BACKBONE = "noop"
@@ -24,7 +24,7 @@ UNITS = 8  # a job
 
 
 @dataclass(frozen=True, slots=True)
-class NoopJob:
+class NoopJob(OnePass):
     digest: str
     units: int = UNITS
     adapter: int = 0
@@ -56,9 +56,12 @@ class NoopEngine:
     def prepare(self, batch: Sequence[tuple[str, Request]]) -> list[Prepared | FmplexError]:
         return [NoopJob(digest) for digest, _ in batch]
 
-    def step(self, prepared: Sequence[Prepared]) -> Outcome:
-        output: list[Any] = [{"ok": True}] * len(prepared)
-        return Outcome(1e-6 * len(prepared), output)
+    def drop(self, prepared: Prepared) -> None:
+        pass
+
+    def step(self, work: Sequence[Work]) -> Outcome:
+        output: list[Any] = [{"ok": True}] * len(work)
+        return Outcome(1e-6 * len(work), output)
 
 
 async def serve(url: str, artifacts: str, lease_ms: int) -> None:

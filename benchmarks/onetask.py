@@ -25,7 +25,7 @@ from fmplex_broker.packages import Package
 from fmplex_broker.specs import FleetSpec, load_fleet
 from fmplex_worker import service
 from fmplex_worker.engines.encoder import EncoderEngine
-from fmplex_worker.engines.protocol import Engine, EngineInfo, Fitted, Outcome, Prepared, Room
+from fmplex_worker.engines.protocol import Engine, EngineInfo, Fitted, Outcome, Prepared, Room, Work
 from fmplex_worker.profile import profile
 from fmplex_worker.scheduling import CostModel, Item
 from fmplex_worker.scheduling.fifo import Fifo
@@ -76,8 +76,11 @@ class Copies:
                 prepared[i] = job
         return prepared
 
-    def step(self, prepared: Sequence[Prepared]) -> Outcome:
-        return self._of[prepared[0].digest].step(prepared)
+    def drop(self, prepared: Prepared) -> None:
+        self._of[prepared.digest].drop(prepared)
+
+    def step(self, work: Sequence[Work]) -> Outcome:
+        return self._of[work[0].prepared.digest].step(work)
 
 
 def engine_of(fleet: FleetSpec, copies: Sequence[Path]) -> Engine:

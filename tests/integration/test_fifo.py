@@ -20,7 +20,7 @@ from fmplex_broker.specs import BackboneSpec, VfmSpec, WorkerSpec
 from fmplex_broker.streams.deployer import Deployer
 from fmplex_broker.streams.embedded import EmbeddedServer
 from fmplex_broker.streams.session import Session
-from fmplex_worker.engines.protocol import Outcome, Prepared
+from fmplex_worker.engines.protocol import Outcome, Prepared, Work
 from fmplex_worker.service import Worker
 
 DEADLINE_S = 60
@@ -43,10 +43,10 @@ class Recorder(NoopEngine):
     def prepare(self, batch: Sequence[tuple[str, Request]]) -> list[Prepared | FmplexError]:
         return [Named(digest, text=request.input) for digest, request in batch]
 
-    def step(self, prepared: Sequence[Prepared]) -> Outcome:
+    def step(self, work: Sequence[Work]) -> Outcome:
         assert self.gate.wait(DEADLINE_S)
-        self.ran += [job.text for job in prepared if isinstance(job, Named)]
-        return super().step(prepared)
+        self.ran += [job.text for job, _ in work if isinstance(job, Named)]
+        return super().step(work)
 
 
 def next_ms() -> None:

@@ -32,7 +32,8 @@ async def test_a_vfm_lives_from_deployment_to_removal(client: AsyncClient, place
     deployed = await client.vfms.deploy(folder)
     assert (deployed["name"], deployed["status"], deployed["weight"]) == ("life", "serving", 2.5)
     assert deployed["head"]["labels"] == ["a", "b"]
-    assert deployed["slo"] == {"latency_ms": None, "deadline_ms": 5000}
+    targets = dict.fromkeys(("latency_ms", "ttft_ms", "inter_token_ms"))
+    assert deployed["slo"] == {**targets, "deadline_ms": 5000}
     assert await client.vfms.show("life") == deployed
     assert deployed in await client.vfms.list()
     assert (await client.infer("life", "a text")).version == deployed["version"]

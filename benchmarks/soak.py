@@ -1,0 +1,234 @@
+"""Hours in minutes: callers who come, read, and leave at any moment, and what is left in the end, which should be nothing.
+
+Broker, gateway and two workers with a tiny Llama and far too little memory for keys and values. Callers with the `openai` package
+and with bare sockets ask LoRA vFMs for texts, whole or as they come; they cancel, hang up in the middle or before the first word,
+read slowly, ask for what can never fit or for more than there is time for, while other vFMs are deployed and removed under
+their hands. Greedy texts, whole or not, must be what they are without company.
+
+When all have gone, `ratios` counts what is left: bytes of keys and values (of rows; and of prompts kept for vFMs, once these
+are removed), jobs in hand or queued, keys in Redis that would stay for ever, connections of the gateway; and what went wrong:
+texts that were others, errors that nobody had asked for. The exit code is 1 unless all of it is 0.
+
+    python -m benchmarks.soak [--minutes N] [--callers N] [--seed N] [--json]
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import random
+import sys
+import tempfile
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+import uvloop
+
+from benchmarks.harness import Options, Report, cpu_name, main
+from benchmarks.soak_callers import Caller, Expected, Owner, references
+from fmplex import AsyncClient
+from fmplex.local import LocalFleet
+from fmplex_broker.keys import Keys
+from fmplex_broker.messages import CLASSES, Flow
+from fmplex_broker.stats import WorkerStats
+from fmplex_broker.streams.fleet import look
+from fmplex_broker.streams.session import Session
+from tests.contract.harness import keys_without_ttl
+from tests.integration.decoders import save_model
+from tests.integration.generation_fleet import BACKBONE, TOKEN_BYTES, write_lora
+from tests.integration.packages import write_package
+
+_KV_TOKENS = 1024
+_WORKERS = 2
+_PATIENCE_S = 60.0
+_SAMPLE_S = 5.0
+# vFMs, with the ranks of their LoRAs and their deadlines.
+_VFMS: dict[str, tuple[int, int]] = {
+    "plain": (0, 600_000),
+    "rank4": (4, 600_000),
+    "rank16": (16, 600_000),
+    "hasty": (0, 300),
+}
+
+
+@dataclass
+class Found:
+    """What a run found. `left`: by name, all zero if nothing leaks; `wrong`: texts and errors, in words."""
+
+    did: Counter[str] = field(default_factory=Counter)
+    wrong: list[str] = field(default_factory=list)
+    left: dict[str, int] = field(default_factory=dict)
+    keys: list[str] = field(default_factory=list)
+    worker_mb: list[float] = field(default_factory=list)
+    most_waiting: int = 0
+
+    @property
+    def clean(self) -> bool:
+        return not self.wrong and not any(self.left.values())
+
+
+class Soak:
+    """One fleet, from its first caller to what the last one left."""
+
+    def __init__(self, folder: Path, seed: int, callers: int) -> None:
+        self._folder = folder
+        self._random = random.Random(seed)
+        self._callers = callers
+        self.found = Found()
+        self._model = save_model(folder / "model")
+        config = folder / "fleet.toml"
+        config.write_text(
+            f"artifacts = {json.dumps(str(folder / 'artifacts'))}\n"
+            f'[backbone]\nname = "{BACKBONE}"\nmodel = {json.dumps(str(self._model))}\npass_units = 64\n'
+            f'[worker]\ndevice = "cpu"\nthreads = 1\nkv_bytes = {_KV_TOKENS * TOKEN_BYTES}\n'
+        )
+        self._fleet = LocalFleet(config, workers=_WORKERS, port=0, data=folder / "data")
+
+    async def run(self, seconds: float) -> Found:
+        await asyncio.to_thread(self._fleet.start)
+        session = Session.connect(self._fleet.broker_url)
+        try:
+            async with AsyncClient(self._fleet.gateway_url) as client:
+                await self._deploy(client)
+                await self._traffic(client, session, await references(client, [*_VFMS][:3]), seconds)
+                await self._look_at_rows(session)
+                await self._look_at_everything(client, session)
+        finally:
+            await session.close()
+            await asyncio.to_thread(self._fleet.stop)
+        return self.found
+
+    # ---- while it runs ----
+
+    async def _deploy(self, client: AsyncClient) -> None:
+        for name, (rank, deadline_ms) in _VFMS.items():
+            await client.vfms.deploy(
+                self._package(name, {"kind": "generation"}, rank, slo={"deadline_ms": deadline_ms})
+            )
+        await client.vfms.deploy(self._package("vectors", {"kind": "embedding", "pooling": "last"}, 4))
+
+    def _package(self, name: str, head: dict[str, Any], rank: int, **operating: Any) -> Path:
+        package = write_package(self._folder / "vfms" / name, head, backbone=BACKBONE, **operating)
+        if rank:
+            write_lora(package / "adapter", rank)
+        return package
+
+    async def _traffic(self, client: AsyncClient, session: Session, expected: Expected, seconds: float) -> None:
+        found, over = self.found, asyncio.Event()
+        guests = [self._package(f"guest-{i}", {"kind": "generation"}, 2 + i) for i in range(4)]
+        owner = Owner(client, guests, random.Random(self._random.random()), found.did)
+        callers = [
+            Caller(self._fleet.gateway_url, expected, owner.serving, random.Random(self._random.random()), found)
+            for _ in range(self._callers)
+        ]
+        running = [asyncio.create_task(actor.run(over)) for actor in (owner, *callers)]
+        running.append(asyncio.create_task(self._watch(session, over)))
+        await asyncio.wait(running, timeout=seconds, return_when=asyncio.FIRST_EXCEPTION)
+        over.set()
+        await asyncio.gather(*running)
+        found.wrong += [f"{name} died: {self._fleet.log(name)}" for name in self._fleet.dead()]
+
+    async def _watch(self, session: Session, over: asyncio.Event) -> None:
+        """How full it is meanwhile."""
+        while not over.is_set():
+            workers = await self._stats(session)
+            self.found.worker_mb.append(sum(worker.memory_bytes for worker in workers) / 1e6)
+            self.found.most_waiting = max(self.found.most_waiting, *(worker.waiting_memory for worker in workers), 0)
+            await asyncio.wait([asyncio.create_task(over.wait())], timeout=_SAMPLE_S)
+
+    # ---- what is left ----
+
+    async def _stats(self, session: Session) -> list[WorkerStats]:
+        return (await look(session.redis, session.registry)).workers
+
+    async def _after(self, session: Session, wanted: Any) -> list[WorkerStats]:
+        """What the workers say, once it is what is wanted; else what they say in the end."""
+        end = time.monotonic() + _PATIENCE_S
+        while True:
+            await asyncio.sleep(1.5)  # they speak once a second
+            workers = await self._stats(session)
+            if time.monotonic() > end or (len(workers) == _WORKERS and wanted(workers)):
+                return workers
+
+    async def _look_at_rows(self, session: Session) -> None:
+        left, keys = self.found.left, Keys(BACKBONE)
+        workers = await self._after(session, lambda workers: not any(w.held or w.kv_bytes for w in workers))
+        left["workers_gone"] = _WORKERS - len(workers)
+        left["kv_bytes"] = sum(worker.kv_bytes for worker in workers)
+        left["jobs_in_hand"] = sum(worker.held for worker in workers)
+        left["jobs_waiting_for_memory"] = sum(worker.waiting_memory for worker in workers)
+        flows = [Flow(vfm, cls) for vfm in (*_VFMS, "vectors") for cls in CLASSES]
+        left["jobs_queued"] = sum([await session.redis.xlen(keys.queue(flow)) for flow in flows])
+        gateway = psutil.Process(self._fleet.processes["gateway"].pid)
+        port = int(self._fleet.gateway_url.rpartition(":")[2])
+        # Ours, through which vFMs are removed, is one of them.
+        open_ = [c for c in gateway.net_connections() if c.laddr and c.laddr.port == port and c.status != "LISTEN"]
+        left["gateway_connections"] = max(0, len(open_) - 1)
+
+    async def _look_at_everything(self, client: AsyncClient, session: Session) -> None:
+        """Without vFMs there are no prompts to keep and no queues; only what is for ever may be for ever."""
+        left, redis = self.found.left, session.redis
+        for vfm in await client.vfms.list():
+            await client.vfms.remove(vfm["name"])
+        workers = await self._after(session, lambda workers: not any(worker.prefix_bytes for worker in workers))
+        left["prefix_bytes"] = sum(worker.prefix_bytes for worker in workers)
+        living = {worker.worker for worker in workers}
+        names = [key.decode() async for key in redis.scan_iter(count=1000)]
+        prefix = Keys(BACKBONE).prefix
+        self.found.keys = await keys_without_ttl(redis)
+        self.found.keys += [name for name in names if name.startswith(f"{prefix}q:")]
+        self.found.keys += [
+            name for name in names if name.startswith(f"{prefix}held:") and name.split(":")[-1] not in living
+        ]
+        fields = [name.decode() for name in await redis.hkeys(Keys(BACKBONE).vfms)]
+        self.found.keys += [f"vfms {name}" for name in fields if not name.startswith(":")]
+        left["keys"] = len(self.found.keys)
+
+
+async def soak(folder: Path, minutes: float, callers: int = 12, seed: int | None = None) -> Found:
+    """Raises nothing for what it finds."""
+    return await Soak(folder, random.randrange(1_000_000) if seed is None else seed, callers).run(60 * minutes)
+
+
+def report(found: Found, options: Options) -> Report:
+    for words in [*found.wrong[:20], *found.keys[:20]]:
+        print(words, file=sys.stderr)
+    ratios = {f"left_{name}": float(number) for name, number in found.left.items()}
+    ratios["wrong"] = float(len(found.wrong))
+    samples = {name: [float(number)] for name, number in sorted(found.did.items())}
+    samples |= {"worker_mb": found.worker_mb, "most_waiting_for_memory": [float(found.most_waiting)]}
+    config = {
+        "minutes": options.more.minutes,
+        "callers": options.more.callers,
+        "kv_tokens": _KV_TOKENS,
+        "workers": _WORKERS,
+    }
+    return Report("soak", ratios, samples, config, cpu_name())
+
+
+def _arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--minutes", type=float, default=10.0)
+    parser.add_argument("--callers", type=int, default=12)
+    parser.add_argument("--seed", type=int, default=None, help="of what they do (not of when it happens)")
+
+
+def cli() -> int:
+    results: list[Found] = []
+
+    def run(options: Options) -> Report:
+        with tempfile.TemporaryDirectory(prefix="fmplex-soak-") as folder:
+            more = options.more
+            results.append(uvloop.run(soak(Path(folder), more.minutes, more.callers, more.seed)))
+        return report(results[0], options)
+
+    main(run, __doc__ or "", _arguments)
+    return 0 if results[0].clean else 1
+
+
+if __name__ == "__main__":
+    sys.exit(cli())

@@ -1,0 +1,74 @@
+"""A fleet on a tiny Llama with random weights: whole processes that generate (nonsense) text within milliseconds."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+from prometheus_client.parser import text_string_to_metric_families
+
+from fmplex import Client
+from fmplex.local import LocalFleet
+from tests.integration.packages import write_package
+from tests.unit.generation import tiny_lm
+
+POSITIONS = 20_000  # so many tokens take the tiny model longer than any test waits
+STRICT = (
+    "{% if messages[0].role == 'system' %}{{ raise_exception('system messages are not for me') }}{% endif %}tell me"
+)
+# name -> head, rank of the LoRA, operating values
+VFMS: dict[str, tuple[dict[str, Any], int, dict[str, Any]]] = {
+    "plain": ({"kind": "generation"}, 0, {}),
+    "pirate": ({"kind": "generation", "max_tokens": 12}, 4, {}),
+    "poet": ({"kind": "generation", "system": "You are a poet."}, 8, {}),
+    "strict": ({"kind": "generation", "chat_template": STRICT}, 0, {}),
+    "hasty": ({"kind": "generation"}, 0, {"slo": {"deadline_ms": 1500}}),
+    "small": ({"kind": "generation"}, 0, {"limits": {"max_pending": 4}}),
+    "vectors": ({"kind": "embedding", "pooling": "last"}, 2, {}),
+}
+
+
+@contextmanager
+def generating_fleet(folder: Path) -> Iterator[LocalFleet]:
+    """The fleet, with all of `VFMS` on it."""
+    model = save_model(folder / "model")
+    config = folder / "fleet.toml"
+    config.write_text(
+        f'artifacts = "{folder / "artifacts"}"\n[backbone]\nname = "tiny"\nmodel = "{model}"\npass_units = 64\n'
+        "[worker]\nthreads = 1\nkv_bytes = 33554432\n"
+    )
+    with LocalFleet(config, port=0, data=folder / "data") as fleet:
+        with Client(fleet.gateway_url) as client:
+            for seed, (name, (head, rank, operating)) in enumerate(VFMS.items()):
+                package = write_package(folder / "vfms" / name, head, backbone="tiny", **operating)
+                if rank:
+                    _save_lora(model, package / "adapter", seed, rank)
+                client.vfms.deploy(package)
+        yield fleet
+        assert fleet.dead() == [], "a role died during the tests"
+
+
+def save_model(folder: Path) -> Path:
+    """A folder as `save_pretrained` makes it."""
+    tiny_lm.save_model("llama", folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"max_position_embeddings": POSITIONS}))
+    return folder
+
+
+def _save_lora(model: Path, folder: Path, seed: int, rank: int) -> None:
+    with warnings.catch_warnings():  # PEFT still asks transformers by a name of old
+        warnings.simplefilter("ignore", FutureWarning)
+        tiny_lm.save_lora(model, folder, seed, rank)
+
+
+def metric(fleet: LocalFleet, name: str, **labels: str) -> float:
+    """The sum of what /metrics says under a name."""
+    families = text_string_to_metric_families(httpx.get(f"{fleet.gateway_url}/metrics").text)
+    samples = [s for family in families for s in family.samples]
+    return sum(s.value for s in samples if s.name == name and labels.items() <= s.labels.items())

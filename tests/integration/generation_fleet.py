@@ -1,0 +1,304 @@
+"""Real processes that generate: a small Llama with random weights, LoRAs of several ranks on it, and callers that read along."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+import subprocess
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import aclosing
+from itertools import product
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import save_file
+
+from fmplex import Client
+from fmplex_broker.keys import GROUP, Keys
+from fmplex_broker.messages import CLASSES, Flow, Reply
+from fmplex_broker.stats import WorkerStats
+from fmplex_broker.streaming import Delta
+from fmplex_broker.streams.embedded import EmbeddedServer
+from fmplex_broker.streams.fleet import look
+from fmplex_broker.streams.session import Pending, Session
+from tests.integration.decoders import save_model
+from tests.integration.fleets import PATIENCE_S, spawn, until
+from tests.integration.packages import Arrays, head_weights, outputs, write_adapter, write_manifest
+from tests.unit.compute import tiny
+
+BACKBONE = "llama"
+HIDDEN, INNER, LAYERS, KV = tiny.HIDDEN, 48, 2, tiny.HIDDEN // 2  # of that model
+TOKEN_BYTES = 2 * LAYERS * KV * 4
+# vFMs that generate, by name: rank of the LoRA (0: none).
+VFMS = {"plain": 0, "rank2": 2, "rank4": 4, "rank8": 8, "rank16": 16, "rank32": 32}
+GREEDY: dict[str, Any] = {"temperature": 0, "ignore_eos": True}
+PATIENT_MS = 600_000
+_NEAR_TIE = 1e-4
+_LINEARS = {
+    "self_attn.q_proj": (HIDDEN, HIDDEN),
+    "self_attn.k_proj": (HIDDEN, KV),
+    "self_attn.v_proj": (HIDDEN, KV),
+    "self_attn.o_proj": (HIDDEN, HIDDEN),
+    "mlp.gate_proj": (HIDDEN, INNER),
+    "mlp.up_proj": (HIDDEN, INNER),
+    "mlp.down_proj": (INNER, HIDDEN),
+}
+
+
+def write_lora(folder: Path, rank: int) -> Path:
+    """On all linears, as PEFT saves it; large enough to make other texts."""
+    rng = np.random.default_rng(rank)
+    tensors: Arrays = {}
+    for layer, (path, (inputs, outs)) in product(range(LAYERS), _LINEARS.items()):
+        stem = f"base_model.model.model.layers.{layer}.{path}"
+        tensors[f"{stem}.lora_A.weight"] = rng.normal(0, 0.1, (rank, inputs)).astype(np.float32)
+        tensors[f"{stem}.lora_B.weight"] = rng.normal(0, 0.1, (outs, rank)).astype(np.float32)
+    return write_adapter(folder, tensors, r=rank, lora_alpha=2 * rank)
+
+
+def prompt(tokens: int, seed: int = 0) -> dict[str, list[int]]:
+    """Random token ids."""
+    return {"input_ids": np.random.default_rng(seed).integers(2, 250, tokens).tolist()}
+
+
+class Site:
+    """A broker and workers on it, each of which hosts the small Llama under some name. Use as a context manager."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.server = EmbeddedServer(folder / "broker")
+        self.workers: dict[str, subprocess.Popen[bytes]] = {}
+        self._model = save_model(folder / "model")
+
+    @property
+    def url(self) -> str:
+        return self.server.url
+
+    def config(self, name: str, backbone: str = BACKBONE, pass_units: int = 256, **worker: Any) -> Path:
+        """A fleet file `NAME.toml`."""
+        settings = {"device": "cpu", "threads": 1, **worker}
+        path = self.folder / f"{name}.toml"
+        path.write_text(
+            f"artifacts = {json.dumps(str(self.folder / 'artifacts'))}\n"
+            f"[backbone]\nname = {json.dumps(backbone)}\nmodel = {json.dumps(str(self._model))}\npass_units = {pass_units}\n"
+            "[worker]\n" + "".join(f"{key} = {json.dumps(value)}\n" for key, value in settings.items())
+        )
+        return path
+
+    def log(self, name: str) -> str:
+        return (self.folder / f"{name}.log").read_text(errors="replace")
+
+    def start(self, name: str, backbone: str = BACKBONE, **settings: Any) -> subprocess.Popen[bytes]:
+        """A worker; see `serving`."""
+        config = self.config(name, backbone, **settings)
+        self.workers[name] = spawn("fmplex_worker", config, self.url, self.folder / f"{name}.log")
+        return self.workers[name]
+
+    def serving(self, *names: str) -> None:
+        """Until these workers serve."""
+        for name in names:
+            process = self.workers[name]
+            until(
+                lambda n=name, p=process: p.poll() is not None or " serves backbone " in self.log(n), f"{name} serves"
+            )  # type: ignore[misc]
+            assert process.poll() is None, self.log(name)
+
+    def add(self, *names: str, backbone: str = BACKBONE, **settings: Any) -> None:
+        """Workers that serve."""
+        for name in names:
+            self.start(name, backbone, **settings)
+        self.serving(*names)
+
+    def ids(self, name: str) -> list[str]:
+        """Under which a worker has served, oldest first."""
+        lines = [line for line in self.log(name).splitlines() if " serves backbone " in line]
+        return [line.split("worker ")[1].split()[0] for line in lines]
+
+    def deploy(self, *names: str, backbone: str = BACKBONE, prefix: str = "", **operating: Any) -> None:
+        """Some of `VFMS`, on a backbone; their names there begin with `prefix`."""
+        for name in names:
+            self.deploy_as(prefix + name, {"kind": "generation"}, backbone, VFMS[name], **operating)
+
+    def deploy_as(
+        self, name: str, head: dict[str, Any], backbone: str = BACKBONE, rank: int = 0, seed: int = 0, **operating: Any
+    ) -> None:
+        """A vFM with this head. Those of one rank have the same LoRA."""
+        with Client(self.url, artifacts=str(self.folder / "artifacts")) as client:
+            client.vfms.deploy(self.package(name, head, backbone, rank, seed, **operating))
+
+    def package(
+        self, name: str, head: dict[str, Any], backbone: str = BACKBONE, rank: int = 0, seed: int = 0, **operating: Any
+    ) -> Path:
+        folder = self.folder / "vfms" / name
+        folder.mkdir(parents=True)
+        write_manifest(folder, {"name": name, "backbone": backbone, "head": head, **operating})
+        if rows := outputs(head):
+            save_file(head_weights(rows, seed, HIDDEN), folder / "head.safetensors")
+        if rank:
+            shutil.copytree(self._adapter(rank), folder / "adapter")
+        return folder
+
+    def _adapter(self, rank: int) -> Path:
+        folder = self.folder / "adapters" / str(rank)
+        return folder if folder.exists() else write_lora(folder, rank)
+
+    def kill(self, name: str) -> None:
+        """SIGKILL."""
+        process = self.workers.pop(name)
+        process.kill()
+        process.wait()
+
+    def stop(self) -> None:
+        for process in self.workers.values():
+            process.terminate()
+        for process in self.workers.values():
+            try:
+                process.wait(60)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+        self.workers.clear()
+
+    def __enter__(self) -> Site:
+        self.server.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, e: BaseException | None, tb: TracebackType | None) -> None:
+        self.stop()
+        self.server.stop()
+
+
+# ---- callers ----
+
+
+class Reading:
+    """A caller that reads a text as it comes."""
+
+    def __init__(self, pending: Pending) -> None:
+        self.pending = pending
+        self.parts: list[Delta] = []
+        self.task = asyncio.create_task(self._read())
+
+    async def _read(self) -> Reply:
+        async with aclosing(self.pending.stream()) as coming:  # type: ignore[type-var]
+            async for part in coming:
+                assert part.at == len(self.text), "the parts follow each other"
+                assert part.token_at == self.tokens
+                self.parts.append(part)
+        return await self.pending.result()
+
+    @property
+    def text(self) -> str:
+        return "".join(part.text for part in self.parts)
+
+    @property
+    def tokens(self) -> int:
+        return sum(part.tokens for part in self.parts)
+
+    async def output(self) -> dict[str, Any]:
+        """The whole, which is what was read along."""
+        reply = await self.task
+        assert reply.error is None, reply.error
+        assert self.text == reply.output["text"]
+        assert self.tokens == reply.output["completion_tokens"]
+        return dict(reply.output)
+
+    async def reaches(self, tokens: int) -> None:
+        await eventually(lambda: self.tokens >= tokens or self.task.done(), f"{tokens} tokens have come")
+        assert self.tokens >= tokens, self.task.result().error
+
+
+async def submit(session: Session, vfm: str, value: Any, **params: Any) -> Pending:
+    timeout_ms = params.pop("timeout_ms", PATIENT_MS)
+    return (await session.submit(vfm, [value], params, timeout_ms=timeout_ms))[0]
+
+
+async def read(session: Session, vfm: str, value: Any, **params: Any) -> Reading:
+    return Reading(await submit(session, vfm, value, stream=True, **params))
+
+
+async def write(session: Session, vfm: str, value: Any, **params: Any) -> dict[str, Any]:
+    """The output of one job, read at its end; raises its error."""
+    reply = await (await submit(session, vfm, value, **params)).result()
+    if reply.error is not None:
+        raise reply.error
+    return dict(reply.output)
+
+
+def assert_same(got: dict[str, Any], wanted: dict[str, Any]) -> None:
+    """The same text, token by token, up to a near-tie: there two tokens were as good as equal, and what follows may differ.
+    Both were asked for with `logprobs=2`."""
+    for i, (ours, theirs) in enumerate(zip(got["logprobs"], wanted["logprobs"], strict=False)):
+        if ours["id"] != theirs["id"]:
+            best, second = (entry["logprob"] for entry in theirs["top"])
+            assert best - second < _NEAR_TIE, f"token {i} is another one: {got['text']!r}, not {wanted['text']!r}"
+            return
+    keys = ("text", "finish_reason", "prompt_tokens", "completion_tokens")
+    assert {key: got[key] for key in keys} == {key: wanted[key] for key in keys}
+
+
+# ---- looking ----
+
+
+async def eventually(condition: Callable[[], Any], what: str, patience_s: float = PATIENCE_S) -> Any:
+    """Until it holds; its value. The event loop goes on meanwhile."""
+    end = time.monotonic() + patience_s
+    while not (value := condition()):
+        assert time.monotonic() < end, f"waited {patience_s:.0f} s in vain until {what}"
+        await asyncio.sleep(0.01)
+    return value
+
+
+async def eventually_says(look_: Callable[[], Awaitable[Any]], what: str, patience_s: float = PATIENCE_S) -> Any:
+    """The same for what has to be asked for."""
+    end = time.monotonic() + patience_s
+    while not (value := await look_()):
+        assert time.monotonic() < end, f"waited {patience_s:.0f} s in vain until {what}"
+        await asyncio.sleep(0.05)
+    return value
+
+
+async def stats(session: Session, backbone: str = BACKBONE) -> list[WorkerStats]:
+    """What the workers of a backbone last said of themselves, which they do once a second."""
+    view = await look(session.redis, session.registry)
+    return [worker for worker in view.workers if worker.backbone == backbone]
+
+
+async def next_stats(session: Session, backbone: str = BACKBONE) -> list[WorkerStats]:
+    """What they say from now on."""
+    before = {worker.worker: worker.uptime_s for worker in await stats(session, backbone)}
+
+    async def newer() -> list[WorkerStats] | None:
+        now = await stats(session, backbone)
+        return now if now and all(worker.uptime_s != before.get(worker.worker) for worker in now) else None
+
+    return list(await eventually_says(newer, "the workers have spoken again"))
+
+
+async def holds_nothing(
+    session: Session, backbone: str = BACKBONE, patience_s: float = PATIENCE_S
+) -> list[WorkerStats]:
+    """Until no worker has a job in hand; then there are no keys and values either, and nothing is left in the queues."""
+
+    async def idle() -> list[WorkerStats] | None:
+        now = await next_stats(session, backbone)
+        return now if not any(worker.held for worker in now) else None
+
+    workers = await eventually_says(idle, "no worker has anything in hand", patience_s)
+    for worker in workers:
+        assert (worker.kv_bytes, worker.waiting_memory) == (0, 0)
+        assert {name: vfm.kv_bytes for name, vfm in worker.vfms.items() if vfm.kv_bytes} == {}
+    await nothing_queued(session, backbone, [name for worker in workers for name in worker.vfms])
+    return list(workers)
+
+
+async def nothing_queued(session: Session, backbone: str, vfms: Sequence[str]) -> None:
+    keys = Keys(backbone)
+    for flow in [Flow(vfm, cls) for vfm in vfms for cls in CLASSES]:
+        if await session.redis.exists(keys.queue(flow)):
+            assert await session.redis.xlen(keys.queue(flow)) == 0, flow
+            assert (await session.redis.xpending(keys.queue(flow), GROUP))["pending"] == 0, flow
