@@ -1,10 +1,11 @@
 # make demo   the main job from end to end (embedded broker, real encoder, under two minutes)
 # make test   all test suites
+# make test-long  what takes minutes: generated text under SIGKILL, SIGSTOP and restarts, its soak, its demo
 # make test-deep  the scheduler's promises, ten thousand random traces each
 # make check  ruff, mypy, import-linter
 # make bench  the benchmarks, as JSON into benchmarks/results/
 # make up     a fleet on this machine until Ctrl-C
-.PHONY: setup demo test test-deep check bench up format clean
+.PHONY: setup demo test test-long test-deep check bench up format clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -25,6 +26,9 @@ demo: setup
 test: setup
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
+test-long: setup
+	$(BIN)/python -m pytest -m long
+
 test-deep: setup
 	$(BIN)/python -m pytest tests/unit/scheduling --hypothesis-profile=deep --timeout=0
 
@@ -36,7 +40,7 @@ check: setup
 
 bench: setup
 	mkdir -p benchmarks/results
-	for name in adapters broker scheduler fairness shares overhead residency sharing load_curves peers; do $(BIN)/python -m benchmarks.$$name --json > benchmarks/results/$$name.json || exit 1; done
+	for name in adapters broker scheduler fairness shares overhead residency sharing load_curves peers generation generation_fairness; do $(BIN)/python -m benchmarks.$$name --json > benchmarks/results/$$name.json || exit 1; done
 
 up: setup
 	$(BIN)/fmplex up

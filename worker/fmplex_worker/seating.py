@@ -6,6 +6,8 @@ when it outgrows what it has. Others are queued at once.
 
 from __future__ import annotations
 
+from concurrent.futures import Executor
+
 from fmplex_worker.engines.protocol import Engine
 from fmplex_worker.scheduling import Item, Scheduler, Seats
 from fmplex_worker.stats import Memory
@@ -63,6 +65,13 @@ class Seating:
             self._engine.drop(held.prepared)
             self._seats.leave(held.key)
             self._turn()
+
+    def abandon(self, thread: Executor) -> None:
+        """The jobs are others' now. What they hold is given back on the device's thread, behind the pass that may run yet."""
+        for held in self._jobs.values():
+            assert held.prepared is not None
+            thread.submit(self._engine.drop, held.prepared)
+        self._jobs.clear()
 
     def _ask(self, held: Held) -> None:
         assert held.prepared is not None

@@ -161,6 +161,7 @@ class _Life:
                     task.cancel()
         finally:
             self._w.ready.clear()
+            self._seating.abandon(self._w.threads["device"])
 
     async def _join(self) -> None:
         info = self._w.engine.info
