@@ -23,8 +23,11 @@ $(STAMP): pyproject.toml constraints.txt
 demo: setup
 	$(BIN)/fmplex demo
 
+# The unit tests run beside the others and yield to them; what they print comes at the end.
 test: setup
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	@nice -n 10 $(BIN)/python -m pytest tests/unit $(PYTEST_ARGS) > $(VENV)/unit.log 2>&1 & unit=$$!; \
+	$(BIN)/python -m pytest tests --ignore=tests/unit $(PYTEST_ARGS); rest=$$?; \
+	wait $$unit; status=$$?; cat $(VENV)/unit.log; test $$rest -eq 0 && test $$status -eq 0
 
 test-long: setup
 	$(BIN)/python -m pytest -m long

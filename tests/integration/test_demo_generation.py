@@ -28,7 +28,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Told]:
     def run() -> Told:
         report = folder / "report.json"
         command = [CLI, "demo", "--generation", "--quick", "--seconds", "1", "--report", report]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280, check=False)
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=500, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
         assert done.stderr == ""
         return done.stdout, json.loads(report.read_text())

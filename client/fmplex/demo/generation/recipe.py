@@ -35,11 +35,11 @@ class Recipe:
     prompts: int = 3
     decoder: dict[str, Any] = field(
         default_factory=lambda: {
-            "vocabulary": 2048, "width": 256, "inner": 688, "layers": 3, "heads": 4, "kv_heads": 2, "steps": 1000,
-            "batch_tokens": 1024, "learning_rate": 4e-3,
+            "vocabulary": 2048, "width": 256, "inner": 688, "layers": 3, "heads": 4, "kv_heads": 2, "steps": 1200,
+            "batch_tokens": 1024, "learning_rate": 3e-3,
         }
     )  # fmt: skip
-    lora: dict[str, Any] = field(default_factory=lambda: {"steps": 60, "batch_tokens": 1024, "learning_rate": 2e-3})
+    lora: dict[str, Any] = field(default_factory=lambda: {"steps": 60, "batch_tokens": 1024, "learning_rate": 4e-3})
 
 
 FULL = Recipe()

@@ -81,10 +81,10 @@ def _is_verse(text: str) -> bool:
 # Different ranks, and none: they share passes all the same.
 VOICES: tuple[Voice, ...] = (
     Voice("plain", 0, str, _is_plain),
-    Voice("lister", 4, enumerate_clauses, lambda text: text.startswith("1. ")),
+    Voice("lister", 16, enumerate_clauses, lambda text: text.startswith("1. ")),
     Voice("pirate", 8, talk_like_a_pirate, lambda text: text.startswith("Arr!")),
     Voice("poet", 8, break_lines, _is_verse),
-    Voice("sergeant", 16, bark, lambda text: text.startswith("LISTEN UP!")),
+    Voice("sergeant", 4, bark, lambda text: text.startswith("LISTEN UP!")),
 )
 
 
