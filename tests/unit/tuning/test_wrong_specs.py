@@ -74,11 +74,11 @@ def test_more_than_ten_long_texts_are_counted(spec_for: SpecFor) -> None:
 
 
 def test_models_that_serving_would_refuse(spec_for: SpecFor, tmp_path: Path) -> None:
-    config = {"model_type": "gpt2", "architectures": ["GPT2Model"]}
-    (tmp_path / "gpt2").mkdir()
-    (tmp_path / "gpt2" / "config.json").write_text(json.dumps(config))
+    config = {"model_type": "gpt_neox", "architectures": ["GPTNeoXModel"]}
+    (tmp_path / "neox").mkdir()
+    (tmp_path / "neox" / "config.json").write_text(json.dumps(config))
     with pytest.raises(InvalidInput, match="not served") as e:
-        _fit(spec_for("classification", model=str(tmp_path / "gpt2")))
+        _fit(spec_for("classification", model=str(tmp_path / "neox")))
     assert e.value.field == "model"
     llama = save_model("llama", tmp_path / "llama")
     with pytest.raises(InvalidInput, match="use 'last'") as e:
