@@ -1,6 +1,6 @@
 # make demo   the main job from end to end (embedded broker, real encoder, under two minutes)
 # make test   all test suites
-# make test-long  what takes minutes: generated text under SIGKILL, SIGSTOP and restarts, its soak, its demo
+# make test-long  what takes minutes: most tests of generated text with real processes, under SIGKILL, SIGSTOP, restarts; its soak, its demo
 # make test-deep  the scheduler's promises, ten thousand random traces each
 # make check  ruff, mypy, import-linter
 # make bench  the benchmarks, as JSON into benchmarks/results/

@@ -38,6 +38,8 @@ from tests.integration.generation_fleet import (
     write,
 )
 
+pytestmark = pytest.mark.long
+
 TIGHT = "tight"  # the same backbone on a worker with little memory for keys and values
 TIGHT_TOKENS = 512
 COMPARED = {**GREEDY, "logprobs": 2}
@@ -189,7 +191,6 @@ async def test_what_begins_alike_is_not_computed_again_within_a_vfm(site: Site, 
 # ---- too little memory for all ----
 
 
-@pytest.mark.long
 async def test_when_memory_is_full_jobs_wait_and_none_dies(session: Session) -> None:
     asks = [(vfm, prompt(40, i)) for i in range(6) for vfm in ("plain", "rank4", "rank8")]
     calls = [asyncio.create_task(write(session, f"tight-{v}", p, **COMPARED, max_tokens=200)) for v, p in asks]
@@ -295,7 +296,6 @@ async def test_a_deadline_in_the_middle_of_a_text_ends_it(session: Session) -> N
 # ---- workers that end ----
 
 
-@pytest.mark.long
 async def test_a_worker_told_to_end_finishes_its_texts(site: Site, session: Session) -> None:
     site.add("ending", backbone="ending")
     site.deploy("plain", "rank8", backbone="ending", prefix="ending-")
@@ -312,7 +312,6 @@ async def test_a_worker_told_to_end_finishes_its_texts(site: Site, session: Sess
     assert "has left" in site.log("ending")
 
 
-@pytest.mark.long
 async def test_what_a_worker_cannot_finish_another_one_does_and_readers_notice_nothing(
     site: Site, session: Session
 ) -> None:
