@@ -1,5 +1,5 @@
 # make demo   the main job from end to end (embedded broker, real encoder, under two minutes)
-# make test   all test suites
+# make test   all test suites but the long ones
 # make test-long  what takes minutes: most tests of generated text with real processes, under SIGKILL, SIGSTOP, restarts; its soak, its demo
 # make test-deep  the scheduler's promises, ten thousand random traces each
 # make check  ruff, mypy, import-linter

@@ -19,13 +19,11 @@ from fmplex_worker.adapters.grouping import group_from
 from fmplex_worker.backbones.backbone import Backbone
 from fmplex_worker.backbones.loading import load_backbone
 from fmplex_worker.backbones.packing import Owned, pack, packed_order
-from fmplex_worker.engines.isolation import run_isolated
+from fmplex_worker.engines.isolation import PassUnits, run_isolated
 from fmplex_worker.engines.preparing import Job, Preparer
 from fmplex_worker.engines.protocol import EngineInfo, Fitted, Outcome, Prepared, Room, Work
 from fmplex_worker.engines.versions import Version, Versions
 from fmplex_worker.heads.running import run_heads
-
-_REGROWTH = 32  # after running out of memory, a pass may grow again by this fraction of the budget per pass
 
 
 class EncoderEngine:
@@ -36,7 +34,7 @@ class EncoderEngine:
         self._versions = Versions(backbone)
         self._preparer = Preparer(backbone, self._versions)
         self._group_from = group_from(backbone.device, getattr(torch, backbone.spec.dtype), backbone.hidden)
-        self._units = backbone.spec.pass_units
+        self._units = PassUnits(backbone.spec.pass_units, backbone.device)
 
     @classmethod
     def open(cls, spec: BackboneSpec, device: str = "auto") -> EncoderEngine:
@@ -50,7 +48,7 @@ class EncoderEngine:
 
     @property
     def room(self) -> Room:
-        return Room(self._units)
+        return Room(self._units.now)
 
     @property
     def loaded(self) -> Mapping[str, int]:
@@ -73,10 +71,9 @@ class EncoderEngine:
 
     def step(self, work: Sequence[Work]) -> Outcome:
         begun = time.perf_counter()
-        budget = self._backbone.spec.pass_units
-        self._units = min(budget, self._units + max(1, budget // _REGROWTH))
+        self._units.regrow()
         jobs = [cast(Job, item.prepared) for item in work]
-        results = run_isolated(jobs, self._run, self._on_oom) if jobs else []
+        results = run_isolated(jobs, self._run, self._units.halve) if jobs else []
         return Outcome(time.perf_counter() - begun, results)
 
     @torch.inference_mode()
@@ -92,8 +89,3 @@ class EncoderEngine:
         for at, (i, _) in enumerate(owners):
             places[i] += (place[at],)
         return run_heads(hidden, *row.own(), [job.ask for job in jobs], places)
-
-    def _on_oom(self, units: int) -> None:
-        self._units = max(1, units // 2)
-        if self._backbone.device.type == "cuda":
-            torch.cuda.empty_cache()

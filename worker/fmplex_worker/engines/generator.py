@@ -22,7 +22,7 @@ from fmplex_worker.adapters.grouping import group_from
 from fmplex_worker.backbones.backbone import Backbone, Speech
 from fmplex_worker.backbones.packing import Owned, pack, packed_order
 from fmplex_worker.backbones.texts import Text
-from fmplex_worker.engines.isolation import run_isolated
+from fmplex_worker.engines.isolation import PassUnits, run_isolated
 from fmplex_worker.engines.preparing import Job, Preparer
 from fmplex_worker.engines.protocol import EngineInfo, Fitted, Outcome, Prepared, Progress, Room, Work
 from fmplex_worker.engines.versions import Version, Versions
@@ -33,7 +33,6 @@ from fmplex_worker.generation.row import Row
 from fmplex_worker.generation.sampling import Drawn, draw
 from fmplex_worker.heads.running import run_heads
 
-_REGROWTH = 32
 _CHUNKS = 8  # prefill pieces of a full pass: small enough to share it, large enough not to be many
 _LEAST_CHUNK = 16
 _MEMORY_BOUND = (
@@ -80,7 +79,7 @@ class GeneratorEngine:
         self.prefixes = PrefixCache(self._pool)
         self._prompts = GenerationPreparer(backbone, self._speech, _pricing(backbone, self._speech), kv_bytes)
         self._group_from = group_from(backbone.device, getattr(torch, backbone.spec.dtype), backbone.hidden)
-        self._units = backbone.spec.pass_units
+        self._units = PassUnits(backbone.spec.pass_units, backbone.device)
 
     @property
     def info(self) -> EngineInfo:
@@ -90,7 +89,7 @@ class GeneratorEngine:
     @property
     def room(self) -> Room:
         cached = self.prefixes.nbytes
-        return Room(self._units, self._pool.budget, self._pool.used - cached, cached)
+        return Room(self._units.now, self._pool.budget, self._pool.used - cached, cached)
 
     @property
     def loaded(self) -> Mapping[str, int]:
@@ -125,10 +124,9 @@ class GeneratorEngine:
 
     def step(self, work: Sequence[Work]) -> Outcome:
         begun = time.perf_counter()
-        budget = self._backbone.spec.pass_units
-        self._units = min(budget, self._units + max(1, budget // _REGROWTH))
+        self._units.regrow()
         turns = [_Turn(cast("Job | GenerationJob", w.prepared), w.tokens) for w in work]
-        results = run_isolated(turns, self._run, self._on_oom) if turns else []
+        results = run_isolated(turns, self._run, self._units.halve) if turns else []
         return Outcome(time.perf_counter() - begun, results)
 
     # ---- one pass ----
@@ -239,11 +237,6 @@ class GeneratorEngine:
         kept = row.kept or Kept(job.scope, row.slab)
         self.prefixes.keep(kept, row.tokens[: max(row.computed - row.virtual, 0)])
         row.slab, row.kept, row.computed = None, None, 0
-
-    def _on_oom(self, units: int) -> None:
-        self._units = max(1, units // 2)
-        if self._backbone.device.type == "cuda":
-            torch.cuda.empty_cache()
 
 
 def _is_table(path: str) -> bool:

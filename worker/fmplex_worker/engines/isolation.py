@@ -13,6 +13,27 @@ from fmplex_broker.errors import FmplexError, JobFailed
 log = logging.getLogger(__name__)
 
 
+_REGROWTH = 32  # after running out of memory, a pass may grow again by this fraction of the budget per pass
+
+
+class PassUnits:
+    """What a pass may hold: the budget, but less for a while after the device ran out of memory."""
+
+    def __init__(self, budget: int, device: torch.device) -> None:
+        self._budget, self._device = budget, device
+        self.now = budget
+
+    def regrow(self) -> None:
+        """A pass begins."""
+        self.now = min(self._budget, self.now + max(1, self._budget // _REGROWTH))
+
+    def halve(self, units: int) -> None:
+        """A pass of so many units did not fit."""
+        self.now = max(1, units // 2)
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
 class Sized(Protocol):
     @property
     def digest(self) -> str: ...

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -25,6 +24,7 @@ from fmplex_worker.tuning.frozen import fit_head
 from fmplex_worker.tuning.linear_tasks import Labelled, MultiLabelled, Ranked, Spanned, Valued
 from fmplex_worker.tuning.lora import adapt, fit_lora
 from fmplex_worker.tuning.metric_tasks import Grouped, Similar
+from fmplex_worker.tuning.settings import settings
 from fmplex_worker.tuning.tasks import Part, Task
 from fmplex_worker.tuning.training import Report, apply_head, slices
 from fmplex_worker.tuning.writing import write_package
@@ -50,7 +50,7 @@ def fit(spec: FitSpec, on_event: Callable[[FitEvent], None]) -> FitDone:
     began = time.perf_counter()
     refuse_foreign(spec.out)
     split = read(spec.data, spec.head, spec.held_out)
-    with _settings(spec):
+    with settings(spec.seed, spec.threads):
         encoder = load(spec.model)
         task = task_for(spec, [example.record for example in split.train])
         _pooling_sees_the_text(spec, task, encoder)
@@ -145,16 +145,3 @@ def _score(trained: Trained, task: Task[Record], train: list[Item], held: list[I
         outputs = apply_head(trained.head, rows)
         return task.score(Part(outputs, train), Part(outputs, held))
     return task.score(Part(trained.encoder.features(train, task.pooling), train), Part(rows, held))
-
-
-@contextmanager
-def _settings(spec: FitSpec) -> Iterator[None]:
-    """Seed and thread count of this fit; the caller's come back afterwards."""
-    threads = torch.get_num_threads()
-    with torch.random.fork_rng():
-        torch.manual_seed(spec.seed % 2**63)
-        torch.set_num_threads(spec.threads or threads)
-        try:
-            yield
-        finally:
-            torch.set_num_threads(threads)

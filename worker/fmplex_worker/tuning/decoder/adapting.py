@@ -18,6 +18,7 @@ from fmplex_broker.writing import refuse_foreign
 from fmplex_worker.tuning.decoder import loop
 from fmplex_worker.tuning.decoder.examples import encode
 from fmplex_worker.tuning.decoder.texts import read
+from fmplex_worker.tuning.settings import settings
 from fmplex_worker.tuning.writing import write_package
 
 
@@ -29,7 +30,7 @@ def train_lora(spec: TextLoraSpec, on_event: Callable[[TextEvent], None]) -> Fit
     began = time.perf_counter()
     refuse_foreign(spec.out)
     records = read(spec.data)
-    with loop.settings(spec):
+    with settings(spec.seed, spec.threads):
         base, tokenizer = _load(spec.model)
         train, held = loop.split(encode(records, tokenizer, base.config.max_position_embeddings), spec.held_out)
         baseline = loop.score(base, held, spec.batch_tokens)

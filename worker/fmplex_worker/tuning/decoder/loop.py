@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -123,16 +122,3 @@ def answer(model: Any, tokenizer: Any, ask: str) -> str:
         tokens.append(token)
     model.train()
     return str(tokenizer.decode(tokens[start:], skip_special_tokens=True))
-
-
-@contextmanager
-def settings(spec: AnySpec) -> Iterator[None]:
-    """Seed and thread count of this training; the caller's come back afterwards."""
-    threads = torch.get_num_threads()
-    with torch.random.fork_rng():
-        torch.manual_seed(spec.seed % 2**63)
-        torch.set_num_threads(spec.threads or threads)
-        try:
-            yield
-        finally:
-            torch.set_num_threads(threads)

@@ -20,6 +20,7 @@ from fmplex_worker.tuning.decoder import loop
 from fmplex_worker.tuning.decoder.examples import Example, encode
 from fmplex_worker.tuning.decoder.texts import Plain, Record, read
 from fmplex_worker.tuning.decoder.tokenizer import train_tokenizer
+from fmplex_worker.tuning.settings import settings
 
 DECAY = 0.1
 SAMPLES = 6  # answers told on the way
@@ -34,7 +35,7 @@ def train_decoder(spec: DecoderSpec, on_event: Callable[[TextEvent], None]) -> F
     if spec.out.exists():
         raise Conflict(f"{spec.out} is there already; give another folder", field="out")
     records = read(spec.data)
-    with loop.settings(spec):
+    with settings(spec.seed, spec.threads):
         tokenizer = train_tokenizer(_words(records), spec.vocabulary, spec.positions)
         train, held = loop.split(encode(records, tokenizer, spec.positions), spec.held_out)
         model = _model(spec, tokenizer)
