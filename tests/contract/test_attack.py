@@ -7,6 +7,7 @@ the server is killed and started again or stopped for longer than a lease, and c
 
 - nothing is lost: every job that was accepted has a result;
 - nothing is answered twice: no inbox has two replies for one job, and whoever was promised one has it;
+- nothing is told of a job after its reply;
 - nothing is stuck: no entry waits, is pending, or is listed as given back;
 - nobody is blamed wrongly: dead letters are poison, and poison only.
 """
@@ -29,7 +30,7 @@ from fmplex_broker.errors import BrokerUnavailable
 from fmplex_broker.messages import CLASSES, INTERACTIVE, Flow, decode_reply
 from fmplex_broker.streams.embedded import EmbeddedServer
 from fmplex_broker.streams.producer import NewJob
-from tests.contract.harness import Bench, connected, job, keys_without_ttl, until
+from tests.contract.harness import Bench, Mail, connected, job, keys_without_ttl, until
 from tests.contract.proxy import CuttingProxy
 from tests.contract.swarm import LEASE_MS, POISON, Client, Ledger, Worker
 
@@ -151,7 +152,9 @@ async def check(bench: Bench, ledger: Ledger) -> Counter[str]:
     inboxes = {inbox for waiting in ledger.promised.values() for inbox in waiting}
     mail = {}
     for inbox in inboxes:
-        mail[inbox] = Counter(m.job for m in await bench.mail(inbox) if m.chunk is None)
+        came = await bench.mail(inbox)
+        mail[inbox] = Counter(m.job for m in came if m.chunk is None)
+        assert told_too_late(came) == set(), "told of after its reply"
     assert {n for seen in mail.values() for n in seen.values()} <= {1}, "answered twice"
     unheard = [(j, inbox) for j, waiting in ledger.promised.items() for inbox in waiting if not mail[inbox][j]]
     assert unheard == [], "stored, but not told"
@@ -167,6 +170,17 @@ async def check(bench: Bench, ledger: Ledger) -> Counter[str]:
     assert all(ends[j].error for j in ledger.poison if j in ends), "poison that did no harm"
     assert await keys_without_ttl(bench.redis) == []
     return Counter(end.error.code if end.error else "ok" for end in ends.values())
+
+
+def told_too_late(came: list[Mail]) -> set[str]:
+    """Jobs of which there are chunks behind the reply."""
+    late, ended = set(), set()
+    for m in came:
+        if m.chunk is None:
+            ended.add(m.job)
+        elif m.job in ended:
+            late.add(m.job)
+    return late
 
 
 # --- the attack -------------------------------------------------------------------------------------------------------

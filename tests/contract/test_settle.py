@@ -108,6 +108,23 @@ async def test_tell_reaches_all_who_wait_and_ends_nothing(bench: Bench) -> None:
     assert [m.chunk for m in await bench.mail("one")][2:] == [None]
 
 
+async def test_nothing_is_told_behind_a_reply(bench: Bench) -> None:
+    """An enqueue sent twice whose first copy is held up on its way and comes after a cancel: a second entry of one job."""
+    await bench.serve("a")
+    worker = await bench.worker()
+    sent = job(id="j", key="k")
+    await bench.enqueue(sent)
+    [first] = await bench.claimed(worker)
+    assert await bench.producer().cancel([(sent.flow, sent.job, sent.idem)]) == ["told"]
+    assert (await bench.enqueue(sent))[0] == "new"
+    [second] = await bench.claimed(worker)
+    assert await worker.tell([(first, b"one"), (second, b"two")]) == [True, True]
+    assert await worker.settle([(first, answer())]) == [True]
+    assert await worker.tell([(second, b"too late")]) == [False]
+    await worker.settle([(second, answer())])
+    assert [m.chunk for m in await bench.mail()] == [b"one", b"two", None]
+
+
 async def test_one_reply_each_when_owner_and_successor_settle_at_once(real: Bench) -> None:
     """Real concurrency: the old owner settles while it is being condemned and its jobs change hands."""
     await real.serve("a")
