@@ -5,9 +5,10 @@
 until its longest text ends; `one`: its `generate`, one request at a time. Every process has the same core, one awake at a time.
 The model: a Llama of about 50 M random weights. Texts end after the number of tokens that was asked for, whatever they say.
 
-`ratios`: tokens a second over those of each (short prompts: 8 to 128 tokens, long: 512 to 1,024); `lora8_step_over_plain`:
-the time of a decoding pass of 8 rows with 8 LoRAs (r16, all linears) over one without. `samples` has TTFT and inter-token
-latencies too, with the same requests spread out over the time in which the worker can do them twice.
+`ratios`: tokens a second over those of each (short prompts: 8 to 128 tokens, long: 512 to 1,024; without either name: the lower
+of both); `lora8_step_over_plain`: the time of a decoding pass of 8 rows with 8 LoRAs (r16, all linears) over one without.
+`samples` has TTFT and inter-token latencies too, with the same requests spread out over the time in which the worker can do them
+twice.
 
     python -m benchmarks.generation [--json] [--rounds N] [--quick]
 """
@@ -337,6 +338,7 @@ async def measure(options: Options, folder: Path) -> Report:
         for kind in kinds
         for way, name in (("cb", "transformers_cb"), ("static", "static"), ("one", "one"))
     }
+    ratios["tokens_s_over_static"] = min(ratios[f"tokens_s_over_static_{kind}"] for kind in kinds)
     ratios["lora8_step_over_plain"] = ratio(samples, "step_lora8_s", "step_plain_s")
     config = {
         "requests": count,

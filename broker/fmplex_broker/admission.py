@@ -16,7 +16,7 @@ from fmplex_broker.inputs import INT_MAX, check_input, check_prompt
 from fmplex_broker.messages import Request, encode_request, packb
 from fmplex_broker.sampling import GenerationParams, drawn_seed
 from fmplex_broker.schema import Spec, parse
-from fmplex_broker.specs import Slo, VfmSpec
+from fmplex_broker.specs import VfmSpec
 
 MAX_INPUTS = 2048
 MAX_SCHEMA_BYTES = 65_536  # it travels with every input of a call
@@ -65,10 +65,10 @@ def admit(
     return out
 
 
-def timeout_ms(slo: Slo, wanted: float | None) -> int:
+def timeout_ms(vfm: VfmSpec, wanted: float | None) -> int:
     """The deadline of a call in ms: what the caller wants, else what the vFM promises. Raises `InvalidInput`."""
     if wanted is None:
-        return slo.deadline_ms
+        return vfm.deadline_ms
     if isinstance(wanted, bool) or not isinstance(wanted, int | float) or not 1 <= wanted <= 86_400_000:
         raise InvalidInput("timeout_ms must be between 1 and 86400000", field="timeout_ms")
     return int(wanted)

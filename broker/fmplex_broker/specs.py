@@ -39,13 +39,13 @@ class Limits(Spec):
 class Slo(Spec):
     """Targets for interactive jobs, while the vFM asks for no more than its share; the workers of its backbone keep their passes
     short enough for them. `latency_ms`: from enqueue to reply; of generated text `ttft_ms`: from enqueue to its first token,
-    and `inter_token_ms`: from each token to the next. `deadline_ms`: how long a caller waits if the request does not say; a
-    job that cannot be done by then is answered, not run."""
+    and `inter_token_ms`: from each token to the next. `deadline_ms`: how long a caller waits if the request does not say
+    (default: a minute, for generated text ten); a job that cannot be done by then is answered, not run."""
 
     latency_ms: int | None = Field(default=None, ge=1, le=86_400_000)
     ttft_ms: int | None = Field(default=None, ge=1, le=86_400_000)
     inter_token_ms: int | None = Field(default=None, ge=1, le=86_400_000)
-    deadline_ms: int = Field(default=60_000, ge=1, le=86_400_000)
+    deadline_ms: int | None = Field(default=None, ge=1, le=86_400_000)
 
     @property
     def pass_ms(self) -> float:
@@ -91,6 +91,11 @@ class VfmSpec(Spec):
     @property
     def kinds(self) -> frozenset[str]:
         return frozenset(head.kind for head in self.outputs.values())
+
+    @property
+    def deadline_ms(self) -> int:
+        """Of a request that names none."""
+        return self.slo.deadline_ms or (600_000 if "generation" in self.kinds else 60_000)
 
 
 class VfmChange(Spec):

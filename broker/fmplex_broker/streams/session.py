@@ -155,7 +155,7 @@ class Session:
         status = await self.vfm(vfm)
         spec = status.spec
         payloads = admission.admit(spec, inputs, params, call=new_id() if idempotency_key is None else idempotency_key)
-        ms = admission.timeout_ms(spec.slo, timeout_ms)
+        ms = admission.timeout_ms(spec, timeout_ms)
         flow, until = Flow(vfm, cls), time.monotonic() + ms / 1000
         lane = self._lane(status.backbone)
         jobs = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -145,6 +146,21 @@ def test_a_template_that_refuses_a_chat_is_the_callers_mistake(engine: Generator
     digest = tiny_lm.load(engine, chat_template="{{ raise_exception('only one message') }}")
     with pytest.raises(InvalidInput, match="only one message"):
         tiny_lm.prepare(engine, digest, {"messages": [{"role": "user", "content": "x"}]})
+
+
+@pytest.mark.parametrize(
+    "endless",
+    [
+        "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
+        "{% macro twice(n) %}{% if n %}{{ twice(n - 1) }}{{ twice(n - 1) }}{% endif %}{% endmacro %}{{ twice(99) }}",
+        "{% set s = 'x' * 10000 %}{% for a in s %}{% for b in s %}{% for c in s %}{% endfor %}{% endfor %}{% endfor %}",
+    ],
+)
+def test_a_template_that_loops_for_ever_is_given_up(engine: GeneratorEngine, endless: str) -> None:
+    digest, before = tiny_lm.load(engine, chat_template=endless), sys.gettrace()
+    with pytest.raises(InvalidInput, match="too long"):
+        text(engine, digest, {"messages": [{"role": "user", "content": "hello"}]})
+    assert sys.gettrace() is before
 
 
 def test_a_template_reaches_nothing_but_the_messages(engine: GeneratorEngine) -> None:

@@ -17,12 +17,13 @@ from fmplex_broker.fitting import FitDone, FitFailed
 from fmplex_broker.fitting_text import DecoderSpec, TextEvent, TextLoraSpec, TextStarted, TextStep
 from fmplex_broker.packages import read_package
 from fmplex_worker.tuning.decoder import loop
-from fmplex_worker.tuning.decoder.__main__ import serve
+from fmplex_worker.tuning.decoder.__main__ import SPECS, train
 from fmplex_worker.tuning.decoder.adapting import train_lora
 from fmplex_worker.tuning.decoder.examples import IGNORED, batches, encode, in_order
 from fmplex_worker.tuning.decoder.pretraining import train_decoder
 from fmplex_worker.tuning.decoder.texts import Chat, Message, read
 from fmplex_worker.tuning.decoder.tokenizer import train_tokenizer
+from fmplex_worker.tuning.process import serve
 
 # PEFT asks transformers by an old name.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
@@ -186,9 +187,9 @@ def test_a_failed_spec_does_not_end_the_next(tmp_path: Path) -> None:
     data = _write(tmp_path / "data.jsonl", _lines())
     good = DecoderSpec(name="good", data=data, out=tmp_path / "out", **SIZES | {"steps": 2})
     bad = good.model_copy(update={"name": "bad", "data": tmp_path / "none.jsonl"})
-    events: list[TextEvent] = []
+    events: list[Any] = []
     lines = [b'{"kind": "decoder"}', *(spec.model_dump_json().encode() for spec in (bad, good))]
-    assert serve(lines, events.append) is False
+    assert serve(lines, SPECS, train, events.append) is False
     assert [(e.name, e.field) for e in events if isinstance(e, FitFailed)] == [
         ("line 1", "decoder.name"),
         ("bad", "data"),

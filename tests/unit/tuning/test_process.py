@@ -7,13 +7,15 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import TypeAdapter
 
-from fmplex_broker.fitting import FitDone, FitEpoch, FitEvent, FitFailed, FitStarted
+from fmplex_broker.fitting import FitDone, FitEpoch, FitEvent, FitFailed, FitSpec, FitStarted
 from fmplex_broker.packages import read_package
-from fmplex_worker.tuning import __main__ as process
+from fmplex_worker.tuning import fit
+from fmplex_worker.tuning.process import serve
 from tests.unit.tuning.conftest import SpecFor
 
 EVENT: TypeAdapter[FitEvent] = TypeAdapter(FitEvent)
@@ -93,8 +95,8 @@ def test_an_unforeseen_exception_fails_its_spec_alone(
         raise ZeroDivisionError("never seen before")
 
     monkeypatch.setattr("fmplex_worker.tuning.trainer.read", broken)
-    events: list[FitEvent] = []
+    events: list[Any] = []
     line = spec_for("classification").model_dump_json().encode()
-    assert process.serve([line, line], events.append) is False
+    assert serve([line, line], TypeAdapter(FitSpec), fit, events.append) is False
     assert events == [FitFailed(name="task", code="internal", message="ZeroDivisionError: never seen before")] * 2
     assert len(caplog.records) == 2  # with their tracebacks, for whoever has to mend it

@@ -26,18 +26,13 @@ from fmplex_worker.engines.isolation import PassUnits, run_isolated
 from fmplex_worker.engines.preparing import Job, Preparer
 from fmplex_worker.engines.protocol import EngineInfo, Fitted, Outcome, Prepared, Progress, Room, Work
 from fmplex_worker.engines.versions import Version, Versions
-from fmplex_worker.generation.job import GenerationJob, GenerationPreparer, Pricing
+from fmplex_worker.generation.job import GenerationJob, GenerationPreparer
 from fmplex_worker.generation.kv import KvPool
 from fmplex_worker.generation.prefixes import Kept, PrefixCache
+from fmplex_worker.generation.pricing import pricing_of
 from fmplex_worker.generation.row import Row
 from fmplex_worker.generation.sampling import Drawn, draw
 from fmplex_worker.heads.running import run_heads
-
-_CHUNKS = 8  # prefill pieces of a full pass: small enough to share it, large enough not to be many
-_LEAST_CHUNK = 16
-_MEMORY_BOUND = (
-    20.0  # a decoding token reads its context from memory, where a prompt's tokens share what they read (CPU: 20 ×)
-)
 
 
 class _Turn(NamedTuple):
@@ -77,7 +72,7 @@ class GeneratorEngine:
         self._texts = Preparer(backbone, self._versions)
         self._pool = KvPool(self._speech.kv, backbone.device, kv_bytes)
         self.prefixes = PrefixCache(self._pool)
-        self._prompts = GenerationPreparer(backbone, self._speech, _pricing(backbone, self._speech), kv_bytes)
+        self._prompts = GenerationPreparer(backbone, self._speech, pricing_of(backbone, self._speech), kv_bytes)
         self._group_from = group_from(backbone.device, getattr(torch, backbone.spec.dtype), backbone.hidden)
         self._units = PassUnits(backbone.spec.pass_units, backbone.device)
 
@@ -237,18 +232,3 @@ class GeneratorEngine:
         kept = row.kept or Kept(job.scope, row.slab)
         self.prefixes.keep(kept, row.tokens[: max(row.computed - row.virtual, 0)])
         row.slab, row.kept, row.computed = None, None, 0
-
-
-def _is_table(path: str) -> bool:
-    """Whether these weights are looked up, not multiplied with."""
-    return "embed" in path or "wte" in path or "wpe" in path
-
-
-def _pricing(backbone: Backbone, speech: Speech) -> Pricing:
-    """A token costs two operations a weight, and four a layer, head and token of context."""
-    weights = sum(p.numel() for path, p in backbone.model.named_parameters() if p.ndim == 2 and not _is_table(path))
-    config: Any = backbone.model.config
-    reading = weights / (2 * speech.kv.layers * config.num_attention_heads * speech.kv.size)
-    chunk = max(_LEAST_CHUNK, backbone.spec.pass_units // _CHUNKS)
-    drawing = sum(p.numel() for p in speech.head.parameters()) / weights
-    return Pricing(chunk, max(1.0, reading), max(1.0, reading / _MEMORY_BOUND), drawing)

@@ -2,9 +2,12 @@
 
 kv.py        keys and values: slabs, and the pool that they come from
 prefixes.py  finished prompts whose keys and values others may copy
-row.py       one generating job: its tokens, where it stands, what comes out
+job.py       one generating job as the scheduler sees it
+pricing.py   what its pieces cost
+row.py       its tokens, where it stands, what comes out
 sampling.py  logits to tokens
 texts.py     tokens to text, and where text stops
 schemas.py   JSON schemas as masks over the vocabulary
 prompts.py   what a caller sends, as tokens
+bounded.py   chat templates that cannot loop for ever
 """

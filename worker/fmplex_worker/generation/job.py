@@ -16,22 +16,12 @@ from fmplex_worker.engines.protocol import Piece
 from fmplex_worker.engines.versions import Version
 from fmplex_worker.generation.kv import KvShape
 from fmplex_worker.generation.prefixes import Scope
+from fmplex_worker.generation.pricing import Pricing
 from fmplex_worker.generation.prompts import Prompts
 from fmplex_worker.generation.row import Row
 from fmplex_worker.generation.sampling import Sampler
 from fmplex_worker.generation.schemas import Schemas
 from fmplex_worker.generation.texts import Detokenizer, Stopper
-
-
-@dataclass(frozen=True, slots=True)
-class Pricing:
-    """`chunk`: tokens of a prefill piece; `reading`, `decoding`: how many tokens of context cost as much as one token does by
-    itself, read by a token of a prompt and by one that is generated; `drawing`: units that it takes to draw a token."""
-
-    chunk: int
-    reading: float
-    decoding: float
-    drawing: float
 
 
 @dataclass(slots=True, eq=False)

@@ -10,6 +10,7 @@ import numpy as np
 from fmplex_broker.errors import InvalidInput
 from fmplex_broker.heads import Generation, InputSpec
 from fmplex_broker.tensors import Tensor
+from fmplex_worker.generation.bounded import render_bounded
 
 Render = Callable[[Sequence[dict[str, str]], str | None], str]
 
@@ -48,9 +49,11 @@ class Prompts:
             messages = [{"role": "system", "content": head.system}, *messages]
         try:
             # transformers renders in a sandbox: a template reaches nothing but the messages.
-            return str(
-                self._tokenizer.apply_chat_template(
-                    list(messages), chat_template=template, tokenize=False, add_generation_prompt=True
+            return render_bounded(
+                lambda: str(
+                    self._tokenizer.apply_chat_template(
+                        list(messages), chat_template=template, tokenize=False, add_generation_prompt=True
+                    )
                 )
             )
         except Exception as e:  # whatever a template raises: they check the order of roles by raising

@@ -1,93 +1,12 @@
-"""`python -m fmplex_worker.tuning`: `FitSpec` lines on standard input, `FitEvent` lines on standard output.
-
-Specs are trained one after the other as they arrive; a failed one ends in `failed` and the next goes on. Nothing but events
-ever reaches standard output. Exit code 0 if all were done, 1 if any failed.
-"""
+"""`python -m fmplex_worker.tuning`: `FitSpec` lines on standard input, `FitEvent` lines on standard output."""
 
 from __future__ import annotations
 
-import logging
-import os
-import sys
-import warnings
-from collections.abc import Callable, Iterable
+from pydantic import TypeAdapter
 
-from pydantic import ValidationError
-from pydantic_core import from_json
-
-from fmplex_broker.errors import FmplexError, InvalidInput
-from fmplex_broker.fitting import FitEvent, FitFailed, FitSpec
-from fmplex_broker.schema import invalid
-
-log = logging.getLogger("fmplex_worker.tuning")
-
-
-def serve(lines: Iterable[bytes], on_event: Callable[[FitEvent], None]) -> bool:
-    """Train every spec of `lines`; whether all were done."""
-    from fmplex_worker.tuning import fit  # seconds of imports: standard output must be safe before
-
-    good = True
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        name = f"line {number}"
-        try:
-            name = _name(line, name)
-            fit(_spec(line), on_event)
-        except BrokenPipeError:
-            raise
-        except FmplexError as e:
-            good = False
-            on_event(FitFailed(name=name, code=e.code, message=e.message, field=e.field))
-        except Exception as e:  # one spec must not end the others
-            good = False
-            log.exception("fit %s failed", name)
-            on_event(FitFailed(name=name, code=FmplexError.code, message=f"{type(e).__name__}: {e}"))
-    return good
-
-
-def _spec(line: bytes) -> FitSpec:
-    try:
-        return FitSpec.model_validate_json(line)
-    except ValidationError as e:
-        raise invalid(e, "fit") from None
-    except ValueError as e:  # not UTF-8
-        raise InvalidInput(f"not a line of JSON: {e}") from None
-
-
-def _name(line: bytes, otherwise: str) -> str:
-    """The name of a spec that may be wrong in any other way."""
-    try:
-        value = from_json(line)
-    except ValueError:
-        return otherwise
-    name = value.get("name") if isinstance(value, dict) else None
-    return name if isinstance(name, str) else otherwise
-
-
-def main() -> int:
-    # Whatever a library prints, in Python or in C, must go to standard error: keep the real output to ourselves.
-    events = os.fdopen(os.dup(1), "w", encoding="utf-8", newline="\n")
-    os.dup2(2, 1)
-    logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    # PEFT asks transformers by an old name.
-    warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
-    from transformers.utils import logging as transformers_logging
-
-    transformers_logging.disable_progress_bar()
-    transformers_logging.set_verbosity_error()  # its report of weights that are not used, such as the pooler's
-
-    def write(event: FitEvent) -> None:
-        events.write(event.model_dump_json() + "\n")
-        events.flush()
-
-    try:
-        return 0 if serve(sys.stdin.buffer, write) else 1
-    except BrokenPipeError:  # nobody listens any more
-        os.dup2(os.open(os.devnull, os.O_WRONLY), events.fileno())  # or closing would complain
-        return 1
-
+from fmplex_broker.fitting import FitSpec
+from fmplex_worker.tuning.process import run
+from fmplex_worker.tuning.trainer import fit
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(run(TypeAdapter(FitSpec), fit))
