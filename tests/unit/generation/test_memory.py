@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from fmplex_broker.errors import InvalidInput
+from fmplex_worker.generation.arena import Arena
 from fmplex_worker.generation.kv import KvPool, KvShape, Slab, capacity_for
 from fmplex_worker.generation.prefixes import BLOCK, Kept, PrefixCache
 
@@ -46,14 +50,10 @@ class Memory(RuleBasedStateMachine):
     @rule(digest=st.sampled_from("ab"), kind=st.integers(0, 2), length=st.integers(1, 200))
     def come(self, digest: str, kind: int, length: int) -> None:
         tokens = _text(kind, length)
-        found = self.cache.find((digest, "v"), tokens)
-        slab = self.pool.take(length)
-        if found is not None:
-            theirs, n = found
-            assert 0 < n < length
-            assert n % BLOCK == 0
-            assert theirs.data[0, 0, 0, :n, 0].tolist() == tokens[:n]
-            slab.copy_from(theirs, n)
+        slab, n = self.cache.take((digest, "v"), tokens)
+        assert 0 <= n < length
+        assert n % BLOCK == 0
+        assert slab.data[0, 0, 0, :n, 0].tolist() == tokens[:n]
         slab.data[0, :, 0, :length, 0] = torch.tensor(tokens, dtype=torch.float32)
         kept = self.cache.lend((digest, "v"), tokens, slab) if length % 2 else None
         self.rows.append((digest, tokens, slab, kept))
@@ -81,6 +81,11 @@ class Memory(RuleBasedStateMachine):
         assert self.pool.used <= BUDGET
 
     @invariant()
+    def what_rows_have_computed_is_still_there(self) -> None:
+        for _, tokens, slab, _ in self.rows:
+            assert slab.data[0, 0, 0, : len(tokens), 0].tolist() == tokens
+
+    @invariant()
     def whatever_leads_somewhere_leads_to_tokens(self) -> None:
         ended = set(self.cache._ended)
         rows = {id(kept) for _, _, _, kept in self.rows if kept is not None}
@@ -96,7 +101,51 @@ class Memory(RuleBasedStateMachine):
         for digest in "ab":
             self.cache.forget(digest)
         assert self.pool.used == 0
+        with self.pool.lock:
+            assert self.pool._arena.take(BUDGET) is not None, "all of it is one hole again"
         assert not self.cache._index
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(st.booleans(), st.integers(0, 30), st.integers(1, 40)), max_size=60))
+def test_pieces_of_an_arena_never_overlap_and_come_back_whole(does: list[tuple[bool, int, int]]) -> None:
+    """What is given is written to, and none of it is ever found changed."""
+    arena = Arena(100, torch.device("cpu"), threading.RLock())
+    pieces: list[tuple[int, torch.Tensor, int]] = []
+    for number, (takes, which, size) in enumerate(does):
+        if takes:
+            found = arena.take(size)
+            free = 100 - sum(len(data) for _, data, _ in pieces)
+            assert found is not None or free < size or len(pieces) > 1, "one stretch is not cut up"
+            if found is not None:
+                pieces.append((*found, number))
+                found[1].fill_(number)
+        elif pieces:
+            start, data, _ = pieces.pop(which % len(pieces))
+            arena.give(start, len(data))
+        assert all(bool((data == n).all()) for _, data, n in pieces)
+    for start, data, _ in pieces:
+        arena.give(start, len(data))
+    assert arena.take(100) is not None
+
+
+def test_memory_is_touched_ahead_of_its_use_and_not_all_of_it() -> None:
+    lock = threading.RLock()
+    arena = Arena(1 << 30, torch.device("cpu"), lock)
+    with lock:
+        found = arena.take(1 << 20)
+        assert found is not None
+        found[1].fill_(7)
+        toucher = arena._toucher
+    assert toucher is not None
+    toucher.join(60)
+    assert (1 << 26) <= arena._touched < (1 << 27)
+    assert bool((found[1] == 7).all())
+
+
+def test_more_memory_than_there_is_is_refused() -> None:
+    with pytest.raises(InvalidInput, match="kv_bytes"):
+        KvPool(SHAPE, torch.device("cpu"), 1 << 60)
 
 
 Memory.TestCase.settings = settings(deadline=None, max_examples=50, stateful_step_count=30)

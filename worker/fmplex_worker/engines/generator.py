@@ -166,14 +166,10 @@ class GeneratorEngine:
     def _seat(self, job: GenerationJob) -> None:
         """A slab, with what others have computed of the same prompt."""
         row = job.row
-        found = self.prefixes.find(job.scope, row.tokens)
-        row.slab = self._pool.take(row.length)
-        row.computed = 0
-        if found is not None:
-            slab, tokens = found
-            row.computed = row.virtual + tokens
-            row.slab.copy_from(slab, row.computed)
-            row.cached = min(tokens, row.prompt) if not row.generated else row.cached
+        row.slab, found = self.prefixes.take(job.scope, row.tokens, row.virtual)
+        row.computed = row.virtual + found if found else 0
+        if found and not row.generated:
+            row.cached = min(found, row.prompt)
 
     def _draw(self, hidden: Tensor, at: Sequence[int], rows: Sequence[Row]) -> list[Drawn | None]:
         if not rows:

@@ -1,6 +1,7 @@
 """What a generating job keeps from pass to pass, and what is done with its logits.
 
 kv.py        keys and values: slabs, and the pool that they come from
+arena.py     the memory of the pool
 prefixes.py  finished prompts whose keys and values others may copy
 job.py       one generating job as the scheduler sees it
 pricing.py   what its pieces cost

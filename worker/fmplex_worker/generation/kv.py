@@ -1,6 +1,6 @@
 """Keys and values of generating rows: one slab a row, all from one pool of bounded bytes.
 
-A row owns one contiguous slab, so that attention reads views and never gathers; slabs come in few sizes and are used again. A
+A row owns one contiguous slab, so that attention reads views and never gathers; slabs come in few sizes, all from one arena. A
 slab that is too small is replaced by a larger one and copied: sizes grow by a third or a half, so a token is copied twice at
 most on average.
 """
@@ -13,6 +13,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from fmplex_broker.errors import InvalidInput
+from fmplex_worker.generation.arena import Arena
 
 _LEAST = 32  # tokens of the smallest slab
 
@@ -45,10 +48,12 @@ def capacity_for(tokens: int) -> int:
 
 @dataclass(slots=True, eq=False)
 class Slab:
-    """`data` `[layers, 2, heads, capacity, size]`: keys and values by layer."""
+    """`data` `[layers, 2, heads, capacity, size]`: keys and values by layer. It begins at `start` of the arena; None: it is not
+    from there."""
 
     data: Tensor
     nbytes: int
+    start: int | None
 
     @property
     def capacity(self) -> int:
@@ -62,19 +67,26 @@ class Slab:
 class KvPool:
     """Takes and gives slabs, at most `budget` bytes of them. Any thread.
 
-    `reclaim` frees slabs that nobody needs (it is called with bytes, and gives back slabs until so many are free or there are
-    none): what rows take has precedence. While a row moves to a larger slab it has both, for the length of a copy.
+    `reclaim` frees slabs that nobody needs (it is called with bytes, gives back slabs until so many are free or there are none,
+    and says whether it gave any): what rows take has precedence. While a row moves to a larger slab it has both, for the length
+    of a copy. Where the arena has only holes that are too small, a slab comes from elsewhere.
     """
 
     def __init__(self, shape: KvShape, device: torch.device, budget: int) -> None:
+        """Raises `InvalidInput` if the device has not so much memory."""
         self.shape = shape
         self.budget = budget
-        self.reclaim: Callable[[int], None] = lambda _: None
+        self.reclaim: Callable[[int], bool] = lambda _: False
         self._device = device
         self._used = 0
-        self._spare: dict[int, list[Slab]] = {}  # capacity -> slabs to use again
-        self._spare_bytes = 0
         self.lock = threading.RLock()  # of the cache of prefixes too
+        try:
+            self._arena = Arena(budget, device, self.lock)
+        except RuntimeError as e:
+            raise InvalidInput(
+                f"{budget} bytes for keys and values are more than {device} has ({e}); lower worker.kv_bytes",
+                field="worker.kv_bytes",
+            ) from e
 
     @property
     def used(self) -> int:
@@ -83,26 +95,24 @@ class KvPool:
 
     def take(self, tokens: int) -> Slab:
         """A slab for so many tokens; what is in it is not defined."""
-        capacity = capacity_for(tokens)
-        nbytes = capacity * self.shape.token_bytes
+        s, capacity = self.shape, capacity_for(tokens)
+        nbytes = capacity * s.token_bytes
         with self.lock:
             if self._used + nbytes > self.budget:
                 self.reclaim(self._used + nbytes - self.budget)
+            found = self._arena.take(nbytes)
+            while found is None and self.reclaim(nbytes):
+                found = self._arena.take(nbytes)
+            start, raw = found or (None, torch.empty(nbytes, dtype=torch.uint8, device=self._device))
             self._used += nbytes
-            if capacity in self._spare:
-                return self._pop(capacity)
-            self._trim()
-        s = self.shape
-        data = torch.empty(s.layers, 2, s.heads, capacity, s.size, dtype=s.dtype, device=self._device)
-        return Slab(data, nbytes)
+        return Slab(raw.view(s.dtype).view(s.layers, 2, s.heads, capacity, s.size), nbytes, start)
 
     def give(self, slab: Slab) -> None:
         """Nobody has it any more."""
         with self.lock:
             self._used -= slab.nbytes
-            self._spare.setdefault(slab.capacity, []).append(slab)
-            self._spare_bytes += slab.nbytes
-            self._trim()
+            if slab.start is not None:
+                self._arena.give(slab.start, slab.nbytes)
 
     def grown(self, slab: Slab, tokens: int, used: int) -> Slab:
         """A slab for `tokens`, with the first `used` tokens of this one, which is given back."""
@@ -112,16 +122,3 @@ class KvPool:
         larger.copy_from(slab, used)
         self.give(slab)
         return larger
-
-    def _trim(self) -> None:
-        """Spare slabs count too: what lies about must not outgrow the budget."""
-        while self._spare and self._used + self._spare_bytes > self.budget:
-            self._pop(max(self._spare))
-
-    def _pop(self, capacity: int) -> Slab:
-        slabs = self._spare[capacity]
-        slab = slabs.pop()
-        self._spare_bytes -= slab.nbytes
-        if not slabs:
-            del self._spare[capacity]
-        return slab

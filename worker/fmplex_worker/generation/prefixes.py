@@ -43,23 +43,31 @@ class PrefixCache:
         self.found = 0  # … and did not have to be computed
         pool.reclaim = self._reclaim
 
-    def find(self, scope: Scope, tokens: Sequence[int]) -> tuple[Slab, int] | None:
-        """The slab with the longest known prefix of a prompt, and its length, which leaves at least one token."""
+    def take(self, scope: Scope, tokens: Sequence[int], virtual: int = 0) -> tuple[Slab, int]:
+        """A slab for a row with a soft prompt of `virtual` tokens and these; and how many of these it has already, because others
+        have computed the same prefix: at least one is left to compute."""
         with self._lock:
             self.asked += len(tokens)
-            best: tuple[Kept, int] | None = None
-            for key in _keys(scope, tokens[:-1]):
-                at = self._index.get(key)
-                if at is None:
-                    break
-                best = at
-            if best is None:
-                return None
-            kept, length = best
-            if id(kept) in self._ended:
-                self._ended.move_to_end(id(kept))
-            self.found += length
-            return kept.slab, length
+            kept, length = self._longest(scope, tokens[:-1])
+            # What is copied from must not be given up to make room for the copy.
+            ended = kept is not None and self._ended.pop(id(kept), None) is not None
+            slab = self._pool.take(virtual + len(tokens))
+            if kept is not None:
+                slab.copy_from(kept.slab, virtual + length)
+                self.found += length
+                if ended:
+                    self._ended[id(kept)] = kept
+                    self._reclaim(self._pool.used - self._pool.budget)
+            return slab, length
+
+    def _longest(self, scope: Scope, tokens: Sequence[int]) -> tuple[Kept | None, int]:
+        best: tuple[Kept | None, int] = None, 0
+        for key in _keys(scope, tokens):
+            at = self._index.get(key)
+            if at is None:
+                break
+            best = at
+        return best
 
     def lend(self, scope: Scope, tokens: Sequence[int], slab: Slab) -> Kept:
         """A row that goes on has computed these tokens. It says when its slab changes (`kept.slab = …`), and `keep` or `drop` in
@@ -107,11 +115,13 @@ class PrefixCache:
             self._index[key] = kept, i * BLOCK
             kept.keys.add(key)
 
-    def _reclaim(self, nbytes: int) -> None:
+    def _reclaim(self, nbytes: int) -> bool:
+        some = nbytes > 0 and bool(self._ended)
         while nbytes > 0 and self._ended:
             kept = next(iter(self._ended.values()))
             nbytes -= kept.slab.nbytes
             self._let_go(kept)
+        return some
 
     def _let_go(self, kept: Kept) -> None:
         self.drop(kept)

@@ -1,0 +1,81 @@
+"""One stretch of memory that is asked for once, and given out in pieces that are used again."""
+
+from __future__ import annotations
+
+import threading
+
+import torch
+from torch import Tensor
+
+_AHEAD = 64 << 20  # bytes beyond twice what was ever given out
+_STEP = 1 << 20  # bytes touched at once, for a few milliseconds at most
+
+
+class Arena:
+    """`size` bytes on a device. Pieces come from the smallest hole that holds them, of equal ones from the first, so that memory
+    which was used before is used again.
+
+    An operating system finds memory when it is first touched, 0.1 to 0.5 s a GB: a pass that grows into fresh memory would wait
+    for it. So on a CPU what may be needed next is touched beside the passes, and what never is, is never taken from the system.
+
+    Every method but the constructor is to be called with `lock` held.
+    """
+
+    def __init__(self, size: int, device: torch.device, lock: threading.RLock) -> None:
+        """Raises `RuntimeError` (torch.OutOfMemoryError on a GPU) if there is not so much memory."""
+        self.size = size
+        self._data = torch.empty(size, dtype=torch.uint8, device=device)
+        self._holes = {0: size}  # start -> length; no two of them touch
+        self._ends = {size: 0}  # end -> start
+        self._top = 0  # nothing was ever given out beyond it
+        self._touched = 0 if device.type == "cpu" else size
+        self._toucher: threading.Thread | None = None
+        self._lock = lock
+
+    def take(self, nbytes: int) -> tuple[int, Tensor] | None:
+        """Where it begins, and its bytes; None if no hole is large enough."""
+        fitting = [(length, start) for start, length in self._holes.items() if length >= nbytes]
+        if not fitting:
+            return None
+        length, start = min(fitting)
+        self._cut(start, length)
+        if length > nbytes:
+            self._add(start + nbytes, length - nbytes)
+        self._top = max(self._top, start + nbytes)
+        self._keep_ahead()
+        return start, self._data[start : start + nbytes]
+
+    def give(self, start: int, nbytes: int) -> None:
+        """Nobody reads or writes it any more."""
+        end = start + nbytes
+        if (before := self._ends.get(start)) is not None:
+            self._cut(before, start - before)
+            start = before
+        if (after := self._holes.get(end)) is not None:
+            self._cut(end, after)
+            end += after
+        self._add(start, end - start)
+
+    def _add(self, start: int, length: int) -> None:
+        self._holes[start] = length
+        self._ends[start + length] = start
+
+    def _cut(self, start: int, length: int) -> None:
+        del self._holes[start], self._ends[start + length]
+
+    def _keep_ahead(self) -> None:
+        if self._toucher is None and self._touched < min(self.size, 2 * self._top):
+            self._toucher = threading.Thread(target=self._touch, name="fmplex-kv", daemon=True)
+            self._toucher.start()
+
+    def _touch(self) -> None:
+        while True:
+            with self._lock:
+                start = max(self._touched, self._top)  # what was given out is touched by its use
+                end = min(start + _STEP, self.size)
+                if start >= min(self.size, 2 * self._top + _AHEAD):
+                    self._touched = max(self._touched, start)
+                    self._toucher = None
+                    return
+                self._data[start:end].zero_()
+                self._touched = end
