@@ -91,7 +91,10 @@ class GeneratorEngine:
         return self._versions.sizes()
 
     def fit(self, package: Package) -> Version:
-        return self._versions.fit(package)
+        version = self._versions.fit(package)
+        if "generation" in version.kinds:
+            self._pool.warm_up()
+        return version
 
     def load(self, fitted: Fitted) -> None:
         self._versions.load(cast(Version, fitted))

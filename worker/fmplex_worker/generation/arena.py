@@ -7,7 +7,6 @@ import threading
 import torch
 from torch import Tensor
 
-_AHEAD = 64 << 20  # bytes beyond twice what was ever given out
 _STEP = 1 << 20  # bytes touched at once, for a few milliseconds at most
 
 
@@ -15,10 +14,10 @@ class Arena:
     """`size` bytes on a device. Pieces come from the smallest hole that holds them, of equal ones from the first, so that memory
     which was used before is used again.
 
-    An operating system finds memory when it is first touched, 0.1 to 0.5 s a GB: a pass that grows into fresh memory would wait
-    for it. So on a CPU what may be needed next is touched beside the passes, and what never is, is never taken from the system.
+    An operating system finds memory when it is first touched, which takes it 0.3 to 2.5 s a GB: a pass that grows into fresh
+    memory would wait for that. So `touch_all` does it beside the passes; before, nothing is taken from the system.
 
-    Every method but the constructor is to be called with `lock` held.
+    `take` and `give` are to be called with `lock` held.
     """
 
     def __init__(self, size: int, device: torch.device, lock: threading.RLock) -> None:
@@ -28,7 +27,6 @@ class Arena:
         self._holes = {0: size}  # start -> length; no two of them touch
         self._ends = {size: 0}  # end -> start
         self._top = 0  # nothing was ever given out beyond it
-        self._touched = 0 if device.type == "cpu" else size
         self._toucher: threading.Thread | None = None
         self._lock = lock
 
@@ -42,7 +40,6 @@ class Arena:
         if length > nbytes:
             self._add(start + nbytes, length - nbytes)
         self._top = max(self._top, start + nbytes)
-        self._keep_ahead()
         return start, self._data[start : start + nbytes]
 
     def give(self, start: int, nbytes: int) -> None:
@@ -63,19 +60,16 @@ class Arena:
     def _cut(self, start: int, length: int) -> None:
         del self._holes[start], self._ends[start + length]
 
-    def _keep_ahead(self) -> None:
-        if self._toucher is None and self._touched < min(self.size, 2 * self._top):
+    def touch_all(self) -> None:
+        """From now on, in the background; once, however often it is called."""
+        if self._toucher is None and self._data.device.type == "cpu":
             self._toucher = threading.Thread(target=self._touch, name="fmplex-kv", daemon=True)
             self._toucher.start()
 
     def _touch(self) -> None:
-        while True:
+        at = 0
+        while at < self.size:
             with self._lock:
-                start = max(self._touched, self._top)  # what was given out is touched by its use
-                end = min(start + _STEP, self.size)
-                if start >= min(self.size, 2 * self._top + _AHEAD):
-                    self._touched = max(self._touched, start)
-                    self._toucher = None
-                    return
-                self._data[start:end].zero_()
-                self._touched = end
+                at = max(at, self._top)  # what was given out is touched by its use
+                self._data[at : at + _STEP].zero_()
+            at += _STEP

@@ -88,6 +88,10 @@ class KvPool:
                 field="worker.kv_bytes",
             ) from e
 
+    def warm_up(self) -> None:
+        """Slabs will be needed soon: all memory for them is taken from the system, in the background."""
+        self._arena.touch_all()
+
     @property
     def used(self) -> int:
         """Bytes of the slabs that somebody has."""
