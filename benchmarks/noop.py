@@ -44,6 +44,9 @@ class NoopEngine:
     def loaded(self) -> Mapping[str, int]:
         return self._loaded
 
+    def aim(self, units: int) -> None:
+        """Its jobs have one unit."""
+
     def fit(self, package: Package) -> Fitted:
         return package
 

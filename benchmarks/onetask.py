@@ -57,6 +57,10 @@ class Copies:
     def loaded(self) -> Mapping[str, int]:
         return {digest: size for engine in self._engines for digest, size in engine.loaded.items()}
 
+    def aim(self, units: int) -> None:
+        for engine in self._engines:
+            engine.aim(units)
+
     def fit(self, package: Package) -> Fitted:
         number = package.spec.name.rpartition("-")[2]
         engine = self._of[package.digest] = self._engines[int(number) if number.isdigit() else 0]

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fmplex_broker.errors import BrokerUnavailable, Cancelled, DeadlineExceeded, FmplexError
-from fmplex_broker.messages import INTERACTIVE, OFFLINE, Flow, Reply, encode_reply
+from fmplex_broker.messages import CLASSES, INTERACTIVE, OFFLINE, Flow, Reply, encode_reply
 from fmplex_broker.streams.connection import Arg, Scripts, open_redis
 from fmplex_broker.streams.consumer import Claimed, Consumer, Order
 from fmplex_broker.streams.producer import NewJob, Producer, new_id
@@ -158,9 +158,9 @@ class Worker:
             if not self.todo:
                 self.rung.clear()  # before claiming: what rings from now on is not lost
                 order = self._rng.choice(self._orders)
-                avoid = [vfm for vfm in self._shy if self._rng.random() < 0.2]
+                avoid = [Flow(vfm, cls) for vfm in self._shy for cls in CLASSES if self._rng.random() < 0.2]
                 claim = await self.consumer.claim({INTERACTIVE: self._room, OFFLINE: 2}, order=order, avoid=avoid)
-                if any(j.flow.vfm in avoid for j in claim.jobs):
+                if any(j.flow in avoid for j in claim.jobs):
                     raise AssertionError("claimed what was to be avoided")
                 if claim.state == "lost":
                     raise Lost

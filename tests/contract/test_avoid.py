@@ -8,7 +8,7 @@ from typing import Literal
 
 import pytest
 
-from fmplex_broker.messages import INTERACTIVE, OFFLINE
+from fmplex_broker.messages import INTERACTIVE, OFFLINE, Flow
 from fmplex_broker.streams.consumer import Claim, Consumer
 from tests.contract.harness import Bench, answer, job
 
@@ -19,7 +19,8 @@ ORDERS: tuple[Order, ...] = ("fair", "arrival")
 async def ask(
     worker: Consumer, avoid: Collection[str], order: Order = "fair", *, room: int = 256, strangers: bool = True
 ) -> Claim:
-    claim = await worker.claim({INTERACTIVE: room}, order=order, strangers=strangers, avoid=avoid)
+    flows = [Flow(vfm, INTERACTIVE) for vfm in avoid]
+    claim = await worker.claim({INTERACTIVE: room}, order=order, strangers=strangers, avoid=flows)
     assert claim.state == "ok"
     return claim
 
@@ -65,12 +66,16 @@ async def test_given_back_jobs_of_avoided_flows_stay(bench: Bench) -> None:
     assert ([j.attempts for j in claim.jobs], await bench.back()) == ([1], [])
 
 
-async def test_in_every_class(bench: Bench) -> None:
+async def test_one_class_of_a_vfm_and_not_the_other(bench: Bench) -> None:
     await bench.serve("a", "b")
     worker = await bench.worker()
     await bench.enqueue(*(job(v, cls=cls) for v in "ab" for cls in (INTERACTIVE, OFFLINE)))
-    claim = await worker.claim({INTERACTIVE: 9, OFFLINE: 9}, avoid=["a"])
-    assert {j.flow for j in claim.jobs} == {("b", INTERACTIVE), ("b", OFFLINE)}
+    claim = await worker.claim({INTERACTIVE: 9, OFFLINE: 9}, avoid=[Flow("a", OFFLINE)])
+    assert {j.flow for j in claim.jobs} == {("a", INTERACTIVE), ("b", INTERACTIVE), ("b", OFFLINE)}
+    assert (await worker.claim({INTERACTIVE: 9, OFFLINE: 9}, avoid=[Flow("a", OFFLINE)])).jobs == []
+    await worker.release(claim.jobs)
+    claim = await worker.claim({INTERACTIVE: 9, OFFLINE: 9}, avoid=[Flow("a", INTERACTIVE)])
+    assert {j.flow for j in claim.jobs} == {("a", OFFLINE), ("b", INTERACTIVE), ("b", OFFLINE)}
 
 
 async def test_names_that_nobody_has_do_no_harm(bench: Bench) -> None:

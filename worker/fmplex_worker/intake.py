@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import replace
 
 from fmplex_broker.errors import BrokerUnavailable, DeadlineExceeded, FmplexError
-from fmplex_broker.messages import INTERACTIVE, Request, decode_request
+from fmplex_broker.messages import INTERACTIVE, Flow, Request, decode_request
 from fmplex_broker.streams.consumer import Claimed, Consumer, Order
 from fmplex_worker.clock import ServerClock
 from fmplex_worker.engines.protocol import Engine, Prepared
@@ -91,11 +91,13 @@ class Intake:
         resident here are asked for."""
         return self._window.parked < _PARKED and not self._residents.crowded
 
-    def _avoided(self) -> set[str]:
-        """vFMs whose jobs would only wait here, and keep others out."""
+    def _avoided(self) -> set[Flow]:
+        """Flows whose jobs would only wait here, and keep others out."""
         return self._seating.crowded | self._window.overflowing
 
-    async def _claim(self, room: dict[str, int], strangers: bool, avoid: set[str]) -> tuple[list[Claimed], bool, float]:
+    async def _claim(
+        self, room: dict[str, int], strangers: bool, avoid: set[Flow]
+    ) -> tuple[list[Claimed], bool, float]:
         """Jobs, whether there are more, and how long to sleep at most if there are none."""
         self._pace.sent()
         try:
@@ -134,7 +136,7 @@ class Intake:
         self._rung = True
         self._window.freed.set()
 
-    async def _idle(self, asked: set[str], strangers: bool, avoided: set[str], most_s: float) -> None:
+    async def _idle(self, asked: set[str], strangers: bool, avoided: set[Flow], most_s: float) -> None:
         """Until there may be work, or there is room for a class, or for vFMs, that were not asked for: their backlog rings no
         more."""
         with suppress(TimeoutError):

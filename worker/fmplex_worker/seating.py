@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from concurrent.futures import Executor
 
-from fmplex_worker.engines.protocol import Engine
+from fmplex_broker.messages import Flow
+from fmplex_worker.engines.protocol import Engine, Piece
 from fmplex_worker.scheduling import Item, Scheduler, Seats
 from fmplex_worker.stats import Memory
 from fmplex_worker.window import Held, Window
@@ -23,7 +24,7 @@ class Seating:
         self._window = window
         self._seats = seats
         self._jobs: dict[str, Held] = {}  # that hold memory, or wait for it
-        self._crowded: set[str] = set()  # as of the last turn
+        self._crowded: set[Flow] = set()  # as of the last turn
 
     @property
     def memory(self) -> Memory:
@@ -32,8 +33,8 @@ class Seating:
         return Memory(self._seats.held, room.used, room.memory, room.cached, len(self._seats.waiting))
 
     @property
-    def crowded(self) -> set[str]:
-        """vFMs that have jobs here which wait for memory: more of theirs would only wait beside them."""
+    def crowded(self) -> set[Flow]:
+        """Flows that have jobs here which wait for memory: more of theirs would only wait beside them."""
         return set(self._seats.waiting)
 
     def enter(self, held: Held) -> None:
@@ -52,7 +53,11 @@ class Seating:
             self._evict(held)
             self._turn()
             return
-        self._ask(held)
+        assert held.prepared is not None
+        if self._seats.has(held.key, held.prepared.memory):
+            self._queue(held)
+        else:
+            self._ask(held)
 
     def end(self, held: Held) -> None:
         """A job that is answered, or not ours any more. While it is in a pass it keeps its memory: call again when that ends."""
@@ -76,7 +81,7 @@ class Seating:
     def _ask(self, held: Held) -> None:
         assert held.prepared is not None
         self._jobs[held.key] = held
-        self._seats.ask(held.key, held.job.flow.vfm, held.prepared.memory)
+        self._seats.ask(held.key, held.job.flow, held.prepared.memory)
         self._turn()
 
     def _turn(self) -> None:
@@ -108,34 +113,31 @@ class Seating:
             self._scheduler.remove(key)
         self._engine.drop(held.prepared)
         self._seats.leave(held.key)
-        self._seats.ask(held.key, held.job.flow.vfm, held.prepared.memory)
+        self._seats.ask(held.key, held.job.flow, held.prepared.memory)
         if not held.resident and not held.aside:
             self._window.set_aside(held)
 
     def _queue(self, held: Held) -> None:
-        """What it asks of the passes to come waits in order, before what others of its flow have not begun."""
+        """What it asks of the passes to come waits its turn. In its flow all jobs take turns: a token of a text, a piece of a
+        prompt; what is left of a prompt comes when all have had theirs."""
         assert held.prepared is not None
-        pieces = held.prepared.pieces()
-        queued = list(held.pieces.values())
-        if held.resident and queued and sum(p.tokens for p in queued) == sum(p.tokens for p in pieces):
-            return
         for key in self._window.withdraw(held):
             self._scheduler.remove(key)
-        items = [self._item(held, self._window.queue(held, piece), piece.phase, piece.units) for piece in pieces]
-        for item in reversed(items) if held.resident else items:
-            self._scheduler.add(item, front=held.resident)
+        for at, piece in enumerate(held.prepared.pieces()):
+            self._scheduler.add(self._item(held, self._window.queue(held, piece), piece, follows=at > 0))
 
-    def _item(self, held: Held, key: str, phase: str, units: int) -> Item:
-        prepared, decodes = held.prepared, phase == "decode"
+    def _item(self, held: Held, key: str, piece: Piece, *, follows: bool) -> Item:
+        prepared, decodes = held.prepared, piece.phase == "decode"
         assert prepared is not None
         return Item(
             key=key,
             flow=held.job.flow,
-            phase=phase,  # type: ignore[arg-type]
-            units=units,
+            phase=piece.phase,
+            units=piece.units,
             segment=prepared.adapter or None,
             head=prepared.head or None,
             # It may have killed the worker it ran on; token by token, though, it would keep everybody else waiting.
             alone=held.job.attempts > 1 and not decodes,
             deadline=None if decodes else held.job.deadline_ms / 1000,
+            follows=follows,
         )

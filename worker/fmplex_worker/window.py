@@ -67,7 +67,7 @@ class Window:
         self.pass_units = pass_units
         self._open: dict[Flow, int] = {}  # units not begun, or not done if one pass does it
         self._sums = dict.fromkeys(CLASSES, 0)
-        self.overflowing: set[str] = set()  # vFMs of which enough is here: long prompts that one claim brought
+        self.overflowing: set[Flow] = set()  # of which enough is here: long prompts that one claim brought
         self._typical = dict.fromkeys(CLASSES, 16.0)  # units a job
         self._held: dict[str, Held] = {}
         self._pieces: dict[str, Held] = {}  # key of a piece that waits -> its job
@@ -107,7 +107,7 @@ class Window:
         """What leaves no room. Flows of which one claim brought more than the window holds leave a pass's worth to the others."""
         if cls != INTERACTIVE or not self.overflowing:
             return self._sums[cls]
-        large = sum(self._open[Flow(vfm, cls)] for vfm in self.overflowing)
+        large = sum(self._open[flow] for flow in self.overflowing)
         return self._sums[cls] - large + min(large, self.pass_units * (self._passes[cls] - 1))
 
     def _count(self, held: Held, units: int) -> None:
@@ -116,7 +116,7 @@ class Window:
         left = self._open[flow] = self._open.get(flow, 0) + units
         if flow.cls == INTERACTIVE:
             whole = self.pass_units * self._passes[INTERACTIVE]
-            (self.overflowing.add if left > whole else self.overflowing.discard)(flow.vfm)
+            (self.overflowing.add if left > whole else self.overflowing.discard)(flow)
         if not left:
             del self._open[flow]
 

@@ -167,7 +167,7 @@ class Consumer:
         order: Order = "fair",
         steal_ms: int = 0,
         strangers: bool = True,
-        avoid: Collection[str] = (),
+        avoid: Collection[Flow] = (),
     ) -> Claim:
         """Take up to `room[class]` jobs a class. After any failure of this call: `recover`.
 
@@ -176,11 +176,11 @@ class Consumer:
         have any, and lists all that it has taken, of all classes, oldest first.
 
         vFMs that are resident on another live worker and not here (see `dwell`) are left to it until their oldest job has
-        waited `steal_ms`; without `strangers`, only those that are resident here are looked at. Of the vFMs in `avoid` nothing
+        waited `steal_ms`; without `strangers`, only those that are resident here are looked at. Of the flows in `avoid` nothing
         is taken, nor of what was given back of them; nobody rings when they may be taken again.
         """
         args: list[Arg] = [self.worker, str(self._epoch), per_flow, CLAIM_FLOWS, steal_ms, int(strangers), order]
-        args += [len(avoid), *avoid]
+        args += [len(avoid), *(f"{flow.cls}:{flow.vfm}" for flow in avoid)]
         for cls, n in room.items():
             args += [cls, min(n, CLAIM_ROOM)]
         state, flows, more, wait = await self._call("claim", args)

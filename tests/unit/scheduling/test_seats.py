@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fmplex_broker.messages import CLASSES, INTERACTIVE, OFFLINE, Flow
 from fmplex_worker.scheduling.seats import Seats
 
 
@@ -17,7 +18,12 @@ class Row:
     vfm: str
     holds: int  # bytes now
     end: int  # … when it ends
+    cls: str = INTERACTIVE
     seated: bool = False
+
+    @property
+    def flow(self) -> Flow:
+        return Flow(self.vfm, self.cls)
 
 
 class Worker:
@@ -31,7 +37,7 @@ class Worker:
 
     def come(self, key: str, row: Row) -> None:
         self.rows[key] = row
-        self.seats.ask(key, row.vfm, row.holds)
+        self.seats.ask(key, row.flow, row.holds)
         self.settle()
 
     def settle(self) -> None:
@@ -43,7 +49,7 @@ class Worker:
                 self.evictions += 1
                 self.rows[key].seated = False
                 self.seats.leave(key)
-                self.seats.ask(key, self.rows[key].vfm, self.rows[key].holds)
+                self.seats.ask(key, self.rows[key].flow, self.rows[key].holds)
             assert self.seats.used <= self.total
             if not turn.leaving:
                 return
@@ -62,23 +68,27 @@ class Worker:
             else:
                 row.holds += 1
                 row.seated = False
-                self.seats.ask(key, row.vfm, row.holds)
+                self.seats.ask(key, row.flow, row.holds)
             self.settle()
         return ended
 
 
 _WEIGHTS = st.dictionaries(st.sampled_from("abcd"), st.sampled_from([0.5, 1.0, 2.0]), max_size=4)
-_ROWS = st.lists(st.tuples(st.sampled_from("abcd"), st.integers(1, 12), st.integers(0, 12)), min_size=1, max_size=25)
+_ROWS = st.lists(
+    st.tuples(st.sampled_from("abcd"), st.sampled_from(CLASSES), st.integers(1, 12), st.integers(0, 12)),
+    min_size=1,
+    max_size=25,
+)
 
 
 @given(weights=_WEIGHTS, rows=_ROWS, gap=st.integers(0, 3))
 @settings(deadline=None)
 def test_everybody_ends_and_everything_is_given_back(
-    weights: dict[str, float], rows: list[tuple[str, int, int]], gap: int
+    weights: dict[str, float], rows: list[tuple[str, str, int, int]], gap: int
 ) -> None:
     worker = Worker(24, weights)  # one row at its largest fits
-    for i, (vfm, begin, more) in enumerate(rows):
-        worker.come(str(i), Row(vfm, begin, begin + more))
+    for i, (vfm, cls, begin, more) in enumerate(rows):
+        worker.come(str(i), Row(vfm, begin, begin + more, cls))
         for _ in range(gap):
             worker.step()
     for _ in range(25 * len(rows) + 100):
@@ -109,6 +119,34 @@ def test_nobody_leaves_for_more_than_a_fair_share() -> None:
     worker.come("big", Row("big", 60, 60))
     assert not worker.rows["big"].seated
     assert worker.evictions == 0
+
+
+def test_interactive_rows_take_the_place_of_offline_ones_whosever() -> None:
+    worker = Worker(100, {})
+    for i in range(10):
+        worker.come(f"batch{i}", Row("a", 10, 40, OFFLINE))
+    worker.come("own", Row("a", 60, 60))
+    worker.come("other", Row("b", 30, 30))
+    assert worker.rows["own"].seated
+    assert worker.rows["other"].seated
+    assert [worker.rows[f"batch{i}"].seated for i in range(10)] == [True] + 9 * [False], "the oldest goes on"
+    worker.come("more", Row("c", 20, 20, OFFLINE))
+    assert not worker.rows["more"].seated, "never the other way round"
+
+
+def test_who_waits_for_much_keeps_nobody_waiting_who_has_less_than_its_vfm_already() -> None:
+    worker = Worker(100, {})
+    for vfm in "abc":
+        worker.come(vfm, Row(vfm, 32, 32))
+        worker.rows[vfm].end = 10**6
+    worker.come("large", Row("a", 30, 30))
+    for i in range(300):
+        worker.come(f"chat{i}", Row("chat", 4, 4))
+        assert worker.rows[f"chat{i}"].seated, i
+        del worker.rows[f"chat{i}"]
+        worker.seats.leave(f"chat{i}")
+        worker.settle()
+    assert not worker.rows["large"].seated
 
 
 def test_weights_count() -> None:
@@ -147,7 +185,7 @@ def test_a_row_that_grows_goes_before_new_ones() -> None:
     worker.come("new", Row("a", 2, 2))
     assert not worker.rows["new"].seated
     worker.rows["old"].holds = 11
-    worker.seats.ask("old", "a", 11)
+    worker.seats.ask("old", Flow("a", INTERACTIVE), 11)
     worker.seats.leave("other")
     turn = worker.seats.turn()
     assert turn.granted == ["old", "new"]
@@ -158,12 +196,12 @@ def test_leaving_rows_are_counted_once(asked_twice: bool) -> None:
     """While a row that must leave is still in a pass, nobody else is told to leave for the same bytes."""
     seats = Seats(30, {})
     for i in range(3):
-        seats.ask(f"hog{i}", "hog", 10)
+        seats.ask(f"hog{i}", Flow("hog", INTERACTIVE), 10)
     assert seats.turn().granted == ["hog0", "hog1", "hog2"]
-    seats.ask("chat", "chat", 5)
+    seats.ask("chat", Flow("chat", INTERACTIVE), 5)
     assert seats.turn().leaving == ["hog2"]
     if asked_twice:
-        seats.ask("more", "chat", 5)
+        seats.ask("more", Flow("chat", INTERACTIVE), 5)
     assert seats.turn().leaving == []
     seats.leave("hog2")
     assert set(seats.turn().granted) == ({"chat", "more"} if asked_twice else {"chat"})

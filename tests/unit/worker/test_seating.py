@@ -174,7 +174,7 @@ class Loop:
         """As many as there is room for, none of vFMs whose jobs wait for memory already."""
         room = self.window.room()
         for flow, job, number in list(self.queue):
-            if room.get(flow.cls, 0) > 0 and flow.vfm not in self.seating.crowded:
+            if room.get(flow.cls, 0) > 0 and flow not in self.seating.crowded:
                 self.queue.remove((flow, job, number))
                 room[flow.cls] -= 1
                 self._enter(flow, job, number)
@@ -395,6 +395,58 @@ def test_many_rows_do_not_hold_the_pass() -> None:
     while sent not in loop.answers:
         assert loop.turn()
     assert loop.passes - begun <= 2 + 30
+    loop.finish()
+
+
+@pytest.mark.parametrize("policy", ["drr", "fifo"])
+def test_texts_take_turns(policy: str) -> None:
+    """Twice as many of two vFMs as a pass takes: none stands still while others go on."""
+    loop = Loop(policy)
+    loop.scheduler.budget = 4
+    texts = [Text(1, 7) for _ in range(8)]  # 8 x 8 bytes: all have their seats
+    for i, text in enumerate(texts):
+        loop.send("ab"[i % 2], text)
+    last: dict[int, tuple[int, int]] = {}  # text -> its tokens, and in which pass the last one came
+    while len(loop.answers) < len(texts):
+        assert loop.turn()
+        for i, text in enumerate(texts):
+            if text.generated and last.get(i, (0, 0))[0] != text.generated:
+                assert i not in last or loop.passes - last[i][1] <= 4, (
+                    "the pass before, two for all, and one for newcomers"
+                )
+                last[i] = text.generated, loop.passes
+    loop.finish()
+
+
+def test_a_prompt_begins_beside_texts_of_its_own_vfm() -> None:
+    """They take turns with it: it does not wait until some have ended, nor do they wait for all of it."""
+    loop = Loop("drr")
+    loop.scheduler.budget = 12
+    for _ in range(8):
+        loop.send("a", Text(1, 4))
+    for _ in range(6):
+        loop.turn()
+    sent, begun = loop.send("a", Text(30, 4)), loop.passes
+    while sent not in loop.firsts and not loop.answers:
+        assert loop.turn()
+    assert any(held.prepared is not None and getattr(held.prepared, "computed", 0) for held in loop.held.values())
+    while sent not in loop.answers:
+        assert loop.turn()
+    assert loop.passes - begun < 40
+    loop.finish()
+
+
+def test_offline_texts_do_not_keep_their_own_vfms_chats_out() -> None:
+    loop = Loop("drr")
+    for _ in range(8):
+        loop.send("a", Text(4, 44), OFFLINE)
+    while not loop.seats.waiting:
+        assert loop.turn()
+    for _ in range(5):
+        sent, begun = loop.send("a", Text(5, 10)), loop.passes
+        while sent not in loop.answers:
+            assert loop.turn()
+        assert loop.firsts[sent] - begun <= 3
     loop.finish()
 
 

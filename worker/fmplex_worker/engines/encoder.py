@@ -54,6 +54,9 @@ class EncoderEngine:
     def loaded(self) -> Mapping[str, int]:
         return self._versions.sizes()
 
+    def aim(self, units: int) -> None:
+        """A text is encoded whole, however short passes are."""
+
     def fit(self, package: Package) -> Version:
         return self._versions.fit(package)
 

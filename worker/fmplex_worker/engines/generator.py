@@ -72,7 +72,8 @@ class GeneratorEngine:
         self._texts = Preparer(backbone, self._versions)
         self._pool = KvPool(self._speech.kv, backbone.device, kv_bytes)
         self.prefixes = PrefixCache(self._pool)
-        self._prompts = GenerationPreparer(backbone, self._speech, pricing_of(backbone, self._speech), kv_bytes)
+        self._pricing = pricing_of(backbone, self._speech)
+        self._prompts = GenerationPreparer(backbone, self._speech, self._pricing, kv_bytes)
         self._group_from = group_from(backbone.device, getattr(torch, backbone.spec.dtype), backbone.hidden)
         self._units = PassUnits(backbone.spec.pass_units, backbone.device)
 
@@ -89,6 +90,9 @@ class GeneratorEngine:
     @property
     def loaded(self) -> Mapping[str, int]:
         return self._versions.sizes()
+
+    def aim(self, units: int) -> None:
+        self._pricing.aim(units)
 
     def fit(self, package: Package) -> Version:
         version = self._versions.fit(package)

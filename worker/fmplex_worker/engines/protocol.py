@@ -93,7 +93,7 @@ class Prepared(Protocol):
         """Bytes that it holds between passes, once its `pieces` have run; it must have room for them before they do."""
 
     def pieces(self) -> Sequence[Piece]:
-        """What it asks of the passes to come, in order. After a pass it may ask for less than it did, or for more."""
+        """What it asks of the passes to come, in order, at least for the next one. After a pass it is asked again."""
 
 
 class OnePass:
@@ -136,6 +136,9 @@ class Engine(Protocol):
     @property
     def loaded(self) -> Mapping[str, int]:
         """Digest of every resident version → bytes of all that it holds on the device. A snapshot."""
+
+    def aim(self, units: int) -> None:
+        """Passes will have so many units at most: what is cut into pieces is cut accordingly from now on."""
 
     def fit(self, package: Package) -> Fitted:
         """Make a version ready to be loaded, in host memory. Any thread, several at a time. Raises `PackageRejected`."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import ceil
 
 from fmplex_broker.errors import FmplexError, InvalidInput, TextTooLong, VfmClosed
 from fmplex_broker.heads import Generation
@@ -26,7 +25,7 @@ from fmplex_worker.generation.texts import Detokenizer, Stopper
 
 @dataclass(slots=True, eq=False)
 class GenerationJob:
-    """`protocol.Prepared`. It asks for its prompt in pieces, and then for one token a pass."""
+    """`protocol.Prepared`. It asks for its prompt in pieces, a pass's worth at a time, and then for one token a pass."""
 
     version: Version
     vfm: str
@@ -44,7 +43,7 @@ class GenerationJob:
 
     @property
     def units(self) -> int:
-        return sum(piece.units for piece in self.pieces())
+        return self.pricing.units(self.row.computed, self.row.left)
 
     @property
     def adapter(self) -> int:
@@ -60,20 +59,12 @@ class GenerationJob:
         return self.kv.slab_bytes(self.row.length)
 
     def pieces(self) -> Sequence[Piece]:
-        row, price = self.row, self.pricing
+        row = self.row
         if row.finish:
             return ()
         if row.left == 1:
-            return (Piece("decode", 1, round(1 + price.drawing + row.computed / price.decoding)),)
-        out = []
-        at = row.computed
-        while at < row.length:
-            # A soft prompt is put in whole, with at least one token behind it.
-            n = min(price.chunk if at >= row.virtual else row.virtual + price.chunk, row.length - at)
-            draws = price.drawing if at + n == row.length else 0
-            out.append(Piece("prefill", n, ceil(n + draws + n * (at + n / 2) / price.reading)))
-            at += n
-        return out
+            return (self.pricing.decode(row.computed),)
+        return tuple(self.pricing.prefill(row.virtual, row.computed, row.length))
 
 
 class GenerationPreparer:

@@ -1,28 +1,53 @@
-"""What pieces of texts cost, in units: a unit is what a token costs by itself."""
+"""What pieces of texts cost, in units: a unit is what a token costs by itself. And how prompts are cut into pieces."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from math import ceil
 from typing import Any
 
 from fmplex_worker.backbones.backbone import Backbone, Speech
+from fmplex_worker.engines.protocol import Piece
 
-_CHUNKS = 8  # prefill pieces of a full pass: small enough to share it, large enough not to be many
+_CHUNKS = 8  # pieces of a prompt in a full pass: small enough to share it, large enough not to be many
 _LEAST_CHUNK = 16
-_MEMORY_BOUND = (
-    20.0  # a decoding token reads its context from memory, a prompt's tokens share what they read (CPU: 20 ×)
-)
+# Measured on CPUs: an operation of attention takes as long as three of a matmul, and a token that is generated reads its context
+# from memory, at ten times the cost of a prompt's tokens, which share what they read.
+_ATTENTION, _DECODING = 3.0, 10.0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class Pricing:
-    """`chunk`: tokens of a prefill piece; `reading`, `decoding`: how many tokens of context cost as much as one token does by
+    """`chunk`: units of a prefill piece; `reading`, `decoding`: how many tokens of context cost as much as one token does by
     itself, read by a token of a prompt and by one that is generated; `drawing`: units that it takes to draw a token."""
 
     chunk: int
     reading: float
     decoding: float
     drawing: float
+
+    def aim(self, pass_units: int) -> None:
+        """Passes will be of so many units."""
+        self.chunk = max(_LEAST_CHUNK, pass_units // _CHUNKS)
+
+    def decode(self, context: int) -> Piece:
+        return Piece("decode", 1, round(1 + self.drawing + context / self.decoding))
+
+    def prefill(self, first: int, at: int, end: int) -> Iterator[Piece]:
+        """Of the tokens from `at` up to `end`, the last of which draws: as many pieces as a full pass has, at most. The tokens
+        before `first` (a soft prompt's) are put in whole, with at least one behind them."""
+        for _ in range(_CHUNKS):
+            if at >= end:
+                return
+            fits = max(_LEAST_CHUNK, int(self.chunk / (1 + at / self.reading)))
+            n = min(max(first - at, 0) + fits, end - at)
+            yield Piece("prefill", n, self.units(at, n, draws=at + n == end))
+            at += n
+
+    def units(self, at: int, tokens: int, *, draws: bool = True) -> int:
+        """Of so many tokens of a prompt behind `at` others."""
+        return ceil(tokens * (1 + (at + tokens / 2) / self.reading) + draws * self.drawing)
 
 
 def _is_table(path: str) -> bool:
@@ -34,7 +59,8 @@ def pricing_of(backbone: Backbone, speech: Speech) -> Pricing:
     """A token costs two operations a weight, and four a layer, head and token of context."""
     weights = sum(p.numel() for path, p in backbone.model.named_parameters() if p.ndim == 2 and not _is_table(path))
     config: Any = backbone.model.config
-    reading = weights / (2 * speech.kv.layers * config.num_attention_heads * speech.kv.size)
-    chunk = max(_LEAST_CHUNK, backbone.spec.pass_units // _CHUNKS)
+    reading = weights / (2 * speech.kv.layers * config.num_attention_heads * speech.kv.size * _ATTENTION)
     drawing = sum(p.numel() for p in speech.head.parameters()) / weights
-    return Pricing(chunk, max(1.0, reading), max(1.0, reading / _MEMORY_BOUND), drawing)
+    pricing = Pricing(0, max(1.0, reading), max(1.0, reading / _DECODING), drawing)
+    pricing.aim(backbone.spec.pass_units)
+    return pricing

@@ -91,7 +91,7 @@ class DeficitRoundRobin:
 
     def pending(self, flow: Flow) -> int:
         state = self._rings[flow.cls].flows.get(flow.vfm)
-        return len(state.queue) if state else 0
+        return len(state) if state else 0
 
     def __len__(self) -> int:
         return len(self._ledger.waiting)

@@ -17,7 +17,8 @@ Entry = tuple[int, int, int, "FlowState"]  # round in which the flow can pay, pl
 
 @dataclass(slots=True, eq=False)
 class FlowState:
-    """`deficit` holds as of `round`; `price` is that of the front, quoted when it became the front."""
+    """`deficit` holds as of `round`; `price` is that of the front, quoted when it became the front. `rest` is what
+    `follows`, behind all of `queue`."""
 
     vfm: str
     weight: float
@@ -27,12 +28,24 @@ class FlowState:
     price: float = 0.0
     front: Item | None = None
     queue: OrderedDict[str, Item] = field(default_factory=OrderedDict)
+    rest: OrderedDict[str, Item] = field(default_factory=OrderedDict)
     lane: Lane | None = None
     tick: int = 0  # of its one valid entry
     hurried: Item | None = None  # the front that its lane's urgency heap knows
     throttled: bool = False
     more: bool = False  # its stream holds jobs that nobody has claimed
     indebted: bool = False  # listed among the debtors
+
+    def line(self, item: Item) -> OrderedDict[str, Item]:
+        """Where it waits."""
+        return self.rest if item.follows else self.queue
+
+    @property
+    def first(self) -> Item | None:
+        return next(iter((self.queue or self.rest).values()), None)
+
+    def __len__(self) -> int:
+        return len(self.queue) + len(self.rest)
 
 
 @dataclass(slots=True, eq=False)

@@ -20,7 +20,8 @@ class Item:
     `units` (packed tokens, patches, points, KV read) carry the cost; `segment` and `head` name the
     adapter and the output layer, each of which costs once a pass however many items share it. Items pack
     together only if their buckets are equal, so None packs with None. `alone` is for a redelivered job,
-    which may have killed its pass.
+    which may have killed its pass. `follows`: not the first that its job asks for now, so the first ones of its flow's other jobs
+    go before it.
     """
 
     key: str
@@ -32,6 +33,7 @@ class Item:
     head: Hashable | None = None
     alone: bool = False
     deadline: float | None = None
+    follows: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,12 +39,13 @@ class Ring:
     def add(self, item: Item, front: bool) -> None:
         flow = self._flow(item.flow.vfm)
         self.sync(flow)
-        flow.queue[item.key] = item
+        line = flow.line(item)
+        line[item.key] = item
         if front:
-            flow.queue.move_to_end(item.key, last=False)
+            line.move_to_end(item.key, last=False)
         if flow.front is None:
             flow.place = self.tail()
-        elif not front:
+        elif flow.first is flow.front:
             return
         self._quote(flow)
         self.enter(flow)
@@ -52,7 +53,7 @@ class Ring:
     def remove(self, item: Item) -> None:
         flow = self.flows[item.flow.vfm]
         self.sync(flow)
-        del flow.queue[item.key]
+        del flow.line(item)[item.key]
         if flow.front is item:
             self._next(flow)
             self.enter(flow)
@@ -108,7 +109,7 @@ class Ring:
         """Dispatch the front at its price; the flow is out of its lane until it enters again."""
         item, price = flow.front, flow.price
         assert item is not None
-        del flow.queue[item.key]
+        del flow.line(item)[item.key]
         flow.deficit -= price
         self._mean += (price - self._mean) * _SMOOTH
         self._next(flow)
@@ -189,11 +190,12 @@ class Ring:
 
     def _next(self, flow: FlowState) -> None:
         flow.front = None
-        if flow.queue:
+        if len(flow):
             self._quote(flow)
 
     def _quote(self, flow: FlowState) -> None:
-        flow.front = next(iter(flow.queue.values()))
+        flow.front = flow.first
+        assert flow.front is not None
         flow.price = self._cost.price(flow.front.units)
         if not self.quantum:
             self.quantum = self._mean = flow.price

@@ -1,6 +1,6 @@
 -- Take jobs for a worker across all flows, in order of virtual time or of arrival.
 -- ARGV: worker, epoch, jobs per flow at most, flows visited at most, steal ms, strangers (1: all vFMs, 0: only those that are
--- resident here), order (fair | arrival), how many vFMs to avoid, these, then class, room pairs in order of precedence.
+-- resident here), order (fair | arrival), how many flows to avoid, these, then class, room pairs in order of precedence.
 -- Returns {state, flows, more, wait}: state ok | lost | stale; flows = {flow, {attempts...}, {entries...}, rest, weight, pass_ms},
 -- where
 -- rest = 1: the flow has more undelivered entries, 0: it has none now, -1: not looked at;
@@ -81,7 +81,7 @@ local function take_all_back(class)
   for _, flow in ipairs(redis.call('ZRANGEBYSCORE', P .. 'back', from, '(' .. to, 'LIMIT', 0, looks)) do
     if room[class] <= 0 or visits <= 0 then return end
     local _, vfm = flow_parts(flow)
-    if not avoided[vfm] and (strangers or is_here(vfm)) then
+    if not avoided[flow] and (strangers or is_here(vfm)) then
       visits = visits - 1
       take_back(class, flow, vfm)
     end
@@ -93,7 +93,7 @@ local function consider(class, list, limit, flows, seen)
   local left_alone = 0
   for i = 1, #list, 2 do
     local vfm, most = list[i], per_flow - (taken[class .. ':' .. list[i]] or 0)
-    if seen[vfm] or avoided[vfm] or #flows >= limit then  -- nothing to add
+    if seen[vfm] or avoided[class .. ':' .. vfm] or #flows >= limit then  -- nothing to add
     elseif most <= 0 then more = 1
     else
       local r = record(vfm)
