@@ -79,6 +79,7 @@ class Window:
         self.due = 0.0  # when the next one will be made (monotonic seconds)
         self._pass = ("", 0, 0.0, 0.0)  # that runs: class, units, since when, for how long it is expected to
         self.parked = 0  # jobs that take no room yet
+        self._unsettled = 0  # jobs that have a reply, of which the broker has yet to hear
         self.arrived = asyncio.Event()  # something became runnable
         self.freed = asyncio.Event()  # there may be room again
 
@@ -96,8 +97,9 @@ class Window:
         return self._held.get(key)
 
     def room(self) -> dict[str, int]:
-        """Jobs to claim, by class; empty when there is no room. At most a few rooms of unsettled replies may wait."""
-        if len(self._held) >= 8 * CLAIM_ROOM:
+        """Jobs to claim, by class; empty when there is no room. A few rooms of unsettled replies may wait at most, and of jobs that
+        wait for memory or hold it (a flow with one that waits is not claimed from, but there may be many flows)."""
+        if self._unsettled >= 8 * CLAIM_ROOM or len(self._held) >= 64 * CLAIM_ROOM:
             return {}
         left = {cls: self.pass_units * self._passes[cls] - self._taken(cls) + self._consumed(cls) for cls in CLASSES}
         # One job always fits where there is any room: texts may be longer than the whole window.
@@ -225,6 +227,7 @@ class Window:
     def finish(self, held: Held) -> None:
         """It has a reply: its room is free, but it stays known until the broker has settled it."""
         held.done = True
+        self._unsettled += 1
         if held.parked:
             self.unpark(held)
         if held.aside:
@@ -243,8 +246,10 @@ class Window:
             # Most have been answered long before their deadlines: keep only what can still expire.
             self._deadlines = [entry for entry in self._deadlines if entry[1] in self._held]
             heapq.heapify(self._deadlines)
-        if self._held.pop(held.key, None) is not None and not held.done:
-            self.finish(held)
+        if self._held.pop(held.key, None) is not None:
+            if not held.done:
+                self.finish(held)
+            self._unsettled -= 1
         self.freed.set()
 
     def expired(self, now_ms: float, ahead_ms: float = 0.0) -> list[Held]:

@@ -81,6 +81,13 @@ def test_unsettled_replies_bound_what_is_claimed() -> None:
     assert w.room() == {}
 
 
+def test_texts_that_wait_for_memory_do_not_keep_others_out() -> None:
+    w = window(1)
+    for i in range(8 * CLAIM_ROOM):
+        w.set_aside(w.add(claimed(i)))
+    assert w.room()
+
+
 def test_a_job_past_its_deadline_is_reported_once_and_only_if_it_has_not_started() -> None:
     w = window(1)
     late = w.add(claimed(1, deadline_ms=5))
