@@ -20,6 +20,7 @@ from tests.integration.generation_fleet import (
     Site,
     assert_same,
     eventually,
+    eventually_says,
     holds_nothing,
     in_hand,
     prompt,
@@ -82,9 +83,14 @@ async def whole(session: Session, readings: dict[str, Reading], **params: Any) -
 
 
 async def busiest(site: Site, session: Session) -> str:
-    """The worker that has most in hand."""
-    ((worker, _), *_) = (await in_hand(session, VFMS)).most_common(1)
-    return next(name for name in site.workers if site.ids(name)[-1] == worker)
+    """The worker that has most in hand, once one has anything: what a dead one had may be nobody's for a moment."""
+
+    async def look() -> str | None:
+        hands = await in_hand(session, VFMS)
+        names = {site.ids(name)[-1]: name for name in site.workers}
+        return next((names[worker] for worker, _ in hands.most_common() if worker in names), None)
+
+    return str(await eventually_says(look, "a worker has work in hand"))
 
 
 @pytest.mark.parametrize("params", [COMPARED, CHANCE], ids=["greedy", "by chance"])

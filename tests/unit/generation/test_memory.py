@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 from typing import Any
 
@@ -143,6 +145,16 @@ def test_memory_that_is_touched_keeps_what_is_in_it() -> None:
     assert arena._toucher is not None
     arena._toucher.join(60)
     assert all(bool((piece == 1 + number).all()) for number, piece in enumerate(pieces))
+
+
+def test_a_process_that_ends_does_not_wait_until_all_is_touched() -> None:
+    code = (
+        "import threading, torch\n"
+        "from fmplex_worker.generation.arena import Arena\n"
+        "arena = Arena(1 << 34, torch.device('cpu'), threading.RLock())\n"
+        "arena.touch_all()\n"
+    )
+    assert subprocess.run([sys.executable, "-c", code], timeout=60, check=False).returncode == 0
 
 
 def test_more_memory_than_there_is_is_refused() -> None:

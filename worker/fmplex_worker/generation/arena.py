@@ -63,12 +63,12 @@ class Arena:
     def touch_all(self) -> None:
         """From now on, in the background; once, however often it is called."""
         if self._toucher is None and self._data.device.type == "cpu":
-            self._toucher = threading.Thread(target=self._touch, name="fmplex-kv", daemon=True)
+            self._toucher = threading.Thread(target=self._touch, name="fmplex-kv")
             self._toucher.start()
 
     def _touch(self) -> None:
         at = 0
-        while at < self.size:
+        while at < self.size and threading.main_thread().is_alive():  # a process that ends does not wait for it
             with self._lock:
                 at = max(at, self._top)  # what was given out is touched by its use
                 self._data[at : at + _STEP].zero_()
