@@ -1,6 +1,6 @@
 # make demo   the main job from end to end (embedded broker, real encoder, under two minutes)
 # make test   all test suites but the long ones
-# make test-long  what takes minutes: most tests of generated text with real processes, under SIGKILL, SIGSTOP, restarts; its soak, its demo
+# make test-long  the demo of generated text, trained and started twice
 # make test-deep  the scheduler's promises, ten thousand random traces each
 # make check  ruff, mypy, import-linter
 # make bench  the benchmarks, as JSON into benchmarks/results/
@@ -23,11 +23,12 @@ $(STAMP): pyproject.toml constraints.txt
 demo: setup
 	$(BIN)/fmplex demo
 
-# The unit tests run beside the others and yield to them; what they print comes at the end.
+# Tests of real processes mostly wait for each other, so these run beside the others; what they print comes at the end.
+BESIDE := tests/unit tests/chaos/test_soak.py tests/chaos/test_generation.py tests/integration/test_generation.py
 test: setup
-	@nice -n 10 $(BIN)/python -m pytest tests/unit $(PYTEST_ARGS) > $(VENV)/unit.log 2>&1 & unit=$$!; \
-	$(BIN)/python -m pytest tests --ignore=tests/unit $(PYTEST_ARGS); rest=$$?; \
-	wait $$unit; status=$$?; cat $(VENV)/unit.log; test $$rest -eq 0 && test $$status -eq 0
+	@$(BIN)/python -m pytest $(BESIDE) $(PYTEST_ARGS) > $(VENV)/beside.log 2>&1 & beside=$$!; \
+	$(BIN)/python -m pytest tests $(addprefix --ignore=,$(BESIDE)) $(PYTEST_ARGS); rest=$$?; \
+	wait $$beside; status=$$?; cat $(VENV)/beside.log; test $$rest -eq 0 && test $$status -eq 0
 
 test-long: setup
 	$(BIN)/python -m pytest -m long

@@ -28,8 +28,6 @@ from tests.integration.generation_fleet import (
     write,
 )
 
-pytestmark = pytest.mark.long
-
 LEASE_MS = 800
 COMPARED = {**GREEDY, "logprobs": 2}
 CHANCE = {"temperature": 0.9, "top_p": 0.95, "seed": 7, "ignore_eos": True, "logprobs": 2}
@@ -76,9 +74,10 @@ async def reading_all(session: Session, **params: Any) -> dict[str, Reading]:
 
 async def whole(session: Session, readings: dict[str, Reading], **params: Any) -> None:
     """Every text is what it is when nothing happens."""
-    outputs = {vfm: await reading.output() for vfm, reading in readings.items()}
-    for vfm, output in outputs.items():
-        assert_same(output, await write(session, vfm, prompt(20), max_tokens=TOKENS, **params))
+    outputs = [await reading.output() for reading in readings.values()]
+    wanted = [write(session, vfm, prompt(20), max_tokens=TOKENS, **params) for vfm in readings]
+    for output, text in zip(outputs, await asyncio.gather(*wanted), strict=True):
+        assert_same(output, text)
     await holds_nothing(session)
 
 

@@ -14,7 +14,6 @@ MINUTES = float(os.environ.get("FMPLEX_SOAK_MINUTES") or 1)
 SEED = int(os.environ.get("FMPLEX_SOAK_SEED") or random.randrange(1_000_000))
 
 
-@pytest.mark.long
 @pytest.mark.timeout(60 * MINUTES + 300)
 async def test_when_all_callers_have_gone_nothing_of_them_is_left(tmp_path: Path) -> None:
     print(f"FMPLEX_SOAK_SEED={SEED}")

@@ -38,8 +38,6 @@ from tests.integration.generation_fleet import (
     write,
 )
 
-pytestmark = pytest.mark.long
-
 TIGHT = "tight"  # the same backbone on a worker with little memory for keys and values
 TIGHT_TOKENS = 512
 COMPARED = {**GREEDY, "logprobs": 2}

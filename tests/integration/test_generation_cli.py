@@ -21,8 +21,6 @@ from tests.integration.decoders import generating_fleet
 from tests.integration.fleets import until
 from tests.integration.test_cli import FMPLEX, Shell
 
-pytestmark = pytest.mark.long
-
 GREEDY = ("--temperature", "0", "--max-tokens", "12")
 
 

@@ -97,8 +97,8 @@ class Window:
         return self._held.get(key)
 
     def room(self) -> dict[str, int]:
-        """Jobs to claim, by class; empty when there is no room. A few rooms of unsettled replies may wait at most, and of jobs that
-        wait for memory or hold it (a flow with one that waits is not claimed from, but there may be many flows)."""
+        """Jobs to claim, by class; empty when there is no room. A few rooms of unsettled replies may wait at most; and more of
+        jobs that wait for memory or hold it: a flow with one that waits is not claimed from, but there may be many flows."""
         if self._unsettled >= 8 * CLAIM_ROOM or len(self._held) >= 64 * CLAIM_ROOM:
             return {}
         left = {cls: self.pass_units * self._passes[cls] - self._taken(cls) + self._consumed(cls) for cls in CLASSES}
