@@ -69,6 +69,33 @@ PANELS: dict[str, tuple[Panel, ...]] = {
             {f"FMplex, {n} tokens": f"error_tokens_{n}" for n in (8, 13, 20, 32, 50, 79, 126, 200)}, 100.0,
         ),
     ),
+    "generation": tuple(
+        Panel(
+            f"{kind} prompts, tokens/s",
+            {
+                "generate, one at a time": f"{kind}_one_tokens_per_s", "generate, batches of 8": f"{kind}_static_tokens_per_s",
+                "continuous batching": f"{kind}_cb_tokens_per_s", "FMplex": f"{kind}_fmplex_tokens_per_s",
+            },
+        )
+        for kind in ("short", "long")
+    ),
+    "generation_fairness": (
+        Panel(
+            "chat's time from token to token, p99, ms",
+            {
+                "a full pass": "drr_budget_s", "FMplex": "drr_inter_token_p99_s",
+                "first in, first out": "fifo_inter_token_p99_s",
+            }, 1e3,
+        ),
+        Panel(
+            "chat's time to first token, p99, ms",
+            {"bound": "drr_ttft_bound_s", "FMplex": "drr_ttft_p99_s", "first in, first out": "fifo_ttft_p99_s"}, 1e3,
+        ),
+        Panel(
+            "essays, tokens/s",
+            {"FMplex": "drr_essays_tokens_per_s", "first in, first out": "fifo_essays_tokens_per_s"},
+        ),
+    ),
     "peers": (
         Panel(
             "requests/s",
