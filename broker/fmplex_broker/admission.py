@@ -14,7 +14,7 @@ from fmplex_broker.errors import InvalidInput, TooLarge
 from fmplex_broker.heads import Generation
 from fmplex_broker.inputs import INT_MAX, check_input, check_prompt
 from fmplex_broker.messages import Request, encode_request, packb
-from fmplex_broker.sampling import GenerationParams, drawn_seed
+from fmplex_broker.sampling import GenerationParams, drawn_seed, later_seed
 from fmplex_broker.schema import Spec, parse
 from fmplex_broker.specs import VfmSpec
 
@@ -39,16 +39,16 @@ _ANY_PARAMS = frozenset(
 
 
 def admit(
-    vfm: VfmSpec, inputs: Sequence[Any], params: dict[str, Any] | None = None, *, call: str = ""
+    vfm: VfmSpec, inputs: Sequence[Any], params: dict[str, Any] | None = None, *, call: str = "", n: int = 1
 ) -> list[tuple[bytes, int]]:
-    """Check a call and encode one payload an input, with its estimated units.
+    """Check a call and encode one payload an input (`n` that stand next to each other), with its estimated units.
 
-    `call`: the call's name. Texts that need a seed and were sent without one get theirs from it, each input another one: a call
-    that is repeated under its name gives the same payloads.
+    `call`: the call's name. Texts that need a seed and were sent without one get theirs from it, each another one: a call that is
+    repeated under its name gives the same payloads. With a seed, the `n` texts of each input count up from it.
 
     Raises `TooLarge` (too many inputs, an input over the vFM's byte limit) or `InvalidInput` naming the field.
     """
-    _count(vfm, inputs)
+    _count(vfm, inputs, n)
     head = vfm.head if isinstance(vfm.head, Generation) else None
     asked = _params(vfm, params or {}) if head is None else _generation_params(vfm, head, params or {})
     out = []
@@ -59,9 +59,10 @@ def admit(
             raise TooLarge(
                 f"input {i} has {size} bytes, {vfm.name!r} takes at most {limit}; shorten it", field=f"inputs.{i}"
             )
-        seed = {"seed": drawn_seed(f"{vfm.name}:{call}:{i}")} if asked.draws else {}
-        payload = encode_request(Request(value, asked.params | seed))
-        out.append((payload, max(1, size // _BYTES_PER_UNIT) + asked.tokens))
+        units = max(1, size // _BYTES_PER_UNIT) + asked.tokens
+        for k in range(n):
+            seed = _seed(asked, k, f"{vfm.name}:{call}:{i * n + k}")
+            out.append((encode_request(Request(value, asked.params | seed)), units))
     return out
 
 
@@ -74,11 +75,14 @@ def timeout_ms(vfm: VfmSpec, wanted: float | None) -> int:
     return int(wanted)
 
 
-def _count(vfm: VfmSpec, inputs: Sequence[Any]) -> None:
+def _count(vfm: VfmSpec, inputs: Sequence[Any], n: int) -> None:
     if not isinstance(inputs, list | tuple):
         raise InvalidInput(f"inputs must be a list, not {type(inputs).__name__}", field="inputs")
     if not inputs:
         raise InvalidInput("inputs is empty; send at least one", field="inputs")
+    most = min(MAX_INPUTS, vfm.limits.max_pending)
+    if n > 1 and n * len(inputs) > most:
+        raise TooLarge(f"{n * len(inputs)} texts in one call, at most {most} are taken; lower n", field="n")
     if len(inputs) > MAX_INPUTS:
         raise TooLarge(
             f"{len(inputs)} inputs in one call, at most {MAX_INPUTS} are taken; split the call", field="inputs"
@@ -132,6 +136,13 @@ def _generation_params(vfm: VfmSpec, head: Generation, params: dict[str, Any]) -
         wire["schema"] = _schema(checked.schema_)
     needs_seed = checked.temperature > 0 and checked.seed is None
     return _Asked(wire, checked.max_tokens or head.max_tokens, needs_seed)
+
+
+def _seed(asked: _Asked, k: int, name: str) -> dict[str, int]:
+    """Of the k-th text of an input."""
+    if asked.draws:
+        return {"seed": drawn_seed(name)}
+    return {"seed": later_seed(asked.params["seed"], k)} if "seed" in asked.params else {}
 
 
 def _schema(value: dict[str, Any]) -> Any:

@@ -53,6 +53,11 @@ class GenerationParams(Spec):
         return value
 
 
+def later_seed(seed: int, n: int) -> int:
+    """The seed of a prompt's n-th text, where the first has `seed`: they count up, and begin anew behind the greatest."""
+    return (seed + n + _INT64) % (2 * _INT64 + 1) - _INT64
+
+
 def drawn_seed(name: str) -> int:
     """The seed of a text that was asked for without one; the same name gives the same seed."""
     return int.from_bytes(hashlib.blake2b(name.encode(errors="surrogatepass"), digest_size=8).digest()) >> 1

@@ -20,6 +20,7 @@ from fmplex_broker.errors import (
     UnknownVfm,
     VfmClosed,
 )
+from fmplex_broker.heads import Generation
 from fmplex_broker.messages import OFFLINE, Reply, decode_request, encode_reply
 from fmplex_broker.streams import session as session_module
 from fmplex_broker.streams.connection import Scripts
@@ -162,6 +163,15 @@ async def test_a_call_is_charged_to_the_rate_as_a_whole(bench: Bench, session: S
         await session.submit("a", ["word", "another"])
     assert 0 < caught.value.retry_after <= 2
     assert await bench.depth() == 9  # all or none
+
+
+async def test_several_texts_of_a_prompt_are_charged_as_a_whole(bench: Bench, session: Session) -> None:
+    await bench.serve("a", head=Generation(), rate=1000)
+    assert len(await session.submit("a", ["x"], {"max_tokens": 500}, n=4)) == 4
+    assert await bench.depth() == 4
+    with pytest.raises(RateLimited):
+        await session.submit("a", ["x"], {"max_tokens": 500}, n=4)
+    assert await bench.depth() == 4
 
 
 async def test_all_or_none_when_a_key_conflicts_half_way(bench: Bench, session: Session) -> None:

@@ -149,12 +149,14 @@ class Session:
         cls: str = INTERACTIVE,
         timeout_ms: float | None = None,
         idempotency_key: str | None = None,
+        n: int = 1,
     ) -> list[Pending]:
-        """Enqueue one job an input, all or none. Raises what `admission.admit` raises, `UnknownVfm`, `VfmClosed`, `QueueFull`,
-        `RateLimited`, `Conflict`, `BrokerUnavailable`."""
+        """Enqueue one job an input (`n` that stand next to each other), all or none, charged as a whole. Raises what
+        `admission.admit` raises, `UnknownVfm`, `VfmClosed`, `QueueFull`, `RateLimited`, `Conflict`, `BrokerUnavailable`."""
         status = await self.vfm(vfm)
         spec = status.spec
-        payloads = admission.admit(spec, inputs, params, call=new_id() if idempotency_key is None else idempotency_key)
+        call = new_id() if idempotency_key is None else idempotency_key
+        payloads = admission.admit(spec, inputs, params, call=call, n=n)
         ms = admission.timeout_ms(spec, timeout_ms)
         flow, until = Flow(vfm, cls), time.monotonic() + ms / 1000
         lane = self._lane(status.backbone)

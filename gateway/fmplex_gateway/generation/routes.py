@@ -38,7 +38,7 @@ async def _answer(request: Request, body: TextBody, shape: Shape) -> Response:
     status = await session.vfm(body.model)
     require(status.spec, "generation")
     with in_their_words(body):
-        asked = Asked.of(body, status.spec)
+        asked = Asked.of(body)
         if body.stream:
             return Events(_parts(session, body, asked, shape, status.version))
         replies = await unless_gone(request.receive, gather_replies(await asked.submit(session)))

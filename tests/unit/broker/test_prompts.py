@@ -306,3 +306,38 @@ def test_without_chance_there_is_no_seed_unless_it_was_sent() -> None:
 def test_drawn_seeds_stay_what_they_were() -> None:
     """Written down: a call that is repeated through another version of the gateway is the same call."""
     assert seeds(2, call="k") == [2676868024892658936, 1223746182706765841]
+
+
+# --- several texts of a prompt ----------------------------------------------------------------------------------------
+
+_MOST = 2**63 - 1
+
+
+def test_the_texts_of_an_input_stand_next_to_each_other_and_count_up_from_the_seed() -> None:
+    got = let_in(["x", "y"], {"seed": 7}, n=3)
+    assert [(request.input, request.params["seed"]) for request in got] == [(x, 7 + k) for x in "xy" for k in range(3)]
+
+
+@given(seed=st.one_of(st.integers(-_MOST, _MOST), st.integers(_MOST - 130, _MOST)), n=st.integers(2, 128))
+def test_every_seed_may_be_sent_with_n_and_its_texts_differ(seed: int, n: int) -> None:
+    got = [request.params["seed"] for request in let_in(["x"], {"seed": seed}, n=n)]
+    assert got[0] == seed
+    assert len(set(got)) == n
+    assert all(parse(GenerationParams, {"seed": s}) for s in got)
+
+
+def test_without_a_seed_every_text_of_every_input_has_its_own() -> None:
+    drawn = seeds(4, call="k", n=3)
+    assert len(set(drawn)) == 12
+
+
+def test_each_text_is_priced_like_any_other() -> None:
+    [(_, alone)] = admit(vfm(), ["x"])
+    assert [units for _, units in admit(vfm(), ["x"], n=4)] == [alone] * 4
+
+
+def test_more_texts_than_the_queue_holds_are_refused_at_once() -> None:
+    assert len(admit(vfm(max_pending=10), ["a", "b"], n=5)) == 10
+    with pytest.raises(TooLarge, match="12 texts in one call, at most 10") as caught:
+        admit(vfm(max_pending=10), ["a", "b"], n=6)
+    assert caught.value.field == "n"

@@ -7,15 +7,12 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from fmplex_broker.errors import FmplexError, InvalidInput, TooLarge
-from fmplex_broker.heads import Generation
+from fmplex_broker.errors import FmplexError, InvalidInput
 from fmplex_broker.sampling import GenerationParams
 from fmplex_broker.schema import invalid, parse
-from fmplex_broker.specs import Limits, VfmSpec
 from fmplex_gateway.generation.asking import Asked, in_their_words
 from fmplex_gateway.generation.bodies import ChatBody, CompletionBody, TextBody
 
-VFM = VfmSpec(name="poet", backbone="b", head=Generation(), limits=Limits(max_pending=10))
 HI = [{"role": "user", "content": "hi"}]
 
 
@@ -30,7 +27,7 @@ def complete(**fields: Any) -> Asked:
 def ask(kind: type[TextBody], fields: dict[str, Any]) -> Asked:
     """As the gateway does it."""
     try:
-        return Asked.of(kind.model_validate({"model": "poet"} | fields), VFM)
+        return Asked.of(kind.model_validate({"model": "poet"} | fields))
     except ValidationError as e:
         raise invalid(e) from None
 
@@ -179,12 +176,6 @@ def test_a_prompt_that_is_none_is_refused(prompt: Any) -> None:
 def test_what_completions_do_not_have_is_refused(fields: dict[str, Any]) -> None:
     with pytest.raises(InvalidInput, match="FMplex does not have this"):
         complete(**fields)
-
-
-def test_more_texts_than_the_queue_holds_are_refused_at_once() -> None:
-    assert complete(prompt=["a", "b"], n=5).n == 5
-    with pytest.raises(TooLarge, match="12 texts in one call, at most 10"):
-        complete(prompt=["a", "b"], n=6)
 
 
 CHAT = ChatBody.model_validate({"model": "poet", "messages": HI})
