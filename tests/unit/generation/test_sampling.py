@@ -94,6 +94,32 @@ def test_a_row_draws_the_same_whoever_shares_the_pass(seed: int, others: int, at
         assert together.logprob == pytest.approx(alone.logprob)
 
 
+def test_only_rows_that_need_more_candidates_look_at_the_whole_vocabulary(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked: list[tuple[int, int]] = []
+    topk = torch.Tensor.topk
+
+    def counting(logits: torch.Tensor, k: int, **how: Any) -> Any:
+        looked.append((len(logits), k))
+        return topk(logits, k, **how)
+
+    monkeypatch.setattr(torch.Tensor, "topk", counting)
+    monkeypatch.setattr(sampling, "_CANDIDATES", 4)
+    kinds: list[dict[str, Any]] = [{"top_k": 2}, {"top_k": 30}, {"top_p": 0.1}, {"temperature": 50, "top_p": 0.99}]
+    logits = _logits(8, len(kinds))
+    together = draw(logits.clone(), [_sampler(7, **kind) for kind in kinds])
+    assert looked == [(4, 4), (2, _VOCABULARY)]
+    assert together == [draw(logits[i : i + 1].clone(), [_sampler(7, **kind)])[0] for i, kind in enumerate(kinds)]
+
+
+@given(seed=st.integers(0, 1000), temperature=st.floats(0, 9e-6), top_k=st.sampled_from([0, 5]))
+@settings(deadline=None)
+def test_hardly_any_temperature_is_none(seed: int, temperature: float, top_k: int) -> None:
+    logits = _logits(seed)
+    got = draw(logits.clone(), [_sampler(seed, temperature=temperature, top_k=top_k)])[0]
+    assert got is not None
+    assert got.token == int(logits.argmax())
+
+
 def test_steps_and_seeds_draw_anew() -> None:
     row = _sampler(7)
     drawn = []

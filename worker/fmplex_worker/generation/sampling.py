@@ -20,6 +20,7 @@ from fmplex_broker.sampling import GenerationParams
 from fmplex_worker.generation.schemas import Constraint
 
 _CANDIDATES = 256  # nearly always enough to hold the nucleus; sorting a whole vocabulary takes milliseconds a row
+_COLD = 1e-5  # below, logits ÷ temperature would overflow, and only the best token could be drawn anyway
 
 
 @dataclass(slots=True, eq=False)
@@ -74,7 +75,7 @@ def draw(logits: Tensor, rows: Sequence[Sampler]) -> list[Drawn | None]:
         if row.penalised:
             _penalise(logits[i], row)
     tokens: list[int] = logits.argmax(1).tolist()
-    chance = [i for i, row in enumerate(rows) if row.params.temperature > 0 and finite[i]]
+    chance = [i for i, row in enumerate(rows) if row.params.temperature >= _COLD and finite[i]]
     if chance:
         for i, token in zip(chance, _by_chance(logits[chance], [rows[i] for i in chance]), strict=True):
             tokens[i] = token
@@ -131,21 +132,31 @@ def _fall(shares: Tensor, chance: Tensor) -> Tensor:
 
 
 def _filtered(logits: Tensor, params: Sequence[GenerationParams], chance: Tensor) -> list[int]:
-    """Best first: the few that nearly always suffice, or else all."""
-    total = logits.logsumexp(1, keepdim=True)
-    for count in (_CANDIDATES, logits.shape[1]):
-        count = min(count, logits.shape[1])
-        best = logits.topk(count, dim=1)
-        shares = (best.values - total).exp().double()
-        kept, whole = _keep(shares, params)
-        if whole or count == logits.shape[1]:
-            break
+    """Among the few best, which nearly always suffice; the rows for which they do not, among all."""
+    vocabulary = logits.shape[1]
+    count = min(_CANDIDATES, vocabulary)
+    tokens, complete = _among_best(logits, params, chance, count)
+    again = [i for i, ok in enumerate(complete) if not ok] if count < vocabulary else []
+    if again:
+        drawn, _ = _among_best(logits[again], [params[i] for i in again], chance[again], vocabulary)
+        for i, token in zip(again, drawn, strict=True):
+            tokens[i] = token
+    return tokens
+
+
+def _among_best(
+    logits: Tensor, params: Sequence[GenerationParams], chance: Tensor, count: int
+) -> tuple[list[int], list[bool]]:
+    """A token a row, drawn among its `count` best, and whether none beyond them could be."""
+    best = logits.topk(count, dim=1)
+    shares = (best.values - logits.logsumexp(1, keepdim=True)).exp().double()
+    kept, complete = _keep(shares, params)
     at = _fall(shares * kept, chance)
-    return best.indices.gather(1, at.unsqueeze(1)).squeeze(1).tolist()
+    return best.indices.gather(1, at.unsqueeze(1)).squeeze(1).tolist(), complete
 
 
-def _keep(shares: Tensor, params: Sequence[GenerationParams]) -> tuple[Tensor, bool]:
-    """Which of the candidates `[rows, n]`, best first, each row may draw; and whether none beyond them could be."""
+def _keep(shares: Tensor, params: Sequence[GenerationParams]) -> tuple[Tensor, list[bool]]:
+    """Which of the candidates `[rows, n]`, best first, each row may draw; and whether it could draw none beyond them."""
     device, n = shares.device, shares.shape[1]
     place = torch.arange(n, device=device)
     k = torch.tensor([p.top_k or n + 1 for p in params], device=device).unsqueeze(1)
@@ -158,5 +169,5 @@ def _keep(shares: Tensor, params: Sequence[GenerationParams]) -> tuple[Tensor, b
     kept = in_k & (before < top_p) & (shares >= min_p * shares[:, :1])
     kept[:, 0] = True
     unlimited = torch.tensor([not p.top_k for p in params], device=device)
-    complete = (k.squeeze(1) <= n) | (unlimited & ~kept[:, -1])
-    return kept, bool(complete.all())
+    complete: list[bool] = ((k.squeeze(1) <= n) | (unlimited & ~kept[:, -1])).tolist()
+    return kept, complete
