@@ -181,7 +181,8 @@ def test_logprobs_are_told_for_every_token(ai: openai.OpenAI) -> None:
         assert len(ranked) == 3
         assert ranked == sorted(ranked, reverse=True)
         assert (token.token, token.logprob) == (token.top_logprobs[0].token, ranked[0]), "greedy takes the best"
-        assert token.bytes is None or bytes(token.bytes).decode() == token.token
+        assert token.bytes is not None
+        assert bytes(token.bytes).decode(errors="replace") == token.token
     streamed = [
         token
         for part in ai.chat.completions.create(stream=True, **asked)
@@ -261,6 +262,8 @@ def test_completions_stream_and_tell_logprobs(ai: openai.OpenAI) -> None:
     assert whole.logprobs.text_offset is not None
     assert len(whole.logprobs.top_logprobs) == len(whole.logprobs.tokens) == len(whole.logprobs.text_offset)
     assert whole.logprobs.text_offset[0] == 0
+    for token, at in zip(whole.logprobs.tokens, whole.logprobs.text_offset, strict=True):
+        assert token.startswith("bytes:") or whole.text.startswith(token, at)
     parts = [part.choices[0] for part in ai.completions.create(stream=True, **asked)]
     assert "".join(part.text for part in parts) == whole.text
     assert parts[-1].finish_reason == whole.finish_reason

@@ -43,13 +43,13 @@ class Completion:
     prefix, whole_object, part_object = "cmpl", "text_completion", "text_completion"
 
     def choice(self, index: int, output: Output) -> dict[str, Any]:
-        return _completion(index, output["text"], _logprobs(output.get("logprobs"), 0), output["finish_reason"])
+        return _completion(index, output["text"], _logprobs(output.get("logprobs")), output["finish_reason"])
 
     def opening(self, index: int) -> list[dict[str, Any]]:
         return []
 
     def part(self, index: int, delta: Delta) -> dict[str, Any]:
-        return _completion(index, delta.text, _logprobs(delta.logprobs or None, delta.at), None)
+        return _completion(index, delta.text, _logprobs(delta.logprobs or None), None)
 
     def closing(self, index: int, reason: str) -> dict[str, Any]:
         return _completion(index, "", None, reason)
@@ -94,24 +94,44 @@ def _chat_logprobs(entries: Sequence[dict[str, Any]] | None) -> dict[str, Any] |
 
 
 def _named(entry: dict[str, Any]) -> dict[str, Any]:
-    token: str = entry["token"]
-    # A part of a character is no text, and which bytes it is has been lost on the way.
-    spelled = None if "�" in token else list(token.encode())
-    return {"token": token, "logprob": max(entry["logprob"], _LEAST), "bytes": spelled}
+    return {"token": entry["token"], "logprob": _logprob(entry), "bytes": list(_bytes(entry))}
 
 
-def _logprobs(entries: Sequence[dict[str, Any]] | None, at: int) -> dict[str, Any] | None:
-    """The older shape. `at`: where in the text they begin."""
+def _logprobs(entries: Sequence[dict[str, Any]] | None) -> dict[str, Any] | None:
+    """The older shape."""
     if entries is None:
         return None
-    offsets = []
-    for entry in entries:
-        offsets.append(at)
-        at += len(entry["token"])
-    tops = [{e["token"]: max(e["logprob"], _LEAST) for e in [*entry["top"], entry]} for entry in entries]
     return {
-        "tokens": [entry["token"] for entry in entries],
-        "token_logprobs": [max(entry["logprob"], _LEAST) for entry in entries],
-        "top_logprobs": tops,
-        "text_offset": offsets,
+        "tokens": [_written(entry) for entry in entries],
+        "token_logprobs": [_logprob(entry) for entry in entries],
+        "top_logprobs": [_by_text(entry) for entry in entries],
+        "text_offset": [entry["at"] for entry in entries],
     }
+
+
+def _by_text(entry: dict[str, Any]) -> dict[str, float]:
+    """The best tokens of a place, and the chosen one. Where two read alike, as a letter and its byte do in some vocabularies, the
+    second is written in bytes."""
+    alike: dict[str, float] = {}
+    for other in {e["id"]: e for e in [*entry["top"], entry]}.values():
+        text = _written(other)
+        alike.setdefault(text if text not in alike else _escaped(_bytes(other)), _logprob(other))
+    return alike
+
+
+def _logprob(entry: dict[str, Any]) -> float:
+    logprob: float = entry["logprob"]
+    return max(logprob, _LEAST)
+
+
+def _bytes(entry: dict[str, Any]) -> bytes:
+    return bytes(entry["bytes"]) if "bytes" in entry else entry["token"].encode()
+
+
+def _written(entry: dict[str, Any]) -> str:
+    return _escaped(_bytes(entry)) if "bytes" in entry else str(entry["token"])
+
+
+def _escaped(data: bytes) -> str:
+    """As OpenAI writes a token that is no text."""
+    return "bytes:" + "".join(chr(b) if 0x20 <= b < 0x7F and b != 0x5C else f"\\x{b:02x}" for b in data)

@@ -11,9 +11,10 @@ from openai.types.chat import ChatCompletion, ChatCompletionChunk
 from fmplex_broker.streaming import Delta
 from fmplex_gateway.generation.shapes import Chat, Completion, head, usage
 
+HALF = {"id": 6, "token": " �", "logprob": float("-inf"), "bytes": [0x20, 0xE2, 0x82]}
 TOLD = [
-    {"id": 5, "token": "né", "logprob": -0.5, "top": [{"id": 5, "token": "né", "logprob": -0.5}]},
-    {"id": 6, "token": "�", "logprob": float("-inf"), "top": [{"id": 7, "token": "x", "logprob": -1.0}]},
+    {"id": 5, "token": "né", "logprob": -0.5, "at": 0, "top": [{"id": 5, "token": "né", "logprob": -0.5}]},
+    {**HALF, "at": 2, "top": [{"id": 7, "token": "x", "logprob": -1.0}]},
 ]
 
 
@@ -35,7 +36,7 @@ def test_a_chat_is_what_the_openai_package_expects() -> None:
     first, second = told.content
     assert (first.token, first.logprob, first.bytes) == ("né", -0.5, [110, 195, 169])
     assert first.top_logprobs[0].token == "né"
-    assert (second.bytes, second.logprob) == (None, -9999.0), "half a character has no text, and JSON no infinity"
+    assert (second.bytes, second.logprob) == ([0x20, 0xE2, 0x82], -9999.0), "JSON has no infinity"
 
 
 def test_a_prompt_counts_once_however_many_texts_go_on_from_it() -> None:
@@ -63,10 +64,27 @@ def test_logprobs_of_a_completion_say_where_in_the_text_they_are() -> None:
     whole = head(shape, "poet", "v1", part=False) | {"choices": [shape.choice(0, output(logprobs=TOLD))]}
     told = OpenAICompletion.model_validate(whole).choices[0].logprobs
     assert told is not None
-    assert (told.tokens, told.text_offset, told.token_logprobs) == (["né", "�"], [0, 2], [-0.5, -9999.0])
-    assert told.top_logprobs == [{"né": -0.5}, {"x": -1.0, "�": -9999.0}], "the chosen one is always there"
-    later = shape.part(0, Delta(7, "né", 4, 2, TOLD))
-    assert later["logprobs"]["text_offset"] == [7, 9]
+    half = "bytes: \\xe2\\x82"
+    assert (told.tokens, told.text_offset, told.token_logprobs) == (["né", half], [0, 2], [-0.5, -9999.0])
+    assert told.top_logprobs == [{"né": -0.5}, {"x": -1.0, half: -9999.0}], "the chosen one is always there"
+    held_back = shape.part(0, Delta(0, "", 1, 1, TOLD[1:]))
+    assert held_back["logprobs"]["text_offset"] == [2], "where the token is, not where the text has come to"
+
+
+def test_tokens_that_read_alike_are_told_apart() -> None:
+    top = [
+        {"id": 1, "token": "A", "logprob": -0.1},
+        {"id": 2, "token": "A", "logprob": -0.2},  # the byte 0x41
+        {"id": 3, "token": "�", "logprob": -0.3},  # a character that was written
+        {"id": 4, "token": "�", "logprob": -0.4, "bytes": [0xE2]},
+        {"id": 5, "token": "\\xe2", "logprob": -0.5},
+        {"id": 6, "token": "�", "logprob": -0.6, "bytes": list(b"\\xe2\xe2")},
+    ]
+    entry = {**top[0], "at": 0, "top": top}
+    [best] = Completion().choice(0, output(logprobs=[entry]))["logprobs"]["top_logprobs"]
+    assert best == {
+        "A": -0.1, "bytes:A": -0.2, "�": -0.3, "bytes:\\xe2": -0.4, "\\xe2": -0.5, "bytes:\\x5cxe2\\xe2": -0.6,
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("shape", [Chat(), Completion()])

@@ -106,6 +106,16 @@ def test_logprobs_come_one_a_token(engine: GeneratorEngine, digest: str) -> None
         assert entry["logprob"] <= 0
 
 
+def test_logprobs_say_where_in_the_text_their_tokens_begin(engine: GeneratorEngine, digest: str) -> None:
+    for seed in range(5):
+        out = text(engine, digest, "the cat", seed=seed, max_tokens=30, logprobs=2, ignore_eos=True)
+        told = out["logprobs"]
+        whole = b"".join(bytes(entry.get("bytes", entry["token"].encode())) for entry in told)
+        assert whole.decode(errors="replace") == out["text"]
+        for entry in told:
+            assert "bytes" in entry or out["text"].startswith(entry["token"], entry["at"])
+
+
 def test_chats_go_through_the_template(engine: GeneratorEngine) -> None:
     digest = tiny_lm.load(engine, system="be brief")
     messages = [{"role": "user", "content": "hello"}]

@@ -7,6 +7,7 @@ job.py       one generating job as the scheduler sees it
 pricing.py   what its pieces cost
 row.py       its tokens, where it stands, what comes out
 sampling.py  logits to tokens
+spelling.py  what each token of a tokenizer adds to a text
 texts.py     tokens to text, and where text stops
 schemas.py   JSON schemas as masks over the vocabulary
 prompts.py   what a caller sends, as tokens

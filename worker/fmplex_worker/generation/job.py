@@ -20,6 +20,7 @@ from fmplex_worker.generation.prompts import Prompts
 from fmplex_worker.generation.row import Row
 from fmplex_worker.generation.sampling import Sampler
 from fmplex_worker.generation.schemas import Schemas
+from fmplex_worker.generation.spelling import Spelling
 from fmplex_worker.generation.texts import Detokenizer, Stopper
 
 
@@ -75,10 +76,11 @@ class GenerationPreparer:
         self._speech = speech
         self._pricing = pricing
         self._kv_bytes = kv_bytes
-        self._tokenizer = backbone.tokenizer.whole
+        tokenizer = backbone.tokenizer.whole
+        self._spelling = Spelling(tokenizer)
         vocabulary = backbone.embeddings.num_embeddings
         self._prompts = Prompts(speech.templates, backbone.tokenizer.ids, vocabulary)
-        self._schemas = Schemas(self._tokenizer.to_str(), speech.vocabulary, speech.ends)
+        self._schemas = Schemas(tokenizer.to_str(), speech.vocabulary, speech.ends)
 
     def prepare(self, version: Version | None, digest: str, request: Request) -> GenerationJob | FmplexError:
         """A job, or what is wrong with the request."""
@@ -107,7 +109,7 @@ class GenerationPreparer:
             limit=limit,
             ends=ends,
             sampler=Sampler(params, params.seed or 0, prompt, constraint),
-            detokenizer=Detokenizer(self._tokenizer, tokens),
+            detokenizer=Detokenizer(self._spelling, tokens),
             stopper=Stopper(params.stop),
         )
         return GenerationJob(version, request.vfm, row, self._speech.kv, self._pricing)

@@ -56,12 +56,11 @@ class Row:
         self.sampler.took(token)
         self.tokens.append(token)
         ended = token in self.ends
+        if self.sampler.params.logprobs is not None:
+            top = [self._named(*pair) for pair in drawn.top]
+            self.logprobs.append(self._named(token, drawn.logprob) | {"top": top, "at": self.detokenizer.place(token)})
         if not ended:
             self.text += self.stopper.push(self.detokenizer.push(token))
-        if self.sampler.params.logprobs is not None:
-            self.logprobs.append(
-                self._named(token, drawn.logprob) | {"top": [self._named(*pair) for pair in drawn.top]}
-            )
         constraint = self.sampler.constraint
         if ended or self.stopper.stopped or (constraint is not None and constraint.ended):
             self.finish = "stop"
@@ -71,7 +70,11 @@ class Row:
             self.text += self.stopper.push(self.detokenizer.flush()) + self.stopper.flush()
 
     def _named(self, token: int, logprob: float) -> dict[str, Any]:
-        return {"id": token, "token": self.detokenizer.name(token), "logprob": logprob}
+        """With its bytes if they are not those of its text: a part of a character has none."""
+        data = self.detokenizer.spell(token)
+        text = data.decode(errors="replace")
+        named = {"id": token, "token": text, "logprob": logprob}
+        return named if text.encode() == data else named | {"bytes": list(data)}
 
     def news(self) -> Delta:
         """What has come out since the last call."""

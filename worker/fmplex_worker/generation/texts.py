@@ -2,48 +2,57 @@
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Sequence
 
-import tokenizers
+from fmplex_worker.generation.spelling import Spelling
 
 _CONTEXT = 6  # tokens of the prompt before the first: whether a word begins with a space depends on what is before it
-_BROKEN = "�"  # stands for bytes that are no character (yet)
+_Utf8 = codecs.getincrementaldecoder("utf-8")
 
 
 class Detokenizer:
-    """Gives the text of a growing row of tokens, each character once. A character that takes several tokens comes with its last.
+    """Gives the text of a growing row of tokens, each character once: with the token that completes it. Nothing else is held
+    back."""
 
-    Decoding goes over a few tokens at a time: from `_from`, up to `_upto` of which the text is out already. Tokenizers that join
-    or clean words look one token back at most, so what comes out is what decoding the whole at once would give.
-    """
-
-    def __init__(self, tokenizer: tokenizers.Tokenizer, prompt: Sequence[int]) -> None:
-        self._tokenizer = tokenizer
-        self._tokens = list(prompt[-_CONTEXT:])
-        self._from, self._upto = 0, len(self._tokens)
+    def __init__(self, spelling: Spelling, prompt: Sequence[int]) -> None:
+        self._spelling = spelling
+        self._before: int | None = None  # the last token that is part of the text
+        self._characters = _Utf8("replace")
+        self._length = 0  # characters given
+        for token in prompt[-_CONTEXT:]:
+            self.push(token)
+        self._length = 0  # the prompt has been given by somebody else
 
     def push(self, token: int) -> str:
         """The text that this token makes certain."""
-        self._tokens.append(token)
-        known, text = self._texts()
-        if len(text) <= len(known) or text.endswith(_BROKEN):
+        if self._spelling.silent(token):
             return ""
-        self._from, self._upto = self._upto, len(self._tokens)
-        return text[len(known) :]
+        text = self._characters.decode(self._spelling.after(self._before, token))
+        self._before = token
+        self._length += len(text)
+        return text
 
     def flush(self) -> str:
         """What is left at the end: bytes that never became a character."""
-        known, text = self._texts()
-        self._from = self._upto = len(self._tokens)
-        return text[len(known) :]
+        return self._characters.decode(b"", final=True)
 
-    def name(self, token: int) -> str:
-        """A token by itself, special ones too."""
-        return str(self._tokenizer.decode([token], skip_special_tokens=False))
+    def spell(self, token: int) -> bytes:
+        """A token as it would read if it came next, special ones too. The space before a word stays also where nothing is before
+        it and the text goes without: else two tokens would read alike."""
+        if self._spelling.silent(token):
+            return self._spelling.name(token).encode()
+        return self._spelling.after(token if self._before is None else self._before, token)
 
-    def _texts(self) -> tuple[str, str]:
-        decode = self._tokenizer.decode
-        return decode(self._tokens[self._from : self._upto]), decode(self._tokens[self._from :])
+    def place(self, token: int) -> int:
+        """Where in the text a token would begin if it came next: if it goes on with a character, where that begins."""
+        if self._spelling.silent(token):
+            return self._length
+        trial = _Utf8("replace")
+        trial.setstate(self._characters.getstate())
+        # Its first byte either belongs to what waits for its end, or shows that this is broken: then there are two characters.
+        begun = len(trial.decode(self._spelling.after(self._before, token)[:1])) + bool(trial.getstate()[0])
+        return self._length + max(begun - 1, 0)
 
 
 class Stopper:
