@@ -43,15 +43,19 @@ def in_their_words(body: TextBody) -> Iterator[None]:
     try:
         yield
     except FmplexError as e:
+        e.message = e.message.replace("max_tokens", body.length_field)
         if e.field is not None:
-            e.field = ".".join(_theirs(e.field.split("."), isinstance(body, ChatBody)))
+            e.field = ".".join(_theirs(e.field.split("."), body))
         raise
 
 
-def _theirs(ours: Sequence[str], chat: bool) -> Sequence[str]:
+def _theirs(ours: Sequence[str], body: TextBody) -> Sequence[str]:
+    chat = isinstance(body, ChatBody)
     match ours:
         case ["params", *rest]:
-            return _theirs(rest, chat)
+            return _theirs(rest, body)
+        case ["max_tokens"]:
+            return [body.length_field]
         case ["schema" | "schema_", *_]:
             return ["response_format"]
         case ["logprobs"] if chat:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, model_validator
 from pydantic_core import PydanticCustomError
 
 from fmplex_broker.errors import InvalidInput
@@ -19,10 +19,15 @@ _SAME = (
 
 
 def _refuse(value: Any) -> Any:
-    # What asks for nothing may stay: programs send their defaults.
+    # What asks for nothing may stay: programs send OpenAI's defaults.
     if value in (False, "", [], {}, ["text"], "none", "auto", "default"):
         return None
     raise PydanticCustomError("unsupported", "FMplex does not have this part of OpenAI's API; leave it out")
+
+
+def _all_of_them(value: Any, info: ValidationInfo) -> Any:
+    """The best of as many as are told; 1 is OpenAI's default."""
+    return None if value in (1, info.data.get("n")) else _refuse(value)
 
 
 def _joined(value: Any) -> Any:
@@ -49,6 +54,7 @@ def _prompts(value: Any) -> Any:
 
 
 Refused = Annotated[Any, AfterValidator(_refuse)]  # OpenAI knows it, FMplex does not
+Degree = Annotated[Any, AfterValidator(lambda value: None if value == "medium" else _refuse(value))]
 Stops = Annotated[list[str], BeforeValidator(lambda value: [value] if isinstance(value, str) else value)]
 Role = Literal["system", "developer", "user", "assistant"]
 
@@ -155,6 +161,11 @@ class TextBody(_Lenient):
     def wants_usage(self) -> bool:
         return self.stream_options is not None and self.stream_options.include_usage
 
+    @property
+    def length_field(self) -> str:
+        """The caller's word for `max_tokens`."""
+        return "max_tokens"
+
     def inputs(self) -> list[Any]:
         raise NotImplementedError
 
@@ -167,7 +178,7 @@ class TextBody(_Lenient):
 
     def params(self) -> dict[str, Any]:
         """As admission takes them. Raises `InvalidInput` for what does not go together."""
-        if self.stream_options is not None and not self.stream:
+        if self.wants_usage and not self.stream:
             raise InvalidInput("stream_options mean nothing without stream", field="stream_options")
         schema = self.response_format.asked if self.response_format is not None else None
         more = {"max_tokens": self.longest(), "logprobs": self.best(), "schema": schema, "stream": self.stream or None}
@@ -182,7 +193,7 @@ class ChatBody(TextBody):
     top_logprobs: int | None = None
     tools: Refused = None
     tool_choice: Refused = None
-    parallel_tool_calls: Refused = None
+    parallel_tool_calls: bool | None = None  # without effect: there are none
     functions: Refused = None
     function_call: Refused = None
     audio: Refused = None
@@ -191,15 +202,20 @@ class ChatBody(TextBody):
     prediction: Refused = None
     prompt_cache_options: Refused = None
     prompt_cache_retention: Refused = None
-    reasoning_effort: Refused = None
-    verbosity: Refused = None
+    reasoning_effort: Degree = None
+    verbosity: Degree = None
     web_search_options: Refused = None
+
+    @property
+    def length_field(self) -> str:
+        newer = self.max_tokens is None and self.max_completion_tokens is not None
+        return "max_completion_tokens" if newer else "max_tokens"
 
     def inputs(self) -> list[Any]:
         return [{"messages": [message.plain() for message in self.messages]}]
 
     def best(self) -> int | None:
-        if self.top_logprobs is not None and not self.logprobs:
+        if self.top_logprobs and not self.logprobs:
             raise InvalidInput("top_logprobs means nothing without logprobs", field="top_logprobs")
         return (self.top_logprobs or 0) if self.logprobs else None
 
@@ -213,8 +229,8 @@ class ChatBody(TextBody):
 
 class CompletionBody(TextBody):
     prompt: Annotated[list[Any], BeforeValidator(_prompts)]
-    logprobs: int | None = None
-    best_of: Refused = None
+    logprobs: Annotated[int | None, BeforeValidator(lambda value: None if value is False else value)] = None
+    best_of: Annotated[Any, AfterValidator(_all_of_them)] = None
     echo: Refused = None
     suffix: Refused = None
 

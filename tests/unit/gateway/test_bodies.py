@@ -133,10 +133,33 @@ def test_who_asks_is_taken_and_means_nothing(who: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "nothing", [{"tools": []}, {"logit_bias": {}}, {"modalities": ["text"]}, {"store": False}, {"service_tier": "auto"}]
+    "nothing",
+    [
+        {"tools": []},
+        {"tool_choice": "none"},
+        {"parallel_tool_calls": True},
+        {"logit_bias": {}},
+        {"modalities": ["text"]},
+        {"store": False},
+        {"service_tier": "auto"},
+        {"verbosity": "medium"},
+        {"reasoning_effort": "medium"},
+        {"logprobs": False, "top_logprobs": 0},
+        {"stream": False, "stream_options": {"include_usage": False}},
+    ],
 )
 def test_what_asks_for_nothing_is_taken(nothing: dict[str, Any]) -> None:
     assert chat(**nothing) == chat()
+
+
+@pytest.mark.parametrize("nothing", [{"best_of": 1}, {"echo": False}, {"suffix": ""}, {"logprobs": False}])
+def test_what_asks_completions_for_nothing_is_taken(nothing: dict[str, Any]) -> None:
+    assert complete(**nothing) == complete()
+    assert complete(n=3, **nothing) == complete(n=3)
+
+
+def test_the_best_of_as_many_as_are_told_are_all_of_them() -> None:
+    assert complete(n=3, best_of=3) == complete(n=3)
 
 
 @pytest.mark.parametrize(
@@ -153,6 +176,7 @@ def test_what_asks_for_nothing_is_taken(nothing: dict[str, Any]) -> None:
         ({"messages": [{"role": "assistant", "tool_calls": [{}]}]}, "messages.0.content", "required"),
         ({"response_format": {"type": "xml"}}, "response_format", "'json_schema'"),
         ({"top_logprobs": 2}, "top_logprobs", "without logprobs"),
+        ({"reasoning_effort": "high"}, "reasoning_effort", "FMplex does not have this"),
         ({"stream_options": {"include_usage": True}}, "stream_options", "without stream"),
         ({"max_tokens": 1, "max_completion_tokens": 2}, "max_tokens", "one of them"),
         ({"n": 0}, "n", "greater than or equal to 1"),
@@ -172,13 +196,14 @@ def test_a_prompt_that_is_none_is_refused(prompt: Any) -> None:
     assert caught.value.field == "prompt"
 
 
-@pytest.mark.parametrize("fields", [{"echo": True}, {"best_of": 3}, {"suffix": "x"}])
+@pytest.mark.parametrize("fields", [{"echo": True}, {"best_of": 3}, {"best_of": 3, "n": 2}, {"suffix": "x"}])
 def test_what_completions_do_not_have_is_refused(fields: dict[str, Any]) -> None:
     with pytest.raises(InvalidInput, match="FMplex does not have this"):
         complete(**fields)
 
 
 CHAT = ChatBody.model_validate({"model": "poet", "messages": HI})
+NEWER = ChatBody.model_validate({"model": "poet", "messages": HI, "max_completion_tokens": 0})
 COMPLETION = CompletionBody.model_validate({"model": "poet", "prompt": "x"})
 
 
@@ -191,6 +216,7 @@ COMPLETION = CompletionBody.model_validate({"model": "poet", "prompt": "x"})
         (CHAT, "params.schema", "response_format"),
         (CHAT, "schema", "response_format"),
         (CHAT, "params.max_tokens", "max_tokens"),
+        (NEWER, "params.max_tokens", "max_completion_tokens"),
         (CHAT, "temperature", "temperature"),
         (CHAT, "logprobs", "top_logprobs"),
         (COMPLETION, "logprobs", "logprobs"),
@@ -202,6 +228,12 @@ def test_errors_name_the_fields_of_the_callers_body(body: TextBody, ours: str, t
     with pytest.raises(InvalidInput) as caught, in_their_words(body):
         raise InvalidInput("wrong", field=ours)
     assert caught.value.field == theirs
+
+
+def test_errors_speak_of_the_length_as_the_caller_did() -> None:
+    with pytest.raises(InvalidInput) as caught, in_their_words(NEWER):
+        raise InvalidInput("too long; lower max_tokens", field="input")
+    assert caught.value.to_wire()["message"] == "too long; lower max_completion_tokens"
 
 
 def test_an_error_about_no_field_stays_one() -> None:
