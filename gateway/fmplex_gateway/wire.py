@@ -10,7 +10,7 @@ from pydantic import BaseModel, ValidationError
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
-from fmplex_broker.errors import FmplexError, InvalidInput, TooLarge
+from fmplex_broker.errors import DeadlineExceeded, FmplexError, InvalidInput, JobFailed, TooLarge
 from fmplex_broker.messages import packb, unpackb
 from fmplex_broker.schema import invalid
 from fmplex_broker.tensors import Tensor
@@ -99,6 +99,9 @@ def error_response(error: FmplexError) -> Response:
     response = json_response(error_body(error), error.status)
     if error.retry_after is not None:
         response.headers["Retry-After"] = str(max(1, round(error.retry_after)))
+    if isinstance(error, DeadlineExceeded | JobFailed):
+        # The openai package would send it twice more: as long again, with the same end.
+        response.headers["x-should-retry"] = "false"
     if error.status == 401:
         response.headers["WWW-Authenticate"] = "Bearer"
     return response

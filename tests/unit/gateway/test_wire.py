@@ -1,0 +1,51 @@
+"""Errors as replies."""
+
+from __future__ import annotations
+
+import httpx
+import openai
+import pytest
+
+from fmplex_broker.errors import (
+    DeadlineExceeded,
+    FmplexError,
+    JobFailed,
+    NoWorker,
+    Poisoned,
+    QueueFull,
+    StreamRestarted,
+)
+from fmplex_gateway.wire import error_response
+
+
+@pytest.mark.parametrize(
+    ("error", "times"),
+    [
+        (DeadlineExceeded("late"), 1),
+        (JobFailed("failed"), 1),
+        (Poisoned("killed its worker"), 1),
+        (StreamRestarted("differs"), 3),
+        (NoWorker("none"), 3),
+        (QueueFull("full", retry_after=0.01), 3),
+        (FmplexError("the gateway failed"), 3),
+    ],
+)
+def test_the_openai_package_sends_again_what_may_succeed(error: FmplexError, times: int) -> None:
+    sent = 0
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        nonlocal sent
+        sent += 1
+        reply = error_response(error)
+        headers = {**reply.headers, "retry-after-ms": "1"}  # so that the test need not wait
+        return httpx.Response(reply.status_code, headers=headers, content=bytes(reply.body))
+
+    with (
+        openai.OpenAI(
+            base_url="http://gateway/v1", api_key="any", http_client=httpx.Client(transport=httpx.MockTransport(answer))
+        ) as client,
+        pytest.raises(openai.APIStatusError) as caught,
+    ):
+        client.completions.create(model="poet", prompt="x")
+    assert caught.value.code == error.code
+    assert sent == times
