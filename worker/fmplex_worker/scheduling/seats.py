@@ -111,8 +111,8 @@ class Seats:
             elif blocked is None or self._may_pass(seat, extra, blocked):
                 self._grant(key, seat, extra)
                 turn.granted.append(key)
-            if blocked is not None and not self._held.get(blocked.flow):
-                break  # nobody has less
+            elif order[1] and order[2] and order[3] >= self._share(blocked.flow):
+                break  # and those behind have no less
         return turn
 
     def _grant(self, key: str, seat: _Seat, extra: int) -> None:
