@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-import sys
+import resource
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from fmplex_broker.errors import FmplexError, InvalidInput, PackageRejected, Tex
 from fmplex_broker.heads import Embedding, Generation, InputSpec
 from fmplex_broker.messages import Request
 from fmplex_worker.engines.generator import GeneratorEngine
+from fmplex_worker.generation.jail import _Child
+from fmplex_worker.generation.schemas import _too_much
 from tests.unit.compute import tiny
 from tests.unit.generation import tiny_lm
 
@@ -167,10 +170,99 @@ def test_a_template_that_refuses_a_chat_is_the_callers_mistake(engine: Generator
     ],
 )
 def test_a_template_that_loops_for_ever_is_given_up(engine: GeneratorEngine, endless: str) -> None:
-    digest, before = tiny_lm.load(engine, chat_template=endless), sys.gettrace()
-    with pytest.raises(InvalidInput, match="too long"):
-        text(engine, digest, {"messages": [{"role": "user", "content": "hello"}]})
-    assert sys.gettrace() is before
+    digest, chat = tiny_lm.load(engine, chat_template=endless), {"messages": [{"role": "user", "content": "hello"}]}
+    tiny_lm.prepare(engine, tiny_lm.load(engine, chat_template="{{ messages }}"), chat)
+    begun = time.monotonic()
+    for _ in range(10):
+        with pytest.raises(InvalidInput, match="too long"):
+            tiny_lm.prepare(engine, digest, chat)
+    assert time.monotonic() - begun < 5, "nobody waits for it again and again"
+    with pytest.raises(FmplexError, match="JSON"):
+        tiny_lm.prepare(engine, tiny_lm.load(engine, chat_template="{{ raise_exception('JSON') }}"), chat)
+
+
+@pytest.mark.parametrize(
+    "bomb",
+    [
+        "{{ 'a' * 2000000000 }}",
+        "{% set ns = namespace(s='x') %}{% for i in range(99) %}{% set ns.s = ns.s ~ ns.s %}{% endfor %}{{ ns.s }}",
+        "{{ '%0999999999d' % 1 }}",
+        "{{ 'a' * 100000000 }}",
+    ],
+)
+def test_a_template_that_takes_all_memory_is_given_up(engine: GeneratorEngine, bomb: str) -> None:
+    chat = {"messages": [{"role": "user", "content": "hello"}]}
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(InvalidInput, match=r"memory|too long|characters"):
+        tiny_lm.prepare(engine, tiny_lm.load(engine, chat_template=bomb), chat)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000, "kB"
+    tiny_lm.prepare(engine, tiny_lm.load(engine, chat_template="{{ messages }}"), chat)
+
+
+@pytest.mark.parametrize("content", ["hello", "Käse 🧀\n\"'", "half \ud83e of a pair"])
+def test_a_templates_text_is_the_one_that_transformers_makes(engine: GeneratorEngine, content: str) -> None:
+    template = (
+        "{{ bos_token }}{% for m in messages %}[{{ m.role | upper }}] {{ m.content | tojson }}{{ eos_token }}\n"
+        "{% endfor %}{% if add_generation_prompt and not tools %}go{% endif %}{{ '%5.2f' % 1 }}"
+    )
+    prompts, chat = engine._prompts._prompts, [{"role": "user", "content": content}]
+    ours = prompts._chat(chat, Generation(chat_template=template))
+    theirs = prompts._tokenizer.apply_chat_template(
+        chat, chat_template=template, tokenize=False, add_generation_prompt=True
+    )
+    assert ours == theirs
+    assert "<eos>" in ours
+
+
+MUCH = [
+    {"type": "integer", "multipleOf": 9_999_991},
+    {"allOf": [{"type": "integer", "multipleOf": n} for n in (9973, 9967, 9949)]},
+    {"type": "object", "properties": {f"p{i}": {"type": "integer"} for i in range(2000)}},
+    {"type": "string", "pattern": "^((a{500}){500}){500}$"},
+]
+
+
+@pytest.mark.parametrize("schema", MUCH)
+def test_a_schema_that_takes_too_much_is_refused(engine: GeneratorEngine, digest: str, schema: dict[str, Any]) -> None:
+    tiny_lm.prepare(engine, digest, "a", schema=PERSON)
+    begun, before = time.monotonic(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for _ in range(20):
+        with pytest.raises(InvalidInput, match="schema: ") as refusal:
+            tiny_lm.prepare(engine, digest, "a", schema=schema)
+        assert "\n" not in str(refusal.value)
+        assert refusal.value.field == "params.schema"
+    assert time.monotonic() - begun < 8, "it is tried once"
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000, "kB"
+    tiny_lm.prepare(engine, digest, "a", schema={"type": "integer", "multipleOf": 25})
+
+
+def test_names_and_data_are_no_divisors() -> None:
+    assert _too_much({"type": "number", "multipleOf": 0.0001}) == ""
+    assert _too_much({"properties": {"multipleOf": {"enum": [{"multipleOf": 99_999}]}}}) == ""
+    assert "99.999" in _too_much({"$defs": {"a": [{"items": {"multipleOf": 99.999}}]}})
+
+
+def test_a_schema_is_tried_once(engine: GeneratorEngine, digest: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for _ in range(2):
+        tiny_lm.prepare(engine, digest, "a", schema=PERSON)
+        monkeypatch.setattr(engine._prompts._jail, "_ask", None)
+
+
+def test_another_process_takes_the_place_of_one_that_died(engine: GeneratorEngine, digest: str) -> None:
+    jail = engine._prompts._jail
+    for n in (3, 7):
+        tiny_lm.prepare(engine, digest, "a", schema={"type": "integer", "multipleOf": n})
+        assert jail._child is not None
+        jail._child._process.kill()
+        jail._child._process.wait()
+
+
+def test_the_process_ends_with_the_worker() -> None:
+    """However that dies, it closes its ends of the pipes."""
+    child = _Child()
+    child.wait(None)
+    child._process.stdin.close()  # type: ignore[union-attr]
+    assert child._process.wait(10) == 0
 
 
 def test_a_template_reaches_nothing_but_the_messages(engine: GeneratorEngine) -> None:

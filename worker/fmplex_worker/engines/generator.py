@@ -98,6 +98,7 @@ class GeneratorEngine:
         version = self._versions.fit(package)
         if "generation" in version.kinds:
             self._pool.warm_up()
+            self._prompts.expect(version)
         return version
 
     def load(self, fitted: Fitted) -> None:

@@ -9,7 +9,9 @@ row.py       its tokens, where it stands, what comes out
 sampling.py  logits to tokens
 spelling.py  what each token of a tokenizer adds to a text
 texts.py     tokens to text, and where text stops
+grammars.py  JSON schemas, compiled
 schemas.py   JSON schemas as masks over the vocabulary
 prompts.py   what a caller sends, as tokens
-bounded.py   chat templates that cannot loop for ever
+jail.py      a process for templates and schemas that may take all time and memory
+jailed.py    what that process does
 """

@@ -13,6 +13,7 @@ from fmplex_broker.schema import parse
 from fmplex_worker.backbones.backbone import Backbone, Speech
 from fmplex_worker.engines.protocol import Piece
 from fmplex_worker.engines.versions import Version
+from fmplex_worker.generation.jail import Jail
 from fmplex_worker.generation.kv import KvShape
 from fmplex_worker.generation.prefixes import Scope
 from fmplex_worker.generation.pricing import Pricing
@@ -79,8 +80,17 @@ class GenerationPreparer:
         tokenizer = backbone.tokenizer.whole
         self._spelling = Spelling(tokenizer)
         vocabulary = backbone.embeddings.num_embeddings
-        self._prompts = Prompts(speech.templates, backbone.tokenizer.ids, vocabulary)
-        self._schemas = Schemas(tokenizer.to_str(), speech.vocabulary, speech.ends)
+        spoken = tokenizer.to_str(), speech.vocabulary, speech.ends
+        self._jail = Jail(*spoken)
+        self._prompts = Prompts(speech.templates, self._jail, backbone.tokenizer.ids, vocabulary)
+        self._schemas = Schemas(self._jail, *spoken)
+
+    def expect(self, version: Version) -> None:
+        """Requests for it will come. Any thread."""
+        head = version.heads[""].spec
+        assert isinstance(head, Generation)
+        if head.chat_template:
+            self._jail.warm_up()  # or its first chat would have everybody wait for a second
 
     def prepare(self, version: Version | None, digest: str, request: Request) -> GenerationJob | FmplexError:
         """A job, or what is wrong with the request."""

@@ -7,20 +7,19 @@ from typing import Any
 
 import numpy as np
 
-from fmplex_broker.errors import InvalidInput
+from fmplex_broker.errors import FmplexError, InvalidInput
 from fmplex_broker.heads import Generation, InputSpec
 from fmplex_broker.tensors import Tensor
-from fmplex_worker.generation.bounded import render_bounded
-
-Render = Callable[[Sequence[dict[str, str]], str | None], str]
+from fmplex_worker.generation.jail import Jail
 
 
 class Prompts:
     """`tokenizer`: a transformers tokenizer, used for its chat template only; any thread."""
 
-    def __init__(self, tokenizer: Any, encode: Callable[[str, bool], list[int]], vocabulary: int) -> None:
+    def __init__(self, tokenizer: Any, jail: Jail, encode: Callable[[str, bool], list[int]], vocabulary: int) -> None:
         """`encode(text, special)`: token ids, with the special tokens that the tokenizer adds or without."""
         self._tokenizer = tokenizer
+        self._jail = jail
         self._encode = encode
         self._vocabulary = vocabulary
 
@@ -38,8 +37,7 @@ class Prompts:
         return tokens
 
     def _chat(self, messages: Sequence[dict[str, str]], head: Generation) -> str:
-        template = head.chat_template or getattr(self._tokenizer, "chat_template", None)
-        if not template:
+        if not head.chat_template and not getattr(self._tokenizer, "chat_template", None):
             raise InvalidInput(
                 "this backbone's tokenizer has no chat template: give the vFM a head.chat_template, or send a text "
                 "(/v1/completions)",
@@ -48,14 +46,12 @@ class Prompts:
         if head.system and not any(message["role"] == "system" for message in messages):
             messages = [{"role": "system", "content": head.system}, *messages]
         try:
-            # transformers renders in a sandbox: a template reaches nothing but the messages.
-            return render_bounded(
-                lambda: str(
-                    self._tokenizer.apply_chat_template(
-                        list(messages), chat_template=template, tokenize=False, add_generation_prompt=True
-                    )
-                )
-            )
+            if head.chat_template:
+                return self._jail.render(head.chat_template, messages, self._tokenizer.special_tokens_map)
+            # The tokenizer's own is the operator's.
+            return str(self._tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True))
+        except FmplexError:
+            raise
         except Exception as e:  # whatever a template raises: they check the order of roles by raising
             raise InvalidInput(f"messages: the chat template refuses them ({e})", field="input.messages") from e
 

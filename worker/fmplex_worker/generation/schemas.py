@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import threading
 from collections import OrderedDict
 from collections.abc import Collection
-from typing import Any
+from decimal import Decimal
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -14,10 +16,16 @@ from llguidance import LLMatcher, LLTokenizer
 from torch import Tensor
 
 from fmplex_broker.errors import InvalidInput, JobFailed
+from fmplex_worker.generation.grammars import allowed_tokens, compiled, complaint, tokenizer_of
+from fmplex_worker.generation.jail import Jail, Refused
 
+T = TypeVar("T")
 _KEPT = 64  # compiled schemas
-# White space as `json.dumps` sets it: where any is allowed, small models fill lines with it for ever.
-_AS_DUMPED: Any = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+_KNOWN = 4096  # schemas of which it is known whether they can be had
+_MOST_MULTIPLE = (
+    10_000  # its states are as many as the divisor is large, without its decimal point and zeros at its end
+)
+_DATA = ("const", "default", "enum", "examples")  # keywords whose values are no schemas
 
 
 class Constraint:
@@ -28,7 +36,7 @@ class Constraint:
 
     def mask(self, logits: Tensor) -> None:
         """`[vocabulary]`, in place: minus infinity where a token may not come now."""
-        bits = np.unpackbits(np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8), bitorder="little")
+        bits = np.unpackbits(allowed_tokens(self._matcher), bitorder="little")
         allowed = torch.from_numpy(bits[: len(logits)].astype(np.bool_)).to(logits.device)
         logits[: len(allowed)].masked_fill_(~allowed, float("-inf"))
         logits[len(allowed) :] = float("-inf")
@@ -36,7 +44,7 @@ class Constraint:
     def took(self, token: int) -> None:
         """Raises `JobFailed` for a token that the mask had excluded."""
         if not self._matcher.is_stopped() and not self._matcher.consume_token(token):
-            raise JobFailed(f"the text left its schema: {self._matcher.get_error()}")
+            raise JobFailed(f"the schema is too much to go on with ({complaint(self._matcher)}); make it simpler")
 
     @property
     def ended(self) -> bool:
@@ -47,35 +55,70 @@ class Constraint:
 class Schemas:
     """Compiles schemas for one tokenizer and keeps the last ones. Any thread."""
 
-    def __init__(self, tokenizer_json: str, vocabulary: int, ends: Collection[int]) -> None:
+    def __init__(self, jail: Jail, tokenizer_json: str, vocabulary: int, ends: Collection[int]) -> None:
         """`vocabulary`: columns of the logits; `ends`: tokens that end a text."""
-        self._json, self._vocabulary, self._ends = tokenizer_json, vocabulary, sorted(ends)
+        self._jail = jail
+        self._json, self._vocabulary, self._ends = tokenizer_json, vocabulary, ends
         self._tokenizer: LLTokenizer | None = None
-        self._kept: OrderedDict[str, LLMatcher] = OrderedDict()
+        self._kept: OrderedDict[bytes, LLMatcher] = OrderedDict()
+        self._known: OrderedDict[bytes, str] = OrderedDict()  # why it cannot be had; "": it can
         self._lock = threading.Lock()
 
     def constraint(self, schema: dict[str, Any]) -> Constraint:
         """For one row. Raises `InvalidInput` for a schema that is none, or that cannot be served."""
         text = json.dumps(schema, sort_keys=True)
+        name = hashlib.blake2b(text.encode()).digest()
         with self._lock:
-            matcher = self._kept.pop(text, None) or self._compile(text)
-            self._kept[text] = matcher
-            if len(self._kept) > _KEPT:
-                self._kept.popitem(last=False)
+            matcher = self._kept.pop(name, None) or self._compile(name, schema, text)
+            _keep(self._kept, name, matcher, _KEPT)
             return Constraint(matcher.deep_copy())
 
-    def _compile(self, schema: str) -> LLMatcher:
+    def _compile(self, name: bytes, schema: dict[str, Any], text: str) -> LLMatcher:
         if not self._ends:
             raise InvalidInput(
                 "this backbone has no end-of-text token, so a schema could not end", field="params.schema"
             )
-        if self._tokenizer is None:  # about a second, for whoever comes first
-            self._tokenizer = LLTokenizer(self._json, n_vocab=self._vocabulary, eos_token=self._ends)
+        # It may take all time and memory that there is: in another process first, once.
+        why = self._known.pop(name, None)
+        if why is None:
+            why = _too_much(schema) or self._tried(text)
+        _keep(self._known, name, why, _KNOWN)
+        if why:
+            raise InvalidInput(f"schema: {why}", field="params.schema")
+        if self._tokenizer is None:
+            self._tokenizer = tokenizer_of(self._json, self._vocabulary, self._ends)
+        return compiled(self._tokenizer, text)
+
+    def _tried(self, text: str) -> str:
         try:
-            grammar = LLMatcher.grammar_from_json_schema(schema, defaults=_AS_DUMPED)
-            matcher = LLMatcher(self._tokenizer, grammar)
-        except ValueError as e:
-            raise InvalidInput(f"schema: {e}", field="params.schema") from e
-        if matcher.is_error():
-            raise InvalidInput(f"schema: {matcher.get_error()}", field="params.schema")
-        return matcher
+            self._jail.try_schema(text)
+        except Refused as e:
+            return next(iter(str(e).splitlines()), "it cannot be compiled")
+        return ""
+
+
+def _keep(kept: OrderedDict[bytes, T], name: bytes, value: T, most: int) -> None:
+    kept[name] = value
+    if len(kept) > most:
+        kept.popitem(last=False)
+
+
+def _too_much(schema: Any) -> str:
+    """Why not even to try it, if so."""
+    left = [schema]
+    while left:
+        part = left.pop()
+        if isinstance(part, dict):
+            left += [value for key, value in part.items() if key not in _DATA]
+            divisor = part.get("multipleOf")
+            if isinstance(divisor, int | float) and _digits(divisor) > _MOST_MULTIPLE:
+                return f"a multipleOf may be {_MOST_MULTIPLE} at most, without its decimal point; not {divisor}"
+        elif isinstance(part, list):
+            left += part
+    return ""
+
+
+def _digits(number: float) -> int:
+    """Without the decimal point, and without zeros at the end."""
+    digits = Decimal(str(number)).as_tuple().digits
+    return int("".join(map(str, digits)).rstrip("0") or "0")

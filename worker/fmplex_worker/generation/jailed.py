@@ -1,0 +1,83 @@
+"""The process behind `jail.Jail`: answers one question after the other, until there are none or one kills it."""
+
+from __future__ import annotations
+
+import os
+import resource
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from llguidance import LLTokenizer
+from transformers.utils.chat_template_utils import render_jinja_template
+
+from fmplex_worker.generation.grammars import compiled, tokenizer_of, try_out
+from fmplex_worker.generation.jail import read, write
+
+_SPARE_BYTES = 1 << 30
+_MOST_S = 10  # of processor time a question: whoever waits for the answer gives up before, unless it is dead
+_MOST_CHARS = 1 << 22  # of a chat; tokenizing takes a second for so many
+_MOST_SAID = 500  # characters of an error
+
+
+class Jailed:
+    """What it knows between questions."""
+
+    def __init__(self) -> None:
+        self._tokenizer: LLTokenizer | None = None
+        _limit_memory()
+
+    def answer(self, question: Mapping[str, Any]) -> str:
+        """Raises whatever goes wrong."""
+        if "template" in question:
+            return _rendered(question["template"], question["messages"], question["special"])
+        if "tokenizer" in question:
+            resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+            self._tokenizer = tokenizer_of(question["tokenizer"], question["vocabulary"], question["ends"])
+            _limit_memory()
+        else:
+            assert self._tokenizer is not None
+            try_out(compiled(self._tokenizer, question["schema"]))
+        return ""
+
+
+def _rendered(template: str, messages: list[dict[str, str]], special: Mapping[str, str]) -> str:
+    # As the tokenizer's `apply_chat_template` calls it. It is a sandbox: a template reaches nothing but the messages.
+    render: Any = render_jinja_template  # its annotations are wrong
+    (text,), _ = render([messages], chat_template=template, add_generation_prompt=True, **special)
+    if len(text) > _MOST_CHARS:
+        raise ValueError(f"it makes {len(text)} characters of them, and {_MOST_CHARS} are the most; send less")
+    return str(text)
+
+
+def _limit_memory() -> None:
+    """To what it has, and some."""
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    most = pages * resource.getpagesize() + _SPARE_BYTES
+    resource.setrlimit(resource.RLIMIT_AS, (most, resource.RLIM_INFINITY))
+
+
+def main() -> None:
+    asks, answers = os.dup(0), os.dup(1)
+    os.dup2(2, 1)  # what a library prints is no answer
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    jailed = Jailed()
+    write(answers, {"value": "ready"})
+    while True:
+        try:
+            question = read(asks)
+        except EOFError:
+            return
+        resource.setrlimit(resource.RLIMIT_CPU, (int(time.process_time()) + _MOST_S, resource.RLIM_INFINITY))
+        try:
+            answer = {"value": jailed.answer(question)}
+        except MemoryError:
+            return  # what it has left may not do for the next one
+        except Exception as e:  # templates raise what they like
+            answer = {"error": (str(e) or type(e).__name__)[:_MOST_SAID]}
+        write(answers, answer)
+
+
+if __name__ == "__main__":
+    main()
