@@ -135,11 +135,14 @@ class Device:
                 self._drop(held, DeadlineExceeded("the job waited too long to be done by its deadline; it was not run"))
 
     def cancel(self, key: str) -> None:
-        """The caller does not want it any more: a job that is in no pass goes now, another one when its pass has ended."""
+        """The caller does not want it any more: a job that is in no pass goes now, another one when its pass has ended, and
+        one that is not here if it comes."""
         held = self._window.get(key)
-        if held is None or held.done:
+        if held is None:
+            self._window.forgo(key)
+        elif held.done:
             return
-        if held.running:
+        elif held.running:
             held.dropped = Cancelled("the job was cancelled while it ran")
         else:
             self._drop(held, Cancelled("the job was cancelled before it ran"))

@@ -9,7 +9,7 @@ from concurrent.futures import Executor
 from contextlib import suppress
 from dataclasses import replace
 
-from fmplex_broker.errors import BrokerUnavailable, DeadlineExceeded, FmplexError
+from fmplex_broker.errors import BrokerUnavailable, Cancelled, DeadlineExceeded, FmplexError
 from fmplex_broker.messages import INTERACTIVE, Flow, Request, decode_request
 from fmplex_broker.streams.consumer import Claimed, Consumer, Order
 from fmplex_worker.clock import ServerClock
@@ -147,7 +147,7 @@ class Intake:
                     await self._pace.room()
 
     async def _accept(self, jobs: list[Claimed]) -> None:
-        held = [self._window.add(job) for job in jobs]
+        held = [h for job in jobs if not self._cancelled(h := self._window.add(job))]
         here = [h for h in held if self._residents.has(h.job.digest) and h.job.digest not in self._parked]
         self._residents.count(hits=len(here), misses=len(held) - len(here))
         for h in here:
@@ -156,6 +156,11 @@ class Intake:
             if not h.pinned:
                 self._park(h)
         await self._admit(here)
+
+    def _cancelled(self, held: Held) -> bool:
+        if unwanted := self._window.unwanted(held):
+            self._outbox.answer(held, Cancelled("the job was cancelled before it ran"))
+        return unwanted
 
     def _pin(self, held: Held) -> None:
         self._residents.pin(held.job.digest)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import heapq
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
@@ -14,6 +15,7 @@ from fmplex_broker.streams.consumer import CLAIM_ROOM, Claimed
 from fmplex_worker.engines.protocol import Piece, Prepared
 
 _SMOOTH = 0.05
+_UNWANTED = 4096
 
 
 @dataclass(slots=True)
@@ -72,6 +74,7 @@ class Window:
         self._held: dict[str, Held] = {}
         self._pieces: dict[str, Held] = {}  # key of a piece that waits -> its job
         self._deadlines: list[tuple[int, str]] = []
+        self._unwanted: OrderedDict[str, None] = OrderedDict()  # jobs that were cancelled and are not here
         self.waiting = dict.fromkeys(CLASSES, 0)  # units of the pieces that wait for a pass
         self.running = 0  # jobs
         self.pass_s = 0.0  # what the last pass took
@@ -154,6 +157,16 @@ class Window:
         self._count(held, held.units)
         heapq.heappush(self._deadlines, (job.deadline_ms, held.key))
         return held
+
+    def forgo(self, key: str) -> None:
+        """Nobody waits for this job any more. It is not here, but may be on its way: the claim's reply is still to come, or it is
+        in the hands of a worker that will die."""
+        self._unwanted[key] = None
+        if len(self._unwanted) > _UNWANTED:
+            self._unwanted.popitem(last=False)
+
+    def unwanted(self, held: Held) -> bool:
+        return held.key in self._unwanted
 
     def park(self, held: Held) -> None:
         """It takes no room until `unpark`: what waits for its version must not keep out what could run."""

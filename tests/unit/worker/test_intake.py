@@ -6,9 +6,10 @@ import asyncio
 from collections.abc import Collection, Sequence
 from typing import Any
 
-from fmplex_broker.errors import FmplexError, PackageRejected
+from fmplex_broker.errors import Cancelled, FmplexError, PackageRejected
 from fmplex_broker.messages import INTERACTIVE, Flow, Request, encode_request
 from fmplex_broker.streams.consumer import Claim, Claimed, Order, Terms
+from fmplex_worker.device import Device
 from fmplex_worker.intake import Intake
 from fmplex_worker.scheduling import CostModel, PassBudget, Seats
 from fmplex_worker.seating import Seating
@@ -167,4 +168,18 @@ async def test_a_job_cancelled_while_its_version_loads_does_not_come_in() -> Non
     b.fetcher.gate.set()
     await until(lambda: b.scheduler.entered == [2])
     assert b.window.parked == 0
+    await ended(task)
+
+
+async def test_a_job_cancelled_before_it_is_here_is_not_run() -> None:
+    """The claim has it already, or it comes from a worker that died; the word of its cancellation comes first."""
+    b = Bench()
+    device = Device(*[b.window if n == 3 else None for n in range(11)])  # type: ignore[arg-type]
+    task = await running(b)
+    for n in (2, 7):
+        device.cancel(Held(claimed(n, "v1")).key)
+    b.give(claimed(1, "v1"), claimed(2, "v1"), claimed(3, "v1"))
+    await until(lambda: b.scheduler.entered == [1, 3])
+    assert isinstance(b.outbox.answers["2"], Cancelled)
+    assert (len(b.outbox.answers), b.window.parked) == (1, 0)
     await ended(task)

@@ -196,3 +196,14 @@ def test_interactive_jobs_without_hope_are_told_before_their_deadline_offline_on
     assert w.expired(100, ahead_ms=100) == []
     assert w.expired(150) == [offline]
     assert w.expired(300, ahead_ms=100) == [later]
+
+
+def test_cancelled_jobs_that_are_not_here_are_remembered_for_a_while() -> None:
+    w = window(1)
+    keys = [Held(claimed(n)).key for n in range(5000)]
+    for key in keys:
+        w.forgo(key)
+    assert w.unwanted(w.add(claimed(4999)))
+    assert w.unwanted(w.add(claimed(5000 - 4096)))
+    assert not w.unwanted(w.add(claimed(0)))
+    assert not w.unwanted(w.add(claimed(5000)))
