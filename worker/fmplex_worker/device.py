@@ -20,6 +20,7 @@ from fmplex_worker.outbox import Outbox
 from fmplex_worker.scheduling import CostModel, Plan, Room, Scheduler
 from fmplex_worker.seating import Seating
 from fmplex_worker.stats import Meter
+from fmplex_worker.suspects import suspect
 from fmplex_worker.tracing import Recorder
 from fmplex_worker.window import Held, Window
 
@@ -41,6 +42,11 @@ class Flight:
     outcome: asyncio.Future[Outcome]
     ends: float = 0.0
     due: float = 0.0
+
+    @property
+    def blamed(self) -> list[Held]:
+        """Who will have killed the worker if it dies of this pass: what may have killed one before, if that is in it."""
+        return [held for held in self.jobs if suspect(held)] or self.jobs
 
     @property
     def grows(self) -> bool:
@@ -181,14 +187,15 @@ class Device:
         self._window.begun(plan.cls, plan.units, plan.seconds, flight.due)
 
     async def _mark(self, flight: Flight) -> None:
-        """Until the broker has heard what is about to run; a death is blamed on nothing else. Of a text that grows it has heard
-        already."""
-        flying = {held.key: held.job for f in (*self._flights, flight) for held in f.jobs}
-        while not flying.keys() <= self._marked:
+        """Until the broker has heard whom to blame for a death; nobody else is. Of a text that grows it has heard already."""
+        flying = [*self._flights, flight]
+        blamed = {held.key: held.job for f in flying for held in f.blamed}
+        spared = {held.key for f in flying for held in f.jobs} - blamed.keys()
+        while not blamed.keys() <= self._marked or spared & self._marked:
             try:
-                if not await self._consumer.mark(flying.values()):
+                if not await self._consumer.mark(blamed.values()):
                     raise LeaseLost(self._consumer.worker)
-                self._marked = set(flying)
+                self._marked = set(blamed)
             except BrokerUnavailable as e:
                 log.warning("mark: %s; waiting", e)
                 await asyncio.sleep(_BACKOFF_S)

@@ -12,6 +12,7 @@ from fmplex_broker.messages import Flow
 from fmplex_worker.engines.protocol import Engine, Piece
 from fmplex_worker.scheduling import Item, Scheduler, Seats
 from fmplex_worker.stats import Memory
+from fmplex_worker.suspects import Suspects, suspect
 from fmplex_worker.window import Held, Window
 
 
@@ -25,6 +26,7 @@ class Seating:
         self._seats = seats
         self._jobs: dict[str, Held] = {}  # that hold memory, or wait for it
         self._crowded: set[Flow] = set()  # as of the last turn
+        self._suspects = Suspects()
 
     @property
     def memory(self) -> Memory:
@@ -49,6 +51,7 @@ class Seating:
 
     def go_on(self, held: Held) -> None:
         """A job that has landed and has not ended; it is in no other pass."""
+        self._pass_on(held)
         if held.leaving:
             self._evict(held)
             self._turn()
@@ -65,6 +68,7 @@ class Seating:
             self._scheduler.remove(key)
         if held.running:
             return
+        self._pass_on(held)
         if self._jobs.pop(held.key, None) is not None:
             assert held.prepared is not None
             self._engine.drop(held.prepared)
@@ -111,6 +115,7 @@ class Seating:
         held.leaving = False
         for key in self._window.withdraw(held):
             self._scheduler.remove(key)
+        self._pass_on(held)
         self._engine.drop(held.prepared)
         self._seats.leave(held.key)
         self._seats.ask(held.key, held.job.flow, held.prepared.memory)
@@ -121,10 +126,21 @@ class Seating:
         """What it asks of the passes to come waits its turn. In its flow all jobs take turns: a token of a text, a piece of a
         prompt; what is left of a prompt comes when all have had theirs."""
         assert held.prepared is not None
+        pieces = held.prepared.pieces()
+        if pieces and pieces[0].phase == "decode" and not self._suspects.may_go(held):
+            return
         for key in self._window.withdraw(held):
             self._scheduler.remove(key)
-        for at, piece in enumerate(held.prepared.pieces()):
+        for at, piece in enumerate(pieces):
             self._scheduler.add(self._item(held, self._window.queue(held, piece), piece, follows=at > 0))
+
+    def _pass_on(self, held: Held) -> None:
+        """Whose turn comes behind it."""
+        following = self._suspects.leave(held)
+        if following is not None:
+            if following.aside:
+                self._window.take_back(following)
+            self._queue(following)
 
     def _item(self, held: Held, key: str, piece: Piece, *, follows: bool) -> Item:
         prepared, decodes = held.prepared, piece.phase == "decode"
@@ -136,8 +152,8 @@ class Seating:
             units=piece.units,
             segment=prepared.adapter or None,
             head=prepared.head or None,
-            # It may have killed the worker it ran on; token by token, though, it would keep everybody else waiting.
-            alone=held.job.attempts > 1 and not decodes,
+            # Token by token it would keep everybody else waiting.
+            alone=suspect(held) and not decodes,
             deadline=None if decodes else held.job.deadline_ms / 1000,
             follows=follows,
         )

@@ -23,6 +23,7 @@ from fmplex_worker.engines import protocol
 from fmplex_worker.engines.protocol import Piece, Progress, Work
 from fmplex_worker.scheduling import CostModel, Plan, Room, Scheduler, Seats, make_scheduler
 from fmplex_worker.seating import Seating
+from fmplex_worker.suspects import suspect
 from fmplex_worker.window import Held, Window
 
 PASS = 32  # units
@@ -40,11 +41,13 @@ def capacity(tokens: int) -> int:
 
 @dataclass(eq=False)
 class Text:
-    """A job that generates `tokens` after its `prompt`. At `fails` tokens it ends with an error."""
+    """A job that generates `tokens` after its `prompt`. At `fails` tokens it ends with an error. With two `attempts` it may have
+    killed a worker."""
 
     prompt: int
     tokens: int
     fails: int = -1
+    attempts: int = 1
     digest: str = "v"
     adapter: int = 0
     head: int = 0
@@ -80,6 +83,7 @@ class Whole:
     """A job that is done with one pass, as an encoder's are."""
 
     units: int
+    attempts: int = 1
     digest: str = "v"
     adapter: int = 0
     head: int = 0
@@ -179,8 +183,8 @@ class Loop:
                 room[flow.cls] -= 1
                 self._enter(flow, job, number)
 
-    def _enter(self, flow: Flow, job: Any, number: int, attempts: int = 1) -> None:
-        claimed = Claimed(flow, f"{number}-0", f"job{number}", "in", "v", 4, 10**9, b"x", attempts)
+    def _enter(self, flow: Flow, job: Any, number: int) -> None:
+        claimed = Claimed(flow, f"{number}-0", f"job{number}", "in", "v", 4, 10**9, b"x", job.attempts)
         held = self.held[number] = self.window.add(claimed)
         self.window.ready(held, job)
         self.seating.enter(held)
@@ -212,6 +216,7 @@ class Loop:
         if plan is None:
             return False
         started = [self.window.start(item.key) for item in plan.items]
+        assert len({held.key for held, _ in started if suspect(held)}) <= 1, "a death could be any one's fault"
         work: dict[str, Work] = {}
         for held, piece in started:
             before = work[held.key].tokens if held.key in work else 0
@@ -299,11 +304,12 @@ class Loop:
 # ---- everything at once ----
 
 _VFMS = st.sampled_from("abc")
+_ATTEMPTS = st.sampled_from([1, 1, 1, 2])
 _TEXTS = st.builds(
-    lambda prompt, tokens, fails: Text(prompt, min(tokens, MEMORY - prompt), fails),
-    st.integers(1, 40), st.integers(1, 40), st.one_of(st.just(-1), st.integers(1, 10)),
+    lambda prompt, tokens, fails, attempts: Text(prompt, min(tokens, MEMORY - prompt), fails, attempts),
+    st.integers(1, 40), st.integers(1, 40), st.one_of(st.just(-1), st.integers(1, 10)), _ATTEMPTS,
 )  # fmt: skip
-_JOBS = st.one_of(_TEXTS, _TEXTS, st.builds(Whole, st.integers(1, 40)))
+_JOBS = st.one_of(_TEXTS, _TEXTS, st.builds(Whole, st.integers(1, 40), _ATTEMPTS))
 _ACTS = st.lists(
     st.one_of(
         st.tuples(st.just("send"), _VFMS, _JOBS, st.sampled_from(CLASSES)),
@@ -470,7 +476,7 @@ def test_a_redelivered_job_is_prefilled_alone_and_then_shares_passes() -> None:
     loop = Loop("drr")
     other = loop.send("a", Text(4, 20))
     loop.claim()
-    loop._enter(Flow("b", INTERACTIVE), Text(20, 10), next(loop._numbers), attempts=2)
+    loop._enter(Flow("b", INTERACTIVE), Text(20, 10, attempts=2), next(loop._numbers))
     again = loop._number(next(held for held in loop.held.values() if held.job.attempts == 2))
     while again not in loop.firsts:
         assert loop.turn()
@@ -481,6 +487,23 @@ def test_a_redelivered_job_is_prefilled_alone_and_then_shares_passes() -> None:
     assert loop.passes - begun <= 12, "a token a pass"
     assert other in loop.firsts
     loop.finish()
+
+
+def test_redelivered_texts_take_turns_and_share_passes_with_others() -> None:
+    """What they decoded together may have killed the worker; which one it was shows only when they are in passes without each
+    other."""
+    loop = Loop("drr")
+    again = [loop.send("a", Text(1, 10, attempts=2)) for _ in range(3)]
+    other = loop.send("a", Text(4, 20))
+    begun = loop.passes
+    while other not in loop.answers:
+        assert loop.turn()
+    assert loop.passes - begun <= 30, "it waits for none of them"
+    while not any(number in loop.answers for number in again):
+        assert loop.turn()
+    assert min(loop.held[n].prepared.generated for n in again if n in loop.held) >= 8, "nor they for each other"  # type: ignore[union-attr]
+    loop.finish()
+    assert loop.passes - begun <= 40
 
 
 def test_offline_texts_go_on_in_what_interactive_ones_leave() -> None:
