@@ -279,6 +279,24 @@ def test_what_could_never_fit_is_refused_at_once(lm_folder: Folders) -> None:
         tiny_lm.prepare(engine, digest, [5] * 50, max_tokens=100)
 
 
+def test_a_text_may_fill_all_memory_that_there_is(lm_folder: Folders) -> None:
+    engine = tiny_lm.open_tiny(lm_folder("gpt2"), kv_bytes=136 * 512 + 7)  # slabs are of 96, 128, 192, … tokens
+    assert engine._pool.slabs.tokens == 136
+    digest = tiny_lm.load(engine)
+    job = tiny_lm.prepare(engine, digest, [5] * 40, max_tokens=96, ignore_eos=True)
+    assert tiny_lm.drive(engine, [job])[0]["completion_tokens"] == 96
+    assert job.kv.slab_bytes(136) == engine._pool.used <= engine.room.memory
+    with pytest.raises(TextTooLong) as refusal:
+        tiny_lm.prepare(engine, digest, [5] * 40, max_tokens=97)
+    assert refusal.value.field == "params.max_tokens"
+    for prompt, limit in ((1, 135), (40, 96), (135, 1)):
+        job = tiny_lm.prepare(engine, digest, [5] * prompt, ignore_eos=True)
+        assert job.row.limit == limit, "as long as fits, for calls that do not say"
+    with pytest.raises(TextTooLong) as refusal:
+        tiny_lm.prepare(engine, digest, [5] * 136)
+    assert refusal.value.field == "input"
+
+
 def test_heads_on_the_same_decoder(engine: GeneratorEngine, digest: str) -> None:
     embed = tiny.load(engine, Embedding(pooling="last"))  # type: ignore[arg-type]
     alone = tiny.run(engine, (embed, "the cat sat"))[0]["embedding"]  # type: ignore[arg-type]

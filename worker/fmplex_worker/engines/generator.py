@@ -73,7 +73,7 @@ class GeneratorEngine:
         self._pool = KvPool(self._speech.kv, backbone.device, kv_bytes)
         self.prefixes = PrefixCache(self._pool)
         self._pricing = pricing_of(backbone, self._speech)
-        self._prompts = GenerationPreparer(backbone, self._speech, self._pricing, kv_bytes)
+        self._prompts = GenerationPreparer(backbone, self._speech, self._pricing, self._pool.slabs)
         self._group_from = group_from(backbone.device, getattr(torch, backbone.spec.dtype), backbone.hidden)
         self._units = PassUnits(backbone.spec.pass_units, backbone.device)
 

@@ -14,7 +14,7 @@ from fmplex_worker.backbones.backbone import Backbone, Speech
 from fmplex_worker.engines.protocol import Piece
 from fmplex_worker.engines.versions import Version
 from fmplex_worker.generation.jail import Jail
-from fmplex_worker.generation.kv import KvShape
+from fmplex_worker.generation.kv import KvBudget
 from fmplex_worker.generation.prefixes import Scope
 from fmplex_worker.generation.pricing import Pricing
 from fmplex_worker.generation.prompts import Prompts
@@ -32,7 +32,7 @@ class GenerationJob:
     version: Version
     vfm: str
     row: Row
-    kv: KvShape
+    kv: KvBudget
     pricing: Pricing
 
     @property
@@ -72,11 +72,11 @@ class GenerationJob:
 class GenerationPreparer:
     """Turns requests into jobs for one backbone. The intake thread."""
 
-    def __init__(self, backbone: Backbone, speech: Speech, pricing: Pricing, kv_bytes: int) -> None:
+    def __init__(self, backbone: Backbone, speech: Speech, pricing: Pricing, kv: KvBudget) -> None:
         self._backbone = backbone
         self._speech = speech
         self._pricing = pricing
-        self._kv_bytes = kv_bytes
+        self._kv = kv
         tokenizer = backbone.tokenizer.whole
         self._spelling = Spelling(tokenizer)
         vocabulary = backbone.embeddings.num_embeddings
@@ -122,22 +122,23 @@ class GenerationPreparer:
             detokenizer=Detokenizer(self._spelling, tokens),
             stopper=Stopper(params.stop),
         )
-        return GenerationJob(version, request.vfm, row, self._speech.kv, self._pricing)
+        return GenerationJob(version, request.vfm, row, self._kv, self._pricing)
 
     def _limit(self, prompt: int, virtual: int, wanted: int | None, usual: int) -> int:
         """Tokens of the text at most. Raises `TextTooLong`: it could never be held."""
-        most = self._backbone.max_tokens - prompt - virtual
-        limit = wanted if wanted is not None else min(usual, most)
+        begins = prompt + virtual
+        most, held = self._backbone.max_tokens - begins, self._kv.tokens - begins
+        limit = wanted if wanted is not None else min(usual, most, max(held, 1))
         if most < 1 or limit > most:
             raise TextTooLong(
-                f"the prompt has {prompt + virtual} tokens and max_tokens is {wanted or usual}, this model takes "
+                f"the prompt has {begins} tokens and max_tokens is {wanted or usual}, this model takes "
                 f"{self._backbone.max_tokens} in all; shorten the prompt or lower max_tokens",
                 field="input" if most < 1 else "params.max_tokens",
             )
-        if self._speech.kv.slab_bytes(prompt + virtual + limit) > self._kv_bytes:
+        if limit > held:
             raise TextTooLong(
-                f"the keys and values of {prompt + virtual + limit} tokens do not fit into the worker's {self._kv_bytes} bytes; "
-                "lower max_tokens, or raise worker.kv_bytes",
-                field="params.max_tokens",
+                f"the keys and values of {begins + limit} tokens do not fit into the worker's {self._kv.nbytes} bytes; "
+                f"{'shorten the prompt' if held < 1 else 'lower max_tokens'}, or raise worker.kv_bytes",
+                field="input" if held < 1 else "params.max_tokens",
             )
         return limit

@@ -33,9 +33,25 @@ class KvShape:
     def token_bytes(self) -> int:
         return 2 * self.layers * self.heads * self.size * self.dtype.itemsize
 
+
+@dataclass(frozen=True, slots=True)
+class KvBudget:
+    """Which slabs `nbytes` allow."""
+
+    shape: KvShape
+    nbytes: int
+
+    @property
+    def tokens(self) -> int:
+        """Of the longest text that fits."""
+        return self.nbytes // self.shape.token_bytes
+
+    def capacity(self, tokens: int) -> int:
+        """Tokens of the smallest slab for so many; the largest is as large as the budget, whatever comes next by size."""
+        return max(tokens, min(capacity_for(tokens), self.tokens))
+
     def slab_bytes(self, tokens: int) -> int:
-        """Bytes of the smallest slab for so many tokens."""
-        return capacity_for(tokens) * self.token_bytes
+        return self.capacity(tokens) * self.shape.token_bytes
 
 
 def capacity_for(tokens: int) -> int:
@@ -76,6 +92,7 @@ class KvPool:
         """Raises `InvalidInput` if the device has not so much memory."""
         self.shape = shape
         self.budget = budget
+        self.slabs = KvBudget(shape, budget)
         self.reclaim: Callable[[int], bool] = lambda _: False
         self._device = device
         self._used = 0
@@ -99,7 +116,7 @@ class KvPool:
 
     def take(self, tokens: int) -> Slab:
         """A slab for so many tokens; what is in it is not defined."""
-        s, capacity = self.shape, capacity_for(tokens)
+        s, capacity = self.shape, self.slabs.capacity(tokens)
         nbytes = capacity * s.token_bytes
         with self.lock:
             if self._used + nbytes > self.budget:
