@@ -16,6 +16,7 @@ from fmplex_broker.heads import Embedding, Generation, InputSpec
 from fmplex_broker.messages import Request
 from fmplex_worker.engines.generator import GeneratorEngine
 from fmplex_worker.generation.jail import _Child
+from fmplex_worker.generation.sampling import draw
 from fmplex_worker.generation.schemas import _too_much
 from tests.unit.compute import tiny
 from tests.unit.generation import tiny_lm
@@ -330,6 +331,25 @@ def test_nan_fails_alone(lm_folder: Folders, tmp_path: Path, engine: GeneratorEn
     good, bad = tiny_lm.drive(engine, jobs, shares=1.0)
     assert good["text"] == whole["text"]
     assert bad.code == "non_finite_output"
+
+
+@pytest.mark.parametrize(("prompt", "breaks", "good"), [(40, 64, 32), (40, 40, 0), (100, 100, 0)])
+def test_what_a_broken_pass_computed_is_nobodys_prefix(
+    lm_folder: Folders, monkeypatch: pytest.MonkeyPatch, prompt: int, breaks: int, good: int
+) -> None:
+    """The row of so many tokens gives NaN: `good` of them were known to be good."""
+    engine = tiny_lm.open_tiny(lm_folder("llama"))
+    digest = tiny_lm.load(engine)
+    job = tiny_lm.prepare(engine, digest, tiny_lm.prompts(prompt)[0], temperature=0, max_tokens=60, ignore_eos=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            "fmplex_worker.engines.generator.draw",
+            lambda *a: [None] if len(job.row.tokens) == breaks else draw(*a),
+        )
+        assert tiny_lm.drive(engine, [job])[0].code == "non_finite_output"
+    engine.drop(job)
+    again = tiny_lm.prepare(engine, digest, [*job.row.tokens, 7], max_tokens=1)
+    assert tiny_lm.drive(engine, [again])[0]["cached_tokens"] == good
 
 
 def test_the_seed_of_a_request_travels_with_it(engine: GeneratorEngine, digest: str) -> None:

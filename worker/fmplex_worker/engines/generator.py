@@ -208,13 +208,15 @@ class GeneratorEngine:
     def _advance(self, job: GenerationJob, upto: int, drawn: Drawn | None, ready: bool) -> Any:
         """The row goes on; what became of its job."""
         row = job.row
-        row.computed = upto
-        if not ready:
-            return Progress(None)
-        if drawn is None:
+        if ready and drawn is None:
+            # The cache of prefixes gets what earlier tokens came from, and nothing that may be broken.
+            row.computed = row.computed if row.generated else 0
             return NonFiniteOutput(
                 "the model's output for this input is NaN or infinite; check the input and the adapter"
             )
+        row.computed = upto
+        if drawn is None:
+            return Progress(None)
         if row.kept is None and row.slab is not None:
             row.kept = self.prefixes.lend(job.scope, row.tokens[: row.prompt], row.slab)
         try:
