@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import peft
 import pytest
+import torch
 
 from fmplex_broker.messages import Request
+from fmplex_worker.backbones.backbone import Backbone
 from fmplex_worker.engines.generator import GeneratorEngine
 from tests.unit.generation import tiny_lm
 
@@ -66,6 +69,24 @@ def test_other_kinds_of_adapters(lm_folder: Folders, tmp_path: Path) -> None:
 def test_any_chunk(pass_units: int, lm_folder: Folders) -> None:
     folder = lm_folder("mistral")
     _check(tiny_lm.open_tiny(folder, pass_units=pass_units), folder, [None], seed=3)
+
+
+@pytest.mark.filterwarnings("ignore:Position ids are not supported:UserWarning")
+def test_prompts_go_in_smaller_parts_where_the_device_has_no_memory_for_larger_ones(
+    lm_folder: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encode = Backbone.encode
+
+    def small(self: Any, row: Any, texts: Any) -> Any:
+        if row.tokens > 40:
+            raise torch.OutOfMemoryError
+        return encode(self, row, texts)
+
+    monkeypatch.setattr(Backbone, "encode", small)
+    folder = lm_folder("llama")
+    config = peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=20)
+    prompt = tiny_lm.save_adapter(folder, tmp_path / "prompt", config)
+    _check(tiny_lm.open_tiny(folder, pass_units=4096), folder, [prompt, None], seed=7)
 
 
 @families

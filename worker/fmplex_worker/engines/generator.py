@@ -34,6 +34,8 @@ from fmplex_worker.generation.row import Row
 from fmplex_worker.generation.sampling import Drawn, draw
 from fmplex_worker.heads.running import run_heads
 
+_LEAST_PART = 8  # tokens of a prompt
+
 
 class _Turn(NamedTuple):
     """A job in a pass, as `run_isolated` wants it."""
@@ -48,6 +50,16 @@ class _Turn(NamedTuple):
     @property
     def units(self) -> int:
         return self.tokens
+
+    def half(self) -> _Turn | None:
+        """With half as many tokens of its prompt: the others can come in later passes."""
+        if isinstance(self.prepared, Job):
+            return None
+        row = self.prepared.row
+        whole = row.virtual if row.computed < row.virtual else 0  # a soft prompt goes in at once
+        now = min(self.tokens, row.left)
+        less = max(now // 2, whole + _LEAST_PART)
+        return self._replace(tokens=less) if less < now else None
 
 
 @dataclass(slots=True)
@@ -129,7 +141,7 @@ class GeneratorEngine:
         begun = time.perf_counter()
         self._units.regrow()
         turns = [_Turn(cast("Job | GenerationJob", w.prepared), w.tokens) for w in work]
-        results = run_isolated(turns, self._run, self._units.halve) if turns else []
+        results = run_isolated(turns, self._run, self._units.halve, _Turn.half) if turns else []
         return Outcome(time.perf_counter() - begun, results)
 
     # ---- one pass ----

@@ -45,11 +45,15 @@ J = TypeVar("J", bound=Sized)
 
 
 def run_isolated(
-    jobs: Sequence[J], run: Callable[[Sequence[J]], list[Any]], on_oom: Callable[[int], None]
+    jobs: Sequence[J],
+    run: Callable[[Sequence[J]], list[Any]],
+    on_oom: Callable[[int], None],
+    half: Callable[[J], J | None] = lambda _: None,
 ) -> list[Any | FmplexError]:
     """`run(jobs)`, whatever happens in it, with one result per job.
 
-    Out of memory: `on_oom(units)` is told, and each half runs by itself. Any other exception: each vFM runs by itself, and
+    Out of memory: `on_oom(units)` is told, and each half runs by itself; of a single job its `half`, if it can wait for the rest.
+    Any other exception: each vFM runs by itself, and
     the one that fails again gets `JobFailed`. Raises only when the device itself is broken ("CUDA error: ..."): then no
     pass can ever run here again, and another worker should take the jobs over.
     """
@@ -63,10 +67,12 @@ def run_isolated(
     # Here the exception is gone, and with its frames the tensors of the failed pass.
     if out_of_memory:
         on_oom(sum(job.units for job in jobs))
+        if len(jobs) == 1 and (less := half(jobs[0])) is not None:
+            return run_isolated([less], run, on_oom, half)
         if len(jobs) == 1:
             return [JobFailed(f"one job of {jobs[0].units} tokens does not fit into the device's memory; shorten it")]
         middle = len(jobs) // 2
-        return run_isolated(jobs[:middle], run, on_oom) + run_isolated(jobs[middle:], run, on_oom)
+        return run_isolated(jobs[:middle], run, on_oom, half) + run_isolated(jobs[middle:], run, on_oom, half)
     shares: dict[str, list[int]] = {}
     for i, job in enumerate(jobs):
         shares.setdefault(job.digest, []).append(i)
@@ -74,7 +80,7 @@ def run_isolated(
         return [JobFailed(f"this vFM's adapter or head failed ({why})")] * len(jobs)
     results: list[Any] = [None] * len(jobs)
     for share in shares.values():
-        for i, result in zip(share, run_isolated([jobs[i] for i in share], run, on_oom), strict=True):
+        for i, result in zip(share, run_isolated([jobs[i] for i in share], run, on_oom, half), strict=True):
             results[i] = result
     return results
 
