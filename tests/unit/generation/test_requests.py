@@ -11,11 +11,12 @@ from typing import Any
 
 import pytest
 
-from fmplex_broker.errors import FmplexError, InvalidInput, PackageRejected, TextTooLong
+from fmplex_broker.errors import FmplexError, InvalidInput, JobFailed, PackageRejected, TextTooLong
 from fmplex_broker.heads import Embedding, Generation, InputSpec
 from fmplex_broker.messages import Request
 from fmplex_worker.engines.generator import GeneratorEngine
-from fmplex_worker.generation.jail import _Child
+from fmplex_worker.generation import jail
+from fmplex_worker.generation.jail import Jail, _Child
 from fmplex_worker.generation.sampling import draw
 from fmplex_worker.generation.schemas import _too_much
 from tests.unit.compute import tiny
@@ -250,12 +251,25 @@ def test_a_schema_is_tried_once(engine: GeneratorEngine, digest: str, monkeypatc
 
 
 def test_another_process_takes_the_place_of_one_that_died(engine: GeneratorEngine, digest: str) -> None:
-    jail = engine._prompts._jail
     for n in (3, 7):
         tiny_lm.prepare(engine, digest, "a", schema={"type": "integer", "multipleOf": n})
-        assert jail._child is not None
-        jail._child._process.kill()
-        jail._child._process.wait()
+        child = engine._prompts._jail._child
+        assert child is not None
+        child._process.kill()
+        child._process.wait()
+
+
+def test_the_process_lives_within_the_limits_of_the_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    command = " ".join(jail._COMMAND)
+    monkeypatch.setattr(jail, "_COMMAND", ("sh", "-c", f"ulimit -v 4000000; ulimit -t 600; exec {command}"))
+    assert Jail("", 0, ()).render("{{ messages[0].content }}", [{"role": "user", "content": "x"}], {}) == "x"
+
+
+def test_a_process_that_does_not_start_is_nobodys_mistake(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jail, "_COMMAND", ("false",))
+    for _ in range(2):
+        with pytest.raises(JobFailed, match="log"):
+            Jail("", 0, ()).try_schema("{}")
 
 
 def test_the_process_ends_with_the_worker() -> None:

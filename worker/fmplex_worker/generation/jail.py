@@ -118,7 +118,6 @@ class _Child:
             bufsize=0,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,  # a library that dies says so at length
             start_new_session=True,  # Ctrl-C is for the worker, which drains
             env=os.environ | {"CUDA_VISIBLE_DEVICES": "", "OPENBLAS_NUM_THREADS": "1"},
         )

@@ -33,7 +33,7 @@ class Jailed:
         if "template" in question:
             return _rendered(question["template"], question["messages"], question["special"])
         if "tokenizer" in question:
-            resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+            _limit(resource.RLIMIT_AS, None)
             self._tokenizer = tokenizer_of(question["tokenizer"], question["vocabulary"], question["ends"])
             _limit_memory()
         else:
@@ -54,26 +54,35 @@ def _rendered(template: str, messages: list[dict[str, str]], special: Mapping[st
 def _limit_memory() -> None:
     """To what it has, and some."""
     pages = int(Path("/proc/self/statm").read_text().split()[0])
-    most = pages * resource.getpagesize() + _SPARE_BYTES
-    resource.setrlimit(resource.RLIMIT_AS, (most, resource.RLIM_INFINITY))
+    _limit(resource.RLIMIT_AS, pages * resource.getpagesize() + _SPARE_BYTES)
+
+
+def _limit(what: int, most: int | None) -> None:
+    """None: as far as this process may go."""
+    _, hard = resource.getrlimit(what)
+    soft = hard if most is None or most > hard >= 0 else most
+    resource.setrlimit(what, (soft, hard))
 
 
 def main() -> None:
     asks, answers = os.dup(0), os.dup(1)
-    os.dup2(2, 1)  # what a library prints is no answer
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     jailed = Jailed()
+    # What a library prints is no answer; and one that dies says so at length. Only what keeps this from starting is of use.
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    for fd in (0, 1, 2):
+        os.dup2(nowhere, fd)
     write(answers, {"value": "ready"})
     while True:
         try:
             question = read(asks)
         except EOFError:
-            return
-        resource.setrlimit(resource.RLIMIT_CPU, (int(time.process_time()) + _MOST_S, resource.RLIM_INFINITY))
+            os._exit(0)  # at once: taking everything down in order takes a second
+        _limit(resource.RLIMIT_CPU, int(time.process_time()) + _MOST_S)
         try:
             answer = {"value": jailed.answer(question)}
         except MemoryError:
-            return  # what it has left may not do for the next one
+            os._exit(1)  # what it has left may not do for the next one
         except Exception as e:  # templates raise what they like
             answer = {"error": (str(e) or type(e).__name__)[:_MOST_SAID]}
         write(answers, answer)
