@@ -19,6 +19,7 @@ _SPARE_BYTES = 1 << 30
 _MOST_S = 10  # of processor time a question: whoever waits for the answer gives up before, unless it is dead
 _MOST_CHARS = 1 << 22  # of a chat; tokenizing takes a second for so many
 _MOST_SAID = 500  # characters of an error
+_HAS = Path("/proc/self/statm")
 
 
 class Jailed:
@@ -52,8 +53,10 @@ def _rendered(template: str, messages: list[dict[str, str]], special: Mapping[st
 
 
 def _limit_memory() -> None:
-    """To what it has, and some."""
-    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    """To what it has, and some; only Linux says what it has, and keeps to the limit."""
+    if not _HAS.exists():
+        return
+    pages = int(_HAS.read_text().split()[0])
     _limit(resource.RLIMIT_AS, pages * resource.getpagesize() + _SPARE_BYTES)
 
 
