@@ -196,7 +196,8 @@ class _Life:
         w = self._w
         while True:
             self._set_budget()
-            await asyncio.to_thread(self._meter.memory)
+            if not self._window.running or self._meter.memory_is_old:
+                await asyncio.to_thread(self._meter.memory)
             shares = self._scheduler.shares()
             stats = self._meter.snapshot(
                 self._id,

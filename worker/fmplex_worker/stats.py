@@ -16,6 +16,7 @@ from fmplex_worker.engines.protocol import EngineInfo
 from fmplex_worker.scheduling import CostModel, Share
 
 _MOST = 500  # vFMs that a worker tells of
+_READING = 0.002  # of the time may be spent reading memory under load
 
 
 class Memory(NamedTuple):
@@ -35,6 +36,7 @@ class Meter:
     def __init__(self, engine: EngineInfo) -> None:
         self._process = psutil.Process()
         self._started = time.monotonic()
+        self._memory_due = 0.0
         self._vfms: dict[str, VfmStats] = {}  # last heard of last
         self.stats = WorkerStats("", engine.name, engine.device, os.getpid(), socket.gethostname())
         self.stats.backbone_bytes = engine.memory_bytes
@@ -84,8 +86,14 @@ class Meter:
             self._vfm(name).units += units
             self.stats.pass_units += units
 
+    @property
+    def memory_is_old(self) -> bool:
+        """To read it takes 20 ms a GB, which a pass that runs beside it may lose: under load it is read seldom."""
+        return time.monotonic() > self._memory_due
+
     def memory(self) -> None:
-        """Read the process's memory (milliseconds: call it off the loop)."""
+        """Read the process's memory (call it off the loop)."""
+        begun = time.monotonic()
         # Files of weights are mapped and shared, so resident memory would count them for every process.
         with suppress(psutil.Error):  # where the system forbids to look, the last figure stands
             self.stats.memory_bytes = int(self._process.memory_full_info().uss)
@@ -93,6 +101,8 @@ class Meter:
             import torch
 
             self.stats.device_bytes = int(torch.cuda.memory_allocated(self.stats.device))
+        now = time.monotonic()
+        self._memory_due = now + (now - begun) / _READING
 
     def snapshot(
         self,
