@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -23,6 +24,7 @@ from fmplex_broker.streams.embedded import EmbeddedServer, free_port
 STATE_FILE = Path(".fmplex") / "up.json"
 _START_S = 120.0
 _STOP_S = 40.0
+_LIVED_S = 30.0  # what ends sooner after its start would end again
 
 
 class LocalFleet:
@@ -46,6 +48,7 @@ class LocalFleet:
         named = "artifacts" in self.spec.model_fields_set
         self.artifacts = self.spec.artifacts if named else str(self.data / "artifacts")
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._commands: dict[str, tuple[list[str], float]] = {}  # and when they were run last
         self._lock: IO[str] | None = None
 
     def start(self, told: Callable[[str], None] = lambda _: None) -> LocalFleet:
@@ -79,14 +82,30 @@ class LocalFleet:
         return self._spawn(name, "fmplex_worker")
 
     def _spawn(self, name: str, module: str, *args: str) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-m", module, "--config", str(self.config), *args]
+        return self._run(name, [sys.executable, "-m", module, "--config", str(self.config), *args], "wb")
+
+    def _run(self, name: str, command: list[str], mode: str) -> subprocess.Popen[bytes]:
         # By the environment: a URL may hold a password, and everybody can read a command line.
         environment = {**os.environ, "FMPLEX_BROKER": self.broker_url, "FMPLEX_ARTIFACTS": self.artifacts}
-        with (self.data / f"{name}.log").open("wb") as log:
+        with (self.data / f"{name}.log").open(mode) as log:
             # A session of its own: Ctrl-C reaches `fmplex up` alone, which then stops its children in order.
             process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
         self.processes[name] = process
+        self._commands[name] = command, time.monotonic()
         return process
+
+    def revive(self, name: str) -> bool:
+        """Start a process that has ended once more, unless it ended too soon after its start."""
+        command, begun = self._commands[name]
+        if time.monotonic() - begun < _LIVED_S:
+            return False
+        self._run(name, command, "ab")
+        return True
+
+    def last_words(self, name: str) -> str:
+        """How a process ended."""
+        code = self.processes[name].returncode
+        return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
 
     def log(self, name: str) -> str:
         """The last words of a process."""

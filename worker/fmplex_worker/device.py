@@ -233,6 +233,8 @@ class Device:
             held.spent += charge / unit_s
             self._window.landed(held)
         for held, result in zip({held.key: held for held in flight.jobs}.values(), outcome.results, strict=True):
+            if held.wait_ms is None:
+                held.wait_ms = self._clock.at_ms(outcome.ended - outcome.seconds) - held.job.enqueued_ms
             held.run_ms += outcome.seconds * 1000
             self._go_on(held, result)
         self._meter.ran(units, outcome.seconds)

@@ -61,7 +61,7 @@ class Outbox:
             version=held.job.digest,
             worker=self._consumer.worker,
             units=held.units,
-            queue_ms=max(0.0, total_ms - held.run_ms),
+            queue_ms=max(0.0, total_ms if held.wait_ms is None else held.wait_ms),
             run_ms=held.run_ms,
             load_ms=held.load_ms,
         )

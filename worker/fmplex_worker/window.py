@@ -26,8 +26,8 @@ class Held:
     `prepared` once intake has accepted it. `pieces`: of it that wait for a pass, by their keys; `running`: how many are in one,
     from plan to landing. `aside` while it waits for memory before its first pass; `resident` from then on, if it takes
     several; `leaving` if it must give up its memory when it lands; `dropped` if nobody waits for it any more; `done` once it
-    has a reply. Its passes took `run_ms` and were charged `spent` units; its last token came at `token_ms` (server time), and
-    is told at once if it `streams`.
+    has a reply. It waited `wait_ms` for the first of its passes; they took `run_ms` and were charged `spent` units; its last
+    token came at `token_ms` (server time), and is told at once if it `streams`.
     """
 
     job: Claimed
@@ -43,6 +43,7 @@ class Held:
     leaving: bool = False
     dropped: FmplexError | None = None
     done: bool = False
+    wait_ms: float | None = None
     run_ms: float = 0.0
     spent: float = 0.0
     streams: bool = False

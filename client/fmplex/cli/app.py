@@ -90,9 +90,12 @@ def _interrupt(*_: object) -> None:
 
 def _watch(fleet: LocalFleet) -> None:
     while True:
-        if dead := fleet.dead():
-            err.print(f"{dead[0]} ended:\n{fleet.log(dead[0])}", markup=False)
-            raise typer.Exit(1)
+        for name in fleet.dead():
+            how = fleet.last_words(name)
+            if not fleet.revive(name):
+                err.print(f"{name} {how}:\n{fleet.log(name)}", markup=False, soft_wrap=True)
+                raise typer.Exit(1)
+            err.print(f"{name} {how}; it starts again. Its log: {fleet.data}/{name}.log", markup=False, soft_wrap=True)
         time.sleep(0.2)
 
 

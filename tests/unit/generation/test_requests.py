@@ -14,6 +14,8 @@ import pytest
 from fmplex_broker.errors import FmplexError, InvalidInput, JobFailed, PackageRejected, TextTooLong
 from fmplex_broker.heads import Embedding, Generation, InputSpec
 from fmplex_broker.messages import Request
+from fmplex_broker.specs import BackboneSpec, WorkerSpec
+from fmplex_worker.engines import opening
 from fmplex_worker.engines.generator import GeneratorEngine
 from fmplex_worker.generation import jail
 from fmplex_worker.generation.jail import Jail, _Child
@@ -284,6 +286,28 @@ def test_a_template_reaches_nothing_but_the_messages(engine: GeneratorEngine) ->
     digest = tiny_lm.load(engine, chat_template="{{ messages.__class__.__mro__[1].__subclasses__() }}")
     with pytest.raises(InvalidInput):
         tiny_lm.prepare(engine, digest, {"messages": [{"role": "user", "content": "x"}]})
+
+
+def test_a_chat_template_that_is_none_is_no_version(engine: GeneratorEngine) -> None:
+    with pytest.raises(PackageRejected, match="chat_template"):
+        tiny_lm.load(engine, chat_template="{% for %}")
+
+
+@pytest.mark.parametrize("order", [["reasoning", "answer"], ["answer", "reasoning"]])
+def test_properties_come_in_the_order_of_the_schema(engine: GeneratorEngine, digest: str, order: list[str]) -> None:
+    properties = {name: {"type": "string", "maxLength": 4} for name in order}
+    schema = {"type": "object", "properties": properties, "required": order, "additionalProperties": False}
+    assert list(json.loads(text(engine, digest, "why?", schema=schema, seed=1, max_tokens=80)["text"])) == order
+
+
+def test_memory_that_holds_next_to_nothing_is_refused_at_the_start(
+    lm_folder: Folders, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(opening, "_LEAST_TOKENS", 1000)  # tokens of a tiny model are tiny too
+    spec = BackboneSpec(name="tiny", model=str(lm_folder("gpt2")))
+    with pytest.raises(InvalidInput, match="tokens of a text") as refusal:
+        opening.open_engine(spec, WorkerSpec(device="cpu", kv_bytes=1 << 16))
+    assert refusal.value.field == "worker.kv_bytes"
 
 
 def test_what_could_never_fit_is_refused_at_once(lm_folder: Folders) -> None:

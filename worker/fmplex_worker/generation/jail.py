@@ -42,11 +42,6 @@ class Jail:
         self._resting: dict[str, float] = {}  # template -> until when
         self._lock = threading.Lock()
 
-    def warm_up(self) -> None:
-        """It will be needed soon."""
-        with self._lock:
-            self._child = self._child or _Child()
-
     def render(self, template: str, messages: Sequence[Mapping[str, str]], special: Mapping[str, str]) -> str:
         """What transformers makes of a chat; `special`: tokens by their names. Raises `Refused`."""
         now = time.monotonic()
@@ -60,6 +55,14 @@ class Jail:
             except TimeoutError:
                 self._resting[template] = now + _REST_S
                 raise Refused("it takes too long; it may loop for ever") from None
+
+    def check(self, template: str) -> None:
+        """Whether it is a template at all. Raises `Refused`."""
+        with self._lock:
+            try:
+                self._ask({"template": template, "messages": None, "special": {}}, _TEMPLATE_S)
+            except TimeoutError:
+                raise Refused("it takes too long to compile") from None
 
     def try_schema(self, schema: str) -> None:
         """Compile it and begin some texts. Raises `Refused` for one that fails, or that takes too much."""

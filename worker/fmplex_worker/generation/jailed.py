@@ -43,9 +43,13 @@ class Jailed:
         return ""
 
 
-def _rendered(template: str, messages: list[dict[str, str]], special: Mapping[str, str]) -> str:
+def _rendered(template: str, messages: list[dict[str, str]] | None, special: Mapping[str, str]) -> str:
+    """`messages` None: it is only compiled."""
     # As the tokenizer's `apply_chat_template` calls it. It is a sandbox: a template reaches nothing but the messages.
     render: Any = render_jinja_template  # its annotations are wrong
+    if messages is None:
+        render([], chat_template=template)
+        return ""
     (text,), _ = render([messages], chat_template=template, add_generation_prompt=True, **special)
     if len(text) > _MOST_CHARS:
         raise ValueError(f"it makes {len(text)} characters of them, and {_MOST_CHARS} are the most; send less")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fmplex_broker.errors import FmplexError, InvalidInput, TextTooLong, VfmClosed
+from fmplex_broker.errors import FmplexError, InvalidInput, PackageRejected, TextTooLong, VfmClosed
 from fmplex_broker.heads import Generation
 from fmplex_broker.messages import Request
 from fmplex_broker.sampling import GenerationParams
@@ -13,7 +13,7 @@ from fmplex_broker.schema import parse
 from fmplex_worker.backbones.backbone import Backbone, Speech
 from fmplex_worker.engines.protocol import Piece
 from fmplex_worker.engines.versions import Version
-from fmplex_worker.generation.jail import Jail
+from fmplex_worker.generation.jail import Jail, Refused
 from fmplex_worker.generation.kv import KvBudget
 from fmplex_worker.generation.prefixes import Scope
 from fmplex_worker.generation.pricing import Pricing
@@ -86,11 +86,14 @@ class GenerationPreparer:
         self._schemas = Schemas(self._jail, *spoken)
 
     def expect(self, version: Version) -> None:
-        """Requests for it will come. Any thread."""
+        """Requests for it will come. Any thread. Raises `PackageRejected` for a chat template that is none."""
         head = version.heads[""].spec
         assert isinstance(head, Generation)
         if head.chat_template:
-            self._jail.warm_up()  # or its first chat would have everybody wait for a second
+            try:
+                self._jail.check(head.chat_template)
+            except Refused as e:
+                raise PackageRejected(f"head.chat_template: {e}", field="head.chat_template") from e
 
     def prepare(self, version: Version | None, digest: str, request: Request) -> GenerationJob | FmplexError:
         """A job, or what is wrong with the request."""

@@ -101,7 +101,7 @@ class KvPool:
             self._arena = Arena(budget, device, self.lock)
         except RuntimeError as e:
             raise InvalidInput(
-                f"{budget} bytes for keys and values are more than {device} has ({e}); lower worker.kv_bytes",
+                f"{budget} bytes for keys and values are more than {device} has; lower worker.kv_bytes",
                 field="worker.kv_bytes",
             ) from e
 

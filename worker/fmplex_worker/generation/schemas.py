@@ -66,7 +66,7 @@ class Schemas:
 
     def constraint(self, schema: dict[str, Any]) -> Constraint:
         """For one row. Raises `InvalidInput` for a schema that is none, or that cannot be served."""
-        text = json.dumps(schema, sort_keys=True)
+        text = json.dumps(schema)  # in its order: the text has its properties in the same
         name = hashlib.blake2b(text.encode()).digest()
         with self._lock:
             matcher = self._kept.pop(name, None) or self._compile(name, schema, text)

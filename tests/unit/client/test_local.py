@@ -1,0 +1,59 @@
+"""A fleet on this machine, as `fmplex up` watches it."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from fmplex import local
+from fmplex.local import LocalFleet
+
+CONFIG = 'broker = "embedded"\n[backbone]\nname = "b"\nmodel = "/nowhere"\n'
+
+
+@pytest.fixture
+def fleet(tmp_path: Path) -> Iterator[LocalFleet]:
+    (tmp_path / "fleet.toml").write_text(CONFIG)
+    fleet = LocalFleet(tmp_path / "fleet.toml", data=tmp_path)
+    yield fleet
+    for process in fleet.processes.values():
+        process.kill()
+        process.wait()
+
+
+def begin(fleet: LocalFleet, does: str) -> None:
+    fleet._run("worker-0", [sys.executable, "-c", does], "wb")
+
+
+def ends(fleet: LocalFleet) -> None:
+    end = time.monotonic() + 30
+    while fleet.dead() != ["worker-0"]:
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def test_a_process_that_was_killed_starts_again(fleet: LocalFleet, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(local, "_LIVED_S", 0.0)
+    begin(fleet, "import time; print('served', flush=True); time.sleep(600)")
+    first = fleet.processes["worker-0"]
+    while "served" not in fleet.log("worker-0"):
+        time.sleep(0.01)
+    first.send_signal(signal.SIGKILL)
+    ends(fleet)
+    assert fleet.last_words("worker-0") == "was killed by SIGKILL"
+    assert fleet.revive("worker-0")
+    assert fleet.dead() == []
+    while fleet.log("worker-0").count("served") < 2:  # what it said in its life before is still there
+        time.sleep(0.01)
+
+
+def test_a_process_that_cannot_live_is_not_started_for_ever(fleet: LocalFleet) -> None:
+    begin(fleet, "raise SystemExit(3)")
+    ends(fleet)
+    assert fleet.last_words("worker-0") == "ended with exit code 3"
+    assert not fleet.revive("worker-0")
