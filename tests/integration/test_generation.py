@@ -89,6 +89,14 @@ async def test_many_vfms_together_write_what_each_writes_alone(session: Session)
     assert passes < 60 * len(asks) / 2, "texts shared passes"
 
 
+async def test_a_text_waits_until_its_first_pass_and_no_longer(session: Session) -> None:
+    """What it waits between its passes is no queueing."""
+    crowd = [asyncio.create_task(write(session, "plain", prompt(50, i), **GREEDY, max_tokens=100)) for i in range(8)]
+    reply = await (await read(session, "rank2", prompt(20), **GREEDY, max_tokens=200)).task
+    assert reply.queue_ms < reply.run_ms / 2
+    await asyncio.gather(*crowd)
+
+
 async def test_long_prompts_do_not_change_what_others_are_writing(session: Session) -> None:
     """They join while a text grows and are computed beside it in many chunks."""
     value = prompt(40, 3)
