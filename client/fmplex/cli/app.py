@@ -187,5 +187,5 @@ def top(
     as_json: AsJson = False,
 ) -> None:
     """Live view, from the broker: depth, oldest wait, rate, latency and share of every vFM; tokens of those that generate;
-    load of every worker."""
+    load of every worker. A narrow terminal shows fewer columns; --json tells all."""
     asyncio.run(run_top(broker_url(broker), interval, limit, once=once or as_json, as_json=as_json))

@@ -7,31 +7,32 @@ from textwrap import shorten
 from typing import Any
 
 from rich.markup import escape
-from rich.table import Table
 
 from fmplex.cli.common import out
+from fmplex.columns import Column, Fitted
 from fmplex_broker.tensors import Tensor
 
 _REASON = 48  # characters of why a version was refused; `vfms show` tells all of it
+# The numbers say what a narrow terminal leaves out first: the highest.
+_VFMS = (
+    Column("vFM"), Column("backbone", 4, left=True), Column("head", 1, left=True, words=24), Column("version", 3, left=True),
+    Column("status", left=True, words=24), Column("weight", 2), Column("max\npending", 5), Column("rate", 6), Column("target ms"),
+)  # fmt: skip
 
 
 def vfms_table(vfms: list[dict[str, Any]], total: int) -> None:
-    table = Table(box=None, header_style="bold")
-    for column in ("vFM", "backbone", "head", "version", "status"):
-        table.add_column(column, no_wrap=True)
-    for column in ("weight", "max pending", "rate", "target ms"):
-        table.add_column(column, justify="right")
-    for v in vfms:
-        limits = v["limits"] or {}
-        why = f" ({shorten(v['error']['message'], _REASON)})" if v["error"] else ""
-        table.add_row(
-            v["name"], v["backbone"], _heads(v), v["version"] or "-", v["status"] + escape(why),
-            f"{v['weight'] or 0:g}", str(limits.get("max_pending", "-")), f"{limits['rate']:g}" if limits.get("rate") else "-",
-            _targets(v["slo"] or {}),
-        )  # fmt: skip
-    out.print(table)
+    out.print(Fitted(_VFMS, map(_vfm, vfms)))
     if total > len(vfms):
         out.print(f"… {total} in all; --match narrows, --all lists them")
+
+
+def _vfm(v: dict[str, Any]) -> list[str]:
+    limits = v["limits"] or {}
+    why = f" ({shorten(v['error']['message'], _REASON)})" if v["error"] else ""
+    return [
+        v["name"], v["backbone"], _heads(v), v["version"] or "-", v["status"] + why, f"{v['weight'] or 0:g}",
+        str(limits.get("max_pending", "-")), f"{limits['rate']:g}" if limits.get("rate") else "-", _targets(v["slo"] or {}),
+    ]  # fmt: skip
 
 
 def _heads(v: dict[str, Any]) -> str:

@@ -2,48 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
 from typing import Any
 
-from rich.console import Group
-from rich.table import Table
+from rich.console import Group, RenderableType
 
+from fmplex.columns import Column, Fitted
+
+# The numbers say what a narrow terminal leaves out first: the highest.
 _VFMS = (
-    "vFM", "waiting", "pending", "oldest", "jobs/s", "failed/s", "p50 ms", "p99 ms", "target", "wait p99", "device", "share",
-    "promised", "deficit",
+    Column("vFM"), Column("waiting"), Column("pending", 5), Column("oldest", 3), Column("jobs/s"), Column("failed/s", 2),
+    Column("p50 ms"), Column("p99 ms"), Column("target", 4), Column("wait\np99 ms", 6), Column("device", 7), Column("share"),
+    Column("promised", 1), Column("deficit", 8),
 )  # fmt: skip
 _TEXTS = (
-    "text", "tokens/s", "prompt tokens/s", "cached", "first p50 ms", "p99 ms", "target", "next p50 ms", "p99 ms", "target", "KV",
+    Column("text"), Column("tokens/s"), Column("prompt\ntokens/s", 4), Column("cached", 3), Column("first\np50 ms"),
+    Column("first\np99 ms"), Column("first\ntarget", 1), Column("next\np50 ms"), Column("next\np99 ms"),
+    Column("next\ntarget", 2), Column("KV"),
 )  # fmt: skip
 _WORKERS = (
-    "worker", "device", "passes/s", "tokens/pass", "budget", "busy", "held", "resident", "hits", "loads/s", "memory", "up",
+    Column("worker"), Column("device"), Column("passes/s"), Column("tokens\n/pass"), Column("budget", 4), Column("busy"),
+    Column("held", 3), Column("resident", 1), Column("hits", 2), Column("loads/s", 5), Column("memory"), Column("up", 6),
 )  # fmt: skip
-_MEMORY = ("worker", "KV", "budget", "kept prefixes", "jobs that wait for memory")
+_MEMORY = (
+    Column("worker"), Column("KV"), Column("budget"), Column("kept\nprefixes"), Column("jobs that wait\nfor memory"),
+)  # fmt: skip
 
 
 def draw(rows: dict[str, Any], limit: int) -> Group:
     """Tokens and their memory are shown where there is a vFM that generates."""
     shown = rows["vfms"][:limit]
     more = rows["registered"] - len(shown)
-    tables: list[Table | str] = [
-        _table(_VFMS, map(_vfm, shown)),
+    tables: list[RenderableType] = [
+        Fitted(_VFMS, map(_vfm, shown)),
         f"[dim]… and {more} quieter vFMs[/]" if more > 0 else "",
     ]
     texts = [_text(r["vfm"], r["text"]) for r in shown if "text" in r]
-    tables += [_table(_TEXTS, texts), ""] if texts else []
-    tables.append(_table(_WORKERS, map(_worker, rows["workers"])))
+    tables += [Fitted(_TEXTS, texts), ""] if texts else []
+    tables.append(Fitted(_WORKERS, map(_worker, rows["workers"])))
     memory = [_memory(w) for w in rows["workers"] if w["kv_budget_bytes"]]
-    tables += ["", _table(_MEMORY, memory)] if texts and memory else []
+    tables += ["", Fitted(_MEMORY, memory)] if texts and memory else []
     return Group(*tables)
-
-
-def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
-    table = Table(box=None, header_style="bold")
-    for i, column in enumerate(columns):
-        table.add_column(column, justify="right" if i else "left", no_wrap=True)
-    for row in rows:
-        table.add_row(*row)
-    return table
 
 
 def _vfm(r: dict[str, Any]) -> list[str]:
@@ -90,7 +88,7 @@ def _mib(nbytes: int) -> str:
 
 
 def _ms(value: float | None) -> str:
-    return "-" if value is None else f"{value:.1f}"
+    return "-" if value is None else f"{value:.{1 if value < 1000 else 0}f}"
 
 
 def _percent(value: float | None) -> str:
