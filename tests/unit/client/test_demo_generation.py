@@ -5,13 +5,17 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import re
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from rich.console import Console
+from rich.progress import Progress, TextColumn
+from rich.text import Text
 
 from fmplex.demo.generation import training
 from fmplex.demo.generation.measuring import Sharing, memory
@@ -22,7 +26,7 @@ from fmplex.demo.generation.texts import Pair, pairs
 from fmplex.demo.generation.voices import MAX_TOKENS, VOICES, unheard
 from fmplex.results import AsyncTextStream, Result
 from fmplex_broker.errors import NonFiniteOutput
-from fmplex_broker.fitting import FitFailed
+from fmplex_broker.fitting import FitDone, FitFailed
 from fmplex_broker.fitting_text import TextEvent, TextSpec, TextStarted, TextStep
 from fmplex_broker.stats import ResidencyStats, WorkerStats
 
@@ -156,6 +160,34 @@ def test_what_the_decoder_says_while_it_learns_is_shown(monkeypatch: pytest.Monk
     assert "50 %  loss 1.50  Return the [list] of the list" in _text(out)
 
 
+def test_the_time_left_is_that_of_all_that_is_to_be_trained(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    plan = make_plan(QUICK, PAIRS, tmp_path)
+    pocket, lora, loras = plan.decoder.steps, plan.loras[0].steps, len(plan.loras)
+    seconds = iter([0.0, 0.0, 60.0, 100.0, 103.0])  # the drawing begins; each model does, and tells of a step
+    monkeypatch.setattr(training, "time", SimpleNamespace(monotonic=lambda: next(seconds)))
+    console = Console(file=io.StringIO(), width=80)
+    with Progress(TextColumn("{task.fields[note]}"), console=console, disable=True) as progress:
+        drawn = training._Drawn(console, progress, plan.missing, "")
+        drawn.show(TextStarted(name="pocket", texts=9, tokens=900, parameters=2_700_000, trained=2_700_000))
+        drawn.show(TextStep(name="pocket", step=50, steps=pocket, loss=1.5, tokens=45000))
+        assert f"about {60 / 50 * (pocket + loras * lora - 50):.0f} s left" in progress.tasks[0].fields["note"]
+        drawn.show(_done("pocket", plan.decoder.out))
+        drawn.show(TextStarted(name=plan.loras[0].name, texts=9, tokens=900, parameters=2_700_000, trained=9000))
+        drawn.show(TextStep(name=plan.loras[0].name, step=10, steps=lora, loss=1.5, tokens=9000))
+        assert f"about {3 / 10 * (loras * lora - 10):.0f} s left" in progress.tasks[0].fields["note"]
+
+
+def test_the_time_left_is_shown_in_a_terminal_of_80_characters(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    out = Console(file=io.StringIO(), width=80, force_terminal=True)
+    started = TextStarted(name="pocket", texts=9, tokens=900, parameters=2_700_000, trained=2_700_000)
+    step = TextStep(name="pocket", step=50, steps=1200, loss=10.25, tokens=4500)
+    monkeypatch.setattr(training, "run", _events(started, step))
+    seconds = iter([0.0, 0.0])
+    monkeypatch.setattr(training, "time", SimpleNamespace(monotonic=lambda: next(seconds, 0.5)))
+    training.train(out, make_plan(FULL, PAIRS, tmp_path))
+    assert re.search(r"loss 10\.25  9000 tokens/s  about 14 s left \d:\d\d:\d\d", Text.from_ansi(_text(out)).plain)
+
+
 def test_nothing_is_started_when_all_is_there(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     plan = make_plan(QUICK, PAIRS, tmp_path)
     for spec in plan.missing:
@@ -233,6 +265,21 @@ def test_a_report_of_what_went_well() -> None:
     assert "5.0 x more" in _text(out)
 
 
+@pytest.mark.parametrize("width", [80, 100, 120, 160])
+def test_the_figures_of_a_report_are_not_cut(width: int) -> None:
+    report = _complete()
+    report.sharing = Sharing(12345.0, 1234.0, 15)
+    report.memory = memory(_worker(900 << 20, 3000 << 20, 0), _worker(900 << 20, 3200 << 20, 50 << 20))
+    out = Console(width=width, record=True, file=io.StringIO())
+    report.show(out)
+    told = out.export_text()
+    assert "…" not in told
+    for whole in ("one shared decoder", "one after the other", "4.8 x less", "4.7 x less", "10.0 x more", "12345 tokens/s",
+                  "1234 tokens/s", "950.0 MiB", "4550.0 MiB", "3200.0 MiB", "15000.0 MiB", "15 texts of all vFMs",
+                  *(voice.name for voice in VOICES)):  # fmt: skip
+        assert whole in told
+
+
 def test_a_text_that_did_not_come_is_a_failure() -> None:
     report = _complete()
     report.lines["poet"] = [Line("poet", "return")]
@@ -260,6 +307,12 @@ def test_a_demo_that_failed_early_can_still_report() -> None:
 def _worker(backbone: int, process: int, adapters: int) -> WorkerStats:
     residency = ResidencyStats(device_bytes=adapters)
     return WorkerStats("w", "pocket", "cpu", 1, "h", backbone_bytes=backbone, memory_bytes=process, residency=residency)
+
+
+def _done(name: str, out: Path) -> FitDone:
+    return FitDone(
+        name=name, out=out, version="v", metric="accuracy", score=0.5, baseline=0.1, epochs=1, seconds=1.0
+    )  # fmt: skip
 
 
 def _names(plan: Plan) -> list[str]:

@@ -87,8 +87,8 @@ class Report:
         assert self.sharing is not None
         m, s, ratios, n = self.memory, self.sharing, self.to_json()["ratios"], len(VOICES)
         table = Table(box=None, header_style="bold")
-        for column in ("", "one shared decoder", f"{n} copies / one text after the other", "ratio"):
-            table.add_column(column, justify="right" if column else "left", no_wrap=True)
+        for column in ("", "one shared decoder", f"{n} copies /\none after the other", "ratio"):  # fits 80 characters
+            table.add_column(column, justify="right" if column else "left", overflow="fold")
         for what, key, ratio in (
             ("weights, LoRAs too", "weights", ratios["weights_copies_over_shared"]),
             ("process memory (unique)", "process", ratios["process_memory_copies_over_shared"]),

@@ -29,13 +29,13 @@ def train(out: Console, plan: Plan) -> int:
         out.print(f"trained before, kept in {plan.shelf}", highlight=False, markup=False)
         return 0
     columns = (
-        TextColumn("{task.description:12}"),
-        BarColumn(20),
+        TextColumn("{task.description:8}"),
+        BarColumn(16),  # all of it fits 80 characters
         TextColumn("{task.fields[note]}"),
         TimeElapsedColumn(),
     )
     with Progress(*columns, console=out, transient=True, disable=not out.is_terminal) as progress:
-        drawn = _Drawn(out, progress, plan.decoder.ask)
+        drawn = _Drawn(out, progress, missing, plan.decoder.ask)
         for event in run(missing):
             drawn.show(event)
     return len(missing)
@@ -68,8 +68,9 @@ def run(specs: Sequence[TextSpec]) -> Iterator[TextEvent]:
 class _Drawn:
     """A bar where there is a terminal, and a line for whatever is worth keeping."""
 
-    def __init__(self, out: Console, progress: Progress, ask: str) -> None:
+    def __init__(self, out: Console, progress: Progress, specs: Sequence[TextSpec], ask: str) -> None:
         self._out, self._progress, self._ask = out, progress, ask
+        self._steps = {spec.name: spec.steps for spec in specs}  # of what is not done yet
         self._bar = progress.add_task("starting", total=None, note="")
         self._begun = time.monotonic()
 
@@ -95,13 +96,15 @@ class _Drawn:
             self._line(self._ask)
 
     def _step(self, event: TextStep) -> None:
-        rate = event.tokens / max(time.monotonic() - self._begun, 1e-6)
-        note = f"loss {event.loss:.2f}  {rate:.0f} tokens/s"
+        taken = max(time.monotonic() - self._begun, 1e-6)
+        left = taken / event.step * (sum(self._steps.values()) - event.step)  # as if every model's steps took that long
+        note = f"loss {event.loss:.2f}  {event.tokens / taken:.0f} tokens/s  about {left:.0f} s left"
         self._progress.update(self._bar, total=event.steps, completed=event.step, note=note)
         if event.sample:
             self._line(f"  {100 * event.step // event.steps:3} %  loss {event.loss:4.2f}  {event.sample}")
 
     def _done(self, event: FitDone) -> None:
+        self._steps.pop(event.name, None)
         self._line(
             f"trained {event.name} in {event.seconds:.0f} s: {100 * event.score:.0f} % of the held-out tokens right "
             f"({100 * event.baseline:.0f} % before)"
