@@ -118,7 +118,7 @@ def test_vfms_are_listed_by_pattern_and_by_the_page(fmplex: Shell, references: d
     assert names("--match", "no-such-*") == []
     assert set(references) <= set(names("--all"))
     table = fmplex("vfms", "--limit", "2")
-    assert table.count("\n") == 4, table
+    assert table.count("\n") == 5, table
     assert "in all; --match narrows, --all lists them" in table
 
 
