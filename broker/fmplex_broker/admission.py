@@ -113,9 +113,9 @@ def _parsed(vfm: VfmSpec, kind: type[P], params: dict[str, Any]) -> P:
 
 
 def _means_nothing(vfm: VfmSpec, name: str) -> InvalidInput:
-    return InvalidInput(
-        f"{name} means nothing to {vfm.name!r}, which is a {' and '.join(sorted(vfm.kinds))} vFM", field=name
-    )
+    kinds = " and ".join(sorted(vfm.kinds))
+    article = "an" if kinds[0] in "aeiou" else "a"
+    return InvalidInput(f"{name} means nothing to {vfm.name!r}, which is {article} {kinds} vFM", field=name)
 
 
 def _params(vfm: VfmSpec, params: dict[str, Any]) -> _Asked:

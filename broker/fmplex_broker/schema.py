@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, StringConstraints, TypeAdapter, ValidationError
+from pydantic_core import ErrorDetails
 
 from fmplex_broker.errors import InvalidInput
 
@@ -32,10 +33,26 @@ def parse(kind: type[S], value: Any, *, source: str = "") -> S:
 
 def invalid(error: ValidationError, source: str = "") -> InvalidInput:
     """A pydantic error as ours: the path of the wrong key, and what is wrong with it."""
-    first = error.errors(include_url=False, include_context=False)[0]
+    first = error.errors(include_url=False)[0]
     field = ".".join(str(part) for part in first["loc"]) or "(whole)"
-    what = "unknown key; remove it or mend its spelling" if first["type"] == "extra_forbidden" else first["msg"]
-    return InvalidInput(f"{source + ': ' if source else ''}{field}: {what}", field=field)
+    return InvalidInput(f"{source + ': ' if source else ''}{field}: {_what(first)}", field=field)
+
+
+def _what(wrong: ErrorDetails) -> str:
+    """In words that need no Python; pydantic's own where they do not."""
+    bounds = wrong.get("ctx", {})
+    match wrong["type"]:
+        case "extra_forbidden":
+            return "unknown key; remove it or mend its spelling"
+        case "too_long":
+            return f"at most {bounds['max_length']} are taken" + _not(bounds["actual_length"])
+        case "too_short":
+            return f"at least {bounds['min_length']} must be given" + _not(bounds["actual_length"])
+    return wrong["msg"]
+
+
+def _not(many: int | None) -> str:
+    return "" if many is None else f", not {many}"
 
 
 def load_toml(path: Path) -> dict[str, Any]:

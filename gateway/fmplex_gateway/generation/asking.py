@@ -45,7 +45,10 @@ def in_their_words(body: TextBody) -> Iterator[None]:
     except FmplexError as e:
         e.message = e.message.replace("max_tokens", body.length_field)
         if e.field is not None:
-            e.field = ".".join(_theirs(e.field.split("."), body))
+            theirs = ".".join(_theirs(e.field.split("."), body))
+            if e.message.startswith(f"{e.field}: "):
+                e.message = theirs + e.message.removeprefix(e.field)
+            e.field = theirs
         raise
 
 

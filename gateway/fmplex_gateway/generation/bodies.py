@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from fmplex_broker.errors import InvalidInput
@@ -16,13 +16,24 @@ _SAME = (
     "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty", "seed", "stop",
     "stop_token_ids", "ignore_eos",
 )  # fmt: skip
+# What asks for nothing may stay: programs send OpenAI's defaults.
+_NOTHING: tuple[Any, ...] = (False, "", [], {}, ["text"], "none", "auto", "default")
 
 
 def _refuse(value: Any) -> Any:
-    # What asks for nothing may stay: programs send OpenAI's defaults.
-    if value in (False, "", [], {}, ["text"], "none", "auto", "default"):
+    if value in _NOTHING:
         return None
     raise PydanticCustomError("unsupported", "FMplex does not have this part of OpenAI's API; leave it out")
+
+
+def _refuse_tools(value: Any) -> Any:
+    if value in _NOTHING:
+        return None
+    raise PydanticCustomError("unsupported", "FMplex does not have this part of OpenAI's API: tools are not there yet")
+
+
+def _speaker(value: Any) -> Any:
+    return _refuse_tools(value) if value in ("tool", "function") else value
 
 
 def _all_of_them(value: Any, info: ValidationInfo) -> Any:
@@ -54,9 +65,10 @@ def _prompts(value: Any) -> Any:
 
 
 Refused = Annotated[Any, AfterValidator(_refuse)]  # OpenAI knows it, FMplex does not
+Tools = Annotated[Any, AfterValidator(_refuse_tools)]
 Degree = Annotated[Any, AfterValidator(lambda value: None if value == "medium" else _refuse(value))]
 Stops = Annotated[list[str], BeforeValidator(lambda value: [value] if isinstance(value, str) else value)]
-Role = Literal["system", "developer", "user", "assistant"]
+Role = Annotated[Literal["system", "developer", "user", "assistant"], BeforeValidator(_speaker)]
 
 
 class _Lenient(Body):
@@ -72,10 +84,10 @@ class Message(_Lenient):
     """`name` is taken and has no effect: chat templates know roles only."""
 
     role: Role
+    tool_calls: Tools = None  # before content, which is missing where there are some
+    function_call: Tools = None
     content: Annotated[str, BeforeValidator(_joined)]
     name: str | None = None
-    tool_calls: Refused = None
-    function_call: Refused = None
     audio: Refused = None
     refusal: Refused = None
     annotations: Refused = None
@@ -98,32 +110,27 @@ class _NamedSchema(_Lenient):
     strict: bool = True  # it always is
 
 
-class _TextFormat(_Lenient):
-    type: Literal["text"]
+class Format(_Lenient):
+    """Not a union by `type`: errors would name the chosen part as if it were a key."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: _NamedSchema | None = Field(default=None, validate_default=True)
+
+    @field_validator("json_schema")
+    @classmethod
+    def _of_its_type(cls, value: _NamedSchema | None, info: ValidationInfo) -> _NamedSchema | None:
+        wanted = info.data.get("type") == "json_schema"
+        if wanted and value is None:
+            raise PydanticCustomError("missing", 'type "json_schema" needs it: an object with name and schema')
+        if value is not None and not wanted and "type" in info.data:
+            raise PydanticCustomError("format", 'it goes with type "json_schema" only')
+        return value
 
     @property
     def asked(self) -> dict[str, Any] | None:
-        return None
-
-
-class _ObjectFormat(_Lenient):
-    type: Literal["json_object"]
-
-    @property
-    def asked(self) -> dict[str, Any] | None:
-        return {"type": "object"}
-
-
-class _SchemaFormat(_Lenient):
-    type: Literal["json_schema"]
-    json_schema: _NamedSchema
-
-    @property
-    def asked(self) -> dict[str, Any] | None:
-        return self.json_schema.schema_
-
-
-Format = Annotated[_TextFormat | _ObjectFormat | _SchemaFormat, Field(discriminator="type")]
+        if self.json_schema is not None:
+            return self.json_schema.schema_
+        return {"type": "object"} if self.type == "json_object" else None
 
 
 class TextBody(_Lenient):
@@ -191,11 +198,11 @@ class ChatBody(TextBody):
     max_completion_tokens: int | None = None
     logprobs: bool = False
     top_logprobs: int | None = None
-    tools: Refused = None
-    tool_choice: Refused = None
+    tools: Tools = None
+    tool_choice: Tools = None
     parallel_tool_calls: bool | None = None  # without effect: there are none
-    functions: Refused = None
-    function_call: Refused = None
+    functions: Tools = None
+    function_call: Tools = None
     audio: Refused = None
     modalities: Refused = None
     moderation: Refused = None

@@ -233,6 +233,11 @@ def test_parameters_are_checked_and_named(params: Any, field: str, kind: str) ->
     assert (type(error), error.field) == (InvalidInput, field)
 
 
+def test_a_parameter_of_other_kinds_is_refused_in_plain_words() -> None:
+    assert refused(["x"], {"top_k": 3}).message.endswith("which is an embedding vFM")
+    assert refused(["x"], {"top_k": 3}, kind="ranking").message.endswith("which is a ranking vFM")
+
+
 def field_of_refusal(inputs: Any, params: Any = None, kind: str = "embedding") -> str | None:
     """None if it was let in, and then as it was sent."""
     try:

@@ -171,10 +171,28 @@ def test_the_best_of_as_many_as_are_told_are_all_of_them() -> None:
         ({"logit_bias": {"5": 1}}, "logit_bias", "FMplex does not have this"),
         ({"colour": "red"}, "colour", "unknown key"),
         ({"messages": []}, "messages", "at least 1"),
-        ({"messages": [{"role": "tool", "content": "x"}]}, "messages.0.role", "'user'"),
+        ({"tools": [{"type": "function"}]}, "tools", "tools are not there yet"),
+        ({"messages": [{"role": "tool", "content": "x"}]}, "messages.0.role", "tools are not there yet"),
+        ({"messages": [{"role": "narrator", "content": "x"}]}, "messages.0.role", "'user'"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages.0.content", "not image_url"),
-        ({"messages": [{"role": "assistant", "tool_calls": [{}]}]}, "messages.0.content", "required"),
-        ({"response_format": {"type": "xml"}}, "response_format", "'json_schema'"),
+        ({"messages": [{"role": "assistant", "content": None}]}, "messages.0.content", "required"),
+        (
+            {"messages": [{"role": "assistant", "content": None, "tool_calls": [{}]}]},
+            "messages.0.tool_calls",
+            "tools are not there yet",
+        ),
+        ({"response_format": {"type": "xml"}}, "response_format.type", "'json_schema'"),
+        ({"response_format": {"type": "json_schema"}}, "response_format.json_schema", "needs it"),
+        (
+            {"response_format": {"type": "json_object", "json_schema": {"name": "x"}}},
+            "response_format.json_schema",
+            "only",
+        ),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"schema": 5}}},
+            "response_format.json_schema.schema",
+            "dictionary",
+        ),
         ({"top_logprobs": 2}, "top_logprobs", "without logprobs"),
         ({"reasoning_effort": "high"}, "reasoning_effort", "FMplex does not have this"),
         ({"stream_options": {"include_usage": True}}, "stream_options", "without stream"),
@@ -228,6 +246,17 @@ def test_errors_name_the_fields_of_the_callers_body(body: TextBody, ours: str, t
     with pytest.raises(InvalidInput) as caught, in_their_words(body):
         raise InvalidInput("wrong", field=ours)
     assert caught.value.field == theirs
+
+
+def test_messages_begin_with_the_callers_field_too() -> None:
+    with pytest.raises(InvalidInput) as caught, in_their_words(CHAT):
+        parse(GenerationParams, {"logprobs": 21})
+    assert caught.value.to_wire()["message"].startswith("top_logprobs: ")
+
+
+def test_too_many_of_something_is_told_in_plain_words() -> None:
+    with pytest.raises(InvalidInput, match=r"^stop: at most 16 are taken, not 17$"), in_their_words(CHAT):
+        parse(GenerationParams, {"stop": ["a"] * 17})
 
 
 def test_errors_speak_of_the_length_as_the_caller_did() -> None:
