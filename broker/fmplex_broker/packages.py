@@ -74,7 +74,7 @@ def read_package(folder: Path) -> Package:
     if not folder.is_dir():
         raise PackageRejected(f"{folder} is not a folder; give the folder that holds {MANIFEST}", field="package")
     if not (folder / MANIFEST).is_file():
-        raise PackageRejected(f"{folder} has no {MANIFEST}; `fmplex fit` writes one", field="package")
+        raise PackageRejected(_no_manifest(folder), field="package")
     for path in sorted(folder.rglob("*")):
         # A linked folder is listed but not walked into, so it is the link that must be checked.
         if not _real(path).is_relative_to(folder):
@@ -87,6 +87,16 @@ def read_package(folder: Path) -> Package:
             f"{folder / ADAPTER} has no adapter_config.json; save it with PEFT's save_pretrained", field="adapter"
         )
     return make_package(spec, {name: _bytes(folder / name) for name in FILES if (folder / name).is_file()})
+
+
+def _no_manifest(folder: Path) -> str:
+    if (folder / Path(ADAPTER_CONFIG).name).is_file():
+        return (
+            f"{folder} is an adapter, not yet a package; make one of it in Python, "
+            f'fmplex.from_peft({str(folder)!r}, name=…, backbone=…, head={{"kind": "generation"}}), or by hand: a folder '
+            f'with {MANIFEST} (name, backbone, head = {{ kind = "generation" }}; or another kind) and these files in {ADAPTER}/'
+        )
+    return f"{folder} has no {MANIFEST}; `fmplex fit` writes one"
 
 
 def _real(path: Path) -> Path:

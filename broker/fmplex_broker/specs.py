@@ -210,10 +210,12 @@ def load_fleet(path: Path) -> FleetSpec:
 
 
 def locate_model(model: str, base: Path) -> str:
-    """Where a backbone's files are: `./folder` is relative to `base`, `package://NAME/FOLDER` lies in an installed package,
-    anything else (an absolute path, a hub id) stays as it is. Raises `InvalidInput` when the package is not installed."""
+    """Where a backbone's files are: `./folder` is relative to `base`, `~/folder` to the home folder, `package://NAME/FOLDER`
+    lies in an installed package, anything else (an absolute path, a hub id) stays as it is. Raises `InvalidInput` when the package is not installed."""
     if model.startswith("."):
         return str((base / model).resolve())
+    if model.startswith("~/"):
+        return str(Path(model).expanduser())
     if not model.startswith("package://"):
         return model
     name, _, folder = model.removeprefix("package://").partition("/")

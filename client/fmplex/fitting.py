@@ -82,7 +82,10 @@ def _done(spec: FitSpec, on_event: Callable[[FitEvent], None] | None, scratch: s
 def backbone_of(config: Path, backbone: str | None, model: str | None) -> tuple[str, str]:
     """Name and weights of the backbone to train for, where not given from the fleet file. Raises `InvalidInput`."""
     if not config.is_file():
-        raise InvalidInput(f"{config}: no such fleet file; give backbone and model, or config", field="config")
+        raise InvalidInput(
+            f"{config}: no such fleet file; give as config the one that the fleet was started with, or backbone and model",
+            field="config",
+        )
     fleet = load_fleet(config)
     if model is not None:
         return backbone or fleet.backbone.name, model

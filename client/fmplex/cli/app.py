@@ -145,7 +145,9 @@ def deploy(
 @app.command()
 def infer(
     vfm: Annotated[str, typer.Argument(help="Name of the vFM.")],
-    inputs: Annotated[list[str] | None, typer.Argument(help="Texts. None: JSON lines on standard input.")] = None,
+    inputs: Annotated[
+        list[str] | None, typer.Argument(help="Texts, as they are. None: JSON or text lines on standard input.")
+    ] = None,
     pair: Annotated[str | None, typer.Option(help="Second text, for vFMs that compare two.")] = None,
     truncate: Annotated[bool, typer.Option("--truncate", help="Cut over-long texts instead of refusing them.")] = False,
     param: Params = None,

@@ -21,7 +21,7 @@ def fit(
     output: Annotated[Path | None, typer.Option("--out", "-o", help="Folder for the package. Default: vfms/NAME.")] = None,
     backbone: Annotated[str | None, typer.Option(help="Name of the backbone to live on. Default: from --config.")] = None,
     model: Annotated[str | None, typer.Option(help="Folder, hub id, package://NAME/FOLDER. Default: from --config.")] = None,
-    config: Annotated[Path, typer.Option("--config", "-c", help="Fleet file with the model.")] = FLEET,
+    config: Annotated[Path, typer.Option("--config", "-c", help="Fleet file with the model: that of `fmplex up`.")] = FLEET,
     name: Annotated[str | None, typer.Option(help="Name of the vFM. Default: the data file's.")] = None,
     lora: Annotated[str | None, typer.Option(help="LoRA too: r=8[,alpha=16][,dropout=0.1][,targets=query+value].")] = None,
     hidden: Annotated[str | None, typer.Option(help="Widths of hidden layers of the head, e.g. 64 or 128,64.")] = None,

@@ -51,7 +51,9 @@ def update(
     weight: Annotated[float | None, typer.Option(help="Share of the device against the other vFMs.")] = None,
     max_pending: Annotated[int | None, typer.Option(help="Jobs waiting or running at most.")] = None,
     rate: Annotated[float | None, typer.Option(help="Units (tokens) per second; 0 lifts the limit.")] = None,
-    deadline_ms: Annotated[int | None, typer.Option(help="How long a caller waits if it does not say.")] = None,
+    deadline_ms: Annotated[
+        int | None, typer.Option(help="How long a caller waits if it does not say; 0: the default.")
+    ] = None,
     latency_ms: Annotated[int | None, typer.Option(help="Latency target; 0 lifts it.")] = None,
     ttft_ms: Annotated[int | None, typer.Option(help="Target for a text's first token; 0 lifts it.")] = None,
     inter_token_ms: Annotated[int | None, typer.Option(help="Target from token to token; 0 lifts it.")] = None,
@@ -60,9 +62,9 @@ def update(
     api_key: ApiKey = None,
 ) -> None:
     """Change a vFM while it serves."""
-    targets = {"latency_ms": latency_ms, "ttft_ms": ttft_ms, "inter_token_ms": inter_token_ms}
+    times = {"deadline_ms": deadline_ms, "latency_ms": latency_ms, "ttft_ms": ttft_ms, "inter_token_ms": inter_token_ms}
     limits = _given(max_pending=max_pending) | ({} if rate is None else {"rate": rate or None})
-    slo = _given(deadline_ms=deadline_ms) | {name: ms or None for name, ms in targets.items() if ms is not None}
+    slo = {name: ms or None for name, ms in times.items() if ms is not None}
     change = _given(weight=weight, limits=limits or None, slo=slo or None)
     if not change and package is None:
         options = (

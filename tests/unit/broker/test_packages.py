@@ -91,6 +91,14 @@ def test_no_manifest(tmp_path: Path) -> None:
     assert MANIFEST in refused(tmp_path / "p").message
 
 
+def test_a_bare_adapter_is_told_how_it_becomes_a_package(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text("{}")
+    message = refused(tmp_path).message
+    assert f"fmplex.from_peft({str(tmp_path)!r}, name=" in message
+    assert 'head = { kind = "generation" }' in message
+    assert "fmplex fit" not in message
+
+
 def test_a_wrong_key_of_the_manifest_is_named(tmp_path: Path) -> None:
     with pytest.raises(InvalidInput, match=r"vfm\.toml: wieght: unknown key"):
         read_package(package(tmp_path / "p", more="wieght = 2"))

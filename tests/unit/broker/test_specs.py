@@ -231,6 +231,10 @@ def test_hub_ids_and_absolute_models_stay(tmp_path: Path, model: str) -> None:
     assert load_fleet(fleet_file(tmp_path, model)).backbone.model == model
 
 
+def test_a_model_may_lie_in_the_home_folder(tmp_path: Path) -> None:
+    assert load_fleet(fleet_file(tmp_path, "~/model")).backbone.model == str(Path.home() / "model")
+
+
 def test_a_vfm_of_another_backbone_is_refused() -> None:
     error = refused(FleetSpec, {"backbone": {"name": "m", "model": "x"}, "vfms": [{**GOOD, "backbone": "other"}]})
     assert "other" in error.message

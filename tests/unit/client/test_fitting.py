@@ -88,7 +88,11 @@ def test_what_is_given_wins(seen: Seen) -> None:
 
 WRONG: dict[str, tuple[dict[str, Any], str, str]] = {
     "no name": ({"data": [("a", "x")]}, "name", "give name="),
-    "no fleet file": ({"data": [("a", "x")], "name": "v", "config": "none.toml"}, "config", "none.toml"),
+    "no fleet file": (
+        {"data": [("a", "x")], "name": "v", "config": "none.toml"},
+        "config",
+        "none.toml: .* that the fleet was",
+    ),
     "another backbone": ({"data": [("a", "x")], "name": "v", "backbone": "other"}, "backbone", "'mini', not 'other'"),
     "an odd example": ({"data": [("a", "x"), 5], "name": "v"}, "data", "example 2 is a int"),
     "a long tuple": ({"data": [("a", "b", "c", "d")], "name": "v"}, "data", "example 1"),

@@ -85,7 +85,10 @@ def test_checkpoint_of_a_task_model(family: str, task: str, model_folder: Folder
 
 
 def test_not_there(tmp_path: Path) -> None:
-    refused(tmp_path / "nothing", "cannot be loaded")
+    for path in (str(tmp_path / "nothing"), "./nothing", "~/no such place", "not/a/hub-id"):
+        refused(path, f"{path}: no such folder")
+    (tmp_path / "file").touch()
+    refused(tmp_path / "file", "no such folder")
     refused(tmp_path, "config of")
 
 

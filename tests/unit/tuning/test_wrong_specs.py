@@ -28,7 +28,7 @@ def _lines(*labels: str) -> list[dict[str, Any]]:
 
 
 WRONG: dict[str, tuple[str, list[dict[str, Any]] | None, dict[str, Any], type[FmplexError], str | None, str]] = {
-    "no such model": ("classification", None, {"model": "/no/such/model"}, InvalidInput, "model", "cannot be loaded"),
+    "no such model": ("classification", None, {"model": "/no/such/model"}, InvalidInput, "model", "no such folder"),
     "one label": ("classification", _lines(*"aaaaaaaa"), {}, InvalidInput, "data", "only 1 label"),
     "sorted by label": ("classification", _lines(*"aaaabbbbcccc"), {}, InvalidInput, "data", "shuffle"),
     "too few": ("classification", _lines(*"abab"), {}, InvalidInput, "data", "too few"),

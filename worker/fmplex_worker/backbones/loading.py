@@ -21,6 +21,7 @@ from fmplex_worker.adapters.linear import wrap_linears
 from fmplex_worker.backbones import attention
 from fmplex_worker.backbones.backbone import Backbone, Speech
 from fmplex_worker.backbones.families import Family, family_of
+from fmplex_worker.backbones.places import check_place
 from fmplex_worker.backbones.texts import Tokenizer
 from fmplex_worker.generation.kv import KvShape
 
@@ -31,8 +32,9 @@ _UNLIMITED = 1_000_000  # tokenizers without a limit say 1e30
 def load_backbone(spec: BackboneSpec, device: str = "auto") -> Backbone:
     """Load `spec.model` (a folder or a hub id) onto `device` (`auto`: CUDA if there is one).
 
-    Raises `InvalidInput`: cannot be loaded, family not served, weights missing, `max_tokens` too large, no such device.
+    Raises `InvalidInput`: no such folder, cannot be loaded, not served, weights missing, `max_tokens` too large, no such device.
     """
+    check_place(spec.model, "backbone.model")
     _not_an_adapter(spec.model)
     where = _device(device)
     config = _read(spec, "config", AutoConfig.from_pretrained)

@@ -23,6 +23,7 @@ from fmplex_worker.backbones import attention
 from fmplex_worker.backbones.backbone import Backbone
 from fmplex_worker.backbones.families import family_of
 from fmplex_worker.backbones.packing import Owned, pack, packed_order
+from fmplex_worker.backbones.places import check_place
 from fmplex_worker.backbones.texts import Raw, Text, Tokenizer
 from fmplex_worker.heads.pooling import pool
 from fmplex_worker.tuning.data import listed
@@ -116,8 +117,9 @@ class Encoder:
 def load(model: str) -> Encoder:
     """Load a folder or hub id, frozen, in float32; the last one stays cached.
 
-    Raises `InvalidInput` (field `model`): cannot be loaded, not served, weights missing, no fast tokenizer.
+    Raises `InvalidInput` (field `model`): no such folder, cannot be loaded, not served, weights missing, no fast tokenizer.
     """
+    check_place(model, "model")
     try:
         # Only configs, safetensors and tokenizer files: no pickles, no code of the model's own.
         config = AutoConfig.from_pretrained(model, trust_remote_code=False)

@@ -15,6 +15,7 @@ from fmplex_broker.fitting_text import TextEvent, TextLoraSpec, TextStarted, Tex
 from fmplex_broker.heads import Generation
 from fmplex_broker.specs import VfmSpec
 from fmplex_broker.writing import refuse_foreign
+from fmplex_worker.backbones.places import check_place
 from fmplex_worker.tuning.decoder import loop
 from fmplex_worker.tuning.decoder.examples import encode
 from fmplex_worker.tuning.decoder.texts import read
@@ -54,6 +55,7 @@ def train_lora(spec: TextLoraSpec, on_event: Callable[[TextEvent], None]) -> Fit
 
 
 def _load(model: str) -> tuple[Any, Any]:
+    check_place(model, "model")
     try:
         return (
             AutoModelForCausalLM.from_pretrained(model, use_safetensors=True, trust_remote_code=False),

@@ -1,0 +1,42 @@
+"""What `fmplex vfms update` asks for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from fmplex.cli import vfms
+from fmplex.cli.app import app
+from fmplex_broker.schema import parse
+from fmplex_broker.specs import VfmChange
+
+
+class _Fleet:
+    """Stands in for a client; keeps what it is asked to change."""
+
+    def __init__(self) -> None:
+        self.vfms = self
+        self.change: dict[str, Any] = {}
+
+    def __enter__(self) -> _Fleet:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def update(self, name: str, package: Any, **change: Any) -> dict[str, Any]:
+        self.change = change
+        return {"name": name, "weight": 1.0, "version": "0" * 16, "status": "serving"}
+
+
+@pytest.mark.parametrize("option", ["deadline-ms", "latency-ms", "ttft-ms", "inter-token-ms"])
+def test_zero_means_what_holds_if_nothing_is_said(monkeypatch: pytest.MonkeyPatch, option: str) -> None:
+    fleet = _Fleet()
+    monkeypatch.setattr(vfms, "open_client", lambda *_: fleet)
+    assert CliRunner().invoke(app, ["vfms", "update", "acme", f"--{option}", "0"]).exit_code == 0
+    assert fleet.change == {"slo": {option.replace("-", "_"): None}}
+    assert parse(VfmChange, fleet.change).slo is not None
+    CliRunner().invoke(app, ["vfms", "update", "acme", f"--{option}", "700"])
+    assert fleet.change == {"slo": {option.replace("-", "_"): 700}}
