@@ -86,11 +86,20 @@ def read_package(folder: Path) -> Package:
         raise PackageRejected(
             f"{folder / ADAPTER} has no adapter_config.json; save it with PEFT's save_pretrained", field="adapter"
         )
+    if _is_adapter(folder) and not (folder / ADAPTER).exists():
+        raise PackageRejected(
+            f"{folder} has its adapter beside {MANIFEST}; put what PEFT has saved into {folder / ADAPTER}",
+            field="adapter",
+        )
     return make_package(spec, {name: _bytes(folder / name) for name in FILES if (folder / name).is_file()})
 
 
+def _is_adapter(folder: Path) -> bool:
+    return (folder / Path(ADAPTER_CONFIG).name).is_file()
+
+
 def _no_manifest(folder: Path) -> str:
-    if (folder / Path(ADAPTER_CONFIG).name).is_file():
+    if _is_adapter(folder):
         return (
             f"{folder} is an adapter, not yet a package; make one of it in Python, "
             f'fmplex.from_peft({str(folder)!r}, name=…, backbone=…, head={{"kind": "generation"}}), or by hand: a folder '

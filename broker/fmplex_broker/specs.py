@@ -211,7 +211,8 @@ def load_fleet(path: Path) -> FleetSpec:
 
 def locate_model(model: str, base: Path) -> str:
     """Where a backbone's files are: `./folder` is relative to `base`, `~/folder` to the home folder, `package://NAME/FOLDER`
-    lies in an installed package, anything else (an absolute path, a hub id) stays as it is. Raises `InvalidInput` when the package is not installed."""
+    lies in an installed package; anything else (an absolute path, a hub id) stays as it is. Raises `InvalidInput` when the
+    package is not installed."""
     if model.startswith("."):
         return str((base / model).resolve())
     if model.startswith("~/"):

@@ -99,6 +99,13 @@ def test_a_bare_adapter_is_told_how_it_becomes_a_package(tmp_path: Path) -> None
     assert "fmplex fit" not in message
 
 
+def test_an_adapter_beside_the_manifest_is_not_left_out_silently(tmp_path: Path) -> None:
+    folder = package(tmp_path / "p")
+    (folder / "adapter_config.json").write_text("{}")
+    error = refused(folder)
+    assert (error.field, "has its adapter beside vfm.toml" in error.message) == ("adapter", True)
+
+
 def test_a_wrong_key_of_the_manifest_is_named(tmp_path: Path) -> None:
     with pytest.raises(InvalidInput, match=r"vfm\.toml: wieght: unknown key"):
         read_package(package(tmp_path / "p", more="wieght = 2"))
