@@ -24,7 +24,7 @@ demo: setup
 	$(BIN)/fmplex demo
 
 # Tests of real processes mostly wait for each other, so these run beside the others; what they print comes at the end.
-BESIDE := tests/unit tests/chaos/test_soak.py tests/chaos/test_generation.py tests/integration/test_generation.py
+BESIDE := tests/unit tests/tutorial tests/chaos/test_soak.py $(wildcard tests/chaos/test_generation*.py tests/integration/test_generation*.py)
 test: setup
 	@$(BIN)/python -m pytest $(BESIDE) $(PYTEST_ARGS) > $(VENV)/beside.log 2>&1 & beside=$$!; \
 	$(BIN)/python -m pytest tests $(addprefix --ignore=,$(BESIDE)) $(PYTEST_ARGS); rest=$$?; \
