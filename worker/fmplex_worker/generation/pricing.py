@@ -10,7 +10,7 @@ from typing import Any
 from fmplex_worker.backbones.backbone import Backbone, Speech
 from fmplex_worker.engines.protocol import Piece
 
-_CHUNKS = 8  # pieces of a prompt in a full pass: small enough to share it, large enough not to be many
+_CHUNKS = 4  # pieces of a prompt in a full pass: small enough to share it, large enough not to be many
 _LEAST_CHUNK = 16
 # Measured on CPUs: an operation of attention takes as long as three of a matmul, and a token that is generated reads its context
 # from memory, at ten times the cost of a prompt's tokens, which share what they read.
