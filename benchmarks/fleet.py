@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -20,6 +21,7 @@ from fmplex_broker.streams.registry import Registry
 _START_S = 300.0
 _NICE = -15
 LEASE_MS = 3_600_000  # a frozen worker must not be taken for dead
+_IDLE_PERCENT = 20.0
 
 
 def fleet_file(
@@ -94,6 +96,15 @@ class Workers:
     def pin(self, to: Sequence[int]) -> None:
         for process in self._started.values():
             pin(process.pid, to)
+
+    async def settled(self) -> None:
+        """Until the workers have nothing left to do from their start (memory for texts is touched in the background)."""
+        for process in self._started.values():
+            seen = psutil.Process(process.pid)
+            seen.cpu_percent()
+            await asyncio.sleep(1)
+            while seen.cpu_percent() > _IDLE_PERCENT:  # noqa: ASYNC110
+                await asyncio.sleep(1)
 
     def freeze(self) -> None:
         """SIGSTOP: an idle worker still beats and reports, which would disturb whoever is measured."""

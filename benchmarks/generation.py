@@ -303,6 +303,7 @@ async def measure(options: Options, folder: Path) -> Report:
         await workers.ready(session.registry)
         async with open_client(server.url, folder) as client:
             await deploy(client, [VfmSpec(name="writer", backbone="llama", head=Generation())])
+        await workers.settled()
         workers.pin([core])
         workers.freeze()
         other = Rival(model, core)

@@ -145,6 +145,7 @@ class Bench:
                 slo = Slo(deadline_ms=_DEADLINE_MS)
                 names = [f"{policy}-{task}" for task in ("chat", "essays")]
                 await deploy(client, [VfmSpec(name=n, backbone=policy, head=Generation(), slo=slo) for n in names])
+                await workers.settled()
                 workers.pin([self._core])
                 workers.freeze()
         pin(psutil.Process().pid, self._rest)
