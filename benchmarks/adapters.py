@@ -25,13 +25,13 @@ from torch.nn import functional
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
 from benchmarks.harness import Options, Report, cpu_name, interleave, main, ratio
-from fmplex_broker.specs import BackboneSpec
+from fmplex_broker.specs.fleet import BackboneSpec
 from fmplex_worker.adapters.loading import load_adapter
-from fmplex_worker.adapters.segments import Adapter, Factors, Segments
 from fmplex_worker.backbones.backbone import Backbone
 from fmplex_worker.backbones.loading import load_backbone
-from fmplex_worker.backbones.packing import Owned, Pack, pack, packed_order
 from fmplex_worker.backbones.texts import Text
+from fmplex_worker.packed.row import Pack, TokenSpan, pack, packed_order
+from fmplex_worker.packed.segments import Adapter, Factors, Segments
 
 VOCABULARY, RANK = 1000, 16
 
@@ -78,7 +78,7 @@ def build(size: Size, folder: Path) -> Case:
     lengths = np.clip(rng.lognormal(np.log(48), 0.8, size.requests), 8, 256).astype(int)
     texts = [Text.of_ids(rng.integers(1, VOCABULARY, n)) for n in lengths]
     owners = [i % size.adapters for i in range(size.requests)]
-    order = packed_order([Owned(t.tokens, adapters[o]) for t, o in zip(texts, owners, strict=True)])
+    order = packed_order([TokenSpan(t.tokens, adapters[o]) for t, o in zip(texts, owners, strict=True)])
     return Case(size, backbone, adapters, [texts[i] for i in order], [owners[i] for i in order], mixed, plain)
 
 
@@ -164,7 +164,7 @@ def variants(case: Case) -> dict[str, Callable[[], torch.Tensor]]:
 
 
 def _packed(case: Case, adapters: list[Any]) -> Pack:
-    owned = [Owned(text.tokens, adapter) for text, adapter in zip(case.texts, adapters, strict=True)]
+    owned = [TokenSpan(text.tokens, adapter) for text, adapter in zip(case.texts, adapters, strict=True)]
     return pack(owned, case.backbone.device, None)
 
 

@@ -18,12 +18,12 @@ import torch
 from torch.nn import functional
 
 from benchmarks.models import texts
-from fmplex_broker.specs import load_fleet
+from fmplex_broker.specs.fleet import load_fleet
 from fmplex_worker.backbones.backbone import Backbone
 from fmplex_worker.backbones.loading import load_backbone
-from fmplex_worker.backbones.packing import Owned, pack, packed_order
 from fmplex_worker.backbones.texts import Text
 from fmplex_worker.heads.pooling import pool
+from fmplex_worker.packed.row import TokenSpan, pack, packed_order
 
 
 def passes(jobs: list[Text], budget: int) -> Iterator[list[Text]]:
@@ -38,13 +38,13 @@ def passes(jobs: list[Text], budget: int) -> Iterator[list[Text]]:
 
 
 def _sorted(jobs: list[Text]) -> list[Text]:
-    return [jobs[i] for i in packed_order([Owned(text.tokens, None) for text in jobs])]
+    return [jobs[i] for i in packed_order([TokenSpan(text.tokens, None) for text in jobs])]
 
 
 @torch.inference_mode()
 def loop(backbone: Backbone, jobs: list[Text]) -> None:
     for texts_ in passes(jobs, backbone.spec.pass_units):
-        row = pack([Owned(text.tokens, None) for text in texts_], backbone.device, None)
+        row = pack([TokenSpan(text.tokens, None) for text in texts_], backbone.device, None)
         hidden = backbone.encode(row, texts_)
         functional.normalize(pool(hidden, row.starts, row.lengths, ["mean"] * len(texts_)), dim=1).numpy()
 

@@ -15,21 +15,21 @@ import time
 from tempfile import TemporaryDirectory
 
 import uvloop
+from fmplex_broker.specs.vfm import Limits, VfmSpec
 
 from benchmarks.harness import Options, Report, cpu_name, interleave_async, main, ratio
 from benchmarks.noop import BACKBONE, UNITS
-from fmplex_broker.artifacts import ArtifactStore
-from fmplex_broker.deployments import BackboneInfo
-from fmplex_broker.heads import Features
-from fmplex_broker.messages import Flow, Reply, Request, encode_reply, encode_request
-from fmplex_broker.packages import bare
-from fmplex_broker.specs import Limits, VfmSpec
+from fmplex_broker.packages.artifacts import ArtifactStore
+from fmplex_broker.packages.package import bare
+from fmplex_broker.specs.deployments import BackboneInfo
+from fmplex_broker.specs.heads import Features
 from fmplex_broker.streams.connection import Client, Scripts, open_redis
 from fmplex_broker.streams.consumer import Consumer
 from fmplex_broker.streams.deployer import Deployer
 from fmplex_broker.streams.embedded import EmbeddedServer
 from fmplex_broker.streams.producer import NewJob, Producer
 from fmplex_broker.streams.registry import Registry
+from fmplex_broker.wire.messages import Flow, Reply, Request, encode_reply, encode_request
 
 _ACTIVE = 16
 _PAYLOAD = encode_request(Request("x" * 280, {}))  # about 300 bytes

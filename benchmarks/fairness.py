@@ -35,9 +35,9 @@ from benchmarks.harness import Options, Report, cpu_name, main, ratio, without_p
 from benchmarks.models import MINILM, SIZES, Tasks, texts
 from benchmarks.openloop import Arrival, poisson
 from benchmarks.policies import POLICIES
-from fmplex_broker.messages import Reply
 from fmplex_broker.streams.embedded import EmbeddedServer
-from fmplex_broker.streams.session import Session
+from fmplex_broker.streams.queue_client import QueueClient
+from fmplex_broker.wire.messages import Reply
 
 _PRODUCT = ("drr", "fifo")
 _FRACTIONS = (0.5, 0.25, 0.125)  # of the pass budget
@@ -86,7 +86,7 @@ class Way:
 class Bench:
     """All policies on one backbone."""
 
-    def __init__(self, name: str, folder: Path, server: EmbeddedServer, session: Session) -> None:
+    def __init__(self, name: str, folder: Path, server: EmbeddedServer, session: QueueClient) -> None:
         self._name = name
         self._folder = folder
         self._session = session
@@ -225,7 +225,7 @@ async def _run(options: Options, phases: Phases, rounds: int) -> list[Bench]:
     benches = []
     for name in options.more.backbone:
         with tempfile.TemporaryDirectory(prefix="fmplex-fairness-") as folder, EmbeddedServer() as server:
-            session = Session.connect(server.url)
+            session = QueueClient.connect(server.url)
             bench = Bench(name, Path(folder), server, session)
             try:
                 await bench.open()

@@ -31,20 +31,21 @@ import peft
 import psutil
 import torch
 import uvloop
+from fmplex_broker.specs.vfm import VfmSpec
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from benchmarks.fleet import Workers, cores, deploy, fleet_file, open_client, pin
 from benchmarks.harness import Options, Report, cpu_name, main, ratio
 from benchmarks.models import MINILM
-from fmplex_broker.heads import Generation
-from fmplex_broker.messages import Request
-from fmplex_broker.packages import ADAPTER_CONFIG, ADAPTER_WEIGHTS, make_package
-from fmplex_broker.specs import BackboneSpec, VfmSpec, WorkerSpec, locate_model
+from fmplex_broker.packages.package import ADAPTER_CONFIG, ADAPTER_WEIGHTS, make_package
+from fmplex_broker.specs.fleet import BackboneSpec, WorkerSpec, locate_model
+from fmplex_broker.specs.heads import Generation
 from fmplex_broker.streams.embedded import EmbeddedServer
-from fmplex_broker.streams.session import Session
-from fmplex_worker.engines.generator import GeneratorEngine
-from fmplex_worker.engines.opening import open_engine
-from fmplex_worker.engines.protocol import Work
+from fmplex_broker.streams.queue_client import QueueClient
+from fmplex_broker.wire.messages import Request
+from fmplex_worker.engine.engine import GeneratorEngine
+from fmplex_worker.engine.opening import open_engine
+from fmplex_worker.protocol import Work
 
 _VOCABULARY = 30_522  # of the tokenizer that is at hand
 _PASS_UNITS = 256
@@ -194,14 +195,14 @@ class Rival:
 # ---- FMplex ----
 
 
-async def together(session: Session, vfm: str, wanted: list[Ask]) -> float:
+async def together(session: QueueClient, vfm: str, wanted: list[Ask]) -> float:
     """Tokens a second of requests that come at once."""
     begun = time.perf_counter()
     await asyncio.gather(*(_whole(session, vfm, ask) for ask in wanted))
     return sum(ask.tokens for ask in wanted) / (time.perf_counter() - begun)
 
 
-async def _whole(session: Session, vfm: str, ask: Ask) -> None:
+async def _whole(session: QueueClient, vfm: str, ask: Ask) -> None:
     pending = await session.submit(vfm, [{"input_ids": ask.prompt}], params(ask))
     reply = await pending[0].result()
     assert reply.error is None, reply.error
@@ -212,7 +213,9 @@ def params(ask: Ask) -> dict[str, object]:
     return {"max_tokens": ask.tokens, "ignore_eos": True, "temperature": 0}
 
 
-async def spread_out(session: Session, vfm: str, wanted: list[Ask], seconds: float) -> tuple[list[float], list[float]]:
+async def spread_out(
+    session: QueueClient, vfm: str, wanted: list[Ask], seconds: float
+) -> tuple[list[float], list[float]]:
     """Times to first tokens, and from each word of a text to the next, of requests that come evenly over so many seconds."""
     first: list[float] = []
     gaps: list[float] = []
@@ -298,7 +301,7 @@ async def measure(options: Options, folder: Path) -> Report:
     del steps
 
     with EmbeddedServer(folder / "broker") as server, Workers(folder, server.url) as workers:
-        session = Session.connect(server.url)
+        session = QueueClient.connect(server.url)
         workers.start(fleet_file(folder, "llama", model, pass_units=_PASS_UNITS, threads=1))
         await workers.ready(session.registry)
         async with open_client(server.url, folder) as client:

@@ -30,16 +30,16 @@ import numpy as np
 import psutil
 import torch
 import uvloop
+from fmplex_broker.specs.vfm import Slo, VfmSpec
 
 from benchmarks.fleet import Workers, cores, deploy, fleet_file, open_client, pin
 from benchmarks.generation import Ask, params, save_llama
 from benchmarks.harness import Options, Report, cpu_name, main, ratio, without_pauses
-from fmplex_broker.heads import Generation
-from fmplex_broker.specs import Slo, VfmSpec
-from fmplex_broker.stats import WorkerStats
+from fmplex_broker.specs.heads import Generation
 from fmplex_broker.streams.embedded import EmbeddedServer
 from fmplex_broker.streams.fleet import look
-from fmplex_broker.streams.session import Session
+from fmplex_broker.streams.queue_client import QueueClient
+from fmplex_broker.wire.stats import WorkerStats
 
 _POLICIES = ("drr", "fifo")
 _PASS_UNITS = 256
@@ -84,7 +84,7 @@ def chats(seconds: float, seed: int) -> list[Chat]:
 class Reader:
     """Sends requests to one vFM and reads along."""
 
-    def __init__(self, session: Session, vfm: str) -> None:
+    def __init__(self, session: QueueClient, vfm: str) -> None:
         self._session = session
         self._vfm = vfm
         self.heard = Heard()
@@ -123,7 +123,7 @@ class Reader:
 class Bench:
     """A worker a policy."""
 
-    def __init__(self, folder: Path, server: EmbeddedServer, session: Session) -> None:
+    def __init__(self, folder: Path, server: EmbeddedServer, session: QueueClient) -> None:
         self._folder = folder
         self._server = server
         self._session = session
@@ -223,7 +223,7 @@ class Bench:
 async def measure(options: Options, folder: Path) -> Report:
     rounds, seconds = (1, 8.0) if options.quick else (options.rounds or 3, 60.0)
     with EmbeddedServer(folder / "broker") as server:
-        session = Session.connect(server.url)
+        session = QueueClient.connect(server.url)
         bench = Bench(folder, server, session)
         try:
             await bench.open()

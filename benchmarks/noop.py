@@ -11,13 +11,13 @@ from typing import Any
 
 import uvloop
 
-from fmplex_broker.artifacts import ArtifactStore
 from fmplex_broker.errors import FmplexError
-from fmplex_broker.messages import Request
-from fmplex_broker.packages import Package
-from fmplex_broker.specs import BackboneSpec, WorkerSpec
-from fmplex_worker.engines.protocol import EngineInfo, Fitted, OnePass, Outcome, Prepared, Room, Work
-from fmplex_worker.service import Worker
+from fmplex_broker.packages.artifacts import ArtifactStore
+from fmplex_broker.packages.package import Package
+from fmplex_broker.specs.fleet import BackboneSpec, WorkerSpec
+from fmplex_broker.wire.messages import Request
+from fmplex_worker.host.service import Worker
+from fmplex_worker.protocol import EngineInfo, Fitted, OnePass, Outcome, Prepared, Room, Work
 
 BACKBONE = "noop"
 UNITS = 8  # a job
@@ -43,6 +43,10 @@ class NoopEngine:
     @property
     def loaded(self) -> Mapping[str, int]:
         return self._loaded
+
+    @property
+    def device_bytes(self) -> int:
+        return 0
 
     def aim(self, units: int) -> None:
         """Its jobs have one unit."""

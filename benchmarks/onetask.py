@@ -18,15 +18,15 @@ from typing import Any
 import torch
 import uvloop
 
-from fmplex_broker.artifacts import ArtifactStore
 from fmplex_broker.errors import FmplexError
-from fmplex_broker.messages import Request
-from fmplex_broker.packages import Package
-from fmplex_broker.specs import FleetSpec, load_fleet
-from fmplex_worker import service
-from fmplex_worker.engines.encoder import EncoderEngine
-from fmplex_worker.engines.protocol import Engine, EngineInfo, Fitted, Outcome, Prepared, Room, Work
-from fmplex_worker.profile import profile
+from fmplex_broker.packages.artifacts import ArtifactStore
+from fmplex_broker.packages.package import Package
+from fmplex_broker.specs.fleet import FleetSpec, load_fleet
+from fmplex_broker.wire.messages import Request
+from fmplex_worker.engine.encoder import EncoderEngine
+from fmplex_worker.host import service
+from fmplex_worker.host.profile import profile
+from fmplex_worker.protocol import Engine, EngineInfo, Fitted, Outcome, Prepared, Room, Work
 from fmplex_worker.scheduling import CostModel, Item
 from fmplex_worker.scheduling.fifo import Fifo
 
@@ -56,6 +56,10 @@ class Copies:
     @property
     def loaded(self) -> Mapping[str, int]:
         return {digest: size for engine in self._engines for digest, size in engine.loaded.items()}
+
+    @property
+    def device_bytes(self) -> int:
+        return self._engines[0].device_bytes
 
     def aim(self, units: int) -> None:
         for engine in self._engines:

@@ -27,12 +27,12 @@ from benchmarks.fleet import Workers, cores, deploy, fleet_file, open_client, pi
 from benchmarks.harness import Options, Report, cpu_name, interleave_async, main, ratio
 from benchmarks.models import MINILM, SIZES, save_backbone, texts
 from fmplex import Limits, VfmSpec
-from fmplex_broker.heads import Embedding
-from fmplex_broker.messages import Flow, Request, encode_request
+from fmplex_broker.specs.heads import Embedding
 from fmplex_broker.streams.connection import Client, Scripts, open_redis
 from fmplex_broker.streams.embedded import EmbeddedServer
 from fmplex_broker.streams.producer import NewJob, Producer
 from fmplex_broker.streams.registry import Registry
+from fmplex_broker.wire.messages import Flow, Request, encode_request
 
 _VFMS = 8
 _INBOX = "overhead"

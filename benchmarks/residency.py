@@ -20,20 +20,20 @@ from typing import Any
 
 import numpy as np
 import uvloop
+from fmplex_broker.specs.vfm import VfmSpec
 from safetensors.numpy import save
 
 from benchmarks.fleet import LEASE_MS, Workers
 from benchmarks.harness import Options, Report, cpu_name, main, ratio, without_pauses
 from benchmarks.models import MINILM, texts
-from fmplex_broker.artifacts import ArtifactStore
-from fmplex_broker.messages import Reply
-from fmplex_broker.packages import ADAPTER_CONFIG, ADAPTER_WEIGHTS, HEAD, Package, make_package
-from fmplex_broker.schema import parse
-from fmplex_broker.specs import VfmSpec
+from fmplex_broker.packages.artifacts import ArtifactStore
+from fmplex_broker.packages.package import ADAPTER_CONFIG, ADAPTER_WEIGHTS, HEAD, Package, make_package
+from fmplex_broker.specs.schema import parse
 from fmplex_broker.streams.deployer import Deployer
 from fmplex_broker.streams.embedded import EmbeddedServer
 from fmplex_broker.streams.fleet import look
-from fmplex_broker.streams.session import Session
+from fmplex_broker.streams.queue_client import QueueClient
+from fmplex_broker.wire.messages import Reply
 from tests.integration.packages import head_weights, lora
 
 _RANK = 4
@@ -72,7 +72,7 @@ class Fleet:
         self.version_bytes = package(0, "x").nbytes + _OVERHEAD
         self.workers = {name: Workers(folder, url) for name in ("budget", "resident")}
 
-    async def start(self, session: Session) -> None:
+    async def start(self, session: QueueClient) -> None:
         limits = {"budget": (self.budget, self.vfms // 4), "resident": (2 * self.vfms, 0)}
         for name, workers in self.workers.items():
             device, host = (n * self.version_bytes for n in limits[name])
@@ -111,7 +111,7 @@ class Fleet:
 
 
 class Bench:
-    def __init__(self, session: Session, fleet: Fleet, jobs: int, seconds: float, zipf: float) -> None:
+    def __init__(self, session: QueueClient, fleet: Fleet, jobs: int, seconds: float, zipf: float) -> None:
         self._session = session
         self._fleet = fleet
         self._jobs = jobs
@@ -190,7 +190,7 @@ async def _run(options: Options) -> Report:
     vfms, budget, jobs, seconds = (120, 20, 300, 3.0) if options.quick else (2000, 100, 2000, 12.0)
     rounds, zipf = options.rounds or (2 if options.quick else 5), 1.0
     with EmbeddedServer() as server, TemporaryDirectory() as folder:
-        session = Session.connect(server.url)
+        session = QueueClient.connect(server.url)
         fleet = Fleet(Path(folder), server.url, vfms, budget)
         try:
             await fleet.start(session)

@@ -31,22 +31,22 @@ from typing import Any
 import psutil
 import torch
 import uvloop
+from fmplex_broker.specs.vfm import VfmSpec
 from transformers import AutoTokenizer
 
 from benchmarks.fleet import Workers, cores, deploy, fleet_file, open_client, pin
 from benchmarks.harness import Options, Report, cpu_name, main, without_pauses
 from benchmarks.models import SIZES, Size, Tasks, texts
 from fmplex import AsyncClient
-from fmplex_broker.admission import admit
-from fmplex_broker.heads import Embedding
-from fmplex_broker.messages import INTERACTIVE, Flow
-from fmplex_broker.specs import VfmSpec
-from fmplex_broker.stats import by_vfm
+from fmplex_broker.admission.requests import admit
+from fmplex_broker.specs.heads import Embedding
 from fmplex_broker.streams.connection import Scripts, open_redis
 from fmplex_broker.streams.embedded import EmbeddedServer
 from fmplex_broker.streams.fleet import Depth, FleetView, look
 from fmplex_broker.streams.producer import NewJob, Producer
 from fmplex_broker.streams.registry import Registry
+from fmplex_broker.wire.messages import INTERACTIVE, Flow
+from fmplex_broker.wire.stats import by_vfm
 
 _BACKBONE = "shared"
 _WORKERS = 2

@@ -33,11 +33,11 @@ from benchmarks.harness import Options, Report, cpu_name, main
 from benchmarks.soak_callers import Caller, Expected, Owner, references
 from fmplex import AsyncClient
 from fmplex.local import LocalFleet
-from fmplex_broker.keys import Keys
-from fmplex_broker.messages import CLASSES, Flow
-from fmplex_broker.stats import WorkerStats
 from fmplex_broker.streams.fleet import look
-from fmplex_broker.streams.session import Session
+from fmplex_broker.streams.keys import Keys
+from fmplex_broker.streams.queue_client import QueueClient
+from fmplex_broker.wire.messages import CLASSES, Flow
+from fmplex_broker.wire.stats import WorkerStats
 from tests.contract.harness import keys_without_ttl
 from tests.integration.decoders import save_model
 from tests.integration.generation_fleet import BACKBONE, TOKEN_BYTES, write_lora
@@ -91,7 +91,7 @@ class Soak:
 
     async def run(self, seconds: float) -> Found:
         await asyncio.to_thread(self._fleet.start)
-        session = Session.connect(self._fleet.broker_url)
+        session = QueueClient.connect(self._fleet.broker_url)
         try:
             async with AsyncClient(self._fleet.gateway_url) as client:
                 await self._deploy(client)
@@ -118,7 +118,7 @@ class Soak:
             write_lora(package / "adapter", rank)
         return package
 
-    async def _traffic(self, client: AsyncClient, session: Session, expected: Expected, seconds: float) -> None:
+    async def _traffic(self, client: AsyncClient, session: QueueClient, expected: Expected, seconds: float) -> None:
         found, over = self.found, asyncio.Event()
         guests = [self._package(f"guest-{i}", {"kind": "generation"}, 2 + i) for i in range(4)]
         owner = Owner(client, guests, random.Random(self._random.random()), found.did)
@@ -133,7 +133,7 @@ class Soak:
         await asyncio.gather(*running)
         found.wrong += [f"{name} died: {self._fleet.log(name)}" for name in self._fleet.dead()]
 
-    async def _watch(self, session: Session, over: asyncio.Event) -> None:
+    async def _watch(self, session: QueueClient, over: asyncio.Event) -> None:
         """How full it is meanwhile."""
         while not over.is_set():
             workers = await self._stats(session)
@@ -143,10 +143,10 @@ class Soak:
 
     # ---- what is left ----
 
-    async def _stats(self, session: Session) -> list[WorkerStats]:
+    async def _stats(self, session: QueueClient) -> list[WorkerStats]:
         return (await look(session.redis, session.registry)).workers
 
-    async def _after(self, session: Session, wanted: Any) -> list[WorkerStats]:
+    async def _after(self, session: QueueClient, wanted: Any) -> list[WorkerStats]:
         """What the workers say, once it is what is wanted; else what they say in the end."""
         end = time.monotonic() + _PATIENCE_S
         while True:
@@ -155,7 +155,7 @@ class Soak:
             if time.monotonic() > end or (len(workers) == _WORKERS and wanted(workers)):
                 return workers
 
-    async def _look_at_rows(self, session: Session) -> None:
+    async def _look_at_rows(self, session: QueueClient) -> None:
         left, keys = self.found.left, Keys(BACKBONE)
         workers = await self._after(session, lambda workers: not any(w.held or w.kv_bytes for w in workers))
         left["workers_gone"] = _WORKERS - len(workers)
@@ -170,7 +170,7 @@ class Soak:
         open_ = [c for c in gateway.net_connections() if c.laddr and c.laddr.port == port and c.status != "LISTEN"]
         left["gateway_connections"] = max(0, len(open_) - 1)
 
-    async def _look_at_everything(self, client: AsyncClient, session: Session) -> None:
+    async def _look_at_everything(self, client: AsyncClient, session: QueueClient) -> None:
         """Without vFMs there are no prompts to keep and no queues; only what is for ever may be for ever."""
         left, redis = self.found.left, session.redis
         for vfm in await client.vfms.list():

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections import OrderedDict
 
 from fmplex_worker.scheduling import CLASSES, CostModel, Flow, Item, Plan, Room
-from fmplex_worker.scheduling.base import LedgerPolicy
+from fmplex_worker.scheduling.base import AccountsPolicy
 
 
-class Queues(LedgerPolicy):
+class Queues(AccountsPolicy):
     """The `Scheduler` protocol but for `rank`, `took` and `ran`. Interactive flows first; offline ones only when there are
     none. O(flows with work) an item, which a comparison can afford."""
 

@@ -7,7 +7,7 @@ import sys
 
 from benchmarks.policies import POLICIES
 from fmplex_worker import __main__ as worker
-from fmplex_worker import service
+from fmplex_worker.host import service
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)

@@ -6,6 +6,8 @@ with Client("http://127.0.0.1:8080") as fm:
     fm.infer("sentiment", "what a lovely day").output
 """
 
+from fmplex_broker.specs.vfm import Limits, Slo, VfmSpec
+
 from fmplex.aio import AsyncClient
 from fmplex.construct import Built, from_peft, from_sklearn, write_package
 from fmplex.fitting import fit
@@ -31,9 +33,8 @@ from fmplex_broker.errors import (
     Unavailable,
     UnknownVfm,
 )
-from fmplex_broker.fitting import LoraSpec
-from fmplex_broker.specs import Limits, Slo, VfmSpec
-from fmplex_broker.tensors import Tensor
+from fmplex_broker.specs.fitting import LoraSpec
+from fmplex_broker.wire.tensors import Tensor
 
 __all__ = [
     "AsyncClient",

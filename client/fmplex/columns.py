@@ -26,7 +26,7 @@ class Column:
     words: int = 0
 
 
-class Fitted:
+class FittedColumn:
     """Rows of plain text under a first column of names. Columns of rank 0 that have no room beside each other are put below
     each other, each part with the names again."""
 

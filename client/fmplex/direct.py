@@ -8,20 +8,21 @@ from collections.abc import AsyncGenerator
 from contextlib import suppress
 from typing import Any
 
+from fmplex_broker.specs.vfm import VfmChange
+
 from fmplex.results import AsyncHandle, Result
-from fmplex_broker.artifacts import ArtifactStore
-from fmplex_broker.deployments import VfmStatus
 from fmplex_broker.errors import BrokerUnavailable, Cancelled, InvalidInput
-from fmplex_broker.messages import INTERACTIVE, OFFLINE, Reply
-from fmplex_broker.packages import Package
-from fmplex_broker.specs import VfmChange
+from fmplex_broker.packages.artifacts import ArtifactStore
+from fmplex_broker.packages.package import Package
+from fmplex_broker.specs.deployments import VfmStatus
 from fmplex_broker.streams.deployer import Deployer
-from fmplex_broker.streams.session import Session, cancel_all, gather_replies, raise_first_error
+from fmplex_broker.streams.queue_client import QueueClient, cancel_all, gather_replies, raise_first_error
+from fmplex_broker.wire.messages import INTERACTIVE, OFFLINE, Reply
 
 
 class DirectTransport:
     def __init__(self, url: str, artifacts: str | None) -> None:
-        self._session = Session.connect(url)
+        self._session = QueueClient.connect(url)
         self._artifacts = artifacts or os.environ.get("FMPLEX_ARTIFACTS")
 
     async def infer(

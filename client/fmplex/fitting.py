@@ -18,9 +18,9 @@ from pydantic import TypeAdapter
 
 from fmplex.construct.building import OUT
 from fmplex_broker.errors import FmplexError, InvalidInput, JobFailed, Unavailable, from_wire
-from fmplex_broker.fitting import FitDone, FitEvent, FitFailed, FitHead, FitSpec, LoraSpec
-from fmplex_broker.schema import parse
-from fmplex_broker.specs import load_fleet, locate_model
+from fmplex_broker.specs.fitting import FitDone, FitEvent, FitFailed, FitHead, FitSpec, LoraSpec
+from fmplex_broker.specs.fleet import load_fleet, locate_model
+from fmplex_broker.specs.schema import parse
 
 FLEET = Path("configs/minilm.toml")
 _EVENT: TypeAdapter[FitEvent] = TypeAdapter(FitEvent)

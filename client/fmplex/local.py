@@ -18,7 +18,7 @@ from typing import IO
 import httpx
 
 from fmplex_broker.errors import Conflict, Unavailable
-from fmplex_broker.specs import FleetSpec, load_fleet
+from fmplex_broker.specs.fleet import FleetSpec, load_fleet
 from fmplex_broker.streams.embedded import EmbeddedServer, free_port
 
 STATE_FILE = Path(".fmplex") / "up.json"

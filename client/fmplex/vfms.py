@@ -7,11 +7,12 @@ from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
+from fmplex_broker.specs.vfm import VfmChange, VfmSpec
+
 from fmplex.transport import Transport
-from fmplex_broker.archive import open_package
-from fmplex_broker.packages import Package, bare
-from fmplex_broker.schema import parse
-from fmplex_broker.specs import VfmChange, VfmSpec
+from fmplex_broker.packages.archive import open_package
+from fmplex_broker.packages.package import Package, bare
+from fmplex_broker.specs.schema import parse
 
 _PAGE = 1000  # vFMs a round trip
 Deployable = str | Path | Package | VfmSpec | dict[str, Any]

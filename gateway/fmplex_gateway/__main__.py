@@ -11,10 +11,10 @@ from pathlib import Path
 
 import uvicorn
 
-from fmplex_broker.artifacts import ArtifactStore
 from fmplex_broker.errors import FmplexError
-from fmplex_broker.specs import load_fleet
-from fmplex_broker.streams.session import Session
+from fmplex_broker.packages.artifacts import ArtifactStore
+from fmplex_broker.specs.fleet import load_fleet
+from fmplex_broker.streams.queue_client import QueueClient
 from fmplex_gateway.app import create_app
 
 
@@ -36,7 +36,7 @@ def main() -> int:
     if url == "embedded":
         print("a gateway needs a broker URL: --broker redis://…; `fmplex up` starts an embedded one", file=sys.stderr)
         return 2
-    app = create_app(lambda: Session.connect(url), fleet.gateway, store)
+    app = create_app(lambda: QueueClient.connect(url), fleet.gateway, store)
     host = args.host or fleet.gateway.host
     port = fleet.gateway.port if args.port is None else args.port
     gc.collect()

@@ -13,11 +13,11 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from fmplex_broker.artifacts import ArtifactStore
 from fmplex_broker.errors import FmplexError, InvalidInput, Unauthorized, UnknownVfm
-from fmplex_broker.specs import GatewaySpec
+from fmplex_broker.packages.artifacts import ArtifactStore
+from fmplex_broker.specs.fleet import GatewaySpec
 from fmplex_broker.streams.deployer import Deployer
-from fmplex_broker.streams.session import Session
+from fmplex_broker.streams.queue_client import QueueClient
 from fmplex_gateway import health, inference, openai, vfms
 from fmplex_gateway.generation import routes as generation
 from fmplex_gateway.metrics import Metrics
@@ -26,7 +26,7 @@ from fmplex_gateway.wire import Gone, error_response
 log = logging.getLogger(__name__)
 
 
-def create_app(session: Callable[[], Session], spec: GatewaySpec, store: ArtifactStore) -> FastAPI:
+def create_app(session: Callable[[], QueueClient], spec: GatewaySpec, store: ArtifactStore) -> FastAPI:
     """The gateway. `session` is called once the event loop runs."""
 
     @asynccontextmanager

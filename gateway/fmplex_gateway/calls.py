@@ -9,8 +9,8 @@ from typing import Any, TypeVar
 from fastapi import Request
 from starlette.types import Receive
 
-from fmplex_broker.messages import Reply
-from fmplex_broker.streams.session import Session, gather_replies, raise_first_error
+from fmplex_broker.streams.queue_client import QueueClient, gather_replies, raise_first_error
+from fmplex_broker.wire.messages import Reply
 from fmplex_gateway.wire import Gone
 
 T = TypeVar("T")
@@ -26,7 +26,7 @@ async def call(
     idempotency_key: str | None = None,
 ) -> list[Reply]:
     """Replies in the order of `inputs`. Raises the first error among them, what `Session.submit` raises, or `Gone`."""
-    session: Session = request.app.state.session
+    session: QueueClient = request.app.state.session
     pending = await session.submit(vfm, inputs, params, timeout_ms=timeout_ms, idempotency_key=idempotency_key)
     replies = await unless_gone(request.receive, gather_replies(pending))
     raise_first_error(replies)

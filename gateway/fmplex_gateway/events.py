@@ -12,9 +12,9 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from fmplex_broker.errors import BrokerUnavailable, FmplexError
-from fmplex_broker.messages import Reply
-from fmplex_broker.streaming import Delta
-from fmplex_broker.streams.session import Pending, cancel_all
+from fmplex_broker.streams.queue_client import Pending, cancel_all
+from fmplex_broker.wire.messages import Reply
+from fmplex_broker.wire.streaming import Delta
 from fmplex_gateway.calls import unless_gone
 from fmplex_gateway.wire import Gone, dump, error_body, error_response
 

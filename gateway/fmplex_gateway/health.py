@@ -7,7 +7,7 @@ from starlette.responses import Response
 
 from fmplex_broker.errors import FmplexError, NoWorker
 from fmplex_broker.streams.fleet import look
-from fmplex_broker.streams.session import Session
+from fmplex_broker.streams.queue_client import QueueClient
 from fmplex_gateway.wire import error_response, json_response
 
 router = APIRouter()
@@ -20,7 +20,7 @@ async def healthz() -> Response:
 
 @router.get("/readyz")
 async def readyz(request: Request) -> Response:
-    session: Session = request.app.state.session
+    session: QueueClient = request.app.state.session
     try:
         backbones = await session.registry.backbones()
         workers = {name: len(await session.registry.live_workers(name)) for name in backbones}
@@ -34,7 +34,7 @@ async def readyz(request: Request) -> Response:
 @router.get("/metrics")
 async def metrics(request: Request) -> Response:
     """Prometheus text: this gateway's requests, and the fleet as the broker shows it."""
-    session: Session = request.app.state.session
+    session: QueueClient = request.app.state.session
     try:
         view = await look(session.redis, session.registry)
     except FmplexError:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from fmplex_broker.stats import bucket_top
+from fmplex_broker.wire.stats import bucket_top
 
 _BOUNDS = range(0, 85, 4)  # 0.1 ms to 210 s in powers of two: the same for every vFM, so that they can be added up
 

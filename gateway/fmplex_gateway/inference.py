@@ -10,8 +10,8 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from fmplex_broker.errors import InvalidInput
-from fmplex_broker.messages import Reply
-from fmplex_broker.streams.session import Session, raise_first_error
+from fmplex_broker.streams.queue_client import QueueClient, raise_first_error
+from fmplex_broker.wire.messages import Reply
 from fmplex_gateway.calls import call
 from fmplex_gateway.events import Events, follow
 from fmplex_gateway.schemas import InferBody
@@ -41,7 +41,7 @@ def _head(name: str, replies: list[Reply]) -> dict[str, Any]:
     return {"vfm": name, "version": replies[0].version, "usage": {"units": sum(reply.units for reply in replies)}}
 
 
-async def _told(session: Session, name: str, body: InferBody) -> AsyncGenerator[dict[str, Any], None]:
+async def _told(session: QueueClient, name: str, body: InferBody) -> AsyncGenerator[dict[str, Any], None]:
     pending = await session.submit(
         name, body.inputs, body.params, timeout_ms=body.timeout_ms, idempotency_key=body.idempotency_key
     )

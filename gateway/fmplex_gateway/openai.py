@@ -8,8 +8,8 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from fmplex_broker.streams.session import Session
-from fmplex_broker.tensors import Tensor
+from fmplex_broker.streams.queue_client import QueueClient
+from fmplex_broker.wire.tensors import Tensor
 from fmplex_gateway.calls import call
 from fmplex_gateway.kinds import require
 from fmplex_gateway.schemas import EmbeddingsBody
@@ -21,7 +21,7 @@ router = APIRouter()
 @router.post("/v1/embeddings")
 async def embeddings(request: Request) -> Response:
     body = await parse_body(request, EmbeddingsBody, request.app.state.spec.max_body_bytes)
-    session: Session = request.app.state.session
+    session: QueueClient = request.app.state.session
     require((await session.vfm(body.model)).spec, "embedding")
     params = {} if body.dimensions is None else {"dimensions": body.dimensions}
     replies = await call(request, body.model, _inputs(body.input), params)
@@ -51,14 +51,14 @@ def _vector(tensor: Tensor, encoding: str) -> Any:
 
 @router.get("/v1/models")
 async def models(request: Request) -> Response:
-    session: Session = request.app.state.session
+    session: QueueClient = request.app.state.session
     serving = [v for v in await session.registry.every() if v.status == "serving"]
     return json_response({"object": "list", "data": [_model(v.name, v.backbone) for v in serving]})
 
 
 @router.get("/v1/models/{name}")
 async def model(name: str, request: Request) -> Response:
-    session: Session = request.app.state.session
+    session: QueueClient = request.app.state.session
     status = await session.vfm(name)
     return json_response(_model(status.name, status.backbone))
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+from fmplex_broker.specs.vfm import VfmSpec
 from pydantic import BaseModel, ConfigDict, Field
-
-from fmplex_broker.specs import VfmSpec
 
 
 class Body(BaseModel):

@@ -5,15 +5,15 @@ from __future__ import annotations
 import asyncio
 
 from fastapi import APIRouter, Request
+from fmplex_broker.specs.vfm import VfmChange
 from starlette.responses import Response
 
-from fmplex_broker.archive import MEDIA_TYPE, unpack
-from fmplex_broker.deployments import VfmStatus
 from fmplex_broker.errors import InvalidInput
-from fmplex_broker.packages import Package, bare
-from fmplex_broker.specs import VfmChange
+from fmplex_broker.packages.archive import MEDIA_TYPE, unpack
+from fmplex_broker.packages.package import Package, bare
+from fmplex_broker.specs.deployments import VfmStatus
 from fmplex_broker.streams.deployer import Deployer
-from fmplex_broker.streams.session import Session
+from fmplex_broker.streams.queue_client import QueueClient
 from fmplex_gateway.schemas import DeployBody, RollBackBody
 from fmplex_gateway.wire import json_response, parse_body, read_body
 
@@ -31,7 +31,7 @@ async def _package(request: Request) -> Package:
     return await asyncio.to_thread(unpack, blob)
 
 
-def _changed(session: Session, status: VfmStatus) -> Response:
+def _changed(session: QueueClient, status: VfmStatus) -> Response:
     """What this gateway has cached of the vFM is old."""
     session.forget(status.name)
     return json_response(status.describe())
@@ -43,7 +43,7 @@ async def list_vfms(request: Request, match: str = "*", limit: str = "100", afte
     # Digits of other scripts are digits to Python, and some of them are no numbers.
     if not (limit.isascii() and limit.isdigit() and len(limit) <= 9 and 1 <= int(limit) <= _MAX_PAGE):
         raise InvalidInput(f"limit: must be a whole number from 1 to {_MAX_PAGE}", field="limit")
-    session: Session = request.app.state.session
+    session: QueueClient = request.app.state.session
     found, total = await session.registry.page(match, int(limit), after)
     return json_response({"vfms": [v.describe() for v in found], "total": total})
 
@@ -57,14 +57,14 @@ async def deploy(request: Request) -> Response:
 
 @router.get("/v1/vfms/{name}")
 async def show(name: str, request: Request) -> Response:
-    session: Session = request.app.state.session
+    session: QueueClient = request.app.state.session
     return json_response((await session.registry.show(name)).describe())
 
 
 @router.patch("/v1/vfms/{name}")
 async def change(name: str, request: Request) -> Response:
     """Weight, limits and SLO, at once."""
-    session: Session = request.app.state.session
+    session: QueueClient = request.app.state.session
     status = await session.registry.change(name, await parse_body(request, VfmChange, _MAX_BODY))
     return _changed(session, status)
 
@@ -72,7 +72,7 @@ async def change(name: str, request: Request) -> Response:
 @router.post("/v1/vfms/{name}/versions")
 async def offer(name: str, request: Request) -> Response:
     """A new version; it serves once every live worker has accepted it, and until then the old one does."""
-    session: Session = request.app.state.session
+    session: QueueClient = request.app.state.session
     deployer: Deployer = request.app.state.deployer
     await session.registry.find(name)  # before megabytes are read
     status = await deployer.update(name, await _package(request))
@@ -82,7 +82,7 @@ async def offer(name: str, request: Request) -> Response:
 @router.post("/v1/vfms/{name}/rollback")
 async def roll_back(name: str, request: Request) -> Response:
     """Back to the version that served before, or to the one that is named."""
-    session: Session = request.app.state.session
+    session: QueueClient = request.app.state.session
     deployer: Deployer = request.app.state.deployer
     status = await deployer.roll_back(name, (await parse_body(request, RollBackBody, _MAX_BODY)).version)
     return _changed(session, status)
@@ -91,7 +91,7 @@ async def roll_back(name: str, request: Request) -> Response:
 @router.delete("/v1/vfms/{name}")
 async def remove(name: str, request: Request) -> Response:
     """Answers when the last key of the vFM is gone. Jobs that wait get ten seconds to run, then an answer."""
-    session: Session = request.app.state.session
+    session: QueueClient = request.app.state.session
     await session.registry.remove(name)
     session.forget(name)
     return json_response({"name": name, "status": "gone"})

@@ -11,9 +11,9 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from fmplex_broker.errors import DeadlineExceeded, FmplexError, InvalidInput, JobFailed, TooLarge
-from fmplex_broker.messages import packb, unpackb
-from fmplex_broker.schema import invalid
-from fmplex_broker.tensors import Tensor
+from fmplex_broker.specs.schema import invalid
+from fmplex_broker.wire.messages import packb, unpackb
+from fmplex_broker.wire.tensors import Tensor
 
 MSGPACK = "application/msgpack"
 _TURN = 16  # values encoded before others get a turn

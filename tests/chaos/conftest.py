@@ -16,10 +16,10 @@ import pytest
 
 from fmplex import Client, Conflict
 from fmplex.local import LocalFleet
-from fmplex_broker.messages import Reply
-from fmplex_broker.stats import WorkerStats
 from fmplex_broker.streams.fleet import look
-from fmplex_broker.streams.session import Pending, Session
+from fmplex_broker.streams.queue_client import Pending, QueueClient
+from fmplex_broker.wire.messages import Reply
+from fmplex_broker.wire.stats import WorkerStats
 from tests.integration.fleets import PATIENCE_S, Broker, until, write_config
 from tests.integration.packages import write_package
 
@@ -83,7 +83,7 @@ class Crew:
 class Load:
     """Jobs of one client, straight to the broker: who answered, in which order, and how often."""
 
-    def __init__(self, session: Session, broker: Broker) -> None:
+    def __init__(self, session: QueueClient, broker: Broker) -> None:
         self.session = session
         self._broker = broker
         self.answered: list[tuple[float, str, Reply]] = []  # when, vFM, reply
@@ -187,6 +187,6 @@ def fleet(started: tuple[LocalFleet, Broker], crew: Crew, place: Path) -> LocalF
 
 @pytest.fixture
 async def load(fleet: LocalFleet, broker: Broker) -> AsyncIterator[Load]:
-    session = Session.connect(fleet.broker_url)
+    session = QueueClient.connect(fleet.broker_url)
     yield Load(session, broker)
     await session.close()

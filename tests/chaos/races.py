@@ -15,9 +15,9 @@ import pytest
 
 from fmplex import Client, Conflict, UnknownVfm
 from fmplex_broker.errors import VfmClosed
-from fmplex_broker.messages import Reply
-from fmplex_broker.packages import Package
-from fmplex_broker.streams.session import Session
+from fmplex_broker.packages.package import Package
+from fmplex_broker.streams.queue_client import QueueClient
+from fmplex_broker.wire.messages import Reply
 from tests.chaos.conftest import TEXT, Crew, eventually
 from tests.integration.fleets import difference, until
 
@@ -123,7 +123,7 @@ class Owner(threading.Thread):
 class Jobs:
     """A stream of jobs to each vFM, straight to the broker, from one client: every answer is kept."""
 
-    def __init__(self, session: Session, names: list[str]) -> None:
+    def __init__(self, session: QueueClient, names: list[str]) -> None:
         self._session = session
         self._names = names
         self._over = asyncio.Event()

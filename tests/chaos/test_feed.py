@@ -11,8 +11,8 @@ import redis
 
 from fmplex import AsyncClient, Client
 from fmplex.local import LocalFleet
-from fmplex_broker.keys import Keys
-from fmplex_broker.packages import read_package
+from fmplex_broker.packages.package import read_package
+from fmplex_broker.streams.keys import Keys
 from tests.chaos.conftest import CLASSES, TEXT, Crew, eventually
 from tests.chaos.sites import metric
 from tests.integration.fleets import frozen, until, write_config

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from fmplex_broker.keys import Keys
-from fmplex_broker.streams.session import Session
+from fmplex_broker.streams.keys import Keys
+from fmplex_broker.streams.queue_client import QueueClient
 from tests.integration.fleets import frozen
 from tests.integration.generation_fleet import (
     BACKBONE,
@@ -50,20 +50,20 @@ def start(site: Site, name: str) -> None:
 
 
 @pytest.fixture
-async def session(site: Site) -> AsyncIterator[Session]:
+async def session(site: Site) -> AsyncIterator[QueueClient]:
     """Two workers serve, whatever the test before did to them."""
     site.workers = {name: process for name, process in site.workers.items() if process.poll() is None}
     fresh = [f"worker-{len(list(site.folder.glob('worker-*.log'))) + i}" for i in range(2 - len(site.workers))]
     for name in fresh:
         start(site, name)
     await asyncio.to_thread(site.serving, *fresh)
-    session = Session.connect(site.url)
+    session = QueueClient.connect(site.url)
     await holds_nothing(session)
     yield session
     await session.close()
 
 
-async def reading_all(session: Session, **params: Any) -> dict[str, Reading]:
+async def reading_all(session: QueueClient, **params: Any) -> dict[str, Reading]:
     """Texts of every vFM, all begun."""
     value = prompt(20)
     readings = {vfm: await read(session, vfm, value, max_tokens=TOKENS, **params) for vfm in VFMS}
@@ -72,7 +72,7 @@ async def reading_all(session: Session, **params: Any) -> dict[str, Reading]:
     return readings
 
 
-async def whole(session: Session, readings: dict[str, Reading], **params: Any) -> None:
+async def whole(session: QueueClient, readings: dict[str, Reading], **params: Any) -> None:
     """Every text is what it is when nothing happens."""
     outputs = [await reading.output() for reading in readings.values()]
     wanted = [write(session, vfm, prompt(20), max_tokens=TOKENS, **params) for vfm in readings]
@@ -81,7 +81,7 @@ async def whole(session: Session, readings: dict[str, Reading], **params: Any) -
     await holds_nothing(session)
 
 
-async def busiest(site: Site, session: Session) -> str:
+async def busiest(site: Site, session: QueueClient) -> str:
     """The worker that has most in hand, once one has anything: what a dead one had may be nobody's for a moment."""
 
     async def look() -> str | None:
@@ -93,7 +93,9 @@ async def busiest(site: Site, session: Session) -> str:
 
 
 @pytest.mark.parametrize("params", [COMPARED, CHANCE], ids=["greedy", "by chance"])
-async def test_readers_of_a_killed_workers_texts_read_on(site: Site, session: Session, params: dict[str, Any]) -> None:
+async def test_readers_of_a_killed_workers_texts_read_on(
+    site: Site, session: QueueClient, params: dict[str, Any]
+) -> None:
     readings = await reading_all(session, **params)
     name = await busiest(site, session)
     gone = site.ids(name)[-1]
@@ -103,7 +105,7 @@ async def test_readers_of_a_killed_workers_texts_read_on(site: Site, session: Se
     assert {(await reading.task).worker for reading in readings.values()} != {gone}
 
 
-async def test_texts_that_were_in_no_pass_when_the_worker_died_go_on_too(site: Site, session: Session) -> None:
+async def test_texts_that_were_in_no_pass_when_the_worker_died_go_on_too(site: Site, session: QueueClient) -> None:
     """More texts than a pass takes: some had been told of, and waited for their next turn."""
     asks = [(vfm, prompt(10, i)) for i in range(4) for vfm in VFMS]
     readings = [await read(session, vfm, value, max_tokens=150, **COMPARED) for vfm, value in asks]
@@ -117,7 +119,7 @@ async def test_texts_that_were_in_no_pass_when_the_worker_died_go_on_too(site: S
         assert_same(got, wanted)
 
 
-async def test_readers_of_a_worker_that_stood_still_are_told_nothing_twice(site: Site, session: Session) -> None:
+async def test_readers_of_a_worker_that_stood_still_are_told_nothing_twice(site: Site, session: QueueClient) -> None:
     """It has been taken for dead; when it goes on, it writes the same texts for nobody."""
     readings = await reading_all(session, **COMPARED)
     name = await busiest(site, session)
@@ -131,7 +133,7 @@ async def test_readers_of_a_worker_that_stood_still_are_told_nothing_twice(site:
     await eventually(lambda: site.ids(name)[-1] != gone, "it serves again under a new id")
 
 
-async def test_two_workers_die_one_after_the_other(site: Site, session: Session) -> None:
+async def test_two_workers_die_one_after_the_other(site: Site, session: QueueClient) -> None:
     start(site, "worker-third")
     await asyncio.to_thread(site.serving, "worker-third")
     readings = await reading_all(session, **COMPARED)
@@ -144,7 +146,7 @@ async def test_two_workers_die_one_after_the_other(site: Site, session: Session)
     await whole(session, readings, **COMPARED)
 
 
-async def test_a_broker_that_restarts_in_the_middle_costs_no_text(site: Site, session: Session) -> None:
+async def test_a_broker_that_restarts_in_the_middle_costs_no_text(site: Site, session: QueueClient) -> None:
     """What was told meanwhile is lost; the rest comes from the reply."""
     readings = await reading_all(session, **COMPARED)
     await asyncio.to_thread(site.server.kill)
@@ -154,7 +156,7 @@ async def test_a_broker_that_restarts_in_the_middle_costs_no_text(site: Site, se
     await whole(session, readings, **COMPARED)
 
 
-async def test_what_is_lost_on_the_way_comes_with_the_reply(session: Session) -> None:
+async def test_what_is_lost_on_the_way_comes_with_the_reply(session: QueueClient) -> None:
     """An inbox that was trimmed, or deleted by somebody's hand."""
     readings = await reading_all(session, **COMPARED)
     for _ in range(20):
@@ -163,7 +165,7 @@ async def test_what_is_lost_on_the_way_comes_with_the_reply(session: Session) ->
     await whole(session, readings, **COMPARED)
 
 
-async def test_a_worker_told_to_end_while_its_sister_dies_loses_no_text(site: Site, session: Session) -> None:
+async def test_a_worker_told_to_end_while_its_sister_dies_loses_no_text(site: Site, session: QueueClient) -> None:
     readings = await reading_all(session, **COMPARED)
     name = await busiest(site, session)
     other = next(other for other in site.workers if other != name)

@@ -15,8 +15,8 @@ import pytest
 
 from fmplex import Client, UnknownVfm
 from fmplex.local import LocalFleet
-from fmplex_broker.packages import Package, read_package
-from fmplex_broker.streams.session import Session
+from fmplex_broker.packages.package import Package, read_package
+from fmplex_broker.streams.queue_client import QueueClient
 from tests.chaos.conftest import CLASSES, TEXT, VFMS, Crew, eventually
 from tests.chaos.races import Jobs, Owner, come_and_go, references, settled
 from tests.integration.fleets import Broker, difference
@@ -57,7 +57,7 @@ async def test_changes_race_with_jobs_and_workers(
     owners = [Owner(SEED + i, fleet.gateway_url, fleet.broker_url, owned[i], shared) for i in range(OWNERS)]
     names = [name for vfms in owned for name in vfms] + [SHARED, *VFMS]
 
-    session = Session.connect(fleet.broker_url)
+    session = QueueClient.connect(fleet.broker_url)
     jobs, over = Jobs(session, names), asyncio.Event()
     asking = asyncio.create_task(jobs.run())
     coming = asyncio.create_task(come_and_go(crew, random.Random(SEED), over))

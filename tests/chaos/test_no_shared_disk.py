@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from fmplex import Client, PackageRejected, Unavailable
-from fmplex_broker.packages import Package, read_package
+from fmplex_broker.packages.package import Package, read_package
 from fmplex_broker.streams.embedded import EmbeddedServer
 from tests.chaos.sites import FileServer, metric, worker
 from tests.integration.fleets import difference, gateway, until, write_config

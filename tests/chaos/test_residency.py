@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from fmplex import AsyncClient, Client
-from fmplex_broker.packages import Package, read_package
+from fmplex_broker.packages.package import Package, read_package
 from fmplex_broker.streams.embedded import EmbeddedServer
 from tests.chaos.conftest import eventually
 from tests.chaos.sites import metric, worker

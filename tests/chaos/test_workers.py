@@ -7,16 +7,16 @@ import signal
 import time
 
 import pytest
+from fmplex_broker.specs.vfm import VfmSpec
 
 from fmplex import AsyncClient
 from fmplex.local import LocalFleet
-from fmplex_broker.artifacts import ArtifactStore
 from fmplex_broker.errors import NoWorker
-from fmplex_broker.packages import bare
-from fmplex_broker.schema import parse
-from fmplex_broker.specs import VfmSpec
-from fmplex_broker.stats import by_vfm
-from fmplex_broker.streams.session import Session
+from fmplex_broker.packages.artifacts import ArtifactStore
+from fmplex_broker.packages.package import bare
+from fmplex_broker.specs.schema import parse
+from fmplex_broker.streams.queue_client import QueueClient
+from fmplex_broker.wire.stats import by_vfm
 from tests.chaos.conftest import TEXT, VFMS, Crew, Load, eventually
 from tests.integration.fleets import frozen
 
@@ -133,7 +133,7 @@ async def test_without_any_worker_a_deployment_says_so_and_serves_once_one_comes
     for process in crew.processes().values():
         process.send_signal(signal.SIGTERM)
     await eventually(lambda: not crew.processes(), "all workers have left")
-    session = Session.connect(fleet.broker_url)
+    session = QueueClient.connect(fleet.broker_url)
     spec = parse(VfmSpec, {"name": "early", "backbone": "minilm", "head": {"kind": "embedding"}})
     ArtifactStore(fleet.artifacts).put(bare(spec))
     with pytest.raises(NoWorker, match="no live worker hosts 'minilm'; 'early' serves as soon as one starts"):

@@ -11,16 +11,16 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import redis.asyncio as aioredis
+from fmplex_broker.specs.vfm import VfmSpec
 from redis.exceptions import ConnectionError
 
-from fmplex_broker.heads import Embedding, Head
-from fmplex_broker.keys import REGISTRY_BACKBONES, REGISTRY_VFMS, Keys
-from fmplex_broker.messages import INTERACTIVE, Flow, Reply, decode_reply, encode_reply
-from fmplex_broker.specs import VfmSpec
+from fmplex_broker.specs.heads import Embedding, Head
 from fmplex_broker.streams.connection import Scripts
 from fmplex_broker.streams.consumer import Claimed, Consumer
 from fmplex_broker.streams.embedded import EmbeddedServer
+from fmplex_broker.streams.keys import REGISTRY_BACKBONES, REGISTRY_VFMS, Keys
 from fmplex_broker.streams.producer import NewJob, Producer, new_id
+from fmplex_broker.wire.messages import INTERACTIVE, Flow, Reply, decode_reply, encode_reply
 
 BACKBONE = "minilm"
 LEASE_MS = 60_000  # nobody dies unless the test says so

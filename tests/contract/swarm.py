@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fmplex_broker.errors import BrokerUnavailable, Cancelled, DeadlineExceeded, FmplexError
-from fmplex_broker.messages import CLASSES, INTERACTIVE, OFFLINE, Flow, Reply, encode_reply
 from fmplex_broker.streams.connection import Arg, Scripts, open_redis
 from fmplex_broker.streams.consumer import Claimed, Consumer, Order
 from fmplex_broker.streams.producer import NewJob, Producer, new_id
+from fmplex_broker.wire.messages import CLASSES, INTERACTIVE, OFFLINE, Flow, Reply, encode_reply
 from tests.contract.harness import BACKBONE
 
 LEASE_MS = 250
@@ -214,7 +214,7 @@ class Worker:
 
 
 @dataclass
-class Ledger:
+class Accounts:
     """What the broker has accepted: job -> inboxes that were promised a message (none for whoever came when it was done)."""
 
     promised: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
@@ -228,7 +228,7 @@ class Ledger:
 class Client:
     """Sends jobs until it is stopped: one in ten again under the same key, some with short deadlines, some cancelled."""
 
-    def __init__(self, inbox: str, url: str, vfms: Sequence[str], ledger: Ledger, rng: random.Random) -> None:
+    def __init__(self, inbox: str, url: str, vfms: Sequence[str], ledger: Accounts, rng: random.Random) -> None:
         self._inbox = inbox
         self._url = url
         self._vfms = vfms

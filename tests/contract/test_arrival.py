@@ -7,9 +7,9 @@ from collections import Counter
 
 import pytest
 
-from fmplex_broker.messages import INTERACTIVE, OFFLINE, Flow
 from fmplex_broker.streams.consumer import Claim, Claimed, Consumer
 from fmplex_broker.streams.producer import NewJob
+from fmplex_broker.wire.messages import INTERACTIVE, OFFLINE, Flow
 from tests.contract.harness import Bench, answer, job, until
 
 WEIGHTS = {"light": 1, "middle": 10, "heavy": 100}

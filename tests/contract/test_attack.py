@@ -27,12 +27,12 @@ import pytest
 from redis.exceptions import ResponseError
 
 from fmplex_broker.errors import BrokerUnavailable
-from fmplex_broker.messages import CLASSES, INTERACTIVE, Flow, decode_reply
 from fmplex_broker.streams.embedded import EmbeddedServer
 from fmplex_broker.streams.producer import NewJob
+from fmplex_broker.wire.messages import CLASSES, INTERACTIVE, Flow, decode_reply
 from tests.contract.harness import Bench, Mail, connected, job, keys_without_ttl, until
 from tests.contract.proxy import CuttingProxy
-from tests.contract.swarm import LEASE_MS, POISON, Client, Ledger, Worker
+from tests.contract.swarm import LEASE_MS, POISON, Accounts, Client, Worker
 
 ROUND_S = 5.0
 VFMS = [f"v{n}" for n in range(20)]
@@ -142,7 +142,7 @@ async def quiet(bench: Bench) -> bool:
     )
 
 
-async def check(bench: Bench, ledger: Ledger) -> Counter[str]:
+async def check(bench: Bench, ledger: Accounts) -> Counter[str]:
     """The promises. Returns how the jobs ended."""
     jobs = list(ledger.promised)
     raw = await bench.redis.mget([bench.keys.result(j) for j in jobs])
@@ -187,7 +187,7 @@ def told_too_late(came: list[Mail]) -> set[str]:
 
 
 async def test_attack(seed: int, crashable: tuple[EmbeddedServer, Bench]) -> None:
-    rng, ledger = random.Random(seed), Ledger()
+    rng, ledger = random.Random(seed), Accounts()
     server, bench = crashable
     for n, vfm in enumerate(VFMS):
         await bench.serve(vfm, weight=1 + n % 4, cap=200)
@@ -217,7 +217,7 @@ async def test_attack(seed: int, crashable: tuple[EmbeddedServer, Bench]) -> Non
     )
 
 
-async def poison(bench: Bench, ledger: Ledger) -> None:
+async def poison(bench: Bench, ledger: Accounts) -> None:
     """Now and then a job that kills whoever runs it."""
     while True:
         bad = NewJob(Flow("v0", INTERACTIVE), POISON, 1, 600_000)

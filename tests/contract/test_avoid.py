@@ -8,8 +8,8 @@ from typing import Literal
 
 import pytest
 
-from fmplex_broker.messages import INTERACTIVE, OFFLINE, Flow
 from fmplex_broker.streams.consumer import Claim, Consumer
+from fmplex_broker.wire.messages import INTERACTIVE, OFFLINE, Flow
 from tests.contract.harness import Bench, answer, job
 
 Order = Literal["fair", "arrival"]

@@ -6,11 +6,11 @@ import asyncio
 from typing import Any
 
 import pytest
+from fmplex_broker.specs.vfm import Slo, VfmChange, VfmSpec
 
-from fmplex_broker.deployments import BackboneInfo, Deployed
 from fmplex_broker.errors import PackageRejected, UnknownVfm
-from fmplex_broker.heads import Embedding
-from fmplex_broker.specs import Slo, VfmChange, VfmSpec
+from fmplex_broker.specs.deployments import BackboneInfo, Deployed
+from fmplex_broker.specs.heads import Embedding
 from fmplex_broker.streams.registry import Registry
 from tests.contract.harness import BACKBONE, Bench, job, until
 

@@ -7,8 +7,8 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from fmplex_broker.messages import INTERACTIVE, OFFLINE, Flow
 from fmplex_broker.streams.consumer import Claimed, Consumer
+from fmplex_broker.wire.messages import INTERACTIVE, OFFLINE, Flow
 from tests.contract.harness import Bench, answer, job
 
 

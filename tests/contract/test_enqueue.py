@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import pytest
 
-from fmplex_broker.messages import INTERACTIVE, OFFLINE, Flow
 from fmplex_broker.streams.producer import RESULT_TTL_MS
+from fmplex_broker.wire.messages import INTERACTIVE, OFFLINE, Flow
 from tests.contract.harness import Bench, answer, job
 
 LARGE = b"x" * (64 * 1024 + 1)

@@ -7,10 +7,10 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from fmplex_broker.messages import Reply, encode_reply
 from fmplex_broker.streams import inbox as inbox_module
 from fmplex_broker.streams.consumer import Consumer
 from fmplex_broker.streams.inbox import HEAL_EVERY_S, Inbox
+from fmplex_broker.wire.messages import Reply, encode_reply
 from tests.contract.harness import BACKBONE, Bench, answer, job
 
 A_FEW_S = 4 * HEAL_EVERY_S

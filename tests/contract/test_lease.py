@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from fmplex_broker.messages import INTERACTIVE, decode_reply
 from fmplex_broker.streams.consumer import Consumer
+from fmplex_broker.wire.messages import INTERACTIVE, decode_reply
 from tests.contract.harness import BACKBONE, Bench, answer, job, until
 
 STEADY = 10**6  # ms for which the judge has beaten without a gap

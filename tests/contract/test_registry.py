@@ -6,8 +6,8 @@ import asyncio
 from typing import Any
 
 import pytest
+from fmplex_broker.specs.vfm import Limits, VfmChange, VfmSpec
 
-from fmplex_broker.deployments import BackboneInfo
 from fmplex_broker.errors import (
     Conflict,
     InvalidInput,
@@ -17,10 +17,10 @@ from fmplex_broker.errors import (
     UnknownVfm,
     VfmClosed,
 )
-from fmplex_broker.heads import Embedding
-from fmplex_broker.messages import INTERACTIVE
-from fmplex_broker.specs import Limits, VfmChange, VfmSpec
+from fmplex_broker.specs.deployments import BackboneInfo
+from fmplex_broker.specs.heads import Embedding
 from fmplex_broker.streams.registry import Registry
+from fmplex_broker.wire.messages import INTERACTIVE
 from tests.contract.harness import BACKBONE, Bench, answer, job, until
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from fmplex_broker.errors import BrokerUnavailable
-from fmplex_broker.messages import INTERACTIVE, OFFLINE
+from fmplex_broker.wire.messages import INTERACTIVE, OFFLINE
 from tests.contract.harness import Bench, answer, job
 
 

@@ -7,8 +7,8 @@ from collections import Counter
 
 import pytest
 
-from fmplex_broker.messages import INTERACTIVE, OFFLINE
 from fmplex_broker.streams.consumer import HERE_TTL_MS, Claim, Consumer
+from fmplex_broker.wire.messages import INTERACTIVE, OFFLINE
 from tests.contract.harness import Bench, job, until
 
 LONG_MS = 60_000

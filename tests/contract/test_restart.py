@@ -8,10 +8,10 @@ import signal
 from typing import Any
 
 from fmplex_broker.errors import BrokerUnavailable
-from fmplex_broker.messages import INTERACTIVE, OFFLINE
 from fmplex_broker.streams.connection import Scripts, open_redis
 from fmplex_broker.streams.consumer import Consumer
 from fmplex_broker.streams.embedded import EmbeddedServer
+from fmplex_broker.wire.messages import INTERACTIVE, OFFLINE
 from tests.contract.harness import BACKBONE, Bench, answer, job, restart, until
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from fmplex_broker.messages import OFFLINE
+from fmplex_broker.wire.messages import OFFLINE
 from tests.contract.harness import Bench, answer, job
 
 

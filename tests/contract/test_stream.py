@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 
 from fmplex_broker.errors import Cancelled, Conflict, DeadlineExceeded, InvalidInput, JobFailed, StreamRestarted
-from fmplex_broker.heads import Generation
-from fmplex_broker.messages import Reply, decode_request, encode_reply
-from fmplex_broker.streaming import Chunk, Delta, encode_chunk
+from fmplex_broker.specs.heads import Generation
 from fmplex_broker.streams import inbox as inbox_module
-from fmplex_broker.streams import session as session_module
+from fmplex_broker.streams import queue_client as queue_client_module
 from fmplex_broker.streams.consumer import Claimed, Consumer
-from fmplex_broker.streams.session import Pending, Session
+from fmplex_broker.streams.queue_client import Pending, QueueClient
+from fmplex_broker.wire.messages import Reply, decode_request, encode_reply
+from fmplex_broker.wire.streaming import Chunk, Delta, encode_chunk
 from tests.contract.harness import Bench, until
 
 WORDS = ["Once", " upon", " a", " time"]
@@ -26,16 +26,16 @@ SOON_S = 10.0
 
 
 @pytest.fixture
-async def session(bench: Bench) -> AsyncIterator[Session]:
+async def session(bench: Bench) -> AsyncIterator[QueueClient]:
     await bench.serve("story", head=Generation())
-    session = Session(bench.redis, scripts=bench.scripts, spec_ttl_s=0)
+    session = QueueClient(bench.redis, scripts=bench.scripts, spec_ttl_s=0)
     yield session
     await session.close()
 
 
 @pytest.fixture
-async def other(bench: Bench) -> AsyncIterator[Session]:
-    session = Session(bench.redis, scripts=bench.scripts, spec_ttl_s=0)
+async def other(bench: Bench) -> AsyncIterator[QueueClient]:
+    session = QueueClient(bench.redis, scripts=bench.scripts, spec_ttl_s=0)
     yield session
     await session.close()
 
@@ -80,7 +80,7 @@ class Story:
         return self.text
 
 
-async def submit(session: Session, **more: Any) -> Pending:
+async def submit(session: QueueClient, **more: Any) -> Pending:
     [pending] = await session.submit("story", ["Tell me"], STREAM, **more)
     return pending
 
@@ -97,7 +97,7 @@ async def tell(worker: Consumer, held: Claimed, *chunks: bytes) -> None:
 # --- the way there and back -------------------------------------------------------------------------------------------
 
 
-async def test_the_text_comes_as_it_is_told(bench: Bench, session: Session) -> None:
+async def test_the_text_comes_as_it_is_told(bench: Bench, session: QueueClient) -> None:
     worker = await bench.worker()
     pending = await submit(session)
     story, held, seen = Story(pending), await take(bench, worker), ""
@@ -112,7 +112,7 @@ async def test_the_text_comes_as_it_is_told(bench: Bench, session: Session) -> N
     assert (await pending.result()).output["finish_reason"] == "stop"
 
 
-async def test_what_was_not_told_comes_with_the_reply(bench: Bench, session: Session) -> None:
+async def test_what_was_not_told_comes_with_the_reply(bench: Bench, session: QueueClient) -> None:
     """The last words; and all of them if the worker was told not to stream."""
     worker = await bench.worker()
     [quiet] = await session.submit("story", ["Tell me"])
@@ -128,7 +128,7 @@ async def test_what_was_not_told_comes_with_the_reply(bench: Bench, session: Ses
     assert await story.whole() == TEXT
 
 
-async def test_nothing_is_lost_that_came_before_anybody_asked(bench: Bench, session: Session) -> None:
+async def test_nothing_is_lost_that_came_before_anybody_asked(bench: Bench, session: QueueClient) -> None:
     worker = await bench.worker()
     pending = await submit(session)
     held = await take(bench, worker)
@@ -140,7 +140,7 @@ async def test_nothing_is_lost_that_came_before_anybody_asked(bench: Bench, sess
     assert len(story.parts) == 1  # what gathered came as one
 
 
-async def test_many_texts_at_a_time(bench: Bench, session: Session) -> None:
+async def test_many_texts_at_a_time(bench: Bench, session: QueueClient) -> None:
     worker = await bench.worker()
     pending = await session.submit("story", [f"{n}" for n in range(20)], STREAM)
     stories, jobs = [Story(p) for p in pending], await bench.claimed(worker)
@@ -151,7 +151,7 @@ async def test_many_texts_at_a_time(bench: Bench, session: Session) -> None:
     assert [await story.whole() for story in stories] == [f"{n}{TEXT}" for n in range(20)]
 
 
-async def test_an_error_ends_the_text_and_is_in_the_reply(bench: Bench, session: Session) -> None:
+async def test_an_error_ends_the_text_and_is_in_the_reply(bench: Bench, session: QueueClient) -> None:
     worker = await bench.worker()
     pending = await submit(session)
     story, held = Story(pending), await take(bench, worker)
@@ -161,7 +161,7 @@ async def test_an_error_ends_the_text_and_is_in_the_reply(bench: Bench, session:
     assert type((await pending.result()).error) is JobFailed
 
 
-async def test_a_large_text_is_whole(bench: Bench, session: Session) -> None:
+async def test_a_large_text_is_whole(bench: Bench, session: QueueClient) -> None:
     """Its reply travels by key."""
     worker = await bench.worker()
     story = Story(await submit(session))
@@ -171,7 +171,7 @@ async def test_a_large_text_is_whole(bench: Bench, session: Session) -> None:
     assert await story.whole() == TEXT + "!" * 100_000
 
 
-async def test_only_what_generates_has_a_text(bench: Bench, session: Session) -> None:
+async def test_only_what_generates_has_a_text(bench: Bench, session: QueueClient) -> None:
     await bench.serve("a")
     [pending] = await session.submit("a", ["x"])
     with pytest.raises(InvalidInput, match="does not generate"):
@@ -190,7 +190,7 @@ async def tell_and_trim(bench: Bench, worker: Consumer, held: Claimed, chunk: by
     assert (await pipe.execute())[0] == [1]
 
 
-async def test_after_a_trimmed_inbox_the_rest_comes_with_the_reply(bench: Bench, session: Session) -> None:
+async def test_after_a_trimmed_inbox_the_rest_comes_with_the_reply(bench: Bench, session: QueueClient) -> None:
     worker = await bench.worker()
     story = Story(await submit(session))
     held = await take(bench, worker)
@@ -204,7 +204,7 @@ async def test_after_a_trimmed_inbox_the_rest_comes_with_the_reply(bench: Bench,
     assert [part.text for part in story.parts] == ["Once", " upon a time"]
 
 
-async def test_even_if_the_reply_was_trimmed_too(bench: Bench, session: Session) -> None:
+async def test_even_if_the_reply_was_trimmed_too(bench: Bench, session: QueueClient) -> None:
     worker = await bench.worker()
     story = Story(await submit(session))
     held = await take(bench, worker)
@@ -216,7 +216,7 @@ async def test_even_if_the_reply_was_trimmed_too(bench: Bench, session: Session)
 
 @pytest.mark.parametrize("marked", [True, False])
 async def test_a_job_that_runs_again_the_same_way_goes_on_where_it_was(
-    bench: Bench, session: Session, marked: bool
+    bench: Bench, session: QueueClient, marked: bool
 ) -> None:
     """Its worker died in a pass, or between two of them: then the delivery was not counted."""
     dead, worker = await bench.worker("dead"), await bench.worker()
@@ -237,7 +237,7 @@ async def test_a_job_that_runs_again_the_same_way_goes_on_where_it_was(
 
 
 @pytest.mark.parametrize("told", [True, False])
-async def test_a_job_that_runs_again_and_comes_out_differently(bench: Bench, session: Session, told: bool) -> None:
+async def test_a_job_that_runs_again_and_comes_out_differently(bench: Bench, session: QueueClient, told: bool) -> None:
     """Noticed by its words, or not before its reply; which has the new text."""
     dead, worker = await bench.worker("dead"), await bench.worker()
     pending = await submit(session)
@@ -262,7 +262,9 @@ async def test_a_job_that_runs_again_and_comes_out_differently(bench: Bench, ses
 # --- several readers --------------------------------------------------------------------------------------------------
 
 
-async def test_one_key_one_run_and_every_reader_has_the_text(bench: Bench, session: Session, other: Session) -> None:
+async def test_one_key_one_run_and_every_reader_has_the_text(
+    bench: Bench, session: QueueClient, other: QueueClient
+) -> None:
     """In one process and in another; who comes late has a gap before it and gets the whole in the end."""
     worker = await bench.worker()
     early = [Story(await submit(s, idempotency_key="k")) for s in (session, session, other)]
@@ -281,7 +283,7 @@ async def test_one_key_one_run_and_every_reader_has_the_text(bench: Bench, sessi
     assert await bench.claimed(worker) == []
 
 
-async def test_a_repeated_call_asks_for_the_same_text(bench: Bench, session: Session, other: Session) -> None:
+async def test_a_repeated_call_asks_for_the_same_text(bench: Bench, session: QueueClient, other: QueueClient) -> None:
     """Also where chance decides: its seeds come from its key. Of another call, and of each input, they differ."""
     worker, inputs = await bench.worker(), ["x", "x"]
     for s, key in ((session, "k"), (other, "k"), (other, "l"), (session, None), (session, None)):
@@ -290,7 +292,7 @@ async def test_a_repeated_call_asks_for_the_same_text(bench: Bench, session: Ses
     assert len({decode_request(job.payload).params["seed"] for job in jobs}) == len(jobs) == 8
 
 
-async def test_a_key_is_not_used_for_another_text(session: Session) -> None:
+async def test_a_key_is_not_used_for_another_text(session: QueueClient) -> None:
     await session.submit("story", ["x"], {"seed": 1}, idempotency_key="k")
     with pytest.raises(Conflict):
         await session.submit("story", ["x"], {"seed": 2}, idempotency_key="k")
@@ -299,7 +301,7 @@ async def test_a_key_is_not_used_for_another_text(session: Session) -> None:
 # --- stopping half way ------------------------------------------------------------------------------------------------
 
 
-async def test_a_reader_who_stops_cancels_and_the_worker_hears_of_it(bench: Bench, session: Session) -> None:
+async def test_a_reader_who_stops_cancels_and_the_worker_hears_of_it(bench: Bench, session: QueueClient) -> None:
     worker = await bench.worker()
     pending = await submit(session)
     held = await take(bench, worker)
@@ -316,7 +318,7 @@ async def test_a_reader_who_stops_cancels_and_the_worker_hears_of_it(bench: Benc
     await worker.settle([(held, ended())])
 
 
-async def test_cancelling_ends_a_stream_that_somebody_is_reading(bench: Bench, session: Session) -> None:
+async def test_cancelling_ends_a_stream_that_somebody_is_reading(bench: Bench, session: QueueClient) -> None:
     worker = await bench.worker()
     pending = await submit(session)
     story, held = Story(pending), await take(bench, worker)
@@ -327,7 +329,7 @@ async def test_cancelling_ends_a_stream_that_somebody_is_reading(bench: Bench, s
         await story.whole()
 
 
-async def test_cancelling_the_reader_leaves_the_job_alone(bench: Bench, session: Session) -> None:
+async def test_cancelling_the_reader_leaves_the_job_alone(bench: Bench, session: QueueClient) -> None:
     """Whose task it is decides what that means; and who asks again goes on from there."""
     worker = await bench.worker()
     pending = await submit(session)
@@ -341,7 +343,7 @@ async def test_cancelling_the_reader_leaves_the_job_alone(bench: Bench, session:
     assert await Story(pending).whole() == " upon a time"
 
 
-async def test_one_of_two_readers_stops(bench: Bench, session: Session) -> None:
+async def test_one_of_two_readers_stops(bench: Bench, session: QueueClient) -> None:
     worker = await bench.worker()
     gone, stays = [await submit(session, idempotency_key="k") for _ in range(2)]
     story, held = Story(stays), await take(bench, worker)
@@ -352,8 +354,10 @@ async def test_one_of_two_readers_stops(bench: Bench, session: Session) -> None:
     assert await story.whole() == TEXT
 
 
-async def test_no_answer_before_the_deadline(bench: Bench, session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(session_module, "_GRACE_S", 0)
+async def test_no_answer_before_the_deadline(
+    bench: Bench, session: QueueClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(queue_client_module, "_GRACE_S", 0)
     worker = await bench.worker()
     pending = await submit(session)
     story, held = Story(pending), await take(bench, worker)
@@ -367,7 +371,7 @@ async def test_no_answer_before_the_deadline(bench: Bench, session: Session, mon
     assert (await worker.listen()).cancelled == [f"{held.address} {held.entry}"]
 
 
-async def test_closing_the_session_ends_all_streams(bench: Bench, session: Session) -> None:
+async def test_closing_the_session_ends_all_streams(bench: Bench, session: QueueClient) -> None:
     story = Story(await submit(session))
     await asyncio.sleep(0)
     await session.close()
@@ -376,7 +380,7 @@ async def test_closing_the_session_ends_all_streams(bench: Bench, session: Sessi
 
 
 async def test_chunks_that_nobody_can_read_harm_no_other_job(
-    bench: Bench, session: Session, monkeypatch: pytest.MonkeyPatch
+    bench: Bench, session: QueueClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(inbox_module, "HEAL_EVERY_S", 3600.0)
     worker = await bench.worker()

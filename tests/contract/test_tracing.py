@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from fmplex_broker.passes import Part, PassRecord
-from fmplex_broker.stats import WorkerStats
 from fmplex_broker.streams.fleet import publish
 from fmplex_broker.streams.tracing import KEPT_MS, TRACING_TTL_MS, Tracer
+from fmplex_broker.wire.passes import PassPart, PassRecord
+from fmplex_broker.wire.stats import WorkerStats
 from tests.contract.harness import BACKBONE, Bench, until
 
 
 def ran(number: int, worker: str = "w1") -> PassRecord:
     return PassRecord(
-        worker, BACKBONE, number, "interactive", 1e3, 0.1, 0.1, 30, 100, 2, [Part("a", 3, 30, 0.1, 5.0, 2.0)]
+        worker, BACKBONE, number, "interactive", 1e3, 0.1, 0.1, 30, 100, 2, [PassPart("a", 3, 30, 0.1, 5.0, 2.0)]
     )
 
 

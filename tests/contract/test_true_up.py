@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from fmplex_broker.messages import INTERACTIVE
 from fmplex_broker.streams.consumer import Consumer
+from fmplex_broker.wire.messages import INTERACTIVE
 from tests.contract.harness import Bench, answer, job
 
 COST = {"dear": 3.0, "cheap": 1.0, "free": 0.0}  # units a job, whatever they seemed to be

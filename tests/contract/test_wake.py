@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import time
 
-from fmplex_broker.messages import INTERACTIVE
 from fmplex_broker.streams.connection import BLOCK_MS
 from fmplex_broker.streams.consumer import Consumer
+from fmplex_broker.wire.messages import INTERACTIVE
 from tests.contract.harness import Bench, ended, job
 
 SOON_S = BLOCK_MS / 1000 / 3  # well before the ceiling of a blocking read

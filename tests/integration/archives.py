@@ -11,8 +11,8 @@ from typing import Any
 
 import httpx
 
-from fmplex_broker.archive import MEDIA_TYPE
-from fmplex_broker.packages import FILES
+from fmplex_broker.packages.archive import MEDIA_TYPE
+from fmplex_broker.packages.package import FILES
 
 SPEC = {"name": "bad", "backbone": "minilm", "head": {"kind": "embedding"}}
 VFM_JSON = json.dumps(SPEC).encode()

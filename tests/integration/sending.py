@@ -7,7 +7,7 @@ from typing import Any
 
 import httpx
 
-from fmplex_broker.messages import packb
+from fmplex_broker.wire.messages import packb
 
 
 def refused(response: httpx.Response, status: int, code: str, field: str | None, says: str) -> None:

@@ -15,8 +15,8 @@ import pytest
 
 from fmplex import AsyncClient, Client, PackageRejected, TooLarge
 from fmplex.local import LocalFleet
-from fmplex_broker.archive import MEDIA_TYPE, pack, unpack
-from fmplex_broker.packages import read_package
+from fmplex_broker.packages.archive import MEDIA_TYPE, pack, unpack
+from fmplex_broker.packages.package import read_package
 from tests.integration.archives import GOOD, HOSTILE, SPEC, folder_archive, upload
 from tests.integration.conftest import MAX_PACKAGE, TEXTS
 from tests.integration.fleets import difference, until

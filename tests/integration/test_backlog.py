@@ -8,20 +8,21 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
+from fmplex_broker.specs.vfm import VfmSpec
 
 from benchmarks.noop import BACKBONE, NoopEngine, NoopJob
-from fmplex_broker.artifacts import ArtifactStore
 from fmplex_broker.errors import FmplexError
-from fmplex_broker.heads import Features
-from fmplex_broker.messages import CLASSES, Request
-from fmplex_broker.packages import bare
-from fmplex_broker.specs import BackboneSpec, VfmSpec, WorkerSpec
+from fmplex_broker.packages.artifacts import ArtifactStore
+from fmplex_broker.packages.package import bare
+from fmplex_broker.specs.fleet import BackboneSpec, WorkerSpec
+from fmplex_broker.specs.heads import Features
 from fmplex_broker.streams.deployer import Deployer
 from fmplex_broker.streams.embedded import EmbeddedServer
-from fmplex_broker.streams.session import Session
-from fmplex_worker import intake
-from fmplex_worker.engines.protocol import Prepared
-from fmplex_worker.service import Worker
+from fmplex_broker.streams.queue_client import QueueClient
+from fmplex_broker.wire.messages import CLASSES, Request
+from fmplex_worker.host import intake
+from fmplex_worker.host.service import Worker
+from fmplex_worker.protocol import Prepared
 
 DEADLINE_S = 60
 
@@ -34,14 +35,14 @@ class LongTexts(NoopEngine):
 
 
 @asynccontextmanager
-async def serving(engine: NoopEngine, place: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Session]:
+async def serving(engine: NoopEngine, place: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[QueueClient]:
     monkeypatch.setattr(intake, "_IDLE_S", 3600.0)  # whoever sleeps without reason sleeps for ever
     with EmbeddedServer() as server:
         store = ArtifactStore(str(place))
         worker = Worker(server.url, BackboneSpec(name=BACKBONE, model="none"), WorkerSpec(), engine, store)
         running = asyncio.create_task(worker.run())
         await asyncio.wait_for(worker.ready.wait(), DEADLINE_S)
-        session = Session.connect(server.url)
+        session = QueueClient.connect(server.url)
         spec = VfmSpec(name="a", backbone=BACKBONE, head=Features())
         await Deployer(session.registry, store).deploy(bare(spec))
         yield session

@@ -15,9 +15,9 @@ import pytest
 
 from fmplex import AsyncClient, Client, FmplexError, InvalidInput, TooLarge
 from fmplex.local import LocalFleet
-from fmplex_broker.messages import packb
 from fmplex_broker.streams.embedded import EmbeddedServer, free_port
-from fmplex_broker.tensors import Tensor
+from fmplex_broker.wire.messages import packb
+from fmplex_broker.wire.tensors import Tensor
 from tests.integration.fleets import gateway, status, until, write_config
 from tests.integration.sending import refused, send
 

@@ -10,18 +10,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
 
+from fmplex_broker.specs.vfm import VfmSpec
+
 from benchmarks.noop import BACKBONE, UNITS, NoopEngine, NoopJob
-from fmplex_broker.artifacts import ArtifactStore
 from fmplex_broker.errors import FmplexError
-from fmplex_broker.heads import Features
-from fmplex_broker.messages import Request
-from fmplex_broker.packages import bare
-from fmplex_broker.specs import BackboneSpec, VfmSpec, WorkerSpec
+from fmplex_broker.packages.artifacts import ArtifactStore
+from fmplex_broker.packages.package import bare
+from fmplex_broker.specs.fleet import BackboneSpec, WorkerSpec
+from fmplex_broker.specs.heads import Features
 from fmplex_broker.streams.deployer import Deployer
 from fmplex_broker.streams.embedded import EmbeddedServer
-from fmplex_broker.streams.session import Session
-from fmplex_worker.engines.protocol import Outcome, Prepared, Work
-from fmplex_worker.service import Worker
+from fmplex_broker.streams.queue_client import QueueClient
+from fmplex_broker.wire.messages import Request
+from fmplex_worker.host.service import Worker
+from fmplex_worker.protocol import Outcome, Prepared, Work
 
 DEADLINE_S = 60
 WEIGHTS = {"light": 1.0, "middle": 10.0, "heavy": 100.0}
@@ -65,7 +67,7 @@ async def test_jobs_run_in_the_order_in_which_they_came_whatever_the_weights(tmp
         worker = Worker(server.url, backbone, policy, engine, store)
         running = asyncio.create_task(worker.run())
         await asyncio.wait_for(worker.ready.wait(), DEADLINE_S)
-        session = Session.connect(server.url)
+        session = QueueClient.connect(server.url)
         for vfm, weight in WEIGHTS.items():
             spec = VfmSpec(name=vfm, backbone=BACKBONE, head=Features(), weight=weight)
             await Deployer(session.registry, store).deploy(bare(spec))

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from fmplex_broker.errors import DeadlineExceeded, TextTooLong
-from fmplex_broker.stats import by_vfm, quantile
-from fmplex_broker.streams.session import Session
+from fmplex_broker.streams.queue_client import QueueClient
 from fmplex_broker.streams.tracing import Tracer
+from fmplex_broker.wire.stats import by_vfm, quantile
 from tests.integration.decoders import POSITIONS
 from tests.integration.fleets import difference
 from tests.integration.generation_fleet import (
@@ -65,8 +65,8 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
 
 
 @pytest.fixture
-async def session(site: Site) -> AsyncIterator[Session]:
-    session = Session.connect(site.url)
+async def session(site: Site) -> AsyncIterator[QueueClient]:
+    session = QueueClient.connect(site.url)
     yield session
     await session.close()
 
@@ -74,7 +74,7 @@ async def session(site: Site) -> AsyncIterator[Session]:
 # ---- whoever shares the pass ----
 
 
-async def test_many_vfms_together_write_what_each_writes_alone(session: Session) -> None:
+async def test_many_vfms_together_write_what_each_writes_alone(session: QueueClient) -> None:
     """Prompts of one token, of a few, and of many prefill chunks; half of the callers read along."""
     asks = [(vfm, prompt(tokens, seed)) for vfm in VFMS for seed, tokens in enumerate((1, 30, 700))]
     alone = [await write(session, vfm, value, **COMPARED, max_tokens=60) for vfm, value in asks]
@@ -89,7 +89,7 @@ async def test_many_vfms_together_write_what_each_writes_alone(session: Session)
     assert passes < 60 * len(asks) / 2, "texts shared passes"
 
 
-async def test_a_text_waits_until_its_first_pass_and_no_longer(session: Session) -> None:
+async def test_a_text_waits_until_its_first_pass_and_no_longer(session: QueueClient) -> None:
     """What it waits between its passes is no queueing."""
     crowd = [asyncio.create_task(write(session, "plain", prompt(50, i), **GREEDY, max_tokens=100)) for i in range(8)]
     reply = await (await read(session, "rank2", prompt(20), **GREEDY, max_tokens=200)).task
@@ -97,7 +97,7 @@ async def test_a_text_waits_until_its_first_pass_and_no_longer(session: Session)
     await asyncio.gather(*crowd)
 
 
-async def test_long_prompts_do_not_change_what_others_are_writing(session: Session) -> None:
+async def test_long_prompts_do_not_change_what_others_are_writing(session: QueueClient) -> None:
     """They join while a text grows and are computed beside it in many chunks."""
     value = prompt(40, 3)
     alone = await write(session, "rank8", value, **COMPARED, max_tokens=200)
@@ -107,7 +107,7 @@ async def test_long_prompts_do_not_change_what_others_are_writing(session: Sessi
     assert_same(await growing.output(), alone)
 
 
-async def test_a_seed_gives_the_same_text_whoever_shares_the_pass(session: Session) -> None:
+async def test_a_seed_gives_the_same_text_whoever_shares_the_pass(session: QueueClient) -> None:
     chance = {"temperature": 0.9, "top_p": 0.95, "top_k": 100, "ignore_eos": True, "max_tokens": 80}
     asks = [(vfm, prompt(20, i), i) for i, vfm in enumerate(VFMS)]
     alone = [await write(session, vfm, value, seed=seed, **chance) for vfm, value, seed in asks]
@@ -119,13 +119,13 @@ async def test_a_seed_gives_the_same_text_whoever_shares_the_pass(session: Sessi
     assert other["text"] != alone[0]["text"]
 
 
-async def test_without_a_seed_every_text_is_another_one(session: Session) -> None:
+async def test_without_a_seed_every_text_is_another_one(session: QueueClient) -> None:
     chance = {"temperature": 1.0, "ignore_eos": True, "max_tokens": 40}
     texts = await asyncio.gather(*(write(session, "rank2", prompt(20), **chance) for _ in range(4)))
     assert len({output["text"] for output in texts}) == 4
 
 
-async def test_vfms_with_heads_answer_beside_texts_that_grow(session: Session) -> None:
+async def test_vfms_with_heads_answer_beside_texts_that_grow(session: QueueClient) -> None:
     asks = [(name, prompt(tokens, 7)) for name in HEADS for tokens in (1, 25, 400)]
     alone = [await write(session, name, value) for name, value in asks]
     value = prompt(10, 8)
@@ -142,7 +142,7 @@ async def test_vfms_with_heads_answer_beside_texts_that_grow(session: Session) -
         await reading.output()
 
 
-async def test_a_chat_begins_while_long_prompts_of_others_wait_to_begin(session: Session) -> None:
+async def test_a_chat_begins_while_long_prompts_of_others_wait_to_begin(session: QueueClient) -> None:
     """They come at once, to a worker that is used to short ones, and are many times what it takes in hand; the chat is claimed,
     computed and answered all the same."""
     await asyncio.gather(*(write(session, "plain", prompt(3, i), **GREEDY, max_tokens=1) for i in range(100)))
@@ -162,7 +162,7 @@ async def test_a_chat_begins_while_long_prompts_of_others_wait_to_begin(session:
 # ---- what is counted and kept ----
 
 
-async def test_tokens_and_the_times_between_them_are_counted(site: Site, session: Session) -> None:
+async def test_tokens_and_the_times_between_them_are_counted(site: Site, session: QueueClient) -> None:
     site.deploy_as("counted", {"kind": "generation", "max_tokens": 30})
     for i in range(3):
         output = await write(session, "counted", prompt(50, 100 + i), **GREEDY)
@@ -174,7 +174,7 @@ async def test_tokens_and_the_times_between_them_are_counted(site: Site, session
     assert quantile(counted.gaps, 0.5), "each token to the next"
 
 
-async def test_what_begins_alike_is_not_computed_again_within_a_vfm(site: Site, session: Session) -> None:
+async def test_what_begins_alike_is_not_computed_again_within_a_vfm(site: Site, session: QueueClient) -> None:
     """And never across vFMs: neither with another adapter nor for another team with the same version."""
     for name, rank in {"cached": 4, "cached-too": 4, "cached-other": 8}.items():
         site.deploy_as(name, {"kind": "generation"}, rank=rank)
@@ -197,7 +197,7 @@ async def test_what_begins_alike_is_not_computed_again_within_a_vfm(site: Site, 
 # ---- too little memory for all ----
 
 
-async def test_when_memory_is_full_jobs_wait_and_none_dies(session: Session) -> None:
+async def test_when_memory_is_full_jobs_wait_and_none_dies(session: QueueClient) -> None:
     asks = [(vfm, prompt(40, i)) for i in range(6) for vfm in ("plain", "rank4", "rank8")]
     calls = [asyncio.create_task(write(session, f"tight-{v}", p, **COMPARED, max_tokens=200)) for v, p in asks]
     waited, most = 0, 0
@@ -214,7 +214,7 @@ async def test_when_memory_is_full_jobs_wait_and_none_dies(session: Session) -> 
     await holds_nothing(session, TIGHT)
 
 
-async def test_what_can_never_fit_is_refused_at_once(session: Session) -> None:
+async def test_what_can_never_fit_is_refused_at_once(session: QueueClient) -> None:
     full = [
         asyncio.create_task(write(session, "tight-plain", prompt(40, i), **GREEDY, max_tokens=300)) for i in range(6)
     ]
@@ -230,7 +230,7 @@ async def test_what_can_never_fit_is_refused_at_once(session: Session) -> None:
     assert {output["completion_tokens"] for output in await asyncio.gather(*full)} == {300}
 
 
-async def test_a_chat_is_not_kept_waiting_by_the_long_texts_of_others(session: Session) -> None:
+async def test_a_chat_is_not_kept_waiting_by_the_long_texts_of_others(session: QueueClient) -> None:
     """One vFM's texts fill the memory; the short ones of another vFM come one after the other, and each of them gets a seat."""
     essays = [
         asyncio.create_task(write(session, "tight-plain", prompt(20, i), **GREEDY, max_tokens=200)) for i in range(10)
@@ -253,7 +253,7 @@ async def test_a_chat_is_not_kept_waiting_by_the_long_texts_of_others(session: S
 # ---- callers who leave ----
 
 
-async def test_a_cancelled_text_is_in_no_pass_any_more(session: Session) -> None:
+async def test_a_cancelled_text_is_in_no_pass_any_more(session: QueueClient) -> None:
     tracer = Tracer(session.redis, [BACKBONE])
     growing = await read(session, "rank32", prompt(30), **GREEDY, max_tokens=POSITIONS - 100)
 
@@ -272,7 +272,7 @@ async def test_a_cancelled_text_is_in_no_pass_any_more(session: Session) -> None
     await asyncio.wait([growing.task])
 
 
-async def test_texts_given_up_at_any_time_leave_nothing_behind(session: Session) -> None:
+async def test_texts_given_up_at_any_time_leave_nothing_behind(session: QueueClient) -> None:
     """Before they have begun, waiting for memory, in their prompts, in their texts, and just at their ends."""
     rng = random.Random(1)
 
@@ -289,7 +289,7 @@ async def test_texts_given_up_at_any_time_leave_nothing_behind(session: Session)
     assert output["completion_tokens"] == 300, "all of the memory is there for the next one"
 
 
-async def test_a_deadline_in_the_middle_of_a_text_ends_it(session: Session) -> None:
+async def test_a_deadline_in_the_middle_of_a_text_ends_it(session: QueueClient) -> None:
     patient = await read(session, "rank4", prompt(30), **GREEDY, max_tokens=500)
     hasty = await read(session, "rank2", prompt(30), **GREEDY, max_tokens=POSITIONS - 100, timeout_ms=1000)
     reply = await hasty.task
@@ -302,7 +302,7 @@ async def test_a_deadline_in_the_middle_of_a_text_ends_it(session: Session) -> N
 # ---- workers that end ----
 
 
-async def test_a_worker_told_to_end_finishes_its_texts(site: Site, session: Session) -> None:
+async def test_a_worker_told_to_end_finishes_its_texts(site: Site, session: QueueClient) -> None:
     site.add("ending", backbone="ending")
     site.deploy("plain", "rank8", backbone="ending", prefix="ending-")
     asks = [(vfm, prompt(20, i)) for i in range(2) for vfm in ("plain", "rank8")]
@@ -319,7 +319,7 @@ async def test_a_worker_told_to_end_finishes_its_texts(site: Site, session: Sess
 
 
 async def test_what_a_worker_cannot_finish_another_one_does_and_readers_notice_nothing(
-    site: Site, session: Session
+    site: Site, session: QueueClient
 ) -> None:
     names = ["short-a", "short-b"]
     site.add(*names, backbone="short", drain_s=0.2)

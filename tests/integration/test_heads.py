@@ -86,7 +86,7 @@ def test_outputs_are_those_of_transformers_and_peft(fleet: LocalFleet, place: Pa
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModel, AutoTokenizer
 
-    from fmplex_broker.specs import locate_model
+    from fmplex_broker.specs.fleet import locate_model
 
     torch.manual_seed(0)
     folder, head = place / "vfms" / "from-peft", {"kind": "classification", "labels": list(LABELS), "pooling": "mean"}

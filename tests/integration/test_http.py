@@ -16,8 +16,8 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from fmplex.local import LocalFleet
-from fmplex_broker.messages import packb, unpackb
-from fmplex_broker.tensors import Tensor
+from fmplex_broker.wire.messages import packb, unpackb
+from fmplex_broker.wire.tensors import Tensor
 from tests.integration.conftest import TEXTS
 from tests.integration.fleets import difference, until
 from tests.integration.packages import HIDDEN

@@ -12,7 +12,7 @@ import pytest
 from fmplex import AsyncClient, Client, Conflict, FmplexError, InvalidInput, TooLarge, UnknownVfm
 from fmplex.local import LocalFleet
 from fmplex_broker.errors import VfmClosed
-from fmplex_broker.streams.session import Session
+from fmplex_broker.streams.queue_client import QueueClient
 from tests.integration.conftest import TASKS, TEXTS
 from tests.integration.fleets import Broker, difference, frozen, until
 from tests.integration.packages import write_package
@@ -180,7 +180,7 @@ async def test_jobs_of_a_removed_vfm_that_nobody_runs_are_answered(
     """`remove` is patient for ten seconds; this one is not."""
     name = new_vfm()
     async with AsyncClient(fleet.broker_url) as client:
-        session = Session.connect(fleet.broker_url)
+        session = QueueClient.connect(fleet.broker_url)
         with frozen(fleet.processes["worker-0"]):
             handles = [await client.enqueue(name, f"text {i}") for i in range(5)]
             await session.registry.remove(name, drain_s=0.1)

@@ -12,7 +12,7 @@ import httpx
 from fmplex import Client
 from fmplex.local import LocalFleet
 from fmplex_broker.errors import DeadlineExceeded
-from fmplex_broker.specs import load_fleet
+from fmplex_broker.specs.fleet import load_fleet
 from tests.integration.fleets import until
 from tests.integration.test_cli import Shell, fmplex
 

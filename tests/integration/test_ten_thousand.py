@@ -12,16 +12,16 @@ from pathlib import Path
 
 import httpx
 import pytest
+from fmplex_broker.specs.vfm import VfmSpec
 
 from fmplex import AsyncClient, Client
-from fmplex_broker.artifacts import ArtifactStore
-from fmplex_broker.heads import Embedding, InputSpec
-from fmplex_broker.keys import REGISTRY_VFMS, Keys
-from fmplex_broker.packages import Package, bare
-from fmplex_broker.specs import VfmSpec
+from fmplex_broker.packages.artifacts import ArtifactStore
+from fmplex_broker.packages.package import Package, bare
+from fmplex_broker.specs.heads import Embedding, InputSpec
 from fmplex_broker.streams.connection import Scripts, open_redis
 from fmplex_broker.streams.consumer import Consumer
 from fmplex_broker.streams.embedded import EmbeddedServer
+from fmplex_broker.streams.keys import REGISTRY_VFMS, Keys
 from fmplex_broker.streams.registry import Registry
 from tests.integration.fleets import Broker, difference, gateway, spawn, until, write_config
 from tests.integration.test_cli import Shell

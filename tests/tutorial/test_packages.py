@@ -16,8 +16,8 @@ import pytest
 
 from fmplex import Client
 from fmplex.local import LocalFleet
-from fmplex_broker.archive import open_package
-from fmplex_broker.specs import locate_model
+from fmplex_broker.packages.archive import open_package
+from fmplex_broker.specs.fleet import locate_model
 from tests.tutorial.conftest import REPO
 
 # PEFT asks transformers by an old name.

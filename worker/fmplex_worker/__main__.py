@@ -14,13 +14,13 @@ from pathlib import Path
 
 import uvloop
 
-from fmplex_broker.artifacts import ArtifactStore
 from fmplex_broker.errors import FmplexError
-from fmplex_broker.specs import FleetSpec, load_fleet
+from fmplex_broker.packages.artifacts import ArtifactStore
+from fmplex_broker.specs.fleet import FleetSpec, load_fleet
 from fmplex_broker.streams.connection import Scripts, open_redis
 from fmplex_broker.streams.fleet import look
 from fmplex_broker.streams.registry import Registry
-from fmplex_worker.service import Worker
+from fmplex_worker.host.service import Worker
 
 
 def main() -> int:
@@ -60,8 +60,8 @@ async def _serve(url: str, fleet: FleetSpec) -> None:
     # Imported late: `--help` and a broken fleet file should not wait for torch.
     import torch
 
-    from fmplex_worker.engines.opening import open_engine
-    from fmplex_worker.profile import profile
+    from fmplex_worker.engine.opening import open_engine
+    from fmplex_worker.host.profile import profile
 
     store = ArtifactStore(os.environ.get("FMPLEX_ARTIFACTS") or fleet.artifacts)
     if fleet.worker.threads is not None:

@@ -6,10 +6,10 @@ import sys
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 
-from fmplex_broker.deployments import STATUS_FIELDS, BackboneInfo, Deployed, VfmStatus, deployed, status_of
 from fmplex_broker.errors import UnknownVfm
-from fmplex_broker.keys import REGISTRY_BACKBONES, REGISTRY_VFMS, Keys
+from fmplex_broker.specs.deployments import STATUS_FIELDS, BackboneInfo, Deployed, VfmStatus, deployed, status_of
 from fmplex_broker.streams.connection import Client, broker_errors
+from fmplex_broker.streams.keys import REGISTRY_BACKBONES, REGISTRY_VFMS, Keys
 
 _NAMES = 500  # a round trip
 

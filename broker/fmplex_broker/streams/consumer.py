@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 from fmplex_broker.errors import BrokerUnavailable, Poisoned
-from fmplex_broker.keys import Keys
-from fmplex_broker.messages import Flow, Reply, encode_reply
 from fmplex_broker.streams.connection import BLOCK_MS, Arg, Client, Scripts, broker_errors
+from fmplex_broker.streams.keys import Keys
 from fmplex_broker.streams.producer import PER_CALL, RESULT_TTL_MS
+from fmplex_broker.wire.messages import Flow, Reply, encode_reply
 
 CLAIM_ROOM, CLAIM_FLOWS = 256, 64
 Order = Literal["fair", "arrival"]

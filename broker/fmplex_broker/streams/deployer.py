@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 
-from fmplex_broker.artifacts import ArtifactStore, open_artifact
-from fmplex_broker.deployments import VfmStatus
 from fmplex_broker.errors import Conflict, InvalidInput
-from fmplex_broker.packages import Package
+from fmplex_broker.packages.artifacts import ArtifactStore, open_artifact
+from fmplex_broker.packages.package import Package
+from fmplex_broker.specs.deployments import VfmStatus
 from fmplex_broker.streams.registry import Registry
 
 _YOUNG_S = 3600.0

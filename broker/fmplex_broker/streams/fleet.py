@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from fmplex_broker.deployments import VfmStatus
-from fmplex_broker.keys import GROUP, Keys
-from fmplex_broker.messages import CLASSES, Flow
-from fmplex_broker.passes import PassRecord
-from fmplex_broker.stats import WorkerStats, decode_stats, encode_stats
+from fmplex_broker.specs.deployments import VfmStatus
 from fmplex_broker.streams.catalog import Catalog
 from fmplex_broker.streams.connection import Client, broker_errors
+from fmplex_broker.streams.keys import GROUP, Keys
 from fmplex_broker.streams.tracing import tell
+from fmplex_broker.wire.messages import CLASSES, Flow
+from fmplex_broker.wire.passes import PassRecord
+from fmplex_broker.wire.stats import WorkerStats, decode_stats, encode_stats
 
 STATS_TTL_MS = 10_000
 _WAITED = 64  # queues whose oldest entry is looked at, per backbone and look

@@ -7,8 +7,8 @@ import logging
 from typing import Any
 
 from fmplex_broker.errors import StreamRestarted
-from fmplex_broker.messages import Reply
-from fmplex_broker.streaming import Delta, StreamReader, decode_chunk
+from fmplex_broker.wire.messages import Reply
+from fmplex_broker.wire.streaming import Delta, StreamReader, decode_chunk
 
 log = logging.getLogger(__name__)
 

@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 from redis import exceptions as redis_errors
 
 from fmplex_broker.errors import BrokerUnavailable
-from fmplex_broker.keys import Keys
-from fmplex_broker.messages import Reply, read_reply
 from fmplex_broker.streams.connection import BLOCK_MS, Client, broker_errors
 from fmplex_broker.streams.following import Following
+from fmplex_broker.streams.keys import Keys
+from fmplex_broker.wire.messages import Reply, read_reply
 
 log = logging.getLogger(__name__)
 HEAL_EVERY_S = 1.0

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fmplex_broker.errors import Cancelled
-from fmplex_broker.keys import Keys
-from fmplex_broker.messages import Flow, Reply, encode_reply, read_reply
 from fmplex_broker.streams.connection import Arg, Client, Scripts, broker_errors
+from fmplex_broker.streams.keys import Keys
+from fmplex_broker.wire.messages import Flow, Reply, encode_reply, read_reply
 
 PER_CALL = 64  # larger scripts hold the server without being faster
 RESULT_TTL_MS = 60_000  # how long a reply can be asked for again; at thousands a second, minutes would fill the server

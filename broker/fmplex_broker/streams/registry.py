@@ -6,7 +6,6 @@ import asyncio
 import json
 import time
 
-from fmplex_broker.deployments import BackboneInfo, VfmStatus
 from fmplex_broker.errors import (
     Conflict,
     FmplexError,
@@ -17,12 +16,13 @@ from fmplex_broker.errors import (
     VfmClosed,
     from_wire,
 )
-from fmplex_broker.keys import REGISTRY_BACKBONES, REGISTRY_VFMS, Keys
-from fmplex_broker.messages import Reply, encode_reply
-from fmplex_broker.specs import VfmChange, VfmSpec
+from fmplex_broker.specs.deployments import BackboneInfo, VfmStatus
+from fmplex_broker.specs.vfm import VfmChange, VfmSpec
 from fmplex_broker.streams.catalog import Catalog
 from fmplex_broker.streams.connection import Arg, Client, Scripts, broker_errors
+from fmplex_broker.streams.keys import REGISTRY_BACKBONES, REGISTRY_VFMS, Keys
 from fmplex_broker.streams.producer import RESULT_TTL_MS
+from fmplex_broker.wire.messages import Reply, encode_reply
 
 _POLL_S = 0.02
 _NO_WORKER_S = 5.0  # a worker that restarts takes a moment

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import NamedTuple
 
-from fmplex_broker.keys import Keys
-from fmplex_broker.passes import PassRecord, Told, decode_told, encode_told
 from fmplex_broker.streams.connection import Client, broker_errors
+from fmplex_broker.streams.keys import Keys
+from fmplex_broker.wire.passes import PassRecord, Told, decode_told, encode_told
 
 TRACING_TTL_MS = 5_000
 KEPT_MS = 10_000

@@ -12,7 +12,7 @@ from fmplex.cli.common import AsJson, out, print_json
 from fmplex.fitting import FLEET
 from fmplex.fitting import fit as run_fit
 from fmplex_broker.errors import InvalidInput
-from fmplex_broker.fitting import FitDone, FitEpoch, FitEvent, FitStarted
+from fmplex_broker.specs.fitting import FitDone, FitEpoch, FitEvent, FitStarted
 
 
 def fit(

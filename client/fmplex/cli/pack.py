@@ -8,15 +8,15 @@ from typing import Annotated, Any
 from uuid import uuid4
 
 import typer
+from fmplex_broker.specs.vfm import VfmSpec
 from rich.markup import escape
 from rich.table import Table
 
 from fmplex.cli.common import AsJson, out, print_json
 from fmplex.construct.describe import describe
-from fmplex_broker import archive
 from fmplex_broker.errors import InvalidInput
-from fmplex_broker.packages import read_package
-from fmplex_broker.specs import VfmSpec
+from fmplex_broker.packages import archive
+from fmplex_broker.packages.package import read_package
 
 
 def pack(

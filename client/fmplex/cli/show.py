@@ -9,8 +9,8 @@ from typing import Any
 from rich.markup import escape
 
 from fmplex.cli.common import out
-from fmplex.columns import Column, Fitted
-from fmplex_broker.tensors import Tensor
+from fmplex.columns import Column, FittedColumn
+from fmplex_broker.wire.tensors import Tensor
 
 _REASON = 48  # characters of why a version was refused; `vfms show` tells all of it
 # The numbers say what a narrow terminal leaves out first: the highest.
@@ -21,7 +21,7 @@ _VFMS = (
 
 
 def vfms_table(vfms: list[dict[str, Any]], total: int) -> None:
-    out.print(Fitted(_VFMS, map(_vfm, vfms)))
+    out.print(FittedColumn(_VFMS, map(_vfm, vfms)))
     if total > len(vfms):
         out.print(f"… {total} in all; --match narrows, --all lists them")
 

@@ -12,7 +12,7 @@ import typer
 
 from fmplex.cli.common import broker_url, err, out
 from fmplex.tracing.chart import make_chart
-from fmplex.tracing.listening import Listener, Progress
+from fmplex.tracing.listening import Listener, RecordingProgress
 from fmplex.tracing.recording import must_be_new, must_have_folder, read_recording
 from fmplex_broker.errors import FmplexError, InvalidInput
 
@@ -67,7 +67,7 @@ async def _record(file: Path, url: str, seconds: float | None) -> None:
         err.print(f"{worker} does not answer: its last passes are not in {file}", highlight=False)
 
 
-def _said(now: Progress) -> str:
+def _said(now: RecordingProgress) -> str:
     missing = f" ({now.missing} more were not told of)" if now.missing else ""
     return f"{now.passes} passes{missing}, {now.jobs} jobs, {len(now.vfms)} vFMs"
 

@@ -11,10 +11,10 @@ from fmplex.construct import tensors
 from fmplex.construct.building import Built, adapter_files, build, head_tensors
 from fmplex.construct.classifiers import BaseModel, Saved, classifier
 from fmplex_broker.errors import InvalidInput, PackageRejected
-from fmplex_broker.heads import Head
-from fmplex_broker.packages import ADAPTER_CONFIG, ADAPTER_WEIGHTS, HEAD
-from fmplex_broker.peft import read_config
-from fmplex_broker.weights import tensor_shapes
+from fmplex_broker.packages.package import ADAPTER_CONFIG, ADAPTER_WEIGHTS, HEAD
+from fmplex_broker.packages.peft import read_config
+from fmplex_broker.packages.weights import tensor_shapes
+from fmplex_broker.specs.heads import Head
 
 
 def from_peft(

@@ -6,12 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from fmplex_broker.specs.vfm import VfmSpec
+
 from fmplex.construct import tensors
-from fmplex_broker import writing
 from fmplex_broker.errors import PackageRejected
-from fmplex_broker.packages import ADAPTER_CONFIG, ADAPTER_WEIGHTS, HEAD
-from fmplex_broker.schema import parse
-from fmplex_broker.specs import VfmSpec
+from fmplex_broker.packages import writing
+from fmplex_broker.packages.package import ADAPTER_CONFIG, ADAPTER_WEIGHTS, HEAD
+from fmplex_broker.specs.schema import parse
 
 OUT = Path("vfms")  # where packages go that are given no folder
 

@@ -15,10 +15,10 @@ from typing import Any, NamedTuple
 
 from fmplex.construct import tensors
 from fmplex_broker.errors import InvalidInput, PackageRejected
-from fmplex_broker.peft_config import AdapterConfig
-from fmplex_broker.peft_ia3 import Ia3Config
-from fmplex_broker.peft_lora import LoraConfig
-from fmplex_broker.specs import locate_model
+from fmplex_broker.packages.peft_config import AdapterConfig
+from fmplex_broker.packages.peft_ia3 import Ia3Config
+from fmplex_broker.packages.peft_lora import LoraConfig
+from fmplex_broker.specs.fleet import locate_model
 
 _WRAP = "base_model.model."
 _ADAPTER = re.compile(r"\.lora_|\.ia3_|\.base_layer\.")  # what PEFT trains; all else it has saved whole

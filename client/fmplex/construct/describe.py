@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from fmplex.construct import tensors
-from fmplex_broker.packages import ADAPTER_CONFIG, ADAPTER_WEIGHTS, Package
-from fmplex_broker.peft import read_config
-from fmplex_broker.peft_ia3 import IA3_TENSOR
-from fmplex_broker.peft_lora import EMBEDDING_TENSOR, LORA_TENSOR, LoraConfig
-from fmplex_broker.peft_prompt import PROMPT
+from fmplex_broker.packages.package import ADAPTER_CONFIG, ADAPTER_WEIGHTS, Package
+from fmplex_broker.packages.peft import read_config
+from fmplex_broker.packages.peft_ia3 import IA3_TENSOR
+from fmplex_broker.packages.peft_lora import EMBEDDING_TENSOR, LORA_TENSOR, LoraConfig
+from fmplex_broker.packages.peft_prompt import PROMPT
 
 _MODULES = (LORA_TENSOR, EMBEDDING_TENSOR, IA3_TENSOR)
 

@@ -9,8 +9,8 @@ from typing import Any
 from fmplex.construct import tensors
 from fmplex.construct.building import Built, build, head_tensors
 from fmplex_broker.errors import InvalidInput
-from fmplex_broker.heads import Pooling
-from fmplex_broker.packages import HEAD
+from fmplex_broker.packages.package import HEAD
+from fmplex_broker.specs.heads import Pooling
 
 
 def from_sklearn(

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fmplex_broker.errors import InvalidInput, PackageRejected, Unavailable
-from fmplex_broker.tensors import Tensor
+from fmplex_broker.wire.tensors import Tensor
 
 _WIRE = {"float32": "F32", "float64": "F64"}
 _BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
@@ -30,7 +30,7 @@ class Raw(NamedTuple):
 
 
 def read(buffer: bytes | mmap.mmap) -> dict[str, Raw]:
-    """All tensors of a file that `fmplex_broker.weights.tensor_shapes` has found whole."""
+    """All tensors of a file that `fmplex_broker.packages.weights.tensor_shapes` has found whole."""
     start = 8 + int.from_bytes(buffer[:8], "little")
     header = json.loads(buffer[8:start])
     header.pop("__metadata__", None)

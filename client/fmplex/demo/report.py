@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from fmplex.demo.scoring import Score
-from fmplex.demo.tasks import Task
+from fmplex.demo.tasks import DemoTask
 from fmplex.demo.traffic import Sharing, Traffic, quantile
 
 _CLEARLY = 0.1  # above the baseline by at least this
@@ -29,7 +29,7 @@ class Report:
     memory: dict[str, int] = field(default_factory=dict)
     failures: list[str] = field(default_factory=list)
 
-    def check(self, tasks: tuple[Task, ...]) -> None:
+    def check(self, tasks: tuple[DemoTask, ...]) -> None:
         """Add to `failures` whatever is not as promised."""
         self.failures += self.traffic.failures
         for task in tasks:
@@ -39,7 +39,7 @@ class Report:
             if not self.traffic.latencies.get(task.name):
                 self.failures.append(f"{task.name}: no job was served in the mixed traffic")
 
-    def to_json(self, tasks: tuple[Task, ...]) -> dict[str, Any]:
+    def to_json(self, tasks: tuple[DemoTask, ...]) -> dict[str, Any]:
         vfms = {}
         for t in tasks:
             s, seen = self.scores.get(t.name), self.traffic.latencies.get(t.name, [])
@@ -76,7 +76,7 @@ class Report:
             "throughput_together_over_one_at_a_time": self.sharing.ratio if self.sharing else None,
         }
 
-    def show(self, out: Console, tasks: tuple[Task, ...]) -> None:
+    def show(self, out: Console, tasks: tuple[DemoTask, ...]) -> None:
         table = Table(box=None, header_style="bold")
         for column in ("vFM", "head", "LoRA", "metric"):
             table.add_column(column, no_wrap=True)

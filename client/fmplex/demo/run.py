@@ -23,12 +23,12 @@ from fmplex.demo.traffic import mixed, together_or_in_turn
 from fmplex.fitting import fit_all
 from fmplex.local import LocalFleet
 from fmplex_broker.errors import FmplexError
-from fmplex_broker.fitting import FitDone, FitEpoch, FitFailed, FitStarted
-from fmplex_broker.specs import locate_model
-from fmplex_broker.stats import WorkerStats
+from fmplex_broker.specs.fitting import FitDone, FitEpoch, FitFailed, FitStarted
+from fmplex_broker.specs.fleet import locate_model
 from fmplex_broker.streams.connection import Scripts, open_redis
 from fmplex_broker.streams.fleet import FleetView, look
 from fmplex_broker.streams.registry import Registry
+from fmplex_broker.wire.stats import WorkerStats
 
 _CALLERS = 32
 _TRAINERS = 4  # of one thread each

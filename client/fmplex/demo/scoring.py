@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fmplex.demo.tasks import Examples, Task
-from fmplex_broker.tensors import Tensor
+from fmplex.demo.tasks import DemoTask, Examples
+from fmplex_broker.wire.tensors import Tensor
 
 Row = dict[str, Any]
 Output = dict[str, Any]
@@ -21,14 +21,14 @@ class Score:
     baseline: float
 
 
-def score(task: Task, examples: Examples, train: Sequence[Output], held_out: Sequence[Output]) -> Score:
+def score(task: DemoTask, examples: Examples, train: Sequence[Output], held_out: Sequence[Output]) -> Score:
     """`train` and `held_out`: what the fleet answered to the examples, in their order."""
     if task.head == "classification" and "labels" in examples.train[0]:
         return _multi_label(examples, held_out)
     return _SCORERS[task.head](examples, train, held_out)
 
 
-def needs_train(task: Task) -> bool:
+def needs_train(task: DemoTask) -> bool:
     """Embeddings are compared with those of the training texts; a similarity needs its threshold from there."""
     return task.head in ("embedding", "similarity")
 

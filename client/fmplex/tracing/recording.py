@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from fmplex_broker.errors import Conflict, InvalidInput
-from fmplex_broker.passes import VERSION, PassRecord
+from fmplex_broker.wire.passes import VERSION, PassRecord
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fmplex.tracing.chart import Chart, Row, Series
+from fmplex.tracing.chart import Chart, ChartRow, Series
 
 SERVICE = "Service: device time charged to each vFM ÷ its weight. Equally steep: shares as their weights. Flatter: less to run."
 WAIT = "Queue wait: how long the oldest job of each vFM in a pass had waited until it began"
@@ -15,7 +15,7 @@ _PALETTE = (
 _OTHERS = "#b9c0ca"
 
 
-def busy(chart: Chart, row: Row) -> str:
+def busy(chart: Chart, row: ChartRow) -> str:
     """The heading of a worker's passes; the first one explains them."""
     heading = f"{row.worker}: {row.passes:,} passes, busy {100 * row.busy:.0f} %"
     return f"{heading}. {_BOXES}" if row is chart.rows[0] else heading

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from fmplex_broker.errors import FmplexError
-from fmplex_broker.messages import Reply
-from fmplex_broker.streams.session import Pending, Session, raise_first_error
+from fmplex_broker.streams.queue_client import Pending, QueueClient, raise_first_error
+from fmplex_broker.wire.messages import Reply
 from fmplex_gateway.generation.bodies import ChatBody, TextBody
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class TextCall:
     """What a call asks of a vFM."""
 
     vfm: str
@@ -23,11 +23,11 @@ class Asked:
     n: int
 
     @classmethod
-    def of(cls, body: TextBody) -> Asked:
+    def of(cls, body: TextBody) -> TextCall:
         """Raises `InvalidInput` for what does not go together."""
         return cls(body.model, body.inputs(), body.params(), body.n)
 
-    async def submit(self, session: Session) -> list[Pending]:
+    async def submit(self, session: QueueClient) -> list[Pending]:
         """All or none; those of one prompt next to each other. Raises what `Session.submit` raises."""
         return await session.submit(self.vfm, self.inputs, self.params, n=self.n)
 

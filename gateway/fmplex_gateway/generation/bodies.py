@@ -80,7 +80,7 @@ class _Lenient(Body):
         return {k: v for k, v in value.items() if v is not None} if isinstance(value, dict) else value
 
 
-class Message(_Lenient):
+class ChatMessage(_Lenient):
     """`name` is taken and has no effect: chat templates know roles only."""
 
     role: Role
@@ -194,7 +194,7 @@ class TextBody(_Lenient):
 
 
 class ChatBody(TextBody):
-    messages: list[Message] = Field(min_length=1)
+    messages: list[ChatMessage] = Field(min_length=1)
     max_completion_tokens: int | None = None
     logprobs: bool = False
     top_logprobs: int | None = None

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Iterator
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.metrics_core import Metric
 
-from fmplex_broker.deployments import VfmStatus
-from fmplex_broker.stats import VfmStats, WorkerStats
+from fmplex_broker.specs.deployments import VfmStatus
+from fmplex_broker.wire.stats import VfmStats, WorkerStats
 from fmplex_gateway.histograms import buckets
 
 

@@ -9,13 +9,13 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from fmplex_broker.messages import Reply
-from fmplex_broker.streams.session import Session, gather_replies
+from fmplex_broker.streams.queue_client import QueueClient, gather_replies
+from fmplex_broker.wire.messages import Reply
 from fmplex_gateway.calls import unless_gone
 from fmplex_gateway.events import Events, follow
-from fmplex_gateway.generation.asking import Asked, in_their_words
+from fmplex_gateway.generation.asking import TextCall, in_their_words
 from fmplex_gateway.generation.bodies import ChatBody, CompletionBody, TextBody
-from fmplex_gateway.generation.shapes import Chat, Completion, Shape, head, usage
+from fmplex_gateway.generation.shapes import ChatShape, Completion, Shape, head, usage
 from fmplex_gateway.kinds import require
 from fmplex_gateway.wire import json_response, parse_body
 
@@ -24,7 +24,9 @@ router = APIRouter()
 
 @router.post("/v1/chat/completions")
 async def chat(request: Request) -> Response:
-    return await _answer(request, await parse_body(request, ChatBody, request.app.state.spec.max_body_bytes), Chat())
+    return await _answer(
+        request, await parse_body(request, ChatBody, request.app.state.spec.max_body_bytes), ChatShape()
+    )
 
 
 @router.post("/v1/completions")
@@ -34,11 +36,11 @@ async def completions(request: Request) -> Response:
 
 
 async def _answer(request: Request, body: TextBody, shape: Shape) -> Response:
-    session: Session = request.app.state.session
+    session: QueueClient = request.app.state.session
     status = await session.vfm(body.model)
     require(status.spec, "generation")
     with in_their_words(body):
-        asked = Asked.of(body)
+        asked = TextCall.of(body)
         if body.stream:
             return Events(_parts(session, body, asked, shape, status.version))
         replies = await unless_gone(request.receive, gather_replies(await asked.submit(session)))
@@ -49,7 +51,7 @@ async def _answer(request: Request, body: TextBody, shape: Shape) -> Response:
 
 
 async def _parts(
-    session: Session, body: TextBody, asked: Asked, shape: Shape, version: str
+    session: QueueClient, body: TextBody, asked: TextCall, shape: Shape, version: str
 ) -> AsyncGenerator[dict[str, Any], None]:
     """The answer in parts. Nothing is submitted before the first is asked for, so that what is submitted is also taken back."""
     around = head(shape, body.model, version, part=True) | ({"usage": None} if body.wants_usage else {})

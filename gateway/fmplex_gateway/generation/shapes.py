@@ -7,13 +7,13 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from fmplex_broker.streaming import Delta
+from fmplex_broker.wire.streaming import Delta
 
 Output = dict[str, Any]  # of a worker
 _LEAST = -9999.0  # OpenAI's word for `never`, which JSON has no number for
 
 
-class Chat:
+class ChatShape:
     """/v1/chat/completions."""
 
     prefix, whole_object, part_object = "chatcmpl", "chat.completion", "chat.completion.chunk"
@@ -59,7 +59,7 @@ def _completion(index: int, text: str, told: Any, reason: str | None) -> dict[st
     return {"index": index, "text": text, "logprobs": told, "finish_reason": reason}
 
 
-Shape = Chat | Completion
+Shape = ChatShape | Completion
 
 
 def head(shape: Shape, model: str, version: str, *, part: bool) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from fmplex_broker.tensors import DTYPES, Tensor
+from fmplex_broker.wire.tensors import DTYPES, Tensor
 
 numbers = st.integers(-(2**63), 2**64 - 1) | st.floats(allow_nan=False)
 scalars: st.SearchStrategy[Any] = st.none() | st.booleans() | numbers | st.text(max_size=20) | st.binary(max_size=20)

@@ -5,16 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from fmplex_broker.specs.vfm import Limits, Slo, VfmSpec
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fmplex_broker.admission import MAX_INPUTS, admit, timeout_ms
+from fmplex_broker.admission.requests import MAX_INPUTS, admit, timeout_ms
 from fmplex_broker.errors import FmplexError, InvalidInput, TooLarge
-from fmplex_broker.heads import Head
-from fmplex_broker.messages import decode_request
-from fmplex_broker.schema import parse
-from fmplex_broker.specs import Limits, Slo, VfmSpec
-from fmplex_broker.tensors import Tensor
+from fmplex_broker.specs.heads import Head
+from fmplex_broker.specs.schema import parse
+from fmplex_broker.wire.messages import decode_request
+from fmplex_broker.wire.tensors import Tensor
 from tests.unit.broker.strategies import values
 
 HEADS: dict[str, dict[str, Any]] = {

@@ -14,10 +14,10 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from fmplex_broker.archive import open_package, pack, unpack
 from fmplex_broker.errors import InvalidInput, PackageRejected, TooLarge
-from fmplex_broker.packages import FILES, HEAD, make_package
-from fmplex_broker.writing import write_package
+from fmplex_broker.packages.archive import open_package, pack, unpack
+from fmplex_broker.packages.package import FILES, HEAD, make_package
+from fmplex_broker.packages.writing import write_package
 from tests.unit.broker import made
 
 SPEC = {"name": "v", "backbone": "m", "head": {"kind": "embedding"}}

@@ -12,9 +12,9 @@ from uuid import uuid4
 import fsspec
 import pytest
 
-from fmplex_broker.archive import SUFFIX, pack
-from fmplex_broker.artifacts import ArtifactStore, open_artifact
 from fmplex_broker.errors import InvalidInput, PackageRejected, Unavailable
+from fmplex_broker.packages.archive import SUFFIX, pack
+from fmplex_broker.packages.artifacts import ArtifactStore, open_artifact
 from tests.unit.broker import made
 
 OPENERS: dict[str, Callable[[Path], str]] = {

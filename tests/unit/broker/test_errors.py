@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from fmplex_broker import errors
 from fmplex_broker.errors import FmplexError, from_wire
-from fmplex_broker.messages import packb, unpackb
+from fmplex_broker.wire.messages import packb, unpackb
 from tests.unit.broker.strategies import values
 
 

@@ -7,9 +7,9 @@ import asyncio
 import pytest
 
 from fmplex_broker.errors import JobFailed, StreamRestarted
-from fmplex_broker.messages import Reply, packb
-from fmplex_broker.streaming import Chunk, Delta, encode_chunk
 from fmplex_broker.streams.following import Following
+from fmplex_broker.wire.messages import Reply, packb
+from fmplex_broker.wire.streaming import Chunk, Delta, encode_chunk
 
 SOON_S = 5.0
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fmplex_broker.keys import Keys
-from fmplex_broker.messages import CLASSES, Flow
+from fmplex_broker.streams.keys import Keys
+from fmplex_broker.wire.messages import CLASSES, Flow
 
 names = st.from_regex(r"\A[A-Za-z0-9][A-Za-z0-9._-]{0,20}\Z")
 

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fmplex_broker import errors
-from fmplex_broker.messages import (
+from fmplex_broker.wire.messages import (
     VERSION,
     Reply,
     Request,
@@ -25,7 +25,7 @@ from fmplex_broker.messages import (
     read_reply,
     unpackb,
 )
-from fmplex_broker.tensors import Tensor
+from fmplex_broker.wire.tensors import Tensor
 from tests.unit.broker.strategies import tensors, values
 
 params = st.dictionaries(st.text(max_size=8), st.integers() | st.booleans(), max_size=3).filter(
@@ -168,7 +168,7 @@ def test_tensors_within_tensors_do_not_crash_the_reader() -> None:
     code = """
 import msgpack
 from fmplex_broker.errors import InvalidInput
-from fmplex_broker.messages import decode_request
+from fmplex_broker.wire.messages import decode_request
 data = b"\\x01"
 for _ in range(3000):
     data = msgpack.packb(msgpack.ExtType(1, b"\\x93" + data + b"\\xc0\\xc0"))

@@ -9,14 +9,22 @@ from typing import Any
 
 import numpy as np
 import pytest
+from fmplex_broker.specs.vfm import VfmSpec
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import save
 
 from fmplex_broker.errors import InvalidInput, PackageRejected
-from fmplex_broker.heads import Classification, Embedding, Features, Generation, Regression
-from fmplex_broker.packages import ADAPTER_CONFIG, ADAPTER_WEIGHTS, HEAD, MANIFEST, bare, make_package, read_package
-from fmplex_broker.specs import VfmSpec
+from fmplex_broker.packages.package import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    HEAD,
+    MANIFEST,
+    bare,
+    make_package,
+    read_package,
+)
+from fmplex_broker.specs.heads import Classification, Embedding, Features, Generation, Regression
 from tests.unit.broker import made
 
 LABELS = 'labels = ["no", "yes"]'

@@ -6,12 +6,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fmplex_broker.messages import packb
-from fmplex_broker.passes import Part, PassRecord, Told, decode_told, encode_told
+from fmplex_broker.wire.messages import packb
+from fmplex_broker.wire.passes import PassPart, PassRecord, Told, decode_told, encode_told
 
 seconds = st.floats(min_value=0, max_value=1e9)
 counts = st.integers(0, 10**9)
-parts = st.builds(Part, st.text(min_size=1), counts, counts, seconds, seconds, seconds)
+parts = st.builds(PassPart, st.text(min_size=1), counts, counts, seconds, seconds, seconds)
 passes = st.builds(
     PassRecord, st.text(), st.text(), counts, st.sampled_from(["interactive", "offline"]), seconds, seconds, seconds,
     counts, counts, counts, st.lists(parts),

@@ -6,17 +6,17 @@ import json
 from typing import Any
 
 import pytest
+from fmplex_broker.specs.vfm import Limits, VfmSpec
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fmplex_broker.admission import MAX_SCHEMA_BYTES, admit
+from fmplex_broker.admission.requests import MAX_SCHEMA_BYTES, admit
 from fmplex_broker.errors import FmplexError, InvalidInput, TooLarge
-from fmplex_broker.heads import Generation
-from fmplex_broker.messages import Request, decode_request
-from fmplex_broker.sampling import GenerationParams
-from fmplex_broker.schema import parse
-from fmplex_broker.specs import Limits, VfmSpec
-from fmplex_broker.tensors import Tensor
+from fmplex_broker.specs.heads import Generation
+from fmplex_broker.specs.sampling import GenerationParams
+from fmplex_broker.specs.schema import parse
+from fmplex_broker.wire.messages import Request, decode_request
+from fmplex_broker.wire.tensors import Tensor
 from tests.unit.broker.strategies import values
 
 CHAT = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello"}]

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fmplex_broker.messages import packb, unpackb
-from fmplex_broker.stats import (
+from fmplex_broker.wire.messages import packb, unpackb
+from fmplex_broker.wire.stats import (
     ResidencyStats,
     VfmStats,
     WorkerStats,

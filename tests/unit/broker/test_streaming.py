@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fmplex_broker.errors import StreamRestarted
-from fmplex_broker.messages import packb
-from fmplex_broker.streaming import Chunk, Delta, StreamReader, decode_chunk, encode_chunk
+from fmplex_broker.wire.messages import packb
+from fmplex_broker.wire.streaming import Chunk, Delta, StreamReader, decode_chunk, encode_chunk
 from tests.unit.broker.strategies import values
 
 counts = st.integers(0, 2**40)

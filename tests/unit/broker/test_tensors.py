@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fmplex_broker.tensors import DTYPES, Tensor
+from fmplex_broker.wire.tensors import DTYPES, Tensor
 from tests.unit.broker.strategies import tensors
 
 

@@ -7,11 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fmplex_broker.specs.vfm import Limits, Slo, VfmSpec
 from hypothesis import given
 from hypothesis import strategies as st
 
 from fmplex_broker.errors import Conflict, InvalidInput, PackageRejected
-from fmplex_broker.heads import (
+from fmplex_broker.packages.package import HEAD, read_package
+from fmplex_broker.packages.writing import manifest, write_package
+from fmplex_broker.specs.heads import (
     Classification,
     Embedding,
     Features,
@@ -23,9 +26,6 @@ from fmplex_broker.heads import (
     Similarity,
     Tagging,
 )
-from fmplex_broker.packages import HEAD, read_package
-from fmplex_broker.specs import Limits, Slo, VfmSpec
-from fmplex_broker.writing import manifest, write_package
 from tests.unit.broker import made
 
 text = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20)

@@ -17,8 +17,8 @@ from safetensors.numpy import load, save
 import fmplex
 from fmplex.construct import tensors
 from fmplex_broker.errors import Conflict, InvalidInput, PackageRejected
-from fmplex_broker.packages import read_package
-from fmplex_broker.weights import tensor_shapes
+from fmplex_broker.packages.package import read_package
+from fmplex_broker.packages.weights import tensor_shapes
 from tests.unit.broker import made
 
 SPEC = {"name": "v", "backbone": "m", "head": {"kind": "classification", "labels": ["no", "yes"]}}

@@ -18,17 +18,17 @@ from rich.progress import Progress, TextColumn
 from rich.text import Text
 
 from fmplex.demo.generation import training
-from fmplex.demo.generation.measuring import Sharing, memory
-from fmplex.demo.generation.recipe import FULL, QUICK, Plan, Recipe, cache_folder, make_plan
-from fmplex.demo.generation.report import Report
+from fmplex.demo.generation.measuring import GenerationSharing, memory
+from fmplex.demo.generation.recipe import FULL, QUICK, Recipe, TrainingPlan, cache_folder, make_plan
+from fmplex.demo.generation.report import GenerationReport
 from fmplex.demo.generation.stage import Line, draw, perform
 from fmplex.demo.generation.texts import Pair, pairs
 from fmplex.demo.generation.voices import MAX_TOKENS, VOICES, unheard
 from fmplex.results import AsyncTextStream, Result
 from fmplex_broker.errors import NonFiniteOutput
-from fmplex_broker.fitting import FitDone, FitFailed
-from fmplex_broker.fitting_text import TextEvent, TextSpec, TextStarted, TextStep
-from fmplex_broker.stats import ResidencyStats, WorkerStats
+from fmplex_broker.specs.fitting import FitDone, FitFailed
+from fmplex_broker.specs.fitting_text import TextEvent, TextSpec, TextStarted, TextStep
+from fmplex_broker.wire.stats import ResidencyStats, WorkerStats
 
 PAIRS = [
     Pair(f"What does f{i} do?", f"Return number {i} of the list, or None if there are fewer. It is fast.")
@@ -245,9 +245,9 @@ def test_there_are_as_many_columns_as_there_is_room_for(width: int, rows: int) -
 # --- the report ---
 
 
-def _complete() -> Report:
+def _complete() -> GenerationReport:
     lines = {voice.name: [Line(voice.name, voice.say(PAIRS[0].answer), 20, 0.01, 0.2, True)] for voice in VOICES}
-    return Report(lines=lines, sharing=Sharing(500.0, 100.0, 15))
+    return GenerationReport(lines=lines, sharing=GenerationSharing(500.0, 100.0, 15))
 
 
 def test_a_report_of_what_went_well() -> None:
@@ -268,7 +268,7 @@ def test_a_report_of_what_went_well() -> None:
 @pytest.mark.parametrize("width", [80, 100, 120, 160])
 def test_the_figures_of_a_report_are_not_cut(width: int) -> None:
     report = _complete()
-    report.sharing = Sharing(12345.0, 1234.0, 15)
+    report.sharing = GenerationSharing(12345.0, 1234.0, 15)
     report.memory = memory(_worker(900 << 20, 3000 << 20, 0), _worker(900 << 20, 3200 << 20, 50 << 20))
     out = Console(width=width, record=True, file=io.StringIO())
     report.show(out)
@@ -297,7 +297,7 @@ def test_a_voice_that_cannot_be_told_is_a_failure_of_the_full_form_only() -> Non
 
 
 def test_a_demo_that_failed_early_can_still_report() -> None:
-    report = Report(failures=["unavailable: nobody is there [at all]"])
+    report = GenerationReport(failures=["unavailable: nobody is there [at all]"])
     out = _console()
     report.show(out)
     assert "nobody is there [at all]" in _text(out)
@@ -315,7 +315,7 @@ def _done(name: str, out: Path) -> FitDone:
     )  # fmt: skip
 
 
-def _names(plan: Plan) -> list[str]:
+def _names(plan: TrainingPlan) -> list[str]:
     return [spec.out.name for spec in (plan.decoder, *plan.loras)]
 
 

@@ -13,7 +13,7 @@ import pytest
 import fmplex
 from fmplex import fitting
 from fmplex_broker.errors import InvalidInput
-from fmplex_broker.fitting import FitDone, FitEvent, FitFailed, FitSpec
+from fmplex_broker.specs.fitting import FitDone, FitEvent, FitFailed, FitSpec
 
 Seen = list[tuple[FitSpec, list[Any]]]
 

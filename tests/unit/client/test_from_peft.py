@@ -16,10 +16,10 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoMod
 
 import fmplex
 from fmplex_broker.errors import FmplexError, InvalidInput, PackageRejected
-from fmplex_broker.packages import read_package
-from fmplex_broker.peft_lora import LORA_TENSOR
-from fmplex_broker.specs import BackboneSpec
-from fmplex_worker.engines.encoder import EncoderEngine
+from fmplex_broker.packages.package import read_package
+from fmplex_broker.packages.peft_lora import LORA_TENSOR
+from fmplex_broker.specs.fleet import BackboneSpec
+from fmplex_worker.engine.encoder import EncoderEngine
 from tests.unit.client.heads import logits, spec_of
 from tests.unit.compute.tiny import CONFIGS, run, save_adapter, save_model
 from tests.unit.compute.tiny import lora as lora_tensors

@@ -11,10 +11,10 @@ from typer.testing import CliRunner, Result
 
 from fmplex.cli.app import app
 from fmplex.cli.pack import schema_text
-from fmplex_broker.archive import open_package, pack
 from fmplex_broker.errors import InvalidInput, PackageRejected
-from fmplex_broker.packages import HEAD
-from fmplex_broker.writing import manifest, write_package
+from fmplex_broker.packages.archive import open_package, pack
+from fmplex_broker.packages.package import HEAD
+from fmplex_broker.packages.writing import manifest, write_package
 from tests.unit.broker import made
 
 REPO = Path(__file__).resolve().parents[3]

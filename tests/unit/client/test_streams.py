@@ -16,7 +16,7 @@ from fmplex_broker.errors import VfmClosed
 TEXT = Result({"text": "one two"}, "v1")
 
 
-class Teller:
+class ChunkSender:
     """Tells `one`, ` two` and the result. vFMs: `stuck` tells nothing after the first piece; `fails` breaks after it; the first
     `refusals` calls are refused with `refusal`."""
 
@@ -52,19 +52,19 @@ class Teller:
 
 
 @pytest.fixture
-def teller(monkeypatch: pytest.MonkeyPatch) -> Teller:
-    transport = Teller()
+def teller(monkeypatch: pytest.MonkeyPatch) -> ChunkSender:
+    transport = ChunkSender()
     monkeypatch.setattr(fmplex.aio, "open_transport", lambda *_: transport)
     return transport
 
 
 @pytest.fixture
-def client(teller: Teller) -> Iterator[Client]:
+def client(teller: ChunkSender) -> Iterator[Client]:
     with Client("http://nowhere") as c:
         yield c
 
 
-def test_pieces_come_in_order_and_then_there_is_a_result(client: Client, teller: Teller) -> None:
+def test_pieces_come_in_order_and_then_there_is_a_result(client: Client, teller: ChunkSender) -> None:
     stream = client.stream("a", "x", temperature=0)
     assert stream.result is None
     assert list(stream) == ["one", " two"]
@@ -73,14 +73,14 @@ def test_pieces_come_in_order_and_then_there_is_a_result(client: Client, teller:
     assert teller.params == {"temperature": 0}
 
 
-async def test_the_same_with_await(teller: Teller) -> None:
+async def test_the_same_with_await(teller: ChunkSender) -> None:
     async with AsyncClient("http://nowhere") as client:
         stream = client.stream("a", "x")
         assert [piece async for piece in stream] == ["one", " two"]
         assert stream.result == TEXT
 
 
-def test_a_full_queue_is_waited_out_before_the_first_piece(client: Client, teller: Teller) -> None:
+def test_a_full_queue_is_waited_out_before_the_first_piece(client: Client, teller: ChunkSender) -> None:
     teller.refusals = 2
     assert list(client.stream("a", "x")) == ["one", " two"]
     assert len(set(teller.keys)) == 1, "a repeated call must not run twice"
@@ -89,14 +89,14 @@ def test_a_full_queue_is_waited_out_before_the_first_piece(client: Client, telle
         next(client.stream("a", "x"))
 
 
-def test_what_cannot_get_better_is_not_repeated(client: Client, teller: Teller) -> None:
+def test_what_cannot_get_better_is_not_repeated(client: Client, teller: ChunkSender) -> None:
     teller.refusals, teller.refusal = 3, VfmClosed("closed")
     with pytest.raises(VfmClosed):
         next(client.stream("a", "x"))
     assert teller.refusals == 2
 
 
-def test_after_the_first_piece_nothing_is_repeated(client: Client, teller: Teller) -> None:
+def test_after_the_first_piece_nothing_is_repeated(client: Client, teller: ChunkSender) -> None:
     stream = client.stream("fails", "x")
     assert next(stream) == "one"
     with pytest.raises(Unavailable):
@@ -105,21 +105,21 @@ def test_after_the_first_piece_nothing_is_repeated(client: Client, teller: Telle
     assert stream.result is None
 
 
-def test_leaving_early_takes_the_job_back(client: Client, teller: Teller) -> None:
+def test_leaving_early_takes_the_job_back(client: Client, teller: ChunkSender) -> None:
     with client.stream("a", "x") as stream:
         assert next(stream) == "one"
     assert teller.taken_back.is_set()
     assert list(stream) == []
 
 
-async def test_leaving_early_takes_the_job_back_with_await(teller: Teller) -> None:
+async def test_leaving_early_takes_the_job_back_with_await(teller: ChunkSender) -> None:
     async with AsyncClient("http://nowhere") as client:
         async with client.stream("a", "x") as stream:
             assert await anext(stream) == "one"
         assert teller.taken_back.is_set()
 
 
-def test_closing_the_client_ends_its_streams(teller: Teller) -> None:
+def test_closing_the_client_ends_its_streams(teller: ChunkSender) -> None:
     client = Client("http://nowhere")
     idle = client.stream("a", "x")
     assert next(idle) == "one"
@@ -130,7 +130,7 @@ def test_closing_the_client_ends_its_streams(teller: Teller) -> None:
     idle.close()  # again is fine
 
 
-def test_closing_the_client_ends_a_read_of_another_thread(teller: Teller) -> None:
+def test_closing_the_client_ends_a_read_of_another_thread(teller: ChunkSender) -> None:
     client = Client("http://nowhere")
     stream = client.stream("stuck", "x")
     assert next(stream) == "one"

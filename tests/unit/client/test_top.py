@@ -6,16 +6,17 @@ from collections import Counter
 from typing import Any
 
 import pytest
+from fmplex_broker.specs.vfm import Slo, VfmSpec
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
 from fmplex.cli.top import compare
 from fmplex.cli.top.tables import draw
-from fmplex_broker.deployments import VfmStatus
-from fmplex_broker.heads import Embedding, Generation, Head
-from fmplex_broker.specs import Slo, VfmSpec
-from fmplex_broker.stats import (
+from fmplex_broker.specs.deployments import VfmStatus
+from fmplex_broker.specs.heads import Embedding, Generation, Head
+from fmplex_broker.streams.fleet import Depth, FleetView
+from fmplex_broker.wire.stats import (
     VfmStats,
     WorkerStats,
     bucket_of,
@@ -25,7 +26,6 @@ from fmplex_broker.stats import (
     encode_stats,
     quantile,
 )
-from fmplex_broker.streams.fleet import Depth, FleetView
 
 
 def worker(name: str, **vfms: VfmStats) -> WorkerStats:

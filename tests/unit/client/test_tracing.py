@@ -19,13 +19,13 @@ from fmplex.tracing.page import draw_page
 from fmplex.tracing.picture import draw_picture
 from fmplex.tracing.recording import Header, Recording, Writer, read_recording
 from fmplex_broker.errors import Conflict, FmplexError, InvalidInput
-from fmplex_broker.passes import Part, PassRecord
+from fmplex_broker.wire.passes import PassPart, PassRecord
 
 BEGIN_MS = 1_000_000
 HEADER = Header(BEGIN_MS, ["b"], ["w0"])
 
 
-def ran(number: int, *parts: Part, worker: str = "w0", start_s: float = 0.0, seconds: float = 0.1) -> PassRecord:
+def ran(number: int, *parts: PassPart, worker: str = "w0", start_s: float = 0.0, seconds: float = 0.1) -> PassRecord:
     units = sum(part.units for part in parts)
     return PassRecord(
         worker, "b", number, "interactive", BEGIN_MS + 1000 * start_s, seconds, 0.1, units, 100, 0, list(parts)
@@ -34,7 +34,7 @@ def ran(number: int, *parts: Part, worker: str = "w0", start_s: float = 0.0, sec
 
 def run(passes: int, vfms: int = 3, workers: int = 1) -> Recording:
     """Passes back to back, with all vFMs in each; the first ones are charged most."""
-    parts = [Part(f"v{i:02}", 1, 10, 0.1 / vfms + 0.001 * (vfms - i), 5.0 + i, 2.0) for i in range(vfms)]
+    parts = [PassPart(f"v{i:02}", 1, 10, 0.1 / vfms + 0.001 * (vfms - i), 5.0 + i, 2.0) for i in range(vfms)]
     records = [ran(n, *parts, worker=f"w{w}", start_s=n / 10) for w in range(workers) for n in range(passes)]
     return Recording(HEADER, records)
 
@@ -50,7 +50,7 @@ def save(path: Path, recording: Recording) -> Path:
 
 names = st.sampled_from([f"v{i}" for i in range(COLOURED + 4)])
 parts = st.builds(
-    Part, names, st.integers(1, 9), st.integers(1, 99), st.floats(0, 9), st.floats(0, 1e4), st.floats(0.1, 9)
+    PassPart, names, st.integers(1, 9), st.integers(1, 99), st.floats(0, 9), st.floats(0, 1e4), st.floats(0.1, 9)
 )
 records = st.lists(
     st.builds(
@@ -105,21 +105,23 @@ def test_so_many_vfms_are_told_apart_and_the_rest_is_one(passes: list[PassRecord
 
 
 def test_vfms_that_are_served_by_their_weights_rise_equally() -> None:
-    two = [ran(n, Part("a", 1, 10, 0.03, 1, 1.0), Part("b", 1, 30, 0.09, 1, 3.0), start_s=n / 10) for n in range(9)]
+    two = [
+        ran(n, PassPart("a", 1, 10, 0.03, 1, 1.0), PassPart("b", 1, 30, 0.09, 1, 3.0), start_s=n / 10) for n in range(9)
+    ]
     first, second = make_chart(Recording(HEADER, two)).series
     assert (first.name, first.share) == ("b", pytest.approx(9 * 0.09 / 0.9))
     assert [service for _, service in first.curve] == pytest.approx([service for _, service in second.curve])
 
 
 def test_a_weight_that_changes_counts_from_then_on() -> None:
-    changed = [ran(1, Part("a", 1, 10, 0.1, 1, 1.0)), ran(2, Part("a", 1, 10, 0.1, 1, 4.0), start_s=1)]
+    changed = [ran(1, PassPart("a", 1, 10, 0.1, 1, 1.0)), ran(2, PassPart("a", 1, 10, 0.1, 1, 4.0), start_s=1)]
     (one,) = make_chart(Recording(HEADER, changed)).series
     assert [service for _, service in one.curve] == pytest.approx([0, 0.1, 0.125, 0.125])
     assert one.weight == 4.0
 
 
 def test_the_line_of_waits_keeps_the_longest() -> None:
-    waits = [ran(n, Part("a", 1, 10, 0.1, 50.0 if n == 37 else 1.0), start_s=n / 10) for n in range(100)]
+    waits = [ran(n, PassPart("a", 1, 10, 0.1, 50.0 if n == 37 else 1.0), start_s=n / 10) for n in range(100)]
     (one,) = make_chart(Recording(HEADER, waits)).series
     line = one.longest_waits(10)
     assert len(line) <= 11

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from fmplex_broker.specs import BackboneSpec
-from fmplex_worker.engines import isolation
-from fmplex_worker.engines.encoder import EncoderEngine
+from fmplex_broker.specs.fleet import BackboneSpec
+from fmplex_worker.engine import isolation
+from fmplex_worker.engine.encoder import EncoderEngine
 from tests.unit.compute import tiny
 
 torch.set_num_threads(1)

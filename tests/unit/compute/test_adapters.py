@@ -16,12 +16,12 @@ from hypothesis import strategies as st
 from peft.utils.other import get_pattern_key
 
 from fmplex_broker.errors import PackageRejected
-from fmplex_broker.messages import Request
-from fmplex_broker.peft_lora import LoraConfig
-from fmplex_worker.adapters.grouping import group_from
+from fmplex_broker.packages.peft_lora import LoraConfig
+from fmplex_broker.wire.messages import Request
 from fmplex_worker.adapters.loading import load_adapter
-from fmplex_worker.adapters.segments import Adapter, Factors, Segments
-from fmplex_worker.engines.encoder import EncoderEngine
+from fmplex_worker.engine.encoder import EncoderEngine
+from fmplex_worker.packed.grouping import group_from
+from fmplex_worker.packed.segments import Adapter, Factors, Segments
 from tests.unit.compute import tiny
 
 CPU = torch.device("cpu")

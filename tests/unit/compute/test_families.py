@@ -13,10 +13,10 @@ import torch
 from transformers import AutoConfig, AutoModel
 
 from fmplex_broker.errors import InvalidInput, NonFiniteOutput
-from fmplex_broker.messages import Request
-from fmplex_worker.backbones import attention
+from fmplex_broker.wire.messages import Request
 from fmplex_worker.backbones.families import FAMILIES, family_of
-from fmplex_worker.engines.encoder import EncoderEngine
+from fmplex_worker.engine.encoder import EncoderEngine
+from fmplex_worker.packed import attention
 from tests.unit.compute import tiny
 
 Engines = Callable[[str], EncoderEngine]

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from fmplex_broker import heads as specs
 from fmplex_broker.errors import FmplexError, InvalidInput, TextTooLong, VfmClosed
-from fmplex_broker.messages import Request, decode_request, encode_request
-from fmplex_broker.tensors import Tensor
-from fmplex_worker.engines.encoder import EncoderEngine
+from fmplex_broker.specs import heads as specs
+from fmplex_broker.wire.messages import Request, decode_request, encode_request
+from fmplex_broker.wire.tensors import Tensor
+from fmplex_worker.engine.encoder import EncoderEngine
 from tests.unit.compute import tiny
 
 PAIR = {"text": "the cat", "text_pair": "a dog"}

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 import torch
 
-from fmplex_broker import heads as specs
 from fmplex_broker.errors import JobFailed
-from fmplex_broker.messages import Request
-from fmplex_worker.engines.encoder import EncoderEngine
-from fmplex_worker.engines.isolation import run_isolated
+from fmplex_broker.specs import heads as specs
+from fmplex_broker.wire.messages import Request
+from fmplex_worker.engine.encoder import EncoderEngine
+from fmplex_worker.engine.isolation import run_isolated
 from fmplex_worker.heads.loading import Layer, LoadedHead
 from tests.unit.compute import tiny
 
@@ -22,14 +22,14 @@ pytestmark = pytest.mark.broken_pass
 
 
 @dataclasses.dataclass(frozen=True)
-class Job:
+class EncodeJob:
     digest: str
     units: int
     name: int = 0
 
 
-def jobs_of(owners: str) -> list[Job]:
-    return [Job(owner, 10, i) for i, owner in enumerate(owners)]
+def jobs_of(owners: str) -> list[EncodeJob]:
+    return [EncodeJob(owner, 10, i) for i, owner in enumerate(owners)]
 
 
 class Passes:
@@ -40,7 +40,7 @@ class Passes:
         self.seen: list[str] = []
         self.told: list[int] = []
 
-    def run(self, jobs: Sequence[Job]) -> list[Any]:
+    def run(self, jobs: Sequence[EncodeJob]) -> list[Any]:
         self.seen.append("".join(job.digest for job in jobs))
         if sum(job.units for job in jobs) > self.memory:
             raise self.oom("DefaultCPUAllocator: not enough memory: you tried to allocate")
@@ -48,7 +48,7 @@ class Passes:
             raise ValueError("broken head")
         return [job.name for job in jobs]
 
-    def __call__(self, jobs: Sequence[Job]) -> list[Any]:
+    def __call__(self, jobs: Sequence[EncodeJob]) -> list[Any]:
         return run_isolated(jobs, self.run, self.told.append)
 
 
@@ -88,7 +88,7 @@ def test_out_of_memory_beside_a_culprit() -> None:
 
 
 def test_a_broken_device_is_raised() -> None:
-    def run(jobs: Sequence[Job]) -> list[Any]:
+    def run(jobs: Sequence[EncodeJob]) -> list[Any]:
         raise RuntimeError("CUDA error: device-side assert triggered")
 
     with pytest.raises(RuntimeError, match="CUDA error"):

@@ -13,11 +13,11 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForSequenceClassification
 
-from fmplex_broker import heads as specs
 from fmplex_broker.errors import TextTooLong
-from fmplex_broker.messages import Request
+from fmplex_broker.specs import heads as specs
+from fmplex_broker.wire.messages import Request
 from fmplex_worker.backbones.families import FAMILIES
-from fmplex_worker.engines.encoder import EncoderEngine
+from fmplex_worker.engine.encoder import EncoderEngine
 from fmplex_worker.heads.spans import spans
 from tests.unit.compute import tiny
 

@@ -14,10 +14,10 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModel
 
 from fmplex_broker.errors import InvalidInput
-from fmplex_broker.specs import BackboneSpec
+from fmplex_broker.specs.fleet import BackboneSpec
 from fmplex_worker.backbones.families import FAMILIES
 from fmplex_worker.backbones.loading import load_backbone
-from fmplex_worker.engines.encoder import EncoderEngine
+from fmplex_worker.engine.encoder import EncoderEngine
 from tests.unit.compute import tiny
 
 Folders = Callable[[str], Path]

@@ -9,9 +9,9 @@ import pytest
 import torch
 from transformers import AutoModel, AutoTokenizer
 
-from fmplex_broker import heads as specs
-from fmplex_broker.specs import BackboneSpec
-from fmplex_worker.engines.encoder import EncoderEngine
+from fmplex_broker.specs import heads as specs
+from fmplex_broker.specs.fleet import BackboneSpec
+from fmplex_worker.engine.encoder import EncoderEngine
 from tests.unit.compute import tiny
 
 TEXTS = [

@@ -14,10 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from fmplex_broker import heads as specs
 from fmplex_broker.errors import InvalidInput, NonFiniteOutput, PackageRejected
-from fmplex_broker.messages import Request
-from fmplex_worker.engines.encoder import EncoderEngine
+from fmplex_broker.specs import heads as specs
+from fmplex_broker.wire.messages import Request
+from fmplex_worker.engine.encoder import EncoderEngine
 from fmplex_worker.heads import running
 from fmplex_worker.heads.linear import apply_heads
 from fmplex_worker.heads.loading import Layer, LoadedHead

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional
 
-from fmplex_worker.adapters.segments import Adapter
-from fmplex_worker.backbones import attention
-from fmplex_worker.backbones.packing import Owned, Pack, current, pack, packed_order, running
+from fmplex_worker.packed import attention
+from fmplex_worker.packed.row import Pack, TokenSpan, current, pack, packed_order, running
+from fmplex_worker.packed.segments import Adapter
 
 CPU = torch.device("cpu")
 ADAPTERS = [None, *(Adapter(i, (None,)) for i in (1, 2, 3))]
@@ -25,7 +25,7 @@ ADAPTERS = [None, *(Adapter(i, (None,)) for i in (1, 2, 3))]
 @given(texts=st.lists(st.tuples(st.integers(1, 6), st.sampled_from(ADAPTERS)), min_size=1, max_size=20))
 @settings(max_examples=100, deadline=None)
 def test_layout(texts: list[tuple[int, Adapter | None]]) -> None:
-    owned = [Owned(*text) for text in texts]
+    owned = [TokenSpan(*text) for text in texts]
     order = packed_order(owned)
     assert sorted(order) == list(range(len(owned)))
     row = pack([owned[i] for i in order], CPU, None)
@@ -45,7 +45,7 @@ def test_layout(texts: list[tuple[int, Adapter | None]]) -> None:
 
 
 def test_the_pass_is_gone_after_a_failure() -> None:
-    row = pack([Owned(3, None)], CPU, None)
+    row = pack([TokenSpan(3, None)], CPU, None)
     with contextlib.suppress(ZeroDivisionError), running(row):
         assert current() is row
         raise ZeroDivisionError
@@ -94,7 +94,7 @@ windows = pytest.mark.parametrize("window", [None, 1, 3, 8, 100])
 @windows
 def test_attention(causal: bool, window: int | None, monkeypatch: Any) -> None:
     monkeypatch.setattr(attention, "_BLOCK", 5)
-    row = pack([Owned(n, None) for n in (1, 4, 4, 8, 9, 21)], CPU, None)
+    row = pack([TokenSpan(n, None) for n in (1, 4, 4, 8, 9, 21)], CPU, None)
     q, k, v = qkv(row.tokens)
     torch.testing.assert_close(attend(row, q, k, v, causal, window), naive(row, q, k, v, causal, window))
 
@@ -122,7 +122,7 @@ def test_varlen_arguments(causal: bool, window: int | None, monkeypatch: Any) ->
 
     monkeypatch.setattr(attention, "_VARLEN", kernel)
     monkeypatch.setattr(attention, "_varlen_takes", lambda query: True)
-    row = pack([Owned(n, None) for n in (1, 4, 4, 9)], CPU, None)
+    row = pack([TokenSpan(n, None) for n in (1, 4, 4, 9)], CPU, None)
     q, k, v = qkv(row.tokens)
     torch.testing.assert_close(attend(row, q, k, v, causal, window), naive(row, q, k, v, causal, window))
 
@@ -132,6 +132,6 @@ def test_varlen_is_not_used_on_cpu() -> None:
 
 
 def test_rows_of_another_shape_are_refused() -> None:
-    row = pack([Owned(3, None)], CPU, None)
+    row = pack([TokenSpan(3, None)], CPU, None)
     with pytest.raises(RuntimeError, match="packed row of 3 tokens"):
         attend(row, *qkv(4), causal=False, window=None)

@@ -13,11 +13,11 @@ import torch
 from safetensors.torch import load_file
 
 from fmplex_broker.errors import PackageRejected
-from fmplex_broker.peft import SERVED, check_adapter
-from fmplex_broker.peft_ia3 import Ia3Config
-from fmplex_broker.peft_prompt import PromptConfig
+from fmplex_broker.packages.peft import SERVED, check_adapter
+from fmplex_broker.packages.peft_ia3 import Ia3Config
+from fmplex_broker.packages.peft_prompt import PromptConfig
 from fmplex_worker.adapters.loading import load_adapter
-from fmplex_worker.engines.encoder import EncoderEngine
+from fmplex_worker.engine.encoder import EncoderEngine
 from tests.unit.compute import tiny
 
 QUERY, DENSE = "encoder.layer.0.attention.self.query", "encoder.layer.0.output.dense"

@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from fmplex_broker import heads as specs
-from fmplex_broker.heads import InputSpec
-from fmplex_worker.engines.encoder import EncoderEngine
-from fmplex_worker.engines.preparing import _within
+from fmplex_broker.specs import heads as specs
+from fmplex_broker.specs.heads import InputSpec
+from fmplex_worker.engine.encoder import EncoderEngine
+from fmplex_worker.workloads.encoding.preparing import _within
 from tests.unit.compute import tiny
 
 TEMPLATES = InputSpec(template="the cat: {text} - on", pair_template="house, {text_pair}!")

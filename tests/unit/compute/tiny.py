@@ -12,18 +12,18 @@ from typing import Any
 
 import numpy as np
 import torch
+from fmplex_broker.specs.vfm import VfmSpec
 from pydantic import BaseModel
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import AutoConfig, AutoModel, PreTrainedTokenizerFast
 
-from fmplex_broker.heads import Features, Head, head_tensors
-from fmplex_broker.messages import Request
-from fmplex_broker.packages import ADAPTER_CONFIG, ADAPTER_WEIGHTS, HEAD, Package
-from fmplex_broker.specs import VfmSpec
-from fmplex_broker.tensors import Tensor
-from fmplex_worker.engines.encoder import EncoderEngine
-from fmplex_worker.engines.protocol import Work
+from fmplex_broker.packages.package import ADAPTER_CONFIG, ADAPTER_WEIGHTS, HEAD, Package
+from fmplex_broker.specs.heads import Features, Head, head_tensors
+from fmplex_broker.wire.messages import Request
+from fmplex_broker.wire.tensors import Tensor
+from fmplex_worker.engine.encoder import EncoderEngine
+from fmplex_worker.protocol import Work
 
 HIDDEN, POSITIONS, NAME = 32, 66, "tiny"
 WORDS = ("cat", "dog", "sat", "mat", "paris", "anna", "the", "on", "in", "house")

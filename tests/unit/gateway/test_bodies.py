@@ -8,26 +8,26 @@ import pytest
 from pydantic import ValidationError
 
 from fmplex_broker.errors import FmplexError, InvalidInput
-from fmplex_broker.sampling import GenerationParams
-from fmplex_broker.schema import invalid, parse
-from fmplex_gateway.generation.asking import Asked, in_their_words
+from fmplex_broker.specs.sampling import GenerationParams
+from fmplex_broker.specs.schema import invalid, parse
+from fmplex_gateway.generation.asking import TextCall, in_their_words
 from fmplex_gateway.generation.bodies import ChatBody, CompletionBody, TextBody
 
 HI = [{"role": "user", "content": "hi"}]
 
 
-def chat(**fields: Any) -> Asked:
+def chat(**fields: Any) -> TextCall:
     return ask(ChatBody, {"messages": HI} | fields)
 
 
-def complete(**fields: Any) -> Asked:
+def complete(**fields: Any) -> TextCall:
     return ask(CompletionBody, {"prompt": "hi"} | fields)
 
 
-def ask(kind: type[TextBody], fields: dict[str, Any]) -> Asked:
+def ask(kind: type[TextBody], fields: dict[str, Any]) -> TextCall:
     """As the gateway does it."""
     try:
-        return Asked.of(kind.model_validate({"model": "poet"} | fields))
+        return TextCall.of(kind.model_validate({"model": "poet"} | fields))
     except ValidationError as e:
         raise invalid(e) from None
 

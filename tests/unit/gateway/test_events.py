@@ -12,8 +12,8 @@ from starlette.types import Message
 
 import fmplex_gateway.events
 from fmplex_broker.errors import DeadlineExceeded, QueueFull
-from fmplex_broker.messages import Reply
-from fmplex_broker.streaming import Delta
+from fmplex_broker.wire.messages import Reply
+from fmplex_broker.wire.streaming import Delta
 from fmplex_gateway.events import Events, follow
 
 Values = AsyncGenerator[dict[str, Any], None]

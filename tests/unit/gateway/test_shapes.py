@@ -8,8 +8,8 @@ import pytest
 from openai.types import Completion as OpenAICompletion
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
-from fmplex_broker.streaming import Delta
-from fmplex_gateway.generation.shapes import Chat, Completion, head, usage
+from fmplex_broker.wire.streaming import Delta
+from fmplex_gateway.generation.shapes import ChatShape, Completion, head, usage
 
 HALF = {"id": 6, "token": " �", "logprob": float("-inf"), "bytes": [0x20, 0xE2, 0x82]}
 TOLD = [
@@ -24,8 +24,8 @@ def output(**more: Any) -> dict[str, Any]:
 
 
 def test_a_chat_is_what_the_openai_package_expects() -> None:
-    around = head(Chat(), "poet", "v1", part=False)
-    whole = around | {"choices": [Chat().choice(0, output(logprobs=TOLD))], "usage": usage([output()], 1)}
+    around = head(ChatShape(), "poet", "v1", part=False)
+    whole = around | {"choices": [ChatShape().choice(0, output(logprobs=TOLD))], "usage": usage([output()], 1)}
     chat = ChatCompletion.model_validate(whole)
     assert chat.id.startswith("chatcmpl-")
     assert (chat.model, chat.system_fingerprint) == ("poet", "v1")
@@ -49,7 +49,7 @@ def test_a_prompt_counts_once_however_many_texts_go_on_from_it() -> None:
 
 
 def test_parts_of_a_chat_begin_with_the_role_and_end_with_the_reason() -> None:
-    shape, around = Chat(), head(Chat(), "poet", "v1", part=True)
+    shape, around = ChatShape(), head(ChatShape(), "poet", "v1", part=True)
     choices = [*shape.opening(1), shape.part(1, Delta(0, "né", 0, 1, TOLD[:1])), shape.closing(1, "length")]
     parts = [ChatCompletionChunk.model_validate(around | {"choices": [choice]}) for choice in choices]
     assert [part.choices[0].index for part in parts] == [1, 1, 1]
@@ -87,7 +87,7 @@ def test_tokens_that_read_alike_are_told_apart() -> None:
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("shape", [Chat(), Completion()])
-def test_logprobs_that_were_not_asked_for_are_null(shape: Chat | Completion) -> None:
+@pytest.mark.parametrize("shape", [ChatShape(), Completion()])
+def test_logprobs_that_were_not_asked_for_are_null(shape: ChatShape | Completion) -> None:
     assert shape.choice(0, output())["logprobs"] is None
     assert shape.part(0, Delta(0, "x", 0, 1))["logprobs"] is None

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from fmplex_broker.specs import BackboneSpec
-from fmplex_worker.engines.encoder import EncoderEngine
+from fmplex_broker.specs.fleet import BackboneSpec
+from fmplex_worker.engine.encoder import EncoderEngine
 from tests.unit.compute import tiny
 from tests.unit.generation import tiny_lm
 

@@ -10,9 +10,9 @@ import peft
 import pytest
 import torch
 
-from fmplex_broker.messages import Request
+from fmplex_broker.wire.messages import Request
 from fmplex_worker.backbones.backbone import Backbone
-from fmplex_worker.engines.generator import GeneratorEngine
+from fmplex_worker.engine.engine import GeneratorEngine
 from tests.unit.generation import tiny_lm
 
 Folders = Callable[[str], Path]

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from fmplex_broker.errors import InvalidInput
-from fmplex_worker.generation.arena import Arena
-from fmplex_worker.generation.kv import KvPool, KvShape, Slab, capacity_for
-from fmplex_worker.generation.prefixes import BLOCK, Kept, PrefixCache
+from fmplex_worker.kvcache.arena import Arena
+from fmplex_worker.kvcache.pool import KvPool, KvShape, Slab, capacity_for
+from fmplex_worker.kvcache.prefix_cache import BLOCK, Kept, PrefixCache
 
 SHAPE = KvShape(layers=1, heads=1, size=1, dtype=torch.float32)
 BUDGET = 2000 * SHAPE.token_bytes
@@ -150,7 +150,7 @@ def test_memory_that_is_touched_keeps_what_is_in_it() -> None:
 def test_a_process_that_ends_does_not_wait_until_all_is_touched() -> None:
     code = (
         "import threading, torch\n"
-        "from fmplex_worker.generation.arena import Arena\n"
+        "from fmplex_worker.kvcache.arena import Arena\n"
         "arena = Arena(1 << 34, torch.device('cpu'), threading.RLock())\n"
         "arena.touch_all()\n"
     )

@@ -12,15 +12,15 @@ from typing import Any
 import pytest
 
 from fmplex_broker.errors import FmplexError, InvalidInput, JobFailed, PackageRejected, TextTooLong
-from fmplex_broker.heads import Embedding, Generation, InputSpec
-from fmplex_broker.messages import Request
-from fmplex_broker.specs import BackboneSpec, WorkerSpec
-from fmplex_worker.engines import opening
-from fmplex_worker.engines.generator import GeneratorEngine
-from fmplex_worker.generation import jail
-from fmplex_worker.generation.jail import Jail, _Child
-from fmplex_worker.generation.sampling import draw
-from fmplex_worker.generation.schemas import _too_much
+from fmplex_broker.specs.fleet import BackboneSpec, WorkerSpec
+from fmplex_broker.specs.heads import Embedding, Generation, InputSpec
+from fmplex_broker.wire.messages import Request
+from fmplex_worker.engine import opening
+from fmplex_worker.engine.engine import GeneratorEngine
+from fmplex_worker.workloads.generation import sandbox
+from fmplex_worker.workloads.generation.constraints import _too_much
+from fmplex_worker.workloads.generation.sampling import draw
+from fmplex_worker.workloads.generation.sandbox import Sandbox, _Child
 from tests.unit.compute import tiny
 from tests.unit.generation import tiny_lm
 
@@ -249,29 +249,29 @@ def test_names_and_data_are_no_divisors() -> None:
 def test_a_schema_is_tried_once(engine: GeneratorEngine, digest: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for _ in range(2):
         tiny_lm.prepare(engine, digest, "a", schema=PERSON)
-        monkeypatch.setattr(engine._prompts._jail, "_ask", None)
+        monkeypatch.setattr(engine._prompts._sandbox, "_ask", None)
 
 
 def test_another_process_takes_the_place_of_one_that_died(engine: GeneratorEngine, digest: str) -> None:
     for n in (3, 7):
         tiny_lm.prepare(engine, digest, "a", schema={"type": "integer", "multipleOf": n})
-        child = engine._prompts._jail._child
+        child = engine._prompts._sandbox._child
         assert child is not None
         child._process.kill()
         child._process.wait()
 
 
 def test_the_process_lives_within_the_limits_of_the_worker(monkeypatch: pytest.MonkeyPatch) -> None:
-    command = " ".join(jail._COMMAND)
-    monkeypatch.setattr(jail, "_COMMAND", ("sh", "-c", f"ulimit -v 4000000; ulimit -t 600; exec {command}"))
-    assert Jail("", 0, ()).render("{{ messages[0].content }}", [{"role": "user", "content": "x"}], {}) == "x"
+    command = " ".join(sandbox._COMMAND)
+    monkeypatch.setattr(sandbox, "_COMMAND", ("sh", "-c", f"ulimit -v 4000000; ulimit -t 600; exec {command}"))
+    assert Sandbox("", 0, ()).render("{{ messages[0].content }}", [{"role": "user", "content": "x"}], {}) == "x"
 
 
 def test_a_process_that_does_not_start_is_nobodys_mistake(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jail, "_COMMAND", ("false",))
+    monkeypatch.setattr(sandbox, "_COMMAND", ("false",))
     for _ in range(2):
         with pytest.raises(JobFailed, match="log"):
-            Jail("", 0, ()).try_schema("{}")
+            Sandbox("", 0, ()).try_schema("{}")
 
 
 def test_the_process_ends_with_the_worker() -> None:
@@ -381,7 +381,7 @@ def test_what_a_broken_pass_computed_is_nobodys_prefix(
     job = tiny_lm.prepare(engine, digest, tiny_lm.prompts(prompt)[0], temperature=0, max_tokens=60, ignore_eos=True)
     with monkeypatch.context() as patch:
         patch.setattr(
-            "fmplex_worker.engines.generator.draw",
+            "fmplex_worker.engine.engine.draw",
             lambda *a: [None] if len(job.row.tokens) == breaks else draw(*a),
         )
         assert tiny_lm.drive(engine, [job])[0].code == "non_finite_output"

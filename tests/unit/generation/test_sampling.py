@@ -18,9 +18,9 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from fmplex_broker.sampling import GenerationParams
-from fmplex_worker.generation import sampling
-from fmplex_worker.generation.sampling import Sampler, draw
+from fmplex_broker.specs.sampling import GenerationParams
+from fmplex_worker.workloads.generation import sampling
+from fmplex_worker.workloads.generation.sampling import Sampler, draw
 
 _VOCABULARY = 40
 

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from fmplex_worker.generation.spelling import Spelling
-from fmplex_worker.generation.texts import Detokenizer, Stopper
+from fmplex_worker.workloads.generation.detokenizer import Detokenizer, StopMatcher
+from fmplex_worker.workloads.generation.token_bytes import TokenBytes
 
 SPECIAL = "<s>"
 
@@ -51,7 +51,7 @@ def tokenizer(request: pytest.FixtureRequest) -> tokenizers.Tokenizer:
 
 def _told(tokenizer: tokenizers.Tokenizer, tokens: Sequence[int], prompt: Sequence[int] = ()) -> list[str]:
     """What comes with each token, and what is left at the end."""
-    out = Detokenizer(Spelling(tokenizer), prompt)
+    out = Detokenizer(TokenBytes(tokenizer), prompt)
     return [*(out.push(token) for token in tokens), out.flush()]
 
 
@@ -128,7 +128,7 @@ def test_a_character_that_the_prompt_began_is_completed(tokenizer: tokenizers.To
 def test_tokens_joined_are_the_text(tokenizer: tokenizers.Tokenizer, text: str) -> None:
     prompt = tokenizer.encode("the cat").ids
     ids = tokenizer.encode("the cat" + text).ids[len(prompt) :]
-    out, spelt = Detokenizer(Spelling(tokenizer), prompt), []
+    out, spelt = Detokenizer(TokenBytes(tokenizer), prompt), []
     for token in ids:
         spelt.append(out.spell(token))
         out.push(token)
@@ -137,9 +137,9 @@ def test_tokens_joined_are_the_text(tokenizer: tokenizers.Tokenizer, text: str) 
 
 @given(tokens=st.lists(st.integers(0, 300), max_size=40))
 def test_a_token_is_where_it_begins(tokenizer: tokenizers.Tokenizer, tokens: list[int]) -> None:
-    spelling = Spelling(tokenizer)
-    prompt, shown = tokenizer.encode("the cat").ids, [token for token in tokens if not spelling.silent(token)]
-    out, whole = Detokenizer(spelling, prompt), b""
+    token_bytes = TokenBytes(tokenizer)
+    prompt, shown = tokenizer.encode("the cat").ids, [token for token in tokens if not token_bytes.silent(token)]
+    out, whole = Detokenizer(token_bytes, prompt), b""
     for token in shown:
         spelt = out.spell(token)
         assert out.place(token) == len((whole + spelt[:1]).decode(errors="replace")) - 1
@@ -149,7 +149,7 @@ def test_a_token_is_where_it_begins(tokenizer: tokenizers.Tokenizer, tokens: lis
 
 def test_a_token_reads_as_inside_a_text(tokenizer: tokenizers.Tokenizer) -> None:
     for prompt in ([], tokenizer.encode("cat").ids):
-        out = Detokenizer(Spelling(tokenizer), prompt)
+        out = Detokenizer(TokenBytes(tokenizer), prompt)
         for text in (" cat", "€", SPECIAL):
             ids = tokenizer.encode("a" + text).ids[-(3 if text == "€" else 1) :]
             assert b"".join(out.spell(token) for token in ids) == text.encode()
@@ -176,7 +176,7 @@ _STOPS = st.lists(st.text(alphabet="abc", min_size=1, max_size=4), max_size=3)
 
 @given(parts=_PARTS, stops=_STOPS)
 def test_stops_are_found_wherever_they_are_cut(parts: list[str], stops: list[str]) -> None:
-    text, stopper = "".join(parts), Stopper(stops)
+    text, stopper = "".join(parts), StopMatcher(stops)
     got = ""
     for part in parts:
         got += stopper.push(part)

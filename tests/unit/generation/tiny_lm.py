@@ -14,12 +14,12 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from fmplex_broker.heads import Generation
-from fmplex_broker.messages import Request
-from fmplex_broker.specs import BackboneSpec, WorkerSpec
-from fmplex_worker.engines.generator import GeneratorEngine
-from fmplex_worker.engines.opening import open_engine
-from fmplex_worker.engines.protocol import Progress, Work
+from fmplex_broker.specs.fleet import BackboneSpec, WorkerSpec
+from fmplex_broker.specs.heads import Generation
+from fmplex_broker.wire.messages import Request
+from fmplex_worker.engine.engine import GeneratorEngine
+from fmplex_worker.engine.opening import open_engine
+from fmplex_worker.protocol import Progress, Work
 from tests.unit.compute import tiny
 
 FAMILIES = ("llama", "qwen2", "qwen3", "mistral", "gpt2")

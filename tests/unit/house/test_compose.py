@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from fmplex_broker.specs import load_fleet
+from fmplex_broker.specs.fleet import load_fleet
 
 REPO = Path(__file__).resolve().parents[3]
 # The keys of a service that this file may use, from the Compose specification.

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from fmplex_worker.scheduling import Item
+from fmplex_worker.scheduling.flow_queue import FlowQueue
 from fmplex_worker.scheduling.flows import FlowState
-from fmplex_worker.scheduling.ring import Ring
 
 
-class KeepsCredit(Ring):
+class KeepsCredit(FlowQueue):
     """Rule 5 forgotten."""
 
     def _close(self, flow: FlowState) -> None:
@@ -15,7 +15,7 @@ class KeepsCredit(Ring):
             del self.flows[flow.vfm]
 
 
-class KeepsLateCredit(Ring):
+class KeepsLateCredit(FlowQueue):
     """Rule 5 at the end of a queue, but not for what a true-up gives back afterwards."""
 
     def adjust(self, vfm: str, seconds: float) -> None:
@@ -26,7 +26,7 @@ class KeepsLateCredit(Ring):
             self.enter(flow)
 
 
-class ForgivesDebt(Ring):
+class ForgivesDebt(FlowQueue):
     """An emptied flow starts afresh."""
 
     def _close(self, flow: FlowState) -> None:
@@ -34,14 +34,14 @@ class ForgivesDebt(Ring):
             self.flows.pop(flow.vfm, None)
 
 
-class PaysTheThrottled(Ring):
+class PaysTheThrottled(FlowQueue):
     def sync(self, flow: FlowState) -> None:
         if flow.throttled:
             flow.deficit += (self.round - flow.round) * flow.weight * self.quantum
         super().sync(flow)
 
 
-class PaysTheAbsent(Ring):
+class PaysTheAbsent(FlowQueue):
     """A flow earns while it is idle, and finds that when it comes back."""
 
     def sync(self, flow: FlowState) -> None:
@@ -54,17 +54,17 @@ class PaysTheAbsent(Ring):
         pass
 
 
-class NeverTruesUp(Ring):
+class NeverTruesUp(FlowQueue):
     def adjust(self, vfm: str, seconds: float) -> None:
         pass
 
 
-class TruesUpTwice(Ring):
+class TruesUpTwice(FlowQueue):
     def adjust(self, vfm: str, seconds: float) -> None:
         super().adjust(vfm, 2 * seconds)
 
 
-class CountsJobs(Ring):
+class CountsJobs(FlowQueue):
     """A price a job, whatever its size."""
 
     def adjust(self, vfm: str, seconds: float) -> None:
@@ -75,7 +75,7 @@ class CountsJobs(Ring):
         flow.price = self._cost.price(16)
 
 
-class RoundsDown(Ring):
+class RoundsDown(FlowQueue):
     """The price of whole blocks of eight units: what is left over goes free."""
 
     def _quote(self, flow: FlowState) -> None:
@@ -84,7 +84,7 @@ class RoundsDown(Ring):
         flow.price = self._cost.price(max(1, flow.front.units // 8 * 8))
 
 
-class StartsInDebt(Ring):
+class StartsInDebt(FlowQueue):
     """A newcomer pays for what others had before it came."""
 
     def _flow(self, vfm: str) -> FlowState:
@@ -95,7 +95,7 @@ class StartsInDebt(Ring):
         return flow
 
 
-class GiftForComing(Ring):
+class GiftForComing(FlowQueue):
     """Credit for a flow that becomes busy."""
 
     def add(self, item: Item, front: bool) -> None:
@@ -105,12 +105,12 @@ class GiftForComing(Ring):
         super().add(item, front)
 
 
-class ServesTheThrottled(Ring):
+class ServesTheThrottled(FlowQueue):
     def throttle(self, vfm: str, throttled: bool) -> None:
         pass
 
 
-class IgnoresWeights(Ring):
+class IgnoresWeights(FlowQueue):
     def reweigh(self, vfm: str) -> None:
         pass
 
@@ -120,12 +120,12 @@ class IgnoresWeights(Ring):
         return flow
 
 
-class IgnoresNewWeights(Ring):
+class IgnoresNewWeights(FlowQueue):
     def reweigh(self, vfm: str) -> None:
         pass
 
 
-class CreditsAtTheNewWeight(Ring):
+class CreditsAtTheNewWeight(FlowQueue):
     """A change of weight counts for rounds that were over."""
 
     def reweigh(self, vfm: str) -> None:
@@ -135,14 +135,14 @@ class CreditsAtTheNewWeight(Ring):
             self.enter(flow)
 
 
-class ChargesTheCancelled(Ring):
+class ChargesTheCancelled(FlowQueue):
     def remove(self, item: Item) -> None:
         flow = self.flows[item.flow.vfm]
         flow.deficit -= self._cost.price(item.units)
         super().remove(item)
 
 
-class SmallestFirst(Ring):
+class SmallestFirst(FlowQueue):
     """Small items overtake large ones of their own flow."""
 
     def take(self, flow: FlowState) -> tuple[Item, float]:
@@ -153,7 +153,7 @@ class SmallestFirst(Ring):
         return taken
 
 
-class PutsBackLast(Ring):
+class PutsBackLast(FlowQueue):
     """What runs again goes to the end of its flow."""
 
     def add(self, item: Item, front: bool) -> None:

@@ -6,15 +6,15 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from fmplex_worker.scheduling import INTERACTIVE, DeficitRoundRobin, Flow, Item, Plan, Room
-from fmplex_worker.scheduling.draft import Draft
 from fmplex_worker.scheduling.flows import FlowState, Lane
+from fmplex_worker.scheduling.pass_builder import PassBuilder
 
 from .harness import KnownCost
 
 # ---- drafts ----
 
 
-class CreditsEveryPass(Draft):
+class CreditsEveryPass(PassBuilder):
     """Credit although somebody is eligible still."""
 
     def _anchor(self) -> Lane | None:
@@ -22,7 +22,7 @@ class CreditsEveryPass(Draft):
         return super()._anchor()
 
 
-class CreditsUntilAllCanPay(Draft):
+class CreditsUntilAllCanPay(PassBuilder):
     """It waits for the poorest."""
 
     def _credit(self) -> bool:
@@ -32,31 +32,31 @@ class CreditsUntilAllCanPay(Draft):
         return able
 
 
-class BorrowsWithoutLimit(Draft):
+class BorrowsWithoutLimit(PassBuilder):
     def _may_borrow(self, flow: FlowState) -> bool:
         return True
 
 
-class BorrowsWithOneBucket(Draft):
+class BorrowsWithOneBucket(PassBuilder):
     """Debt before credit."""
 
     def _pack(self, lane: Lane) -> None:
         self._borrow(lane)
 
 
-class NeverBorrows(Draft):
+class NeverBorrows(PassBuilder):
     def _borrow(self, lane: Lane) -> None:
         pass
 
 
-class BorrowsHalf(Draft):
+class BorrowsHalf(PassBuilder):
     """Half of what is allowed."""
 
     def _may_borrow(self, flow: FlowState) -> bool:
         return flow.deficit - flow.price >= -self._debt / 2
 
 
-class StopsShort(Draft):
+class StopsShort(PassBuilder):
     """One round a pass, full or not."""
 
     def _pack(self, lane: Lane) -> None:
@@ -64,7 +64,7 @@ class StopsShort(Draft):
             self._turn(lane, self._pop(lane))
 
 
-class WaitsForCredit(Draft):
+class WaitsForCredit(PassBuilder):
     """No pass in a round in which nobody can pay."""
 
     def _credit(self) -> bool:
@@ -75,7 +75,7 @@ class WaitsForCredit(Draft):
         return super()._credit()
 
 
-class WaitsForRoom(Draft):
+class WaitsForRoom(PassBuilder):
     """An item larger than a pass never runs."""
 
     def _turn(self, lane: Lane, flow: FlowState) -> None:
@@ -85,7 +85,7 @@ class WaitsForRoom(Draft):
             self._skipped.append(flow)
 
 
-class StaysInItsBucket(Draft):
+class StaysInItsBucket(PassBuilder):
     """The busiest bucket first."""
 
     def _anchor(self) -> Lane | None:

@@ -10,7 +10,7 @@ from unittest import mock
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fmplex_broker.specs import Slo
+from fmplex_broker.specs.vfm import Slo
 from fmplex_worker.scheduling import DeficitRoundRobin, PassBudget
 from fmplex_worker.scheduling.deadlines import Arrivals, Moment
 

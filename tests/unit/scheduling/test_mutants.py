@@ -10,8 +10,8 @@ from functools import partial
 import pytest
 
 from fmplex_worker.scheduling import CLASSES, INTERACTIVE, CostModel, DeficitRoundRobin, Flow, Item, drr
-from fmplex_worker.scheduling.draft import Draft
-from fmplex_worker.scheduling.ring import Ring
+from fmplex_worker.scheduling.flow_queue import FlowQueue
+from fmplex_worker.scheduling.pass_builder import PassBuilder
 
 from . import harness, mutant_rings, mutants
 from .harness import Case, KnownCost, Make
@@ -56,7 +56,7 @@ split = each(harness.check_no_gain_by_splitting, 90, 15, 1.0)
 going = each(harness.check_no_gain_by_coming_and_going, 4, 3, 1, 1.0)
 
 
-def with_ring(broken: type[Ring]) -> Make:
+def with_ring(broken: type[FlowQueue]) -> Make:
     def make(cost: CostModel, budget: int) -> DeficitRoundRobin:
         scheduler = DeficitRoundRobin(cost, budget)
         scheduler._rings = {cls: broken(cost, scheduler._ledger.weights) for cls in CLASSES}
@@ -65,7 +65,7 @@ def with_ring(broken: type[Ring]) -> Make:
     return make
 
 
-RINGS: list[tuple[type[Ring], Check]] = [
+RINGS: list[tuple[type[FlowQueue], Check]] = [
     (mutant_rings.IgnoresWeights, by_price()),
     (mutant_rings.CountsJobs, by_price(apart=True)),
     (mutant_rings.NeverTruesUp, by_measured_cost(apart=True, adapters=True, passes=200)),
@@ -96,13 +96,13 @@ RINGS: list[tuple[type[Ring], Check]] = [
 
 
 @pytest.mark.parametrize(("broken", "check"), RINGS, ids=lambda x: getattr(x, "__name__", ""))
-def test_broken_rings_are_caught(broken: type[Ring], check: Check) -> None:
-    check(with_ring(Ring))
+def test_broken_rings_are_caught(broken: type[FlowQueue], check: Check) -> None:
+    check(with_ring(FlowQueue))
     with pytest.raises(AssertionError):
         check(with_ring(broken))
 
 
-DRAFTS: list[tuple[type[Draft], Check]] = [
+DRAFTS: list[tuple[type[PassBuilder], Check]] = [
     (mutants.CreditsEveryPass, by_price()),
     (mutants.CreditsUntilAllCanPay, by_price()),
     (mutants.BorrowsWithoutLimit, by_price(buckets=3)),
@@ -121,9 +121,9 @@ DRAFTS: list[tuple[type[Draft], Check]] = [
 
 
 @pytest.mark.parametrize(("broken", "check"), DRAFTS, ids=lambda x: getattr(x, "__name__", ""))
-def test_broken_drafts_are_caught(broken: type[Draft], check: Check, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_broken_drafts_are_caught(broken: type[PassBuilder], check: Check, monkeypatch: pytest.MonkeyPatch) -> None:
     check(DeficitRoundRobin)
-    monkeypatch.setattr(drr, "Draft", broken)
+    monkeypatch.setattr(drr, "PassBuilder", broken)
     with pytest.raises(AssertionError):
         check(DeficitRoundRobin)
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from fmplex_broker.fitting import FitSpec
+from fmplex_broker.specs.fitting import FitSpec
 from tests.unit.compute.tiny import save_model
 from tests.unit.tuning import learnable
 

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fmplex_broker.errors import InvalidInput
-from fmplex_broker.fitting import FitHead
+from fmplex_broker.specs.fitting import FitHead
 from fmplex_worker.tuning.data import LabelRecord, LabelsRecord, read
 
 HEADS: tuple[FitHead, ...] = get_args(FitHead)

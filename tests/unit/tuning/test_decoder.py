@@ -13,9 +13,9 @@ import pytest
 import torch
 
 from fmplex_broker.errors import Conflict, InvalidInput, NonFiniteOutput
-from fmplex_broker.fitting import FitDone, FitFailed
-from fmplex_broker.fitting_text import DecoderSpec, TextEvent, TextLoraSpec, TextStarted, TextStep
-from fmplex_broker.packages import read_package
+from fmplex_broker.packages.package import read_package
+from fmplex_broker.specs.fitting import FitDone, FitFailed
+from fmplex_broker.specs.fitting_text import DecoderSpec, TextEvent, TextLoraSpec, TextStarted, TextStep
 from fmplex_worker.tuning.decoder import loop
 from fmplex_worker.tuning.decoder.__main__ import SPECS, train
 from fmplex_worker.tuning.decoder.adapting import train_lora

@@ -9,12 +9,12 @@ import pytest
 import torch
 from safetensors.torch import load
 
-from fmplex_broker.fitting import FitDone, FitEpoch, FitEvent, FitSpec, FitStarted
-from fmplex_broker.messages import Request
-from fmplex_broker.packages import ADAPTER_CONFIG, HEAD, read_package
-from fmplex_broker.specs import BackboneSpec
-from fmplex_worker.engines.encoder import EncoderEngine
-from fmplex_worker.engines.protocol import Work
+from fmplex_broker.packages.package import ADAPTER_CONFIG, HEAD, read_package
+from fmplex_broker.specs.fitting import FitDone, FitEpoch, FitEvent, FitSpec, FitStarted
+from fmplex_broker.specs.fleet import BackboneSpec
+from fmplex_broker.wire.messages import Request
+from fmplex_worker.engine.encoder import EncoderEngine
+from fmplex_worker.protocol import Work
 from fmplex_worker.tuning import fit
 from fmplex_worker.tuning.data import LabelRecord
 from fmplex_worker.tuning.frozen import fit_head

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from pydantic import TypeAdapter
 
-from fmplex_broker.fitting import FitDone, FitEpoch, FitEvent, FitFailed, FitSpec, FitStarted
-from fmplex_broker.packages import read_package
+from fmplex_broker.packages.package import read_package
+from fmplex_broker.specs.fitting import FitDone, FitEpoch, FitEvent, FitFailed, FitSpec, FitStarted
 from fmplex_worker.tuning import fit
 from fmplex_worker.tuning.process import serve
 from tests.unit.tuning.conftest import SpecFor

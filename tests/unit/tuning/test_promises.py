@@ -14,12 +14,12 @@ from safetensors.torch import load_file
 from transformers import AutoModel
 
 from fmplex_broker.errors import Conflict, InvalidInput
-from fmplex_broker.fitting import FitDone, FitEpoch, FitSpec
-from fmplex_broker.packages import read_package
-from fmplex_broker.schema import load_toml
+from fmplex_broker.packages.package import read_package
+from fmplex_broker.specs.fitting import FitDone, FitEpoch, FitSpec
+from fmplex_broker.specs.schema import load_toml
 from fmplex_worker.backbones.texts import Text
 from fmplex_worker.tuning import fit
-from fmplex_worker.tuning.encoder import Item
+from fmplex_worker.tuning.encoder import EncodedExample
 from fmplex_worker.tuning.lora import batches
 from tests.unit.tuning import learnable
 from tests.unit.tuning.conftest import SpecFor
@@ -79,7 +79,7 @@ def test_patience_ends_training_before_all_epochs(spec_for: SpecFor) -> None:
 
 def test_every_example_is_in_one_batch_of_an_epoch_and_partners_share_one() -> None:
     texts = [Text.of_ids(torch.arange(n % 7 + 1).numpy()) for n in range(50)]
-    items = [Item((text,), torch.tensor([i % 10]), stratum=str(i % 10)) for i, text in enumerate(texts)]
+    items = [EncodedExample((text,), torch.tensor([i % 10]), stratum=str(i % 10)) for i, text in enumerate(texts)]
     for partners in (False, True):
         made = batches(items, 8, partners, torch.Generator().manual_seed(0))
         assert sorted(id(item) for batch in made for item in batch) == sorted(map(id, items))

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from fmplex_worker.tuning import scores
 from fmplex_worker.tuning.metric_tasks import cosent, cosines, supervised_contrastive
-from fmplex_worker.tuning.training import Head, Stopper
+from fmplex_worker.tuning.training import EarlyStopping, Head
 
 pairs = st.lists(st.tuples(st.integers(-5, 5), st.integers(0, 1)), min_size=1, max_size=20)
 
@@ -79,7 +79,7 @@ def test_a_folded_head_is_the_same_function() -> None:
 
 
 def test_the_stopper_prefers_scores_and_then_losses() -> None:
-    stopper, state = Stopper(2), torch.zeros(1)
+    stopper, state = EarlyStopping(2), torch.zeros(1)
     for epoch, (score, loss, stops) in enumerate(
         [(0.5, 1.0, False), (0.5, 0.9, False), (0.4, 0.1, False), (0.5, 0.9, True)], 1
     ):

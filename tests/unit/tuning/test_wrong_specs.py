@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from fmplex_broker.errors import FmplexError, InvalidInput, NonFiniteOutput, TextTooLong
-from fmplex_broker.fitting import FitDone, FitEvent, FitSpec
-from fmplex_broker.packages import read_package
+from fmplex_broker.packages.package import read_package
+from fmplex_broker.specs.fitting import FitDone, FitEvent, FitSpec
 from fmplex_worker.tuning import fit
 from tests.unit.compute.tiny import save_model
 from tests.unit.tuning.conftest import SpecFor

@@ -6,13 +6,14 @@ import os
 from pathlib import Path
 
 import pytest
+from fmplex_broker.specs.vfm import VfmSpec
 
-from fmplex_broker.archive import SUFFIX, pack
-from fmplex_broker.artifacts import ArtifactStore
 from fmplex_broker.errors import PackageRejected, Unavailable
-from fmplex_broker.heads import Embedding
-from fmplex_broker.packages import Package, bare
-from fmplex_broker.specs import ResidencySpec, VfmSpec
+from fmplex_broker.packages.archive import SUFFIX, pack
+from fmplex_broker.packages.artifacts import ArtifactStore
+from fmplex_broker.packages.package import Package, bare
+from fmplex_broker.specs.fleet import ResidencySpec
+from fmplex_broker.specs.heads import Embedding
 from fmplex_worker.residency.cache import DiskCache
 from fmplex_worker.residency.fetching import OVERHEAD, Fetcher
 

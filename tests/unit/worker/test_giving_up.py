@@ -8,17 +8,17 @@ from typing import Any
 import pytest
 
 from fmplex_broker.errors import DeadlineExceeded
-from fmplex_broker.messages import OFFLINE
-from fmplex_worker.device import Device
-from fmplex_worker.window import Held, Window
-from tests.unit.worker.test_window import PASS, claimed, queue, window
+from fmplex_broker.wire.messages import OFFLINE
+from fmplex_worker.host.jobs import ActiveJob, JobTable
+from fmplex_worker.host.pass_loop import PassLoop
+from tests.unit.worker.test_jobs import PASS, claimed, queue, window
 
 
 class Bench:
     """A device whose passes are expected to take a second for `PASS` units; it is 0 o'clock."""
 
     def __init__(self) -> None:
-        self.window: Window = window(8)
+        self.window: JobTable = window(8)
         self.given_up: list[str] = []
         self.second_s = 1.0
         scheduler = SimpleNamespace(budget=PASS)
@@ -28,9 +28,9 @@ class Bench:
             SimpleNamespace(end=lambda held: None), SimpleNamespace(answer=self._answer), None,
             SimpleNamespace(now_ms=lambda: 0.0), None, None, None,
         ]  # fmt: skip
-        self.device = Device(*parts)
+        self.device = PassLoop(*parts)
 
-    def _answer(self, held: Held, why: object) -> None:
+    def _answer(self, held: ActiveJob, why: object) -> None:
         assert isinstance(why, DeadlineExceeded)
         self.given_up.append(held.job.job)
         self.window.finish(held)

@@ -7,15 +7,15 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 from fmplex_broker.errors import Cancelled, FmplexError, PackageRejected
-from fmplex_broker.messages import INTERACTIVE, Flow, Request, encode_request
 from fmplex_broker.streams.consumer import Claim, Claimed, Order, Terms
-from fmplex_worker.device import Device
-from fmplex_worker.intake import Intake
-from fmplex_worker.scheduling import CostModel, PassBudget, Seats
-from fmplex_worker.seating import Seating
-from fmplex_worker.window import Held, Window
+from fmplex_broker.wire.messages import INTERACTIVE, Flow, Request, encode_request
+from fmplex_worker.host.dispatch import Dispatcher
+from fmplex_worker.host.intake import Intake
+from fmplex_worker.host.jobs import ActiveJob, JobTable
+from fmplex_worker.host.pass_loop import PassLoop
+from fmplex_worker.scheduling import CostModel, KvAdmission, PassBudget
 from tests.unit.worker.fakes import Inline, residents, until
-from tests.unit.worker.test_window import Job
+from tests.unit.worker.test_jobs import Job
 
 
 def claimed(n: int, version: str, vfm: str = "a") -> Claimed:
@@ -41,10 +41,10 @@ class FakeScheduler:
 
 
 class FakeOutbox:
-    def __init__(self, window: Window) -> None:
+    def __init__(self, window: JobTable) -> None:
         self.window, self.answers = window, {}  # type: ignore[var-annotated]
 
-    def answer(self, held: Held, output: Any) -> None:
+    def answer(self, held: ActiveJob, output: Any) -> None:
         self.window.finish(held)
         self.answers[held.job.job] = output
 
@@ -70,7 +70,7 @@ class Bench:
     def __init__(self) -> None:
         self.residents, engine, self.fetcher = residents(4)
         self.scheduler, self.consumer = FakeScheduler(), FakeConsumer()
-        self.window = Window(100_000, 1, self.residents.unpin)
+        self.window = JobTable(100_000, 1, self.residents.unpin)
         self.outbox = FakeOutbox(self.window)
 
         def prepare(batch: Sequence[tuple[str, Request]]) -> list[Job | FmplexError]:
@@ -78,7 +78,7 @@ class Bench:
             return [Job(10, digest) for digest, _ in batch]
 
         engine.prepare = prepare  # type: ignore[attr-defined]
-        seating = Seating(engine, self.scheduler, self.window, Seats(0, {}))  # type: ignore[arg-type]
+        seating = Dispatcher(engine, self.scheduler, self.window, KvAdmission(0, {}))  # type: ignore[arg-type]
         self.intake = Intake(
             self.consumer, self.window, self.scheduler, PassBudget(CostModel(1000), 1000), engine, self.residents,
             seating, self.outbox, Clock(), Inline(), 50, "arrival",
@@ -174,10 +174,10 @@ async def test_a_job_cancelled_while_its_version_loads_does_not_come_in() -> Non
 async def test_a_job_cancelled_before_it_is_here_is_not_run() -> None:
     """The claim has it already, or it comes from a worker that died; the word of its cancellation comes first."""
     b = Bench()
-    device = Device(*[b.window if n == 3 else None for n in range(11)])  # type: ignore[arg-type]
+    device = PassLoop(*[b.window if n == 3 else None for n in range(11)])  # type: ignore[arg-type]
     task = await running(b)
     for n in (2, 7):
-        device.cancel(Held(claimed(n, "v1")).key)
+        device.cancel(ActiveJob(claimed(n, "v1")).key)
     b.give(claimed(1, "v1"), claimed(2, "v1"), claimed(3, "v1"))
     await until(lambda: b.scheduler.entered == [1, 3])
     assert isinstance(b.outbox.answers["2"], Cancelled)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from fmplex_worker import tracing
-from fmplex_worker.clock import ServerClock
-from fmplex_worker.engines.protocol import Outcome
+from fmplex_worker.host import tracing
+from fmplex_worker.host.clock import ServerClock
+from fmplex_worker.host.tracing import Recorder
+from fmplex_worker.protocol import Outcome
 from fmplex_worker.scheduling import INTERACTIVE, CostModel, Flow, Item, Plan, Room, make_scheduler
-from fmplex_worker.tracing import Recorder
 
 AMPLE = Room(10_000, 10_000)
 

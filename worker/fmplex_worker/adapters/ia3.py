@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from fmplex_broker.errors import PackageRejected
-from fmplex_broker.peft_ia3 import IA3_TENSOR, Ia3Config
+from fmplex_broker.packages.peft_ia3 import IA3_TENSOR, Ia3Config
 from fmplex_worker.adapters.files import fitted
-from fmplex_worker.adapters.segments import Adapter, Scale
 from fmplex_worker.adapters.targets import is_pooler, nothing_changed, pooler_changed, shape, target_of
 from fmplex_worker.backbones.backbone import Backbone
+from fmplex_worker.packed.segments import Adapter, Scale
 
 
 def fit(config: Ia3Config, tensors: Mapping[str, Tensor], backbone: Backbone, number: int) -> Adapter:

@@ -6,14 +6,14 @@ import torch
 from torch import Tensor
 
 from fmplex_broker.errors import PackageRejected
-from fmplex_broker.peft import check_adapter
-from fmplex_broker.peft_ia3 import Ia3Config
-from fmplex_broker.peft_lora import LoraConfig
-from fmplex_broker.peft_prompt import PROMPT
+from fmplex_broker.packages.peft import check_adapter
+from fmplex_broker.packages.peft_ia3 import Ia3Config
+from fmplex_broker.packages.peft_lora import LoraConfig
+from fmplex_broker.packages.peft_prompt import PROMPT
 from fmplex_worker.adapters import ia3, lora
 from fmplex_worker.adapters.files import fitted, read_tensors
-from fmplex_worker.adapters.segments import Adapter
 from fmplex_worker.backbones.backbone import Backbone
+from fmplex_worker.packed.segments import Adapter
 
 _LEAST_TEXT = 8  # tokens that a prompt must leave of what the backbone takes
 

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from fmplex_broker.errors import PackageRejected
-from fmplex_broker.peft_lora import BASE_EMBEDDING, EMBEDDING_TENSOR, LORA_TENSOR, LoraConfig
+from fmplex_broker.packages.peft_lora import BASE_EMBEDDING, EMBEDDING_TENSOR, LORA_TENSOR, LoraConfig
 from fmplex_worker.adapters.files import fitted_together
-from fmplex_worker.adapters.segments import Adapter, Factors
 from fmplex_worker.adapters.targets import is_pooler, nothing_changed, path_of, pooler_changed, shape, target_of
 from fmplex_worker.backbones.backbone import Backbone
+from fmplex_worker.packed.segments import Adapter, Factors
 
 Tensors = Mapping[str, Tensor]
 

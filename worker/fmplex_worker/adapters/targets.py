@@ -5,8 +5,8 @@ from __future__ import annotations
 from torch import Tensor
 
 from fmplex_broker.errors import PackageRejected
-from fmplex_worker.adapters.linear import Target
 from fmplex_worker.backbones.backbone import Backbone
+from fmplex_worker.packed.linear import Target
 
 _POOLER = "pooler.dense"  # BERT's; never run here, because every head pools for itself
 

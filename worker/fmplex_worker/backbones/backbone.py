@@ -10,17 +10,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fmplex_broker.specs import BackboneSpec
-from fmplex_worker.adapters.linear import Target
+from fmplex_broker.specs.fleet import BackboneSpec
 from fmplex_worker.backbones.families import Family
-from fmplex_worker.backbones.matmul import linear_for
-from fmplex_worker.backbones.packing import Pack, running
 from fmplex_worker.backbones.texts import Ids, Text, Tokenizer
-from fmplex_worker.generation.kv import KvShape
+from fmplex_worker.kvcache.pool import KvShape
+from fmplex_worker.packed.linear import Target
+from fmplex_worker.packed.matmul import linear_for
+from fmplex_worker.packed.row import Pack, running
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Speech:
+class LmHead:
     """Of a model that generates: `head`, hidden states to logits; `ends`: tokens that end a text; `templates`: the transformers
     tokenizer, for its chat template; `kv`: what a token's keys and values take."""
 
@@ -54,7 +54,7 @@ class Backbone:
     device: torch.device
     first_position: int
     max_tokens: int
-    speech: Speech | None = None
+    lm_head: LmHead | None = None
 
     @property
     def hidden(self) -> int:
@@ -82,9 +82,14 @@ class Backbone:
     @property
     def memory_bytes(self) -> int:
         held = [*self.model.parameters(), *self.model.buffers()]
-        if self.speech is not None:
-            held += self.speech.head.parameters()
+        if self.lm_head is not None:
+            held += self.lm_head.head.parameters()
         return sum(t.nbytes for t in {t.data_ptr(): t for t in held}.values())  # the head may be the embeddings (tied)
+
+    @property
+    def device_bytes(self) -> int:
+        """Bytes of device memory that this process holds; 0 on a CPU."""
+        return int(torch.cuda.memory_allocated(self.device)) if self.device.type == "cuda" else 0
 
     def encode(self, pack: Pack, texts: list[Text]) -> Tensor:
         """Hidden states `[tokens, hidden]` of texts in packed order, virtual tokens included. Device thread, inside

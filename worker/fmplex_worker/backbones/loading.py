@@ -16,14 +16,14 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokeni
 from transformers import logging as transformers_logging
 
 from fmplex_broker.errors import InvalidInput
-from fmplex_broker.specs import BackboneSpec
-from fmplex_worker.adapters.linear import wrap_linears
-from fmplex_worker.backbones import attention
-from fmplex_worker.backbones.backbone import Backbone, Speech
+from fmplex_broker.specs.fleet import BackboneSpec
+from fmplex_worker.backbones.backbone import Backbone, LmHead
 from fmplex_worker.backbones.families import Family, family_of
 from fmplex_worker.backbones.places import check_place
 from fmplex_worker.backbones.texts import Tokenizer
-from fmplex_worker.generation.kv import KvShape
+from fmplex_worker.kvcache.pool import KvShape
+from fmplex_worker.packed import attention
+from fmplex_worker.packed.linear import wrap_linears
 
 T = TypeVar("T")
 _UNLIMITED = 1_000_000  # tokenizers without a limit say 1e30
@@ -41,7 +41,7 @@ def load_backbone(spec: BackboneSpec, device: str = "auto") -> Backbone:
     family = family_of(config)
     tokenizer = _read(spec, "tokenizer", AutoTokenizer.from_pretrained)
     model = _load_model(spec, family, config).to(where)
-    model, speech = _speech(model, tokenizer, config) if _speaks(family, config) else (model, None)
+    model, lm_head = _lm_head(model, tokenizer, config) if _speaks(family, config) else (model, None)
     targets = wrap_linears(model)
     first = family.first_position(config)
     most = config.max_position_embeddings - first
@@ -55,7 +55,7 @@ def load_backbone(spec: BackboneSpec, device: str = "auto") -> Backbone:
         device=where,
         first_position=first,
         max_tokens=limit,
-        speech=speech,
+        lm_head=lm_head,
     )
 
 
@@ -66,7 +66,7 @@ def _speaks(family: Family, config: Any) -> bool:
     )
 
 
-def _speech(whole: Any, tokenizer: Any, config: Any) -> tuple[nn.Module, Speech]:
+def _lm_head(whole: Any, tokenizer: Any, config: Any) -> tuple[nn.Module, LmHead]:
     """A causal language model as its bare model and what makes text of the hidden states."""
     said = getattr(whole.generation_config, "eos_token_id", None)
     ends = [said] if isinstance(said, int) else said or [tokenizer.eos_token_id]
@@ -77,8 +77,8 @@ def _speech(whole: Any, tokenizer: Any, config: Any) -> tuple[nn.Module, Speech]
         size=getattr(config, "head_dim", None) or config.hidden_size // heads,
         dtype=whole.dtype,
     )
-    speech = Speech(whole.get_output_embeddings(), frozenset(end for end in ends if end is not None), tokenizer, kv)
-    return whole.base_model, speech
+    lm_head = LmHead(whole.get_output_embeddings(), frozenset(end for end in ends if end is not None), tokenizer, kv)
+    return whole.base_model, lm_head
 
 
 def _read(spec: BackboneSpec, what: str, load: Callable[..., T], **options: Any) -> T:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fmplex_worker.backbones.packing import Run, current
+from fmplex_worker.packed.row import Run, current
 
 
 def adapt(model: nn.Module) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from fmplex_broker.heads import Classification, Ranking
+from fmplex_broker.specs.heads import Classification, Ranking
 
 _THRESHOLD = 0.5  # of a multi-label score
 

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from fmplex_broker.errors import PackageRejected
-from fmplex_broker.heads import HEADS_WITH_WEIGHTS, Head, head_tensors, outputs
-from fmplex_broker.weights import check_head
+from fmplex_broker.packages.weights import check_head
+from fmplex_broker.specs.heads import HEADS_WITH_WEIGHTS, Head, head_tensors, outputs
 from fmplex_worker.adapters.files import fitted, read_tensors
-from fmplex_worker.adapters.placing import Place
+from fmplex_worker.packed.placing import Place
 
 
 class Layer(NamedTuple):

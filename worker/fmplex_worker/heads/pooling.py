@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from fmplex_broker.heads import Pooling
+from fmplex_broker.specs.heads import Pooling
 
 
 def pool(hidden: Tensor, starts: Sequence[int], lengths: Sequence[int], how: Sequence[Pooling]) -> Tensor:

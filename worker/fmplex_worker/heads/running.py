@@ -17,8 +17,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from fmplex_broker.errors import NonFiniteOutput
-from fmplex_broker.heads import Pooling, Tagging
-from fmplex_broker.tensors import Tensor as WireTensor
+from fmplex_broker.specs.heads import Pooling, Tagging
+from fmplex_broker.wire.tensors import Tensor as WireTensor
 from fmplex_worker.heads import answers
 from fmplex_worker.heads.linear import apply_heads
 from fmplex_worker.heads.loading import LoadedHead
@@ -26,7 +26,7 @@ from fmplex_worker.heads.pooling import pool
 from fmplex_worker.heads.spans import spans
 
 
-class Ask(NamedTuple):
+class HeadRequest(NamedTuple):
     """What one job wants of the heads of its vFM (name → head; the name of a single one is empty).
 
     `text` and `offsets` are there for tagging only: the caller's text, and which of its characters each token covers.
@@ -45,7 +45,7 @@ class Member(NamedTuple):
 
     at: int
     head: LoadedHead
-    ask: Ask
+    ask: HeadRequest
     places: tuple[int, ...]
     rows: tuple[int, ...]
 
@@ -69,7 +69,7 @@ def run_heads(
     hidden: Tensor,
     starts: Sequence[int],
     lengths: Sequence[int],
-    asks: Sequence[Ask],
+    asks: Sequence[HeadRequest],
     places: Sequence[tuple[int, ...]],
 ) -> Results:
     """One result per ask: what its head gives; of several heads a mapping of names to that; or `NonFiniteOutput` for the job

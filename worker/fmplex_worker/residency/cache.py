@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from uuid import uuid4
 
-from fmplex_broker.archive import SUFFIX
+from fmplex_broker.packages.archive import SUFFIX
 
 _STALE_S = 3600.0
 log = logging.getLogger(__name__)

@@ -6,11 +6,11 @@ import threading
 from collections.abc import Callable
 from typing import Literal
 
-from fmplex_broker.artifacts import ArtifactStore, open_artifact
 from fmplex_broker.errors import FmplexError
-from fmplex_broker.packages import Package
-from fmplex_broker.specs import ResidencySpec
-from fmplex_worker.engines.protocol import Fitted
+from fmplex_broker.packages.artifacts import ArtifactStore, open_artifact
+from fmplex_broker.packages.package import Package
+from fmplex_broker.specs.fleet import ResidencySpec
+from fmplex_worker.protocol import Fitted
 from fmplex_worker.residency.cache import DiskCache
 from fmplex_worker.residency.lru import LruBytes
 

@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from concurrent.futures import Executor
 
 from fmplex_broker.errors import FmplexError, JobFailed, PackageRejected
-from fmplex_broker.stats import ResidencyStats, bucket_of
-from fmplex_worker.engines.protocol import Engine, Fitted
+from fmplex_broker.wire.stats import ResidencyStats, bucket_of
+from fmplex_worker.protocol import Engine, Fitted
 from fmplex_worker.residency.fetching import OVERHEAD, Fetcher, Source
 from fmplex_worker.residency.lru import LruBytes
 from fmplex_worker.residency.memory import Trimmer

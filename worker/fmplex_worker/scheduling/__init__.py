@@ -24,7 +24,7 @@ from .cost import CostModel
 from .drr import DeficitRoundRobin
 from .fifo import Fifo
 from .items import CLASSES, INTERACTIVE, OFFLINE, Flow, Item, Plan, Room, Share
-from .seats import Seats
+from .kv_admission import KvAdmission
 
 __all__ = [
     "CLASSES",
@@ -35,11 +35,11 @@ __all__ = [
     "Fifo",
     "Flow",
     "Item",
+    "KvAdmission",
     "PassBudget",
     "Plan",
     "Room",
     "Scheduler",
-    "Seats",
     "Share",
     "make_scheduler",
 ]

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from .accounts import Accounts
 from .cost import CostModel
 from .items import CLASSES, Flow, Item, Plan, Share
-from .ledger import Ledger
 
 
-class LedgerPolicy:
+class AccountsPolicy:
     """The `Scheduler` protocol but for the queue: a policy adds `add`, `remove`, `pending` and `plan`."""
 
     def __init__(self, cost: CostModel, budget: int) -> None:
-        self._ledger = Ledger(cost, budget)
+        self._ledger = Accounts(cost, budget)
         self._throttled: set[Flow] = set()
 
     @property

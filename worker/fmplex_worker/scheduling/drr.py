@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from .accounts import Accounts
 from .cost import CostModel
 from .deadlines import Arrivals, Moment
-from .draft import Draft
+from .flow_queue import FlowQueue
 from .items import CLASSES, INTERACTIVE, OFFLINE, Flow, Item, Plan, Room, Share
-from .ledger import Ledger
-from .ring import Ring
+from .pass_builder import PassBuilder
 
 
 class DeficitRoundRobin:
@@ -48,8 +48,8 @@ class DeficitRoundRobin:
     ) -> None:
         if not 0 <= trickle < 1:
             raise ValueError("the trickle is a fraction of device time below 1")
-        self._ledger = Ledger(cost, budget)
-        self._rings = {cls: Ring(cost, self._ledger.weights) for cls in CLASSES}
+        self._ledger = Accounts(cost, budget)
+        self._rings = {cls: FlowQueue(cost, self._ledger.weights) for cls in CLASSES}
         self._trickle = trickle
         self._offline_slice = offline_slice
         self._arrivals = Arrivals()
@@ -118,7 +118,7 @@ class DeficitRoundRobin:
         units = self.budget
         if cls == OFFLINE:
             units = cost.units_within(self._offline_slice, units)
-        draft = Draft(self._rings[cls], units, room, self.max_debt)
+        draft = PassBuilder(self._rings[cls], units, room, self.max_debt)
         draft.fill(Moment(now, cost, self.budget, self._arrivals.rate(now)))
         return ledger.dispatch(draft.items, draft.prices) if draft.items else None
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections import OrderedDict
 from itertools import chain
 
-from .base import LedgerPolicy
+from .base import AccountsPolicy
 from .cost import CostModel
 from .items import Flow, Item, Plan, Room
 
 
-class Fifo(LedgerPolicy):
+class Fifo(AccountsPolicy):
     """Arrival order over all flows and classes of the window, into which jobs are claimed by arrival too, each
     class into its own room; texts that grow go before what has not begun. The oldest runnable item fixes the
     bucket of a pass; later ones join it in order until one does not fit. Weights and deadlines change nothing;

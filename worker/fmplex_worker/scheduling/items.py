@@ -6,7 +6,7 @@ from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Literal
 
-from fmplex_broker.messages import CLASSES, INTERACTIVE, OFFLINE, Flow
+from fmplex_broker.wire.messages import CLASSES, INTERACTIVE, OFFLINE, Flow
 
 __all__ = ["CLASSES", "INTERACTIVE", "OFFLINE", "Flow", "Item", "Phase", "Plan", "Room", "Share"]
 

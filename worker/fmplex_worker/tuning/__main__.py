@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import TypeAdapter
 
-from fmplex_broker.fitting import FitSpec
+from fmplex_broker.specs.fitting import FitSpec
 from fmplex_worker.tuning.process import run
 from fmplex_worker.tuning.trainer import fit
 

@@ -21,8 +21,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, 
 from pydantic_core import from_json
 
 from fmplex_broker.errors import InvalidInput
-from fmplex_broker.fitting import FitHead
-from fmplex_broker.schema import Label
+from fmplex_broker.specs.fitting import FitHead
+from fmplex_broker.specs.schema import Label
 
 SHOWN = 10  # things named in one error
 MIN_TRAIN, MIN_HELD_OUT = 4, 1

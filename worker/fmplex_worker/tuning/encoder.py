@@ -17,15 +17,15 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 
 from fmplex_broker.errors import InvalidInput, TextTooLong
-from fmplex_broker.heads import Pooling
-from fmplex_broker.specs import BackboneSpec
-from fmplex_worker.backbones import attention
+from fmplex_broker.specs.fleet import BackboneSpec
+from fmplex_broker.specs.heads import Pooling
 from fmplex_worker.backbones.backbone import Backbone
 from fmplex_worker.backbones.families import family_of
-from fmplex_worker.backbones.packing import Owned, pack, packed_order
 from fmplex_worker.backbones.places import check_place
 from fmplex_worker.backbones.texts import Raw, Text, Tokenizer
 from fmplex_worker.heads.pooling import pool
+from fmplex_worker.packed import attention
+from fmplex_worker.packed.row import TokenSpan, pack, packed_order
 from fmplex_worker.tuning.data import listed
 
 FORWARD = 32  # items in one forward without gradients
@@ -33,7 +33,7 @@ _UNLIMITED = 1_000_000  # tokenizers without a limit say 1e30
 
 
 @dataclass(frozen=True, slots=True)
-class Item:
+class EncodedExample:
     """One example ready for the backbone.
 
     `target`: [1] class, value or group; [1, labels] for multi-label; [tokens] for tagging. `gold`: the set that must be
@@ -48,7 +48,7 @@ class Item:
     text: str = ""
 
 
-def targets(items: Sequence[Item]) -> Tensor:
+def targets(items: Sequence[EncodedExample]) -> Tensor:
     """All targets, one after the other."""
     return torch.cat([item.target for item in items])
 
@@ -90,13 +90,13 @@ class Encoder:
             raise InvalidInput(f"gives no tokens that this backbone knows: {listed(nothing, ', ')}", field="data")
         return texts
 
-    def rows(self, items: Sequence[Item], pooling: Pooling | None) -> Tensor:
+    def rows(self, items: Sequence[EncodedExample], pooling: Pooling | None) -> Tensor:
         """What heads see, item after item: one pooled row a sequence or, without pooling, one row a visible token.
 
         Shape [rows, hidden]. One forward of one packed row, as in serving; gradients flow.
         """
         texts = [text for item in items for text in item.sequences]
-        owned = [Owned(text.tokens, None) for text in texts]
+        owned = [TokenSpan(text.tokens, None) for text in texts]
         order = packed_order(owned)
         row = pack([owned[at] for at in order], self.device, None)
         hidden = self.backbone.encode(row, [texts[at] for at in order])
@@ -107,7 +107,7 @@ class Encoder:
         return hidden[torch.from_numpy(np.concatenate(seen)).to(self.device)]
 
     @torch.no_grad()
-    def features(self, items: Sequence[Item], pooling: Pooling | None) -> Tensor:
+    def features(self, items: Sequence[EncodedExample], pooling: Pooling | None) -> Tensor:
         """`rows` of any number of items, without gradients. On the CPU."""
         parts = [self.rows(items[at : at + FORWARD], pooling).cpu() for at in range(0, len(items), FORWARD)]
         return torch.cat(parts)

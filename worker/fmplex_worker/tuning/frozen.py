@@ -18,11 +18,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fmplex_broker.fitting import FitSpec
+from fmplex_broker.specs.fitting import FitSpec
 from fmplex_worker.tuning.data import Record
-from fmplex_worker.tuning.encoder import Item, targets
+from fmplex_worker.tuning.encoder import EncodedExample, targets
 from fmplex_worker.tuning.tasks import Part, Task
-from fmplex_worker.tuning.training import Head, Report, Slices, Stopper, finite
+from fmplex_worker.tuning.training import EarlyStopping, Head, Report, Slices, finite
 
 STRONGEST = 1.0  # penalty of the first epoch, times the sum of squared weights
 STRONGEST_HIDDEN = 2**-6  # the same for heads with hidden layers
@@ -40,7 +40,7 @@ class FittedHead(NamedTuple):
 
 def fit_head(
     task: Task[Record],
-    items: Sequence[Item],
+    items: Sequence[EncodedExample],
     features: Tensor,
     chosen: Slices,
     spec: FitSpec,
@@ -49,7 +49,7 @@ def fit_head(
     """`features` [rows, hidden]: the rows of `items`, one for each target. Raises `NonFiniteOutput`."""
     groups: Sequence[Tensor] = torch.split(features, [len(item.target) for item in items])
     learn, check = _Rows(chosen.fit, items, groups), _Rows(chosen.validate, items, groups)
-    loss_of, stopper = task.loss(learn.targets), Stopper(spec.patience)
+    loss_of, stopper = task.loss(learn.targets), EarlyStopping(spec.patience)
     head, epoch = _new_head(task, learn, spec), 0
     for epoch in range(1, spec.epochs + 1):
         if spec.hidden:
@@ -70,7 +70,7 @@ def fit_head(
 
 
 class _Rows:
-    def __init__(self, chosen: Sequence[int], items: Sequence[Item], groups: Sequence[Tensor]) -> None:
+    def __init__(self, chosen: Sequence[int], items: Sequence[EncodedExample], groups: Sequence[Tensor]) -> None:
         self.items = [items[i] for i in chosen]
         self.rows = torch.cat([groups[i] for i in chosen])
         self.targets = targets(self.items)

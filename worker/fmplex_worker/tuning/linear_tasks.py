@@ -9,12 +9,12 @@ from torch import Tensor
 from torch.nn import functional
 
 from fmplex_broker.errors import InvalidInput
-from fmplex_broker.heads import Classification, Pooling, Ranking, Regression, Tagging
+from fmplex_broker.specs.heads import Classification, Pooling, Ranking, Regression, Tagging
 from fmplex_worker.backbones.texts import Text
 from fmplex_worker.heads.spans import spans
 from fmplex_worker.tuning import scores
 from fmplex_worker.tuning.data import LabelRecord, LabelsRecord, PairRecord, SpansRecord, ValueRecord, names
-from fmplex_worker.tuning.encoder import Item, targets, visible
+from fmplex_worker.tuning.encoder import EncodedExample, targets, visible
 from fmplex_worker.tuning.tasks import UNSEEN, Loss, Part, Task, both_relations, several_labels
 
 
@@ -27,8 +27,8 @@ class Labelled(Task[LabelRecord]):
         self.outputs, self.pooling = len(self.labels), pooling
         self._index = {label: i for i, label in enumerate(self.labels)}
 
-    def item(self, record: LabelRecord, sequences: tuple[Text, ...]) -> Item:
-        return Item(sequences, torch.tensor([self._index.get(record.label, UNSEEN)]), stratum=record.label)
+    def item(self, record: LabelRecord, sequences: tuple[Text, ...]) -> EncodedExample:
+        return EncodedExample(sequences, torch.tensor([self._index.get(record.label, UNSEEN)]), stratum=record.label)
 
     def loss(self, train: Tensor) -> Loss:
         return _weighted_cross_entropy(train, self.outputs)
@@ -36,7 +36,7 @@ class Labelled(Task[LabelRecord]):
     def score(self, reference: Part, part: Part) -> float:
         return scores.accuracy(part.outputs.argmax(-1), targets(part.items))
 
-    def baseline(self, train: Sequence[Item], held_out: Sequence[Item]) -> float:
+    def baseline(self, train: Sequence[EncodedExample], held_out: Sequence[EncodedExample]) -> float:
         return scores.majority_accuracy(targets(train), targets(held_out))
 
 
@@ -48,9 +48,9 @@ class MultiLabelled(Task[LabelsRecord]):
         self.head = Classification(labels=self.labels, multi_label=True, pooling=pooling)
         self.outputs, self.pooling = len(self.labels), pooling
 
-    def item(self, record: LabelsRecord, sequences: tuple[Text, ...]) -> Item:
+    def item(self, record: LabelsRecord, sequences: tuple[Text, ...]) -> EncodedExample:
         target = torch.tensor([[float(label in record.labels) for label in self.labels]])
-        return Item(sequences, target, frozenset(record.labels), "\n".join(sorted(record.names)))
+        return EncodedExample(sequences, target, frozenset(record.labels), "\n".join(sorted(record.names)))
 
     def loss(self, train: Tensor) -> Loss:
         present = train.sum(0)
@@ -65,7 +65,7 @@ class MultiLabelled(Task[LabelsRecord]):
         found = [{label for label, on in zip(self.labels, row, strict=True) if on} for row in rows]
         return scores.micro_f1(found, [item.gold for item in part.items])
 
-    def baseline(self, train: Sequence[Item], held_out: Sequence[Item]) -> float:
+    def baseline(self, train: Sequence[EncodedExample], held_out: Sequence[EncodedExample]) -> float:
         return scores.constant_set_f1([item.gold for item in train], [item.gold for item in held_out])
 
 
@@ -77,8 +77,10 @@ class Valued(Task[ValueRecord]):
             raise InvalidInput("every value of the training part is the same; there is nothing to learn", field="data")
         self.head, self.outputs, self.pooling = Regression(pooling=pooling), 1, pooling
 
-    def item(self, record: ValueRecord, sequences: tuple[Text, ...]) -> Item:
-        return Item(sequences, torch.tensor([record.value], dtype=torch.float32), stratum=f"{record.value:.3g}")
+    def item(self, record: ValueRecord, sequences: tuple[Text, ...]) -> EncodedExample:
+        return EncodedExample(
+            sequences, torch.tensor([record.value], dtype=torch.float32), stratum=f"{record.value:.3g}"
+        )
 
     def scale(self, train: Tensor) -> tuple[float, float]:
         # At least the resolution of float32 about the mean: nothing finer could be learned or served.
@@ -93,7 +95,7 @@ class Valued(Task[ValueRecord]):
         mean = float(targets(reference.items).double().mean())
         return scores.r2(part.outputs[:, 0], targets(part.items), mean)
 
-    def baseline(self, train: Sequence[Item], held_out: Sequence[Item]) -> float:
+    def baseline(self, train: Sequence[EncodedExample], held_out: Sequence[EncodedExample]) -> float:
         return 0.0
 
 
@@ -110,13 +112,13 @@ class Spanned(Task[SpansRecord]):
         self.head, self.outputs = Tagging(labels=self.labels), 1 + len(self.labels)
         self._index = {label: i for i, label in enumerate(self.labels, 1)}
 
-    def item(self, record: SpansRecord, sequences: tuple[Text, ...]) -> Item:
+    def item(self, record: SpansRecord, sequences: tuple[Text, ...]) -> EncodedExample:
         classes = []
         for start, end in _offsets(sequences[0]):
             hit = next((s.label for s in record.spans if max(start, s.start) < min(end, s.end)), None)
             classes.append(0 if hit is None else self._index.get(hit, UNSEEN))
         gold = frozenset((s.start, s.end, s.label) for s in record.spans)
-        return Item(
+        return EncodedExample(
             sequences, torch.tensor(classes, dtype=torch.long), gold, "\n".join(sorted(record.names)), record.text
         )
 
@@ -132,7 +134,7 @@ class Spanned(Task[SpansRecord]):
             found.append({(span["start"], span["end"], span["label"]) for span in made})
         return scores.micro_f1(found, [item.gold for item in part.items])
 
-    def baseline(self, train: Sequence[Item], held_out: Sequence[Item]) -> float:
+    def baseline(self, train: Sequence[EncodedExample], held_out: Sequence[EncodedExample]) -> float:
         return scores.micro_f1([frozenset()] * len(held_out), [item.gold for item in held_out])
 
 
@@ -145,8 +147,8 @@ class Ranked(Task[PairRecord]):
         both_relations(records)
         self.head, self.outputs, self.pooling = Ranking(pooling=pooling), 1, pooling
 
-    def item(self, record: PairRecord, sequences: tuple[Text, ...]) -> Item:
-        return Item(sequences, torch.tensor([float(record.label)]), stratum=str(record.label))
+    def item(self, record: PairRecord, sequences: tuple[Text, ...]) -> EncodedExample:
+        return EncodedExample(sequences, torch.tensor([float(record.label)]), stratum=str(record.label))
 
     def loss(self, train: Tensor) -> Loss:
         weight = ((len(train) - train.sum()) / train.sum().clamp(min=1)).sqrt().clamp(0.1, 10)
@@ -157,7 +159,7 @@ class Ranked(Task[PairRecord]):
     def score(self, reference: Part, part: Part) -> float:
         return scores.accuracy((part.outputs[:, 0] > 0).float(), targets(part.items))
 
-    def baseline(self, train: Sequence[Item], held_out: Sequence[Item]) -> float:
+    def baseline(self, train: Sequence[EncodedExample], held_out: Sequence[EncodedExample]) -> float:
         return scores.majority_accuracy(targets(train), targets(held_out))
 
 

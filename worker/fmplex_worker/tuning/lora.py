@@ -14,11 +14,11 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from fmplex_broker.errors import InvalidInput
-from fmplex_broker.fitting import FitSpec, LoraSpec
+from fmplex_broker.specs.fitting import FitSpec, LoraSpec
 from fmplex_worker.tuning.data import Record
-from fmplex_worker.tuning.encoder import FORWARD, Encoder, Item, targets
+from fmplex_worker.tuning.encoder import FORWARD, EncodedExample, Encoder, targets
 from fmplex_worker.tuning.tasks import Loss, Part, Task
-from fmplex_worker.tuning.training import Head, Report, Slices, Stopper, finite
+from fmplex_worker.tuning.training import EarlyStopping, Head, Report, Slices, finite
 
 LEARNING_RATE = 1e-3
 HEAD_FACTOR = 3.0  # the head's learning rate, in those of the adapter
@@ -68,7 +68,7 @@ def fit_lora(
     encoder: Encoder,
     head: Head | None,
     task: Task[Record],
-    items: Sequence[Item],
+    items: Sequence[EncodedExample],
     chosen: Slices,
     spec: FitSpec,
     report: Report,
@@ -78,7 +78,7 @@ def fit_lora(
     They end in the best state on the validation slice. Raises `NonFiniteOutput`.
     """
     learn, check = [items[i] for i in chosen.fit], [items[i] for i in chosen.validate]
-    loss_of, stopper = task.loss(targets(learn)), Stopper(spec.patience)
+    loss_of, stopper = task.loss(targets(learn)), EarlyStopping(spec.patience)
     generator = torch.Generator().manual_seed(spec.seed % 2**63)
     trained = _Trained(encoder, head.to(encoder.device) if head is not None else None)
     optimizer, schedule = _optimizer(trained, spec, steps=spec.epochs * -(-len(learn) // spec.batch_size))
@@ -104,7 +104,7 @@ def fit_lora(
 
 
 def _validate(
-    trained: _Trained, task: Task[Record], seen: list[Part], check: list[Item], loss_of: Loss
+    trained: _Trained, task: Task[Record], seen: list[Part], check: list[EncodedExample], loss_of: Loss
 ) -> tuple[float, Tensor]:
     """Score and loss on the validation slice. What the epoch saw while training is the reference: slightly stale, but free."""
     with torch.no_grad():
@@ -121,7 +121,7 @@ class _Trained:
         self._encoder, self._head = encoder, head
         self._dropouts = [m.lora_dropout for m in encoder.model.modules() if isinstance(m, LoraLayer)]
 
-    def __call__(self, items: Sequence[Item], task: Task[Record], dropout: bool = False) -> Tensor:
+    def __call__(self, items: Sequence[EncodedExample], task: Task[Record], dropout: bool = False) -> Tensor:
         for module in self._dropouts:
             module.train(dropout)
         rows = self._encoder.rows(items, task.pooling)
@@ -167,7 +167,9 @@ def _optimizer(
     return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
 
 
-def batches(items: Sequence[Item], size: int, partners: bool, generator: torch.Generator) -> list[list[Item]]:
+def batches(
+    items: Sequence[EncodedExample], size: int, partners: bool, generator: torch.Generator
+) -> list[list[EncodedExample]]:
     """One epoch's batches in random order; with `partners`, for losses that compare, items of one stratum come in twos."""
     order = torch.randperm(len(items), generator=generator).tolist()
     if partners:
@@ -175,7 +177,7 @@ def batches(items: Sequence[Item], size: int, partners: bool, generator: torch.G
     return [[items[i] for i in order[at : at + size]] for at in range(0, len(order), size)]
 
 
-def _in_twos(order: list[int], items: Sequence[Item], generator: torch.Generator) -> list[int]:
+def _in_twos(order: list[int], items: Sequence[EncodedExample], generator: torch.Generator) -> list[int]:
     waiting: dict[str, int] = {}
     twos: list[tuple[int, ...]] = []
     for i in order:

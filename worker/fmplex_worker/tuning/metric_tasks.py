@@ -10,11 +10,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from fmplex_broker.errors import InvalidInput
-from fmplex_broker.heads import Embedding, Pooling, Similarity
+from fmplex_broker.specs.heads import Embedding, Pooling, Similarity
 from fmplex_worker.backbones.texts import Raw, Text
 from fmplex_worker.tuning import scores
 from fmplex_worker.tuning.data import GroupRecord, PairRecord
-from fmplex_worker.tuning.encoder import Item, targets
+from fmplex_worker.tuning.encoder import EncodedExample, targets
 from fmplex_worker.tuning.tasks import UNSEEN, Loss, Part, Task, both_relations, several_labels
 
 TEMPERATURE = 0.05
@@ -35,8 +35,8 @@ class Grouped(Task[GroupRecord]):
         self.head, self.pooling = Embedding(pooling=pooling), pooling
         self._index = {label: i for i, label in enumerate(self.labels)}
 
-    def item(self, record: GroupRecord, sequences: tuple[Text, ...]) -> Item:
-        return Item(sequences, torch.tensor([self._index.get(record.label, UNSEEN)]), stratum=record.label)
+    def item(self, record: GroupRecord, sequences: tuple[Text, ...]) -> EncodedExample:
+        return EncodedExample(sequences, torch.tensor([self._index.get(record.label, UNSEEN)]), stratum=record.label)
 
     def loss(self, train: Tensor) -> Loss:
         return supervised_contrastive
@@ -45,7 +45,7 @@ class Grouped(Task[GroupRecord]):
         points, known = functional.normalize(part.outputs, dim=-1), functional.normalize(reference.outputs, dim=-1)
         return scores.accuracy(scores.nearest_centroid(known, targets(reference.items), points), targets(part.items))
 
-    def baseline(self, train: Sequence[Item], held_out: Sequence[Item]) -> float:
+    def baseline(self, train: Sequence[EncodedExample], held_out: Sequence[EncodedExample]) -> float:
         return scores.majority_accuracy(targets(train), targets(held_out))
 
 
@@ -62,8 +62,8 @@ class Similar(Task[PairRecord]):
     def texts(self, record: PairRecord) -> tuple[Raw, ...]:
         return record.text, record.text_pair
 
-    def item(self, record: PairRecord, sequences: tuple[Text, ...]) -> Item:
-        return Item(sequences, torch.tensor([record.label]), stratum=str(record.label))
+    def item(self, record: PairRecord, sequences: tuple[Text, ...]) -> EncodedExample:
+        return EncodedExample(sequences, torch.tensor([record.label]), stratum=str(record.label))
 
     def loss(self, train: Tensor) -> Loss:
         return lambda outputs, target: cosent(cosines(outputs), target)
@@ -72,7 +72,7 @@ class Similar(Task[PairRecord]):
         threshold = scores.best_threshold(cosines(reference.outputs), targets(reference.items))
         return scores.accuracy((cosines(part.outputs) >= threshold).long(), targets(part.items))
 
-    def baseline(self, train: Sequence[Item], held_out: Sequence[Item]) -> float:
+    def baseline(self, train: Sequence[EncodedExample], held_out: Sequence[EncodedExample]) -> float:
         return scores.majority_accuracy(targets(train), targets(held_out))
 
 

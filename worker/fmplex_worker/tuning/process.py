@@ -16,8 +16,8 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic_core import from_json
 
 from fmplex_broker.errors import FmplexError, InvalidInput
-from fmplex_broker.fitting import FitFailed
-from fmplex_broker.schema import invalid
+from fmplex_broker.specs.fitting import FitFailed
+from fmplex_broker.specs.schema import invalid
 
 log = logging.getLogger(__name__)
 S = TypeVar("S")

@@ -12,10 +12,10 @@ from typing import ClassVar, Generic, NamedTuple, TypeVar
 from torch import Tensor
 
 from fmplex_broker.errors import InvalidInput
-from fmplex_broker.heads import Head, Pooling
+from fmplex_broker.specs.heads import Head, Pooling
 from fmplex_worker.backbones.texts import Raw, Text
 from fmplex_worker.tuning.data import PairRecord, Record, names
-from fmplex_worker.tuning.encoder import Item
+from fmplex_worker.tuning.encoder import EncodedExample
 
 UNSEEN = -1  # the target of a label that the training part does not have
 
@@ -27,7 +27,7 @@ class Part(NamedTuple):
     """Some items with what the model says about them: `outputs` [rows, outputs] of the head, or pooled states."""
 
     outputs: Tensor
-    items: Sequence[Item]
+    items: Sequence[EncodedExample]
 
 
 class Task(ABC, Generic[R]):
@@ -40,7 +40,7 @@ class Task(ABC, Generic[R]):
     labels: tuple[str, ...] = ()
 
     @abstractmethod
-    def item(self, record: R, sequences: tuple[Text, ...]) -> Item: ...
+    def item(self, record: R, sequences: tuple[Text, ...]) -> EncodedExample: ...
 
     @abstractmethod
     def loss(self, train: Tensor) -> Loss:
@@ -51,7 +51,7 @@ class Task(ABC, Generic[R]):
         """Score of `part`; what must be chosen from data (threshold, centroids) is chosen on `reference`."""
 
     @abstractmethod
-    def baseline(self, train: Sequence[Item], held_out: Sequence[Item]) -> float: ...
+    def baseline(self, train: Sequence[EncodedExample], held_out: Sequence[EncodedExample]) -> float: ...
 
     def texts(self, record: R) -> tuple[Raw, ...]:
         """The sequences that serving would encode for this record."""

@@ -8,18 +8,18 @@ from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import torch
+from fmplex_broker.specs.vfm import VfmSpec
 from peft import PeftModel
 from pydantic import ValidationError
 from torch import Tensor
 
 from fmplex_broker.errors import InvalidInput
-from fmplex_broker.fitting import FitDone, FitEpoch, FitEvent, FitSpec, FitStarted
-from fmplex_broker.heads import Head
-from fmplex_broker.schema import invalid
-from fmplex_broker.specs import VfmSpec
-from fmplex_broker.writing import refuse_foreign
+from fmplex_broker.packages.writing import refuse_foreign
+from fmplex_broker.specs.fitting import FitDone, FitEpoch, FitEvent, FitSpec, FitStarted
+from fmplex_broker.specs.heads import Head
+from fmplex_broker.specs.schema import invalid
 from fmplex_worker.tuning.data import Example, LabelRecord, Record, read
-from fmplex_worker.tuning.encoder import Encoder, Item, load
+from fmplex_worker.tuning.encoder import EncodedExample, Encoder, load
 from fmplex_worker.tuning.frozen import fit_head
 from fmplex_worker.tuning.linear_tasks import Labelled, MultiLabelled, Ranked, Spanned, Valued
 from fmplex_worker.tuning.lora import adapt, fit_lora
@@ -106,7 +106,7 @@ def _pooling_sees_the_text(spec: FitSpec, task: Task[Record], encoder: Encoder) 
         )
 
 
-def _items(task: Task[Record], encoder: Encoder, examples: Sequence[Example[Record]]) -> list[Item]:
+def _items(task: Task[Record], encoder: Encoder, examples: Sequence[Example[Record]]) -> list[EncodedExample]:
     raws = [task.texts(example.record) for example in examples]
     lines = [example.line for example, some in zip(examples, raws, strict=True) for _ in some]
     # Only tagging asks which characters a token covers.
@@ -121,7 +121,7 @@ def _reporter(spec: FitSpec, on_event: Callable[[FitEvent], None]) -> Report:
     return report
 
 
-def _train(spec: FitSpec, encoder: Encoder, task: Task[Record], train: list[Item], report: Report) -> Trained:
+def _train(spec: FitSpec, encoder: Encoder, task: Task[Record], train: list[EncodedExample], report: Report) -> Trained:
     chosen = slices(train, torch.Generator().manual_seed(spec.seed % 2**63))
     head, epochs = None, 0
     if task.outputs:
@@ -138,7 +138,7 @@ def _train(spec: FitSpec, encoder: Encoder, task: Task[Record], train: list[Item
     return Trained(encoder, {} if head is None else head.folded(), adapter, epochs)
 
 
-def _score(trained: Trained, task: Task[Record], train: list[Item], held: list[Item]) -> float:
+def _score(trained: Trained, task: Task[Record], train: list[EncodedExample], held: list[EncodedExample]) -> float:
     """Score on the held-out part of exactly what goes into the package."""
     rows = trained.encoder.features(held, task.pooling)
     if trained.head:

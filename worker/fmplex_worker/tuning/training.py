@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fmplex_broker.errors import NonFiniteOutput
-from fmplex_worker.tuning.encoder import Item
+from fmplex_worker.tuning.encoder import EncodedExample
 
 VALIDATION_EVERY = 5  # one training example in five validates
 
@@ -27,7 +27,7 @@ class Slices(NamedTuple):
     validate: list[int]
 
 
-def slices(items: Sequence[Item], generator: torch.Generator) -> Slices:
+def slices(items: Sequence[EncodedExample], generator: torch.Generator) -> Slices:
     """A fifth of the training part for validation, at random but in proportion to the strata. The only example of its
     stratum is always trained on."""
     size = Counter(item.stratum for item in items)
@@ -95,7 +95,7 @@ def apply_head(head: Mapping[str, Tensor], rows: Tensor) -> Tensor:
     return functional.linear(rows, head["weight"], head["bias"])
 
 
-class Stopper:
+class EarlyStopping:
     """Keeps the best state and says when to stop: after `patience` epochs without a better score, or, at the same score,
     a lower validation loss."""
 

@@ -7,16 +7,16 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import safetensors.torch
+from fmplex_broker.specs.vfm import VfmSpec
 from peft import PeftModel
 from torch import Tensor
 
-from fmplex_broker import writing
-from fmplex_broker.packages import ADAPTER_CONFIG, ADAPTER_WEIGHTS, HEAD
-from fmplex_broker.specs import VfmSpec
+from fmplex_broker.packages import writing
+from fmplex_broker.packages.package import ADAPTER_CONFIG, ADAPTER_WEIGHTS, HEAD
 
 
 def write_package(out: Path, spec: VfmSpec, head: Mapping[str, Tensor], adapter: PeftModel | None) -> str:
-    """Write or replace the package in `out`; its version. Raises as `fmplex_broker.writing.write_package` does."""
+    """Write or replace the package in `out`; its version. Raises as `fmplex_broker.packages.writing.write_package` does."""
     files = {HEAD: safetensors.torch.save(dict(head))} if head else {}
     if adapter is not None:
         files |= _adapter_files(adapter)

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import Any
 
-from fmplex_broker.deployments import VfmStatus
-from fmplex_broker.specs import Slo
-from fmplex_broker.stats import VfmStats, WorkerStats, by_vfm, quantile
+from fmplex_broker.specs.vfm import Slo
+
+from fmplex_broker.specs.deployments import VfmStatus
 from fmplex_broker.streams.fleet import Depth, FleetView
+from fmplex_broker.wire.stats import VfmStats, WorkerStats, by_vfm, quantile
 
 
 def compare(before: FleetView, now: FleetView) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from typing import Any
 
 from rich.console import Group, RenderableType
 
-from fmplex.columns import Column, Fitted
+from fmplex.columns import Column, FittedColumn
 
 # The numbers say what a narrow terminal leaves out first: the highest.
 _VFMS = (
@@ -33,14 +33,14 @@ def draw(rows: dict[str, Any], limit: int) -> Group:
     shown = rows["vfms"][:limit]
     more = rows["registered"] - len(shown)
     tables: list[RenderableType] = [
-        Fitted(_VFMS, map(_vfm, shown)),
+        FittedColumn(_VFMS, map(_vfm, shown)),
         f"[dim]… and {more} quieter vFMs[/]" if more > 0 else "",
     ]
     texts = [_text(r["vfm"], r["text"]) for r in shown if "text" in r]
-    tables += [Fitted(_TEXTS, texts), ""] if texts else []
-    tables.append(Fitted(_WORKERS, map(_worker, rows["workers"])))
+    tables += [FittedColumn(_TEXTS, texts), ""] if texts else []
+    tables.append(FittedColumn(_WORKERS, map(_worker, rows["workers"])))
     memory = [_memory(w) for w in rows["workers"] if w["kv_budget_bytes"]]
-    tables += ["", Fitted(_MEMORY, memory)] if texts and memory else []
+    tables += ["", FittedColumn(_MEMORY, memory)] if texts and memory else []
     return Group(*tables)
 
 

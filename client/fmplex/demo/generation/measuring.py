@@ -11,14 +11,14 @@ from dataclasses import dataclass
 from fmplex.aio import AsyncClient
 from fmplex.demo.generation.stage import chat
 from fmplex.demo.generation.voices import VOICES
-from fmplex_broker.stats import WorkerStats
+from fmplex_broker.wire.stats import WorkerStats
 
 TOKENS = 64  # of every text, whatever it says: equal work
 _FEWEST_ROUNDS = 3
 
 
 @dataclass(frozen=True, slots=True)
-class Sharing:
+class GenerationSharing:
     """Median tokens per second of the same texts, generated in both ways in turn. `rows`: texts at once."""
 
     together: float
@@ -30,7 +30,7 @@ class Sharing:
         return self.together / self.in_turn
 
 
-async def together_or_in_turn(client: AsyncClient, prompts: Sequence[str], seconds: float) -> Sharing:
+async def together_or_in_turn(client: AsyncClient, prompts: Sequence[str], seconds: float) -> GenerationSharing:
     """A text for every vFM and prompt: all at once, so that they share passes; and one after the other, as when every model has
     the machine for itself in turn. Interleaved, for about so long."""
     together: list[float] = []
@@ -44,7 +44,7 @@ async def together_or_in_turn(client: AsyncClient, prompts: Sequence[str], secon
         begun = time.monotonic()
         tokens = sum([await _generate(client, *call) for call in calls])
         in_turn.append(tokens / (time.monotonic() - begun))
-    return Sharing(statistics.median(together), statistics.median(in_turn), len(calls))
+    return GenerationSharing(statistics.median(together), statistics.median(in_turn), len(calls))
 
 
 async def _generate(client: AsyncClient, vfm: str, prompt: str) -> int:

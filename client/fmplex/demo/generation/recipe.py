@@ -14,8 +14,8 @@ from typing import Any
 
 from fmplex.demo.generation.texts import Pair
 from fmplex.demo.generation.voices import MAX_TOKENS, VOICES, Voice
-from fmplex_broker.fitting import LoraSpec
-from fmplex_broker.fitting_text import DecoderSpec, TextLoraSpec, TextSpec
+from fmplex_broker.specs.fitting import LoraSpec
+from fmplex_broker.specs.fitting_text import DecoderSpec, TextLoraSpec, TextSpec
 
 BACKBONE = "pocket"
 POSITIONS = 256
@@ -52,7 +52,7 @@ QUICK = Recipe(  # tens of seconds: to see that all of it works, not to read wha
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class TrainingPlan:
     """What there is to train. `prompts`: what the stage asks. `shelf`: the folder of what has been trained."""
 
     decoder: DecoderSpec
@@ -71,7 +71,7 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "fmplex" / "demo"
 
 
-def make_plan(recipe: Recipe, pairs: Sequence[Pair], shelf: Path) -> Plan:
+def make_plan(recipe: Recipe, pairs: Sequence[Pair], shelf: Path) -> TrainingPlan:
     """Writes the texts into the shelf. A voice hangs on the decoder too: another one, and it is trained again."""
     prompts = _prompts(pairs)[: recipe.prompts]
     chosen = _first([pair for pair in pairs if pair.question in prompts], pairs, recipe.pairs)
@@ -85,7 +85,7 @@ def make_plan(recipe: Recipe, pairs: Sequence[Pair], shelf: Path) -> Plan:
         **recipe.decoder,
     )
     loras = tuple(_lora_spec(voice, chosen, decoder, recipe, shelf) for voice in VOICES if voice.rank)
-    return Plan(decoder, loras, tuple(prompts), shelf)
+    return TrainingPlan(decoder, loras, tuple(prompts), shelf)
 
 
 def _lora_spec(voice: Voice, pairs: Sequence[Pair], decoder: DecoderSpec, recipe: Recipe, shelf: Path) -> TextLoraSpec:

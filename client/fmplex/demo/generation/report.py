@@ -10,20 +10,20 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from fmplex.demo.generation.measuring import Sharing
+from fmplex.demo.generation.measuring import GenerationSharing
 from fmplex.demo.generation.stage import Line
 from fmplex.demo.generation.voices import VOICES, unheard
 
 
 @dataclass(slots=True)
-class Report:
+class GenerationReport:
     """Everything the demo measured. Memory in bytes; `lines` by vFM, as they were on stage; `trained`: how many models."""
 
     trained: int = 0
     train_seconds: float = 0.0
     total_seconds: float = 0.0
     lines: dict[str, list[Line]] = field(default_factory=dict)
-    sharing: Sharing | None = None
+    sharing: GenerationSharing | None = None
     memory: dict[str, int] = field(default_factory=dict)
     failures: list[str] = field(default_factory=list)
 

@@ -12,18 +12,18 @@ from rich.console import Console
 
 from fmplex.aio import AsyncClient
 from fmplex.demo.generation.measuring import memory, together_or_in_turn
-from fmplex.demo.generation.recipe import BACKBONE, FULL, POSITIONS, QUICK, Plan, cache_folder, make_plan
-from fmplex.demo.generation.report import Report
+from fmplex.demo.generation.recipe import BACKBONE, FULL, POSITIONS, QUICK, TrainingPlan, cache_folder, make_plan
+from fmplex.demo.generation.report import GenerationReport
 from fmplex.demo.generation.stage import perform
 from fmplex.demo.generation.texts import pairs
 from fmplex.demo.generation.training import train
 from fmplex.demo.generation.voices import VOICES
 from fmplex.local import LocalFleet
 from fmplex_broker.errors import FmplexError
-from fmplex_broker.stats import WorkerStats
 from fmplex_broker.streams.connection import Scripts, open_redis
 from fmplex_broker.streams.fleet import look
 from fmplex_broker.streams.registry import Registry
+from fmplex_broker.wire.stats import WorkerStats
 
 _SPOKEN_TO_S = 1.1  # workers report once a second
 
@@ -31,7 +31,7 @@ _SPOKEN_TO_S = 1.1  # workers report once a second
 def run_demo(out: Console, report_file: Path | None, seconds: float, *, quick: bool = False) -> int:
     """Exit code 0 if everything worked and every voice can be told. `seconds`: how long it measures; `quick`: train so little
     that nobody can tell what they say."""
-    report, start = Report(), time.monotonic()
+    report, start = GenerationReport(), time.monotonic()
     try:
         plan = make_plan(QUICK if quick else FULL, pairs(), cache_folder())
         report.trained = train(out, plan)
@@ -49,7 +49,7 @@ def run_demo(out: Console, report_file: Path | None, seconds: float, *, quick: b
     return 1 if report.failures else 0
 
 
-def _serve(out: Console, plan: Plan, folder: Path, report: Report, seconds: float) -> None:
+def _serve(out: Console, plan: TrainingPlan, folder: Path, report: GenerationReport, seconds: float) -> None:
     config = folder / "fleet.toml"
     config.write_text(
         f'broker = "embedded"\n[backbone]\nname = "{BACKBONE}"\nmodel = {json.dumps(str(plan.decoder.out))}\n'
@@ -65,7 +65,7 @@ def _serve(out: Console, plan: Plan, folder: Path, report: Report, seconds: floa
         fleet.stop()
 
 
-async def _speak(out: Console, fleet: LocalFleet, plan: Plan, report: Report, seconds: float) -> None:
+async def _speak(out: Console, fleet: LocalFleet, plan: TrainingPlan, report: GenerationReport, seconds: float) -> None:
     async with AsyncClient(fleet.gateway_url) as client:
         one = await _deploy(client, plan, fleet.broker_url)
         report.lines = await perform(out, client, plan.prompts)
@@ -74,7 +74,7 @@ async def _speak(out: Console, fleet: LocalFleet, plan: Plan, report: Report, se
         report.memory = memory(one, await _worker(fleet.broker_url))
 
 
-async def _deploy(client: AsyncClient, plan: Plan, broker: str) -> WorkerStats:
+async def _deploy(client: AsyncClient, plan: TrainingPlan, broker: str) -> WorkerStats:
     """Deploy all; what the worker was with only the bare backbone on it, after it has spoken."""
     plain = next(voice for voice in VOICES if not voice.rank)
     await client.vfms.deploy({"name": plain.name, "backbone": BACKBONE, "head": plain.head})

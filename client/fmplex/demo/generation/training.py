@@ -13,16 +13,16 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from fmplex.demo.generation.recipe import Plan
+from fmplex.demo.generation.recipe import TrainingPlan
 from fmplex.fitting import failure
 from fmplex_broker.errors import JobFailed, Unavailable
-from fmplex_broker.fitting import FitDone, FitFailed
-from fmplex_broker.fitting_text import TextEvent, TextSpec, TextStarted, TextStep
+from fmplex_broker.specs.fitting import FitDone, FitFailed
+from fmplex_broker.specs.fitting_text import TextEvent, TextSpec, TextStarted, TextStep
 
 _EVENT: TypeAdapter[TextEvent] = TypeAdapter(TextEvent)
 
 
-def train(out: Console, plan: Plan) -> int:
+def train(out: Console, plan: TrainingPlan) -> int:
     """Train what the plan lacks; how many there were. Raises the typed error of what failed."""
     missing = plan.missing
     if not missing:

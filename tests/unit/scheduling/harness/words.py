@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from fmplex_worker.scheduling import INTERACTIVE, CostModel, DeficitRoundRobin, Flow, Item, Plan, Room
-from fmplex_worker.scheduling.ring import Ring
+from fmplex_worker.scheduling.flow_queue import FlowQueue
 
 AMPLE = Room(units=10**9, rows=10**9)
 ROUNDING = 1e-9  # of sums of floats, relative
@@ -44,7 +44,7 @@ def item(
     return Item(str(key), flow, "encode", units, bucket=bucket, alone=alone, deadline=deadline)
 
 
-def ring(scheduler: DeficitRoundRobin, cls: str = INTERACTIVE) -> Ring:
+def ring(scheduler: DeficitRoundRobin, cls: str = INTERACTIVE) -> FlowQueue:
     return scheduler._rings[cls]
 
 

@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 from pydantic import TypeAdapter
 
-from fmplex_broker.fitting import FitDone
-from fmplex_broker.fitting_text import DecoderSpec, TextEvent, TextSpec
+from fmplex_broker.specs.fitting import FitDone
+from fmplex_broker.specs.fitting_text import DecoderSpec, TextEvent, TextSpec
 from fmplex_worker.tuning.decoder.adapting import train_lora
 from fmplex_worker.tuning.decoder.pretraining import train_decoder
 from fmplex_worker.tuning.process import run

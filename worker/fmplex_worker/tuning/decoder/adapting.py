@@ -6,15 +6,15 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from fmplex_broker.specs.vfm import VfmSpec
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from fmplex_broker.errors import InvalidInput
-from fmplex_broker.fitting import FitDone
-from fmplex_broker.fitting_text import TextEvent, TextLoraSpec, TextStarted, TextStep
-from fmplex_broker.heads import Generation
-from fmplex_broker.specs import VfmSpec
-from fmplex_broker.writing import refuse_foreign
+from fmplex_broker.packages.writing import refuse_foreign
+from fmplex_broker.specs.fitting import FitDone
+from fmplex_broker.specs.fitting_text import TextEvent, TextLoraSpec, TextStarted, TextStep
+from fmplex_broker.specs.heads import Generation
 from fmplex_worker.backbones.places import check_place
 from fmplex_worker.tuning.decoder import loop
 from fmplex_worker.tuning.decoder.examples import encode

@@ -15,7 +15,7 @@ _POOL = 32  # batches whose texts are sorted by length together
 IGNORED = -100  # as a target
 
 
-class Example(NamedTuple):
+class TextExample(NamedTuple):
     """`learn`: the first token that the model is to find by itself."""
 
     tokens: list[int]
@@ -29,7 +29,7 @@ class Batch(NamedTuple):
     targets: Tensor
 
 
-def encode(records: Sequence[Record], tokenizer: Any, limit: int) -> list[Example]:
+def encode(records: Sequence[Record], tokenizer: Any, limit: int) -> list[TextExample]:
     """Of a chat nothing but the last message is learnt: nobody can know what will be asked. Texts are cut to `limit` tokens.
 
     Raises `InvalidInput` (field `data`) when cutting leaves some text nothing to learn.
@@ -38,12 +38,12 @@ def encode(records: Sequence[Record], tokenizer: Any, limit: int) -> list[Exampl
     made = []
     for number, record in enumerate(records, 1):
         if isinstance(record, Plain):
-            made.append(Example([*_ids(tokenizer, record.text), end][:limit], 1))
+            made.append(TextExample([*_ids(tokenizer, record.text), end][:limit], 1))
             continue
         messages = [message.model_dump() for message in record.messages]
         asked = _ids(tokenizer, _render(tokenizer, messages[:-1], True))
         said = [*_ids(tokenizer, messages[-1]["content"]), end]
-        made.append(Example([*asked, *said][:limit], len(asked)))
+        made.append(TextExample([*asked, *said][:limit], len(asked)))
         if len(asked) >= limit:
             raise InvalidInput(
                 f"text {number} asks with {len(asked)} tokens, of {limit} in all; shorten it", field="data"
@@ -56,7 +56,7 @@ def question(tokenizer: Any, text: str) -> list[int]:
     return _ids(tokenizer, _render(tokenizer, [{"role": "user", "content": text}], True))
 
 
-def batches(examples: Sequence[Example], budget: int, generator: torch.Generator) -> Iterator[Batch]:
+def batches(examples: Sequence[TextExample], budget: int, generator: torch.Generator) -> Iterator[Batch]:
     """Batches of about `budget` tokens, without end: each epoch takes all examples once, in another order."""
     size = max(1, _POOL * budget * len(examples) // sum(len(e.tokens) for e in examples))
     while True:
@@ -68,9 +68,9 @@ def batches(examples: Sequence[Example], budget: int, generator: torch.Generator
             yield batch(cut[i])
 
 
-def _cut(examples: Sequence[Example], budget: int) -> list[list[Example]]:
+def _cut(examples: Sequence[TextExample], budget: int) -> list[list[TextExample]]:
     """Examples in order of their lengths, as many together as the budget takes."""
-    out: list[list[Example]] = []
+    out: list[list[TextExample]] = []
     for example in examples:
         if not out or (len(out[-1]) + 1) * len(example.tokens) > budget:
             out.append([])
@@ -78,12 +78,12 @@ def _cut(examples: Sequence[Example], budget: int) -> list[list[Example]]:
     return out
 
 
-def in_order(examples: Sequence[Example], budget: int) -> list[Batch]:
+def in_order(examples: Sequence[TextExample], budget: int) -> list[Batch]:
     """All examples once."""
     return [batch(part) for part in _cut(sorted(examples, key=lambda e: len(e.tokens)), budget)]
 
 
-def batch(examples: Sequence[Example]) -> Batch:
+def batch(examples: Sequence[TextExample]) -> Batch:
     """Padded on the right, where a causal model does not see it."""
     longest = max(len(e.tokens) for e in examples) - 1
     inputs = torch.zeros(len(examples), longest, dtype=torch.long)

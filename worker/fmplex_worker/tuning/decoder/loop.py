@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fmplex_broker.errors import NonFiniteOutput
-from fmplex_broker.fitting_text import DecoderSpec, TextLoraSpec
-from fmplex_worker.tuning.decoder.examples import IGNORED, Batch, Example, batches, in_order, question
+from fmplex_broker.specs.fitting_text import DecoderSpec, TextLoraSpec
+from fmplex_worker.tuning.decoder.examples import IGNORED, Batch, TextExample, batches, in_order, question
 
 AnySpec = DecoderSpec | TextLoraSpec
 # step, mean loss since the last word, tokens learnt so far
@@ -26,13 +26,13 @@ WORDS = 50  # about as many reports a training
 ANSWER = 40  # tokens of an answer while it learns
 
 
-def split(examples: Sequence[Example], share: float) -> tuple[Sequence[Example], Sequence[Example]]:
+def split(examples: Sequence[TextExample], share: float) -> tuple[Sequence[TextExample], Sequence[TextExample]]:
     """What is trained on, and what is held out: the last ones."""
     cut = len(examples) - max(1, round(len(examples) * share))
     return examples[: max(1, cut)], examples[max(1, cut) :] or examples[-1:]
 
 
-def train(model: Any, examples: Sequence[Example], spec: AnySpec, decay: float, report: Report) -> None:
+def train(model: Any, examples: Sequence[TextExample], spec: AnySpec, decay: float, report: Report) -> None:
     """In place. Raises `NonFiniteOutput` when it diverges."""
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer, schedule = _optimizer(trained, spec, decay)
@@ -98,7 +98,7 @@ def _optimizer(
 
 
 @torch.inference_mode()
-def score(model: Any, examples: Sequence[Example], budget: int) -> float:
+def score(model: Any, examples: Sequence[TextExample], budget: int) -> float:
     """The share of the tokens to find that the model finds most likely."""
     right = total = 0
     for batch in in_order(examples, budget):

@@ -14,10 +14,10 @@ from typing import Any
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from fmplex_broker.errors import Conflict
-from fmplex_broker.fitting import FitDone
-from fmplex_broker.fitting_text import DecoderSpec, TextEvent, TextStarted, TextStep
+from fmplex_broker.specs.fitting import FitDone
+from fmplex_broker.specs.fitting_text import DecoderSpec, TextEvent, TextStarted, TextStep
 from fmplex_worker.tuning.decoder import loop
-from fmplex_worker.tuning.decoder.examples import Example, encode
+from fmplex_worker.tuning.decoder.examples import TextExample, encode
 from fmplex_worker.tuning.decoder.texts import Plain, Record, read
 from fmplex_worker.tuning.decoder.tokenizer import train_tokenizer
 from fmplex_worker.tuning.settings import settings
@@ -106,11 +106,11 @@ def _save(out: Path, model: LlamaForCausalLM, tokenizer: Any) -> str:
     return digest
 
 
-def _tokens(examples: Sequence[Example]) -> int:
+def _tokens(examples: Sequence[TextExample]) -> int:
     return sum(len(example.tokens) for example in examples)
 
 
-def _most_frequent(examples: Sequence[Example]) -> float:
+def _most_frequent(examples: Sequence[TextExample]) -> float:
     """What always saying the most frequent token would score."""
     counts = Counter(token for example in examples for token in example.tokens[example.learn :])
     return counts.most_common(1)[0][1] / counts.total()

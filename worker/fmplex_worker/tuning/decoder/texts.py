@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from fmplex_broker.errors import InvalidInput
-from fmplex_broker.schema import invalid
+from fmplex_broker.specs.schema import invalid
 
 
 class _Record(BaseModel):

@@ -1,0 +1,160 @@
+"""What is refused before it is queued. Pure; both transports (HTTP and direct Redis) pass through here.
+
+What only the worker can know (tokens, finite numbers, label names) is checked by the worker; what must hold across gateways
+(queue cap, rate) is enforced inside the `enqueue` script.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any, NamedTuple, TypeVar
+
+from fmplex_broker.admission.inputs import INT_MAX, check_input, check_prompt
+from fmplex_broker.errors import InvalidInput, TooLarge
+from fmplex_broker.specs.heads import Generation
+from fmplex_broker.specs.sampling import GenerationParams, drawn_seed, later_seed
+from fmplex_broker.specs.schema import Spec, parse
+from fmplex_broker.specs.vfm import VfmSpec
+from fmplex_broker.wire.messages import Request, encode_request, packb
+
+MAX_INPUTS = 2048
+MAX_SCHEMA_BYTES = 65_536  # it travels with every input of a call
+_BYTES_PER_UNIT = 4  # of English text a token; only an estimate until the worker has tokenised
+
+
+class Params(Spec):
+    """Parameters of a call to a vFM that does not generate. `truncate`: cut an over-long text instead of refusing it;
+    `dimensions`: first n of an embedding; `top_k`: only the k best labels."""
+
+    truncate: bool = False
+    dimensions: int | None = None
+    top_k: int | None = None
+
+
+P = TypeVar("P", bound=Spec)
+_ANY_PARAMS = frozenset(
+    field.alias or name for kind in (Params, GenerationParams) for name, field in kind.model_fields.items()
+)
+
+
+def admit(
+    vfm: VfmSpec, inputs: Sequence[Any], params: dict[str, Any] | None = None, *, call: str = "", n: int = 1
+) -> list[tuple[bytes, int]]:
+    """Check a call and encode one payload an input (`n` that stand next to each other), with its estimated units.
+
+    `call`: the call's name. Texts that need a seed and were sent without one get theirs from it, each another one: a call that is
+    repeated under its name gives the same payloads. With a seed, the `n` texts of each input count up from it.
+
+    Raises `TooLarge` (too many inputs, an input over the vFM's byte limit) or `InvalidInput` naming the field.
+    """
+    _count(vfm, inputs, n)
+    head = vfm.head if isinstance(vfm.head, Generation) else None
+    asked = _params(vfm, params or {}) if head is None else _generation_params(vfm, head, params or {})
+    out = []
+    for i, value in enumerate(inputs):
+        size = (check_input if head is None else check_prompt)(vfm, value, f"inputs.{i}")
+        if size > vfm.limits.max_input_bytes:
+            limit = vfm.limits.max_input_bytes
+            raise TooLarge(
+                f"input {i} has {size} bytes, {vfm.name!r} takes at most {limit}; shorten it", field=f"inputs.{i}"
+            )
+        units = max(1, size // _BYTES_PER_UNIT) + asked.tokens
+        for k in range(n):
+            seed = _seed(asked, k, f"{vfm.name}:{call}:{i * n + k}")
+            out.append((encode_request(Request(value, asked.params | seed)), units))
+    return out
+
+
+def timeout_ms(vfm: VfmSpec, wanted: float | None) -> int:
+    """The deadline of a call in ms: what the caller wants, else what the vFM promises. Raises `InvalidInput`."""
+    if wanted is None:
+        return vfm.deadline_ms
+    if isinstance(wanted, bool) or not isinstance(wanted, int | float) or not 1 <= wanted <= 86_400_000:
+        raise InvalidInput("timeout_ms must be between 1 and 86400000", field="timeout_ms")
+    return int(wanted)
+
+
+def _count(vfm: VfmSpec, inputs: Sequence[Any], n: int) -> None:
+    if not isinstance(inputs, list | tuple):
+        raise InvalidInput(f"inputs must be a list, not {type(inputs).__name__}", field="inputs")
+    if not inputs:
+        raise InvalidInput("inputs is empty; send at least one", field="inputs")
+    most = min(MAX_INPUTS, vfm.limits.max_pending)
+    if n > 1 and n * len(inputs) > most:
+        raise TooLarge(f"{n * len(inputs)} texts in one call, at most {most} are taken; lower n", field="n")
+    if len(inputs) > MAX_INPUTS:
+        raise TooLarge(
+            f"{len(inputs)} inputs in one call, at most {MAX_INPUTS} are taken; split the call", field="inputs"
+        )
+    if len(inputs) > vfm.limits.max_pending:
+        limit = vfm.limits.max_pending
+        raise TooLarge(f"{len(inputs)} inputs, the queue of {vfm.name!r} holds {limit}; split the call", field="inputs")
+
+
+# --- parameters -------------------------------------------------------------------------------------------------------
+
+
+class _Asked(NamedTuple):
+    """`params`: what travels; `tokens`: of each text that is to come, at most; `draws`: each text needs a seed."""
+
+    params: dict[str, Any]
+    tokens: int = 0
+    draws: bool = False
+
+
+def _parsed(vfm: VfmSpec, kind: type[P], params: dict[str, Any]) -> P:
+    """As `parse`, which knows misspelt parameters only from those of other vFMs."""
+    if isinstance(params, dict):
+        own = {field.alias or name for name, field in kind.model_fields.items()}
+        if foreign := [name for name in params if name in _ANY_PARAMS - own]:
+            raise _means_nothing(vfm, foreign[0])
+    return parse(kind, params)
+
+
+def _means_nothing(vfm: VfmSpec, name: str) -> InvalidInput:
+    kinds = " and ".join(sorted(vfm.kinds))
+    article = "an" if kinds[0] in "aeiou" else "a"
+    return InvalidInput(f"{name} means nothing to {vfm.name!r}, which is {article} {kinds} vFM", field=name)
+
+
+def _params(vfm: VfmSpec, params: dict[str, Any]) -> _Asked:
+    checked = _parsed(vfm, Params, params)
+    for name, kinds in (("dimensions", {"embedding"}), ("top_k", {"classification"})):
+        value = getattr(checked, name)
+        if value is not None and not vfm.kinds & kinds:
+            raise _means_nothing(vfm, name)
+        if value is not None and not 1 <= value <= INT_MAX:
+            raise InvalidInput(f"{name} must be between 1 and {INT_MAX}", field=name)
+    return _Asked(checked.model_dump(exclude_defaults=True))
+
+
+def _generation_params(vfm: VfmSpec, head: Generation, params: dict[str, Any]) -> _Asked:
+    checked = _parsed(vfm, GenerationParams, params)
+    wire = checked.model_dump(exclude_defaults=True, by_alias=True)
+    if checked.schema_ is not None:
+        wire["schema"] = _schema(checked.schema_)
+    needs_seed = checked.temperature > 0 and checked.seed is None
+    return _Asked(wire, checked.max_tokens or head.max_tokens, needs_seed)
+
+
+def _seed(asked: _Asked, k: int, name: str) -> dict[str, int]:
+    """Of the k-th text of an input."""
+    if asked.draws:
+        return {"seed": drawn_seed(name)}
+    return {"seed": later_seed(asked.params["seed"], k)} if "seed" in asked.params else {}
+
+
+def _schema(value: dict[str, Any]) -> Any:
+    """As JSON has it, so that whoever compiles it finds nothing else in it."""
+    try:
+        said = json.dumps(value, allow_nan=False)
+        plain = json.loads(said)
+        packb([{"schema": plain}])
+    except (TypeError, ValueError, RecursionError) as e:
+        raise InvalidInput(f"schema: not JSON that can travel ({e})", field="schema") from None
+    if len(said) > MAX_SCHEMA_BYTES:
+        raise TooLarge(
+            f"the schema has {len(said)} bytes, at most {MAX_SCHEMA_BYTES} are taken; simplify it", field="schema"
+        )
+    return plain

@@ -1,0 +1,1 @@
+"""vFM packages: reading, checking (PEFT included), archives, the artifact store, writing."""

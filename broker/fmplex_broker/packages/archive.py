@@ -1,0 +1,85 @@
+"""A package as one blob, for the wire and for the artifact store: a plain tar of `vfm.json` and the package's files.
+
+The same package always gives the same bytes. Reading trusts nothing: only the names below, only regular files, and the
+package is checked and its version computed anew.
+"""
+
+from __future__ import annotations
+
+import io
+import tarfile
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from fmplex_broker.errors import PackageRejected, TooLarge
+from fmplex_broker.packages.package import FILES, Package, make_package, read_package
+from fmplex_broker.specs.schema import invalid
+from fmplex_broker.specs.vfm import VfmSpec
+
+MEDIA_TYPE = "application/x-tar"
+SUFFIX = ".fmplex"
+_SPEC = "vfm.json"
+
+
+def pack(package: Package) -> bytes:
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+        for name, data in {_SPEC: package.spec.model_dump_json().encode(), **package.files}.items():
+            member = tarfile.TarInfo(name)  # owner, times and modes are tarfile's fixed defaults
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    return out.getvalue()
+
+
+def unpack(blob: bytes, limit: int | None = None) -> Package:
+    """Raises `PackageRejected` or `InvalidInput` (what is wrong with it), or `TooLarge`: more than `limit` bytes."""
+    if limit is not None and len(blob) > limit:
+        raise TooLarge(f"the package has {len(blob)} bytes, at most {limit} are taken (gateway.max_package_bytes)")
+    files = _members(blob)
+    if _SPEC not in files:
+        raise _rejected(f"the archive holds no {_SPEC}")
+    try:
+        spec = VfmSpec.model_validate_json(files.pop(_SPEC))
+    except ValidationError as e:
+        raise invalid(e, _SPEC) from None
+    return make_package(spec, files)
+
+
+def open_package(path: Path) -> Package:
+    """The package at a path: a folder, or an archive that `pack` has made. Raises as `read_package` and `unpack` do."""
+    try:
+        archived = path.is_file()
+        blob = path.read_bytes() if archived else b""
+    except (OSError, ValueError) as e:
+        raise PackageRejected(f"{str(path)!r} cannot be read ({e}); check the path", field="package") from e
+    return unpack(blob) if archived else read_package(path)
+
+
+def _members(blob: bytes) -> dict[str, bytes]:
+    """Name → content. Only what `pack` writes: plain headers in a row, each with its file, then nothing but zeros.
+
+    The headers are walked here, because `tarfile` would follow extensions (sparse files, pax records) that make much of little.
+    """
+    files: dict[str, bytes] = {}
+    at = 0
+    while (header := blob[at : at + tarfile.BLOCKSIZE]).strip(b"\0"):
+        try:
+            member = tarfile.TarInfo.frombuf(header, "ascii", "strict")
+        except (tarfile.HeaderError, ValueError) as e:
+            raise _rejected(f"not an archive that can be read ({e})") from e
+        start, at = at + tarfile.BLOCKSIZE, at + tarfile.BLOCKSIZE * (1 - -member.size // tarfile.BLOCKSIZE)
+        if member.name not in (_SPEC, *FILES) or member.type != tarfile.REGTYPE:
+            raise _rejected(f"the archive holds {member.name[:64]!r}, which no package has")
+        if member.name in files:
+            raise _rejected(f"the archive holds {member.name} twice")
+        if member.size < 0 or at > len(blob):
+            raise _rejected("the archive is cut off")
+        files[member.name] = blob[start : start + member.size]
+    if not header or blob[at:].strip(b"\0"):
+        raise _rejected("the archive is cut off" if not header else "the archive goes on after its end")
+    return files
+
+
+def _rejected(what: str) -> PackageRejected:
+    return PackageRejected(f"{what}; give a package folder, or an archive that `fmplex pack` has made", field="package")

@@ -1,0 +1,65 @@
+"""An adapter as PEFT writes it: what can be served in common passes, and why the rest is refused. Pure; no tensors.
+
+Served are LoRA, (IA)³ and soft prompts. Whatever else would change outputs is refused by name, with what to do instead.
+"""
+
+from __future__ import annotations
+
+import json
+
+from pydantic import ValidationError
+
+from fmplex_broker.errors import PackageRejected
+from fmplex_broker.packages.peft_config import AdapterConfig, rejected
+from fmplex_broker.packages.peft_ia3 import Ia3Config
+from fmplex_broker.packages.peft_lora import LoraConfig
+from fmplex_broker.packages.peft_prompt import PromptConfig
+from fmplex_broker.packages.weights import tensor_shapes
+from fmplex_broker.specs.schema import invalid
+
+SERVED: dict[str, type[AdapterConfig]] = {
+    "LORA": LoraConfig,
+    "IA3": Ia3Config,
+    "PROMPT_TUNING": PromptConfig,
+    "P_TUNING": PromptConfig,
+}
+_INSTEAD = "train a LoRA (LORA), (IA)³ (IA3) or a soft prompt (PROMPT_TUNING)"
+_MERGE = "merge it into a backbone of its own with PEFT's merge_and_unload, or train a plain LoRA"
+# peft_type → why not, and what to do instead.
+_REFUSED: dict[str, str] = {
+    "PREFIX_TUNING": "keys and values of every layer cannot be packed; train a soft prompt (PROMPT_TUNING) instead",
+    "CARTRIDGE": "keys and values of every layer cannot be packed; train a soft prompt (PROMPT_TUNING) instead",
+    "ADAPTION_PROMPT": "prompts inside the attention are not served; train a soft prompt (PROMPT_TUNING) instead",
+    "MULTITASK_PROMPT_TUNING": "one prompt a task: make a vFM for each task with a PROMPT_TUNING of its own",
+    "CPT": "its prompt mixes trained and fixed tokens; train a soft prompt (PROMPT_TUNING) instead",
+    "XLORA": "several adapters mixed by a router: make a vFM for each LoRA",
+    "POLY": "several adapters mixed by a router: make a vFM for each LoRA",
+    "ADALORA": "its ranks are decided by a trained mask; train a plain LoRA with rank_pattern",
+    "TRAINABLE_TOKENS": "trained tokens change the shared embeddings; train a LoRA or a soft prompt",
+    **dict.fromkeys(("LN_TUNING", "BEFT", "OSF", "SHIRA"), f"it changes the backbone's own weights; {_INSTEAD}"),
+    **dict.fromkeys(("LOHA", "LOKR", "VERA", "OFT", "BOFT", "HRA", "MISS", "BONE"), f"its update is no plain LoRA; {_MERGE}"),
+}  # fmt: skip
+
+
+def check_adapter(config: bytes, weights: bytes) -> AdapterConfig:
+    """The config of an adapter that can be served in common passes. Raises `PackageRejected` that names what cannot."""
+    read = read_config(config)
+    read.check_tensors(tensor_shapes(weights, "adapter_model.safetensors", "adapter"))
+    return read
+
+
+def read_config(data: bytes) -> AdapterConfig:
+    """`adapter_config.json`, by its `peft_type`. Raises `PackageRejected` that names the option and says what to do."""
+    try:
+        raw = json.loads(data)
+        name = raw.get("peft_type") if isinstance(raw, dict) else None
+        if not isinstance(name, str):
+            raise ValueError("peft_type is missing")
+        if name not in SERVED:
+            raise rejected(f"peft_type {name!r} is not served: {_REFUSED.get(name, _INSTEAD)}")
+        config = SERVED[name].model_validate(raw)
+    except (ValueError, RecursionError) as e:
+        why = invalid(e).message if isinstance(e, ValidationError) else str(e)
+        raise PackageRejected(f"adapter_config.json is not a PEFT config: {why}", field="adapter") from e
+    config.check()
+    return config

@@ -1,0 +1,1 @@
+"""What people write down: vFMs, fleets, heads, parameters, trainings; and deployments as values. Pydantic, immutable."""

@@ -1,0 +1,96 @@
+"""What travels between `fmplex fit` and the process that trains: one `FitSpec` a line in, one event a line out (JSON).
+
+The client starts `python -m fmplex_worker.tuning`, writes any number of `FitSpec` lines to its standard input and reads
+`FitEvent` lines from its standard output until each spec has ended in `done` or `failed`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from fmplex_broker.specs.heads import Pooling
+from fmplex_broker.specs.schema import Name, Spec
+
+FitHead = Literal["embedding", "classification", "regression", "tagging", "similarity", "ranking"]
+
+
+class LoraSpec(Spec):
+    """LoRA as PEFT names it. `targets` None: every linear layer of the encoder blocks."""
+
+    r: int = Field(default=8, ge=1, le=512)
+    alpha: float | None = Field(default=None, gt=0)  # None: 2 * r
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    targets: tuple[str, ...] | None = None
+
+
+class FitSpec(Spec):
+    """Train one vFM package from labelled data.
+
+    `backbone` is the name the vFM will ask for, `model` the local folder or hub id of its weights. Without `lora` the
+    backbone is frozen and only the head is trained, on features computed once. `hidden`: widths of hidden layers (ReLU), for
+    heads that have weights. The last `held_out` share of the data (by line order) is never trained on: the score is
+    measured there. `patience`: epochs without a better score (on a slice of the training part) before training stops early.
+    """
+
+    name: Name
+    data: Path
+    backbone: Name
+    model: str
+    out: Path
+    head: FitHead
+    pooling: Pooling = "mean"
+    hidden: tuple[Annotated[int, Field(ge=1, le=65_536)], ...] = Field(default=(), max_length=8)
+    lora: LoraSpec | None = None
+    epochs: int = Field(default=30, ge=1, le=10_000)
+    batch_size: int = Field(default=16, ge=1, le=4096)
+    learning_rate: float | None = Field(default=None, gt=0)  # None: a good default for head-only or LoRA
+    seed: int = 0
+    held_out: float = Field(default=1 / 3, gt=0, lt=1)
+    patience: int = Field(default=5, ge=1)
+    threads: int | None = Field(default=None, ge=1)
+
+
+class FitStarted(Spec):
+    event: Literal["started"] = "started"
+    name: str
+    train: int
+    held_out: int
+    labels: tuple[str, ...] = ()
+
+
+class FitEpoch(Spec):
+    event: Literal["epoch"] = "epoch"
+    name: str
+    epoch: int
+    epochs: int
+    loss: float
+    score: float
+
+
+class FitDone(Spec):
+    """`score` and `baseline` are on the held-out part, by `metric`; `baseline` is what always answering the most frequent
+    label (or the mean) would score."""
+
+    event: Literal["done"] = "done"
+    name: str
+    out: Path
+    version: str
+    metric: str
+    score: float
+    baseline: float
+    epochs: int
+    seconds: float
+
+
+class FitFailed(Spec):
+    event: Literal["failed"] = "failed"
+    name: str
+    code: str
+    message: str
+    field: str | None = None
+
+
+FitEvent = Annotated[FitStarted | FitEpoch | FitDone | FitFailed, Field(discriminator="event")]

@@ -1,0 +1,88 @@
+"""What travels between a client and the process that trains models of text: one spec a line in, one event a line out (JSON).
+
+The client starts `python -m fmplex_worker.tuning.decoder`, writes specs to its standard input and reads events from its standard
+output until each spec has ended in `done` or `failed`.
+
+Texts are a JSONL file: `{"text": …}`, or `{"messages": [{"role": "user", "content": …}, {"role": "assistant", …}]}`, as the chat
+template puts them. Their last `held_out` share, by line order, is not trained on; the score is the share of its tokens (of the
+assistant's words, where a LoRA is trained) that the model finds most likely.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from fmplex_broker.specs.fitting import FitDone, FitFailed, LoraSpec
+from fmplex_broker.specs.schema import Name, Spec
+
+
+class _Training(Spec):
+    """`steps` of about `batch_tokens` tokens each, padding included; `learning_rate` at the highest. `ask`: a question (a user's
+    message) whose answer is told now and then."""
+
+    name: Name
+    data: Path
+    out: Path
+    steps: int = Field(default=300, ge=1, le=1_000_000)
+    batch_tokens: int = Field(default=2048, ge=16, le=1_000_000)
+    learning_rate: float = Field(default=2e-3, gt=0)
+    held_out: float = Field(default=0.02, gt=0, lt=1)
+    ask: str = ""
+    seed: int = 0
+    threads: int | None = Field(default=None, ge=1)
+
+
+class DecoderSpec(_Training):
+    """Train a decoder (a Llama) from nothing, and a byte-level BPE tokenizer with a chat template for it. `out`: a folder that
+    transformers loads."""
+
+    kind: Literal["decoder"] = "decoder"
+    vocabulary: int = Field(default=2048, ge=300, le=65_536)
+    width: int = Field(default=256, ge=16, le=4096)
+    inner: int = Field(default=688, ge=16, le=16_384)
+    layers: int = Field(default=4, ge=1, le=64)
+    heads: int = Field(default=4, ge=1, le=64)
+    kv_heads: int = Field(default=2, ge=1, le=64)
+    positions: int = Field(default=512, ge=32, le=65_536)
+
+
+class TextLoraSpec(_Training):
+    """Train a LoRA on the decoder `model` and write the package of a generating vFM on `backbone`."""
+
+    kind: Literal["text_lora"] = "text_lora"
+    backbone: Name
+    model: str
+    lora: LoraSpec = LoraSpec()
+    max_tokens: int = Field(default=256, ge=1)
+
+
+TextSpec = Annotated[DecoderSpec | TextLoraSpec, Field(discriminator="kind")]
+
+
+class TextStarted(Spec):
+    """`parameters`: of the model; `trained`: of them."""
+
+    event: Literal["started"] = "started"
+    name: str
+    texts: int
+    tokens: int
+    parameters: int
+    trained: int
+
+
+class TextStep(Spec):
+    """`loss`: mean since the last word; `tokens`: learnt so far; `sample`: an answer to `ask`, as far as it can by now."""
+
+    event: Literal["step"] = "step"
+    name: str
+    step: int
+    steps: int
+    loss: float
+    tokens: int
+    sample: str = ""
+
+
+TextEvent = Annotated[TextStarted | TextStep | FitDone | FitFailed, Field(discriminator="event")]

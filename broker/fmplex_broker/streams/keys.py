@@ -1,0 +1,72 @@
+"""Names of keys. Everything of one backbone lives under one hash tag, so that every script stays in one cluster slot.
+
+| key | type, life | content |
+|---|---|---|
+| `q:<class>:<vfm>` | stream + group `w` | jobs |
+| `ready:<class>` | zset | vFMs with undelivered entries, score = virtual start |
+| `back` | zset | flows with entries given back (pending under the pseudo-consumer `released`) |
+| `vfms` | hash | vFM -> `status|digest|generation|cap|weight|rate|pass_ms`; `<vfm>:<field>` and `:<field>` hold the rest |
+| `wake` | capped stream | rung when a flow becomes ready or something is given back |
+| `leases` | zset | worker -> expiry (server ms); 0 = condemned |
+| `held:<worker>` | hash | flows this worker has touched; `#` = its epoch; `#run` = entries of the passes now running |
+| `control` | capped stream | words to workers: cancellations |
+| `idem:<key>`, `res:<job>`, `blob:<job>`, `rate:<vfm>` | string + TTL | idempotency, result, large payload, token bucket |
+| `subs:<job>` | set + TTL | further inboxes that wait for the job |
+| `in:<client>`, `dead:<vfm>` | capped stream + TTL | reply inbox; dead letters |
+| `stats:<worker>` | string + TTL | what the worker last said of itself |
+| `tracing` | string + TTL | there while somebody records passes |
+| `passes` | capped stream + TTL | what the workers' passes contained, for whoever records them |
+| `here:<worker>` | set + TTL | vFMs that are resident on the worker: a hint for claims |
+| `offers` | set | vFMs with an offered version that is still being voted on |
+"""
+
+from __future__ import annotations
+
+from fmplex_broker.wire.messages import Flow
+
+# The registry is fleet-wide and lives apart from any backbone's slot.
+REGISTRY_BACKBONES = "fmplex:backbones"
+REGISTRY_VFMS = "fmplex:vfms"
+GROUP = "w"
+
+
+class Keys:
+    """Key names of one backbone."""
+
+    def __init__(self, backbone: str) -> None:
+        self.prefix = f"{{{backbone}}}:"
+        self.vfms = self.prefix + "vfms"
+        self.wake = self.prefix + "wake"
+        self.leases = self.prefix + "leases"
+        self.control = self.prefix + "control"
+        self.back = self.prefix + "back"
+        self.offers = self.prefix + "offers"
+        self.tracing = self.prefix + "tracing"
+        self.passes = self.prefix + "passes"
+
+    def queue(self, flow: Flow) -> str:
+        return f"{self.prefix}q:{flow.cls}:{flow.vfm}"
+
+    def ready(self, cls: str) -> str:
+        return f"{self.prefix}ready:{cls}"
+
+    def held(self, worker: str) -> str:
+        return f"{self.prefix}held:{worker}"
+
+    def result(self, job: str) -> str:
+        return f"{self.prefix}res:{job}"
+
+    def blob(self, job: str) -> str:
+        return f"{self.prefix}blob:{job}"
+
+    def inbox(self, client: str) -> str:
+        return f"{self.prefix}in:{client}"
+
+    def stats(self, worker: str) -> str:
+        return f"{self.prefix}stats:{worker}"
+
+    def here(self, worker: str) -> str:
+        return f"{self.prefix}here:{worker}"
+
+    def dead(self, vfm: str) -> str:
+        return f"{self.prefix}dead:{vfm}"

@@ -1,0 +1,129 @@
+"""The envelopes that travel: a job's payload on its way in, a reply on its way out. msgpack, versioned, no pickle.
+
+What the broker itself must read (job id, reply key, digest, units, deadline) travels beside the payload as stream fields
+(`fmplex_broker.streams`), so that taking over a dead worker's jobs never needs to decode a payload.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import msgpack
+
+from fmplex_broker.errors import FmplexError, InvalidInput, JobFailed, from_wire
+from fmplex_broker.wire.tensors import Tensor
+
+VERSION = 1
+INTERACTIVE, OFFLINE = "interactive", "offline"
+CLASSES: tuple[str, ...] = (INTERACTIVE, OFFLINE)  # in order of precedence
+
+_TENSOR = 1  # msgpack extension code
+
+
+class Flow(NamedTuple):
+    """The queue of one vFM in one class."""
+
+    vfm: str
+    cls: str
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What one job asks for: one input of the vFM and the parameters of the call. `vfm` does not travel with it: the worker
+    knows it from the stream."""
+
+    input: Any
+    params: dict[str, Any]
+    vfm: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What came of one job: `output` or `error`, and who did it.
+
+    `version` is the vFM version (content digest) that ran; times are milliseconds; `load_ms` is the part of `queue_ms` in which
+    the job waited for that version to be loaded, 0 if it was resident.
+    """
+
+    output: Any = None
+    error: FmplexError | None = None
+    version: str = ""
+    worker: str = ""
+    units: int = 0
+    queue_ms: float = 0.0
+    run_ms: float = 0.0
+    load_ms: float = 0.0
+
+
+def _default(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return msgpack.ExtType(_TENSOR, packb([value.dtype, list(value.shape), value.data]))
+    raise TypeError(f"{type(value).__name__} cannot travel; send text, numbers, lists, mappings or a Tensor")
+
+
+def _ext_hook(code: int, data: bytes) -> Any:
+    if code != _TENSOR:
+        raise ValueError(f"unknown msgpack extension {code}")
+    # Without this hook: every level of nesting takes 30 KB of C stack, so that one small job could crash its reader.
+    dtype, shape, raw = msgpack.unpackb(data, raw=False, strict_map_key=True)
+    return Tensor(dtype, tuple(shape), raw)
+
+
+def packb(value: Any) -> bytes:
+    """msgpack with `Tensor` as extension 1. Raises `TypeError` for what cannot travel."""
+    try:
+        return bytes(msgpack.packb(value, default=_default, use_bin_type=True))
+    except (OverflowError, ValueError) as e:  # a number over 64 bits, text that is not Unicode, lists without end
+        raise TypeError(f"the value cannot travel: {e}") from e
+
+
+def unpackb(data: bytes) -> Any:
+    """The inverse of `packb`. Raises `ValueError` for anything that is not one whole msgpack value."""
+    try:
+        return msgpack.unpackb(data, raw=False, ext_hook=_ext_hook, strict_map_key=True)
+    except ValueError:
+        raise
+    except Exception as e:  # msgpack raises several unrelated types for broken bytes
+        raise ValueError(f"not msgpack: {e}") from e
+
+
+def encode_request(request: Request) -> bytes:
+    return packb([VERSION, request.input, request.params])
+
+
+def decode_request(data: bytes) -> Request:
+    """Raises `InvalidInput` when the bytes are not a request of this version."""
+    try:
+        version, value, params = unpackb(data)
+    except (ValueError, TypeError) as e:
+        raise InvalidInput(f"the job's payload cannot be read ({e}); send it with the FMplex client") from e
+    if version != VERSION or not isinstance(params, dict):
+        raise InvalidInput(f"the job's payload has version {version!r}, this worker reads {VERSION}")
+    return Request(value, params)
+
+
+def encode_reply(reply: Reply) -> bytes:
+    error = reply.error.to_wire() if reply.error is not None else None
+    times = [round(reply.queue_ms, 3), round(reply.run_ms, 3), round(reply.load_ms, 3)]
+    return packb([VERSION, reply.output, error, reply.version, reply.worker, reply.units, *times])
+
+
+def decode_reply(data: bytes) -> Reply:
+    """Raises `ValueError` when the bytes are not a reply of this version."""
+    parts = unpackb(data)
+    if not isinstance(parts, list) or not parts or parts[0] != VERSION:
+        version = parts[0] if isinstance(parts, list) and parts else parts
+        raise ValueError(f"reply has version {version!r}, this client reads {VERSION}")
+    _, output, error, digest, worker, units, queue_ms, run_ms, load_ms = parts
+    if error is not None and not isinstance(error, dict):
+        raise ValueError("the reply's error is not a mapping")
+    return Reply(output, from_wire(error) if error else None, digest, worker, units, queue_ms, run_ms, load_ms)
+
+
+def read_reply(data: bytes) -> Reply:
+    """The reply, or an error in its place if it cannot be read: one worker of another version must not silence the others."""
+    try:
+        return decode_reply(data)
+    except ValueError as e:
+        return Reply(error=JobFailed(f"the reply cannot be read ({e}); do client and worker run the same FMplex?"))

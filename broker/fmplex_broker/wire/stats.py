@@ -1,0 +1,161 @@
+"""What a worker says of itself once a second, and how several such words add up to a view of the fleet. Pure."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from fmplex_broker.wire.messages import packb, unpackb
+
+# Latency buckets grow by 2^(1/4): bucket i holds what is at most 0.1 ms * 2^(i/4), so a quantile is right within 19 %.
+_FIRST_MS, _STEP = 0.1, 4
+
+
+def bucket_of(ms: float) -> int:
+    return 0 if ms <= _FIRST_MS else math.ceil(_STEP * math.log2(ms / _FIRST_MS))
+
+
+def bucket_top(bucket: int) -> float:
+    """The largest latency (ms) that a bucket holds."""
+    return float(_FIRST_MS * 2 ** (bucket / _STEP))
+
+
+def quantile(histogram: Mapping[int, int], q: float) -> float | None:
+    """The q-quantile in ms, None when nothing was counted."""
+    total = sum(histogram.values())
+    if total <= 0:
+        return None
+    seen, need = 0, q * total
+    for bucket in sorted(histogram):
+        seen += histogram[bucket]
+        if seen >= need:
+            return bucket_top(bucket)
+    return bucket_top(max(histogram))
+
+
+# Of `VfmStats`: histograms, by bucket; and what is as it stands, not counted.
+_HISTOGRAMS = ("latency", "wait", "ttft", "gaps")
+_STANDING = ("weight", "deficit_s", "kv_bytes")
+
+
+@dataclass(slots=True)
+class VfmStats:
+    """Counters of one vFM on one worker since it started. `charged_s`: device seconds; `latency`: enqueue to reply, by bucket;
+    `wait`: the part of it before the pass.
+
+    If it generates, `tokens`: of its texts; `ttft`: enqueue to the first of them, by bucket; `gaps`: from each to the next;
+    `prompt_tokens`, of which `cached_tokens` were not computed again; `kv_bytes`: keys and values that it holds now."""
+
+    weight: float = 1.0
+    done: int = 0
+    failed: int = 0
+    units: int = 0
+    charged_s: float = 0.0
+    deficit_s: float = 0.0
+    latency_s: float = 0.0
+    latency: Counter[int] = field(default_factory=Counter)
+    wait_s: float = 0.0
+    wait: Counter[int] = field(default_factory=Counter)
+    tokens: int = 0
+    ttft_s: float = 0.0
+    ttft: Counter[int] = field(default_factory=Counter)
+    gaps_s: float = 0.0
+    gaps: Counter[int] = field(default_factory=Counter)
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    kv_bytes: int = 0
+
+    def __add__(self, other: VfmStats) -> VfmStats:
+        """The same vFM on two workers."""
+        both = {f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self)}
+        return VfmStats(**both | {"weight": other.weight})
+
+    def since(self, before: VfmStats) -> VfmStats:
+        """What has been counted since an earlier look."""
+        now = {f.name: getattr(self, f.name) for f in fields(self)}
+        return VfmStats(**{name: v if name in _STANDING else v - getattr(before, name) for name, v in now.items()})
+
+
+@dataclass(slots=True)
+class ResidencyStats:
+    """Where a worker's versions are. `hits`, `misses`: jobs whose version was, or was not, on the device when they were claimed;
+    `loads` by where they came from (host, disk, store); `load_ms`: how long they took, by bucket."""
+
+    budget_bytes: int = 0
+    versions: int = 0
+    device_bytes: int = 0
+    host_bytes: int = 0
+    disk_bytes: int = 0
+    hits: int = 0
+    misses: int = 0
+    evictions: int = 0
+    loads: dict[str, int] = field(default_factory=dict)
+    load_s: float = 0.0
+    load_ms: Counter[int] = field(default_factory=Counter)
+
+
+@dataclass(slots=True)
+class WorkerStats:
+    """One worker. Counters since its start. `memory_bytes`: unique memory of the process; `device_bytes`: on the accelerator;
+    `backbone_bytes`: weights of the shared backbone. `budget_units`: of a full pass, which takes about `budget_s`. `kv_bytes`:
+    keys and values that texts hold, of `kv_budget_bytes`; `prefix_bytes`: what is kept beside them for prompts that begin alike;
+    `waiting_memory`: jobs that wait for some. `vfms`: the few hundred on which something happened last."""
+
+    worker: str
+    backbone: str
+    device: str
+    pid: int
+    host: str
+    uptime_s: float = 0.0
+    passes: int = 0
+    pass_units: int = 0
+    busy_s: float = 0.0
+    held: int = 0
+    memory_bytes: int = 0
+    device_bytes: int = 0
+    backbone_bytes: int = 0
+    cost_error: float = 0.0
+    budget_units: int = 0
+    budget_s: float = 0.0
+    kv_bytes: int = 0
+    kv_budget_bytes: int = 0
+    prefix_bytes: int = 0
+    waiting_memory: int = 0
+    residency: ResidencyStats = field(default_factory=ResidencyStats)
+    vfms: dict[str, VfmStats] = field(default_factory=dict)
+
+
+def _wire(value: object) -> dict[str, Any]:
+    return {f.name: getattr(value, f.name) for f in fields(value)}  # type: ignore[arg-type]
+
+
+def encode_stats(stats: WorkerStats) -> bytes:
+    vfms = {
+        name: _wire(v) | {key: sorted(getattr(v, key).items()) for key in _HISTOGRAMS} for name, v in stats.vfms.items()
+    }
+    residency = _wire(stats.residency) | {"load_ms": sorted(stats.residency.load_ms.items())}
+    return packb(_wire(stats) | {"vfms": vfms, "residency": residency})
+
+
+def decode_stats(data: bytes) -> WorkerStats:
+    """Raises `ValueError` or `TypeError` for bytes of another version."""
+    wire: dict[str, Any] = unpackb(data)
+    vfms = {}
+    for name, v in wire.pop("vfms").items():
+        histograms = {key: Counter[int](dict(v[key])) for key in _HISTOGRAMS}
+        vfms[name] = VfmStats(**{**v, **histograms})
+    residency = wire.pop("residency")
+    load_ms = Counter(dict(residency.pop("load_ms")))
+    return WorkerStats(**wire, residency=ResidencyStats(**residency, load_ms=load_ms), vfms=vfms)
+
+
+def by_vfm(workers: Iterable[WorkerStats]) -> dict[str, VfmStats]:
+    """The sum over all workers, by vFM."""
+    total: dict[str, VfmStats] = {}
+    for worker in workers:
+        for name, stats in worker.vfms.items():
+            total[name] = total[name] + stats if name in total else stats
+    return total

@@ -1,0 +1,241 @@
+"""A worker follows the fleet: it votes on what is offered, lets go of what is gone, and reads no more than it must."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from fmplex_broker.errors import BrokerUnavailable, FmplexError, PackageRejected
+from fmplex_broker.specs.deployments import Deployed
+from fmplex_worker.host import deployments as library_module
+from fmplex_worker.host.deployments import DeploymentFollower
+from tests.unit.worker.fakes import residents, until
+
+
+class FakeRegistry:
+    """The record of the fleet in a dict; counts what is asked."""
+
+    def __init__(self) -> None:
+        self.record: dict[str, Deployed] = {}
+        self.votes: list[tuple[str, str, FmplexError | None]] = []
+        self.snapshots = 0
+        self.asked: list[list[str]] = []
+        self.away = 0  # calls that fail
+        self.state = "serving"
+
+    def _call(self) -> None:
+        if self.away:
+            self.away -= 1
+            raise BrokerUnavailable("away")
+
+    async def offers(self, backbone: str) -> list[str]:
+        self._call()
+        self.snapshots += 1
+        return sorted(name for name, d in self.record.items() if d.offered)
+
+    async def deployed(self, backbone: str, names: Sequence[str]) -> dict[str, Deployed | None]:
+        self._call()
+        self.asked.append(list(names))
+        return {name: self.record.get(name) for name in names}
+
+    async def vote(self, backbone: str, vfm: str, version: str, worker: str, refusal: FmplexError | None = None) -> str:
+        self._call()
+        self.votes.append((vfm, version, refusal))
+        return self.state
+
+
+class FakeScheduler:
+    def __init__(self) -> None:
+        self.weights: dict[str, float] = {}
+        self.waiting = 0
+
+    def set_weight(self, vfm: str, weight: float) -> None:
+        self.weights[vfm] = weight
+
+    def pending(self, flow: Any) -> int:
+        return self.waiting
+
+    def forget(self, vfm: str) -> None:
+        self.weights.pop(vfm, None)
+
+
+class Fixture:
+    def __init__(self) -> None:
+        self.registry, self.scheduler = FakeRegistry(), FakeScheduler()
+        self.residents, self.engine, self.fetcher = residents(8)
+        self.library = DeploymentFollower(self.registry, "b", self.scheduler, self.residents)  # type: ignore[arg-type]
+
+    def offer(self, vfm: str, version: str, serving: str = "") -> None:
+        self.registry.record[vfm] = Deployed(serving, 1.0, version)
+
+    async def look(self) -> None:
+        """What `follow` does at each word."""
+        if self.library._rung.is_set():
+            self.library._rung.clear()
+            await self.library.catch_up("w1")
+
+    async def caught_up(self, counter: int = 0) -> None:
+        """A worker that has joined at this counter and heard all up to it."""
+        self.library.told(counter)
+        if counter:
+            self.library.hear([(counter, "somebody")])
+        await self.look()
+        self.registry.snapshots, self.registry.asked = 0, []
+
+
+@pytest.fixture
+def f() -> Fixture:
+    return Fixture()
+
+
+async def test_what_is_on_offer_is_voted_on_before_the_first_claim(f: Fixture) -> None:
+    f.offer("a", "v1")
+    f.registry.record["b"] = Deployed("x", 1.0, "")
+    f.library.told(7)
+    await f.look()
+    assert f.registry.votes == [("a", "v1", None)]
+    assert f.registry.asked == [["a"]]  # what only serves is not even read
+
+
+async def test_the_vote_comes_after_the_load(f: Fixture) -> None:
+    await f.caught_up(1)
+    f.fetcher.gate.clear()
+    f.offer("a", "v2", serving="v1")
+    f.library.hear([(2, "a")])
+    looking = asyncio.create_task(f.look())
+    await until(lambda: f.fetcher.asked["v2"])
+    assert f.registry.votes == []
+    f.fetcher.gate.set()
+    await looking
+    assert f.registry.votes == [("a", "v2", None)]
+    assert (list(f.engine.loaded), f.residents.here()) == (["v2"], {"a"})
+    assert not f.residents._lru.pinned("v2")
+
+
+async def test_a_refusal_is_voted_with_its_words_and_holds_nothing(f: Fixture) -> None:
+    refusal = PackageRejected("3 rows for 2 labels", field="head")
+    f.fetcher.failing["v1"] = refusal
+    f.registry.state = "rejected"
+    await f.caught_up(1)
+    f.offer("a", "v1")
+    f.library.hear([(2, "a")])
+    await f.look()
+    assert f.registry.votes == [("a", "v1", refusal)]
+    assert f.engine.loaded == {}
+
+
+async def test_words_in_order_need_no_snapshot(f: Fixture) -> None:
+    await f.caught_up(5)
+    for counter in range(6, 20):
+        f.registry.record["a"] = Deployed("v1", counter, "")
+        f.library.hear([(counter, "a")])
+        f.library.told(counter)
+        await f.look()
+        assert f.scheduler.weights["a"] == counter
+    assert f.registry.snapshots == 0
+    assert f.registry.asked == [["a"]] * 14
+
+
+async def test_a_word_that_is_missing_brings_a_snapshot(f: Fixture) -> None:
+    await f.caught_up(5)
+    f.offer("lost", "v1")
+    f.library.hear([(7, "a")])  # 6 was of `lost`
+    await f.look()
+    assert f.registry.snapshots == 1
+    assert f.registry.votes == [("lost", "v1", None)]
+
+
+async def test_words_that_are_all_lost_are_noticed_by_the_beats(f: Fixture) -> None:
+    await f.caught_up(5)
+    f.offer("lost", "v1")
+    f.library.told(6)  # the word may still be on its way
+    await f.look()
+    assert f.registry.votes == []
+    f.library.told(6)
+    await f.look()
+    assert f.registry.votes == [("lost", "v1", None)]
+    f.library.told(6)
+    await f.look()
+    assert f.registry.snapshots == 1
+    f.library.hear([(7, "a")])  # and on it goes, in order
+    await f.look()
+    assert f.registry.snapshots == 1
+
+
+async def test_a_word_that_comes_late_is_looked_at(f: Fixture) -> None:
+    await f.caught_up(5)
+    f.library.told(6)
+    f.library.told(6)
+    await f.look()
+    f.offer("a", "v1")
+    f.library.hear([(6, "a")])
+    await f.look()
+    assert f.registry.votes == [("a", "v1", None)]
+
+
+async def test_changes_that_a_server_counts_again_are_looked_at(f: Fixture) -> None:
+    """It was killed and has lost its last second: numbers that were heard before now mean something else."""
+    await f.caught_up(105)
+    f.offer("a", "v1")
+    f.library.hear([(101, "a")])
+    await f.look()
+    assert f.registry.votes == [("a", "v1", None)]
+    f.offer("b", "v1")
+    f.library.hear([(102, "b")])
+    await f.look()
+    assert f.registry.votes[1:] == [("b", "v1", None)]
+    assert f.registry.snapshots == 0
+
+
+async def test_a_snapshot_reads_what_is_known_here_and_forgets_what_is_gone(f: Fixture) -> None:
+    for name, version in (("kept", "v1"), ("gone", "v2"), ("replaced", "v3")):
+        await f.residents.load(version, name)
+        f.residents.unpin(version)
+    f.registry.record = {"kept": Deployed("v1", 2.0, ""), "replaced": Deployed("v4", 1.0, "")}
+    f.scheduler.weights["gone"] = 1.0
+    await f.caught_up(3)
+    assert list(f.engine.loaded) == ["v1"]
+    assert (f.scheduler.weights, f.residents.here()) == ({"kept": 2.0, "replaced": 1.0}, {"kept"})
+
+
+async def test_a_removed_vfm_is_forgotten_unless_its_jobs_still_wait(f: Fixture) -> None:
+    await f.residents.load("v1", "a")
+    f.scheduler.weights["a"], f.scheduler.waiting = 1.0, 1
+    await f.caught_up(1)  # it is in no record
+    assert "a" in f.scheduler.weights
+    assert list(f.engine.loaded) == ["v1"]
+    f.residents.unpin("v1")  # its last job has ended
+    assert f.engine.loaded == {}
+
+
+async def test_a_broker_that_is_away_only_delays(f: Fixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(library_module, "_BACKOFF_S", 0.001)
+    await f.caught_up(1)
+    f.offer("a", "v1")
+    f.library.hear([(2, "a")])
+    f.registry.away = 5
+    await f.look()
+    assert f.registry.votes == [("a", "v1", None)]
+    assert not f.residents._lru.pinned("v1")
+
+
+async def test_a_vote_that_is_lost_is_repeated_and_leaves_no_pin(f: Fixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(library_module, "_BACKOFF_S", 0.001)
+    await f.caught_up(1)
+    f.offer("a", "v1")
+    vote, lost = f.registry.vote, iter([True])
+
+    async def once_lost(*args: Any) -> str:
+        if next(lost, False):
+            raise BrokerUnavailable("the reply was lost")
+        return await vote(*args)
+
+    monkeypatch.setattr(f.registry, "vote", once_lost)
+    f.library.hear([(2, "a")])
+    await f.look()
+    assert f.registry.votes == [("a", "v1", None)]
+    assert f.engine.loads == {"v1": 1}
+    assert not f.residents._lru.pinned("v1")

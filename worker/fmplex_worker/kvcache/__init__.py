@@ -1,0 +1,1 @@
+"""Keys and values of texts that grow: an arena, a pool of slabs, the cache of prefixes."""

@@ -1,0 +1,1 @@
+"""One packed row of tokens through a model: layout, attention, linears with adapter segments."""

@@ -1,0 +1,53 @@
+"""The linear layers of a backbone, wrapped once at load so that a pass can apply its adapters."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from fmplex_worker.packed.matmul import linear_for
+from fmplex_worker.packed.row import current
+
+
+class AdaptedLinear(nn.Module):
+    """An `nn.Linear` that applies the running pass's adapters. It holds no state of any pass."""
+
+    def __init__(self, base: nn.Linear, slot: int) -> None:
+        super().__init__()
+        self.weight, self.bias = base.weight, base.bias
+        self.in_features, self.out_features = base.in_features, base.out_features
+        self.slot = slot
+
+    def forward(self, x: Tensor) -> Tensor:
+        segments = current().segments
+        if segments.inputs:
+            x = segments.scaled(self.slot, x)
+        # The faster one knows no gradients, which only fitting needs.
+        linear = functional.linear if torch.is_grad_enabled() else linear_for(self.weight)
+        y = linear(x, self.weight, self.bias)
+        if segments.adapters:
+            segments.add(self.slot, x, y)
+        return y
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A linear that an adapter may change: its slot and its weight's shape."""
+
+    slot: int
+    inputs: int
+    outputs: int
+
+
+def wrap_linears(model: nn.Module) -> dict[str, Target]:
+    """Replace every linear of `model`; returns module path → target."""
+    targets: dict[str, Target] = {}
+    for path, module in list(model.named_modules()):
+        if type(module) is nn.Linear:
+            parent, _, name = path.rpartition(".")
+            setattr(model.get_submodule(parent), name, AdaptedLinear(module, len(targets)))
+            targets[path] = Target(len(targets), module.in_features, module.out_features)
+    return targets

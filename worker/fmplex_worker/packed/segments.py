@@ -1,0 +1,152 @@
+"""Adapters for a row that holds tokens of many of them: sorted segments, as in Punica and S-LoRA.
+
+Tokens are ordered by adapter, so each adapter present in the pass owns one contiguous slice [s:e], and changes a linear layer
+there and nowhere else, in place:
+
+- LoRA (Hu et al. 2021): y[s:e] += (x[s:e] Aᵀ) Bᵀ, one pair of small matmuls; scaling is folded into B at load.
+- (IA)³ (Liu et al. 2022): y[s:e] *= l or, in feed-forward blocks, x[s:e] *= l before the layer, on a copy of x (whoever else
+  reads x must not see it).
+
+Work grows with the adapters in the pass, never with those loaded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from fmplex_worker.packed.placing import Place
+
+
+class Factors(NamedTuple):
+    """One linear's update: `down` `[in, rank]` (a transposed view: CPU gemm is faster so), `up` `[rank, out]`, scaled."""
+
+    down: Tensor
+    up: Tensor
+
+
+class Scale(NamedTuple):
+    """One linear's output is multiplied with `by` `[out]`."""
+
+    by: Tensor
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Adapter:
+    """A loaded adapter of any kind. `number` is never reused.
+
+    `updates[slot]` is what happens to the output of the backbone's linear `slot`, or None; empty when no linear is changed,
+    and then the adapter needs no segment. `inputs[slot]` `[in]` scales that linear's input. `prompt` `[virtual tokens, width]`
+    goes before every text; `tokens` is added to the embedding of token i as `down[i] @ up`.
+    """
+
+    number: int
+    updates: tuple[Factors | Scale | None, ...] = ()
+    inputs: Mapping[int, Tensor] = field(default_factory=dict)
+    prompt: Tensor | None = None
+    tokens: Factors | None = None
+
+    @property
+    def virtual(self) -> int:
+        """How many virtual tokens it puts before a text."""
+        return 0 if self.prompt is None else self.prompt.shape[0]
+
+    @property
+    def embeds(self) -> bool:
+        """Whether it changes what goes into the first layer."""
+        return self.prompt is not None or self.tokens is not None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of everything it holds on the device."""
+        held = [tensor for part in (*self.updates, self.tokens) if part is not None for tensor in part]
+        held += self.inputs.values()
+        return sum(tensor.nbytes for tensor in (*held, *(() if self.prompt is None else (self.prompt,))))
+
+    def placed(self, place: Place) -> Adapter:
+        return replace(
+            self,
+            updates=tuple(None if update is None else type(update)(*map(place, update)) for update in self.updates),
+            inputs={slot: place(by) for slot, by in self.inputs.items()},
+            prompt=None if self.prompt is None else place(self.prompt),
+            tokens=None if self.tokens is None else Factors(*map(place, self.tokens)),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Segments:
+    """The adapters of a pass: `adapters[i]` owns the next `sizes[i]` rows; rows after the last have no adapter.
+
+    `offsets`: ends of the segments, int32 on the device, when the pass has enough adapters of one rank for the grouped
+    kernel; None otherwise. `inputs`: whether any adapter scales inputs.
+    """
+
+    adapters: tuple[Adapter, ...]
+    sizes: list[int]
+    rows: int
+    offsets: Tensor | None
+    inputs: bool
+
+    @classmethod
+    def of(
+        cls, adapters: Sequence[Adapter], sizes: Sequence[int], rows: int, device: torch.device, group_from: int | None
+    ) -> Segments:
+        """`group_from`: how many adapters it takes before the grouped kernel wins on this device; None: it never does."""
+        offsets = None
+        if group_from is not None and len(adapters) >= group_from:
+            offsets = torch.tensor(sizes, device=device).cumsum(0).int()
+        rest = rows - sum(sizes)  # Tensor.split wants every row accounted for
+        every = [*sizes, rest] if rest else [*sizes]
+        return cls(tuple(adapters), every, rows, offsets, any(adapter.inputs for adapter in adapters))
+
+    def scaled(self, slot: int, x: Tensor) -> Tensor:
+        """x `[1, rows, in]` as linear `slot` takes it: itself, or a copy where an adapter scales its rows."""
+        found = [(i, adapter.inputs[slot]) for i, adapter in enumerate(self.adapters) if slot in adapter.inputs]
+        if not found:
+            return x
+        self._check(slot, x)
+        x = x.clone()
+        parts = torch.split(x[0], self.sizes)
+        for i, by in found:
+            parts[i].mul_(by)
+        return x
+
+    def add(self, slot: int, x: Tensor, y: Tensor) -> None:
+        """Apply every adapter's update of linear `slot`, in place: x `[1, rows, in]` → y `[1, rows, out]`.
+
+        Raises `RuntimeError` when the linear does not see exactly the row: whose rows they are would be a guess.
+        """
+        self._check(slot, x)
+        updates = [adapter.updates[slot] for adapter in self.adapters]
+        if self.offsets is not None and (same := _one_rank(updates)) is not None:
+            return _grouped(same, self.offsets, sum(self.sizes[: len(updates)]), x[0], y[0])
+        for update, xs, ys in zip(updates, torch.split(x[0], self.sizes), torch.split(y[0], self.sizes), strict=False):
+            if update is None:
+                continue
+            if isinstance(update, Factors):
+                ys.addmm_(xs @ update.down, update.up)
+            else:
+                ys.mul_(update.by)
+        return None
+
+    def _check(self, slot: int, x: Tensor) -> None:
+        if x.shape[:-1] != (1, self.rows):
+            raise RuntimeError(f"linear {slot} sees {tuple(x.shape[:-1])} rows, the packed row has {self.rows} tokens")
+
+
+def _one_rank(updates: Sequence[Factors | Scale | None]) -> list[Factors] | None:
+    """The updates, if all are LoRAs of one rank that the grouped kernel's 16-byte rows allow; else None."""
+    pairs = [update for update in updates if isinstance(update, Factors)]
+    ranks = {pair.up.shape[0] for pair in pairs}
+    return pairs if len(pairs) == len(updates) and len(ranks) == 1 and ranks.pop() % 8 == 0 else None
+
+
+def _grouped(pairs: Sequence[Factors], offsets: Tensor, rows: int, x: Tensor, y: Tensor) -> None:
+    """The same update with two grouped matmuls, whatever the number of adapters."""
+    low = functional.grouped_mm(x[:rows], torch.stack([pair.down for pair in pairs]), offs=offsets)
+    y[:rows] += functional.grouped_mm(low, torch.stack([pair.up for pair in pairs]), offs=offsets)

@@ -1,0 +1,173 @@
+"""What the worker asks of an engine, whatever the backbone: load versions, prepare jobs, run passes.
+
+Several threads may call one engine at the same time: fetchers (`fit`), a loader (`load`, `unload`), the intake (`prepare`) and
+the device thread (`step`). A version is keyed by its digest, never by its name.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple, Protocol
+
+from fmplex_broker.errors import FmplexError
+from fmplex_broker.packages.package import Package
+from fmplex_broker.wire.messages import Request
+from fmplex_broker.wire.streaming import Delta
+
+
+@dataclass(frozen=True, slots=True)
+class EngineInfo:
+    """What a worker tells the registry. `max_tokens` bounds one encoded text; `memory_bytes` is the backbone alone."""
+
+    name: str
+    modality: str
+    hidden: int
+    max_tokens: int
+    device: str
+    memory_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """What one pass can take now: `units` = packed tokens. One job larger than that still runs, alone. `memory`: bytes that the
+    jobs in hand may hold between their passes, all together, and `used` what they do hold; `cached`: bytes kept for jobs to come
+    while nobody needs them."""
+
+    units: int
+    memory: int = 0
+    used: int = 0
+    cached: int = 0
+
+
+class Piece(NamedTuple):
+    """What a job asks of one pass: so many `tokens` of it, which cost `units`."""
+
+    phase: Literal["encode", "prefill", "decode"]
+    tokens: int
+    units: int
+
+
+class Work(NamedTuple):
+    """A job in a pass, with the tokens of all its pieces in it."""
+
+    prepared: Prepared
+    tokens: int
+
+
+class Progress(NamedTuple):
+    """A job that has not ended with its pass; what has come out of it meanwhile, if anything has."""
+
+    news: Delta | None
+
+
+class Fitted(Protocol):
+    """A version that has been checked and fitted to the backbone. `nbytes`: what it takes in host memory, and what it will
+    take on the device; on a CPU these are the same bytes."""
+
+    @property
+    def digest(self) -> str: ...
+    @property
+    def nbytes(self) -> int: ...
+
+
+class Prepared(Protocol):
+    """A validated, tokenised job. It keeps its version alive: unloading that version does not break it.
+
+    `units` are packed tokens (both sides of a similarity; the virtual tokens of a prompt too); `adapter` numbers the adapter
+    segment it belongs to (0: none) and `head` the head or heads it ends in (0: of its own it has none), so that a cost model
+    can count the distinct ones in a pass.
+    """
+
+    @property
+    def digest(self) -> str: ...
+    @property
+    def units(self) -> int: ...
+    @property
+    def adapter(self) -> int: ...
+    @property
+    def head(self) -> int: ...
+    @property
+    def memory(self) -> int:
+        """Bytes that it holds between passes, once its `pieces` have run; it must have room for them before they do."""
+
+    def pieces(self) -> Sequence[Piece]:
+        """What it asks of the passes to come, in order, at least for the next one. After a pass it is asked again."""
+
+
+class OnePass:
+    """The part of `Prepared` that is the same for all jobs that are done in one pass."""
+
+    __slots__ = ()
+    units: int
+
+    @property
+    def memory(self) -> int:
+        return 0
+
+    def pieces(self) -> Sequence[Piece]:
+        return (Piece("encode", self.units, self.units),)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a pass cost and gave: wall `seconds` of the device thread; `results[i]` answers `work[i]`. `ended`: monotonic
+    seconds, when it was made.
+
+    A result is a `Progress`, or the end of the job: what the vFM's head gives (plain Python values and
+    `fmplex_broker.wire.tensors.Tensor`), with several heads a mapping of their names to that, or the error of that job alone.
+    """
+
+    seconds: float
+    results: list[Any | FmplexError]
+    ended: float = field(default_factory=time.monotonic)
+
+
+class Engine(Protocol):
+    """One physical FM on one device."""
+
+    @property
+    def info(self) -> EngineInfo: ...
+
+    @property
+    def room(self) -> Room: ...
+
+    @property
+    def loaded(self) -> Mapping[str, int]:
+        """Digest of every resident version → bytes of all that it holds on the device. A snapshot."""
+
+    @property
+    def device_bytes(self) -> int:
+        """Bytes of the device's own memory that this process holds; 0 on a CPU. Any thread."""
+
+    def aim(self, units: int) -> None:
+        """Passes will have so many units at most: what is cut into pieces is cut accordingly from now on."""
+
+    def fit(self, package: Package) -> Fitted:
+        """Make a version ready to be loaded, in host memory. Any thread, several at a time. Raises `PackageRejected`."""
+
+    def load(self, fitted: Fitted) -> None:
+        """Make a version resident; again is a no-op. Any thread, also while a pass runs."""
+
+    def unload(self, digest: str) -> None:
+        """Forget a version (unknown: no-op). Jobs already prepared for it still run; its memory is free when the last of them
+        is gone, at once if there is none."""
+
+    def prepare(self, batch: Sequence[tuple[str, Request]]) -> list[Prepared | FmplexError]:
+        """Validate and tokenise, all at once. Aligned with `batch`; never raises for what a caller sent.
+
+        Errors: `InvalidInput` (`field` is a path: `input.text_pair`, `params.top_k`), `TextTooLong`, `VfmClosed` (the
+        version is not resident here).
+        """
+
+    def drop(self, prepared: Prepared) -> None:
+        """Forget what the job holds between passes. It is in no pass that is planned or runs; should it run again, it asks for
+        all that it needs. Any thread."""
+
+    def step(self, work: Sequence[Work]) -> Outcome:
+        """Run one pass. Device thread only; a failure is the result of the jobs it hits, not an exception.
+
+        Raises only when the device itself is broken ("CUDA error: ..."): no pass can run here again, so the worker
+        should end without settling these jobs, and another one takes them over.
+        """

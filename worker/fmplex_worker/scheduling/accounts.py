@@ -1,0 +1,88 @@
+"""What every policy keeps: waiting items, passes in flight, each vFM's weight and what it was charged."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from math import isfinite
+
+from .cost import CostModel
+from .items import CLASSES, Item, Plan, Share
+
+
+class Accounts:
+    def __init__(self, cost: CostModel, budget: int) -> None:
+        self.cost = cost
+        self.set_budget(budget)
+        self.weights: dict[str, float] = {}
+        self.charged: dict[str, float] = {}
+        self.waiting: dict[str, Item] = {}
+        self._open: set[int] = set()
+        self._last = 0
+
+    def set_budget(self, units: int) -> None:
+        if units < 1:
+            raise ValueError("a pass has at least one unit")
+        self.budget = units
+        self.cost.full_pass = units
+
+    def admit(self, item: Item) -> None:
+        if item.units < 1:
+            raise ValueError(f"item {item.key!r} has no units: it would run for ever on no credit")
+        if item.flow.cls not in CLASSES:
+            raise ValueError(f"unknown class {item.flow.cls!r}")
+        if item.key in self.waiting:
+            raise ValueError(f"item {item.key!r} is waiting already")
+        self.waiting[item.key] = item
+
+    def set_weight(self, vfm: str, weight: float) -> None:
+        if not (isfinite(weight) and weight > 0):
+            raise ValueError(f"a weight is a positive number, not {weight!r}")
+        self.weights[vfm] = weight
+
+    def dispatch(self, items: Sequence[Item], prices: Sequence[float]) -> Plan:
+        """The picked items leave the queue as a plan in flight."""
+        self._last += 1
+        self._open.add(self._last)
+        for item in items:
+            del self.waiting[item.key]
+        units = sum(item.units for item in items)
+        first = items[0]
+        seconds = self.cost.predict(units, *_extras(items))
+        return Plan(self._last, first.flow.cls, first.bucket, tuple(items), tuple(prices), units, seconds)
+
+    def settle(self, plan: Plan) -> None:
+        """A plan is charged or refunded, once."""
+        if plan.number not in self._open:
+            raise ValueError(f"pass {plan.number} is settled already")
+        self._open.remove(plan.number)
+
+    def charge(self, plan: Plan, seconds: float) -> list[float]:
+        """Settle a pass that ran: teach the cost model, then φ of each item."""
+        if not (isfinite(seconds) and seconds >= 0):
+            raise ValueError(f"a pass takes a finite time, not {seconds!r}")
+        self.settle(plan)
+        self.cost.observe(plan.units, *_extras(plan.items), seconds)
+        charges = self.cost.apportion(plan.items, seconds)
+        for item, charge in zip(plan.items, charges, strict=True):
+            self.charged[item.flow.vfm] = self.charged.get(item.flow.vfm, 0.0) + charge
+        return charges
+
+    def shares(self, deficits: Mapping[str, float]) -> dict[str, Share]:
+        weights, charged = self.weights, self.charged
+        waiting = Counter(item.flow.vfm for item in self.waiting.values())
+        return {
+            vfm: Share(weights.get(vfm, 1.0), charged.get(vfm, 0.0), deficits.get(vfm, 0.0), waiting[vfm])
+            for vfm in sorted(weights.keys() | charged.keys() | deficits.keys() | waiting.keys())
+        }
+
+    def forget(self, vfm: str) -> None:
+        if any(item.flow.vfm == vfm for item in self.waiting.values()):
+            raise ValueError(f"{vfm!r} has items waiting")
+        self.weights.pop(vfm, None)
+        self.charged.pop(vfm, None)
+
+
+def _extras(items: Sequence[Item]) -> tuple[int, int]:
+    """How many adapter segments and heads a pass has."""
+    return len({item.segment for item in items} - {None}), len({item.head for item in items} - {None})

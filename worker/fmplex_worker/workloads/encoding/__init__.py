@@ -1,0 +1,1 @@
+"""Whole texts, encoded once, for heads."""

@@ -1,0 +1,169 @@
+"""From what a caller sent to what a pass takes: validated, tokenised in batches, priced. No device, any thread."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fmplex_broker.errors import FmplexError, InvalidInput, TextTooLong, VfmClosed
+from fmplex_broker.specs.heads import InputSpec
+from fmplex_broker.wire.messages import Request
+from fmplex_worker.backbones.backbone import Backbone
+from fmplex_worker.backbones.texts import Raw, Text
+from fmplex_worker.heads.running import HeadRequest
+from fmplex_worker.protocol import OnePass
+from fmplex_worker.versions import Version, Versions
+from fmplex_worker.workloads.encoding import inputs
+
+_Encode = Callable[[Sequence[Raw], bool], list[Text]]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class EncodeJob(OnePass):
+    """`protocol.Prepared`: a job that a pass can take. `texts`: one, or both sides of a similarity."""
+
+    version: Version
+    texts: tuple[Text, ...]
+    ask: HeadRequest
+    units: int
+
+    @property
+    def digest(self) -> str:
+        return self.version.digest
+
+    @property
+    def adapter(self) -> int:
+        adapter = self.version.adapter
+        return adapter.number if adapter is not None and adapter.updates else 0
+
+    @property
+    def head(self) -> int:
+        """Of several heads the first: they come together or not at all."""
+        return next(iter(self.version.heads.values())).number
+
+
+@dataclass(slots=True)
+class _Draft:
+    """A validated job; `sides` become `Text`s, or the error of one, as they are tokenised. `raw`: what the caller sent, if
+    spans must be found in it."""
+
+    version: Version
+    options: inputs.Options
+    sides: list[inputs.Side | FmplexError]
+    raw: str | None
+
+
+class EncodePreparer:
+    """Turns batches of requests into jobs for one backbone."""
+
+    def __init__(self, backbone: Backbone, versions: Versions) -> None:
+        self._tokenizer = backbone.tokenizer
+        self._max_tokens = backbone.max_tokens
+        self._versions = versions
+        table = backbone.embeddings
+        self._limits = inputs.InputLimits(backbone.hidden, table.embedding_dim, table.num_embeddings)
+
+    def prepare(self, batch: Sequence[tuple[str, Request]]) -> list[EncodeJob | FmplexError]:
+        """Aligned with `batch`; see `protocol.Engine.prepare` for the errors.
+
+        A text that is too long is cut at its end, after the vFM's template was put around it.
+        """
+        drafts = [self._draft(digest, request) for digest, request in batch]
+        for tagging in (False, True):  # only tagging pays for offsets
+            self._tokenize([d for d in drafts if isinstance(d, _Draft) and (d.raw is not None) is tagging], tagging)
+        return [self._finish(d) if isinstance(d, _Draft) else d for d in drafts]
+
+    def _draft(self, digest: str, request: Request) -> _Draft | FmplexError:
+        version = self._versions.get(digest)
+        if version is None:
+            return VfmClosed(f"version {digest} is not loaded here; send the request again")
+        kinds = version.kinds
+        try:
+            options = inputs.read_options(request.params, kinds, self._limits)
+            sides = inputs.read_input(request.input, kinds, self._limits)
+        except InvalidInput as e:
+            return e
+        raw = sides[0] if "tagging" in kinds and isinstance(sides[0], str) else None
+        return _Draft(version, options, [*_templated(version.input, sides)], raw)
+
+    def _tokenize(self, drafts: Sequence[_Draft], offsets: bool) -> None:
+        """Every text of every draft in one call; those too long, and allowed to be cut, in another (one a prompt's length)."""
+        places = [(d, i, side) for d in drafts for i, side in enumerate(d.sides) if isinstance(side, str | tuple)]
+        if not places:
+            return
+        encoded = _each(self._tokenizer.encode, [raw for _, _, raw in places], offsets)
+        long: dict[int, list[int]] = {}
+        for n, (draft, _, _) in enumerate(places):
+            if draft.options.truncate and self._too_long(encoded[n], draft.version):
+                long.setdefault(draft.version.virtual, []).append(n)
+        for virtual, at in long.items():
+            cut = partial(self._tokenizer.encode_cut, spare=virtual)
+            for n, text in zip(at, _each(cut, [places[n][2] for n in at], offsets), strict=True):
+                encoded[n] = text
+        for (draft, i, _), text in zip(places, encoded, strict=True):
+            draft.sides[i] = text
+
+    def _too_long(self, text: Text | FmplexError, version: Version) -> bool:
+        return isinstance(text, Text) and text.tokens + version.virtual > self._max_tokens
+
+    def _finish(self, draft: _Draft) -> EncodeJob | FmplexError:
+        version, options = draft.version, draft.options
+        texts: list[Text] = []
+        for side in draft.sides:
+            if isinstance(side, FmplexError):
+                return side
+            assert isinstance(side, Text)
+            text = side.cut(self._max_tokens - version.virtual) if options.truncate else side
+            if self._too_long(text, version):
+                return self._text_too_long(text.tokens, version.virtual)
+            if not text.tokens or int(text.ids.max()) >= self._limits.vocabulary:
+                return InvalidInput("input: gives no tokens that this model knows; send another text", field="input")
+            texts.append(text)
+        ask = HeadRequest(version.heads, options.dimensions, options.top_k)
+        if draft.raw is not None:
+            ask = ask._replace(text=draft.raw, offsets=_within(texts[0].offsets, version.input.lead, len(draft.raw)))
+        return EncodeJob(version, tuple(texts), ask, sum(text.tokens + version.virtual for text in texts))
+
+    def _text_too_long(self, tokens: int, virtual: int) -> TextTooLong:
+        prompt = f" and {virtual} of this vFM's prompt" if virtual else ""
+        return TextTooLong(
+            f"the input has {tokens} tokens{prompt}, this model takes {self._max_tokens}; "
+            'shorten it, or send the parameter "truncate": true',
+            field="input",
+        )
+
+
+def _templated(spec: InputSpec, sides: Sequence[inputs.Side]) -> Iterator[inputs.Side]:
+    """Texts with the vFM's templates around them; tokens and embeddings as they are."""
+    for i, side in enumerate(sides):
+        if isinstance(side, str):
+            yield spec.text_pair(side) if i else spec.text(side)
+        elif isinstance(side, tuple):
+            yield spec.text(side[0]), spec.text_pair(side[1])
+        else:
+            yield side
+
+
+def _within(offsets: NDArray[np.int64] | None, lead: int, length: int) -> NDArray[np.int64]:
+    """Offsets in a templated text as offsets in the caller's, which has `length` characters after `lead` others.
+
+    What lies outside becomes empty, as special tokens are; what reaches over an end stops there.
+    """
+    assert offsets is not None
+    special = offsets[:, :1] == offsets[:, 1:]
+    moved: NDArray[np.int64] = np.where(special, 0, (offsets - lead).clip(0, length))
+    return moved
+
+
+def _each(encode: _Encode, raws: Sequence[Raw], offsets: bool) -> list[Text | FmplexError]:
+    """All texts at once; if the tokenizer trips over one, one by one, so that only that one fails."""
+    try:
+        return list(encode(raws, offsets))
+    except Exception as e:  # the tokenizers library raises bare Exception
+        if len(raws) == 1:
+            return [InvalidInput(f"input: the tokenizer cannot take it ({e})", field="input")]
+        return [result for raw in raws for result in _each(encode, [raw], offsets)]

@@ -1,0 +1,124 @@
+"""Text that has to match a JSON schema: which tokens may come next, by llguidance."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+from collections import OrderedDict
+from collections.abc import Collection
+from decimal import Decimal
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from llguidance import LLMatcher, LLTokenizer
+from torch import Tensor
+
+from fmplex_broker.errors import InvalidInput, JobFailed
+from fmplex_worker.workloads.generation.grammars import allowed_tokens, compiled, complaint, tokenizer_of
+from fmplex_worker.workloads.generation.sandbox import Refused, Sandbox
+
+T = TypeVar("T")
+_KEPT = 64  # compiled schemas
+_KNOWN = 4096  # schemas of which it is known whether they can be had
+_MOST_MULTIPLE = (
+    10_000  # its states are as many as the divisor is large, without its decimal point and zeros at its end
+)
+_DATA = ("const", "default", "enum", "examples")  # keywords whose values are no schemas
+
+
+class Constraint:
+    """One row's grammar and where it stands in it."""
+
+    def __init__(self, matcher: LLMatcher) -> None:
+        self._matcher = matcher
+
+    def mask(self, logits: Tensor) -> None:
+        """`[vocabulary]`, in place: minus infinity where a token may not come now."""
+        bits = np.unpackbits(allowed_tokens(self._matcher), bitorder="little")
+        allowed = torch.from_numpy(bits[: len(logits)].astype(np.bool_)).to(logits.device)
+        logits[: len(allowed)].masked_fill_(~allowed, float("-inf"))
+        logits[len(allowed) :] = float("-inf")
+
+    def took(self, token: int) -> None:
+        """Raises `JobFailed` for a token that the mask had excluded."""
+        if not self._matcher.is_stopped() and not self._matcher.consume_token(token):
+            raise JobFailed(f"the schema is too much to go on with ({complaint(self._matcher)}); make it simpler")
+
+    @property
+    def ended(self) -> bool:
+        """Nothing more may come."""
+        return bool(self._matcher.is_stopped())
+
+
+class Schemas:
+    """Compiles schemas for one tokenizer and keeps the last ones. Any thread."""
+
+    def __init__(self, sandbox: Sandbox, tokenizer_json: str, vocabulary: int, ends: Collection[int]) -> None:
+        """`vocabulary`: columns of the logits; `ends`: tokens that end a text."""
+        self._sandbox = sandbox
+        self._json, self._vocabulary, self._ends = tokenizer_json, vocabulary, ends
+        self._tokenizer: LLTokenizer | None = None
+        self._kept: OrderedDict[bytes, LLMatcher] = OrderedDict()
+        self._known: OrderedDict[bytes, str] = OrderedDict()  # why it cannot be had; "": it can
+        self._lock = threading.Lock()
+
+    def constraint(self, schema: dict[str, Any]) -> Constraint:
+        """For one row. Raises `InvalidInput` for a schema that is none, or that cannot be served."""
+        text = json.dumps(schema)  # in its order: the text has its properties in the same
+        name = hashlib.blake2b(text.encode()).digest()
+        with self._lock:
+            matcher = self._kept.pop(name, None) or self._compile(name, schema, text)
+            _keep(self._kept, name, matcher, _KEPT)
+            return Constraint(matcher.deep_copy())
+
+    def _compile(self, name: bytes, schema: dict[str, Any], text: str) -> LLMatcher:
+        if not self._ends:
+            raise InvalidInput(
+                "this backbone has no end-of-text token, so a schema could not end", field="params.schema"
+            )
+        # It may take all time and memory that there is: in another process first, once.
+        why = self._known.pop(name, None)
+        if why is None:
+            why = _too_much(schema) or self._tried(text)
+        _keep(self._known, name, why, _KNOWN)
+        if why:
+            raise InvalidInput(f"schema: {why}", field="params.schema")
+        if self._tokenizer is None:
+            self._tokenizer = tokenizer_of(self._json, self._vocabulary, self._ends)
+        return compiled(self._tokenizer, text)
+
+    def _tried(self, text: str) -> str:
+        try:
+            self._sandbox.try_schema(text)
+        except Refused as e:
+            return next(iter(str(e).splitlines()), "it cannot be compiled")
+        return ""
+
+
+def _keep(kept: OrderedDict[bytes, T], name: bytes, value: T, most: int) -> None:
+    kept[name] = value
+    if len(kept) > most:
+        kept.popitem(last=False)
+
+
+def _too_much(schema: Any) -> str:
+    """Why not even to try it, if so."""
+    left = [schema]
+    while left:
+        part = left.pop()
+        if isinstance(part, dict):
+            left += [value for key, value in part.items() if key not in _DATA]
+            divisor = part.get("multipleOf")
+            if isinstance(divisor, int | float) and _digits(divisor) > _MOST_MULTIPLE:
+                return f"a multipleOf may be {_MOST_MULTIPLE} at most, without its decimal point; not {divisor}"
+        elif isinstance(part, list):
+            left += part
+    return ""
+
+
+def _digits(number: float) -> int:
+    """Without the decimal point, and without zeros at the end."""
+    digits = Decimal(str(number)).as_tuple().digits
+    return int("".join(map(str, digits)).rstrip("0") or "0")

@@ -1,0 +1,90 @@
+"""Tokens to text as they come, and where a text stops."""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Sequence
+
+from fmplex_worker.workloads.generation.token_bytes import TokenBytes
+
+_CONTEXT = 6  # tokens of the prompt before the first: whether a word begins with a space depends on what is before it
+_Utf8 = codecs.getincrementaldecoder("utf-8")
+
+
+class Detokenizer:
+    """Gives the text of a growing row of tokens, each character once: with the token that completes it. Nothing else is held
+    back."""
+
+    def __init__(self, token_bytes: TokenBytes, prompt: Sequence[int]) -> None:
+        self._token_bytes = token_bytes
+        self._before: int | None = None  # the last token that is part of the text
+        self._characters = _Utf8("replace")
+        self._length = 0  # characters given
+        for token in prompt[-_CONTEXT:]:
+            self.push(token)
+        self._length = 0  # the prompt has been given by somebody else
+
+    def push(self, token: int) -> str:
+        """The text that this token makes certain."""
+        if self._token_bytes.silent(token):
+            return ""
+        text = self._characters.decode(self._token_bytes.after(self._before, token))
+        self._before = token
+        self._length += len(text)
+        return text
+
+    def flush(self) -> str:
+        """What is left at the end: bytes that never became a character."""
+        return self._characters.decode(b"", final=True)
+
+    def spell(self, token: int) -> bytes:
+        """A token as it would read if it came next, special ones too. The space before a word stays also where nothing is before
+        it and the text goes without: else two tokens would read alike."""
+        if self._token_bytes.silent(token):
+            return self._token_bytes.name(token).encode()
+        return self._token_bytes.after(token if self._before is None else self._before, token)
+
+    def place(self, token: int) -> int:
+        """Where in the text a token would begin if it came next: if it goes on with a character, where that begins."""
+        if self._token_bytes.silent(token):
+            return self._length
+        trial = _Utf8("replace")
+        trial.setstate(self._characters.getstate())
+        # Its first byte either belongs to what waits for its end, or shows that this is broken: then there are two characters.
+        begun = len(trial.decode(self._token_bytes.after(self._before, token)[:1])) + bool(trial.getstate()[0])
+        return self._length + max(begun - 1, 0)
+
+
+class StopMatcher:
+    """Lets text through up to the first of the `stops`, none of which comes out, not even in part."""
+
+    def __init__(self, stops: Sequence[str]) -> None:
+        self._stops = tuple(stops)
+        self._held = ""
+        self.stopped = False
+
+    def push(self, text: str) -> str:
+        """What may come out now. Once `stopped`, nothing does."""
+        if self.stopped or not self._stops:
+            return "" if self.stopped else text
+        text = self._held + text
+        found = [at for stop in self._stops if (at := text.find(stop)) >= 0]
+        if found:
+            self.stopped, self._held = True, ""
+            return text[: min(found)]
+        keep = max(_overlap(text, stop) for stop in self._stops)
+        self._held = text[len(text) - keep :]
+        return text[: len(text) - keep]
+
+    def flush(self) -> str:
+        """What was held back and is no stop after all."""
+        held, self._held = self._held, ""
+        return held
+
+
+def _overlap(text: str, stop: str) -> int:
+    """Length of the longest end of the text that the stop begins with."""
+    for n in range(min(len(text), len(stop) - 1), 0, -1):
+        if text.endswith(stop[:n]):
+            return n
+    return 0

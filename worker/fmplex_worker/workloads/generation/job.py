@@ -1,0 +1,147 @@
+"""A job of a generating vFM, as the scheduler and a pass see it; and how it is made from a request."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from fmplex_broker.errors import FmplexError, InvalidInput, PackageRejected, TextTooLong, VfmClosed
+from fmplex_broker.specs.heads import Generation
+from fmplex_broker.specs.sampling import GenerationParams
+from fmplex_broker.specs.schema import parse
+from fmplex_broker.wire.messages import Request
+from fmplex_worker.backbones.backbone import Backbone, LmHead
+from fmplex_worker.kvcache.pool import KvBudget
+from fmplex_worker.kvcache.prefix_cache import Scope
+from fmplex_worker.protocol import Piece
+from fmplex_worker.versions import Version
+from fmplex_worker.workloads.generation.constraints import Schemas
+from fmplex_worker.workloads.generation.detokenizer import Detokenizer, StopMatcher
+from fmplex_worker.workloads.generation.pricing import Pricing
+from fmplex_worker.workloads.generation.prompts import Prompts
+from fmplex_worker.workloads.generation.sampling import Sampler
+from fmplex_worker.workloads.generation.sandbox import Refused, Sandbox
+from fmplex_worker.workloads.generation.sequence import TokenSequence
+from fmplex_worker.workloads.generation.token_bytes import TokenBytes
+
+
+@dataclass(slots=True, eq=False)
+class GenerationJob:
+    """`protocol.Prepared`. It asks for its prompt in pieces, a pass's worth at a time, and then for one token a pass."""
+
+    version: Version
+    vfm: str
+    row: TokenSequence
+    kv: KvBudget
+    pricing: Pricing
+
+    @property
+    def digest(self) -> str:
+        return self.version.digest
+
+    @property
+    def scope(self) -> Scope:
+        return self.version.digest, self.vfm
+
+    @property
+    def units(self) -> int:
+        return self.pricing.units(self.row.computed, self.row.left)
+
+    @property
+    def adapter(self) -> int:
+        adapter = self.version.adapter
+        return adapter.number if adapter is not None and adapter.updates else 0
+
+    @property
+    def head(self) -> int:
+        return 0  # the language-model head is the backbone's, and every pass pays for it
+
+    @property
+    def memory(self) -> int:
+        return self.kv.slab_bytes(self.row.length)
+
+    def pieces(self) -> Sequence[Piece]:
+        row = self.row
+        if row.finish:
+            return ()
+        if row.left == 1:
+            return (self.pricing.decode(row.computed),)
+        return tuple(self.pricing.prefill(row.virtual, row.computed, row.length))
+
+
+class GenerationPreparer:
+    """Turns requests into jobs for one backbone. The intake thread."""
+
+    def __init__(self, backbone: Backbone, lm_head: LmHead, pricing: Pricing, kv: KvBudget) -> None:
+        self._backbone = backbone
+        self._lm_head = lm_head
+        self._pricing = pricing
+        self._kv = kv
+        tokenizer = backbone.tokenizer.whole
+        self._token_bytes = TokenBytes(tokenizer)
+        vocabulary = backbone.embeddings.num_embeddings
+        spoken = tokenizer.to_str(), lm_head.vocabulary, lm_head.ends
+        self._sandbox = Sandbox(*spoken)
+        self._prompts = Prompts(lm_head.templates, self._sandbox, backbone.tokenizer.ids, vocabulary)
+        self._schemas = Schemas(self._sandbox, *spoken)
+
+    def expect(self, version: Version) -> None:
+        """Requests for it will come. Any thread. Raises `PackageRejected` for a chat template that is none."""
+        head = version.heads[""].spec
+        assert isinstance(head, Generation)
+        if head.chat_template:
+            try:
+                self._sandbox.check(head.chat_template)
+            except Refused as e:
+                raise PackageRejected(f"head.chat_template: {e}", field="head.chat_template") from e
+
+    def prepare(self, version: Version | None, digest: str, request: Request) -> GenerationJob | FmplexError:
+        """A job, or what is wrong with the request."""
+        if version is None:
+            return VfmClosed(f"version {digest} is not loaded here; send the request again")
+        try:
+            return self._prepare(version, request)
+        except FmplexError as e:
+            return e
+        except Exception as e:  # the tokenizers library raises bare Exception
+            return InvalidInput(f"input: the tokenizer cannot take it ({e})", field="input")
+
+    def _prepare(self, version: Version, request: Request) -> GenerationJob:
+        head = version.heads[""].spec
+        assert isinstance(head, Generation)
+        params = parse(GenerationParams, request.params)
+        tokens = self._prompts.tokens(request.input, head, version.input)
+        limit = self._limit(len(tokens), version.virtual, params.max_tokens, head.max_tokens)
+        ends = frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else self._lm_head.ends)
+        constraint = None if params.schema_ is None else self._schemas.constraint(params.schema_)
+        prompt = frozenset(tokens) if params.repetition_penalty != 1 else frozenset()
+        row = TokenSequence(
+            tokens=tokens,
+            prompt=len(tokens),
+            virtual=version.virtual,
+            limit=limit,
+            ends=ends,
+            sampler=Sampler(params, params.seed or 0, prompt, constraint),
+            detokenizer=Detokenizer(self._token_bytes, tokens),
+            stopper=StopMatcher(params.stop),
+        )
+        return GenerationJob(version, request.vfm, row, self._kv, self._pricing)
+
+    def _limit(self, prompt: int, virtual: int, wanted: int | None, usual: int) -> int:
+        """Tokens of the text at most. Raises `TextTooLong`: it could never be held."""
+        begins = prompt + virtual
+        most, held = self._backbone.max_tokens - begins, self._kv.tokens - begins
+        limit = wanted if wanted is not None else min(usual, most, max(held, 1))
+        if most < 1 or limit > most:
+            raise TextTooLong(
+                f"the prompt has {begins} tokens and max_tokens is {wanted or usual}, this model takes "
+                f"{self._backbone.max_tokens} in all; shorten the prompt or lower max_tokens",
+                field="input" if most < 1 else "params.max_tokens",
+            )
+        if limit > held:
+            raise TextTooLong(
+                f"the keys and values of {begins + limit} tokens do not fit into the worker's {self._kv.nbytes} bytes; "
+                f"{'shorten the prompt' if held < 1 else 'lower max_tokens'}, or raise worker.kv_bytes",
+                field="input" if held < 1 else "params.max_tokens",
+            )
+        return limit

@@ -1,0 +1,64 @@
+"""What a caller of a generating vFM sends, as tokens: a text, token ids, or the messages of a chat."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from fmplex_broker.errors import FmplexError, InvalidInput
+from fmplex_broker.specs.heads import Generation, InputSpec
+from fmplex_broker.wire.tensors import Tensor
+from fmplex_worker.workloads.generation.sandbox import Sandbox
+
+
+class Prompts:
+    """`tokenizer`: a transformers tokenizer, used for its chat template only; any thread."""
+
+    def __init__(
+        self, tokenizer: Any, sandbox: Sandbox, encode: Callable[[str, bool], list[int]], vocabulary: int
+    ) -> None:
+        """`encode(text, special)`: token ids, with the special tokens that the tokenizer adds or without."""
+        self._tokenizer = tokenizer
+        self._sandbox = sandbox
+        self._encode = encode
+        self._vocabulary = vocabulary
+
+    def tokens(self, value: Any, head: Generation, around: InputSpec) -> list[int]:
+        """Raises `InvalidInput`."""
+        if isinstance(value, dict) and "messages" in value:
+            tokens = self._encode(self._chat(value["messages"], head), False)
+        elif isinstance(value, dict) and "input_ids" in value:
+            tokens = _ids(value["input_ids"])
+        else:
+            text = value["text"] if isinstance(value, dict) else value
+            tokens = self._encode(around.text(text), True)
+        if not tokens or max(tokens) >= self._vocabulary or min(tokens) < 0:
+            raise InvalidInput("input: gives no tokens that this model knows; send another text", field="input")
+        return tokens
+
+    def _chat(self, messages: Sequence[dict[str, str]], head: Generation) -> str:
+        if not head.chat_template and not getattr(self._tokenizer, "chat_template", None):
+            raise InvalidInput(
+                "this backbone's tokenizer has no chat template: give the vFM a head.chat_template, or send a text "
+                "(/v1/completions)",
+                field="input.messages",
+            )
+        if head.system and not any(message["role"] == "system" for message in messages):
+            messages = [{"role": "system", "content": head.system}, *messages]
+        try:
+            if head.chat_template:
+                return self._sandbox.render(head.chat_template, messages, self._tokenizer.special_tokens_map)
+            # The tokenizer's own is the operator's.
+            return str(self._tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True))
+        except FmplexError:
+            raise
+        except Exception as e:  # whatever a template raises: they check the order of roles by raising
+            raise InvalidInput(f"messages: the chat template refuses them ({e})", field="input.messages") from e
+
+
+def _ids(value: Any) -> list[int]:
+    if isinstance(value, Tensor):
+        return [int(n) for n in np.frombuffer(value.data, dtype=value.dtype)]
+    return [int(n) for n in value]

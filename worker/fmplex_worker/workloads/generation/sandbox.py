@@ -1,0 +1,191 @@
+"""A process for what others wrote and what could take all time or memory: chat templates that come with packages, and JSON
+schemas. What kills it is refused, and the worker goes on.
+
+A question and an answer are JSON with its length before it, through pipes. The process begins when it is first needed, again
+when it died, and ends with the worker, whose end of the pipe closes then.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import select
+import subprocess
+import sys
+import threading
+import time
+import weakref
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+from fmplex_broker.errors import JobFailed
+
+log = logging.getLogger(__name__)
+# All that come wait meanwhile, whoever sent them. Real templates take milliseconds, and so do real schemas.
+_TEMPLATE_S, _SCHEMA_S = 1.0, 3.0
+_START_S = 60.0
+_REST_S = 10.0  # so long a template that took too long is not tried again: nobody else could be served beside it
+
+
+class Refused(Exception):
+    """Why it cannot be had, in a line."""
+
+
+class Sandbox:
+    """Any thread; one question at a time."""
+
+    def __init__(self, tokenizer_json: str, vocabulary: int, ends: Collection[int]) -> None:
+        """Of the texts that schemas are for; see `grammars.tokenizer_of`."""
+        self._tokenizer = {"tokenizer": tokenizer_json, "vocabulary": vocabulary, "ends": sorted(ends)}
+        self._child: _Child | None = None
+        self._resting: dict[str, float] = {}  # template -> until when
+        self._lock = threading.Lock()
+
+    def render(self, template: str, messages: Sequence[Mapping[str, str]], special: Mapping[str, str]) -> str:
+        """What transformers makes of a chat; `special`: tokens by their names. Raises `Refused`."""
+        now = time.monotonic()
+        with self._lock:
+            self._resting = {t: until for t, until in self._resting.items() if until > now}
+            if template in self._resting:
+                raise Refused("it took too long just now; mend head.chat_template, or try again in a while")
+            try:
+                question = {"template": template, "messages": list(messages), "special": dict(special)}
+                return self._ask(question, _TEMPLATE_S)
+            except TimeoutError:
+                self._resting[template] = now + _REST_S
+                raise Refused("it takes too long; it may loop for ever") from None
+
+    def check(self, template: str) -> None:
+        """Whether it is a template at all. Raises `Refused`."""
+        with self._lock:
+            try:
+                self._ask({"template": template, "messages": None, "special": {}}, _TEMPLATE_S)
+            except TimeoutError:
+                raise Refused("it takes too long to compile") from None
+
+    def try_schema(self, schema: str) -> None:
+        """Compile it and begin some texts. Raises `Refused` for one that fails, or that takes too much."""
+        with self._lock:
+            try:
+                self._ask({"schema": schema}, _SCHEMA_S)
+            except TimeoutError:
+                raise Refused("it takes too long to compile; make it simpler") from None
+
+    def _ask(self, question: Mapping[str, Any], most_s: float) -> str:
+        """Raises `Refused`, or `TimeoutError`."""
+        child = self._running()
+        if "schema" in question:
+            self._ready(child, self._tokenizer)
+        try:
+            child.send(question)
+            answer = child.receive(most_s)
+        except (EOFError, OSError) as e:
+            child.end()
+            self._child = _Child()  # at once, so that the next question need not wait for its start
+            if isinstance(e, TimeoutError):
+                raise
+            raise Refused("it takes too much memory; make it simpler") from None
+        if "error" in answer:
+            raise Refused(answer["error"])
+        return str(answer["value"])
+
+    def _running(self) -> _Child:
+        if self._child is not None and not self._child.alive:
+            self._child.end()
+            self._child = None
+        self._child = self._child or _Child()
+        self._ready(self._child, None)
+        return self._child
+
+    def _ready(self, child: _Child, tokenizer: Mapping[str, Any] | None) -> None:
+        try:
+            child.wait(tokenizer)
+        except (EOFError, OSError) as e:
+            child.end()
+            log.error("%s has ended as it started (exit code %s)", " ".join(_COMMAND), child.code)
+            raise JobFailed("templates and schemas cannot be tried out on this worker now; its log says more") from e
+
+
+_COMMAND = (sys.executable, "-m", "fmplex_worker.workloads.generation.sandbox_child")
+
+
+class _Child:
+    """The process, from the worker's side. It holds nothing of the worker's but two pipes."""
+
+    def __init__(self) -> None:
+        self._started = False
+        self._taught = False
+        self._process = subprocess.Popen(
+            _COMMAND,
+            bufsize=0,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            start_new_session=True,  # Ctrl-C is for the worker, which drains
+            env=os.environ | {"CUDA_VISIBLE_DEVICES": "", "OPENBLAS_NUM_THREADS": "1"},
+        )
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._to, self._from = self._process.stdin.fileno(), self._process.stdout.fileno()
+        self.end = weakref.finalize(self, _end, self._process)
+
+    @property
+    def alive(self) -> bool:
+        return self._process.poll() is None
+
+    @property
+    def code(self) -> int | None:
+        return self._process.returncode
+
+    def wait(self, tokenizer: Mapping[str, Any] | None) -> None:
+        """Until it has started and, if one is given, knows the tokenizer."""
+        if not self._started:
+            self.receive(_START_S)
+            self._started = True
+        if tokenizer is not None and not self._taught:
+            self.send(tokenizer)
+            self.receive(_START_S)
+            self._taught = True
+
+    def send(self, value: Mapping[str, Any]) -> None:
+        write(self._to, value)
+
+    def receive(self, most_s: float) -> dict[str, Any]:
+        """Raises `TimeoutError`, or `EOFError`."""
+        return read(self._from, time.monotonic() + most_s)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.kill()
+    for pipe in (process.stdin, process.stdout):
+        if pipe is not None:
+            pipe.close()
+    process.wait()
+
+
+def write(fd: int, value: Mapping[str, Any]) -> None:
+    """Plain ASCII, so that half a surrogate pair comes through too."""
+    data = json.dumps(value).encode()
+    left = memoryview(len(data).to_bytes(8) + data)
+    while left:
+        left = left[os.write(fd, left) :]
+
+
+def read(fd: int, until: float | None = None) -> dict[str, Any]:
+    """Raises `EOFError`, or `TimeoutError` if it has not come `until` then (monotonic seconds)."""
+    value: dict[str, Any] = json.loads(_bytes(fd, int.from_bytes(_bytes(fd, 8, until)), until))
+    return value
+
+
+def _bytes(fd: int, count: int, until: float | None) -> bytearray:
+    data = bytearray()
+    poll = select.poll()
+    poll.register(fd, select.POLLIN)
+    while len(data) < count:
+        if until is not None and not poll.poll(max(0.0, until - time.monotonic()) * 1000):
+            raise TimeoutError
+        part = os.read(fd, min(count - len(data), 1 << 20))
+        if not part:
+            raise EOFError
+        data += part
+    return data
