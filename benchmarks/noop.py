@@ -17,7 +17,7 @@ from fmplex_broker.packages.package import Package
 from fmplex_broker.specs.fleet import BackboneSpec, WorkerSpec
 from fmplex_broker.wire.messages import Request
 from fmplex_worker.host.service import Worker
-from fmplex_worker.protocol import EngineInfo, Fitted, OnePass, Outcome, Prepared, Room, Work
+from fmplex_worker.protocol import Capacity, EngineInfo, Fitted, OnePass, Outcome, Prepared, Work
 
 BACKBONE = "noop"
 UNITS = 8  # a job
@@ -38,7 +38,7 @@ class NoopEngine:
         self._loaded: dict[str, int] = {}
 
     info = EngineInfo(BACKBONE, "text", 1, 512, "cpu", 0)
-    room = Room(2048)
+    capacity = Capacity(2048)
 
     @property
     def loaded(self) -> Mapping[str, int]:

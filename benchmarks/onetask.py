@@ -26,7 +26,7 @@ from fmplex_broker.wire.messages import Request
 from fmplex_worker.engine.encoder import EncoderEngine
 from fmplex_worker.host import service
 from fmplex_worker.host.profile import profile
-from fmplex_worker.protocol import Engine, EngineInfo, Fitted, Outcome, Prepared, Room, Work
+from fmplex_worker.protocol import Capacity, Engine, EngineInfo, Fitted, Outcome, Prepared, Work
 from fmplex_worker.scheduling import CostModel, Item
 from fmplex_worker.scheduling.fifo import Fifo
 
@@ -50,8 +50,8 @@ class Copies:
         return replace(self._engines[0].info, memory_bytes=sum(e.info.memory_bytes for e in self._engines))
 
     @property
-    def room(self) -> Room:
-        return min((engine.room for engine in self._engines), key=lambda room: room.units)
+    def capacity(self) -> Capacity:
+        return min((engine.capacity for engine in self._engines), key=lambda capacity: capacity.units)
 
     @property
     def loaded(self) -> Mapping[str, int]:

@@ -16,6 +16,8 @@ from fmplex_broker.packages.package import Package
 from fmplex_broker.wire.messages import Request
 from fmplex_broker.wire.streaming import Delta
 
+Kind = Literal["encode", "generate"]
+
 
 @dataclass(frozen=True, slots=True)
 class EngineInfo:
@@ -30,7 +32,7 @@ class EngineInfo:
 
 
 @dataclass(frozen=True, slots=True)
-class Room:
+class Capacity:
     """What one pass can take now: `units` = packed tokens. One job larger than that still runs, alone. `memory`: bytes that the
     jobs in hand may hold between their passes, all together, and `used` what they do hold; `cached`: bytes kept for jobs to come
     while nobody needs them."""
@@ -75,11 +77,13 @@ class Fitted(Protocol):
 class Prepared(Protocol):
     """A validated, tokenised job. It keeps its version alive: unloading that version does not break it.
 
-    `units` are packed tokens (both sides of a similarity; the virtual tokens of a prompt too); `adapter` numbers the adapter
-    segment it belongs to (0: none) and `head` the head or heads it ends in (0: of its own it has none), so that a cost model
-    can count the distinct ones in a pass.
+    `kind` says which workload it is. `units` are packed tokens (both sides of a similarity; the virtual tokens of a prompt too).
+    `adapter` numbers the adapter segment it belongs to (0: none) and `head` the head or heads it ends in (0: none of its own),
+    so that a cost model can count the distinct ones in a pass.
     """
 
+    @property
+    def kind(self) -> Kind: ...
     @property
     def digest(self) -> str: ...
     @property
@@ -101,6 +105,10 @@ class OnePass:
 
     __slots__ = ()
     units: int
+
+    @property
+    def kind(self) -> Kind:
+        return "encode"
 
     @property
     def memory(self) -> int:
@@ -131,7 +139,7 @@ class Engine(Protocol):
     def info(self) -> EngineInfo: ...
 
     @property
-    def room(self) -> Room: ...
+    def capacity(self) -> Capacity: ...
 
     @property
     def loaded(self) -> Mapping[str, int]:

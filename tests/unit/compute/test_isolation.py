@@ -111,7 +111,7 @@ def test_broken_head_in_an_engine(bert: EncoderEngine, tmp_path: Path) -> None:
 
 def test_room_shrinks_and_grows_again(engine_of: Callable[[str], EncoderEngine], monkeypatch: Any) -> None:
     engine = engine_of("electra")
-    budget = engine.room.units
+    budget = engine.capacity.units
     digest = tiny.load(engine, specs.Embedding())
     jobs: list[Any] = engine.prepare([(digest, Request({"input_ids": ids}, {})) for ids in tiny.ids(30, 30, 30, 30)])
     encode = type(engine._backbone).encode
@@ -123,10 +123,10 @@ def test_room_shrinks_and_grows_again(engine_of: Callable[[str], EncoderEngine],
 
     monkeypatch.setattr(type(engine._backbone), "encode", small)
     assert all("embedding" in result for result in tiny.step(engine, jobs))
-    assert engine.room.units == 60
+    assert engine.capacity.units == 60
     for _ in range(40):
         tiny.step(engine, jobs[:1])
-    assert engine.room.units == budget
+    assert engine.capacity.units == budget
 
 
 def test_an_empty_pass(bert: EncoderEngine) -> None:

@@ -40,7 +40,7 @@ def test_info(engine_of: Callable[[str], EncoderEngine], model_folder: Folders) 
     assert info.max_tokens == tiny.POSITIONS - 2  # RoBERTa counts from 2
     model = AutoModel.from_pretrained(model_folder("roberta"), add_pooling_layer=False)
     assert info.memory_bytes == sum(t.nbytes for t in (*model.parameters(), *model.buffers()))
-    assert engine_of("bert").room.units == spec("x").pass_units
+    assert engine_of("bert").capacity.units == spec("x").pass_units
 
 
 @pytest.mark.parametrize("family", FAMILIES)

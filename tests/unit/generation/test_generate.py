@@ -122,7 +122,7 @@ def test_memory_is_all_given_back(lm_folder: Folders) -> None:
             for p in tiny_lm.prompts(40, 80, 3, seed=seed)
         ]
         tiny_lm.drive(engine, jobs, seed)
-    assert engine.room.used == 0
-    assert 0 < engine.room.cached <= 1 << 20
+    assert engine.capacity.used == 0
+    assert 0 < engine.capacity.cached <= 1 << 20
     engine.unload(digest)
-    assert engine.room.cached == 0
+    assert engine.capacity.cached == 0

@@ -324,7 +324,7 @@ def test_a_text_may_fill_all_memory_that_there_is(lm_folder: Folders) -> None:
     digest = tiny_lm.load(engine)
     job = tiny_lm.prepare(engine, digest, [5] * 40, max_tokens=96, ignore_eos=True)
     assert tiny_lm.drive(engine, [job])[0]["completion_tokens"] == 96
-    assert job.kv.slab_bytes(136) == engine._pool.used <= engine.room.memory
+    assert job.kv.slab_bytes(136) == engine._pool.used <= engine.capacity.memory
     with pytest.raises(TextTooLong) as refusal:
         tiny_lm.prepare(engine, digest, [5] * 40, max_tokens=97)
     assert refusal.value.field == "params.max_tokens"

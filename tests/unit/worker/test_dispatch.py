@@ -102,8 +102,8 @@ class Engine:
     texts: list[Text] = field(default_factory=list)  # that hold memory
 
     @property
-    def room(self) -> protocol.Room:
-        return protocol.Room(PASS, MEMORY, 0)
+    def capacity(self) -> protocol.Capacity:
+        return protocol.Capacity(PASS, MEMORY, 0)
 
     @property
     def used(self) -> int:

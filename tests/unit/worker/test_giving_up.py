@@ -24,7 +24,7 @@ class Bench:
         scheduler = SimpleNamespace(budget=PASS)
         cost = SimpleNamespace(predict_pass=lambda units: self.second_s * units / PASS)
         parts: list[Any] = [
-            SimpleNamespace(room=SimpleNamespace(units=10 * PASS)), scheduler, cost, self.window,
+            SimpleNamespace(capacity=SimpleNamespace(units=10 * PASS)), scheduler, cost, self.window,
             SimpleNamespace(end=lambda held: None), SimpleNamespace(answer=self._answer), None,
             SimpleNamespace(now_ms=lambda: 0.0), None, None, None,
         ]  # fmt: skip

@@ -21,7 +21,7 @@ from fmplex_worker.engine.isolation import PassUnits, run_isolated
 from fmplex_worker.heads.running import run_heads
 from fmplex_worker.packed.grouping import group_from
 from fmplex_worker.packed.row import TokenSpan, pack, packed_order
-from fmplex_worker.protocol import EngineInfo, Fitted, Outcome, Prepared, Room, Work
+from fmplex_worker.protocol import Capacity, EngineInfo, Fitted, Outcome, Prepared, Work
 from fmplex_worker.versions import Version, Versions
 from fmplex_worker.workloads.encoding.preparing import EncodeJob, EncodePreparer
 
@@ -47,8 +47,8 @@ class EncoderEngine:
         return EngineInfo(b.spec.name, "text", b.hidden, b.max_tokens, str(b.device), b.memory_bytes)
 
     @property
-    def room(self) -> Room:
-        return Room(self._units.now)
+    def capacity(self) -> Capacity:
+        return Capacity(self._units.now)
 
     @property
     def loaded(self) -> Mapping[str, int]:

@@ -26,7 +26,7 @@ from fmplex_worker.kvcache.pool import KvPool
 from fmplex_worker.kvcache.prefix_cache import Kept, PrefixCache
 from fmplex_worker.packed.grouping import group_from
 from fmplex_worker.packed.row import TokenSpan, pack, packed_order
-from fmplex_worker.protocol import EngineInfo, Fitted, Outcome, Prepared, Progress, Room, Work
+from fmplex_worker.protocol import Capacity, EngineInfo, Fitted, Outcome, Prepared, Progress, Work
 from fmplex_worker.versions import Version, Versions
 from fmplex_worker.workloads.encoding.preparing import EncodeJob, EncodePreparer
 from fmplex_worker.workloads.generation.job import GenerationJob, GenerationPreparer
@@ -95,9 +95,9 @@ class GeneratorEngine:
         return EngineInfo(b.spec.name, "text", b.hidden, b.max_tokens, str(b.device), b.memory_bytes)
 
     @property
-    def room(self) -> Room:
+    def capacity(self) -> Capacity:
         cached = self.prefixes.nbytes
-        return Room(self._units.now, self._pool.budget, self._pool.used - cached, cached)
+        return Capacity(self._units.now, self._pool.budget, self._pool.used - cached, cached)
 
     @property
     def loaded(self) -> Mapping[str, int]:

@@ -31,7 +31,7 @@ class Dispatcher:
     @property
     def memory(self) -> Memory:
         """What is held and waited for now."""
-        room = self._engine.room
+        room = self._engine.capacity
         return Memory(self._seats.held, room.used, room.memory, room.cached, len(self._seats.waiting))
 
     @property

@@ -102,7 +102,7 @@ class PassLoop:
                 await self._land_or_due()
                 continue
             plan = self._scheduler.plan(
-                self._clock.now_ms() / 1000 + self._busy_s(), Room(self._engine.room.units, _ROWS)
+                self._clock.now_ms() / 1000 + self._busy_s(), Room(self._engine.capacity.units, _ROWS)
             )
             if plan is not None:
                 await self._launch(plan)
@@ -126,7 +126,7 @@ class PassLoop:
     def _expire(self) -> None:
         """Answer what has no hope: it would be late even in the next pass. To run it would make those behind it late too."""
         waiting = self._window.waiting[INTERACTIVE]
-        budget = min(self._scheduler.budget, self._engine.room.units)
+        budget = min(self._scheduler.budget, self._engine.capacity.units)
         # Without a backlog the next pass holds what waits, and may be shortened to half a budget for a deadline.
         units = budget if waiting > budget else min(waiting, budget // 2)
         takes_s = self._busy_s() + (self._cost.predict_pass(units) if units else 0.0)

@@ -121,7 +121,7 @@ class _Life:
         self._window = JobTable(w.backbone.pass_units, w.spec.window_passes, w.residents.unpin)
         self._library = DeploymentFollower(w._registry, w.backbone.name, self._scheduler, w.residents)
         self._outbox = Outbox(self._consumer, self._window, self._clock, self._meter)
-        seats = KvAdmission(w.engine.room.memory, self._scheduler.weights)
+        seats = KvAdmission(w.engine.capacity.memory, self._scheduler.weights)
         self._seating = Dispatcher(w.engine, self._scheduler, self._window, seats)
         self._intake = Intake(
             self._consumer, self._window, self._scheduler, self._budget, w.engine, w.residents, self._seating, self._outbox,

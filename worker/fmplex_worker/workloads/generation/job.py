@@ -13,7 +13,7 @@ from fmplex_broker.wire.messages import Request
 from fmplex_worker.backbones.backbone import Backbone, LmHead
 from fmplex_worker.kvcache.pool import KvBudget
 from fmplex_worker.kvcache.prefix_cache import Scope
-from fmplex_worker.protocol import Piece
+from fmplex_worker.protocol import Kind, Piece
 from fmplex_worker.versions import Version
 from fmplex_worker.workloads.generation.constraints import Schemas
 from fmplex_worker.workloads.generation.detokenizer import Detokenizer, StopMatcher
@@ -34,6 +34,10 @@ class GenerationJob:
     row: TokenSequence
     kv: KvBudget
     pricing: Pricing
+
+    @property
+    def kind(self) -> Kind:
+        return "generate"
 
     @property
     def digest(self) -> str:
