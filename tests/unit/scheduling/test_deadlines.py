@@ -169,7 +169,7 @@ def test_the_budget_is_what_the_tightest_target_allows(targets: list[float], alp
     cost = KnownCost(BUDGET, alpha=alpha, beta=beta)
     budget = PassBudget(cost, BUDGET)
     for n, target in enumerate(targets):
-        budget.saw(f"v{n}", _PART * target, now=0.0)
+        budget.record_target(f"v{n}", _PART * target, now=0.0)
     units = budget.units(now=1.0)
     assert 1 <= units <= BUDGET
     full, least = BUDGET / cost.predict(BUDGET), budget.least
@@ -177,18 +177,18 @@ def test_the_budget_is_what_the_tightest_target_allows(targets: list[float], alp
         assert units / cost.predict(units) >= 0.5 * full * (1 - 1e-9)
         assert 2 * cost.predict(units) <= min(targets) or units == least
     missed = {f"v{n}" for n, target in enumerate(targets) if cost.predict(least) > _PART * target}
-    assert set(budget.missed()) == missed
+    assert set(budget.missed_targets()) == missed
 
 
 def test_a_budget_follows_targets_that_come_change_and_go() -> None:
     budget = PassBudget(KnownCost(BUDGET, alpha=1.0, beta=0.1), BUDGET)
     assert budget.units(0.0) == BUDGET
-    budget.saw("a", _PART * 20.0, 1.0)
+    budget.record_target("a", _PART * 20.0, 1.0)
     assert budget.units(1.0) == 70  # two passes of eight seconds each, and a fifth of the target for the way
-    budget.saw("a", _PART * 20.5, 2.0)
+    budget.record_target("a", _PART * 20.5, 2.0)
     assert budget.units(2.0) == 70  # hardly any change is none
-    budget.saw("b", _PART * 15.0, 3.0)
+    budget.record_target("b", _PART * 15.0, 3.0)
     assert budget.units(3.0) == 50
-    budget.saw("b", 0.0, 4.0)
+    budget.record_target("b", 0.0, 4.0)
     assert budget.units(4.0) == 72
     assert budget.units(70.0) == BUDGET  # nobody has been seen for a minute

@@ -246,7 +246,7 @@ class Loop:
         for held in {held.key: held for held in flight.jobs}.values():
             assert held.prepared is not None
             needs[held.job.flow.vfm] = needs.get(held.job.flow.vfm, 0) + held.prepared.memory
-        held_bytes = self.seats.held
+        held_bytes = self.seats.held_bytes
         assert all(bytes_ <= held_bytes.get(vfm, 0) for vfm, bytes_ in needs.items()), (
             "a job without memory is in a pass"
         )
@@ -287,7 +287,7 @@ class Loop:
         for _ in range(most):
             if not self.turn():
                 break
-        assert not self.held, f"{len(self.held)} jobs wait for ever, of which {self.seats.waiting} for memory"
+        assert not self.held, f"{len(self.held)} jobs wait for ever, of which {self.seats.waiting_flows} for memory"
         assert not self.queue, "some are never claimed"
         self.holds_nothing()
 
@@ -295,7 +295,7 @@ class Loop:
         assert (len(self.scheduler), len(self.window)) == (0, 0)
         assert (self.window.waiting_units, self.window.running) == (0, 0)
         assert self.window._sums == dict.fromkeys(CLASSES, 0), "room is there again"
-        assert (self.seats.used, self.seats.held, self.seats.waiting) == (0, {}, [])
+        assert (self.seats.used_bytes, self.seats.held_bytes, self.seats.waiting_flows) == (0, {}, [])
         assert (self.engine.used, self.engine.texts) == (0, [])
         assert self.seating._jobs == {}
         assert self.seating.memory.held == {}
@@ -363,7 +363,7 @@ def _busy(essays: int, prompt: int = 4, tokens: int = 44) -> Loop:
         loop.send("essays", Text(prompt, tokens))
     while loop.passes < 30:
         assert loop.turn()
-    assert loop.seats.waiting, "there is too little memory for all"
+    assert loop.seats.waiting_flows, "there is too little memory for all"
     return loop
 
 
@@ -446,7 +446,7 @@ def test_offline_texts_do_not_keep_their_own_vfms_chats_out() -> None:
     loop = Loop("drr")
     for _ in range(8):
         loop.send("a", Text(4, 44), OFFLINE)
-    while not loop.seats.waiting:
+    while not loop.seats.waiting_flows:
         assert loop.turn()
     for _ in range(5):
         sent, begun = loop.send("a", Text(5, 10)), loop.passes
@@ -530,6 +530,6 @@ def test_a_text_cancelled_at_any_time_is_in_no_later_pass(when: int) -> None:
         loop.queue = [entry for entry in loop.queue if entry[2] != victim]
         while loop._flights:
             loop.land()
-    assert "victim" not in loop.seats.held
+    assert "victim" not in loop.seats.held_bytes
     assert victim in loop.answers or held is None
     loop.finish()

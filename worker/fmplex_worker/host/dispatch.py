@@ -32,12 +32,12 @@ class Dispatcher:
     def memory(self) -> Memory:
         """What is held and waited for now."""
         room = self._engine.capacity
-        return Memory(self._seats.held, room.used, room.memory, room.cached, len(self._seats.waiting))
+        return Memory(self._seats.held_bytes, room.used, room.memory, room.cached, len(self._seats.waiting_flows))
 
     @property
     def crowded(self) -> set[Flow]:
         """Flows that have jobs here which wait for memory: more of theirs would only wait beside them."""
-        return set(self._seats.waiting)
+        return set(self._seats.waiting_flows)
 
     def enter(self, held: ActiveJob) -> None:
         """A job that intake has accepted."""
@@ -57,7 +57,7 @@ class Dispatcher:
             self._turn()
             return
         assert held.prepared is not None
-        if self._seats.has(held.key, held.prepared.memory):
+        if self._seats.holds(held.key, held.prepared.memory):
             self._queue(held)
         else:
             self._ask(held)
@@ -72,7 +72,7 @@ class Dispatcher:
         if self._jobs.pop(held.key, None) is not None:
             assert held.prepared is not None
             self._engine.drop(held.prepared)
-            self._seats.leave(held.key)
+            self._seats.release(held.key)
             self._turn()
 
     def abandon(self, thread: Executor) -> None:
@@ -85,19 +85,19 @@ class Dispatcher:
     def _ask(self, held: ActiveJob) -> None:
         assert held.prepared is not None
         self._jobs[held.key] = held
-        self._seats.ask(held.key, held.job.flow, held.prepared.memory)
+        self._seats.request(held.key, held.job.flow, held.prepared.memory)
         self._turn()
 
     def _turn(self) -> None:
         while True:
-            turn = self._seats.turn()
+            turn = self._seats.decide()
             for key in turn.granted:
                 held = self._jobs[key]
                 if held.aside:
                     self._window.take_back(held)
                 self._queue(held)
             evicted = False
-            for key in turn.leaving:
+            for key in turn.to_evict:
                 held = self._jobs[key]
                 held.leaving = True
                 if not held.running:
@@ -117,8 +117,8 @@ class Dispatcher:
             self._scheduler.remove(key)
         self._pass_on(held)
         self._engine.drop(held.prepared)
-        self._seats.leave(held.key)
-        self._seats.ask(held.key, held.job.flow, held.prepared.memory)
+        self._seats.release(held.key)
+        self._seats.request(held.key, held.job.flow, held.prepared.memory)
         if not held.resident and not held.aside:
             self._window.set_aside(held)
 

@@ -117,7 +117,7 @@ class Intake:
             self._scheduler.set_weight(vfm, terms.weight)
         now = time.monotonic()
         for vfm in {job.flow.vfm for job in claim.jobs if job.flow.cls == INTERACTIVE}:
-            self._budget.saw(vfm, claim.terms[vfm].pass_ms / 1000, now)
+            self._budget.record_target(vfm, claim.terms[vfm].pass_ms / 1000, now)
         wait_s = claim.wait_ms / 1000 if claim.wait_ms else _IDLE_S
         return claim.jobs, claim.more or claim.state != "ok", wait_s
 

@@ -220,7 +220,7 @@ class _Life:
             log.info("pass budget: %d units", units)
             self._scheduler.budget = self._window.pass_units = units
             self._w.engine.aim(units)
-        missed = self._budget.missed()
+        missed = self._budget.missed_targets()
         for vfm in set(missed) - set(self._missed):
             log.warning("the latency target of vFM %s is too short for passes of %d units", vfm, self._budget.least)
         self._missed = missed
