@@ -24,8 +24,8 @@ from fmplex_broker.packages.package import Package
 from fmplex_broker.specs.fleet import FleetSpec, load_fleet
 from fmplex_broker.wire.messages import Request
 from fmplex_worker.engine.encoder import EncoderEngine
-from fmplex_worker.host import service
 from fmplex_worker.host.profile import profile
+from fmplex_worker.host.service import Worker
 from fmplex_worker.protocol import Capacity, Engine, EngineInfo, Fitted, Outcome, Prepared, Work
 from fmplex_worker.scheduling import CostModel, Item
 from fmplex_worker.scheduling.fifo import Fifo
@@ -102,11 +102,10 @@ async def serve(url: str, fleet: FleetSpec, copies: Sequence[Path]) -> None:
     def one_task(_name: str, cost: CostModel, budget: int, **_: object) -> OneTask:
         return OneTask(cost, budget)
 
-    service.make_scheduler = one_task  # type: ignore[attr-defined, assignment]
     torch.set_num_threads(fleet.worker.threads or 1)
     engine = engine_of(fleet, copies)
     cost = profile(engine, fleet.backbone.pass_units)
-    worker = service.Worker(url, fleet.backbone, fleet.worker, engine, ArtifactStore(fleet.artifacts), cost)
+    worker = Worker(url, fleet.backbone, fleet.worker, engine, ArtifactStore(fleet.artifacts), cost, one_task)
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, worker.stop)
     await worker.run()
 

@@ -8,7 +8,6 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
-from fmplex_broker.specs.vfm import VfmSpec
 
 from benchmarks.noop import BACKBONE, NoopEngine, NoopJob
 from fmplex_broker.errors import FmplexError
@@ -16,11 +15,12 @@ from fmplex_broker.packages.artifacts import ArtifactStore
 from fmplex_broker.packages.package import bare
 from fmplex_broker.specs.fleet import BackboneSpec, WorkerSpec
 from fmplex_broker.specs.heads import Features
+from fmplex_broker.specs.vfm import VfmSpec
 from fmplex_broker.streams.deployer import Deployer
 from fmplex_broker.streams.embedded import EmbeddedServer
 from fmplex_broker.streams.queue_client import QueueClient
 from fmplex_broker.wire.messages import CLASSES, Request
-from fmplex_worker.host import intake
+from fmplex_worker.host import claiming
 from fmplex_worker.host.service import Worker
 from fmplex_worker.protocol import Prepared
 
@@ -36,7 +36,7 @@ class LongTexts(NoopEngine):
 
 @asynccontextmanager
 async def serving(engine: NoopEngine, place: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[QueueClient]:
-    monkeypatch.setattr(intake, "_IDLE_S", 3600.0)  # whoever sleeps without reason sleeps for ever
+    monkeypatch.setattr(claiming, "_IDLE_S", 3600.0)  # whoever sleeps without reason sleeps for ever
     with EmbeddedServer() as server:
         store = ArtifactStore(str(place))
         worker = Worker(server.url, BackboneSpec(name=BACKBONE, model="none"), WorkerSpec(), engine, store)

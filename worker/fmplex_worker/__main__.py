@@ -20,10 +20,13 @@ from fmplex_broker.specs.fleet import FleetSpec, load_fleet
 from fmplex_broker.streams.connection import Scripts, open_redis
 from fmplex_broker.streams.fleet import look
 from fmplex_broker.streams.registry import Registry
+from fmplex_worker.host.life import MakeScheduler
 from fmplex_worker.host.service import Worker
+from fmplex_worker.scheduling import make_scheduler
 
 
-def main() -> int:
+def main(scheduler: MakeScheduler = make_scheduler) -> int:
+    """Run a worker as the command line says; return its exit status. `scheduler` makes the policy that the fleet file names."""
     parser = argparse.ArgumentParser(prog="fmplex_worker", description="Host one backbone and serve its vFMs.")
     parser.add_argument("--config", type=Path, required=True, help="fleet file (TOML)")
     parser.add_argument("--broker", help="broker URL; overrides the file (and FMPLEX_BROKER)")
@@ -40,7 +43,7 @@ def main() -> int:
             return 2
         if args.check:
             return 0 if uvloop.run(_alive(url)) else 1
-        uvloop.run(_serve(url, fleet))
+        uvloop.run(_serve(url, fleet, scheduler))
     except FmplexError as e:
         print(f"{e.code}: {e}", file=sys.stderr)
         return 2
@@ -56,7 +59,7 @@ async def _alive(url: str) -> bool:
     return any(worker.host == socket.gethostname() for worker in view.workers)
 
 
-async def _serve(url: str, fleet: FleetSpec) -> None:
+async def _serve(url: str, fleet: FleetSpec, scheduler: MakeScheduler) -> None:
     # Imported late: `--help` and a broken fleet file should not wait for torch.
     import torch
 
@@ -72,7 +75,7 @@ async def _serve(url: str, fleet: FleetSpec) -> None:
     # time enough versions have come and gone.
     gc.collect()
     gc.freeze()
-    worker = Worker(url, fleet.backbone, fleet.worker, engine, store, cost)
+    worker = Worker(url, fleet.backbone, fleet.worker, engine, store, cost, scheduler)
     loop = asyncio.get_running_loop()
     for sig in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(sig, worker.stop)

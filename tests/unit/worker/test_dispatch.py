@@ -10,21 +10,26 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import count
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fmplex_broker.errors import FmplexError, JobFailed
+from fmplex_broker.errors import JobFailed
 from fmplex_broker.streams.consumer import Claimed
 from fmplex_broker.wire.messages import CLASSES, INTERACTIVE, OFFLINE, Flow
 from fmplex_broker.wire.streaming import Delta
 from fmplex_worker import protocol
+from fmplex_worker.host.active_job import ActiveJob
+from fmplex_worker.host.clock import ServerClock
 from fmplex_worker.host.dispatch import Dispatcher
-from fmplex_worker.host.jobs import ActiveJob, JobTable
-from fmplex_worker.host.quarantine import suspect
-from fmplex_worker.protocol import Piece, Progress, Work
-from fmplex_worker.scheduling import CostModel, KvAdmission, Plan, Room, Scheduler, make_scheduler
+from fmplex_worker.host.flight import Flight
+from fmplex_worker.host.job_state import JobState
+from fmplex_worker.host.landing import Landing
+from fmplex_worker.protocol import Kind, Outcome, Piece, Progress, Work
+from fmplex_worker.scheduling import CostModel, KvAdmission, Room, Scheduler, make_scheduler
+from tests.unit.worker.tables import Table
 
 PASS = 32  # units
 MEMORY = 64  # bytes, of which a token takes one
@@ -55,6 +60,7 @@ class Text:
     computed: int = 0
     slab: int = 0
     over: bool = False
+    kind: Kind = "generate"
 
     @property
     def length(self) -> int:
@@ -88,6 +94,7 @@ class Whole:
     adapter: int = 0
     head: int = 0
     memory: int = 0
+    kind: Kind = "encode"
 
     def pieces(self) -> list[Piece]:
         return [Piece("encode", self.units, self.units)]
@@ -138,142 +145,130 @@ class Engine:
         return Progress(Delta(text.generated - 1, "x", text.generated - 1, 1))
 
 
-@dataclass
-class Flight:
-    plan: Plan
-    jobs: list[ActiveJob]
-    work: dict[str, Work]
+class Outbox:
+    """Keeps what is answered, and in which pass the first word of each text came; settles at once."""
+
+    def __init__(self, loop: Loop) -> None:
+        self._loop = loop
+
+    def stream(self, job: ActiveJob, news: Delta) -> None:
+        self._loop.firsts.setdefault(number_of(job), self._loop.passes)
+
+    def send(self, job: ActiveJob, output: Any) -> None:
+        number = number_of(job)
+        self._loop.answers[number] = output
+        self._loop.ended.append(job)
+        del self._loop.held[number]
+
+
+def number_of(job: ActiveJob) -> int:
+    return int(job.claimed.job.removeprefix("job"))
 
 
 class Loop:
-    """Intake, device and outbox in one, without threads and clocks."""
+    """Intake, pass loop and outbox in one, without threads and clocks."""
 
     def __init__(self, policy: str, weights: dict[str, float] | None = None, known: int = 0) -> None:
-        cost = CostModel(PASS)
-        self.scheduler: Scheduler = make_scheduler(policy, cost, PASS)
+        self.cost = CostModel(PASS)
+        self.scheduler: Scheduler = make_scheduler(policy, self.cost, PASS)
         for vfm, weight in (weights or {}).items():
             self.scheduler.set_weight(vfm, weight)
         self.engine = Engine(known)
         self.unpinned: list[str] = []
-        self.window = JobTable(PASS, 3, self.unpinned.append)
-        self.seats = KvAdmission(MEMORY, self.scheduler.weights)
-        self.seating = Dispatcher(self.engine, self.scheduler, self.window, self.seats)  # type: ignore[arg-type]
+        self.table = Table(3, self.unpinned.append, PASS)
+        self.admission = KvAdmission(MEMORY, self.scheduler.weights)
+        outbox: Any = Outbox(self)
+        self.dispatcher = Dispatcher(self.engine, self.scheduler, self.table, self.admission, outbox)  # type: ignore[arg-type]
+        self.landing = Landing(self.table, self.dispatcher, outbox, self.cost, ServerClock(), Mock())
         self.queue: list[tuple[Flow, Any, int]] = []  # sent, and not claimed yet
         self.held: dict[int, ActiveJob] = {}
+        self.ended: list[ActiveJob] = []  # answered, and not settled yet
         self.answers: dict[int, Any] = {}
         self.firsts: dict[int, int] = {}  # pass in which the first token of each came
         self.passes = 0
         self.in_pass: list[dict[str, int]] = []  # vFM -> items, of each pass
-        self._flights: deque[Flight] = deque()
-        self._numbers = count()
+        self.flights: deque[Flight] = deque()
+        self.numbers = count()
 
     # ---- what happens to it ----
 
     def send(self, vfm: str, job: Any, cls: str = INTERACTIVE) -> int:
-        number = next(self._numbers)
+        number = next(self.numbers)
         self.queue.append((Flow(vfm, cls), job, number))
         return number
 
     def claim(self) -> None:
         """As many as there is room for, none of vFMs whose jobs wait for memory already."""
-        room = self.window.room()
+        room = self.table.claimable(0.0)
         for flow, job, number in list(self.queue):
-            if room.get(flow.cls, 0) > 0 and flow not in self.seating.crowded:
+            if room.get(flow.cls, 0) > 0 and flow not in self.dispatcher.crowded:
                 self.queue.remove((flow, job, number))
                 room[flow.cls] -= 1
-                self._enter(flow, job, number)
+                self.enter(flow, job, number)
 
-    def _enter(self, flow: Flow, job: Any, number: int) -> None:
-        claimed = Claimed(flow, f"{number}-0", f"job{number}", "in", "v", 4, 10**9, b"x", job.attempts)
-        held = self.held[number] = self.window.add(claimed)
-        self.window.ready(held, job)
-        self.seating.enter(held)
+    def enter(self, flow: Flow, prepared: Any, number: int) -> None:
+        claimed = Claimed(flow, f"{number}-0", f"job{number}", "in", "v", 4, 10**9, b"x", prepared.attempts)
+        job = self.held[number] = self.table.take(claimed)
+        self.dispatcher.prepare(job)
+        self.dispatcher.enter(job, prepared)
 
     def cancel(self, number: int) -> None:
-        held = self.held.get(number)
-        if held is None or held.done:
-            return
-        if held.running:
-            held.dropped = FmplexError("cancelled")
-        else:
-            self.seating.end(held)
-            self._answer(held, FmplexError("cancelled"))
+        if (job := self.held.get(number)) is not None:
+            self.dispatcher.cancel(job.key)
+            self.settle()
 
     def give_back(self) -> None:
         """A drain: what has not begun is not ours any more."""
-        for number, held in list(self.held.items()):
-            if not held.running and not held.resident and not held.done:
-                self.seating.end(held)
-                self.window.drop(held)
-                self.answers[number] = "given back"
-                del self.held[number]
+        for job in self.dispatcher.release_idle():
+            self.answers[number_of(job)] = "given back"
+            del self.held[number_of(job)]
 
     def launch(self) -> bool:
         """A pass begins, if one may be made now and there is something for it."""
-        if len(self._flights) == 2 or (self._flights and any(h.prepared.memory for h in self._flights[0].jobs)):  # type: ignore[union-attr]
+        if len(self.flights) == 2 or (self.flights and self.flights[0].grows):
             return False
         plan = self.scheduler.plan(0.0, Room(PASS, 4096))
         if plan is None:
             return False
-        started = [self.window.start(item.key) for item in plan.items]
-        assert len({held.key for held, _ in started if suspect(held)}) <= 1, "a death could be any one's fault"
+        started = [self.table.start(item.key) for item in plan.items]
+        assert len({job.key for job, _ in started if job.redelivered}) <= 1, "a death could be any one's fault"
         work: dict[str, Work] = {}
-        for held, piece in started:
-            before = work[held.key].tokens if held.key in work else 0
-            work[held.key] = Work(held.prepared, before + piece.tokens)  # type: ignore[arg-type]
-        self._flights.append(Flight(plan, [held for held, _ in started], work))
+        for job, piece in started:
+            before = work[job.key].tokens if job.key in work else 0
+            work[job.key] = Work(job.prepared, before + piece.tokens)
+        outcome: Any = [*work.values()]  # here, what is to be done
+        self.flights.append(Flight(plan, [job for job, _ in started], outcome))
         return True
 
-    def land(self) -> bool:
-        """The pass that runs ends, if one does."""
-        if not self._flights:
+    def land(self, lost: bool = False) -> bool:
+        """The pass that runs ends, if one does; `lost`: with an error for every job."""
+        if not self.flights:
             return False
-        flight = self._flights.popleft()
+        flight = self.flights.popleft()
         self._has_memory(flight)
-        results = self.engine.step([*flight.work.values()])
+        work: Any = flight.outcome
+        results = [JobFailed("the pass failed")] * len(work) if lost else self.engine.step(work)
         self.passes += 1
-        here = [held.job.flow.vfm for held in {held.key: held for held in flight.jobs}.values()]
+        here = [job.flow.vfm for job in {job.key: job for job in flight.jobs}.values()]
         self.in_pass.append({vfm: here.count(vfm) for vfm in here})
-        self.scheduler.charge(flight.plan, 0.001)
-        for held in flight.jobs:
-            self.window.landed(held)
-        for held, result in zip({held.key: held for held in flight.jobs}.values(), results, strict=True):
-            self._go_on(held, result)
+        charges = self.scheduler.charge(flight.plan, 0.001)
+        self.landing.land(flight, Outcome(0.001, results), charges)
+        self.settle()
         return True
+
+    def settle(self) -> None:
+        for job in self.ended:
+            self.table.forget(job)
+        self.ended.clear()
 
     def _has_memory(self, flight: Flight) -> None:
         needs: dict[str, int] = {}
-        for held in {held.key: held for held in flight.jobs}.values():
-            assert held.prepared is not None
-            needs[held.job.flow.vfm] = needs.get(held.job.flow.vfm, 0) + held.prepared.memory
-        held_bytes = self.seats.held_bytes
+        for job in {job.key: job for job in flight.jobs}.values():
+            needs[job.flow.vfm] = needs.get(job.flow.vfm, 0) + job.prepared.memory
+        held_bytes = self.admission.held_bytes
         assert all(bytes_ <= held_bytes.get(vfm, 0) for vfm, bytes_ in needs.items()), (
             "a job without memory is in a pass"
         )
-
-    def _go_on(self, held: ActiveJob, result: Any) -> None:
-        if held.done:
-            self.seating.end(held)
-        elif isinstance(result, Progress) and held.dropped is None:
-            if result.news is not None:
-                self.firsts.setdefault(self._number(held), self.passes)
-            self.window.stay(held)
-            if not held.running:
-                self.seating.go_on(held)
-        else:
-            self.seating.end(held)
-            self._answer(held, held.dropped if isinstance(result, Progress) else result)
-
-    def _answer(self, held: ActiveJob, answer: Any) -> None:
-        self.window.finish(held)
-        self.window.drop(held)
-        number = self._number(held)
-        self.answers[number] = answer
-        del self.held[number]
-
-    @staticmethod
-    def _number(held: ActiveJob) -> int:
-        return int(held.job.job.removeprefix("job"))
 
     # ---- all of it ----
 
@@ -287,18 +282,20 @@ class Loop:
         for _ in range(most):
             if not self.turn():
                 break
-        assert not self.held, f"{len(self.held)} jobs wait for ever, of which {self.seats.waiting_flows} for memory"
+        assert not self.held, f"{len(self.held)} jobs wait for ever, of which {self.admission.waiting_flows} for memory"
         assert not self.queue, "some are never claimed"
         self.holds_nothing()
 
     def holds_nothing(self) -> None:
-        assert (len(self.scheduler), len(self.window)) == (0, 0)
-        assert (self.window.waiting_units, self.window.running) == (0, 0)
-        assert self.window._sums == dict.fromkeys(CLASSES, 0), "room is there again"
-        assert (self.seats.used_bytes, self.seats.held_bytes, self.seats.waiting_flows) == (0, {}, [])
+        assert (len(self.scheduler), len(self.table)) == (0, 0)
+        assert (self.table.waiting_units, self.table.count(JobState.RUNNING)) == (0, 0)
+        assert self.table.room.taken == dict.fromkeys(CLASSES, 0), "room is there again"
+        assert (self.admission.used_bytes, self.admission.held_bytes, self.admission.waiting_flows) == (0, {}, [])
         assert (self.engine.used, self.engine.texts) == (0, [])
-        assert self.seating._jobs == {}
-        assert self.seating.memory.held == {}
+        assert self.dispatcher.memory.held == {}
+        device = Mock()
+        self.dispatcher.abandon(device)
+        assert not device.drop.called, "nobody holds any memory"
 
 
 # ---- everything at once ----
@@ -363,7 +360,7 @@ def _busy(essays: int, prompt: int = 4, tokens: int = 44) -> Loop:
         loop.send("essays", Text(prompt, tokens))
     while loop.passes < 30:
         assert loop.turn()
-    assert loop.seats.waiting_flows, "there is too little memory for all"
+    assert loop.admission.waiting_flows, "there is too little memory for all"
     return loop
 
 
@@ -376,7 +373,7 @@ def test_a_chat_does_not_wait_for_a_seat_behind_essays() -> None:
             assert loop.turn()
         assert loop.firsts[sent] - begun <= 2, "the pass that runs, and its own"
         assert loop.passes - begun <= 2 + 10
-    assert any(held.job.flow.vfm == "essays" for held in loop.held.values()), "they were still at it"
+    assert any(held.flow.vfm == "essays" for held in loop.held.values()), "they were still at it"
     loop.finish()
 
 
@@ -435,7 +432,7 @@ def test_a_prompt_begins_beside_texts_of_its_own_vfm() -> None:
     sent, begun = loop.send("a", Text(30, 4)), loop.passes
     while sent not in loop.firsts and not loop.answers:
         assert loop.turn()
-    assert any(held.prepared is not None and getattr(held.prepared, "computed", 0) for held in loop.held.values())
+    assert any(getattr(held.prepared, "computed", 0) for held in loop.held.values())
     while sent not in loop.answers:
         assert loop.turn()
     assert loop.passes - begun < 40
@@ -446,7 +443,7 @@ def test_offline_texts_do_not_keep_their_own_vfms_chats_out() -> None:
     loop = Loop("drr")
     for _ in range(8):
         loop.send("a", Text(4, 44), OFFLINE)
-    while not loop.seats.waiting_flows:
+    while not loop.admission.waiting_flows:
         assert loop.turn()
     for _ in range(5):
         sent, begun = loop.send("a", Text(5, 10)), loop.passes
@@ -476,8 +473,8 @@ def test_a_redelivered_job_is_prefilled_alone_and_then_shares_passes() -> None:
     loop = Loop("drr")
     other = loop.send("a", Text(4, 20))
     loop.claim()
-    loop._enter(Flow("b", INTERACTIVE), Text(20, 10, attempts=2), next(loop._numbers))
-    again = loop._number(next(held for held in loop.held.values() if held.job.attempts == 2))
+    loop.enter(Flow("b", INTERACTIVE), Text(20, 10, attempts=2), next(loop.numbers))
+    again = number_of(next(held for held in loop.held.values() if held.redelivered))
     while again not in loop.firsts:
         assert loop.turn()
         assert not (loop.in_pass and {"a", "b"} <= loop.in_pass[-1].keys()), "somebody shares its prefill"
@@ -501,7 +498,7 @@ def test_redelivered_texts_take_turns_and_share_passes_with_others() -> None:
     assert loop.passes - begun <= 30, "it waits for none of them"
     while not any(number in loop.answers for number in again):
         assert loop.turn()
-    assert min(loop.held[n].prepared.generated for n in again if n in loop.held) >= 8, "nor they for each other"  # type: ignore[union-attr]
+    assert min(loop.held[n].prepared.generated for n in again if n in loop.held) >= 8, "nor they for each other"  # type: ignore[attr-defined]
     loop.finish()
     assert loop.passes - begun <= 40
 
@@ -522,14 +519,14 @@ def test_a_text_cancelled_at_any_time_is_in_no_later_pass(when: int) -> None:
     victim = loop.send("victim", Text(30, 20))
     for _ in range(when):
         loop.turn()
-    flying = {held.key for flight in loop._flights for held in flight.jobs}
+    flying = {held.key for flight in loop.flights for held in flight.jobs}
     held = loop.held.get(victim)
     loop.cancel(victim)
     if victim not in loop.answers:
         assert held is None or held.key in flying, "only a pass that runs may go on with it"
         loop.queue = [entry for entry in loop.queue if entry[2] != victim]
-        while loop._flights:
+        while loop.flights:
             loop.land()
-    assert "victim" not in loop.seats.held_bytes
+    assert "victim" not in loop.admission.held_bytes
     assert victim in loop.answers or held is None
     loop.finish()

@@ -9,13 +9,19 @@ from typing import Any
 from fmplex_broker.errors import Cancelled, FmplexError, PackageRejected
 from fmplex_broker.streams.consumer import Claim, Claimed, Order, Terms
 from fmplex_broker.wire.messages import INTERACTIVE, Flow, Request, encode_request
+from fmplex_worker.host.active_job import ActiveJob
+from fmplex_worker.host.claim_pacing import ClaimPacer
+from fmplex_worker.host.claim_room import ClaimRoom
+from fmplex_worker.host.claiming import Claimer
 from fmplex_worker.host.dispatch import Dispatcher
 from fmplex_worker.host.intake import Intake
-from fmplex_worker.host.jobs import ActiveJob, JobTable
-from fmplex_worker.host.pass_loop import PassLoop
+from fmplex_worker.host.job_state import JobState
+from fmplex_worker.host.jobs import JobTable
+from fmplex_worker.host.passes import PassProgress
+from fmplex_worker.host.preparation import Preparation
 from fmplex_worker.scheduling import CostModel, KvAdmission, PassBudget
 from tests.unit.worker.fakes import Inline, residents, until
-from tests.unit.worker.test_jobs import Job
+from tests.unit.worker.tables import Encode
 
 
 def claimed(n: int, version: str, vfm: str = "a") -> Claimed:
@@ -33,20 +39,22 @@ class FakeScheduler:
         self.entered: list[int] = []
         self.weights: dict[str, float] = {}
 
-    def add(self, item: Any, *, front: bool = False) -> None:
+    def add(self, item: Any) -> None:
         self.entered.append(int(item.key.split(" ")[1].split("-")[0]))
+
+    def remove(self, key: str) -> None:
+        """It does not run what enters."""
 
     def set_weight(self, vfm: str, weight: float) -> None:
         self.weights[vfm] = weight
 
 
 class FakeOutbox:
-    def __init__(self, window: JobTable) -> None:
-        self.window, self.answers = window, {}  # type: ignore[var-annotated]
+    def __init__(self) -> None:
+        self.answers: dict[str, Any] = {}
 
-    def answer(self, held: ActiveJob, output: Any) -> None:
-        self.window.finish(held)
-        self.answers[held.job.job] = output
+    def send(self, job: ActiveJob, output: Any) -> None:
+        self.answers[job.claimed.job] = output
 
 
 class FakeConsumer:
@@ -70,19 +78,32 @@ class Bench:
     def __init__(self) -> None:
         self.residents, engine, self.fetcher = residents(4)
         self.scheduler, self.consumer = FakeScheduler(), FakeConsumer()
-        self.window = JobTable(100_000, 1, self.residents.unpin)
-        self.outbox = FakeOutbox(self.window)
+        passes = PassProgress()
+        self.table = JobTable(ClaimRoom(100_000, 1, passes), self.residents.pin, self.residents.unpin)
+        self.outbox = FakeOutbox()
 
-        def prepare(batch: Sequence[tuple[str, Request]]) -> list[Job | FmplexError]:
+        def prepare(batch: Sequence[tuple[str, Request]]) -> list[Encode | FmplexError]:
             assert all(self.residents._lru.pinned(digest) for digest, _ in batch)
-            return [Job(10, digest) for digest, _ in batch]
+            return [Encode(10, digest) for digest, _ in batch]
 
         engine.prepare = prepare  # type: ignore[attr-defined]
-        seating = Dispatcher(engine, self.scheduler, self.window, KvAdmission(0, {}))  # type: ignore[arg-type]
-        self.intake = Intake(
-            self.consumer, self.window, self.scheduler, PassBudget(CostModel(1000), 1000), engine, self.residents,
-            seating, self.outbox, Clock(), Inline(), 50, "arrival",
-        )  # type: ignore[arg-type]  # fmt: skip
+        self.dispatcher = Dispatcher(
+            engine,
+            self.scheduler,
+            self.table,
+            KvAdmission(0, {}),
+            self.outbox,  # type: ignore[arg-type]
+        )
+        budget = PassBudget(CostModel(1000), 1000)
+        claimer = Claimer(self.consumer, self.table, self.scheduler, budget, 50, "arrival")  # type: ignore[arg-type]
+        preparation = Preparation(engine, self.dispatcher, Clock(), Inline())  # type: ignore[arg-type]
+        pacer = ClaimPacer(self.table, passes)
+        self.intake = Intake(claimer, pacer, self.table, self.residents, self.dispatcher, preparation)
+
+    @property
+    def waiting(self) -> int:
+        """Jobs that wait for their versions."""
+        return self.table.count(JobState.AWAITING_VERSION)
 
     def give(self, *jobs: Claimed) -> None:
         self.consumer.batches.append(list(jobs))
@@ -107,15 +128,15 @@ async def test_order_is_kept_by_jobs_that_come_while_their_version_loads() -> No
     for start in range(0, 50, 5):
         b.give(*(claimed(n, "v1") for n in range(start, start + 5)))
         await until(lambda: not b.consumer.batches)
-    await until(lambda: b.window.parked == 50)
+    await until(lambda: b.waiting == 50)
     assert b.scheduler.entered == []
     b.fetcher.gate.set()
     b.give(*(claimed(n, "v1") for n in range(50, 60)))
     await until(lambda: len(b.scheduler.entered) == 60)
     assert b.scheduler.entered == list(range(60))
-    assert (b.window.parked, b.fetcher.asked, b.consumer.orders) == (0, {"v1": 1}, {"arrival"})
-    for held in list(b.window):
-        b.window.finish(held)
+    assert (b.waiting, b.fetcher.asked, b.consumer.orders) == (0, {"v1": 1}, {"arrival"})
+    for job in list(b.table):
+        b.dispatcher.answer(job, "done")
     assert not b.residents._lru.pinned("v1")
     await ended(task)
 
@@ -142,7 +163,7 @@ async def test_a_version_that_cannot_be_had_answers_its_jobs_alone() -> None:
     b.give(claimed(1, "torn"), claimed(2, "v1"), claimed(3, "torn"))
     await until(lambda: b.scheduler.entered == [2] and len(b.outbox.answers) == 2)
     assert {job: str(e) for job, e in b.outbox.answers.items()} == {"1": "torn", "3": "torn"}
-    assert b.window.parked == 0
+    assert b.waiting == 0
     await ended(task)
 
 
@@ -151,7 +172,7 @@ async def test_while_many_wait_only_resident_vfms_are_asked_for() -> None:
     b.fetcher.gate.clear()
     task = await running(b)
     b.give(*(claimed(n, "cold") for n in range(200)))
-    await until(lambda: b.window.parked == 200 and not b.consumer.strangers[-1])
+    await until(lambda: b.waiting == 200 and not b.consumer.strangers[-1])
     b.fetcher.gate.set()
     await until(lambda: b.consumer.strangers[-1])  # at once when they have come in
     assert len(b.scheduler.entered) == 200
@@ -163,23 +184,22 @@ async def test_a_job_cancelled_while_its_version_loads_does_not_come_in() -> Non
     b.fetcher.gate.clear()
     task = await running(b)
     b.give(claimed(1, "v1"), claimed(2, "v1"))
-    await until(lambda: b.window.parked == 2)
-    b.outbox.answer(next(iter(b.window)), "cancelled")
+    await until(lambda: b.waiting == 2)
+    b.dispatcher.answer(next(iter(b.table)), "cancelled")
     b.fetcher.gate.set()
     await until(lambda: b.scheduler.entered == [2])
-    assert b.window.parked == 0
+    assert b.waiting == 0
     await ended(task)
 
 
 async def test_a_job_cancelled_before_it_is_here_is_not_run() -> None:
     """The claim has it already, or it comes from a worker that died; the word of its cancellation comes first."""
     b = Bench()
-    device = PassLoop(*[b.window if n == 3 else None for n in range(11)])  # type: ignore[arg-type]
     task = await running(b)
     for n in (2, 7):
-        device.cancel(ActiveJob(claimed(n, "v1")).key)
+        b.dispatcher.cancel(ActiveJob(claimed(n, "v1"), 0.0).key)
     b.give(claimed(1, "v1"), claimed(2, "v1"), claimed(3, "v1"))
     await until(lambda: b.scheduler.entered == [1, 3])
     assert isinstance(b.outbox.answers["2"], Cancelled)
-    assert (len(b.outbox.answers), b.window.parked) == (1, 0)
+    assert (len(b.outbox.answers), b.waiting) == (1, 0)
     await ended(task)

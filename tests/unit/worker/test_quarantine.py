@@ -8,9 +8,10 @@ from dataclasses import replace
 from typing import Any
 
 from fmplex_broker.streams.consumer import Claimed
-from fmplex_worker.host.jobs import ActiveJob
-from fmplex_worker.host.pass_loop import Flight, PassLoop
-from tests.unit.worker.test_jobs import claimed
+from fmplex_worker.host.active_job import ActiveJob
+from fmplex_worker.host.blame import Blame
+from fmplex_worker.host.flight import Flight
+from tests.unit.worker.tables import claimed
 
 
 class Broker:
@@ -30,20 +31,19 @@ class Broker:
 def flight(*numbers: int, suspects: tuple[int, ...] = ()) -> Flight:
     jobs = [replace(claimed(n), attempts=2 if n in suspects else 1) for n in numbers]
     plan: Any = None
-    return Flight(plan, [ActiveJob(job) for job in jobs], asyncio.get_running_loop().create_future())
+    return Flight(plan, [ActiveJob(job, 0.0) for job in jobs], asyncio.get_running_loop().create_future())
 
 
 async def test_a_redelivered_job_is_blamed_and_not_who_shares_its_pass() -> None:
     broker = Broker()
-    device = PassLoop(*[broker if n == 6 else None for n in range(11)])  # type: ignore[arg-type]
-    await device._mark(flight(1, 2, 3))
+    blame = Blame(broker)  # type: ignore[arg-type]
+    await blame.mark([flight(1, 2, 3)])
     assert broker.run == {"job1", "job2", "job3"}
     for _ in range(3):
-        await device._mark(flight(1, 2, 3, 4, suspects=(4,)))
+        await blame.mark([flight(1, 2, 3, 4, suspects=(4,))])
         assert broker.run == {"job4"}, "those of which it was told before are no suspects now"
     assert broker.told == 2, "once for each change"
-    await device._mark(flight(1, 2, 3))
+    await blame.mark([flight(1, 2, 3)])
     assert broker.run == {"job1", "job2", "job3"}
-    device._flights.append(flight(5, suspects=(5,)))
-    await device._mark(flight(1, 2))
+    await blame.mark([flight(5, suspects=(5,)), flight(1, 2)])
     assert broker.run == {"job1", "job2", "job5"}, "each pass has its own"

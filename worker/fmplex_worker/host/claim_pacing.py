@@ -8,7 +8,9 @@ import time
 from contextlib import suppress
 
 from fmplex_broker.streams.consumer import CLAIM_ROOM
+from fmplex_worker.host.job_state import JobState
 from fmplex_worker.host.jobs import JobTable
+from fmplex_worker.host.passes import PassProgress
 
 _A_PASS, _A_FULL_PASS = 8, 2  # claims while a pass runs; and if what waits already fills the next one
 _LAST = 8  # jobs of the last claim: few, so that they are ready in time; who has just come is among the first
@@ -21,41 +23,46 @@ class ClaimPacer:
     """Spaces the claims of one intake. The last one before a pass is made comes just in time for it, so that nobody who could
     be in it waits for another."""
 
-    def __init__(self, window: JobTable) -> None:
-        self._window = window
+    def __init__(self, table: JobTable, passes: PassProgress) -> None:
+        self._table = table
+        self._passes = passes
         self._sent = 0.0
         self._way_s = _WAY_S
 
-    def sent(self) -> None:
-        """A claim is on its way."""
+    def note_claim(self) -> None:
+        """Note that a claim is on its way."""
         self._sent = time.monotonic()
 
-    def arrived(self, jobs: int) -> None:
-        """What it brought can run."""
+    def note_arrival(self, jobs: int) -> None:
+        """Note that the jobs which the claim brought can run: how long that took tells when the next last claim is due."""
         if 0 < jobs <= _LAST:
             self._way_s += (time.monotonic() - self._sent - self._way_s) * _SMOOTH
 
-    async def turn(self) -> int:
-        """Until it is time for a claim; of how many jobs at most."""
-        window, now = self._window, time.monotonic()
-        full = window.waiting_units >= window.pass_units
-        rest_s = self._sent + window.run_s / (_A_FULL_PASS if full else _A_PASS) - now
-        last_s = window.due - 1.5 * self._way_s - now
+    async def claim_due(self) -> int:
+        """Wait until it is time for a claim; return how many jobs it may bring at most."""
+        table, now = self._table, time.monotonic()
+        full = table.waiting_units >= table.room.pass_units
+        rest_s = self._sent + self._passes.expected_s / (_A_FULL_PASS if full else _A_PASS) - now
+        last_s = self._passes.due - 1.5 * self._way_s - now
         if rest_s <= 0:
             return CLAIM_ROOM
         is_last = 0 < last_s < rest_s
         with suppress(TimeoutError):
             async with asyncio.timeout(last_s if is_last else rest_s):
-                while window.running and window.waiting_units:
-                    window.freed.clear()
-                    await window.freed.wait()
+                while self._busy and table.waiting_units:
+                    table.freed.clear()
+                    await table.freed.wait()
                 return CLAIM_ROOM
         return _LAST if is_last else CLAIM_ROOM
 
-    async def room(self) -> None:
-        """The window may be full: until a job has ended, or a part of the running pass."""
-        window = self._window
-        window.freed.clear()
+    async def room_freed(self) -> None:
+        """Wait until there may be claim room again: a job has ended, or a part of the running pass."""
+        table = self._table
+        table.freed.clear()
         with suppress(TimeoutError):
-            async with asyncio.timeout(max(window.run_s / _A_PASS, _LEAST_S) if window.running else None):
-                await window.freed.wait()
+            async with asyncio.timeout(max(self._passes.expected_s / _A_PASS, _LEAST_S) if self._busy else None):
+                await table.freed.wait()
+
+    @property
+    def _busy(self) -> bool:
+        return self._table.count(JobState.RUNNING) > 0

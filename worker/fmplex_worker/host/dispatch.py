@@ -1,4 +1,4 @@
-"""Between intake, passes and memory: which pieces of which jobs wait for a pass.
+"""What a job goes through between claim and reply: every step of a job's life on this worker is a call of the `Dispatcher`.
 
 A job that holds memory between its passes (keys and values) waits for room for it before its first piece is queued, and again
 when it outgrows what it has. Others are queued at once.
@@ -6,154 +6,201 @@ when it outgrows what it has. Others are queued at once.
 
 from __future__ import annotations
 
-from concurrent.futures import Executor
-
+from fmplex_broker.errors import Cancelled
 from fmplex_broker.wire.messages import Flow
-from fmplex_worker.host.jobs import ActiveJob, JobTable
-from fmplex_worker.host.quarantine import Quarantine, suspect
+from fmplex_worker.host.active_job import ActiveJob
+from fmplex_worker.host.device_thread import DeviceThread
+from fmplex_worker.host.job_state import JobState
+from fmplex_worker.host.jobs import JobTable
+from fmplex_worker.host.outbox import Outbox
+from fmplex_worker.host.quarantine import Quarantine
 from fmplex_worker.host.stats import Memory
-from fmplex_worker.protocol import Engine, Piece
+from fmplex_worker.protocol import Engine, Piece, Prepared
 from fmplex_worker.scheduling import Item, KvAdmission, Scheduler
 
 
 class Dispatcher:
-    """The event loop's side: what it lets run has room in the engine."""
+    """Moves jobs from state to state. What it lets run has memory in the engine. Event loop only."""
 
-    def __init__(self, engine: Engine, scheduler: Scheduler, window: JobTable, seats: KvAdmission) -> None:
+    def __init__(
+        self, engine: Engine, scheduler: Scheduler, table: JobTable, admission: KvAdmission, outbox: Outbox
+    ) -> None:
         self._engine = engine
         self._scheduler = scheduler
-        self._window = window
-        self._seats = seats
-        self._jobs: dict[str, ActiveJob] = {}  # that hold memory, or wait for it
-        self._crowded: set[Flow] = set()  # as of the last turn
-        self._suspects = Quarantine()
+        self._table = table
+        self._admission = admission
+        self._outbox = outbox
+        self._holders: dict[str, ActiveJob] = {}  # jobs that hold memory, or wait for it
+        self._crowded: set[Flow] = set()  # as of the last decision
+        self._quarantine = Quarantine()
 
     @property
     def memory(self) -> Memory:
-        """What is held and waited for now."""
-        room = self._engine.capacity
-        return Memory(self._seats.held_bytes, room.used, room.memory, room.cached, len(self._seats.waiting_flows))
+        """The memory that is held and waited for now."""
+        has = self._engine.capacity
+        held, waiting = self._admission.held_bytes, len(self._admission.waiting_flows)
+        return Memory(held, has.used, has.memory, has.cached, waiting)
 
     @property
     def crowded(self) -> set[Flow]:
         """Flows that have jobs here which wait for memory: more of theirs would only wait beside them."""
-        return set(self._seats.waiting_flows)
+        return set(self._admission.waiting_flows)
 
-    def enter(self, held: ActiveJob) -> None:
-        """A job that intake has accepted."""
-        assert held.prepared is not None
-        if held.prepared.memory:
-            self._ask(held)
-            if not held.pieces:
-                self._window.set_aside(held)
+    # ---- before the first pass ----
+
+    def await_version(self, job: ActiveJob) -> None:
+        """Set a job aside while its version is brought here."""
+        self._table.move(job, JobState.AWAITING_VERSION)
+
+    def prepare(self, job: ActiveJob) -> None:
+        """Let a job, whose version is here, into preparation."""
+        self._table.move(job, JobState.PREPARING)
+
+    def enter(self, job: ActiveJob, prepared: Prepared) -> None:
+        """Take a job in that has been prepared."""
+        self._table.accept(job, prepared)
+        if prepared.memory:
+            self._request(job)
         else:
-            self._queue(held)
+            self._queue(job)
 
-    def go_on(self, held: ActiveJob) -> None:
-        """A job that has landed and has not ended; it is in no other pass."""
-        self._pass_on(held)
-        if held.leaving:
-            self._evict(held)
-            self._turn()
-            return
-        assert held.prepared is not None
-        if self._seats.holds(held.key, held.prepared.memory):
-            self._queue(held)
+    # ---- in passes ----
+
+    def start(self, key: str) -> tuple[ActiveJob, Piece]:
+        """Put a piece, by its key in the plan, into a pass; return it with its job."""
+        return self._table.start(key)
+
+    def go_on(self, job: ActiveJob) -> None:
+        """Queue what a job asks for next, after a pass that has not ended it."""
+        self._pass_turn(job)
+        if job.evicted:
+            self._evict(job)
+            self._decide()
+        elif self._admission.holds(job.key, job.prepared.memory):
+            self._queue(job)
         else:
-            self._ask(held)
+            self._request(job)
 
-    def end(self, held: ActiveJob) -> None:
-        """A job that is answered, or not ours any more. While it is in a pass it keeps its memory: call again when that ends."""
-        for key in self._window.withdraw(held):
-            self._scheduler.remove(key)
-        if held.running:
+    # ---- ends ----
+
+    def answer(self, job: ActiveJob, output: object) -> None:
+        """End a job with a reply: its output, or an `FmplexError`. Once; a job that has ended keeps its first reply."""
+        if job.ended:
             return
-        self._pass_on(held)
-        if self._jobs.pop(held.key, None) is not None:
-            assert held.prepared is not None
-            self._engine.drop(held.prepared)
-            self._seats.release(held.key)
-            self._turn()
+        self._let_go(job)
+        self._table.move(job, JobState.ANSWERED)
+        self._outbox.send(job, output)
 
-    def abandon(self, thread: Executor) -> None:
-        """The jobs are others' now. What they hold is given back on the device's thread, behind the pass that may run yet."""
-        for held in self._jobs.values():
-            assert held.prepared is not None
-            thread.submit(self._engine.drop, held.prepared)
-        self._jobs.clear()
+    def cancel(self, key: str) -> None:
+        """Answer a job whose caller gave up: at once if it is in no pass, or when that has ended, or when it comes here."""
+        job = self._table.get(key)
+        if job is None:
+            self._table.forgo(key)
+        elif job.state is JobState.RUNNING:
+            job.cancelled = Cancelled("the job was cancelled while it ran")
+        else:
+            self.answer(job, Cancelled("the job was cancelled before it ran"))
 
-    def _ask(self, held: ActiveJob) -> None:
-        assert held.prepared is not None
-        self._jobs[held.key] = held
-        self._seats.request(held.key, held.job.flow, held.prepared.memory)
-        self._turn()
+    def release_idle(self) -> list[ActiveJob]:
+        """Forget every job that has not begun, and return them: they are to go back to the broker."""
+        idle = [job for job in self._table if job.state is not JobState.RUNNING and not job.begun and not job.ended]
+        for job in idle:
+            self._let_go(job)
+            self._table.move(job, JobState.RELEASED)
+            self._table.forget(job)
+        return idle
 
-    def _turn(self) -> None:
+    def abandon(self, device: DeviceThread) -> None:
+        """Give back what the jobs hold: they are others' now."""
+        for job in self._holders.values():
+            device.drop(job.prepared)
+        self._holders.clear()
+
+    def _let_go(self, job: ActiveJob) -> None:
+        self._withdraw(job)
+        self._pass_turn(job)
+        if self._holders.pop(job.key, None) is not None:
+            self._engine.drop(job.prepared)
+            self._admission.release(job.key)
+            self._decide()
+
+    # ---- memory ----
+
+    def _request(self, job: ActiveJob) -> None:
+        """Ask for the memory that a job needs for its next pass."""
+        self._table.move(job, JobState.AWAITING_MEMORY)
+        self._holders[job.key] = job
+        self._admission.request(job.key, job.flow, job.prepared.memory)
+        self._decide()
+
+    def _decide(self) -> None:
+        """Queue who has what they asked for, and take it from who has to give way, until nothing changes."""
         while True:
-            turn = self._seats.decide()
-            for key in turn.granted:
-                held = self._jobs[key]
-                if held.aside:
-                    self._window.take_back(held)
-                self._queue(held)
+            decision = self._admission.decide()
+            for key in decision.granted:
+                self._queue(self._holders[key])
             evicted = False
-            for key in turn.to_evict:
-                held = self._jobs[key]
-                held.leaving = True
-                if not held.running:
-                    self._evict(held)
+            for key in decision.to_evict:
+                job = self._holders[key]
+                if job.state is JobState.RUNNING:
+                    job.evicted = True  # when it lands
+                else:
+                    self._evict(job)
                     evicted = True
             if not evicted:
                 break
         before, self._crowded = self._crowded, self.crowded
         if before - self._crowded:
-            self._window.freed.set()  # their jobs may be claimed again
+            self._table.freed.set()  # their jobs may be claimed again
 
-    def _evict(self, held: ActiveJob) -> None:
-        """It is computed again later, from what is left of it in the cache of prefixes or from the beginning."""
-        assert held.prepared is not None
-        held.leaving = False
-        for key in self._window.withdraw(held):
-            self._scheduler.remove(key)
-        self._pass_on(held)
-        self._engine.drop(held.prepared)
-        self._seats.release(held.key)
-        self._seats.request(held.key, held.job.flow, held.prepared.memory)
-        if not held.resident and not held.aside:
-            self._window.set_aside(held)
+    def _evict(self, job: ActiveJob) -> None:
+        """Take a job's memory: it is computed again later, from what is left of it in the prefix cache or from the beginning."""
+        job.evicted = False
+        self._withdraw(job)
+        self._pass_turn(job)
+        self._engine.drop(job.prepared)
+        self._admission.release(job.key)
+        self._admission.request(job.key, job.flow, job.prepared.memory)
+        if job.state is not JobState.AWAITING_MEMORY:
+            self._table.move(job, JobState.AWAITING_MEMORY)
 
-    def _queue(self, held: ActiveJob) -> None:
-        """What it asks of the passes to come waits its turn. In its flow all jobs take turns: a token of a text, a piece of a
-        prompt; what is left of a prompt comes when all have had theirs."""
-        assert held.prepared is not None
-        pieces = held.prepared.pieces()
-        if pieces and pieces[0].phase == "decode" and not self._suspects.may_go(held):
+    # ---- the scheduler's queues ----
+
+    def _queue(self, job: ActiveJob) -> None:
+        """Queue what a job asks of the passes to come. In its flow all jobs take turns: a token of a text, a piece of a prompt;
+        what is left of a prompt comes when all have had theirs."""
+        self._withdraw(job)
+        pieces = job.prepared.pieces()
+        if pieces and pieces[0].phase == "decode" and not self._quarantine.admit(job):
+            self._table.move(job, JobState.QUARANTINED)
             return
-        for key in self._window.withdraw(held):
-            self._scheduler.remove(key)
+        self._table.move(job, JobState.READY)
         for at, piece in enumerate(pieces):
-            self._scheduler.add(self._item(held, self._window.queue(held, piece), piece, follows=at > 0))
+            self._scheduler.add(_item(job, self._table.queue(job, piece), piece, follows=at > 0))
 
-    def _pass_on(self, held: ActiveJob) -> None:
-        """Whose turn comes behind it."""
-        following = self._suspects.leave(held)
+    def _withdraw(self, job: ActiveJob) -> None:
+        for key in self._table.withdraw(job):
+            self._scheduler.remove(key)
+
+    def _pass_turn(self, job: ActiveJob) -> None:
+        """Let the next quarantined job go behind this one."""
+        following = self._quarantine.leave(job)
         if following is not None:
-            if following.aside:
-                self._window.take_back(following)
             self._queue(following)
 
-    def _item(self, held: ActiveJob, key: str, piece: Piece, *, follows: bool) -> Item:
-        prepared, decodes = held.prepared, piece.phase == "decode"
-        assert prepared is not None
-        return Item(
-            key=key,
-            flow=held.job.flow,
-            phase=piece.phase,
-            units=piece.units,
-            segment=prepared.adapter or None,
-            head=prepared.head or None,
-            # Token by token it would keep everybody else waiting.
-            alone=suspect(held) and not decodes,
-            deadline=None if decodes else held.job.deadline_ms / 1000,
-            follows=follows,
-        )
+
+def _item(job: ActiveJob, key: str, piece: Piece, *, follows: bool) -> Item:
+    """Describe a piece as the scheduler sees it."""
+    prepared, decodes = job.prepared, piece.phase == "decode"
+    return Item(
+        key=key,
+        flow=job.flow,
+        phase=piece.phase,
+        units=piece.units,
+        segment=prepared.adapter or None,
+        head=prepared.head or None,
+        # Token by token it would keep everybody else waiting.
+        alone=job.redelivered and not decodes,
+        deadline=None if decodes else job.claimed.deadline_ms / 1000,
+        follows=follows,
+    )

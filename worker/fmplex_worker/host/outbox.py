@@ -10,8 +10,9 @@ from fmplex_broker.errors import BrokerUnavailable, FmplexError
 from fmplex_broker.streams.consumer import Consumer
 from fmplex_broker.wire.messages import Reply, encode_reply
 from fmplex_broker.wire.streaming import Delta
+from fmplex_worker.host.active_job import ActiveJob
 from fmplex_worker.host.clock import ServerClock
-from fmplex_worker.host.jobs import ActiveJob, JobTable
+from fmplex_worker.host.jobs import JobTable
 from fmplex_worker.host.stats import Meter
 from fmplex_worker.host.streaming import ChunkSender
 
@@ -21,70 +22,67 @@ _BACKOFF_S = 0.1
 
 
 class Outbox:
-    """Settles what is finished. Settling may be repeated, so a broker that is away only delays it."""
+    """Settles what is answered. Settling may be repeated, so a broker that is away only delays it."""
 
-    def __init__(self, consumer: Consumer, window: JobTable, clock: ServerClock, meter: Meter) -> None:
+    def __init__(
+        self, consumer: Consumer, table: JobTable, clock: ServerClock, meter: Meter, chunks: ChunkSender
+    ) -> None:
         self._consumer = consumer
-        self._window = window
+        self._table = table
         self._clock = clock
         self._meter = meter
-        self._teller = ChunkSender(consumer)
+        self._chunks = chunks
         self._queue: list[tuple[ActiveJob, Reply]] = []
         self._filled = asyncio.Event()
         self._empty = asyncio.Event()
         self._empty.set()
 
-    def tell(self, held: ActiveJob, news: Delta) -> None:
-        """More of its text has come; whoever reads along hears of the first of it at once, of more with what comes meanwhile."""
-        self._count(held, news.tokens)
-        if held.streams:
-            self._teller.add(held, news)
+    def stream(self, job: ActiveJob, news: Delta) -> None:
+        """Send on what has been added to a job's text, to a caller who reads along: the first words at once, more together with
+        what comes meanwhile."""
+        self._count(job, news.tokens)
+        if job.streams:
+            self._chunks.add(job, news)
 
-    def _count(self, held: ActiveJob, tokens: int) -> None:
-        now, vfm = self._clock.now_ms(), held.job.flow.vfm
-        if not held.token_ms:
-            self._meter.first_token(vfm, now - held.job.enqueued_ms)
+    def _count(self, job: ActiveJob, tokens: int) -> None:
+        """Record the times to first and to next tokens."""
+        now, vfm = self._clock.now_ms(), job.flow.vfm
+        if not job.token_ms:
+            self._meter.first_token(vfm, now - job.claimed.enqueued_ms)
         elif tokens:
-            self._meter.next_tokens(vfm, tokens, now - held.token_ms)
-        held.token_ms = now
+            self._meter.next_tokens(vfm, tokens, now - job.token_ms)
+        job.token_ms = now
 
-    def answer(self, held: ActiveJob, output: object) -> None:
-        """Queue the reply of one job: its output, or an `FmplexError`."""
-        if held.done:
-            return  # it expired or was cancelled meanwhile, and that was its answer
-        now = self._clock.now_ms()
+    def send(self, job: ActiveJob, output: object) -> None:
+        """Queue the reply of a job: its output, or an `FmplexError`."""
         error = output if isinstance(output, FmplexError) else None
-        total_ms = max(0.0, now - held.job.enqueued_ms)
+        total_ms = max(0.0, self._clock.now_ms() - job.claimed.enqueued_ms)
         reply = Reply(
             output=None if error else output,
             error=error,
-            version=held.job.digest,
+            version=job.digest,
             worker=self._consumer.worker,
-            units=held.units,
-            queue_ms=max(0.0, total_ms if held.wait_ms is None else held.wait_ms),
-            run_ms=held.run_ms,
-            load_ms=held.load_ms,
+            units=job.units,
+            queue_ms=max(0.0, total_ms if job.wait_ms is None else job.wait_ms),
+            run_ms=job.run_ms,
+            load_ms=job.load_ms,
         )
-        held.job.spent = held.spent
-        self._window.finish(held)
-        self._teller.end(held)
-        self._meter.answered(held.job.flow.vfm, failed=error is not None, latency_ms=total_ms, wait_ms=reply.queue_ms)
-        if error is None and held.prepared is not None and held.prepared.memory:
-            self._count(held, 1)  # its last token has not been told
-            self._meter.generated(held.job.flow.vfm, cast(dict[str, Any], output))
-        self._queue.append((held, reply))
+        job.claimed.spent = job.charged
+        self._chunks.end(job)
+        self._meter.answered(job.flow.vfm, failed=error is not None, latency_ms=total_ms, wait_ms=reply.queue_ms)
+        if error is None and job.prepared.kind == "generate":
+            self._count(job, 1)  # its last token was not streamed: the reply has it
+            self._meter.generated(job.flow.vfm, cast(dict[str, Any], output))
+        self._queue.append((job, reply))
         self._filled.set()
         self._empty.clear()
 
-    async def tell_all(self) -> None:
-        """The task that sends what `tell` gathers."""
-        await self._teller.run()
-
     async def run(self) -> None:
+        """Settle replies, for ever."""
         while True:
             await self._filled.wait()
             batch, self._queue = self._queue[:_BATCH], self._queue[_BATCH:]
-            await self._settle([(held, encode_reply(reply)) for held, reply in batch])
+            await self._settle([(job, encode_reply(reply)) for job, reply in batch])
             if not self._queue:
                 self._filled.clear()
                 self._empty.set()
@@ -92,13 +90,13 @@ class Outbox:
     async def _settle(self, batch: list[tuple[ActiveJob, bytes]]) -> None:
         while True:
             try:
-                await self._consumer.settle([(held.job, payload) for held, payload in batch])
+                await self._consumer.settle([(job.claimed, payload) for job, payload in batch])
                 break
             except BrokerUnavailable as e:
                 log.warning("settle: %s; trying again", e)
                 await asyncio.sleep(_BACKOFF_S)
-        for held, _ in batch:
-            self._window.drop(held)
+        for job, _ in batch:
+            self._table.forget(job)
 
     async def flushed(self) -> None:
         """Wait until all that was answered is settled."""

@@ -3,35 +3,30 @@ is blamed on one job that may have caused it, and on nobody else."""
 
 from __future__ import annotations
 
-from fmplex_worker.host.jobs import ActiveJob
-
-
-def suspect(held: ActiveJob) -> bool:
-    """Whether a worker has died while it ran."""
-    return held.job.attempts > 1
+from fmplex_worker.host.active_job import ActiveJob
 
 
 class Quarantine:
-    """Those that grow token by token take turns of a pass; before that, they run alone."""
+    """Lets one redelivered text at a time decode beside others; before they decode, redelivered jobs run alone."""
 
     def __init__(self) -> None:
-        self._turn: str | None = None  # whose it is
+        self._turn: str | None = None  # key of the job whose turn it is
         self._waiting: dict[str, ActiveJob] = {}  # in order
 
-    def may_go(self, held: ActiveJob) -> bool:
-        """Whether it may be in a pass now; if not, it waits for its turn."""
-        if not suspect(held):
+    def admit(self, job: ActiveJob) -> bool:
+        """Tell whether a job may share a pass now; a redelivered one may have to wait for its turn, and is kept in order."""
+        if not job.redelivered:
             return True
-        if self._turn in (None, held.key):
-            self._turn = held.key
+        if self._turn in (None, job.key):
+            self._turn = job.key
             return True
-        self._waiting[held.key] = held
+        self._waiting[job.key] = job
         return False
 
-    def leave(self, held: ActiveJob) -> ActiveJob | None:
-        """Its pass has ended, or it is in none any more; whose turn it is now, if that changes."""
-        self._waiting.pop(held.key, None)
-        if self._turn != held.key:
+    def leave(self, job: ActiveJob) -> ActiveJob | None:
+        """Take a job out, whose pass has ended or which is in none any more; return whose turn it is now, if that changes."""
+        self._waiting.pop(job.key, None)
+        if self._turn != job.key:
             return None
         self._turn = next(iter(self._waiting), None)
         return None if self._turn is None else self._waiting.pop(self._turn)

@@ -1,4 +1,4 @@
-"""Growing texts on their way to whoever reads them: not one write a token and row, yet first words at once."""
+"""Chunks of growing texts, on their way to whoever reads them: not one write a token and text, yet first words at once."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from contextlib import suppress
 from fmplex_broker.errors import BrokerUnavailable
 from fmplex_broker.streams.consumer import Consumer
 from fmplex_broker.wire.streaming import Chunk, Delta, encode_chunk
-from fmplex_worker.host.jobs import ActiveJob
+from fmplex_worker.host.active_job import ActiveJob
 
 log = logging.getLogger(__name__)
 _GATHER_S = 0.015
@@ -27,19 +27,21 @@ class ChunkSender:
         self._some = asyncio.Event()
         self._first = asyncio.Event()
 
-    def add(self, held: ActiveJob, news: Delta) -> None:
-        before = self._gathered.get(held.key)
-        self._gathered[held.key] = held, news if before is None else before[1] + news
-        if held.key not in self._numbers:
+    def add(self, job: ActiveJob, news: Delta) -> None:
+        """Gather what has been added to a job's text; the first of it is sent at once."""
+        before = self._gathered.get(job.key)
+        self._gathered[job.key] = job, news if before is None else before[1] + news
+        if job.key not in self._numbers:
             self._first.set()
         self._some.set()
 
-    def end(self, held: ActiveJob) -> None:
-        """Its reply is on its way, and has all of it."""
-        self._gathered.pop(held.key, None)
-        self._numbers.pop(held.key, None)
+    def end(self, job: ActiveJob) -> None:
+        """Forget a job whose reply is on its way: that has all of its text."""
+        self._gathered.pop(job.key, None)
+        self._numbers.pop(job.key, None)
 
     async def run(self) -> None:
+        """Send what `add` gathers, for ever."""
         sent = 0.0
         while True:
             await self._some.wait()
@@ -55,9 +57,9 @@ class ChunkSender:
 
     async def _send(self, batch: list[tuple[ActiveJob, Delta]]) -> None:
         chunks = []
-        for held, news in batch:
-            number = self._numbers[held.key] = self._numbers.get(held.key, 0) + 1
-            chunks.append((held.job, encode_chunk(Chunk(held.job.attempts, number, news))))
+        for job, news in batch:
+            number = self._numbers[job.key] = self._numbers.get(job.key, 0) + 1
+            chunks.append((job.claimed, encode_chunk(Chunk(job.claimed.attempts, number, news))))
         try:
             await self._consumer.tell(chunks)
         except BrokerUnavailable as e:

@@ -22,7 +22,7 @@ class PassBudget:
         self._units = most
         self._targets: dict[str, tuple[float, float]] = {}  # vFM -> seconds a pass may take, last seen
 
-    def saw(self, vfm: str, pass_s: float, now: float) -> None:
+    def record_target(self, vfm: str, pass_s: float, now: float) -> None:
         """A job of a vFM was claimed, whose targets allow passes of so many seconds (`Slo.pass_ms`); 0: of any length."""
         if pass_s > 0:
             self._targets[vfm] = pass_s, now
@@ -48,7 +48,7 @@ class PassBudget:
             return 1
         return ceil(self._most * alpha * _LEAST_YIELD / (alpha + (1 - _LEAST_YIELD) * beta * self._most))
 
-    def missed(self) -> list[str]:
+    def missed_targets(self) -> list[str]:
         """vFMs whose targets want passes shorter than the shortest."""
         shortest = self._cost.predict_pass(self.least)
         return sorted(vfm for vfm, (seconds, _) in self._targets.items() if seconds < shortest)

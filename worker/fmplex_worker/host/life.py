@@ -1,0 +1,199 @@
+"""One incarnation of a worker: a lease under a new id, and the tasks that serve under it.
+
+Three of them never wait for each other (intake, pass loop, outbox); beside them run a heartbeat, a listener and a reporter.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from concurrent.futures import Executor
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+from fmplex_broker.errors import BrokerUnavailable
+from fmplex_broker.specs.deployments import BackboneInfo
+from fmplex_broker.specs.fleet import BackboneSpec, WorkerSpec
+from fmplex_broker.streams.connection import Client, Scripts
+from fmplex_broker.streams.consumer import Consumer, Order
+from fmplex_broker.streams.producer import new_id
+from fmplex_broker.streams.registry import Registry
+from fmplex_worker.host.blame import Blame
+from fmplex_worker.host.budget_setting import BudgetSetting
+from fmplex_worker.host.claim_pacing import ClaimPacer
+from fmplex_worker.host.claim_room import ClaimRoom
+from fmplex_worker.host.claiming import Claimer
+from fmplex_worker.host.clock import ServerClock
+from fmplex_worker.host.deadline_guard import DeadlineGuard
+from fmplex_worker.host.deployments import DeploymentFollower
+from fmplex_worker.host.device_thread import DeviceThread
+from fmplex_worker.host.dispatch import Dispatcher
+from fmplex_worker.host.intake import Intake
+from fmplex_worker.host.jobs import JobTable
+from fmplex_worker.host.landing import Landing
+from fmplex_worker.host.lease import Lease
+from fmplex_worker.host.listening import Listener
+from fmplex_worker.host.outbox import Outbox
+from fmplex_worker.host.pass_loop import PassLoop
+from fmplex_worker.host.passes import PassProgress
+from fmplex_worker.host.planning import PassPlanner
+from fmplex_worker.host.preparation import Preparation
+from fmplex_worker.host.reporting import Reporter
+from fmplex_worker.host.residency_hint import ResidencyHint
+from fmplex_worker.host.stats import Meter
+from fmplex_worker.host.streaming import ChunkSender
+from fmplex_worker.host.tracing import Recorder
+from fmplex_worker.protocol import Engine
+from fmplex_worker.residency.residents import Residents
+from fmplex_worker.scheduling import CostModel, KvAdmission, PassBudget, Scheduler
+
+log = logging.getLogger(__name__)
+_LEAVE_S = 5.0
+
+MakeScheduler = Callable[..., Scheduler]
+
+
+@dataclass(frozen=True, slots=True)
+class Lasting:
+    """What outlives a life of a worker: the engine, what is loaded in it, threads, connections. `blocking`: blocking reads have
+    a connection of their own; `stop`: set once the worker is to drain; `ready`: while a life serves."""
+
+    backbone: BackboneSpec
+    spec: WorkerSpec
+    engine: Engine
+    cost: CostModel
+    make_scheduler: MakeScheduler
+    residents: Residents
+    redis: Client
+    blocking: Client
+    intake_thread: Executor
+    device_thread: Executor
+    stop: asyncio.Event = field(default_factory=asyncio.Event)
+    ready: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+class Life:
+    """Serves under one lease, until that is lost or the worker stops."""
+
+    def __init__(self, lasting: Lasting) -> None:
+        self._lasting = lasting
+        spec, name = lasting.spec, lasting.backbone.name
+        self._id = f"{name}-{new_id()}"
+        self._clock = ServerClock()
+        scripts = Scripts(lasting.redis)
+        self._registry = Registry(lasting.redis, scripts)
+        self._consumer = Consumer(lasting.redis, scripts, name, self._id, lease_ms=spec.lease_ms)
+        self._scheduler = lasting.make_scheduler(
+            spec.policy, lasting.cost, lasting.backbone.pass_units,
+            trickle=spec.offline_trickle, offline_slice=spec.offline_slice_ms / 1000,
+        )  # fmt: skip
+        self._budget = PassBudget(lasting.cost, lasting.backbone.pass_units)
+        self._recorder = Recorder(name, self._id, self._scheduler, self._clock)
+        self._meter = Meter(self._id, lasting.engine, lasting.cost)
+        self._deployments = DeploymentFollower(self._registry, name, self._scheduler, lasting.residents)
+        lasting.residents.unpin_all()  # by jobs of an earlier life, which are not ours any more
+        self._lay_out_jobs()
+        self._lay_out_tasks()
+
+    def _lay_out_jobs(self) -> None:
+        """Make what keeps the jobs, and what moves them from state to state."""
+        has, spec = self._lasting, self._lasting.spec
+        self._passes = PassProgress()
+        room = ClaimRoom(has.backbone.pass_units, spec.window_passes, self._passes)
+        self._table = JobTable(room, has.residents.pin, has.residents.unpin)
+        self._chunks = ChunkSender(self._consumer)
+        self._outbox = Outbox(self._consumer, self._table, self._clock, self._meter, self._chunks)
+        admission = KvAdmission(has.engine.capacity.memory, self._scheduler.weights)
+        self._dispatcher = Dispatcher(has.engine, self._scheduler, self._table, admission, self._outbox)
+
+    def _lay_out_tasks(self) -> None:
+        """Make the tasks that call on them."""
+        has, spec = self._lasting, self._lasting.spec
+        order: Order = "arrival" if spec.policy == "fifo" else "fair"
+        self._claimer = Claimer(
+            self._consumer, self._table, self._scheduler, self._budget, spec.residency.steal_ms, order
+        )
+        preparation = Preparation(has.engine, self._dispatcher, self._clock, has.intake_thread)
+        pacer = ClaimPacer(self._table, self._passes)
+        self._intake = Intake(self._claimer, pacer, self._table, has.residents, self._dispatcher, preparation)
+        guard = DeadlineGuard(
+            self._table, self._dispatcher, self._scheduler, has.engine, has.cost, self._passes, self._clock
+        )
+        planner = PassPlanner(self._scheduler, has.engine, has.cost, guard, self._clock, self._recorder)
+        landing = Landing(self._table, self._dispatcher, self._outbox, has.cost, self._clock, self._meter)
+        self._device = DeviceThread(has.engine, has.device_thread)
+        self._pass_loop = PassLoop(planner, self._device, self._table, self._passes, Blame(self._consumer), landing)
+        blocking = Consumer(has.blocking, Scripts(has.blocking), has.backbone.name, self._id, lease_ms=spec.lease_ms)
+        self._budget_setting = BudgetSetting(self._budget, self._scheduler, self._table.room, has.engine)
+        self._listener = Listener(blocking, self._intake, self._deployments, self._dispatcher)
+        self._reporter = Reporter(
+            has.redis, self._meter, self._recorder, self._scheduler, self._table, self._dispatcher, has.residents
+        )
+
+    async def run(self) -> None:
+        """Serve until told to stop (returns after a drain) or the lease is lost (raises an exception group)."""
+        lasting = self._lasting
+        try:
+            await self._join()
+            async with asyncio.TaskGroup() as group:
+                lease = group.create_task(self._lease().run())  # first: loading may take longer than a lease
+                await self._deployments.catch_up(self._id)  # before the first claim: what is on offer is voted on
+                lasting.ready.set()
+                log.info("worker %s serves backbone %s", self._id, lasting.backbone.name)
+                intake = group.create_task(self._intake.run())
+                passes = group.create_task(self._pass_loop.run())
+                others = [
+                    group.create_task(task)
+                    for task in (
+                        self._outbox.run(),
+                        self._chunks.run(),
+                        self._listener.run(),
+                        self._reporter.run(),
+                        self._budget_setting.run(),
+                        ResidencyHint(self._consumer, lasting.residents).run(),
+                        self._deployments.follow(self._id),
+                    )
+                ]
+                await lasting.stop.wait()
+                await self._drain(intake, passes)
+                for task in (lease, *others):
+                    task.cancel()
+        finally:
+            lasting.ready.clear()
+            self._dispatcher.abandon(self._device)
+
+    async def _join(self) -> None:
+        info = self._lasting.engine.info
+        await self._registry.register_backbone(
+            BackboneInfo(
+                name=info.name, model=self._lasting.backbone.model, modality=info.modality, hidden=info.hidden,
+                max_tokens=info.max_tokens,
+            )
+        )  # fmt: skip
+        beat = await self._consumer.join()
+        self._clock.told(beat.now_ms)
+        self._deployments.told(beat.changes)
+
+    def _lease(self) -> Lease:
+        spec = self._lasting.spec
+        return Lease(self._consumer, self._clock, spec.lease_ms, spec.max_attempts, self._deployments.told)
+
+    async def _drain(self, intake: asyncio.Task[None], passes: asyncio.Task[None]) -> None:
+        """Give unstarted jobs back at once and let running ones end; the lease goes last."""
+        log.info("worker %s drains", self._id)
+        with suppress(TimeoutError, BrokerUnavailable):
+            async with asyncio.timeout(self._lasting.spec.drain_s):
+                intake.cancel()
+                await asyncio.wait({intake})
+                await self._claimer.recover()  # a claim may have been under way
+                given = await self._claimer.release(job.claimed for job in self._dispatcher.release_idle())
+                log.info("worker %s has given %d jobs back", self._id, given)
+                self._pass_loop.stop()
+                await asyncio.wait({passes})
+                await self._outbox.flushed()
+        passes.cancel()
+        with suppress(TimeoutError, BrokerUnavailable):
+            async with asyncio.timeout(_LEAVE_S):
+                await self._consumer.leave()  # what is not done by now goes to others
+                log.info("worker %s has left", self._id)

@@ -1,0 +1,39 @@
+"""What the broker says to a worker between its claims: that there is work, who gave up, which vFMs have changed."""
+
+from __future__ import annotations
+
+import asyncio
+
+from fmplex_broker.errors import BrokerUnavailable
+from fmplex_broker.streams.consumer import Consumer, Words
+from fmplex_worker.host.deployments import DeploymentFollower
+from fmplex_worker.host.dispatch import Dispatcher
+from fmplex_worker.host.intake import Intake
+
+_BACKOFF_S = 0.5
+
+
+class Listener:
+    """Passes on what is heard. `consumer` has a connection of its own: it blocks."""
+
+    def __init__(
+        self, consumer: Consumer, intake: Intake, deployments: DeploymentFollower, dispatcher: Dispatcher
+    ) -> None:
+        self._consumer = consumer
+        self._intake = intake
+        self._deployments = deployments
+        self._dispatcher = dispatcher
+
+    async def run(self) -> None:
+        """Listen, for ever."""
+        while True:
+            try:
+                words = await self._consumer.listen()
+            except BrokerUnavailable:
+                await asyncio.sleep(_BACKOFF_S)
+                words = Words(True, [], [])  # whatever was said meanwhile; the next beats tell of changes
+            if words.woken:
+                self._intake.ring()
+            self._deployments.hear(words.changed)
+            for key in words.cancelled:
+                self._dispatcher.cancel(key)
