@@ -1,4 +1,4 @@
-"""What an operator writes down: backbones, workers, gateways, fleets. Pydantic; TOML on disk.
+"""Specifications that an operator writes down: backbones, workers, gateways, fleets. Pydantic; TOML on disk.
 
 An unknown key is an error that names it. Everything here is immutable: a change is a new value.
 """
@@ -33,7 +33,7 @@ class BackboneSpec(Spec):
 
 
 class ResidencySpec(Spec):
-    """Where a worker keeps adapters and heads, and how many bytes of them: on the device, ready for the device in host
+    """Room for adapters and heads on a worker, in bytes: on the device, ready for the device in host
     memory (on a CPU these are the same bytes), as files in `cache` on disk (not used when the artifact store itself is a local
     folder). The least recently used go first.
 
@@ -117,9 +117,9 @@ def load_fleet(path: Path) -> FleetSpec:
 
 
 def locate_model(model: str, base: Path) -> str:
-    """Where a backbone's files are: `./folder` is relative to `base`, `~/folder` to the home folder, `package://NAME/FOLDER`
-    lies in an installed package; anything else (an absolute path, a hub id) stays as it is. Raises `InvalidInput` when the
-    package is not installed."""
+    """Resolve where a backbone's files are: `./folder` is relative to `base`, `~/folder` to the home folder,
+    `package://NAME/FOLDER` lies in an installed package; anything else (an absolute path, a hub id) stays as it is. Raises
+    `InvalidInput` when the package is not installed."""
     if model.startswith("."):
         return str((base / model).resolve())
     if model.startswith("~/"):

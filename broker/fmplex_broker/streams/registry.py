@@ -36,6 +36,7 @@ class Registry(Catalog):
         self._scripts = scripts
 
     async def register_backbone(self, info: BackboneInfo) -> None:
+        """Record a backbone that a worker hosts."""
         async with broker_errors():
             await self._redis.hset(REGISTRY_BACKBONES, info.name, info.model_dump_json())
 
@@ -120,12 +121,12 @@ class Registry(Catalog):
         await self._drop_name(vfm, backbone)
 
     async def vote(self, backbone: str, vfm: str, version: str, worker: str, refusal: FmplexError | None = None) -> str:
-        """A worker's verdict on an offered version (`worker` '': only count). Returns the state after it: serving | waiting |
-        rejected | gone."""
+        """Record a worker's verdict on an offered version (`worker` '': only count) and return the state after it: serving |
+        waiting | rejected | gone. Raises the workers' refusal where one has rejected it and `worker` is ''."""
         error = json.dumps(refusal.to_wire()) if refusal else ""
-        state, told = await self._scripts("vote", Keys(backbone).vfms, [vfm, version, worker, error])
+        state, wire = await self._scripts("vote", Keys(backbone).vfms, [vfm, version, worker, error])
         if state == b"rejected" and not worker:
-            raise from_wire(json.loads(told))
+            raise from_wire(json.loads(wire))
         return str(state.decode())
 
     # --- inner ---
@@ -151,7 +152,8 @@ class Registry(Catalog):
             raise _taken(spec.name)
 
     async def _drop_name(self, vfm: str, backbone: str) -> None:
-        """Unless somebody has deployed another vFM under it meanwhile: names and vFMs do not change in one step."""
+        """Drop a vFM's name unless somebody has deployed another one under it meanwhile: names and vFMs do not change in one
+        step."""
         async with broker_errors():
             await self._redis.hdel(REGISTRY_VFMS, vfm)
             if await self._redis.hexists(Keys(backbone).vfms, vfm):

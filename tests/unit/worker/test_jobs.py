@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fmplex_broker.streams.consumer import CLAIM_ROOM, Claimed
+from fmplex_broker.streams.claims import CLAIM_ROOM, Claimed
 from fmplex_broker.wire.messages import INTERACTIVE, OFFLINE, Flow
 from fmplex_worker.host.jobs import ActiveJob, JobTable
 from fmplex_worker.protocol import OnePass

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
-from fmplex_broker.streams.consumer import Claimed
+from fmplex_broker.streams.claims import Claimed
 from fmplex_worker.host.jobs import ActiveJob
 from fmplex_worker.host.pass_loop import Flight, PassLoop
 from tests.unit.worker.test_jobs import claimed

@@ -7,7 +7,7 @@ import asyncio
 import time
 from contextlib import suppress
 
-from fmplex_broker.streams.consumer import CLAIM_ROOM
+from fmplex_broker.streams.claims import CLAIM_ROOM
 from fmplex_worker.host.jobs import JobTable
 
 _A_PASS, _A_FULL_PASS = 8, 2  # claims while a pass runs; and if what waits already fills the next one

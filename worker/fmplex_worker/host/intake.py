@@ -10,7 +10,8 @@ from contextlib import suppress
 from dataclasses import replace
 
 from fmplex_broker.errors import BrokerUnavailable, Cancelled, DeadlineExceeded, FmplexError
-from fmplex_broker.streams.consumer import Claimed, Consumer, Order
+from fmplex_broker.streams.claims import Claimed, Order
+from fmplex_broker.streams.consumer import Consumer
 from fmplex_broker.wire.messages import INTERACTIVE, Flow, Request, decode_request
 from fmplex_worker.host.claim_pacing import ClaimPacer
 from fmplex_worker.host.clock import ServerClock

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from fmplex_broker.errors import FmplexError
-from fmplex_broker.streams.consumer import CLAIM_ROOM, Claimed
+from fmplex_broker.streams.claims import CLAIM_ROOM, Claimed
 from fmplex_broker.wire.messages import CLASSES, INTERACTIVE, Flow
 from fmplex_worker.protocol import Piece, Prepared
 

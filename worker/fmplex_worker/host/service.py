@@ -18,7 +18,7 @@ from fmplex_broker.packages.artifacts import ArtifactStore
 from fmplex_broker.specs.deployments import BackboneInfo
 from fmplex_broker.specs.fleet import BackboneSpec, WorkerSpec
 from fmplex_broker.streams.connection import Scripts, open_redis
-from fmplex_broker.streams.consumer import HERE_TTL_MS, Consumer, Words
+from fmplex_broker.streams.consumer import HERE_TTL_MS, Consumer, Signals
 from fmplex_broker.streams.fleet import publish
 from fmplex_broker.streams.producer import new_id
 from fmplex_broker.streams.registry import Registry
@@ -185,7 +185,7 @@ class _Life:
                 words = await self._listening.listen()
             except BrokerUnavailable:
                 await asyncio.sleep(_BACKOFF_S)
-                words = Words(True, [], [])  # whatever was said meanwhile; the next beats tell of changes
+                words = Signals(True, [], [])  # whatever was said meanwhile; the next beats tell of changes
             if words.woken:
                 self._intake.ring()
             self._library.hear(words.changed)
@@ -234,7 +234,7 @@ class _Life:
             due = time.monotonic() > refreshed + _REFRESH_S  # all of it again, before the hint runs out
             try:
                 if due or here != told:
-                    await self._consumer.dwell(sorted(here if due else here - told), sorted(told - here))
+                    await self._consumer.announce_resident(sorted(here if due else here - told), sorted(told - here))
                     refreshed = time.monotonic() if due else refreshed
                 told = here
             except BrokerUnavailable:

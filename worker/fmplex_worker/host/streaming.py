@@ -59,6 +59,6 @@ class ChunkSender:
             number = self._numbers[held.key] = self._numbers.get(held.key, 0) + 1
             chunks.append((held.job, encode_chunk(Chunk(held.job.attempts, number, news))))
         try:
-            await self._consumer.tell(chunks)
+            await self._consumer.send_chunks(chunks)
         except BrokerUnavailable as e:
             log.warning("tell: %s; %d readers wait for the reply", e, len(chunks))
