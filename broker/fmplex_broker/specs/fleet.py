@@ -51,7 +51,7 @@ class WorkerSpec(Spec):
     """One GPU process.
 
     `policy`: "drr" shares the device by weight (docs/scheduling.md); "fifo" claims and runs jobs in order of arrival, whatever
-    the weights, with room in the window for each class. `lease_ms`: how long a silent worker keeps its jobs;
+    the weights, with claim room for each class. `lease_ms`: how long a silent worker keeps its jobs;
     `max_attempts`: runs of a job that kills its worker; `kv_bytes`: keys and values of texts that are being generated, and of
     prompts kept for the next one that begins alike; `window_passes`: passes' worth of work it holds. Offline jobs get what
     interactive ones leave, and `offline_trickle` of the device's time always, in passes no longer than `offline_slice_ms`.
@@ -71,7 +71,7 @@ class WorkerSpec(Spec):
 
 
 class GatewaySpec(Spec):
-    """The HTTP front. Loopback unless told otherwise; with `api_keys` every /v1 call needs `Authorization: Bearer`."""
+    """The HTTP server. Loopback by default; with `api_keys` every /v1 call needs `Authorization: Bearer`."""
 
     host: str = "127.0.0.1"
     port: int = Field(default=8080, ge=0, le=65535)

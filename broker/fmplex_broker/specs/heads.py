@@ -23,7 +23,8 @@ class _Layers(Spec):
 
 
 class _PooledLayers(_Layers):
-    """`normalize`: the pooled state is scaled to length 1 first, as for a linear model that was fitted on embeddings."""
+    """Layers on the pooled state. `normalize`: the state is scaled to length 1 first, as for a linear model that was fitted on
+    embeddings."""
 
     normalize: bool = False
 

@@ -14,9 +14,9 @@ from fmplex_broker.wire.passes import PassRecord
 from fmplex_broker.wire.stats import WorkerStats, decode_stats, encode_stats
 
 STATS_TTL_MS = 10_000
-_WAITED = 64  # queues whose oldest entry is looked at, per backbone and reading
+_WAITED = 64  # queues whose oldest entry is read, per backbone and reading
 _LISTED = 200  # vFMs that are shown whether or not anything happens on them
-_READY = 1000  # flows with waiting work that are looked at, per backbone and class
+_READY = 1000  # flows with waiting work that are read, per backbone and class
 
 
 async def publish(redis: Client, stats: WorkerStats, passes: Sequence[PassRecord] | None = None) -> bool:
@@ -36,7 +36,7 @@ async def publish(redis: Client, stats: WorkerStats, passes: Sequence[PassRecord
 
 
 async def read_fleet(redis: Client, registry: Catalog) -> FleetView:
-    """Read the state of all backbones. It costs more with vFMs on which something happens, not with those registered."""
+    """Read the state of all backbones. Its cost grows with the vFMs on which something happens, not with those registered."""
     async with broker_errors():
         seconds, micros = await redis.time()
     view = FleetView(seconds * 1000 + micros // 1000)

@@ -219,7 +219,7 @@ async def gather_replies(pending: Sequence[Pending]) -> list[Reply]:
     try:
         return await asyncio.gather(*(p.reply() for p in pending))
     except BaseException:
-        with suppress(BrokerUnavailable):  # what went wrong first is what the caller must hear of
+        with suppress(BrokerUnavailable):  # the caller must see the first error
             await cancel_all(pending)
         raise
 

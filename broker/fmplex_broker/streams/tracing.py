@@ -1,6 +1,6 @@
-"""Recording passes: a tracer says that it listens, workers report once a second what their passes contained.
+"""Recording passes: a tracer asks for them, workers report once a second what their passes contained.
 
-While nobody traces, workers look at one key with their statistics, nothing else. A tracer that dies renews that key no more, so
+While nobody traces, workers read one key with their statistics, nothing else. A tracer that dies renews that key no more, so
 the workers fall silent within `TRACING_TTL_MS`; what they reported goes `KEPT_MS` later.
 """
 
@@ -49,7 +49,7 @@ class Tracer:
         return int(seconds * 1000 + micros // 1000)
 
     async def read(self) -> list[ReceivedReport]:
-        """Return what workers have reported since the last call, and say that we go on listening. Raises `BrokerUnavailable`."""
+        """Return what workers have reported since the last call, and renew the request for it. Raises `BrokerUnavailable`."""
         old = await self.now_ms() - KEPT_MS
         reports: list[ReceivedReport] = []
         for keys in self._keys:

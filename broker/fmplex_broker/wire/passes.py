@@ -70,5 +70,5 @@ def decode_pass_report(data: bytes) -> PassReport:
     """Decode a worker's report of its passes. Raises `ValueError` for bytes of another version."""
     wire = unpackb(data)
     if not isinstance(wire, list) or len(wire) != 3 or wire[0] != VERSION:
-        raise ValueError(f"not what a worker of version {VERSION} tells of its passes")
+        raise ValueError(f"not a report of passes of version {VERSION}")
     return PassReport(wire[1], [PassRecord.from_wire(record) for record in wire[2]])
