@@ -48,7 +48,7 @@ def admit(
 
     Raises `TooLarge` (too many inputs, an input over the vFM's byte limit) or `InvalidInput` naming the field.
     """
-    _count(vfm, inputs, n)
+    _check_count(vfm, inputs, n)
     head = vfm.head if isinstance(vfm.head, Generation) else None
     checked = _params(vfm, params or {}) if head is None else _generation_params(vfm, head, params or {})
     out = []
@@ -75,7 +75,7 @@ def timeout_ms(vfm: VfmSpec, wanted: float | None) -> int:
     return int(wanted)
 
 
-def _count(vfm: VfmSpec, inputs: Sequence[Any], n: int) -> None:
+def _check_count(vfm: VfmSpec, inputs: Sequence[Any], n: int) -> None:
     if not isinstance(inputs, list | tuple):
         raise InvalidInput(f"inputs must be a list, not {type(inputs).__name__}", field="inputs")
     if not inputs:
@@ -104,7 +104,7 @@ class _CallParams(NamedTuple):
     draws: bool = False
 
 
-def _parsed(vfm: VfmSpec, kind: type[P], params: dict[str, Any]) -> P:
+def _parse_params(vfm: VfmSpec, kind: type[P], params: dict[str, Any]) -> P:
     """Parse parameters as `kind`, telling misspelt ones from those that only other kinds of vFMs take."""
     if isinstance(params, dict):
         own = {field.alias or name for name, field in kind.model_fields.items()}
@@ -120,7 +120,7 @@ def _inapplicable(vfm: VfmSpec, name: str) -> InvalidInput:
 
 
 def _params(vfm: VfmSpec, params: dict[str, Any]) -> _CallParams:
-    checked = _parsed(vfm, Params, params)
+    checked = _parse_params(vfm, Params, params)
     for name, kinds in (("dimensions", {"embedding"}), ("top_k", {"classification"})):
         value = getattr(checked, name)
         if value is not None and not vfm.kinds & kinds:
@@ -131,7 +131,7 @@ def _params(vfm: VfmSpec, params: dict[str, Any]) -> _CallParams:
 
 
 def _generation_params(vfm: VfmSpec, head: Generation, params: dict[str, Any]) -> _CallParams:
-    checked = _parsed(vfm, GenerationParams, params)
+    checked = _parse_params(vfm, GenerationParams, params)
     wire = checked.model_dump(exclude_defaults=True, by_alias=True)
     if checked.schema_ is not None:
         wire["schema"] = _schema(checked.schema_)

@@ -21,7 +21,7 @@ class BackboneInfo(Spec):
     max_tokens: int
 
 
-class Past(Spec):
+class PastVersion(Spec):
     """A version that served before, until `until_ms` (server time)."""
 
     version: str
@@ -40,7 +40,7 @@ class VfmStatus(Spec):
     serving: VfmSpec | None = None
     candidate: tuple[str, VfmSpec] | None = None
     error: dict[str, Any] | None = None
-    past: tuple[Past, ...] = ()
+    past: tuple[PastVersion, ...] = ()
 
     @property
     def known(self) -> VfmSpec | None:
@@ -87,7 +87,7 @@ class VfmRecord(NamedTuple):
         return cls(status, version, int(generation), float(weight))
 
 
-class Deployed(NamedTuple):
+class DeployedVfm(NamedTuple):
     """The part of a vFM's status that a worker needs: what serves, with which weight, and the version on offer ('': none)."""
 
     version: str
@@ -95,10 +95,10 @@ class Deployed(NamedTuple):
     offered: str
 
 
-def parse_deployed(record: bytes, offered: bytes | None) -> Deployed:
+def parse_deployed(record: bytes, offered: bytes | None) -> DeployedVfm:
     """Read what a worker needs from a vFM's record and its `:next`."""
     now = VfmRecord.parse(record)
-    return Deployed(now.version, now.weight, (offered or b"").partition(b"|")[0].decode())
+    return DeployedVfm(now.version, now.weight, (offered or b"").partition(b"|")[0].decode())
 
 
 # A vFM's fields in the hash `vfms` that make its status: its `VfmRecord` and these.
@@ -130,5 +130,5 @@ def parse_status(
         serving=VfmSpec.model_validate_json(spec) if spec else None,
         candidate=candidate,
         error=json.loads(error) if error else None,
-        past=tuple(Past(version=digest, until_ms=int(ms)) for digest, ms in lines),
+        past=tuple(PastVersion(version=digest, until_ms=int(ms)) for digest, ms in lines),
     )

@@ -9,7 +9,7 @@ from contextlib import suppress
 from fmplex_broker.errors import BrokerUnavailable
 from fmplex_broker.streams.connection import Client, Scripts
 from fmplex_broker.streams.inbox import Inbox
-from fmplex_broker.streams.producer import PER_CALL, Enqueued, NewJob, Producer
+from fmplex_broker.streams.producer import PER_CALL, EnqueueResult, NewJob, Producer
 
 
 class BackboneChannel:
@@ -19,17 +19,17 @@ class BackboneChannel:
     def __init__(self, redis: Client, scripts: Scripts, backbone: str, client: str) -> None:
         self.producer = Producer(redis, scripts, backbone, client)
         self.inbox = Inbox(redis, backbone, client, self.producer.results)
-        self._gathered: list[tuple[NewJob, asyncio.Future[Enqueued]]] = []
+        self._gathered: list[tuple[NewJob, asyncio.Future[EnqueueResult]]] = []
         self._flusher: asyncio.Task[None] | None = None
         self._cleaners: set[asyncio.Task[None]] = set()
 
-    async def enqueue(self, jobs: Sequence[NewJob]) -> list[Enqueued]:
+    async def enqueue(self, jobs: Sequence[NewJob]) -> list[EnqueueResult]:
         """Enqueue jobs together with those of other callers; repeated once when the broker does not answer.
 
         Raises `BrokerUnavailable`. Whoever stops waiting calls `abandon`.
         """
         loop = asyncio.get_running_loop()
-        futures: list[asyncio.Future[Enqueued]] = [loop.create_future() for _ in jobs]
+        futures: list[asyncio.Future[EnqueueResult]] = [loop.create_future() for _ in jobs]
         self._gathered += zip(jobs, futures, strict=True)
         if self._flusher is None or self._flusher.done():
             self._flusher = asyncio.create_task(self._flush())
@@ -48,7 +48,7 @@ class BackboneChannel:
                     if not future.done():
                         future.set_exception(e)
 
-    async def _send(self, jobs: list[NewJob]) -> list[Enqueued]:
+    async def _send(self, jobs: list[NewJob]) -> list[EnqueueResult]:
         try:
             return await self.producer.enqueue(jobs)
         except BrokerUnavailable:

@@ -10,7 +10,7 @@ from fmplex_broker.errors import UnknownVfm
 from fmplex_broker.specs.deployments import (
     STATUS_FIELDS,
     BackboneInfo,
-    Deployed,
+    DeployedVfm,
     VfmStatus,
     parse_deployed,
     parse_status,
@@ -63,9 +63,9 @@ class Catalog:
                 out.append(parse_status(name, backbone, *values) if values[0] is not None else None)
         return out
 
-    async def deployed(self, backbone: str, names: Sequence[str]) -> dict[str, Deployed | None]:
+    async def deployed(self, backbone: str, names: Sequence[str]) -> dict[str, DeployedVfm | None]:
         """Read what workers need of vFMs of one backbone, by name; None where there is no such vFM."""
-        out: dict[str, Deployed | None] = {}
+        out: dict[str, DeployedVfm | None] = {}
         for start in range(0, len(names), _NAMES):
             part = names[start : start + _NAMES]
             async with broker_errors():

@@ -97,7 +97,7 @@ class Scripts:
         self._redis = redis
         self._flags = flags
         self._sha: dict[str, str] = {}
-        self._line = asyncio.Semaphore(_SCRIPTS_AT_ONCE)
+        self._slots = asyncio.Semaphore(_SCRIPTS_AT_ONCE)
 
     def _text(self, name: str) -> str:
         if self._flags and name in _ALLOW_OOM:
@@ -109,7 +109,7 @@ class Scripts:
         sha = self._sha.get(name)
         if sha is None:
             sha = self._sha[name] = hashlib.sha1(self._text(name).encode(), usedforsecurity=False).hexdigest()
-        async with self._line, broker_errors():
+        async with self._slots, broker_errors():
             try:
                 return await self._redis.evalsha(sha, 1, vfms_key, *args)
             except redis_errors.NoScriptError:

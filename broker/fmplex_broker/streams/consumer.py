@@ -30,7 +30,7 @@ class Beat:
 
 
 @dataclass(frozen=True, slots=True)
-class Reaped:
+class ReapResult:
     """Outcome of a reaping. `victim`: whose lease had run out; `given_back` and `dead_letters` count its jobs.
 
     `idle`: nobody is dead; `wait`: this worker has not beaten for long enough to judge; `more`: reap again.
@@ -87,7 +87,7 @@ class Consumer:
         state, now, changes = await self._call("beat", [self.worker, self._lease_ms])
         return Beat(state == b"ok", int(now), int(changes))
 
-    async def reap(self, steady_ms: int, *, max_attempts: int, budget: int = 256, victim: str = "") -> Reaped:
+    async def reap(self, steady_ms: int, *, max_attempts: int, budget: int = 256, victim: str = "") -> ReapResult:
         """Take over from one dead worker. `steady_ms`: how long this worker has beaten without a gap."""
         args: list[Arg] = [
             self.worker,
@@ -100,7 +100,7 @@ class Consumer:
             victim,
         ]
         state, who, given, dead, more = await self._call("reap", args)
-        return Reaped(state.decode(), who.decode(), int(given), int(dead), bool(more))
+        return ReapResult(state.decode(), who.decode(), int(given), int(dead), bool(more))
 
     async def leave(self) -> None:
         """End this incarnation in order: give back what is still held, then the lease."""

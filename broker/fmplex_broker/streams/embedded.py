@@ -76,9 +76,9 @@ class EmbeddedServer:
         end = time.monotonic() + 15
         while not self._answers():
             if self._process.poll() is not None or time.monotonic() > end:
-                words = log.read_text()[-800:] if log.exists() else ""
+                log_tail = log.read_text()[-800:] if log.exists() else ""
                 self.stop()
-                raise BrokerUnavailable(f"the embedded broker did not start: {words}")
+                raise BrokerUnavailable(f"the embedded broker did not start: {log_tail}")
             time.sleep(0.02)
         return self
 

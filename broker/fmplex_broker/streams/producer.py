@@ -49,7 +49,7 @@ class NewJob:
 
 
 @dataclass(frozen=True, slots=True)
-class Enqueued:
+class EnqueueResult:
     """Outcome for one job. `status`: new | dup | done | conflict | full | closed | unknown | limited. `job` is the job that
     will answer (the first one when the idempotency key was known); `wait_ms`: when to come back if limited."""
 
@@ -67,9 +67,9 @@ class Producer:
         self._scripts = scripts
         self._inbox = inbox
 
-    async def enqueue(self, jobs: Sequence[NewJob]) -> list[Enqueued]:
+    async def enqueue(self, jobs: Sequence[NewJob]) -> list[EnqueueResult]:
         """Add many jobs. Safe to repeat with the same jobs: a job that is there already comes back as `dup` or `done`."""
-        out: list[Enqueued] = []
+        out: list[EnqueueResult] = []
         for start in range(0, len(jobs), PER_CALL):
             args: list[Arg] = [self._inbox, RESULT_TTL_MS]
             for j in jobs[start : start + PER_CALL]:
@@ -86,7 +86,7 @@ class Producer:
                     j.payload,
                 ]
             for status, job, wait in await self._scripts("enqueue", self.keys.vfms, args):
-                out.append(Enqueued(status.decode(), job.decode(), int(wait)))
+                out.append(EnqueueResult(status.decode(), job.decode(), int(wait)))
         return out
 
     async def cancel(self, jobs: Sequence[tuple[Flow, str, str]]) -> list[str]:

@@ -26,7 +26,7 @@ from fmplex_broker.specs.deployments import VfmStatus
 from fmplex_broker.specs.heads import Generation
 from fmplex_broker.streams.backbone_channel import BackboneChannel
 from fmplex_broker.streams.connection import Client, Scripts, open_redis
-from fmplex_broker.streams.producer import Enqueued, NewJob, new_id
+from fmplex_broker.streams.producer import EnqueueResult, NewJob, new_id
 from fmplex_broker.streams.registry import Registry
 from fmplex_broker.streams.stream_buffer import StreamBuffer
 from fmplex_broker.streams.vfm_cache import VfmCache
@@ -163,7 +163,7 @@ class QueueClient:
             raise
 
     async def _accepted(
-        self, vfm: str, channel: BackboneChannel, pending: list[Pending], got: list[Enqueued]
+        self, vfm: str, channel: BackboneChannel, pending: list[Pending], got: list[EnqueueResult]
     ) -> list[Pending]:
         refused = next((g for g in got if g.status not in ("new", "dup", "done")), None)
         if refused is not None:
@@ -200,7 +200,7 @@ def _pending(channel: BackboneChannel, job: NewJob, until: float, generates: boo
     return Pending(job.job, job.flow, job.idem, channel, buffer, channel.inbox.expect(job.job, buffer), until)
 
 
-def _refusal(vfm: str, got: Enqueued) -> FmplexError:
+def _refusal(vfm: str, got: EnqueueResult) -> FmplexError:
     match got.status:
         case "full":
             return QueueFull(f"the queue of {vfm!r} is full; come back later", retry_after=1.0)

@@ -82,7 +82,7 @@ class Registry(Catalog):
     async def offer(self, vfm: str, spec: VfmSpec, version: str, *, timeout_s: float = 60.0) -> VfmStatus:
         """Make `version` what the vFM serves, once every live worker has accepted it; until then the old one serves.
 
-        Operating values (weight, limits, SLO) are the operator's: those of `spec` are not looked at. Raises as `deploy` and
+        Operating values (weight, limits, SLO) are the operator's: those of `spec` are ignored. Raises as `deploy` and
         `change` do.
         """
         if spec.name != vfm:
@@ -175,12 +175,12 @@ class Registry(Catalog):
             raise VfmClosed(f"vFM {vfm!r} is being removed; try again when it is gone")
 
     async def _await_verdict(self, spec: VfmSpec, version: str, timeout_s: float) -> VfmStatus:
-        start = looked = time.monotonic()
+        start = checked = time.monotonic()
         while (state := await self.vote(spec.backbone, spec.name, version, "")) == "waiting":
             now = time.monotonic()
             late = now > start + timeout_s
-            if late or now > looked + _NO_WORKER_S:
-                looked = now
+            if late or now > checked + _NO_WORKER_S:
+                checked = now
                 if not await self.live_workers(spec.backbone):
                     raise NoWorker(
                         f"no live worker hosts {spec.backbone!r}; {spec.name!r} serves as soon as one starts"
