@@ -6,7 +6,6 @@ from collections import Counter
 from typing import Any
 
 import pytest
-from fmplex_broker.specs.vfm import Slo, VfmSpec
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
@@ -14,6 +13,7 @@ from rich.console import Console
 from fmplex.cli.top.tables import draw
 from fmplex_broker.specs.deployments import VfmStatus
 from fmplex_broker.specs.heads import Embedding, Generation, Head
+from fmplex_broker.specs.vfm import Slo, VfmSpec
 from fmplex_broker.wire.fleet_view import Depth, FleetView
 from fmplex_broker.wire.rates import fleet_rates
 from fmplex_broker.wire.stats import (
