@@ -30,14 +30,14 @@ import numpy as np
 import psutil
 import torch
 import uvloop
-from fmplex_broker.specs.vfm import Slo, VfmSpec
 
 from benchmarks.fleet import Workers, cores, deploy, fleet_file, open_client, pin
 from benchmarks.generation import Ask, params, save_llama
 from benchmarks.harness import Options, Report, cpu_name, main, ratio, without_pauses
 from fmplex_broker.specs.heads import Generation
+from fmplex_broker.specs.vfm import Slo, VfmSpec
 from fmplex_broker.streams.embedded import EmbeddedServer
-from fmplex_broker.streams.fleet import look
+from fmplex_broker.streams.fleet import read_fleet
 from fmplex_broker.streams.queue_client import QueueClient
 from fmplex_broker.wire.stats import WorkerStats
 
@@ -203,7 +203,7 @@ class Bench:
                     task.result()
 
     async def _stats(self, policy: str) -> WorkerStats:
-        view = await look(self._session.redis, self._session.registry)
+        view = await read_fleet(self._session.redis, self._session.registry)
         return next(worker for worker in view.workers if worker.backbone == policy)
 
     async def _budgets(self, policy: str) -> list[float]:

@@ -20,7 +20,6 @@ from typing import Any
 
 import numpy as np
 import uvloop
-from fmplex_broker.specs.vfm import VfmSpec
 from safetensors.numpy import save
 
 from benchmarks.fleet import LEASE_MS, Workers
@@ -29,9 +28,10 @@ from benchmarks.models import MINILM, texts
 from fmplex_broker.packages.artifacts import ArtifactStore
 from fmplex_broker.packages.package import ADAPTER_CONFIG, ADAPTER_WEIGHTS, HEAD, Package, make_package
 from fmplex_broker.specs.schema import parse
+from fmplex_broker.specs.vfm import VfmSpec
 from fmplex_broker.streams.deployer import Deployer
 from fmplex_broker.streams.embedded import EmbeddedServer
-from fmplex_broker.streams.fleet import look
+from fmplex_broker.streams.fleet import read_fleet
 from fmplex_broker.streams.queue_client import QueueClient
 from fmplex_broker.wire.messages import Reply
 from tests.integration.packages import head_weights, lora
@@ -201,7 +201,7 @@ async def _run(options: Options) -> Report:
             for number in range(rounds):
                 await bench.round(["budget", "resident"] if number % 2 else ["resident", "budget"])
             await asyncio.sleep(_REPORTS_S)  # who has just been thawed has yet to report
-            view = await look(session.redis, session.registry)
+            view = await read_fleet(session.redis, session.registry)
         finally:
             fleet.stop()
             await session.close()

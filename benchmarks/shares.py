@@ -31,7 +31,6 @@ from typing import Any
 import psutil
 import torch
 import uvloop
-from fmplex_broker.specs.vfm import VfmSpec
 from transformers import AutoTokenizer
 
 from benchmarks.fleet import Workers, cores, deploy, fleet_file, open_client, pin
@@ -40,11 +39,13 @@ from benchmarks.models import SIZES, Size, Tasks, texts
 from fmplex import AsyncClient
 from fmplex_broker.admission.requests import admit
 from fmplex_broker.specs.heads import Embedding
+from fmplex_broker.specs.vfm import VfmSpec
 from fmplex_broker.streams.connection import Scripts, open_redis
 from fmplex_broker.streams.embedded import EmbeddedServer
-from fmplex_broker.streams.fleet import Depth, FleetView, look
+from fmplex_broker.streams.fleet import read_fleet
 from fmplex_broker.streams.producer import NewJob, Producer
 from fmplex_broker.streams.registry import Registry
+from fmplex_broker.wire.fleet_view import Depth, FleetView
 from fmplex_broker.wire.messages import INTERACTIVE, Flow
 from fmplex_broker.wire.stats import by_vfm
 
@@ -163,7 +164,7 @@ class Fleet:
         return Queues(Producer(self._redis, self._scripts, _BACKBONE), lengths)
 
     async def look(self) -> FleetView:
-        return await look(self._redis, self._registry)
+        return await read_fleet(self._redis, self._registry)
 
     @contextmanager
     def frozen(self) -> Iterator[None]:

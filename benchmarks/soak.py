@@ -33,7 +33,7 @@ from benchmarks.harness import Options, Report, cpu_name, main
 from benchmarks.soak_callers import Caller, Expected, Owner, references
 from fmplex import AsyncClient
 from fmplex.local import LocalFleet
-from fmplex_broker.streams.fleet import look
+from fmplex_broker.streams.fleet import read_fleet
 from fmplex_broker.streams.keys import Keys
 from fmplex_broker.streams.queue_client import QueueClient
 from fmplex_broker.wire.messages import CLASSES, Flow
@@ -144,7 +144,7 @@ class Soak:
     # ---- what is left ----
 
     async def _stats(self, session: QueueClient) -> list[WorkerStats]:
-        return (await look(session.redis, session.registry)).workers
+        return (await read_fleet(session.redis, session.registry)).workers
 
     async def _after(self, session: QueueClient, wanted: Any) -> list[WorkerStats]:
         """What the workers say, once it is what is wanted; else what they say in the end."""

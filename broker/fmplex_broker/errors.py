@@ -15,7 +15,7 @@ FmplexError
 ├── JobFailed (500)            the job ran and failed; retrying gives the same
 │   ├── NonFiniteOutput
 │   └── Poisoned               its worker died every time it ran
-├── StreamRestarted (500)      a text that was being told was generated again and came out differently; send it again
+├── StreamRestarted (500)      a text that was being streamed was generated again and came out differently; send it again
 ├── Unavailable (503)          nobody can answer now; retry later
 │   ├── BrokerUnavailable
 │   ├── VfmClosed              the vFM is draining or not serving yet
@@ -41,7 +41,7 @@ class FmplexError(Exception):
         self.retry_after = retry_after
 
     def to_wire(self) -> dict[str, Any]:
-        """The error as a plain mapping: `code`, `message` and, where they apply, `field` and `retry_after`."""
+        """Return the error as a plain mapping: `code`, `message` and, where they apply, `field` and `retry_after`."""
         wire: dict[str, Any] = {"code": self.code, "message": self.message}
         if self.field is not None:
             wire["field"] = self.field
@@ -51,82 +51,122 @@ class FmplexError(Exception):
 
 
 class InvalidInput(FmplexError):
+    """The request is wrong; `field` names the part."""
+
     code, status = "invalid_input", 422
 
 
 class TextTooLong(InvalidInput):
+    """The text has more tokens than the backbone takes, or than its cache of keys and values holds."""
+
     code = "text_too_long"
 
 
 class PackageRejected(InvalidInput):
+    """The vFM package cannot be served; the message says what to change."""
+
     code = "package_rejected"
 
 
 class Unauthorized(FmplexError):
+    """The API key is missing or not known."""
+
     code, status = "unauthorized", 401
 
 
 class UnknownVfm(FmplexError):
+    """No vFM has this name."""
+
     code, status = "unknown_vfm", 404
 
 
 class Conflict(FmplexError):
+    """The name is taken, the generation is stale, or the idempotency key was used for another request."""
+
     code, status = "conflict", 409
 
 
 class TooLarge(FmplexError):
+    """Too many inputs or too many bytes."""
+
     code, status = "too_large", 413
 
 
 class Busy(FmplexError):
+    """The vFM takes no more now; `retry_after` says in how many seconds to come back."""
+
     code, status = "busy", 429
 
 
 class QueueFull(Busy):
+    """The vFM's queue is full."""
+
     code = "queue_full"
 
 
 class RateLimited(Busy):
+    """The vFM is over its rate."""
+
     code = "rate_limited"
 
 
 class Cancelled(FmplexError):
+    """The job was cancelled before it was answered."""
+
     code, status = "cancelled", 499
 
 
 class JobFailed(FmplexError):
+    """The job ran and failed; retrying gives the same."""
+
     code, status = "job_failed", 500
 
 
 class NonFiniteOutput(JobFailed):
+    """The output holds NaN or infinity."""
+
     code = "non_finite_output"
 
 
 class Poisoned(JobFailed):
+    """The job's worker died every time it ran."""
+
     code = "poisoned"
 
 
 class StreamRestarted(FmplexError):
+    """A text that was being streamed was generated again and came out differently; send the request again."""
+
     code = "stream_restarted"
 
 
 class Unavailable(FmplexError):
+    """Nobody can answer now; retry later."""
+
     code, status = "unavailable", 503
 
 
 class BrokerUnavailable(Unavailable):
+    """The broker does not answer, or refuses."""
+
     code = "broker_unavailable"
 
 
 class VfmClosed(Unavailable):
+    """The vFM is draining, or not serving yet."""
+
     code = "vfm_closed"
 
 
 class NoWorker(Unavailable):
+    """No live worker hosts the backbone."""
+
     code = "no_worker"
 
 
 class DeadlineExceeded(FmplexError):
+    """The deadline passed before there was an answer."""
+
     code, status = "deadline_exceeded", 504
 
 

@@ -6,7 +6,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from fmplex_broker.errors import FmplexError, NoWorker
-from fmplex_broker.streams.fleet import look
+from fmplex_broker.streams.fleet import read_fleet
 from fmplex_broker.streams.queue_client import QueueClient
 from fmplex_gateway.wire import error_response, json_response
 
@@ -36,7 +36,7 @@ async def metrics(request: Request) -> Response:
     """Prometheus text: this gateway's requests, and the fleet as the broker shows it."""
     session: QueueClient = request.app.state.session
     try:
-        view = await look(session.redis, session.registry)
+        view = await read_fleet(session.redis, session.registry)
     except FmplexError:
         view = None  # the broker is away; what the gateway itself counts still matters
     return Response(request.app.state.metrics.render(view), media_type="text/plain; version=0.0.4; charset=utf-8")

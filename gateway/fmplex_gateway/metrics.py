@@ -9,7 +9,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from fmplex_broker.streams.fleet import FleetView
+from fmplex_broker.wire.fleet_view import FleetView
 from fmplex_broker.wire.stats import VfmStats, WorkerStats
 from fmplex_gateway.generation import metrics as generation
 from fmplex_gateway.histograms import buckets

@@ -16,7 +16,7 @@ import pytest
 
 from fmplex import Client, Conflict
 from fmplex.local import LocalFleet
-from fmplex_broker.streams.fleet import look
+from fmplex_broker.streams.fleet import read_fleet
 from fmplex_broker.streams.queue_client import Pending, QueueClient
 from fmplex_broker.wire.messages import Reply
 from fmplex_broker.wire.stats import WorkerStats
@@ -116,7 +116,7 @@ class Load:
 
     async def stats(self) -> dict[str, WorkerStats]:
         """What each worker says of itself, by id."""
-        return {w.worker: w for w in (await look(self.session.redis, self.session.registry)).workers}
+        return {w.worker: w for w in (await read_fleet(self.session.redis, self.session.registry)).workers}
 
     async def reaches(self, number: int) -> None:
         """Until that many jobs are answered."""

@@ -11,12 +11,13 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import redis.asyncio as aioredis
-from fmplex_broker.specs.vfm import VfmSpec
 from redis.exceptions import ConnectionError
 
 from fmplex_broker.specs.heads import Embedding, Head
+from fmplex_broker.specs.vfm import VfmSpec
+from fmplex_broker.streams.claims import Claimed
 from fmplex_broker.streams.connection import Scripts
-from fmplex_broker.streams.consumer import Claimed, Consumer
+from fmplex_broker.streams.consumer import Consumer
 from fmplex_broker.streams.embedded import EmbeddedServer
 from fmplex_broker.streams.keys import REGISTRY_BACKBONES, REGISTRY_VFMS, Keys
 from fmplex_broker.streams.producer import NewJob, Producer, new_id

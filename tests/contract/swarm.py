@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fmplex_broker.errors import BrokerUnavailable, Cancelled, DeadlineExceeded, FmplexError
+from fmplex_broker.streams.claims import Claimed, Order
 from fmplex_broker.streams.connection import Arg, Scripts, open_redis
-from fmplex_broker.streams.consumer import Claimed, Consumer, Order
+from fmplex_broker.streams.consumer import Consumer
 from fmplex_broker.streams.producer import NewJob, Producer, new_id
 from fmplex_broker.wire.messages import CLASSES, INTERACTIVE, OFFLINE, Flow, Reply, encode_reply
 from tests.contract.harness import BACKBONE
@@ -202,7 +203,7 @@ class Worker:
     async def _tell(self, jobs: list[Claimed]) -> None:
         for _ in range(2):
             with suppress(BrokerUnavailable):  # never repeated
-                await self.consumer.tell([(j, b"a chunk") for j in jobs])
+                await self.consumer.send_chunks([(j, b"a chunk") for j in jobs])
 
     def _answer(self, job: Claimed) -> Reply:
         error: FmplexError | None = None

@@ -7,7 +7,8 @@ from collections import Counter
 
 import pytest
 
-from fmplex_broker.streams.consumer import Claim, Claimed, Consumer
+from fmplex_broker.streams.claims import Claim, Claimed
+from fmplex_broker.streams.consumer import Consumer
 from fmplex_broker.streams.producer import NewJob
 from fmplex_broker.wire.messages import INTERACTIVE, OFFLINE, Flow
 from tests.contract.harness import Bench, answer, job, until
@@ -236,8 +237,8 @@ async def test_a_stream_that_is_none_stops_nobody(bench: Bench) -> None:
 async def test_what_is_resident_elsewhere_is_left_there(bench: Bench) -> None:
     await bench.serve("a", "b", "c")
     here, there = await bench.worker("here"), await bench.worker("there")
-    await there.dwell(["a"], [])
-    await here.dwell(["b"], [])
+    await there.announce_resident(["a"], [])
+    await here.announce_resident(["b"], [])
     sent = await arrive(bench, job("a"), job("c"), job("b"))
     asked = {INTERACTIVE: 9}
     claim = await here.claim(asked, order="arrival", steal_ms=60_000, strangers=False)

@@ -163,7 +163,7 @@ async def check(bench: Bench, ledger: Accounts) -> Counter[str]:
         with suppress(ResponseError):  # a flow that never had a job has no stream
             assert await bench.pending(*flow) == {}, "pending for ever"
     for vfm in VFMS:
-        for _, letter in await bench.redis.xrange(bench.keys.dead(vfm)):
+        for _, letter in await bench.redis.xrange(f"{bench.keys.prefix}dead:{vfm}"):
             assert letter[b"d"] == POISON, "blamed wrongly"
     poisoned = {j for j, end in ends.items() if end.error and end.error.code == "poisoned"}
     assert poisoned <= ledger.poison

@@ -8,7 +8,8 @@ from typing import Literal
 
 import pytest
 
-from fmplex_broker.streams.consumer import Claim, Consumer
+from fmplex_broker.streams.claims import Claim
+from fmplex_broker.streams.consumer import Consumer
 from fmplex_broker.wire.messages import INTERACTIVE, OFFLINE, Flow
 from tests.contract.harness import Bench, answer, job
 
@@ -94,7 +95,7 @@ async def test_many_avoided_flows_hide_nothing(bench: Bench, order: Order, stran
     await bench.serve(*crowded, *others)
     worker = await bench.worker()
     if not strangers:
-        await worker.dwell([*crowded, *others], [])
+        await worker.announce_resident([*crowded, *others], [])
     await bench.enqueue(*(job(v) for v in crowded))
     given = [j for _ in range(5) for j in (await ask(worker, [])).jobs]
     assert len(given) == 300

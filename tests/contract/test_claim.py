@@ -7,7 +7,8 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from fmplex_broker.streams.consumer import Claimed, Consumer
+from fmplex_broker.streams.claims import Claimed
+from fmplex_broker.streams.consumer import Consumer
 from fmplex_broker.wire.messages import INTERACTIVE, OFFLINE, Flow
 from tests.contract.harness import Bench, answer, job
 
@@ -57,7 +58,7 @@ async def test_lost_after_flushall_then_a_new_life_goes_on(bench: Bench) -> None
     assert not await worker.recover([])
     assert not await worker.mark([held])
     assert await worker.settle([(held, answer())]) == [False]
-    assert await worker.tell([(held, b"chunk")]) == [False]
+    assert await worker.send_chunks([(held, b"chunk")]) == [False]
     assert await worker.release([held]) == 0
     assert await bench.names() == set()
     again = await bench.worker("w2")
@@ -362,7 +363,7 @@ async def test_held_is_written_before_reading(bench: Bench) -> None:
     await bench.redis.delete(bench.keys.queue(Flow("a", INTERACTIVE)))
     await bench.redis.set(bench.keys.queue(Flow("a", INTERACTIVE)), "no stream: reading it fails", px=5000)
     assert await bench.claimed(worker) == []
-    assert await bench.redis.hexists(bench.keys.held(worker.worker), "interactive:a")
+    assert await bench.redis.hexists(f"{bench.keys.prefix}held:{worker.worker}", "interactive:a")
 
 
 async def destroy_group(bench: Bench) -> None:

@@ -92,7 +92,7 @@ async def test_words_of_strangers_and_chunks_do_no_harm(bench: Bench, inbox: Inb
     await bench.redis.xadd(bench.keys.inbox("client"), {"j": "stranger", "r": answer()})
     await bench.enqueue(job(id="j"))
     [held] = await bench.claimed(worker)
-    await worker.tell([(held, b"chunk")])
+    await worker.send_chunks([(held, b"chunk")])
     await worker.settle([(held, answer(1))])
     assert (await asyncio.wait_for(future, A_FEW_S)).output == 1
 

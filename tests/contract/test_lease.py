@@ -126,9 +126,9 @@ async def test_reap_past_the_maximum_makes_a_dead_letter_and_tells_all_who_wait(
     for inbox in ("one", "two"):
         assert [m.reply.error.code for m in await bench.mail(inbox)] == ["poisoned"]
     assert (await bench.result("poison")).error.code == "poisoned"
-    [(_, letter)] = await bench.redis.xrange(bench.keys.dead("a"))
+    [(_, letter)] = await bench.redis.xrange(f"{bench.keys.prefix}dead:a")
     assert (letter[b"j"], letter[b"d"], letter[b"flow"]) == (b"poison", b"bad", b"interactive:a")
-    assert await bench.redis.pttl(bench.keys.dead("a")) > 0
+    assert await bench.redis.pttl(f"{bench.keys.prefix}dead:a") > 0
     assert (await bench.depth(), await bench.pending(), await bench.back()) == (0, {}, [])
 
 
@@ -151,7 +151,7 @@ async def test_one_poison_job_among_sixteen(bench: Bench) -> None:
     mail = await bench.mail()
     assert len(mail) == len({m.job for m in mail}) == 16
     assert [m.job for m in mail if m.reply.error] == ["5"]
-    assert await bench.redis.xlen(bench.keys.dead("a")) == 1
+    assert await bench.redis.xlen(f"{bench.keys.prefix}dead:a") == 1
 
 
 async def test_reap_is_bounded_and_says_more(bench: Bench) -> None:
@@ -241,7 +241,7 @@ async def test_the_condemned_cannot_claim_mark_or_settle_after_the_take_over(ben
     assert (await dead.claim({INTERACTIVE: 5})).state == "lost"
     assert not await dead.mark([held])
     assert await dead.settle([(held, answer())]) == [False]
-    assert await dead.tell([(held, b"chunk")]) == [False]
+    assert await dead.send_chunks([(held, b"chunk")]) == [False]
     assert await dead.release([held]) == 0
     assert not await dead.recover([])
     assert "held:dead" not in await bench.names()

@@ -7,7 +7,8 @@ from collections import Counter
 
 import pytest
 
-from fmplex_broker.streams.consumer import HERE_TTL_MS, Claim, Consumer
+from fmplex_broker.streams.claims import Claim
+from fmplex_broker.streams.consumer import HERE_TTL_MS, Consumer
 from fmplex_broker.wire.messages import INTERACTIVE, OFFLINE
 from tests.contract.harness import Bench, job, until
 
@@ -41,8 +42,8 @@ async def drained(worker: Consumer, *, strangers: bool = True, calls: int = 20) 
 async def test_a_flow_that_is_resident_elsewhere_is_left_to_that_worker(bench: Bench) -> None:
     await bench.serve("a", "b")
     here, there = await bench.worker("here"), await bench.worker("there")
-    await there.dwell(["a"], [])
-    await here.dwell(["b"], [])
+    await there.announce_resident(["a"], [])
+    await here.announce_resident(["b"], [])
     await bench.enqueue(job("a"), job("b"))
     claim = await ask(here)
     assert (vfms(claim), claim.more) == ({"b"}, False)
@@ -55,7 +56,7 @@ async def test_it_is_taken_once_its_oldest_job_has_waited_long_enough(bench: Ben
     """On the server's clock; `wait_ms` counts down to that moment, and then nothing holds it back."""
     await bench.serve("a")
     here, there = await bench.worker("here"), await bench.worker("there")
-    await there.dwell(["a"], [])
+    await there.announce_resident(["a"], [])
     await bench.enqueue(job("a"))
     waits: list[int] = []
 
@@ -76,7 +77,7 @@ async def test_it_is_the_oldest_undelivered_job_that_counts(bench: Bench) -> Non
     """Jobs in the hands of the worker that has the vFM wait for nobody."""
     await bench.serve("a")
     here, there = await bench.worker("here"), await bench.worker("there")
-    await there.dwell(["a"], [])
+    await there.announce_resident(["a"], [])
     await bench.enqueue(job("a", id="old"))
 
     async def aged() -> bool:
@@ -95,7 +96,7 @@ async def test_it_is_the_oldest_undelivered_job_that_counts(bench: Bench) -> Non
 async def test_the_shortest_wait_is_told(bench: Bench) -> None:
     await bench.serve("old", "young")
     here, there = await bench.worker("here"), await bench.worker("there")
-    await there.dwell(["old", "young"], [])
+    await there.announce_resident(["old", "young"], [])
     await bench.enqueue(job("old"))
     first = (await ask(here)).wait_ms
 
@@ -111,7 +112,7 @@ async def test_what_is_resident_on_both_may_be_taken_by_either(bench: Bench) -> 
     await bench.serve("a")
     here, there = await bench.worker("here"), await bench.worker("there")
     for worker in (here, there):
-        await worker.dwell(["a"], [])
+        await worker.announce_resident(["a"], [])
     for worker in (here, there):
         await bench.enqueue(job("a"))
         assert vfms(await ask(worker)) == {"a"}
@@ -120,16 +121,16 @@ async def test_what_is_resident_on_both_may_be_taken_by_either(bench: Bench) -> 
 async def test_what_has_gone_from_there_is_taken_at_once(bench: Bench) -> None:
     await bench.serve("a", "b")
     here, there = await bench.worker("here"), await bench.worker("there")
-    await there.dwell(["a", "b"], [])
+    await there.announce_resident(["a", "b"], [])
     await bench.enqueue(job("a"), job("b"))
-    await there.dwell([], ["a"])
+    await there.announce_resident([], ["a"])
     assert vfms(await ask(here)) == {"a"}
 
 
 async def test_what_is_resident_nowhere_is_taken_at_once(bench: Bench) -> None:
     await bench.serve("a", "b")
     here, there = await bench.worker("here"), await bench.worker("there")
-    await there.dwell(["b"], [])
+    await there.announce_resident(["b"], [])
     await bench.enqueue(job("a"))
     claim = await ask(here)
     assert (vfms(claim), claim.wait_ms) == ({"a"}, 0)
@@ -138,7 +139,7 @@ async def test_what_is_resident_nowhere_is_taken_at_once(bench: Bench) -> None:
 async def test_one_worker_alone_never_waits(bench: Bench) -> None:
     await bench.serve("a")
     gone = await bench.worker("gone")
-    await gone.dwell(["a"], [])
+    await gone.announce_resident(["a"], [])
     await gone.leave()
     await bench.enqueue(job("a"))
     assert vfms(await ask(await bench.worker("alone"))) == {"a"}
@@ -147,7 +148,7 @@ async def test_one_worker_alone_never_waits(bench: Bench) -> None:
 async def test_nobody_waits_for_a_worker_whose_lease_has_expired(bench: Bench) -> None:
     await bench.serve("a")
     here, dead = await bench.worker("here"), await bench.worker("dead")
-    await dead.dwell(["a"], [])
+    await dead.announce_resident(["a"], [])
     await bench.enqueue(job("a"))
     assert vfms(await ask(here)) == set()
     await bench.lapse(dead)
@@ -157,7 +158,7 @@ async def test_nobody_waits_for_a_worker_whose_lease_has_expired(bench: Bench) -
 async def test_without_a_steal_time_nothing_is_left(bench: Bench) -> None:
     await bench.serve("a")
     here, there = await bench.worker("here"), await bench.worker("there")
-    await there.dwell(["a"], [])
+    await there.announce_resident(["a"], [])
     await bench.enqueue(job("a"))
     assert vfms(await ask(here, steal_ms=0)) == {"a"}
 
@@ -166,7 +167,7 @@ async def test_what_was_given_back_is_taken_by_anybody(bench: Bench) -> None:
     """Its caller has waited long enough."""
     await bench.serve("a")
     here, there = await bench.worker("here"), await bench.worker("there")
-    await there.dwell(["a"], [])
+    await there.announce_resident(["a"], [])
     await bench.enqueue(job("a"))
     await there.release((await ask(there)).jobs)
     assert vfms(await ask(here)) == {"a"}
@@ -179,8 +180,8 @@ async def test_what_is_resident_here_is_not_hidden_behind_many_strangers(bench: 
     strangers = [f"s{i:03}" for i in range(200)]
     await bench.serve("mine", *strangers)
     here, there = await bench.worker("here"), await bench.worker("there")
-    await there.dwell(strangers, [])
-    await here.dwell(["mine"], [])
+    await there.announce_resident(strangers, [])
+    await here.announce_resident(["mine"], [])
     await bench.enqueue(job("mine", units=50))
     await ask(here)  # mine has had much: now it comes after all the others
     await bench.enqueue(*(job(v) for v in strangers), job("mine", id="last"))
@@ -194,7 +195,7 @@ async def test_many_strangers_are_all_taken_once_they_have_waited(bench: Bench) 
     strangers = [f"s{i:03}" for i in range(150)]
     await bench.serve(*strangers)
     here, there = await bench.worker("here"), await bench.worker("there")
-    await there.dwell(strangers, [])
+    await there.announce_resident(strangers, [])
     await bench.enqueue(*(job(v) for v in strangers))
     got: set[str] = set()
 
@@ -211,8 +212,8 @@ async def test_many_strangers_are_all_taken_once_they_have_waited(bench: Bench) 
 async def test_without_strangers_only_resident_flows_are_taken_and_it_sleeps(bench: Bench) -> None:
     await bench.serve("mine", "new", "theirs")
     here, there = await bench.worker("here"), await bench.worker("there")
-    await here.dwell(["mine"], [])
-    await there.dwell(["theirs"], [])
+    await here.announce_resident(["mine"], [])
+    await there.announce_resident(["theirs"], [])
     await bench.enqueue(*(job(v) for v in ("mine", "new", "theirs")))
     claim = await ask(here, strangers=False)
     assert (vfms(claim), claim.more) == ({"mine"}, False)
@@ -237,7 +238,7 @@ async def test_without_strangers_given_back_jobs_are_looked_at_in_the_same_way(b
     assert len(jobs) == strangers + 1
     await worker.release([j for j in jobs if j.flow.vfm != "mine"])
     await worker.release([j for j in jobs if j.flow.vfm == "mine"])  # behind all the others
-    await worker.dwell(["mine"], [])
+    await worker.announce_resident(["mine"], [])
     assert await drained(worker, strangers=False) == {"mine": 1}
     assert len(await drained(worker)) == strangers
 
@@ -246,7 +247,7 @@ async def test_without_strangers_many_resident_flows_are_all_taken_and_then_it_s
     mine, others = [f"m{i:03}" for i in range(100)], [f"s{i:03}" for i in range(100)]
     await bench.serve(*mine, *others)
     worker = await bench.worker()
-    await worker.dwell(mine, [])
+    await worker.announce_resident(mine, [])
     await bench.enqueue(*(job(v) for v in others + mine))
     assert await drained(worker, strangers=False) == Counter(mine)
 
@@ -284,12 +285,12 @@ async def test_weights_and_targets_come_with_the_jobs_and_follow_a_change(bench:
 
 async def test_the_hint_ends_by_itself(bench: Bench) -> None:
     worker = await bench.worker()
-    await worker.dwell([f"v{i}" for i in range(2500)], [])
+    await worker.announce_resident([f"v{i}" for i in range(2500)], [])
     key = bench.keys.here("w1")
     assert await bench.redis.scard(key) == 2500
     assert 0 < await bench.redis.pttl(key) <= HERE_TTL_MS
     await bench.redis.pexpire(key, 5)
-    await worker.dwell([], ["v1"])  # any word keeps it
+    await worker.announce_resident([], ["v1"])  # any word keeps it
     assert await bench.redis.pttl(key) > 1000
     assert await bench.redis.scard(key) == 2499
 
@@ -299,8 +300,8 @@ async def test_shares_hold_among_what_is_resident_here(bench: Bench) -> None:
         await bench.serve(vfm, weight=weight)
     await bench.serve("theirs", weight=100)
     here, there = await bench.worker("here"), await bench.worker("there")
-    await here.dwell(["one", "three"], [])
-    await there.dwell(["theirs"], [])
+    await here.announce_resident(["one", "three"], [])
+    await there.announce_resident(["theirs"], [])
     await bench.enqueue(*(job(v) for v in ("one", "three", "theirs") for _ in range(120)))
     got: Counter[str] = Counter()
     for _ in range(20):
@@ -312,7 +313,7 @@ async def test_a_worker_that_sleeps_as_long_as_it_is_told_need_not_look_again_an
     """The loop of a worker: claim; sleep for a ring or `wait_ms`; claim again. The other one has died unnoticed."""
     await bench.serve("a")
     here, there = await bench.worker("here"), await bench.worker("there")
-    await there.dwell(["a"], [])
+    await there.announce_resident(["a"], [])
     await bench.enqueue(job("a"))
     claims = [await ask(here, steal_ms=40)]
     while not claims[-1].jobs:

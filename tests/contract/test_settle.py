@@ -37,7 +37,7 @@ async def test_wrong_owner_gets_0_and_sends_nothing(bench: Bench) -> None:
     await bench.enqueue(job(id="j"))
     [held] = await bench.claimed(owner)
     assert await thief.settle([(held, answer("stolen"))]) == [False]
-    assert await thief.tell([(held, b"chunk")]) == [False]
+    assert await thief.send_chunks([(held, b"chunk")]) == [False]
     assert (await bench.mail(), await bench.result("j"), await bench.depth()) == ([], None, 1)
     assert await owner.settle([(held, answer("mine"))]) == [True]
 
@@ -100,11 +100,11 @@ async def test_tell_reaches_all_who_wait_and_ends_nothing(bench: Bench) -> None:
     await bench.enqueue(job(key="k"), inbox="one")
     await bench.enqueue(job(key="k"), inbox="two")
     [held] = await bench.claimed(worker)
-    assert await worker.tell([(held, b"Once upon"), (held, b" a time")]) == [True, True]
+    assert await worker.send_chunks([(held, b"Once upon"), (held, b" a time")]) == [True, True]
     for inbox in ("one", "two"):
         assert [m.chunk for m in await bench.mail(inbox)] == [b"Once upon", b" a time"]
     assert await worker.settle([(held, answer())]) == [True]
-    assert await worker.tell([(held, b"too late")]) == [False]
+    assert await worker.send_chunks([(held, b"too late")]) == [False]
     assert [m.chunk for m in await bench.mail("one")][2:] == [None]
 
 
@@ -118,9 +118,9 @@ async def test_nothing_is_told_behind_a_reply(bench: Bench) -> None:
     assert await bench.producer().cancel([(sent.flow, sent.job, sent.idem)]) == ["told"]
     assert (await bench.enqueue(sent))[0] == "new"
     [second] = await bench.claimed(worker)
-    assert await worker.tell([(first, b"one"), (second, b"two")]) == [True, True]
+    assert await worker.send_chunks([(first, b"one"), (second, b"two")]) == [True, True]
     assert await worker.settle([(first, answer())]) == [True]
-    assert await worker.tell([(second, b"too late")]) == [False]
+    assert await worker.send_chunks([(second, b"too late")]) == [False]
     await worker.settle([(second, answer())])
     assert [m.chunk for m in await bench.mail()] == [b"one", b"two", None]
 

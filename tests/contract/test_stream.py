@@ -13,7 +13,8 @@ from fmplex_broker.errors import Cancelled, Conflict, DeadlineExceeded, InvalidI
 from fmplex_broker.specs.heads import Generation
 from fmplex_broker.streams import inbox as inbox_module
 from fmplex_broker.streams import queue_client as queue_client_module
-from fmplex_broker.streams.consumer import Claimed, Consumer
+from fmplex_broker.streams.claims import Claimed
+from fmplex_broker.streams.consumer import Consumer
 from fmplex_broker.streams.queue_client import Pending, QueueClient
 from fmplex_broker.wire.messages import Reply, decode_request, encode_reply
 from fmplex_broker.wire.streaming import Chunk, Delta, encode_chunk
@@ -91,7 +92,7 @@ async def take(bench: Bench, worker: Consumer) -> Claimed:
 
 
 async def tell(worker: Consumer, held: Claimed, *chunks: bytes) -> None:
-    assert all(await worker.tell([(held, chunk) for chunk in chunks]))
+    assert all(await worker.send_chunks([(held, chunk) for chunk in chunks]))
 
 
 # --- the way there and back -------------------------------------------------------------------------------------------
@@ -146,7 +147,7 @@ async def test_many_texts_at_a_time(bench: Bench, session: QueueClient) -> None:
     stories, jobs = [Story(p) for p in pending], await bench.claimed(worker)
     mine = {job.job: [decode_request(job.payload).input, *WORDS] for job in jobs}
     for n in range(5):
-        await worker.tell([(job, said(words=mine[job.job])[n]) for job in jobs])
+        await worker.send_chunks([(job, said(words=mine[job.job])[n]) for job in jobs])
     await worker.settle([(job, ended("".join(mine[job.job]), 5)) for job in jobs])
     assert [await story.whole() for story in stories] == [f"{n}{TEXT}" for n in range(20)]
 
@@ -386,7 +387,7 @@ async def test_chunks_that_nobody_can_read_harm_no_other_job(
     worker = await bench.worker()
     stories = [Story(p) for p in await session.submit("story", ["x", "y"], STREAM)]
     broken, fine = await bench.claimed(worker)
-    await worker.tell([(broken, b"\xc1nonsense"), (fine, said()[0])])
+    await worker.send_chunks([(broken, b"\xc1nonsense"), (fine, said()[0])])
     await stories[1].comes_to("Once")
     await worker.settle([(broken, ended()), (fine, ended())])
     assert [await story.whole() for story in stories] == [TEXT, TEXT]

@@ -49,12 +49,12 @@ async def test_each_report_is_heard_once_and_whole(bench: Bench) -> None:
     await report(bench, ran(1), ran(2))
     await report(bench, ran(1, "w2"), worker="w2")
     first, second = await listening.read()
-    assert (first.told.worker, first.told.passes) == ("w1", [ran(1), ran(2)])
-    assert (second.told.worker, second.told.passes) == ("w2", [ran(1, "w2")])
+    assert (first.report.worker, first.report.passes) == ("w1", [ran(1), ran(2)])
+    assert (second.report.worker, second.report.passes) == ("w2", [ran(1, "w2")])
     assert before <= first.at_ms <= second.at_ms <= await listening.now_ms()
     assert await listening.read() == []
     await report(bench)
-    assert [(h.told.worker, h.told.passes) for h in await listening.read()] == [("w1", [])], "no pass is news too"
+    assert [(h.report.worker, h.report.passes) for h in await listening.read()] == [("w1", [])], "no pass is news too"
 
 
 async def test_two_may_listen_and_neither_hears_what_was_before_it(bench: Bench) -> None:

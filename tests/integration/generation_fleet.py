@@ -20,7 +20,7 @@ from safetensors.numpy import save_file
 
 from fmplex import Client
 from fmplex_broker.streams.embedded import EmbeddedServer
-from fmplex_broker.streams.fleet import look
+from fmplex_broker.streams.fleet import read_fleet
 from fmplex_broker.streams.keys import GROUP, Keys
 from fmplex_broker.streams.queue_client import Pending, QueueClient
 from fmplex_broker.wire.messages import CLASSES, Flow, Reply
@@ -265,7 +265,7 @@ async def eventually_says(look_: Callable[[], Awaitable[Any]], what: str, patien
 
 async def stats(session: QueueClient, backbone: str = BACKBONE) -> list[WorkerStats]:
     """What the workers of a backbone last said of themselves, which they do once a second."""
-    view = await look(session.redis, session.registry)
+    view = await read_fleet(session.redis, session.registry)
     return [worker for worker in view.workers if worker.backbone == backbone]
 
 

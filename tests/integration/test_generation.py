@@ -258,14 +258,14 @@ async def test_a_cancelled_text_is_in_no_pass_any_more(session: QueueClient) -> 
     growing = await read(session, "rank32", prompt(30), **GREEDY, max_tokens=POSITIONS - 100)
 
     async def recorded() -> bool:
-        return any(p.parts for heard in await tracer.read() for p in heard.told.passes)
+        return any(p.parts for heard in await tracer.read() for p in heard.report.passes)
 
     await eventually_says(recorded, "passes are recorded")
     assert by_vfm(await next_stats(session))["rank32"].kv_bytes > 0
     now_ms = await tracer.now_ms()
     assert await growing.pending.cancel() == "told"
     await holds_nothing(session)
-    passes = [p for heard in await tracer.read() for p in heard.told.passes if p.start_ms > now_ms]
+    passes = [p for heard in await tracer.read() for p in heard.report.passes if p.start_ms > now_ms]
     # One may run when the word is sent, and a few more until it is heard.
     assert sum(part.vfm == "rank32" for p in passes for part in p.parts) <= 20
     growing.task.cancel()

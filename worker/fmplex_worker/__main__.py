@@ -18,7 +18,7 @@ from fmplex_broker.errors import FmplexError
 from fmplex_broker.packages.artifacts import ArtifactStore
 from fmplex_broker.specs.fleet import FleetSpec, load_fleet
 from fmplex_broker.streams.connection import Scripts, open_redis
-from fmplex_broker.streams.fleet import look
+from fmplex_broker.streams.fleet import read_fleet
 from fmplex_broker.streams.registry import Registry
 from fmplex_worker.host.life import MakeScheduler
 from fmplex_worker.host.service import Worker
@@ -53,7 +53,7 @@ def main(scheduler: MakeScheduler = make_scheduler) -> int:
 async def _alive(url: str) -> bool:
     redis = open_redis(url)
     try:
-        view = await look(redis, Registry(redis, Scripts(redis)))
+        view = await read_fleet(redis, Registry(redis, Scripts(redis)))
     finally:
         await redis.aclose()
     return any(worker.host == socket.gethostname() for worker in view.workers)

@@ -1,1 +1,1 @@
-"""What is refused before it is queued. Pure; both transports pass through here."""
+"""Checks of a call before it is queued. Pure; both transports pass through here."""

@@ -1,6 +1,6 @@
-"""What one input of a vFM may look like. Pure.
+"""Checks of one input of a vFM. Pure.
 
-Each function gives the bytes of one, and raises `InvalidInput` naming what is wrong with it.
+Each function returns the input's size in bytes, and raises `InvalidInput` naming what is wrong with it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _MESSAGE_BYTES = 16  # for what a chat template puts around each message; bounds
 
 
 def check_input(vfm: VfmSpec, value: Any, field: str) -> int:
-    """Of a vFM that reads texts."""
+    """Check an input of a vFM that reads texts."""
     if isinstance(value, str):
         if vfm.kinds & _PAIR_REQUIRED:
             raise InvalidInput(f'{vfm.name!r} compares two texts: send {{"text": ..., "text_pair": ...}}', field=field)
@@ -44,7 +44,7 @@ def check_input(vfm: VfmSpec, value: Any, field: str) -> int:
 
 
 def check_prompt(vfm: VfmSpec, value: Any, field: str) -> int:
-    """Of a vFM that generates: what a text goes on from. Blanks may mean something here."""
+    """Check a prompt of a vFM that generates. Blanks may mean something here."""
     if isinstance(value, str):
         return _text(value, field, blank=True)
     forms = _forms(vfm, value, _PROMPT_KEYS, field)
@@ -59,7 +59,7 @@ def check_prompt(vfm: VfmSpec, value: Any, field: str) -> int:
 
 
 def _forms(vfm: VfmSpec, value: Any, known: frozenset[str], field: str) -> frozenset[str]:
-    """The keys of an input."""
+    """Return the keys of an input, all of which must be known."""
     if not isinstance(value, dict):
         raise InvalidInput(f"must be a string or a mapping, not {type(value).__name__}", field=field)
     if unknown := sorted(str(k) for k in value if k not in known):

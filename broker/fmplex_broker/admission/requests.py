@@ -1,4 +1,4 @@
-"""What is refused before it is queued. Pure; both transports (HTTP and direct Redis) pass through here.
+"""Checks of a whole call before it is queued. Pure; both transports (HTTP and direct Redis) pass through here.
 
 What only the worker can know (tokens, finite numbers, label names) is checked by the worker; what must hold across gateways
 (queue cap, rate) is enforced inside the `enqueue` script.
@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, TypeVar
 from fmplex_broker.admission.inputs import INT_MAX, check_input, check_prompt
 from fmplex_broker.errors import InvalidInput, TooLarge
 from fmplex_broker.specs.heads import Generation
-from fmplex_broker.specs.sampling import GenerationParams, drawn_seed, later_seed
+from fmplex_broker.specs.sampling import GenerationParams, derive_seed, nth_seed
 from fmplex_broker.specs.schema import Spec, parse
 from fmplex_broker.specs.vfm import VfmSpec
 from fmplex_broker.wire.messages import Request, encode_request, packb
@@ -48,9 +48,9 @@ def admit(
 
     Raises `TooLarge` (too many inputs, an input over the vFM's byte limit) or `InvalidInput` naming the field.
     """
-    _count(vfm, inputs, n)
+    _check_count(vfm, inputs, n)
     head = vfm.head if isinstance(vfm.head, Generation) else None
-    asked = _params(vfm, params or {}) if head is None else _generation_params(vfm, head, params or {})
+    checked = _params(vfm, params or {}) if head is None else _generation_params(vfm, head, params or {})
     out = []
     for i, value in enumerate(inputs):
         size = (check_input if head is None else check_prompt)(vfm, value, f"inputs.{i}")
@@ -59,15 +59,15 @@ def admit(
             raise TooLarge(
                 f"input {i} has {size} bytes, {vfm.name!r} takes at most {limit}; shorten it", field=f"inputs.{i}"
             )
-        units = max(1, size // _BYTES_PER_UNIT) + asked.tokens
+        units = max(1, size // _BYTES_PER_UNIT) + checked.tokens
         for k in range(n):
-            seed = _seed(asked, k, f"{vfm.name}:{call}:{i * n + k}")
-            out.append((encode_request(Request(value, asked.params | seed)), units))
+            seed = _seed(checked, k, f"{vfm.name}:{call}:{i * n + k}")
+            out.append((encode_request(Request(value, checked.params | seed)), units))
     return out
 
 
 def timeout_ms(vfm: VfmSpec, wanted: float | None) -> int:
-    """The deadline of a call in ms: what the caller wants, else what the vFM promises. Raises `InvalidInput`."""
+    """Return the deadline of a call in ms: what the caller wants, else what the vFM promises. Raises `InvalidInput`."""
     if wanted is None:
         return vfm.deadline_ms
     if isinstance(wanted, bool) or not isinstance(wanted, int | float) or not 1 <= wanted <= 86_400_000:
@@ -75,7 +75,7 @@ def timeout_ms(vfm: VfmSpec, wanted: float | None) -> int:
     return int(wanted)
 
 
-def _count(vfm: VfmSpec, inputs: Sequence[Any], n: int) -> None:
+def _check_count(vfm: VfmSpec, inputs: Sequence[Any], n: int) -> None:
     if not isinstance(inputs, list | tuple):
         raise InvalidInput(f"inputs must be a list, not {type(inputs).__name__}", field="inputs")
     if not inputs:
@@ -95,66 +95,67 @@ def _count(vfm: VfmSpec, inputs: Sequence[Any], n: int) -> None:
 # --- parameters -------------------------------------------------------------------------------------------------------
 
 
-class _Asked(NamedTuple):
-    """`params`: what travels; `tokens`: of each text that is to come, at most; `draws`: each text needs a seed."""
+class _CallParams(NamedTuple):
+    """Checked parameters of a call. `params`: what travels; `tokens`: of each text that is to come, at most; `draws`: each text
+    needs a seed."""
 
     params: dict[str, Any]
     tokens: int = 0
     draws: bool = False
 
 
-def _parsed(vfm: VfmSpec, kind: type[P], params: dict[str, Any]) -> P:
-    """As `parse`, which knows misspelt parameters only from those of other vFMs."""
+def _parse_params(vfm: VfmSpec, kind: type[P], params: dict[str, Any]) -> P:
+    """Parse parameters as `kind`, telling misspelt ones from those that only other kinds of vFMs take."""
     if isinstance(params, dict):
         own = {field.alias or name for name, field in kind.model_fields.items()}
         if foreign := [name for name in params if name in _ANY_PARAMS - own]:
-            raise _means_nothing(vfm, foreign[0])
+            raise _inapplicable(vfm, foreign[0])
     return parse(kind, params)
 
 
-def _means_nothing(vfm: VfmSpec, name: str) -> InvalidInput:
+def _inapplicable(vfm: VfmSpec, name: str) -> InvalidInput:
     kinds = " and ".join(sorted(vfm.kinds))
     article = "an" if kinds[0] in "aeiou" else "a"
     return InvalidInput(f"{name} means nothing to {vfm.name!r}, which is {article} {kinds} vFM", field=name)
 
 
-def _params(vfm: VfmSpec, params: dict[str, Any]) -> _Asked:
-    checked = _parsed(vfm, Params, params)
+def _params(vfm: VfmSpec, params: dict[str, Any]) -> _CallParams:
+    checked = _parse_params(vfm, Params, params)
     for name, kinds in (("dimensions", {"embedding"}), ("top_k", {"classification"})):
         value = getattr(checked, name)
         if value is not None and not vfm.kinds & kinds:
-            raise _means_nothing(vfm, name)
+            raise _inapplicable(vfm, name)
         if value is not None and not 1 <= value <= INT_MAX:
             raise InvalidInput(f"{name} must be between 1 and {INT_MAX}", field=name)
-    return _Asked(checked.model_dump(exclude_defaults=True))
+    return _CallParams(checked.model_dump(exclude_defaults=True))
 
 
-def _generation_params(vfm: VfmSpec, head: Generation, params: dict[str, Any]) -> _Asked:
-    checked = _parsed(vfm, GenerationParams, params)
+def _generation_params(vfm: VfmSpec, head: Generation, params: dict[str, Any]) -> _CallParams:
+    checked = _parse_params(vfm, GenerationParams, params)
     wire = checked.model_dump(exclude_defaults=True, by_alias=True)
     if checked.schema_ is not None:
         wire["schema"] = _schema(checked.schema_)
     needs_seed = checked.temperature > 0 and checked.seed is None
-    return _Asked(wire, checked.max_tokens or head.max_tokens, needs_seed)
+    return _CallParams(wire, checked.max_tokens or head.max_tokens, needs_seed)
 
 
-def _seed(asked: _Asked, k: int, name: str) -> dict[str, int]:
-    """Of the k-th text of an input."""
-    if asked.draws:
-        return {"seed": drawn_seed(name)}
-    return {"seed": later_seed(asked.params["seed"], k)} if "seed" in asked.params else {}
+def _seed(checked: _CallParams, k: int, name: str) -> dict[str, int]:
+    """Return the parameter `seed` of the k-th text of an input, if it has one."""
+    if checked.draws:
+        return {"seed": derive_seed(name)}
+    return {"seed": nth_seed(checked.params["seed"], k)} if "seed" in checked.params else {}
 
 
 def _schema(value: dict[str, Any]) -> Any:
-    """As JSON has it, so that whoever compiles it finds nothing else in it."""
+    """Return the schema as JSON has it, so that whoever compiles it finds nothing else in it."""
     try:
-        said = json.dumps(value, allow_nan=False)
-        plain = json.loads(said)
+        text = json.dumps(value, allow_nan=False)
+        plain = json.loads(text)
         packb([{"schema": plain}])
     except (TypeError, ValueError, RecursionError) as e:
         raise InvalidInput(f"schema: not JSON that can travel ({e})", field="schema") from None
-    if len(said) > MAX_SCHEMA_BYTES:
+    if len(text) > MAX_SCHEMA_BYTES:
         raise TooLarge(
-            f"the schema has {len(said)} bytes, at most {MAX_SCHEMA_BYTES} are taken; simplify it", field="schema"
+            f"the schema has {len(text)} bytes, at most {MAX_SCHEMA_BYTES} are taken; simplify it", field="schema"
         )
     return plain

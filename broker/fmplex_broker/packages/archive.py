@@ -23,6 +23,7 @@ _SPEC = "vfm.json"
 
 
 def pack(package: Package) -> bytes:
+    """Write a package as an archive: the same package always gives the same bytes."""
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w", format=tarfile.USTAR_FORMAT) as tar:
         for name, data in {_SPEC: package.spec.model_dump_json().encode(), **package.files}.items():
@@ -33,7 +34,8 @@ def pack(package: Package) -> bytes:
 
 
 def unpack(blob: bytes, limit: int | None = None) -> Package:
-    """Raises `PackageRejected` or `InvalidInput` (what is wrong with it), or `TooLarge`: more than `limit` bytes."""
+    """Read an archive. Raises `PackageRejected` or `InvalidInput` (what is wrong with it), `TooLarge`: more than `limit`
+    bytes."""
     if limit is not None and len(blob) > limit:
         raise TooLarge(f"the package has {len(blob)} bytes, at most {limit} are taken (gateway.max_package_bytes)")
     files = _members(blob)
@@ -47,7 +49,7 @@ def unpack(blob: bytes, limit: int | None = None) -> Package:
 
 
 def open_package(path: Path) -> Package:
-    """The package at a path: a folder, or an archive that `pack` has made. Raises as `read_package` and `unpack` do."""
+    """Read the package at a path: a folder, or an archive that `pack` has made. Raises as `read_package` and `unpack` do."""
     try:
         archived = path.is_file()
         blob = path.read_bytes() if archived else b""
@@ -57,7 +59,8 @@ def open_package(path: Path) -> Package:
 
 
 def _members(blob: bytes) -> dict[str, bytes]:
-    """Name → content. Only what `pack` writes: plain headers in a row, each with its file, then nothing but zeros.
+    """Split an archive into name → content. It takes only what `pack` writes: plain headers in a row, each with its file, then
+    nothing but zeros.
 
     The headers are walked here, because `tarfile` would follow extensions (sparse files, pax records) that make much of little.
     """

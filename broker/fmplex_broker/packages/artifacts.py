@@ -16,7 +16,8 @@ from fmplex_broker.packages.package import Package
 
 
 class ArtifactStore:
-    """Blocking; call it off the event loop. `url`: a folder, or anything fsspec takes (`s3://…` needs s3fs, and so on).
+    """Stores packages by version. Blocking; call it off the event loop. `url`: a folder, or anything fsspec takes (`s3://…`
+    needs s3fs, and so on).
 
     Raises `InvalidInput` for a URL that fsspec does not know, `Unavailable` when the store does not answer.
     """
@@ -31,11 +32,12 @@ class ArtifactStore:
 
     @property
     def local(self) -> bool:
-        """It is a folder of this machine: a copy on disk would gain nothing."""
+        """True for a folder of this machine: a copy on disk would gain nothing."""
         return "file" in self._fs.protocol
 
     def put(self, package: Package) -> None:
-        """Store it, whole or not at all. Again makes it young again (see `prune`), and whole if somebody has changed it."""
+        """Store a package, whole or not at all. Again makes it young again (see `prune`), and whole if somebody has changed
+        it."""
         path, blob = self._path(package.digest), pack(package)
         with self._answers():
             if not self.local:
@@ -52,7 +54,7 @@ class ArtifactStore:
                 raise
 
     def get(self, digest: str) -> bytes:
-        """The blob of a version; see `open_artifact`. Raises `PackageRejected` when the store does not have it."""
+        """Read the blob of a version; see `open_artifact`. Raises `PackageRejected` when the store does not have it."""
         with self._answers():
             try:
                 blob: bytes = self._fs.cat_file(self._path(digest))
@@ -92,7 +94,10 @@ class ArtifactStore:
 
 
 def open_artifact(blob: bytes, digest: str) -> Package:
-    """The package of a version; whatever was stored under the digest, only what has it is ever served."""
+    """Open the package of a version; whatever was stored under the digest, only what has it is ever served.
+
+    Raises `PackageRejected` when the blob is another version, or what `unpack` raises.
+    """
     package = unpack(blob)
     if package.digest != digest:
         raise PackageRejected(

@@ -41,11 +41,13 @@ class Package:
 
     @property
     def nbytes(self) -> int:
+        """Bytes of all files together."""
         return sum(len(data) for data in self.files.values())
 
 
 def make_package(spec: VfmSpec, files: Mapping[str, bytes] | None = None) -> Package:
-    """Check what belongs together and give it its version. Raises `PackageRejected` that names the part and what to do."""
+    """Check that spec and files belong together and give the package its version. Raises `PackageRejected` that names the part
+    and what to do."""
     files = {name: files[name] for name in FILES if name in files} if files else {}
     weights = sorted(spec.kinds & HEADS_WITH_WEIGHTS)
     if weights and HEAD not in files:
@@ -63,12 +65,12 @@ def make_package(spec: VfmSpec, files: Mapping[str, bytes] | None = None) -> Pac
 
 
 def bare(spec: VfmSpec) -> Package:
-    """The package of a vFM without files: the bare backbone with heads that have no weights."""
+    """Make the package of a vFM without files: the bare backbone with heads that have no weights."""
     return make_package(spec)
 
 
 def read_package(folder: Path) -> Package:
-    """The package in a folder. Raises `PackageRejected` (layout, links out of it, pickles, what cannot be served) or
+    """Read the package in a folder. Raises `PackageRejected` (layout, links out of it, pickles, what cannot be served) or
     `InvalidInput` (a wrong key of vfm.toml)."""
     folder = _real(folder)
     if not folder.is_dir():
@@ -118,21 +120,21 @@ def _real(path: Path) -> Path:
 
 
 def _digest(spec: VfmSpec, files: Mapping[str, bytes]) -> str:
-    """16 hex digits of SHA-256 over what makes a version: backbone, heads, input template, and the bytes of the files.
+    """Compute a version: 16 hex digits of SHA-256 over backbone, heads, input template, and the bytes of the files.
 
     Values that are the default are left out, so that a new option does not make new versions of everything.
     """
-    heads = {name: _said(head) | {"kind": head.kind} for name, head in spec.outputs.items()}
+    heads = {name: _non_defaults(head) | {"kind": head.kind} for name, head in spec.outputs.items()}
     for head in heads.values():
         if "hidden" not in head:
             head.pop("activation", None)  # of nothing
-    content = hashlib.sha256(json.dumps([spec.backbone, heads, _said(spec.input)], sort_keys=True).encode())
+    content = hashlib.sha256(json.dumps([spec.backbone, heads, _non_defaults(spec.input)], sort_keys=True).encode())
     for name, data in files.items():
         content.update(b"\0" + name.encode() + b"\0" + hashlib.sha256(data).digest())
     return content.hexdigest()[:16]
 
 
-def _said(part: BaseModel) -> dict[str, object]:
+def _non_defaults(part: BaseModel) -> dict[str, object]:
     return part.model_dump(mode="json", exclude_defaults=True)
 
 

@@ -42,14 +42,15 @@ _REFUSED: dict[str, str] = {
 
 
 def check_adapter(config: bytes, weights: bytes) -> AdapterConfig:
-    """The config of an adapter that can be served in common passes. Raises `PackageRejected` that names what cannot."""
+    """Check that an adapter can be served in common passes and return its config. Raises `PackageRejected` that names what
+    cannot."""
     read = read_config(config)
     read.check_tensors(tensor_shapes(weights, "adapter_model.safetensors", "adapter"))
     return read
 
 
 def read_config(data: bytes) -> AdapterConfig:
-    """`adapter_config.json`, by its `peft_type`. Raises `PackageRejected` that names the option and says what to do."""
+    """Read an `adapter_config.json`, by its `peft_type`. Raises `PackageRejected` that names the option and says what to do."""
     try:
         raw = json.loads(data)
         name = raw.get("peft_type") if isinstance(raw, dict) else None

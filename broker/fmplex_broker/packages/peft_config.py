@@ -1,4 +1,4 @@
-"""What all adapter configs share: fields are PEFT's own names; what is not known to be harmless is refused by name.
+"""Base of all adapter configs: fields are PEFT's own names; what is not known to be harmless is refused by name.
 
 Ignoring an option that changes outputs would be a guess, so an option is either served, or known to say only how the adapter
 was trained or stored, or refused.
@@ -36,19 +36,22 @@ class AdapterConfig(BaseModel):
     peft_type: str
 
     def check(self) -> None:
-        """Whether every option can be served. Raises `PackageRejected` that names the first that cannot."""
+        """Check that every option can be served. Raises `PackageRejected` that names the first that cannot."""
         for option, value in (self.model_extra or {}).items():
             if value and option not in self.harmless:
                 advice = self.refused.get(option, "this option is not known here; train without it")
                 raise rejected(f"{option}: {advice}")
 
     def check_tensors(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
-        """Whether the file holds what this kind has, and nothing else. Raises `PackageRejected`."""
+        """Check that the file holds what this kind has, and nothing else. Raises `PackageRejected`."""
         raise NotImplementedError
 
 
 def check_pattern(pattern: str) -> None:
-    """Patterns come from whoever made the adapter, and Python's regex can be made to run for years."""
+    """Check that a pattern is simple: it comes from whoever made the adapter, and Python's regex can be made to run for years.
+
+    Raises `PackageRejected`.
+    """
     repeats = sum(pattern.count(c) for c in "*+{")
     if len(pattern) > 256 or repeats > 3 or re.search(r"\)\s*[*+{]", pattern):
         raise rejected(f"pattern {pattern[:64]!r} is too complex; name the modules, or use at most three of * + {{")
@@ -59,13 +62,15 @@ def check_pattern(pattern: str) -> None:
 
 
 def whole_weight(key: str) -> str:
-    """Why a tensor of no adapter at all is refused."""
+    """Say why a tensor of no adapter at all is refused."""
     return f"{key!r}: a whole weight is not served; put a head into head.safetensors and leave other modules untrained"
 
 
 def rejected(message: str) -> PackageRejected:
+    """Make the error for a config that is refused."""
     return PackageRejected(f"adapter_config.json: {message}", field="adapter")
 
 
 def rejected_tensor(message: str) -> PackageRejected:
+    """Make the error for a file of weights that is refused."""
     return PackageRejected(f"adapter_model.safetensors holds {message}", field="adapter")

@@ -34,7 +34,7 @@ _BASE_KEPT = (None, True, False, "gaussian", "eva", "orthogonal", "mica")
 
 
 class LoraConfig(AdapterConfig):
-    """The fields that decide rank and scaling."""
+    """Config of a LoRA: the fields that decide rank and scaling."""
 
     refused: ClassVar[Mapping[str, str]] = {
         "use_dora": f"DoRA is not served; {_MERGE}",
@@ -62,16 +62,17 @@ class LoraConfig(AdapterConfig):
     alpha_pattern: dict[str, FiniteFloat] | None = Field(default=None)
 
     def rank(self, module: str) -> int:
-        """Rank of a module, by the name it has in the model that PEFT wrapped."""
+        """Return the rank of a module, by the name it has in the model that PEFT wrapped."""
         return int(_matching(self.rank_pattern or {}, module, self.r))
 
     def scaling(self, module: str) -> float:
-        """alpha / r, or alpha / √r with `use_rslora` (Kalajdzievski 2023)."""
+        """Return a module's alpha / r, or alpha / √r with `use_rslora` (Kalajdzievski 2023)."""
         rank = self.rank(module)
         alpha = float(_matching(self.alpha_pattern or {}, module, self.lora_alpha))
         return alpha / math.sqrt(rank) if self.use_rslora else alpha / rank
 
     def check(self) -> None:
+        """Check the options; see `AdapterConfig.check`."""
         if self.bias != "none":
             raise rejected(f"bias={self.bias!r} changes the backbone's biases; train with bias='none'")
         if self.init_lora_weights not in _BASE_KEPT:
@@ -84,6 +85,7 @@ class LoraConfig(AdapterConfig):
             check_pattern(pattern)
 
     def check_tensors(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """Check the tensors; see `AdapterConfig.check_tensors`."""
         embeddings = {match["module"] for name in shapes if (match := EMBEDDING_TENSOR.fullmatch(name))}
         for name in shapes:
             if LORA_TENSOR.fullmatch(name) or EMBEDDING_TENSOR.fullmatch(name):
@@ -102,7 +104,8 @@ def _unknown(key: str) -> str:
 
 
 def _matching(patterns: Mapping[str, float], module: str, default: float) -> float:
-    """The first pattern that matches wins (PEFT 0.21 `utils.other.get_pattern_key`: a whole dotted suffix, as a regex)."""
+    """Return the value of the first pattern that matches (PEFT 0.21 `utils.other.get_pattern_key`: a whole dotted suffix, as a
+    regex)."""
     for pattern, value in patterns.items():
         if re.match(rf"(.*\.)?({pattern})$", module):
             return value

@@ -29,7 +29,8 @@ _TRAINING = """
 
 
 class PromptConfig(AdapterConfig):
-    """`num_transformer_submodules`: 2 for models of an encoder and a decoder, each with a prompt of its own."""
+    """Config of a soft prompt. `num_transformer_submodules`: 2 for models of an encoder and a decoder, each with a prompt of
+    its own."""
 
     refused: ClassVar[Mapping[str, str]] = {"modules_to_save": MODULES_TO_SAVE}
     harmless: ClassVar[frozenset[str]] = HARMLESS | frozenset(_TRAINING.split())
@@ -38,11 +39,13 @@ class PromptConfig(AdapterConfig):
     num_transformer_submodules: PositiveInt | None = None
 
     def check(self) -> None:
+        """Check the options; see `AdapterConfig.check`."""
         super().check()
         if self.num_transformer_submodules not in (None, 1):
             raise rejected("num_transformer_submodules: encoder-decoder prompts are not served; train on the encoder")
 
     def check_tensors(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """Check the tensors; see `AdapterConfig.check_tensors`."""
         for name in shapes:
             if name != PROMPT:
                 raise rejected_tensor(whole_weight(name))

@@ -1,4 +1,4 @@
-"""What a safetensors file holds, without loading it: names and shapes from its header (the format's own documentation)."""
+"""Contents of a safetensors file without loading it: names and shapes from its header (the format's own documentation)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
 
 
 def tensor_shapes(data: bytes, name: str, field: str) -> dict[str, tuple[int, ...]]:
-    """Tensor name → shape. Raises `PackageRejected` when it is no whole safetensors file of floating point tensors."""
+    """Read tensor name → shape. Raises `PackageRejected` when it is no whole safetensors file of floating point tensors."""
     try:
         length = int.from_bytes(data[:8], "little")
         if len(data) < 8 or length > min(len(data) - 8, _LONGEST_HEADER):
@@ -37,7 +37,7 @@ def tensor_shapes(data: bytes, name: str, field: str) -> dict[str, tuple[int, ..
 
 
 def check_head(heads: Mapping[str, Head], data: bytes, hidden: int = 0) -> None:
-    """Whether `head.safetensors` is what these heads need on hidden states of width `hidden` (0: any; the backbone knows).
+    """Check that `head.safetensors` is what these heads need on hidden states of width `hidden` (0: any; the backbone knows).
 
     Several heads: each tensor's name begins with its head's (`topic.weight`). Raises `PackageRejected`.
     """

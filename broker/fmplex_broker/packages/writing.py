@@ -22,7 +22,7 @@ _OURS = (MANIFEST, HEAD, ADAPTER)
 
 
 def refuse_foreign(out: Path) -> None:
-    """Raises `Conflict` (field `out`) if `out` holds something that is not a package, before any work is done."""
+    """Refuse an `out` that holds something other than a package, before any work is done. Raises `Conflict` (field `out`)."""
     if out.exists() and not out.is_dir():
         raise Conflict(f"{out} is a file; give a folder for the package", field="out")
     if out.is_dir() and any(out.iterdir()) and not (out / MANIFEST).is_file():
@@ -80,7 +80,7 @@ def _keep_others(old: Path, new: Path) -> None:
 
 
 def manifest(spec: VfmSpec) -> str:
-    """vfm.toml of a spec. Heads are written out, all else only where it is not the default."""
+    """Write a spec as the text of a vfm.toml. Heads are written out, all else only where it is not the default."""
     tables: list[tuple[str, dict[str, Any]]] = [("", {"name": spec.name, "backbone": spec.backbone})]
     if spec.weight != VfmSpec.model_fields["weight"].default:
         tables[0][1]["weight"] = spec.weight
@@ -88,7 +88,7 @@ def manifest(spec: VfmSpec) -> str:
         tables.append(("head", _head(spec.head)))
     tables += [(f"heads.{_key(name)}", _head(head)) for name, head in spec.heads.items()]
     parts: dict[str, Spec] = {"input": spec.input, "limits": spec.limits, "slo": spec.slo}
-    tables += [(name, values) for name, part in parts.items() if (values := _said(part))]
+    tables += [(name, values) for name, part in parts.items() if (values := _non_defaults(part))]
     return "\n".join(
         (f"[{name}]\n" if name else "") + "".join(f"{key} = {_toml(value)}\n" for key, value in values.items())
         for name, values in tables
@@ -96,12 +96,12 @@ def manifest(spec: VfmSpec) -> str:
 
 
 def _head(head: Head) -> dict[str, Any]:
-    said = head.model_dump(exclude_defaults=True)
+    given = head.model_dump(exclude_defaults=True)
     values = head.model_dump(mode="json", exclude_none=True)
-    return {key: value for key, value in values.items() if key not in ("hidden", "activation") or key in said}
+    return {key: value for key, value in values.items() if key not in ("hidden", "activation") or key in given}
 
 
-def _said(part: Spec) -> dict[str, Any]:
+def _non_defaults(part: Spec) -> dict[str, Any]:
     return part.model_dump(exclude_defaults=True)
 
 
@@ -110,7 +110,7 @@ def _key(name: str) -> str:
 
 
 def _toml(value: object) -> str:
-    """A string, truth value, number or list of them in TOML."""
+    """Write a string, truth value, number or list of them in TOML."""
     if isinstance(value, list | tuple):
         if all(isinstance(item, int) for item in value):
             return "[" + ", ".join(map(_toml, value)) + "]"

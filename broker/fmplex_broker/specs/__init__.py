@@ -1,1 +1,2 @@
-"""What people write down: vFMs, fleets, heads, parameters, trainings; and deployments as values. Pydantic, immutable."""
+"""Specifications that people write down: vFMs, fleets, heads, parameters, trainings; and deployments as values. Pydantic,
+immutable."""

@@ -11,7 +11,8 @@ from fmplex_broker.specs.vfm import VfmSpec
 
 
 class BackboneInfo(Spec):
-    """What a worker tells of the backbone it hosts. Sizes: `hidden` = width of the hidden state, `max_tokens` = longest text."""
+    """A worker's description of the backbone it hosts. Sizes: `hidden` = width of the hidden state, `max_tokens` = longest
+    text."""
 
     name: str
     model: str
@@ -20,8 +21,8 @@ class BackboneInfo(Spec):
     max_tokens: int
 
 
-class Past(Spec):
-    """A version that served before, and until when (server time, ms)."""
+class PastVersion(Spec):
+    """A version that served before, until `until_ms` (server time)."""
 
     version: str
     until_ms: int
@@ -39,7 +40,7 @@ class VfmStatus(Spec):
     serving: VfmSpec | None = None
     candidate: tuple[str, VfmSpec] | None = None
     error: dict[str, Any] | None = None
-    past: tuple[Past, ...] = ()
+    past: tuple[PastVersion, ...] = ()
 
     @property
     def known(self) -> VfmSpec | None:
@@ -48,12 +49,14 @@ class VfmStatus(Spec):
 
     @property
     def spec(self) -> VfmSpec:
+        """The spec that is `known`. Raises `VfmClosed` when there is none."""
         if self.known is None:
             raise VfmClosed(f"vFM {self.name!r} has no accepted version; deploy one")
         return self.known
 
     def describe(self) -> dict[str, Any]:
-        """The vFM as the API and the SDK show it; plain values. A single head is `head`, several named ones are `heads`."""
+        """Return the vFM as the API and the SDK show it, in plain values. A single head is `head`, several named ones are
+        `heads`."""
         spec = self.known.model_dump(mode="json") if self.known else {}
         return {
             "name": self.name,
@@ -68,25 +71,41 @@ class VfmStatus(Spec):
         }
 
 
-class Deployed(NamedTuple):
-    """The little that a worker needs of a vFM: what serves, with which weight, and the version on offer ('': none)."""
+class VfmRecord(NamedTuple):
+    """A vFM's record in the hash `vfms`: `status|digest|generation|cap|weight|rate|pass_ms` (see
+    `fmplex_broker.streams.keys`)."""
+
+    status: str
+    version: str
+    generation: int
+    weight: float
+
+    @classmethod
+    def parse(cls, record: bytes) -> VfmRecord:
+        """Read what is needed here of a record; the scripts alone need the cap, rate and pass length."""
+        status, version, generation, _, weight, *_ = record.decode().split("|")
+        return cls(status, version, int(generation), float(weight))
+
+
+class DeployedVfm(NamedTuple):
+    """The part of a vFM's status that a worker needs: what serves, with which weight, and the version on offer ('': none)."""
 
     version: str
     weight: float
     offered: str
 
 
-def deployed(record: bytes, offered: bytes | None) -> Deployed:
-    """From a vFM's record and its `:next`."""
-    _, version, _, _, weight, *_ = record.decode().split("|")
-    return Deployed(version, float(weight), (offered or b"").partition(b"|")[0].decode())
+def parse_deployed(record: bytes, offered: bytes | None) -> DeployedVfm:
+    """Read what a worker needs from a vFM's record and its `:next`."""
+    now = VfmRecord.parse(record)
+    return DeployedVfm(now.version, now.weight, (offered or b"").partition(b"|")[0].decode())
 
 
-# A vFM's fields in the hash `vfms` that make its status: its record (see `fmplex_broker.streams.keys`) and these.
+# A vFM's fields in the hash `vfms` that make its status: its `VfmRecord` and these.
 STATUS_FIELDS = ("", ":spec", ":next", ":error", ":past")
 
 
-def status_of(
+def parse_status(
     name: str,
     backbone: str,
     record: bytes,
@@ -95,8 +114,8 @@ def status_of(
     error: bytes | None,
     past: bytes | None,
 ) -> VfmStatus:
-    """From the values of `STATUS_FIELDS`."""
-    status, version, generation, *_ = record.decode().split("|")
+    """Read a vFM's status from the values of `STATUS_FIELDS`."""
+    now = VfmRecord.parse(record)
     candidate = None
     if offered:
         digest, _, body = offered.partition(b"|")
@@ -105,11 +124,11 @@ def status_of(
     return VfmStatus(
         name=name,
         backbone=backbone,
-        status=status,
-        version=version,
-        generation=int(generation),
+        status=now.status,
+        version=now.version,
+        generation=now.generation,
         serving=VfmSpec.model_validate_json(spec) if spec else None,
         candidate=candidate,
         error=json.loads(error) if error else None,
-        past=tuple(Past(version=digest, until_ms=int(ms)) for digest, ms in lines),
+        past=tuple(PastVersion(version=digest, until_ms=int(ms)) for digest, ms in lines),
     )

@@ -1,4 +1,4 @@
-"""What travels between `fmplex fit` and the process that trains: one `FitSpec` a line in, one event a line out (JSON).
+"""Messages between `fmplex fit` and the process that trains: one `FitSpec` a line in, one event a line out (JSON).
 
 The client starts `python -m fmplex_worker.tuning`, writes any number of `FitSpec` lines to its standard input and reads
 `FitEvent` lines from its standard output until each spec has ended in `done` or `failed`.
@@ -54,6 +54,8 @@ class FitSpec(Spec):
 
 
 class FitStarted(Spec):
+    """Training begins, on `train` rows; `held_out` others are for the score. `labels`: as found in the data."""
+
     event: Literal["started"] = "started"
     name: str
     train: int
@@ -62,6 +64,8 @@ class FitStarted(Spec):
 
 
 class FitEpoch(Spec):
+    """One epoch of `epochs` at most has ended. `score` is on the validation slice."""
+
     event: Literal["epoch"] = "epoch"
     name: str
     epoch: int
@@ -71,8 +75,8 @@ class FitEpoch(Spec):
 
 
 class FitDone(Spec):
-    """`score` and `baseline` are on the held-out part, by `metric`; `baseline` is what always answering the most frequent
-    label (or the mean) would score."""
+    """The package of `version` lies in `out`. `score` and `baseline` are on the held-out part, by `metric`; `baseline` is what
+    always answering the most frequent label (or the mean) would score."""
 
     event: Literal["done"] = "done"
     name: str
@@ -86,6 +90,8 @@ class FitDone(Spec):
 
 
 class FitFailed(Spec):
+    """Training has failed with an error of this `code` (see `fmplex_broker.errors`)."""
+
     event: Literal["failed"] = "failed"
     name: str
     code: str

@@ -1,4 +1,4 @@
-"""What travels between a client and the process that trains models of text: one spec a line in, one event a line out (JSON).
+"""Messages between a client and the process that trains models of text: one spec a line in, one event a line out (JSON).
 
 The client starts `python -m fmplex_worker.tuning.decoder`, writes specs to its standard input and reads events from its standard
 output until each spec has ended in `done` or `failed`.
@@ -20,8 +20,8 @@ from fmplex_broker.specs.schema import Name, Spec
 
 
 class _Training(Spec):
-    """`steps` of about `batch_tokens` tokens each, padding included; `learning_rate` at the highest. `ask`: a question (a user's
-    message) whose answer is told now and then."""
+    """Common part of trainings: `steps` of about `batch_tokens` tokens each, padding included; `learning_rate` at the highest.
+    `ask`: a question (a user's message) whose answer is reported now and then."""
 
     name: Name
     data: Path
@@ -63,7 +63,7 @@ TextSpec = Annotated[DecoderSpec | TextLoraSpec, Field(discriminator="kind")]
 
 
 class TextStarted(Spec):
-    """`parameters`: of the model; `trained`: of them."""
+    """Training begins. `parameters`: of the model; `trained`: how many of them are."""
 
     event: Literal["started"] = "started"
     name: str
@@ -74,7 +74,8 @@ class TextStarted(Spec):
 
 
 class TextStep(Spec):
-    """`loss`: mean since the last word; `tokens`: learnt so far; `sample`: an answer to `ask`, as far as it can by now."""
+    """Progress after a step. `loss`: mean since the last report; `tokens`: learnt so far; `sample`: an answer to `ask`, as far
+    as it can by now."""
 
     event: Literal["step"] = "step"
     name: str

@@ -1,4 +1,4 @@
-"""What an operator writes down: backbones, workers, gateways, fleets. Pydantic; TOML on disk.
+"""Specifications that an operator writes down: backbones, workers, gateways, fleets. Pydantic; TOML on disk.
 
 An unknown key is an error that names it. Everything here is immutable: a change is a new value.
 """
@@ -33,7 +33,7 @@ class BackboneSpec(Spec):
 
 
 class ResidencySpec(Spec):
-    """Where a worker keeps adapters and heads, and how many bytes of them: on the device, ready for the device in host
+    """Room for adapters and heads on a worker, in bytes: on the device, ready for the device in host
     memory (on a CPU these are the same bytes), as files in `cache` on disk (not used when the artifact store itself is a local
     folder). The least recently used go first.
 
@@ -51,7 +51,7 @@ class WorkerSpec(Spec):
     """One GPU process.
 
     `policy`: "drr" shares the device by weight (docs/scheduling.md); "fifo" claims and runs jobs in order of arrival, whatever
-    the weights, with room in the window for each class. `lease_ms`: how long a silent worker keeps its jobs;
+    the weights, with claim room for each class. `lease_ms`: how long a silent worker keeps its jobs;
     `max_attempts`: runs of a job that kills its worker; `kv_bytes`: keys and values of texts that are being generated, and of
     prompts kept for the next one that begins alike; `window_passes`: passes' worth of work it holds. Offline jobs get what
     interactive ones leave, and `offline_trickle` of the device's time always, in passes no longer than `offline_slice_ms`.
@@ -71,7 +71,7 @@ class WorkerSpec(Spec):
 
 
 class GatewaySpec(Spec):
-    """The HTTP front. Loopback unless told otherwise; with `api_keys` every /v1 call needs `Authorization: Bearer`."""
+    """The HTTP server. Loopback by default; with `api_keys` every /v1 call needs `Authorization: Bearer`."""
 
     host: str = "127.0.0.1"
     port: int = Field(default=8080, ge=0, le=65535)
@@ -117,9 +117,9 @@ def load_fleet(path: Path) -> FleetSpec:
 
 
 def locate_model(model: str, base: Path) -> str:
-    """Where a backbone's files are: `./folder` is relative to `base`, `~/folder` to the home folder, `package://NAME/FOLDER`
-    lies in an installed package; anything else (an absolute path, a hub id) stays as it is. Raises `InvalidInput` when the
-    package is not installed."""
+    """Resolve where a backbone's files are: `./folder` is relative to `base`, `~/folder` to the home folder,
+    `package://NAME/FOLDER` lies in an installed package; anything else (an absolute path, a hub id) stays as it is. Raises
+    `InvalidInput` when the package is not installed."""
     if model.startswith("."):
         return str((base / model).resolve())
     if model.startswith("~/"):

@@ -23,7 +23,8 @@ class _Layers(Spec):
 
 
 class _PooledLayers(_Layers):
-    """`normalize`: the pooled state is scaled to length 1 first, as for a linear model that was fitted on embeddings."""
+    """Layers on the pooled state. `normalize`: the state is scaled to length 1 first, as for a linear model that was fitted on
+    embeddings."""
 
     normalize: bool = False
 
@@ -102,7 +103,7 @@ HEADS_WITH_WEIGHTS = frozenset({"classification", "regression", "tagging", "rank
 
 
 def outputs(head: Head) -> int:
-    """Rows of the head's last layer; 0 for heads without weights."""
+    """Return the rows of the head's last layer; 0 for heads without weights."""
     match head:
         case Classification():
             return len(head.labels)
@@ -115,7 +116,7 @@ def outputs(head: Head) -> int:
 
 
 def head_tensors(head: Head, width: int) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the tensors that the head needs on hidden states of `width`; biases may be missing.
+    """Return names and shapes of the tensors that the head needs on hidden states of `width`; biases may be missing.
 
     A linear head: `weight` [outputs, width] and `bias` [outputs]. A stack: `hidden.0.weight`, `hidden.0.bias`, … before them.
     """
@@ -130,7 +131,7 @@ def head_tensors(head: Head, width: int) -> dict[str, tuple[int, ...]]:
 
 
 class InputSpec(Spec):
-    """What is put around a caller's texts before they are tokenised, e.g. `template = "query: {text}"`.
+    """Templates put around a caller's texts before they are tokenised, e.g. `template = "query: {text}"`.
 
     `template` holds `{text}` once, `pair_template` holds `{text_pair}` once; all else in them is literal. Token ids and
     embeddings are taken as they are.
@@ -147,12 +148,14 @@ class InputSpec(Spec):
         return self
 
     def text(self, value: str) -> str:
+        """Put the template around a text."""
         return self.template.replace("{text}", value)
 
     def text_pair(self, value: str) -> str:
+        """Put the pair template around a second text."""
         return self.pair_template.replace("{text_pair}", value)
 
     @property
     def lead(self) -> int:
-        """Characters before the caller's text."""
+        """Number of characters before the caller's text."""
         return self.template.index("{text}")

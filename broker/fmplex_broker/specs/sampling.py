@@ -1,4 +1,4 @@
-"""How a text is generated: the parameters of a call to a generating vFM. Names and meanings are OpenAI's and transformers'."""
+"""Parameters of a call to a generating vFM: how a text is generated. Names and meanings are OpenAI's and transformers'."""
 
 from __future__ import annotations
 
@@ -16,12 +16,13 @@ Stop = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 
 
 class GenerationParams(Spec):
-    """`temperature` 0 takes the most likely token always (greedy); `top_k` 0, `top_p` 1 and `min_p` 0 filter nothing.
+    """Parameters of a call to a generating vFM. `temperature` 0 takes the most likely token always (greedy); `top_k` 0, `top_p`
+    1 and `min_p` 0 filter nothing.
 
     `max_tokens`: what the vFM says if absent; `seed`: the same seed gives the same text, drawn at enqueue if absent; `stop`:
     texts before which the text ends (one, or several); `stop_token_ids`: tokens that end it beside the backbone's own, which
-    `ignore_eos` turns off; `logprobs`: how many of the best tokens to tell at each place (0: of the chosen one only);
-    `schema`: a JSON schema that the text has to match; `stream`: tell the text as it comes.
+    `ignore_eos` turns off; `logprobs`: how many of the best tokens to report at each place (0: of the chosen one only);
+    `schema`: a JSON schema that the text has to match; `stream`: send the text as it comes.
     """
 
     max_tokens: int | None = Field(default=None, ge=1, le=1_000_000)
@@ -53,11 +54,11 @@ class GenerationParams(Spec):
         return value
 
 
-def later_seed(seed: int, n: int) -> int:
-    """The seed of a prompt's n-th text, where the first has `seed`: they count up, and begin anew behind the greatest."""
+def nth_seed(seed: int, n: int) -> int:
+    """Return the seed of a prompt's n-th text, where the first has `seed`: they count up, and begin anew behind the greatest."""
     return (seed + n + _INT64) % (2 * _INT64 + 1) - _INT64
 
 
-def drawn_seed(name: str) -> int:
-    """The seed of a text that was asked for without one; the same name gives the same seed."""
+def derive_seed(name: str) -> int:
+    """Derive the seed of a text that was asked for without one from a name; the same name gives the same seed."""
     return int.from_bytes(hashlib.blake2b(name.encode(errors="surrogatepass"), digest_size=8).digest()) >> 1

@@ -1,4 +1,4 @@
-"""What all specs share: pydantic models that never change and refuse unknown keys, names, and how mistakes in them are told."""
+"""Base of all specs: pydantic models that never change and refuse unknown keys, names, and messages for mistakes in them."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ Label = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 
 
 class Spec(BaseModel):
+    """Base of all specs: immutable, and an unknown key is an error that names it."""
+
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
@@ -32,14 +34,14 @@ def parse(kind: type[S], value: Any, *, source: str = "") -> S:
 
 
 def invalid(error: ValidationError, source: str = "") -> InvalidInput:
-    """A pydantic error as ours: the path of the wrong key, and what is wrong with it."""
+    """Turn a pydantic error into ours: the path of the wrong key, and what is wrong with it."""
     first = error.errors(include_url=False)[0]
     field = ".".join(str(part) for part in first["loc"]) or "(whole)"
     return InvalidInput(f"{source + ': ' if source else ''}{field}: {_what(first)}", field=field)
 
 
 def _what(wrong: ErrorDetails) -> str:
-    """In words that need no Python; pydantic's own where they do not."""
+    """Say what is wrong in words that need no Python; in pydantic's own where they do not."""
     bounds = wrong.get("ctx", {})
     match wrong["type"]:
         case "extra_forbidden":
@@ -56,7 +58,7 @@ def _not(many: int | None) -> str:
 
 
 def load_toml(path: Path) -> dict[str, Any]:
-    """Raises `InvalidInput` when the file is missing or is not TOML."""
+    """Read a TOML file. Raises `InvalidInput` when it is missing or is not TOML."""
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as e:

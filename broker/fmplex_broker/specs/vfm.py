@@ -1,4 +1,4 @@
-"""What a team writes down of a vFM. Pydantic; TOML on disk.
+"""The specification of a vFM that a team writes down. Pydantic; TOML on disk.
 
 An unknown key is an error that names it. Everything here is immutable: a change is a new value.
 """
@@ -22,7 +22,7 @@ Weight = Annotated[float, Field(ge=1e-3, le=1e6)]
 
 
 class Limits(Spec):
-    """What a vFM may take. `max_pending` counts jobs waiting or running; `rate` is units (tokens) per second;
+    """Limits of what a vFM may take. `max_pending` counts jobs waiting or running; `rate` is units (tokens) per second;
     `max_input_bytes` bounds one input (the default: 256 embedded tokens of width 768)."""
 
     max_pending: int = Field(default=4096, ge=1, le=1_000_000)
@@ -84,16 +84,17 @@ class VfmSpec(Spec):
 
     @property
     def kinds(self) -> frozenset[str]:
+        """Kinds of the heads."""
         return frozenset(head.kind for head in self.outputs.values())
 
     @property
     def deadline_ms(self) -> int:
-        """Of a request that names none."""
+        """Deadline of a request that names none."""
         return self.slo.deadline_ms or (600_000 if "generation" in self.kinds else 60_000)
 
 
 class VfmChange(Spec):
-    """What PATCH may change at once; it makes no version."""
+    """Operating values that PATCH may change at once; they make no version."""
 
     weight: Weight | None = None
     limits: Limits | None = None

@@ -1,4 +1,4 @@
-"""What a session has for each backbone that it sends to."""
+"""One backbone as a client of the queues sees it: where jobs go and where their replies come from."""
 
 from __future__ import annotations
 
@@ -9,22 +9,27 @@ from contextlib import suppress
 from fmplex_broker.errors import BrokerUnavailable
 from fmplex_broker.streams.connection import Client, Scripts
 from fmplex_broker.streams.inbox import Inbox
-from fmplex_broker.streams.producer import PER_CALL, Enqueued, NewJob, Producer
+from fmplex_broker.streams.producer import PER_CALL, EnqueueResult, NewJob, Producer
 
 
-class Lane:
-    """One backbone: its producer, inbox, and the batch of enqueues that gathers while one is under way."""
+class BackboneChannel:
+    """Producer and inbox of one backbone, and the batch of enqueues that gathers while one is under way. `client`: names the
+    inbox."""
 
     def __init__(self, redis: Client, scripts: Scripts, backbone: str, client: str) -> None:
         self.producer = Producer(redis, scripts, backbone, client)
         self.inbox = Inbox(redis, backbone, client, self.producer.results)
-        self._gathered: list[tuple[NewJob, asyncio.Future[Enqueued]]] = []
+        self._gathered: list[tuple[NewJob, asyncio.Future[EnqueueResult]]] = []
         self._flusher: asyncio.Task[None] | None = None
         self._cleaners: set[asyncio.Task[None]] = set()
 
-    async def enqueue(self, jobs: Sequence[NewJob]) -> list[Enqueued]:
+    async def enqueue(self, jobs: Sequence[NewJob]) -> list[EnqueueResult]:
+        """Enqueue jobs together with those of other callers; repeated once when the broker does not answer.
+
+        Raises `BrokerUnavailable`. Whoever stops waiting calls `abandon`.
+        """
         loop = asyncio.get_running_loop()
-        futures: list[asyncio.Future[Enqueued]] = [loop.create_future() for _ in jobs]
+        futures: list[asyncio.Future[EnqueueResult]] = [loop.create_future() for _ in jobs]
         self._gathered += zip(jobs, futures, strict=True)
         if self._flusher is None or self._flusher.done():
             self._flusher = asyncio.create_task(self._flush())
@@ -43,7 +48,7 @@ class Lane:
                     if not future.done():
                         future.set_exception(e)
 
-    async def _send(self, jobs: list[NewJob]) -> list[Enqueued]:
+    async def _send(self, jobs: list[NewJob]) -> list[EnqueueResult]:
         try:
             return await self.producer.enqueue(jobs)
         except BrokerUnavailable:
@@ -52,7 +57,7 @@ class Lane:
             return await self.producer.enqueue(jobs)
 
     def abandon(self, jobs: Sequence[NewJob]) -> None:
-        """The caller of `enqueue` has gone or was told of a failure: take back what was queued, or is just being queued."""
+        """Cancel what was queued, or is just being queued, for a caller of `enqueue` that has gone or was told of a failure."""
         cleaner = asyncio.create_task(self._take_back(jobs))
         self._cleaners.add(cleaner)
         cleaner.add_done_callback(self._cleaners.discard)
@@ -64,6 +69,7 @@ class Lane:
             await self.producer.cancel([(j.flow, j.job, j.idem) for j in jobs])
 
     async def close(self) -> None:
+        """Wait for what is under way, then close the inbox: nobody is answered afterwards."""
         ending = [*self._cleaners, *([self._flusher] if self._flusher else [])]
         await asyncio.gather(*ending, return_exceptions=True)
         await self.inbox.close()

@@ -1,4 +1,4 @@
-"""Which backbones exist and which vFMs live on them: reading the fleet-wide record of deployments."""
+"""Reading the fleet-wide record of deployments: which backbones exist and which vFMs live on them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,14 @@ from collections.abc import Sequence
 from fnmatch import fnmatchcase
 
 from fmplex_broker.errors import UnknownVfm
-from fmplex_broker.specs.deployments import STATUS_FIELDS, BackboneInfo, Deployed, VfmStatus, deployed, status_of
+from fmplex_broker.specs.deployments import (
+    STATUS_FIELDS,
+    BackboneInfo,
+    DeployedVfm,
+    VfmStatus,
+    parse_deployed,
+    parse_status,
+)
 from fmplex_broker.streams.connection import Client, broker_errors
 from fmplex_broker.streams.keys import REGISTRY_BACKBONES, REGISTRY_VFMS, Keys
 
@@ -21,29 +28,30 @@ class Catalog:
         self._redis = redis
 
     async def backbones(self) -> dict[str, BackboneInfo]:
+        """Read all backbones that a worker has ever hosted, by name."""
         async with broker_errors():
             raw = await self._redis.hgetall(REGISTRY_BACKBONES)
         return {k.decode(): BackboneInfo.model_validate_json(v) for k, v in sorted(raw.items())}
 
     async def find(self, vfm: str) -> str:
-        """The backbone of a vFM. Raises `UnknownVfm`."""
+        """Return the name of a vFM's backbone. Raises `UnknownVfm`."""
         if not vfm.isascii() or len(vfm) > 128:  # no such name can exist, and not every text can be sent to ask
-            raise unknown(vfm[:128])
+            raise _unknown(vfm[:128])
         async with broker_errors():
             raw = await self._redis.hget(REGISTRY_VFMS, vfm)
         if raw is None:
-            raise unknown(vfm)
+            raise _unknown(vfm)
         return str(raw.decode())
 
     async def show(self, vfm: str) -> VfmStatus:
-        """Raises `UnknownVfm`."""
+        """Read a vFM's status. Raises `UnknownVfm`."""
         status = (await self.states(await self.find(vfm), [vfm]))[0]
         if status is None:
-            raise unknown(vfm)
+            raise _unknown(vfm)
         return status
 
     async def states(self, backbone: str, names: Sequence[str]) -> list[VfmStatus | None]:
-        """Of vFMs of one backbone; None where there is none of that name."""
+        """Read the statuses of vFMs of one backbone; None where there is none of that name."""
         out: list[VfmStatus | None] = []
         for start in range(0, len(names), _NAMES):
             part = names[start : start + _NAMES]
@@ -52,33 +60,29 @@ class Catalog:
                 raw = await self._redis.hmget(Keys(backbone).vfms, fields)
             for i, name in enumerate(part):
                 values = raw[i * len(STATUS_FIELDS) : (i + 1) * len(STATUS_FIELDS)]
-                out.append(status_of(name, backbone, *values) if values[0] is not None else None)
+                out.append(parse_status(name, backbone, *values) if values[0] is not None else None)
         return out
 
-    async def deployed(self, backbone: str, names: Sequence[str]) -> dict[str, Deployed | None]:
-        """The same in brief, for workers; None where there is no such vFM."""
-        out: dict[str, Deployed | None] = {}
+    async def deployed(self, backbone: str, names: Sequence[str]) -> dict[str, DeployedVfm | None]:
+        """Read what workers need of vFMs of one backbone, by name; None where there is no such vFM."""
+        out: dict[str, DeployedVfm | None] = {}
         for start in range(0, len(names), _NAMES):
             part = names[start : start + _NAMES]
             async with broker_errors():
                 raw = await self._redis.hmget(Keys(backbone).vfms, [*part, *(f"{name}:next" for name in part)])
             for name, record, offered in zip(part, raw, raw[len(part) :], strict=False):
-                out[name] = deployed(record, offered) if record is not None else None
+                out[name] = parse_deployed(record, offered) if record is not None else None
         return out
 
     async def offers(self, backbone: str) -> list[str]:
-        """vFMs of a backbone with a version that is being voted on."""
+        """Return the names of vFMs of a backbone with a version that is being voted on, sorted."""
         async with broker_errors():
             raw = await self._redis.smembers(Keys(backbone).offers)
         return sorted(name.decode() for name in raw)
 
-    async def count(self) -> int:
-        """Of all vFMs."""
-        async with broker_errors():
-            return int(await self._redis.hlen(REGISTRY_VFMS))
-
     async def page(self, match: str = "*", limit: int = 100, after: str = "") -> tuple[list[VfmStatus], int]:
-        """The first `limit` vFMs by name that match a pattern (`*`, `?`, `[…]`) and come after a name; and how many match."""
+        """Read the first `limit` vFMs by name that match a pattern (`*`, `?`, `[…]`) and come after a name; count all that
+        match."""
         async with broker_errors():
             raw = await self._redis.hgetall(REGISTRY_VFMS)
         matching = sorted((k.decode(), v.decode()) for k, v in raw.items() if fnmatchcase(k.decode(), match))
@@ -90,23 +94,23 @@ class Catalog:
         return sorted(found, key=lambda s: s.name), len(matching)
 
     async def every(self) -> list[VfmStatus]:
-        """All vFMs by name. For ten thousand it takes a second; ask for a `page` where one will do."""
+        """Read all vFMs by name. For ten thousand it takes a second; ask for a `page` where one will do."""
         return (await self.page(limit=sys.maxsize))[0]
 
     async def versions(self) -> set[str]:
-        """Every version that any vFM serves, has on offer, or could be rolled back to."""
+        """Collect every version that any vFM serves, has on offer, or could be rolled back to."""
         used: set[str] = set()
         for s in await self.every():
             used |= {s.version, *(p.version for p in s.past), *([s.candidate[0]] if s.candidate else [])}
         return used - {""}
 
     async def live_workers(self, backbone: str) -> list[str]:
-        """Ids of the workers whose lease has not expired on the server's clock."""
+        """Return the ids of the workers whose lease has not expired on the server's clock."""
         async with broker_errors():
             seconds, micros = await self._redis.time()
             live = await self._redis.zrangebyscore(Keys(backbone).leases, f"({seconds * 1000 + micros // 1000}", "+inf")
         return [w.decode() for w in live]
 
 
-def unknown(vfm: str) -> UnknownVfm:
+def _unknown(vfm: str) -> UnknownVfm:
     return UnknownVfm(f"there is no vFM {vfm!r}; `fmplex vfms` lists them")

@@ -33,7 +33,7 @@ Client: TypeAlias = Any
 
 
 def open_redis(url: str) -> Client:
-    """A client of the server at `url`. Connects on first use.
+    """Return a client of the server at `url`. It connects on first use.
 
     Commands are never resent by the library: it cannot know which are safe to repeat, and a lost reply to an XADD would
     add twice. RESP2 on purpose: replies have one shape on every server (and on fakeredis).
@@ -48,13 +48,13 @@ def open_redis(url: str) -> Client:
         retry=Retry(NoBackoff(), 0),
         retry_on_error=[],
     )
-    pool.connection_class = type("Connection", (_HearsCancellation, pool.connection_class), {})
+    pool.connection_class = type("Connection", (_CancellableConnection, pool.connection_class), {})
     return Redis.from_pool(pool)
 
 
-class _HearsCancellation:
-    """redis-py sends with `asyncio.wait_for`, which up to Python 3.11 forgets a cancellation that comes just as the sending
-    ends: a task asked to end would go on for ever."""
+class _CancellableConnection:
+    """Mixin for connections whose sending can be cancelled: redis-py sends with `asyncio.wait_for`, which up to Python 3.11
+    forgets a cancellation that comes just as the sending ends, and a task asked to end would go on for ever."""
 
     async def send_packed_command(self, *args: Any, **kwargs: Any) -> None:
         task = asyncio.current_task()
@@ -97,7 +97,7 @@ class Scripts:
         self._redis = redis
         self._flags = flags
         self._sha: dict[str, str] = {}
-        self._line = asyncio.Semaphore(_SCRIPTS_AT_ONCE)
+        self._slots = asyncio.Semaphore(_SCRIPTS_AT_ONCE)
 
     def _text(self, name: str) -> str:
         if self._flags and name in _ALLOW_OOM:
@@ -109,7 +109,7 @@ class Scripts:
         sha = self._sha.get(name)
         if sha is None:
             sha = self._sha[name] = hashlib.sha1(self._text(name).encode(), usedforsecurity=False).hexdigest()
-        async with self._line, broker_errors():
+        async with self._slots, broker_errors():
             try:
                 return await self._redis.evalsha(sha, 1, vfms_key, *args)
             except redis_errors.NoScriptError:

@@ -7,13 +7,12 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 from fmplex_broker.errors import BrokerUnavailable, Poisoned
+from fmplex_broker.streams.claims import CLAIM_FLOWS, CLAIM_ROOM, Claim, Claimed, Order, read_claim
 from fmplex_broker.streams.connection import BLOCK_MS, Arg, Client, Scripts, broker_errors
 from fmplex_broker.streams.keys import Keys
 from fmplex_broker.streams.producer import PER_CALL, RESULT_TTL_MS
 from fmplex_broker.wire.messages import Flow, Reply, encode_reply
 
-CLAIM_ROOM, CLAIM_FLOWS = 256, 64
-Order = Literal["fair", "arrival"]
 HERE_TTL_MS = 60_000
 _NAMES = 1000  # a command
 _POISONED = encode_reply(
@@ -21,64 +20,9 @@ _POISONED = encode_reply(
 )
 
 
-@dataclass(slots=True)
-class Claimed:
-    """One job in this worker's hands. `deadline_ms` is on the server's clock; `attempts` counts this delivery; `spent`: what it
-    has cost, in the units of which `units` is an estimate (None: just that)."""
-
-    flow: Flow
-    entry: str
-    job: str
-    inbox: str
-    digest: str
-    units: int
-    deadline_ms: int
-    payload: bytes
-    attempts: int
-    spent: float | None = None
-
-    @property
-    def enqueued_ms(self) -> int:
-        """When it was added, on the server's clock (the first half of a stream id)."""
-        return self.arrival[0]
-
-    @property
-    def arrival(self) -> tuple[int, int]:
-        """`enqueued_ms`, then its place among the jobs of its flow of that ms; across flows one ms has no order."""
-        ms, _, number = self.entry.partition("-")
-        return int(ms), int(number)
-
-    @property
-    def address(self) -> str:
-        return f"{self.flow.cls}:{self.flow.vfm}"
-
-
-class Terms(NamedTuple):
-    """On which a vFM is served; `pass_ms`: the longest pass with which its targets can be kept, 0: any."""
-
-    weight: float
-    pass_ms: float
-
-
-@dataclass(frozen=True, slots=True)
-class Claim:
-    """`lost`: the lease is gone, start again under a new id; `stale`: a recovery has overtaken this claim.
-
-    `more`: claim again rather than sleep. `rest`: for each flow looked at, whether its stream has more undelivered jobs.
-    `terms`: of the vFMs of these flows. `wait_ms` > 0: jobs whose vFM is resident elsewhere may be had after so long.
-    """
-
-    state: Literal["ok", "lost", "stale"]
-    jobs: list[Claimed]
-    more: bool
-    rest: dict[Flow, bool]
-    terms: dict[str, Terms]
-    wait_ms: int
-
-
 @dataclass(frozen=True, slots=True)
 class Beat:
-    """`now_ms`: server time; `changes`: counter that moves whenever any vFM of the backbone changes."""
+    """Outcome of a beat. `now_ms`: server time; `changes`: counter that moves whenever any vFM of the backbone changes."""
 
     alive: bool
     now_ms: int
@@ -86,7 +30,12 @@ class Beat:
 
 
 @dataclass(frozen=True, slots=True)
-class Reaped:
+class ReapResult:
+    """Outcome of a reaping. `victim`: whose lease had run out; `given_back` and `dead_letters` count its jobs.
+
+    `idle`: nobody is dead; `wait`: this worker has not beaten for long enough to judge; `more`: reap again.
+    """
+
     state: Literal["idle", "wait", "ok"]
     victim: str
     given_back: int
@@ -94,9 +43,9 @@ class Reaped:
     more: bool
 
 
-class Words(NamedTuple):
-    """`woken`: there may be work; `cancelled`: jobs ("flow entry") whose callers gave up; `changed`: what the counter of
-    changes became, and of which vFM."""
+class Signals(NamedTuple):
+    """News from the streams `wake` and `control`. `woken`: there may be work; `cancelled`: jobs ("flow entry") whose callers gave
+    up; `changed`: what the counter of changes became, and of which vFM."""
 
     woken: bool
     cancelled: list[str]
@@ -129,6 +78,7 @@ class Consumer:
     # --- life ---
 
     async def join(self) -> Beat:
+        """Begin this incarnation: take a lease."""
         state, now, changes = await self._call("join", [self.worker, self._lease_ms])
         return Beat(state == b"ok", int(now), int(changes))
 
@@ -137,7 +87,7 @@ class Consumer:
         state, now, changes = await self._call("beat", [self.worker, self._lease_ms])
         return Beat(state == b"ok", int(now), int(changes))
 
-    async def reap(self, steady_ms: int, *, max_attempts: int, budget: int = 256, victim: str = "") -> Reaped:
+    async def reap(self, steady_ms: int, *, max_attempts: int, budget: int = 256, victim: str = "") -> ReapResult:
         """Take over from one dead worker. `steady_ms`: how long this worker has beaten without a gap."""
         args: list[Arg] = [
             self.worker,
@@ -150,10 +100,10 @@ class Consumer:
             victim,
         ]
         state, who, given, dead, more = await self._call("reap", args)
-        return Reaped(state.decode(), who.decode(), int(given), int(dead), bool(more))
+        return ReapResult(state.decode(), who.decode(), int(given), int(dead), bool(more))
 
     async def leave(self) -> None:
-        """End this incarnation in order: what is still held goes back, the lease goes away."""
+        """End this incarnation in order: give back what is still held, then the lease."""
         while (await self.reap(0, max_attempts=1_000_000, victim=self.worker)).more:
             pass
 
@@ -175,37 +125,27 @@ class Consumer:
         "arrival" takes the oldest jobs of each class whatever the weights, exactly so while at most 256 flows of a class
         have any, and lists all that it has taken, of all classes, oldest first.
 
-        vFMs that are resident on another live worker and not here (see `dwell`) are left to it until their oldest job has
-        waited `steal_ms`; without `strangers`, only those that are resident here are looked at. Of the flows in `avoid` nothing
-        is taken, nor of what was given back of them; nobody rings when they may be taken again.
+        vFMs that are resident on another live worker and not here (see `announce_resident`) are left to it until their oldest
+        job has waited `steal_ms`; without `strangers`, only those that are resident here are looked at. Of the flows in `avoid`
+        nothing is taken, nor of what was given back of them; nothing wakes the worker when they may be taken again.
         """
         args: list[Arg] = [self.worker, str(self._epoch), per_flow, CLAIM_FLOWS, steal_ms, int(strangers), order]
         args += [len(avoid), *(f"{flow.cls}:{flow.vfm}" for flow in avoid)]
         for cls, n in room.items():
             args += [cls, min(n, CLAIM_ROOM)]
-        state, flows, more, wait = await self._call("claim", args)
-        jobs, looked, terms = [], {}, {}
-        for name, attempts, entries, rest, weight, pass_ms in flows:
-            cls, _, vfm = name.decode().partition(":")
-            flow = Flow(vfm, cls)
-            jobs += _claimed(flow, attempts, entries)
-            terms[vfm] = Terms(float(weight), float(pass_ms))
-            if rest >= 0:
-                looked[flow] = rest == 1
-        if order == "arrival":
-            jobs.sort(key=lambda job: job.arrival)
-        await self._fetch_blobs(jobs)
-        return Claim(state.decode(), jobs, bool(more), looked, terms, int(wait))
+        claim = read_claim(await self._call("claim", args), order)
+        await self._fetch_blobs(claim.jobs)
+        return claim
 
-    async def dwell(self, come: Sequence[str], gone: Sequence[str]) -> None:
-        """Say which vFMs have become resident here and which are no longer: a hint for claims, kept for a minute."""
+    async def announce_resident(self, added: Sequence[str], removed: Sequence[str]) -> None:
+        """Say which vFMs have become resident here and which are no longer: a hint for claims, kept for `HERE_TTL_MS`."""
         key = self.keys.here(self.worker)
         async with broker_errors():
             pipe = self._redis.pipeline(transaction=False)
-            for start in range(0, len(come), _NAMES):
-                pipe.sadd(key, *come[start : start + _NAMES])
-            for start in range(0, len(gone), _NAMES):
-                pipe.srem(key, *gone[start : start + _NAMES])
+            for start in range(0, len(added), _NAMES):
+                pipe.sadd(key, *added[start : start + _NAMES])
+            for start in range(0, len(removed), _NAMES):
+                pipe.srem(key, *removed[start : start + _NAMES])
             pipe.pexpire(key, HERE_TTL_MS)
             await pipe.execute()
 
@@ -218,7 +158,7 @@ class Consumer:
                 job.payload = blob or b""
 
     async def mark(self, jobs: Iterable[Claimed]) -> bool:
-        """Say what is about to run. False: the lease is gone, nothing may run."""
+        """Record which jobs are about to run. False: the lease is gone, nothing may run."""
         lines = "\n".join(f"{job.address} {job.entry}" for job in jobs)
         return bool(await self._call("mark", [self.worker, lines]))
 
@@ -228,8 +168,9 @@ class Consumer:
         rows = [(job, payload, 0 if job.spent is None else f"{job.spent - job.units:.6g}") for job, payload in done]
         return await self._fenced("settle", [self.worker, RESULT_TTL_MS], rows)
 
-    async def tell(self, chunks: Sequence[tuple[Claimed, bytes]]) -> list[bool]:
-        """Send chunks of running jobs. Not safe to repeat: the reader must know what it has seen."""
+    async def send_chunks(self, chunks: Sequence[tuple[Claimed, bytes]]) -> list[bool]:
+        """Send chunks of running jobs. False: not this worker's job any more. Not safe to repeat: the reader must know what it
+        has seen."""
         return await self._fenced("tell", [self.worker], chunks)
 
     async def _fenced(self, name: str, head: list[Arg], rows: Sequence[tuple[Claimed, *tuple[Arg, ...]]]) -> list[bool]:
@@ -242,7 +183,7 @@ class Consumer:
         return out
 
     async def release(self, jobs: Sequence[Claimed]) -> int:
-        """Give unstarted jobs back. Forget them first; on any error `recover`, never repeat."""
+        """Give unstarted jobs back; returns how many were. Forget them first; on any error `recover`, never repeat."""
         given = 0
         for start in range(0, len(jobs), PER_CALL):
             args: list[Arg] = [self.worker, str(self._epoch)]
@@ -256,15 +197,15 @@ class Consumer:
         return given
 
     async def recover(self, known: Iterable[Claimed]) -> bool:
-        """After a failed or cancelled claim or release: give back what is pending here but not known. False: lease gone."""
+        """Give back what is pending here but not known, after a failed or cancelled claim or release. False: lease gone."""
         self._epoch += 1
         args: list[Arg] = [self.worker, str(self._epoch)]
         for job in known:
             args += [job.address, job.entry]
         return int(await self._call("recover", args)) >= 0
 
-    async def listen(self) -> Words:
-        """Block (at most `BLOCK_MS`) for words. Needs a connection of its own for as long as it blocks."""
+    async def listen(self) -> Signals:
+        """Block (at most `BLOCK_MS`) for signals. Needs a connection of its own for as long as it blocks."""
         async with broker_errors():
             got: Any = await self._redis.xread(dict(self._seen), block=BLOCK_MS, count=256)
         woken = False
@@ -276,25 +217,4 @@ class Consumer:
             woken = woken or key == self.keys.wake
             cancelled += [fields[b"cancel"].decode() for _, fields in entries if b"cancel" in fields]
             changed += [(int(f[b"changed"]), f[b"vfm"].decode()) for _, f in entries if b"changed" in f]
-        return Words(woken, cancelled, changed)
-
-
-def _claimed(flow: Flow, attempts: list[int], entries: list[Any]) -> list[Claimed]:
-    out = []
-    for n, (entry, f) in zip(attempts, entries, strict=True):
-        # Fields come in the order enqueue.lua writes them: j c g u t d b.
-        job, inbox, digest, units, deadline, payload = f[1], f[3], f[5], f[7], f[9], f[11]
-        out.append(
-            Claimed(
-                flow,
-                entry.decode(),
-                job.decode(),
-                inbox.decode(),
-                digest.decode(),
-                int(units),
-                int(deadline),
-                payload,
-                n,
-            )
-        )
-    return out
+        return Signals(woken, cancelled, changed)

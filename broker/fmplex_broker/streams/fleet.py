@@ -1,62 +1,42 @@
-"""The fleet as Redis shows it, for `fmplex top` and `/metrics`: what workers say of themselves, and the queues."""
+"""The fleet as Redis shows it, for `fmplex top` and `/metrics`: the statistics that workers publish, and the queues."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
-from fmplex_broker.specs.deployments import VfmStatus
 from fmplex_broker.streams.catalog import Catalog
 from fmplex_broker.streams.connection import Client, broker_errors
 from fmplex_broker.streams.keys import GROUP, Keys
-from fmplex_broker.streams.tracing import tell
+from fmplex_broker.streams.tracing import add_report
+from fmplex_broker.wire.fleet_view import Depth, FleetView
 from fmplex_broker.wire.messages import CLASSES, Flow
 from fmplex_broker.wire.passes import PassRecord
 from fmplex_broker.wire.stats import WorkerStats, decode_stats, encode_stats
 
 STATS_TTL_MS = 10_000
-_WAITED = 64  # queues whose oldest entry is looked at, per backbone and look
+_WAITED = 64  # queues whose oldest entry is read, per backbone and reading
 _LISTED = 200  # vFMs that are shown whether or not anything happens on them
-_READY = 1000  # flows with waiting work that are looked at, per backbone and class
-
-
-@dataclass(slots=True)
-class Depth:
-    """Jobs of one vFM over all classes: `waiting` for a worker, `pending` in a worker's hands, age of the oldest in ms."""
-
-    waiting: int = 0
-    pending: int = 0
-    oldest_ms: int = 0
-
-
-@dataclass(slots=True)
-class FleetView:
-    """One look. `now_ms`: server time; `registered`: how many vFMs there are; `vfms`: the first few hundred of them by name and
-    all on which anything happens."""
-
-    now_ms: int
-    registered: int = 0
-    workers: list[WorkerStats] = field(default_factory=list)
-    vfms: list[VfmStatus] = field(default_factory=list)
-    depths: dict[str, Depth] = field(default_factory=dict)
+_READY = 1000  # flows with waiting work that are read, per backbone and class
 
 
 async def publish(redis: Client, stats: WorkerStats, passes: Sequence[PassRecord] | None = None) -> bool:
-    """What a worker says once a second, in one round trip; `passes`: of the last second, if it records them. True while somebody
-    wants to hear of passes."""
+    """Publish a worker's statistics, once a second and in one round trip; `passes`: of the last second, if it records them.
+
+    True while somebody traces passes. Raises `BrokerUnavailable`.
+    """
     keys = Keys(stats.backbone)
     async with broker_errors():
         pipe = redis.pipeline(transaction=False)
         pipe.exists(keys.tracing)
         pipe.set(keys.stats(stats.worker), encode_stats(stats), px=STATS_TTL_MS)
         if passes is not None:
-            tell(pipe, keys, stats.worker, passes)
+            add_report(pipe, keys, stats.worker, passes)
         traced, *_ = await pipe.execute()
     return bool(traced)
 
 
-async def look(redis: Client, registry: Catalog) -> FleetView:
-    """A view of all backbones. What it costs grows with the vFMs on which something happens, not with those registered."""
+async def read_fleet(redis: Client, registry: Catalog) -> FleetView:
+    """Read the state of all backbones. Its cost grows with the vFMs on which something happens, not with those registered."""
     async with broker_errors():
         seconds, micros = await redis.time()
     view = FleetView(seconds * 1000 + micros // 1000)
@@ -84,7 +64,7 @@ async def _workers(redis: Client, keys: Keys, names: list[str]) -> list[WorkerSt
 
 
 async def _busy(redis: Client, keys: Keys) -> set[str]:
-    """vFMs with work that no worker has taken."""
+    """Return the names of vFMs with work that no worker has taken."""
     async with broker_errors():
         ready = [await redis.zrange(keys.ready(cls), 0, _READY - 1) for cls in CLASSES]
         back = await redis.zrange(keys.back, 0, _READY - 1)
@@ -92,7 +72,7 @@ async def _busy(redis: Client, keys: Keys) -> set[str]:
 
 
 def _decoded(raw: bytes | None) -> WorkerStats | None:
-    """None for a worker that has not spoken yet, or speaks another version."""
+    """Decode statistics; None for a worker that has published none yet, or of another version."""
     try:
         return decode_stats(raw) if raw is not None else None
     except (ValueError, TypeError, KeyError):

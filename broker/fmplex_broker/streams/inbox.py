@@ -13,8 +13,8 @@ from redis import exceptions as redis_errors
 
 from fmplex_broker.errors import BrokerUnavailable
 from fmplex_broker.streams.connection import BLOCK_MS, Client, broker_errors
-from fmplex_broker.streams.following import Following
 from fmplex_broker.streams.keys import Keys
+from fmplex_broker.streams.stream_buffer import StreamBuffer
 from fmplex_broker.wire.messages import Reply, read_reply
 
 log = logging.getLogger(__name__)
@@ -22,14 +22,15 @@ HEAL_EVERY_S = 1.0
 _BACKOFF_S = 0.2
 
 
-class _Waiting(NamedTuple):
+class _Waiter(NamedTuple):
     reply: asyncio.Future[Reply]
     since: float
-    following: Following | None
+    buffer: StreamBuffer | None
 
 
 class Inbox:
-    """Resolves the future of each expected job when its reply arrives, and hands on what it tells until then.
+    """Resolves the future of each expected job when its reply arrives, and hands on its chunks until then. `client`: names the
+    inbox; `results`: looks up the stored replies of jobs.
 
     A reply may be missed (server restart, trimmed stream): the stored result is looked up for whoever has waited longer than
     `HEAL_EVERY_S`, so a lost message costs time, never an answer.
@@ -41,22 +42,22 @@ class Inbox:
         self._redis = redis
         self._key = Keys(backbone).inbox(client)
         self._results = results
-        self._waiting: dict[str, list[_Waiting]] = {}
+        self._waiting: dict[str, list[_Waiter]] = {}
         self._tasks: list[asyncio.Task[None]] = []
         self._last = "0-0"
 
-    def expect(self, job: str, following: Following | None = None) -> asyncio.Future[Reply]:
-        """The future of a job's reply; `following` hears its chunks until then. Call before enqueueing, so that nothing can come
-        too early."""
+    def expect(self, job: str, buffer: StreamBuffer | None = None) -> asyncio.Future[Reply]:
+        """Return the future of a job's reply; `buffer` is fed its chunks until then. Call before enqueueing, so that nothing can
+        come too early."""
         if not self._tasks:
             self._tasks = [asyncio.create_task(self._read()), asyncio.create_task(self._heal())]
         future: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
         # Two callers of one process may wait for one job: they used the same idempotency key.
-        self._waiting.setdefault(job, []).append(_Waiting(future, time.monotonic(), following))
+        self._waiting.setdefault(job, []).append(_Waiter(future, time.monotonic(), buffer))
         return future
 
     def forget(self, job: str, future: asyncio.Future[Reply] | None = None) -> bool:
-        """Whoever waits for the job waits no more; with `future`, only that one. True if others here still wait."""
+        """Cancel the futures of a job; with `future`, only that one. True if others here still wait."""
         waiting = self._waiting.pop(job, [])
         others = [w for w in waiting if future is not None and w.reply is not future]
         if others:
@@ -67,6 +68,7 @@ class Inbox:
         return bool(others)
 
     async def close(self) -> None:
+        """End the reader, cancel every expected future and delete the inbox."""
         while running := [task for task in self._tasks if not task.done()]:
             for task in running:
                 task.cancel()
@@ -106,8 +108,8 @@ class Inbox:
             body, chunk = fields.get(b"r"), fields.get(b"p")
             if chunk is not None:
                 for waiting in self._waiting.get(job, []):
-                    if waiting.following is not None:
-                        waiting.following.hear(chunk)
+                    if waiting.buffer is not None:
+                        waiting.buffer.feed(chunk)
             elif body:
                 self._resolve(job, read_reply(body))
             elif body is not None:  # too large to travel in the stream
@@ -115,7 +117,7 @@ class Inbox:
         await self.look_up(by_key)
 
     async def look_up(self, jobs: list[str]) -> None:
-        """Resolve those whose result is stored already."""
+        """Resolve the jobs whose result is stored already. Raises `BrokerUnavailable`."""
         for job, reply in zip(jobs, await self._results(jobs), strict=True):
             if reply is not None:
                 self._resolve(job, reply)

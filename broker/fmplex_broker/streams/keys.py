@@ -9,11 +9,11 @@
 | `wake` | capped stream | rung when a flow becomes ready or something is given back |
 | `leases` | zset | worker -> expiry (server ms); 0 = condemned |
 | `held:<worker>` | hash | flows this worker has touched; `#` = its epoch; `#run` = entries of the passes now running |
-| `control` | capped stream | words to workers: cancellations |
+| `control` | capped stream | messages to workers: cancellations, changed vFMs |
 | `idem:<key>`, `res:<job>`, `blob:<job>`, `rate:<vfm>` | string + TTL | idempotency, result, large payload, token bucket |
 | `subs:<job>` | set + TTL | further inboxes that wait for the job |
 | `in:<client>`, `dead:<vfm>` | capped stream + TTL | reply inbox; dead letters |
-| `stats:<worker>` | string + TTL | what the worker last said of itself |
+| `stats:<worker>` | string + TTL | the worker's last statistics |
 | `tracing` | string + TTL | there while somebody records passes |
 | `passes` | capped stream + TTL | what the workers' passes contained, for whoever records them |
 | `here:<worker>` | set + TTL | vFMs that are resident on the worker: a hint for claims |
@@ -45,28 +45,29 @@ class Keys:
         self.passes = self.prefix + "passes"
 
     def queue(self, flow: Flow) -> str:
+        """Return the key of a flow's jobs."""
         return f"{self.prefix}q:{flow.cls}:{flow.vfm}"
 
     def ready(self, cls: str) -> str:
+        """Return the key of a class's vFMs with undelivered jobs."""
         return f"{self.prefix}ready:{cls}"
 
-    def held(self, worker: str) -> str:
-        return f"{self.prefix}held:{worker}"
-
     def result(self, job: str) -> str:
+        """Return the key of a job's stored reply."""
         return f"{self.prefix}res:{job}"
 
     def blob(self, job: str) -> str:
+        """Return the key of a job's payload if it is large."""
         return f"{self.prefix}blob:{job}"
 
     def inbox(self, client: str) -> str:
+        """Return the key of a client's reply inbox."""
         return f"{self.prefix}in:{client}"
 
     def stats(self, worker: str) -> str:
+        """Return the key of a worker's statistics."""
         return f"{self.prefix}stats:{worker}"
 
     def here(self, worker: str) -> str:
+        """Return the key of the vFMs that are resident on a worker."""
         return f"{self.prefix}here:{worker}"
-
-    def dead(self, vfm: str) -> str:
-        return f"{self.prefix}dead:{vfm}"

@@ -19,7 +19,7 @@ _CANCELLED = encode_reply(Reply(error=Cancelled("the job was cancelled before it
 
 
 def new_id() -> str:
-    """An id for a job, an inbox or a worker: 16 random hex digits."""
+    """Make an id for a job, an inbox or a worker: 16 random hex digits."""
     return secrets.token_hex(8)
 
 
@@ -38,19 +38,20 @@ class NewJob:
 
     @property
     def idem(self) -> str:
+        """Idempotency key under which the job is known: the caller's, else its own id."""
         return self.idempotency_key or self.job
 
     @property
     def request_digest(self) -> str:
-        """Tells apart two requests that come with the same idempotency key."""
+        """Digest that tells apart two requests with the same idempotency key."""
         text = f"{self.flow.cls}:{self.flow.vfm}:".encode()
         return hashlib.blake2b(text + self.payload, digest_size=12).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
-class Enqueued:
-    """`status`: new | dup | done | conflict | full | closed | unknown | limited. `job` is the job that will answer (the first
-    one when the idempotency key was known); `wait_ms`: when to come back if limited."""
+class EnqueueResult:
+    """Outcome for one job. `status`: new | dup | done | conflict | full | closed | unknown | limited. `job` is the job that
+    will answer (the first one when the idempotency key was known); `wait_ms`: when to come back if limited."""
 
     status: str
     job: str
@@ -58,7 +59,7 @@ class Enqueued:
 
 
 class Producer:
-    """Adds to and cancels from the queues of one backbone, for one inbox."""
+    """Adds to and cancels from the queues of one backbone; replies go to `inbox`."""
 
     def __init__(self, redis: Client, scripts: Scripts, backbone: str, inbox: str = "") -> None:
         self.keys = Keys(backbone)
@@ -66,9 +67,9 @@ class Producer:
         self._scripts = scripts
         self._inbox = inbox
 
-    async def enqueue(self, jobs: Sequence[NewJob]) -> list[Enqueued]:
+    async def enqueue(self, jobs: Sequence[NewJob]) -> list[EnqueueResult]:
         """Add many jobs. Safe to repeat with the same jobs: a job that is there already comes back as `dup` or `done`."""
-        out: list[Enqueued] = []
+        out: list[EnqueueResult] = []
         for start in range(0, len(jobs), PER_CALL):
             args: list[Arg] = [self._inbox, RESULT_TTL_MS]
             for j in jobs[start : start + PER_CALL]:
@@ -85,11 +86,12 @@ class Producer:
                     j.payload,
                 ]
             for status, job, wait in await self._scripts("enqueue", self.keys.vfms, args):
-                out.append(Enqueued(status.decode(), job.decode(), int(wait)))
+                out.append(EnqueueResult(status.decode(), job.decode(), int(wait)))
         return out
 
     async def cancel(self, jobs: Sequence[tuple[Flow, str, str]]) -> list[str]:
-        """Cancel (flow, job, idempotency key) each: cancelled | told | shared | gone."""
+        """Cancel jobs, given as (flow, job, idempotency key); for each: cancelled | told | shared | gone (see
+        `Pending.cancel`)."""
         out: list[str] = []
         for start in range(0, len(jobs), PER_CALL):
             args: list[Arg] = [self._inbox, RESULT_TTL_MS, _CANCELLED]
@@ -99,7 +101,7 @@ class Producer:
         return out
 
     async def results(self, jobs: Sequence[str]) -> list[Reply | None]:
-        """The stored replies, None where there is none (yet, or any more)."""
+        """Read the stored replies, None where there is none (yet, or any more). Raises `BrokerUnavailable`."""
         if not jobs:
             return []
         async with broker_errors():

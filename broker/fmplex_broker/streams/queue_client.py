@@ -1,4 +1,4 @@
-"""What a client of the queues needs, whether it is the gateway or the SDK speaking to Redis directly: submit, await, cancel."""
+"""The client of the queues, for the gateway and for the SDK that speaks to Redis directly: submit, await, cancel."""
 
 from __future__ import annotations
 
@@ -24,11 +24,12 @@ from fmplex_broker.errors import (
 )
 from fmplex_broker.specs.deployments import VfmStatus
 from fmplex_broker.specs.heads import Generation
-from fmplex_broker.streams.backbone_channel import Lane
+from fmplex_broker.streams.backbone_channel import BackboneChannel
 from fmplex_broker.streams.connection import Client, Scripts, open_redis
-from fmplex_broker.streams.following import Following
-from fmplex_broker.streams.producer import Enqueued, NewJob, new_id
+from fmplex_broker.streams.producer import EnqueueResult, NewJob, new_id
 from fmplex_broker.streams.registry import Registry
+from fmplex_broker.streams.stream_buffer import StreamBuffer
+from fmplex_broker.streams.vfm_cache import VfmCache
 from fmplex_broker.wire.messages import INTERACTIVE, Flow, Reply
 from fmplex_broker.wire.streaming import Delta
 
@@ -44,28 +45,28 @@ class Pending:
     job: str
     flow: Flow
     idem: str
-    lane: Lane
-    following: Following | None  # its text, if the vFM generates
+    channel: BackboneChannel
+    buffer: StreamBuffer | None  # its text, if the vFM generates
     future: asyncio.Future[Reply]
     until: float  # monotonic seconds
 
     async def stream(self) -> AsyncGenerator[Delta, None]:
-        """The text of a generating vFM, each character once: what comes while the job runs, if it was submitted with `stream`,
-        and in the end whatever is missing. Then `result()` has the reply; if that is an error, the text just ends.
+        """Yield the text of a generating vFM, each character once: what comes while the job runs, if it was submitted with
+        `stream`, and in the end whatever is missing. Then `result()` has the reply; if that is an error, the text just ends.
 
-        Who stops half way cancels the job if nobody needs it; or asks again, and goes on from there. Raises `StreamRestarted`
+        Whoever stops half way cancels the job if nobody needs it; or asks again, and goes on from there. Raises `StreamRestarted`
         (`result()` has the whole text, for those who can replace what they have) and, as `result` does, `DeadlineExceeded` and
         `Cancelled`.
         """
-        if self.following is None:
+        if self.buffer is None:
             raise InvalidInput(f"{self.flow.vfm!r} does not generate text; ask for its result")
-        while (part := await self.following.next(self.future, self._left())) is not None:
+        while (part := await self.buffer.next(self.future, self._left())) is not None:
             yield part
-        if (rest := self.following.rest(await self.result())) is not None:
+        if (rest := self.buffer.rest(await self.result())) is not None:
             yield rest
 
     async def result(self, timeout_s: float | None = None) -> Reply:
-        """The reply (which may carry an error). Raises `DeadlineExceeded` when the job's own deadline passes unanswered,
+        """Wait for the reply (which may carry an error). Raises `DeadlineExceeded` when the job's own deadline passes unanswered,
         `TimeoutError` when only `timeout_s` does (the job goes on; ask again), and `Cancelled` after `cancel`."""
         try:
             return await self.reply(timeout_s)
@@ -75,7 +76,7 @@ class Pending:
             raise
 
     async def reply(self, timeout_s: float | None = None) -> Reply:
-        """As `result`, but leaves it to the caller to cancel what was not answered in time."""
+        """Wait as `result` does, but leave it to the caller to cancel what was not answered in time."""
         left = self._left()
         wait = left if timeout_s is None else min(left, timeout_s)
         done, _ = await asyncio.wait([self.future], timeout=wait)
@@ -88,57 +89,39 @@ class Pending:
         raise DeadlineExceeded("no answer before the deadline; the fleet is overloaded, or no worker is alive")
 
     async def cancel(self) -> str:
-        """cancelled | told (it runs, its worker was told) | shared | gone. Nobody waits for it afterwards."""
-        if self.lane.inbox.forget(self.job, self.future):
+        """Cancel the job; nobody waits for it afterwards. Returns cancelled | told (it runs, its worker was told) | shared
+        (others wait for it) | gone."""
+        if self.channel.inbox.forget(self.job, self.future):
             return "shared"
-        return (await self.lane.producer.cancel([(self.flow, self.job, self.idem)]))[0]
+        return (await self.channel.producer.cancel([(self.flow, self.job, self.idem)]))[0]
 
     def _left(self) -> float:
         return max(0.0, self.until + _GRACE_S - time.monotonic())
 
 
 class QueueClient:
-    """A client of the queues. One per process and event loop; close it when done."""
+    """A client of the queues. One per process and event loop; close it when done. `spec_ttl_s`: how old a vFM's status may be."""
 
     def __init__(self, redis: Client, *, scripts: Scripts | None = None, spec_ttl_s: float = SPEC_TTL_S) -> None:
         self.redis = redis
         self.scripts = scripts or Scripts(redis)
         self.registry = Registry(redis, self.scripts)
         self._id = new_id()
-        self._lanes: dict[str, Lane] = {}
-        self._specs: dict[str, tuple[VfmStatus, float]] = {}
-        self._looks: dict[str, asyncio.Task[VfmStatus]] = {}
-        self._spec_ttl_s = spec_ttl_s
+        self._channels: dict[str, BackboneChannel] = {}
+        self._vfms = VfmCache(self.registry, spec_ttl_s)
 
     @classmethod
     def connect(cls, url: str) -> QueueClient:
+        """Return a client of the broker at `url`. It connects on first use."""
         return cls(open_redis(url))
 
     async def vfm(self, name: str) -> VfmStatus:
-        """The vFM's status, at most `spec_ttl_s` old. Raises `UnknownVfm`."""
-        cached = self._specs.get(name)
-        if cached is not None and time.monotonic() - cached[1] < self._spec_ttl_s:
-            return cached[0]
-        look = self._looks.get(name)
-        if look is None:  # one look for all who ask at the same time
-            look = self._looks[name] = asyncio.create_task(self._look(name))
-            look.add_done_callback(lambda t: t.cancelled() or t.exception())  # those who asked may have gone
-        return await asyncio.shield(look)
-
-    async def _look(self, name: str) -> VfmStatus:
-        try:
-            status = await self.registry.show(name)
-        except UnknownVfm:
-            self._specs.pop(name, None)
-            raise
-        finally:
-            del self._looks[name]
-        self._specs[name] = (status, time.monotonic())
-        return status
+        """Return the vFM's status, at most `spec_ttl_s` old. Raises `UnknownVfm`."""
+        return await self._vfms.get(name)
 
     def forget(self, name: str) -> None:
-        """Drop what is cached of a vFM (it was changed through this session)."""
-        self._specs.pop(name, None)
+        """Drop what is cached of a vFM (it was changed through this client)."""
+        self._vfms.forget(name)
 
     async def submit(
         self,
@@ -159,62 +142,65 @@ class QueueClient:
         payloads = admission.admit(spec, inputs, params, call=call, n=n)
         ms = admission.timeout_ms(spec, timeout_ms)
         flow, until = Flow(vfm, cls), time.monotonic() + ms / 1000
-        lane = self._lane(status.backbone)
+        channel = self._channel(status.backbone)
         jobs = []
         for i, (payload, units) in enumerate(payloads):
             key = None if idempotency_key is None else f"{vfm}:{idempotency_key}:{i}"
             charge = 0 if i else sum(units for _, units in payloads)
             jobs.append(NewJob(flow, payload, units, ms, idempotency_key=key, charge=charge))
         generates = isinstance(spec.head, Generation)
-        pending = [_pending(lane, job, until, generates) for job in jobs]
+        pending = [_pending(channel, job, until, generates) for job in jobs]
         try:
             try:
-                got = await lane.enqueue(jobs)
+                got = await channel.enqueue(jobs)
             except BaseException:
-                lane.abandon(jobs)
+                channel.abandon(jobs)
                 raise
-            return await self._accepted(vfm, lane, pending, got)
+            return await self._accepted(vfm, channel, pending, got)
         except BaseException:
             for p in pending:
-                lane.inbox.forget(p.job, p.future)
+                channel.inbox.forget(p.job, p.future)
             raise
 
-    async def _accepted(self, vfm: str, lane: Lane, pending: list[Pending], got: list[Enqueued]) -> list[Pending]:
+    async def _accepted(
+        self, vfm: str, channel: BackboneChannel, pending: list[Pending], got: list[EnqueueResult]
+    ) -> list[Pending]:
         refused = next((g for g in got if g.status not in ("new", "dup", "done")), None)
         if refused is not None:
             # `dup` with our own id: the first sending of a repeated call had arrived.
             mine = [p for p, g in zip(pending, got, strict=True) if g.status in ("new", "dup") and g.job == p.job]
             if mine:
-                await lane.producer.cancel([(p.flow, p.job, p.idem) for p in mine])
+                await channel.producer.cancel([(p.flow, p.job, p.idem) for p in mine])
             if refused.status in ("closed", "unknown"):
                 self.forget(vfm)
             raise _refusal(vfm, refused)
         for p, g in zip(pending, got, strict=True):
             if g.job != p.job:  # an earlier job with this idempotency key answers
-                lane.inbox.forget(p.job)
-                p.job, p.future = g.job, lane.inbox.expect(g.job, p.following)
-        await lane.inbox.look_up([g.job for g in got if g.status == "done"])
+                channel.inbox.forget(p.job)
+                p.job, p.future = g.job, channel.inbox.expect(g.job, p.buffer)
+        await channel.inbox.look_up([g.job for g in got if g.status == "done"])
         return pending
 
-    def _lane(self, backbone: str) -> Lane:
-        lane = self._lanes.get(backbone)
-        if lane is None:
-            lane = self._lanes[backbone] = Lane(self.redis, self.scripts, backbone, self._id)
-        return lane
+    def _channel(self, backbone: str) -> BackboneChannel:
+        channel = self._channels.get(backbone)
+        if channel is None:
+            channel = self._channels[backbone] = BackboneChannel(self.redis, self.scripts, backbone, self._id)
+        return channel
 
     async def close(self) -> None:
-        for lane in self._lanes.values():
-            await lane.close()
-        self._lanes.clear()
+        """Close the inboxes, so that nobody waits any more, and the connections."""
+        for channel in self._channels.values():
+            await channel.close()
+        self._channels.clear()
         await self.redis.aclose()
 
 
-def _pending(lane: Lane, job: NewJob, until: float, generates: bool) -> Pending:
-    following = Following() if generates else None
-    return Pending(job.job, job.flow, job.idem, lane, following, lane.inbox.expect(job.job, following), until)
+def _pending(channel: BackboneChannel, job: NewJob, until: float, generates: bool) -> Pending:
+    buffer = StreamBuffer() if generates else None
+    return Pending(job.job, job.flow, job.idem, channel, buffer, channel.inbox.expect(job.job, buffer), until)
 
 
-def _refusal(vfm: str, got: Enqueued) -> FmplexError:
+def _refusal(vfm: str, got: EnqueueResult) -> FmplexError:
     match got.status:
         case "full":
             return QueueFull(f"the queue of {vfm!r} is full; come back later", retry_after=1.0)
@@ -229,17 +215,17 @@ def _refusal(vfm: str, got: Enqueued) -> FmplexError:
 
 
 async def gather_replies(pending: Sequence[Pending]) -> list[Reply]:
-    """Wait for all; if the caller is cancelled (a client hung up) or one raises, what is still waiting is cancelled in one go."""
+    """Wait for all replies; if the caller is cancelled (a client hung up) or one raises, cancel the jobs still open in one go."""
     try:
         return await asyncio.gather(*(p.reply() for p in pending))
     except BaseException:
-        with suppress(BrokerUnavailable):  # what went wrong first is what the caller must hear of
+        with suppress(BrokerUnavailable):  # the caller must see the first error
             await cancel_all(pending)
         raise
 
 
 def raise_first_error(replies: Sequence[Reply]) -> None:
-    """Raise the first error among the replies to one call. A worker knows of one input only: which one it was is said here."""
+    """Raise the first error among the replies to one call. A worker knows of one input only: its `field` is completed here."""
     for i, reply in enumerate(replies):
         if reply.error is not None:
             root, dot, rest = (reply.error.field or "").partition(".")
@@ -249,9 +235,9 @@ def raise_first_error(replies: Sequence[Reply]) -> None:
 
 
 async def cancel_all(pending: Sequence[Pending]) -> None:
-    """Cancel what has not been answered, many a round trip."""
+    """Cancel the jobs that have not been answered, many a round trip."""
     open_jobs = [p for p in pending if not p.future.done()]
     if open_jobs:
-        lane = open_jobs[0].lane
-        mine = [p for p in open_jobs if not lane.inbox.forget(p.job, p.future)]
-        await asyncio.shield(lane.producer.cancel([(p.flow, p.job, p.idem) for p in mine]))
+        channel = open_jobs[0].channel
+        mine = [p for p in open_jobs if not channel.inbox.forget(p.job, p.future)]
+        await asyncio.shield(channel.producer.cancel([(p.flow, p.job, p.idem) for p in mine]))

@@ -36,6 +36,7 @@ class Registry(Catalog):
         self._scripts = scripts
 
     async def register_backbone(self, info: BackboneInfo) -> None:
+        """Record a backbone that a worker hosts."""
         async with broker_errors():
             await self._redis.hset(REGISTRY_BACKBONES, info.name, info.model_dump_json())
 
@@ -81,7 +82,7 @@ class Registry(Catalog):
     async def offer(self, vfm: str, spec: VfmSpec, version: str, *, timeout_s: float = 60.0) -> VfmStatus:
         """Make `version` what the vFM serves, once every live worker has accepted it; until then the old one serves.
 
-        Operating values (weight, limits, SLO) are the operator's: those of `spec` are not looked at. Raises as `deploy` and
+        Operating values (weight, limits, SLO) are the operator's: those of `spec` are ignored. Raises as `deploy` and
         `change` do.
         """
         if spec.name != vfm:
@@ -120,12 +121,12 @@ class Registry(Catalog):
         await self._drop_name(vfm, backbone)
 
     async def vote(self, backbone: str, vfm: str, version: str, worker: str, refusal: FmplexError | None = None) -> str:
-        """A worker's verdict on an offered version (`worker` '': only count). Returns the state after it: serving | waiting |
-        rejected | gone."""
+        """Record a worker's verdict on an offered version (`worker` '': only count) and return the state after it: serving |
+        waiting | rejected | gone. Raises the workers' refusal where one has rejected it and `worker` is ''."""
         error = json.dumps(refusal.to_wire()) if refusal else ""
-        state, told = await self._scripts("vote", Keys(backbone).vfms, [vfm, version, worker, error])
+        state, wire = await self._scripts("vote", Keys(backbone).vfms, [vfm, version, worker, error])
         if state == b"rejected" and not worker:
-            raise from_wire(json.loads(told))
+            raise from_wire(json.loads(wire))
         return str(state.decode())
 
     # --- inner ---
@@ -151,7 +152,8 @@ class Registry(Catalog):
             raise _taken(spec.name)
 
     async def _drop_name(self, vfm: str, backbone: str) -> None:
-        """Unless somebody has deployed another vFM under it meanwhile: names and vFMs do not change in one step."""
+        """Drop a vFM's name unless somebody has deployed another one under it meanwhile: names and vFMs do not change in one
+        step."""
         async with broker_errors():
             await self._redis.hdel(REGISTRY_VFMS, vfm)
             if await self._redis.hexists(Keys(backbone).vfms, vfm):
@@ -173,12 +175,12 @@ class Registry(Catalog):
             raise VfmClosed(f"vFM {vfm!r} is being removed; try again when it is gone")
 
     async def _await_verdict(self, spec: VfmSpec, version: str, timeout_s: float) -> VfmStatus:
-        start = looked = time.monotonic()
+        start = checked = time.monotonic()
         while (state := await self.vote(spec.backbone, spec.name, version, "")) == "waiting":
             now = time.monotonic()
             late = now > start + timeout_s
-            if late or now > looked + _NO_WORKER_S:
-                looked = now
+            if late or now > checked + _NO_WORKER_S:
+                checked = now
                 if not await self.live_workers(spec.backbone):
                     raise NoWorker(
                         f"no live worker hosts {spec.backbone!r}; {spec.name!r} serves as soon as one starts"

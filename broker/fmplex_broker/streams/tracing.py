@@ -1,7 +1,7 @@
-"""Recording passes: a tracer says that it listens, workers tell it once a second what their passes contained.
+"""Recording passes: a tracer asks for them, workers report once a second what their passes contained.
 
-Nobody traces: workers look at one key with their report, nothing else. A tracer that dies renews that key no more, so the
-workers fall silent within `TRACING_TTL_MS`; what they told goes `KEPT_MS` later.
+While nobody traces, workers read one key with their statistics, nothing else. A tracer that dies renews that key no more, so
+the workers fall silent within `TRACING_TTL_MS`; what they reported goes `KEPT_MS` later.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from fmplex_broker.streams.connection import Client, broker_errors
 from fmplex_broker.streams.keys import Keys
-from fmplex_broker.wire.passes import PassRecord, Told, decode_told, encode_told
+from fmplex_broker.wire.passes import PassRecord, PassReport, decode_pass_report, encode_pass_report
 
 TRACING_TTL_MS = 5_000
 KEPT_MS = 10_000
@@ -20,17 +20,17 @@ _REPORTS = 1000  # a stream holds no more, should nobody read it
 _PER_READ = 100
 
 
-def tell(pipe: Client, keys: Keys, worker: str, passes: Sequence[PassRecord]) -> None:
+def add_report(pipe: Client, keys: Keys, worker: str, passes: Sequence[PassRecord]) -> None:
     """Add a worker's report to a pipeline, also one without passes: it says that there were none."""
-    pipe.xadd(keys.passes, {"p": encode_told(worker, passes)}, maxlen=_REPORTS, approximate=True)
+    pipe.xadd(keys.passes, {"p": encode_pass_report(worker, passes)}, maxlen=_REPORTS, approximate=True)
     pipe.pexpire(keys.passes, KEPT_MS)
 
 
-class Heard(NamedTuple):
-    """A report, and when the server had it."""
+class ReceivedReport(NamedTuple):
+    """A report, and when the server had it (ms)."""
 
     at_ms: int
-    told: Told
+    report: PassReport
 
 
 class Tracer:
@@ -43,15 +43,15 @@ class Tracer:
         self._last: dict[str, bytes] = {}
 
     async def now_ms(self) -> int:
-        """Server time."""
+        """Return the server's time in ms. Raises `BrokerUnavailable`."""
         async with broker_errors():
             seconds, micros = await self._redis.time()
         return int(seconds * 1000 + micros // 1000)
 
-    async def read(self) -> list[Heard]:
-        """What workers have told since the last call; says that we go on listening. Raises `BrokerUnavailable`."""
+    async def read(self) -> list[ReceivedReport]:
+        """Return what workers have reported since the last call, and renew the request for it. Raises `BrokerUnavailable`."""
         old = await self.now_ms() - KEPT_MS
-        heard: list[Heard] = []
+        reports: list[ReceivedReport] = []
         for keys in self._keys:
             if keys.passes not in self._last:
                 self._last[keys.passes] = await self._newest(keys)
@@ -64,11 +64,11 @@ class Tracer:
             for entry, fields in got[0][1] if got else []:
                 self._last[keys.passes] = entry
                 with suppress(ValueError):  # from a worker of another version
-                    heard.append(Heard(int(entry.partition(b"-")[0]), decode_told(fields[b"p"])))
-        return heard
+                    reports.append(ReceivedReport(int(entry.partition(b"-")[0]), decode_pass_report(fields[b"p"])))
+        return reports
 
     async def _newest(self, keys: Keys) -> bytes:
-        """The last report to an earlier tracer; we want what comes after it."""
+        """Return the id of the last report to an earlier tracer; we want what comes after it."""
         async with broker_errors():
             entries = await self._redis.xrevrange(keys.passes, count=1)
         return bytes(entries[0][0]) if entries else b"0-0"

@@ -1,1 +1,1 @@
-"""What travels: jobs, replies, chunks of texts, tensors, statistics and pass records, as msgpack. Pure values."""
+"""Values that travel: jobs, replies, chunks of texts, tensors, statistics and pass records, as msgpack. Pure values."""

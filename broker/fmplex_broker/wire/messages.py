@@ -30,7 +30,7 @@ class Flow(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What one job asks for: one input of the vFM and the parameters of the call. `vfm` does not travel with it: the worker
+    """Content of one job: one input of the vFM and the parameters of the call. `vfm` does not travel with it: the worker
     knows it from the stream."""
 
     input: Any
@@ -40,7 +40,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What came of one job: `output` or `error`, and who did it.
+    """Outcome of one job: `output` or `error`, and who did it.
 
     `version` is the vFM version (content digest) that ran; times are milliseconds; `load_ms` is the part of `queue_ms` in which
     the job waited for that version to be loaded, 0 if it was resident.
@@ -71,7 +71,7 @@ def _ext_hook(code: int, data: bytes) -> Any:
 
 
 def packb(value: Any) -> bytes:
-    """msgpack with `Tensor` as extension 1. Raises `TypeError` for what cannot travel."""
+    """Encode as msgpack, with `Tensor` as extension 1. Raises `TypeError` for what cannot travel."""
     try:
         return bytes(msgpack.packb(value, default=_default, use_bin_type=True))
     except (OverflowError, ValueError) as e:  # a number over 64 bits, text that is not Unicode, lists without end
@@ -79,7 +79,7 @@ def packb(value: Any) -> bytes:
 
 
 def unpackb(data: bytes) -> Any:
-    """The inverse of `packb`. Raises `ValueError` for anything that is not one whole msgpack value."""
+    """Decode what `packb` has encoded. Raises `ValueError` for anything that is not one whole msgpack value."""
     try:
         return msgpack.unpackb(data, raw=False, ext_hook=_ext_hook, strict_map_key=True)
     except ValueError:
@@ -89,11 +89,12 @@ def unpackb(data: bytes) -> Any:
 
 
 def encode_request(request: Request) -> bytes:
+    """Encode a request as a job's payload. Raises `TypeError` for what cannot travel."""
     return packb([VERSION, request.input, request.params])
 
 
 def decode_request(data: bytes) -> Request:
-    """Raises `InvalidInput` when the bytes are not a request of this version."""
+    """Decode a job's payload. Raises `InvalidInput` when the bytes are not a request of this version."""
     try:
         version, value, params = unpackb(data)
     except (ValueError, TypeError) as e:
@@ -104,13 +105,14 @@ def decode_request(data: bytes) -> Request:
 
 
 def encode_reply(reply: Reply) -> bytes:
+    """Encode a reply, times rounded to microseconds. Raises `TypeError` for what cannot travel."""
     error = reply.error.to_wire() if reply.error is not None else None
     times = [round(reply.queue_ms, 3), round(reply.run_ms, 3), round(reply.load_ms, 3)]
     return packb([VERSION, reply.output, error, reply.version, reply.worker, reply.units, *times])
 
 
 def decode_reply(data: bytes) -> Reply:
-    """Raises `ValueError` when the bytes are not a reply of this version."""
+    """Decode a reply. Raises `ValueError` when the bytes are not a reply of this version."""
     parts = unpackb(data)
     if not isinstance(parts, list) or not parts or parts[0] != VERSION:
         version = parts[0] if isinstance(parts, list) and parts else parts
@@ -122,7 +124,7 @@ def decode_reply(data: bytes) -> Reply:
 
 
 def read_reply(data: bytes) -> Reply:
-    """The reply, or an error in its place if it cannot be read: one worker of another version must not silence the others."""
+    """Decode a reply, or return an error in its place: one worker of another version must not silence the others."""
     try:
         return decode_reply(data)
     except ValueError as e:

@@ -1,4 +1,4 @@
-"""What a pass contained, as a worker records it for `fmplex trace`, on the wire and in a file. Pure."""
+"""Records of passes, as workers make them for `fmplex trace`, on the wire and in a file. Pure."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ VERSION = 1
 
 @dataclass(slots=True)
 class PassPart:
-    """What one vFM had in a pass. `charged_s`: device seconds it was charged; `wait_ms`: how long the one of its jobs that waited
+    """One vFM's part of a pass. `charged_s`: device seconds it was charged; `wait_ms`: how long the one of its jobs that waited
     longest had waited for the pass, from enqueue on; `weight`: its share."""
 
     vfm: str
@@ -42,31 +42,33 @@ class PassRecord:
     parts: list[PassPart] = field(default_factory=list)
 
     def to_wire(self) -> dict[str, Any]:
+        """Return the record as plain values."""
         return asdict(self)
 
     @classmethod
     def from_wire(cls, wire: dict[str, Any]) -> PassRecord:
-        """Raises `ValueError` for what is not a pass of this version."""
+        """Read a record from plain values. Raises `ValueError` for what is not a pass of this version."""
         try:
             return cls(**wire | {"parts": [PassPart(**part) for part in wire["parts"]]})
         except (TypeError, KeyError) as e:
             raise ValueError(f"not a pass of version {VERSION}: {e}") from e
 
 
-class Told(NamedTuple):
-    """The passes that a worker has landed since it told last, none perhaps."""
+class PassReport(NamedTuple):
+    """The passes that a worker has landed since its last report, perhaps none."""
 
     worker: str
     passes: list[PassRecord]
 
 
-def encode_told(worker: str, passes: Sequence[PassRecord]) -> bytes:
+def encode_pass_report(worker: str, passes: Sequence[PassRecord]) -> bytes:
+    """Encode a worker's report of its passes."""
     return packb([VERSION, worker, [record.to_wire() for record in passes]])
 
 
-def decode_told(data: bytes) -> Told:
-    """Raises `ValueError` for bytes of another version."""
+def decode_pass_report(data: bytes) -> PassReport:
+    """Decode a worker's report of its passes. Raises `ValueError` for bytes of another version."""
     wire = unpackb(data)
     if not isinstance(wire, list) or len(wire) != 3 or wire[0] != VERSION:
-        raise ValueError(f"not what a worker of version {VERSION} tells of its passes")
-    return Told(wire[1], [PassRecord.from_wire(record) for record in wire[2]])
+        raise ValueError(f"not a report of passes of version {VERSION}")
+    return PassReport(wire[1], [PassRecord.from_wire(record) for record in wire[2]])

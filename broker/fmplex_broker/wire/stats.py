@@ -1,4 +1,4 @@
-"""What a worker says of itself once a second, and how several such words add up to a view of the fleet. Pure."""
+"""Statistics that a worker publishes once a second, and how those of several workers add up. Pure."""
 
 from __future__ import annotations
 
@@ -15,16 +15,17 @@ _FIRST_MS, _STEP = 0.1, 4
 
 
 def bucket_of(ms: float) -> int:
+    """Return the bucket of a latency (ms)."""
     return 0 if ms <= _FIRST_MS else math.ceil(_STEP * math.log2(ms / _FIRST_MS))
 
 
 def bucket_top(bucket: int) -> float:
-    """The largest latency (ms) that a bucket holds."""
+    """Return the largest latency (ms) that a bucket holds."""
     return float(_FIRST_MS * 2 ** (bucket / _STEP))
 
 
 def quantile(histogram: Mapping[int, int], q: float) -> float | None:
-    """The q-quantile in ms, None when nothing was counted."""
+    """Return the q-quantile in ms, None when nothing was counted."""
     total = sum(histogram.values())
     if total <= 0:
         return None
@@ -36,9 +37,9 @@ def quantile(histogram: Mapping[int, int], q: float) -> float | None:
     return bucket_top(max(histogram))
 
 
-# Of `VfmStats`: histograms, by bucket; and what is as it stands, not counted.
+# Fields of `VfmStats`: histograms, by bucket; and gauges, which are not counted up.
 _HISTOGRAMS = ("latency", "wait", "ttft", "gaps")
-_STANDING = ("weight", "deficit_s", "kv_bytes")
+_GAUGES = ("weight", "deficit_s", "kv_bytes")
 
 
 @dataclass(slots=True)
@@ -69,20 +70,21 @@ class VfmStats:
     kv_bytes: int = 0
 
     def __add__(self, other: VfmStats) -> VfmStats:
-        """The same vFM on two workers."""
+        """Add up the same vFM on two workers."""
         both = {f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self)}
         return VfmStats(**both | {"weight": other.weight})
 
     def since(self, before: VfmStats) -> VfmStats:
-        """What has been counted since an earlier look."""
+        """Return what has been counted since an earlier reading; gauges as they are now."""
         now = {f.name: getattr(self, f.name) for f in fields(self)}
-        return VfmStats(**{name: v if name in _STANDING else v - getattr(before, name) for name, v in now.items()})
+        return VfmStats(**{name: v if name in _GAUGES else v - getattr(before, name) for name, v in now.items()})
 
 
 @dataclass(slots=True)
 class ResidencyStats:
-    """Where a worker's versions are. `hits`, `misses`: jobs whose version was, or was not, on the device when they were claimed;
-    `loads` by where they came from (host, disk, store); `load_ms`: how long they took, by bucket."""
+    """Places of a worker's versions: device, host memory, disk. `hits`, `misses`: jobs whose version was, or was not, on the
+    device when they were claimed; `loads` by where they came from (host, disk, store); `load_ms`: how long they took, by
+    bucket."""
 
     budget_bytes: int = 0
     versions: int = 0
@@ -99,10 +101,10 @@ class ResidencyStats:
 
 @dataclass(slots=True)
 class WorkerStats:
-    """One worker. Counters since its start. `memory_bytes`: unique memory of the process; `device_bytes`: on the accelerator;
-    `backbone_bytes`: weights of the shared backbone. `budget_units`: of a full pass, which takes about `budget_s`. `kv_bytes`:
-    keys and values that texts hold, of `kv_budget_bytes`; `prefix_bytes`: what is kept beside them for prompts that begin alike;
-    `waiting_memory`: jobs that wait for some. `vfms`: the few hundred on which something happened last."""
+    """One worker. Its counters are since its start. `memory_bytes`: unique memory of the process; `device_bytes`: on the
+    accelerator; `backbone_bytes`: weights of the shared backbone. `budget_units`: of a full pass, which takes about `budget_s`.
+    `kv_bytes`: keys and values that texts hold, of `kv_budget_bytes`; `prefix_bytes`: what is kept beside them for prompts that
+    begin alike; `waiting_memory`: jobs that wait for some. `vfms`: the few hundred on which something happened last."""
 
     worker: str
     backbone: str
@@ -133,6 +135,7 @@ def _wire(value: object) -> dict[str, Any]:
 
 
 def encode_stats(stats: WorkerStats) -> bytes:
+    """Encode a worker's statistics; histograms travel as lists of (bucket, count)."""
     vfms = {
         name: _wire(v) | {key: sorted(getattr(v, key).items()) for key in _HISTOGRAMS} for name, v in stats.vfms.items()
     }
@@ -141,7 +144,7 @@ def encode_stats(stats: WorkerStats) -> bytes:
 
 
 def decode_stats(data: bytes) -> WorkerStats:
-    """Raises `ValueError` or `TypeError` for bytes of another version."""
+    """Decode a worker's statistics. Raises `ValueError`, `TypeError` or `KeyError` for bytes of another version."""
     wire: dict[str, Any] = unpackb(data)
     vfms = {}
     for name, v in wire.pop("vfms").items():
@@ -153,7 +156,7 @@ def decode_stats(data: bytes) -> WorkerStats:
 
 
 def by_vfm(workers: Iterable[WorkerStats]) -> dict[str, VfmStats]:
-    """The sum over all workers, by vFM."""
+    """Sum the statistics of each vFM over workers."""
     total: dict[str, VfmStats] = {}
     for worker in workers:
         for name, stats in worker.vfms.items():

@@ -1,4 +1,4 @@
-"""A text that is told as it comes: the chunks that a worker sends while a job runs, and how a reader puts them together.
+"""Streamed texts: the chunks that a worker sends while a job runs, and how a reader puts them together.
 
 Chunks may be lost (the inbox is trimmed, the broker restarts), and a job may run again on another worker. So each chunk says to
 which attempt it belongs, its number in it, and where in the text it begins; and the reply at the end holds the whole text.
@@ -27,7 +27,7 @@ class Delta:
     logprobs: list[dict[str, Any]] = field(default_factory=list)
 
     def __add__(self, later: Delta) -> Delta:
-        """This one and the next."""
+        """Join this part and the next."""
         return Delta(
             self.at, self.text + later.text, self.token_at, self.tokens + later.tokens, self.logprobs + later.logprobs
         )
@@ -35,7 +35,7 @@ class Delta:
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """`attempt` counts the deliveries of the job, `number` the chunks of a run, both from 1."""
+    """One part of a text as it travels. `attempt` counts the deliveries of the job, `number` the chunks of a run, both from 1."""
 
     attempt: int
     number: int
@@ -43,12 +43,13 @@ class Chunk:
 
 
 def encode_chunk(chunk: Chunk) -> bytes:
+    """Encode a chunk."""
     d = chunk.delta
     return packb([VERSION, chunk.attempt, chunk.number, d.at, d.text, d.token_at, d.tokens, d.logprobs])
 
 
 def decode_chunk(data: bytes) -> Chunk:
-    """Raises `ValueError` when the bytes are not a chunk of this version."""
+    """Decode a chunk. Raises `ValueError` when the bytes are not a chunk of this version."""
     match unpackb(data):
         case [version, int(attempt), int(number), int(at), str(text), int(token_at), int(tokens), list(logprobs)]:
             if version == VERSION and min(attempt, number, at, token_at, tokens) >= 0:
@@ -57,9 +58,9 @@ def decode_chunk(data: bytes) -> Chunk:
 
 
 class StreamReader:
-    """What a reader may pass on, in order and once. Pure.
+    """Finds what a reader may pass on, in order and once. Pure.
 
-    A job that runs again tells its text from the beginning: what has been passed on already is compared and skipped. If it
+    A job that runs again sends its text from the beginning: what has been passed on already is compared and skipped. If it
     differs, the stream cannot go on (`StreamRestarted`). After a gap nothing is passed on until a run that has none, or the
     reply, comes to that place.
     """
@@ -72,20 +73,20 @@ class StreamReader:
         self._tokens = 0
 
     def read(self, chunk: Chunk) -> Delta | None:
-        """What of a chunk is new. Raises `StreamRestarted`."""
+        """Return what of a chunk is new. Raises `StreamRestarted`."""
         if chunk.attempt < self._attempt:
             return None
         # A job that is given back, or was not in a pass when its worker died, has the same attempt again.
         if chunk.attempt > self._attempt or chunk.number == 1:
             self._attempt, self._number, self._gap = chunk.attempt, 0, False
         if chunk.number <= self._number:
-            return None  # told twice
+            return None  # sent twice
         self._gap = self._gap or chunk.number != self._number + 1 or chunk.delta.at > len(self._text)
         self._number = chunk.number
         return None if self._gap else self._pass_on(chunk.delta)
 
     def end(self, text: str, tokens: int, logprobs: list[dict[str, Any]]) -> Delta | None:
-        """What of the whole, as the reply has it, is new. Raises `StreamRestarted`."""
+        """Return what is new of the whole text, as the reply has it. Raises `StreamRestarted`."""
         if len(text) < len(self._text):
             raise _restarted()
         return self._pass_on(Delta(0, text, 0, tokens, logprobs))

@@ -43,19 +43,19 @@ class Tensor:
             raise ValueError(f"{self.dtype} tensor of shape {self.shape} needs {want} bytes, got {len(self.data)}")
 
     def tolist(self) -> Any:
-        """Nested Python lists (a bare number for a zero-dimensional tensor)."""
+        """Return nested Python lists (a bare number for a zero-dimensional tensor)."""
         count = math.prod(self.shape)
         return _nest(list(struct.unpack(f"<{count}{DTYPES[self.dtype][1]}", self.data)), self.shape)
 
     def numpy(self) -> Any:
-        """A read-only numpy view over the same bytes; needs numpy installed."""
+        """Return a read-only numpy view over the same bytes; needs numpy installed."""
         import numpy as np
 
         return np.frombuffer(self.data, dtype=self.dtype).reshape(self.shape)
 
     @classmethod
     def of(cls, array: Any) -> Tensor:
-        """From a numpy array (or what numpy can view); copies only if it is not contiguous."""
+        """Make a tensor of a numpy array (or what numpy can view); copies only if it is not contiguous."""
         import numpy as np
 
         a = np.ascontiguousarray(array)

@@ -15,7 +15,6 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
 from fmplex.aio import AsyncClient
-from fmplex.cli.top import compare
 from fmplex.demo.report import Report
 from fmplex.demo.scoring import needs_train, score
 from fmplex.demo.tasks import BACKBONE, MODEL, TASKS, Examples, as_input, load_examples
@@ -26,8 +25,10 @@ from fmplex_broker.errors import FmplexError
 from fmplex_broker.specs.fitting import FitDone, FitEpoch, FitFailed, FitStarted
 from fmplex_broker.specs.fleet import locate_model
 from fmplex_broker.streams.connection import Scripts, open_redis
-from fmplex_broker.streams.fleet import FleetView, look
+from fmplex_broker.streams.fleet import read_fleet
 from fmplex_broker.streams.registry import Registry
+from fmplex_broker.wire.fleet_view import FleetView
+from fmplex_broker.wire.rates import fleet_rates
 from fmplex_broker.wire.stats import WorkerStats
 
 _CALLERS = 32
@@ -94,14 +95,14 @@ async def _serve(out: Console, fleet: LocalFleet, packages: Path, report: Report
     registry = Registry(redis, Scripts(redis))
     async with AsyncClient(fleet.gateway_url) as client:
         try:
-            one = await _deploy(client, packages, lambda: look(redis, registry))
-            report.memory = _memory(one, (await look(redis, registry)).workers[0])
+            one = await _deploy(client, packages, lambda: read_fleet(redis, registry))
+            report.memory = _memory(one, (await read_fleet(redis, registry)).workers[0])
             await _score(client, examples, report)
             with out.status(f"mixed traffic over {len(TASKS)} vFMs for {seconds:.0f} s"):
-                before = await look(redis, registry)
+                before = await read_fleet(redis, registry)
                 report.traffic = await mixed(client, inputs, seconds, _CALLERS)
                 await asyncio.sleep(1.1)  # workers report once a second
-                seen = compare(before, await look(redis, registry))
+                seen = fleet_rates(before, await read_fleet(redis, registry))
             report.share = {row["vfm"]: row["share_received"] for row in seen["vfms"]}
             with out.status("the same bursts together, and one task at a time"):
                 report.sharing = await together_or_in_turn(client, inputs, _ROUNDS)

@@ -14,7 +14,7 @@ from fmplex.tracing.recording import Header, Writer
 from fmplex_broker.errors import NoWorker
 from fmplex_broker.streams.catalog import Catalog
 from fmplex_broker.streams.connection import open_redis
-from fmplex_broker.streams.tracing import Heard, Tracer
+from fmplex_broker.streams.tracing import ReceivedReport, Tracer
 from fmplex_broker.wire.passes import PassRecord
 
 _LOOK_S = 0.25
@@ -116,13 +116,13 @@ class Listener:
                 return
             await asyncio.sleep(_LOOK_S)
 
-    def _keep(self, writer: Writer, heard: list[Heard], begin_ms: float, end_ms: float) -> None:
+    def _keep(self, writer: Writer, heard: list[ReceivedReport], begin_ms: float, end_ms: float) -> None:
         passes = [p for p in self._hear(heard) if begin_ms <= p.start_ms < end_ms]
         writer.add(passes)
         self.progress.add(passes)
         self._told(self.progress)
 
-    def _hear(self, heard: list[Heard]) -> list[PassRecord]:
+    def _hear(self, heard: list[ReceivedReport]) -> list[PassRecord]:
         for at_ms, told in heard:
             self._heard[told.worker] = at_ms
         return [record for _, told in heard for record in told.passes]

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fmplex_broker.wire.messages import packb
-from fmplex_broker.wire.passes import PassPart, PassRecord, Told, decode_told, encode_told
+from fmplex_broker.wire.passes import PassPart, PassRecord, PassReport, decode_pass_report, encode_pass_report
 
 seconds = st.floats(min_value=0, max_value=1e9)
 counts = st.integers(0, 10**9)
@@ -20,7 +20,7 @@ passes = st.builds(
 
 @given(st.text(), st.lists(passes, max_size=5))
 def test_a_report_survives_the_wire(worker: str, records: list[PassRecord]) -> None:
-    assert decode_told(encode_told(worker, records)) == Told(worker, records)
+    assert decode_pass_report(encode_pass_report(worker, records)) == PassReport(worker, records)
 
 
 @pytest.mark.parametrize(
@@ -29,4 +29,4 @@ def test_a_report_survives_the_wire(worker: str, records: list[PassRecord]) -> N
 )  # fmt: skip
 def test_what_is_no_report_of_this_version_is_a_value_error(data: bytes) -> None:
     with pytest.raises(ValueError):
-        decode_told(data)
+        decode_pass_report(data)

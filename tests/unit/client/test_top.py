@@ -6,16 +6,16 @@ from collections import Counter
 from typing import Any
 
 import pytest
-from fmplex_broker.specs.vfm import Slo, VfmSpec
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from fmplex.cli.top import compare
 from fmplex.cli.top.tables import draw
 from fmplex_broker.specs.deployments import VfmStatus
 from fmplex_broker.specs.heads import Embedding, Generation, Head
-from fmplex_broker.streams.fleet import Depth, FleetView
+from fmplex_broker.specs.vfm import Slo, VfmSpec
+from fmplex_broker.wire.fleet_view import Depth, FleetView
+from fmplex_broker.wire.rates import fleet_rates
 from fmplex_broker.wire.stats import (
     VfmStats,
     WorkerStats,
@@ -69,7 +69,7 @@ def test_rates_and_shares_are_over_what_happened_between_the_looks() -> None:
         [vfm("a", weight=3.0), vfm("b")],
         {"b": Depth(waiting=7, pending=1, oldest_ms=90)},
     )
-    rows = {row["vfm"]: row for row in compare(before, now)["vfms"]}
+    rows = {row["vfm"]: row for row in fleet_rates(before, now)["vfms"]}
     assert rows["a"]["jobs_per_s"] == pytest.approx(10.0)
     assert rows["a"]["share_received"] == pytest.approx(0.75)
     assert rows["a"]["share_promised"] == pytest.approx(0.75)
@@ -80,7 +80,7 @@ def test_rates_and_shares_are_over_what_happened_between_the_looks() -> None:
 def test_a_worker_that_has_gone_does_not_make_rates_negative() -> None:
     before = FleetView(0, 2, [worker("old", a=VfmStats(done=1000)), worker("new", a=VfmStats(done=5))])
     now = FleetView(1_000, 2, [worker("new", a=VfmStats(done=7))], [vfm("a")])
-    assert compare(before, now)["vfms"][0]["jobs_per_s"] == pytest.approx(2.0)
+    assert fleet_rates(before, now)["vfms"][0]["jobs_per_s"] == pytest.approx(2.0)
 
 
 def test_workers_add_up() -> None:
@@ -107,7 +107,7 @@ def test_vfms_that_generate_tell_of_tokens_between_the_looks() -> None:
         2_000, 2, [worker("w", chat=late)], [vfm("chat", head=Generation(), slo=Slo(ttft_ms=500)), vfm("embed")]
     )
     now.workers[0].kv_budget_bytes, now.workers[0].kv_bytes, now.workers[0].waiting_memory = 8 << 20, 4 << 20, 7
-    rows = compare(before, now)
+    rows = fleet_rates(before, now)
     by_name = {row["vfm"]: row for row in rows["vfms"]}
     text = by_name["chat"]["text"]
     assert (text["tokens_per_s"], text["prompt_tokens_per_s"], text["cached"]) == (100.0, 50.0, 0.8)
@@ -123,7 +123,7 @@ def test_vfms_that_generate_tell_of_tokens_between_the_looks() -> None:
 
 def test_fleets_that_generate_nothing_have_no_columns_for_it() -> None:
     now = FleetView(1_000, 1, [worker("w", a=VfmStats(done=1))], [vfm("a")])
-    told = drawn(compare(FleetView(0, 1, [worker("w")]), now))
+    told = drawn(fleet_rates(FleetView(0, 1, [worker("w")]), now))
     assert "jobs/s" in told
     assert "tokens/s" not in told
     assert "KV" not in told

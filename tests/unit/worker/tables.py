@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from fmplex_broker.streams.consumer import Claimed
+from fmplex_broker.streams.claims import Claimed
 from fmplex_broker.wire.messages import INTERACTIVE, Flow
 from fmplex_worker.host.active_job import ActiveJob
 from fmplex_worker.host.claim_room import ClaimRoom

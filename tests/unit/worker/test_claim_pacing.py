@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from fmplex_broker.streams.consumer import CLAIM_ROOM
+from fmplex_broker.streams.claims import CLAIM_ROOM
 from fmplex_broker.wire.messages import INTERACTIVE
 from fmplex_worker.host.claim_pacing import ClaimPacer
 from fmplex_worker.host.job_state import JobState

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from fmplex_broker.errors import BrokerUnavailable, FmplexError, PackageRejected
-from fmplex_broker.specs.deployments import Deployed
+from fmplex_broker.specs.deployments import DeployedVfm
 from fmplex_worker.host import deployments as library_module
 from fmplex_worker.host.deployments import DeploymentFollower
 from tests.unit.worker.fakes import residents, until
@@ -19,7 +19,7 @@ class FakeRegistry:
     """The record of the fleet in a dict; counts what is asked."""
 
     def __init__(self) -> None:
-        self.record: dict[str, Deployed] = {}
+        self.record: dict[str, DeployedVfm] = {}
         self.votes: list[tuple[str, str, FmplexError | None]] = []
         self.snapshots = 0
         self.asked: list[list[str]] = []
@@ -36,7 +36,7 @@ class FakeRegistry:
         self.snapshots += 1
         return sorted(name for name, d in self.record.items() if d.offered)
 
-    async def deployed(self, backbone: str, names: Sequence[str]) -> dict[str, Deployed | None]:
+    async def deployed(self, backbone: str, names: Sequence[str]) -> dict[str, DeployedVfm | None]:
         self._call()
         self.asked.append(list(names))
         return {name: self.record.get(name) for name in names}
@@ -69,7 +69,7 @@ class Fixture:
         self.library = DeploymentFollower(self.registry, "b", self.scheduler, self.residents)  # type: ignore[arg-type]
 
     def offer(self, vfm: str, version: str, serving: str = "") -> None:
-        self.registry.record[vfm] = Deployed(serving, 1.0, version)
+        self.registry.record[vfm] = DeployedVfm(serving, 1.0, version)
 
     async def look(self) -> None:
         """What `follow` does at each word."""
@@ -93,7 +93,7 @@ def f() -> Fixture:
 
 async def test_what_is_on_offer_is_voted_on_before_the_first_claim(f: Fixture) -> None:
     f.offer("a", "v1")
-    f.registry.record["b"] = Deployed("x", 1.0, "")
+    f.registry.record["b"] = DeployedVfm("x", 1.0, "")
     f.library.told(7)
     await f.look()
     assert f.registry.votes == [("a", "v1", None)]
@@ -130,7 +130,7 @@ async def test_a_refusal_is_voted_with_its_words_and_holds_nothing(f: Fixture) -
 async def test_words_in_order_need_no_snapshot(f: Fixture) -> None:
     await f.caught_up(5)
     for counter in range(6, 20):
-        f.registry.record["a"] = Deployed("v1", counter, "")
+        f.registry.record["a"] = DeployedVfm("v1", counter, "")
         f.library.hear([(counter, "a")])
         f.library.told(counter)
         await f.look()
@@ -194,7 +194,7 @@ async def test_a_snapshot_reads_what_is_known_here_and_forgets_what_is_gone(f: F
     for name, version in (("kept", "v1"), ("gone", "v2"), ("replaced", "v3")):
         await f.residents.load(version, name)
         f.residents.unpin(version)
-    f.registry.record = {"kept": Deployed("v1", 2.0, ""), "replaced": Deployed("v4", 1.0, "")}
+    f.registry.record = {"kept": DeployedVfm("v1", 2.0, ""), "replaced": DeployedVfm("v4", 1.0, "")}
     f.scheduler.weights["gone"] = 1.0
     await f.caught_up(3)
     assert list(f.engine.loaded) == ["v1"]

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fmplex_broker.errors import JobFailed
-from fmplex_broker.streams.consumer import Claimed
+from fmplex_broker.streams.claims import Claimed
 from fmplex_broker.wire.messages import CLASSES, INTERACTIVE, OFFLINE, Flow
 from fmplex_broker.wire.streaming import Delta
 from fmplex_worker import protocol

@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 from fmplex_broker.errors import Cancelled, FmplexError, PackageRejected
-from fmplex_broker.streams.consumer import Claim, Claimed, Order, Terms
+from fmplex_broker.streams.claims import Claim, Claimed, Order, Terms
 from fmplex_broker.wire.messages import INTERACTIVE, Flow, Request, encode_request
 from fmplex_worker.host.active_job import ActiveJob
 from fmplex_worker.host.claim_pacing import ClaimPacer

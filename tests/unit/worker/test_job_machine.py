@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from fmplex_broker.errors import DeadlineExceeded, FmplexError, InvalidInput, JobFailed, PackageRejected
-from fmplex_broker.streams.consumer import Claimed
+from fmplex_broker.streams.claims import Claimed
 from fmplex_broker.wire.messages import CLASSES, INTERACTIVE, Flow
 from fmplex_worker.host.active_job import ActiveJob
 from fmplex_worker.host.claim_room import ClaimRoom

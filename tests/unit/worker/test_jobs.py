@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fmplex_broker.streams.consumer import CLAIM_ROOM
+from fmplex_broker.streams.claims import CLAIM_ROOM
 from fmplex_broker.wire.messages import INTERACTIVE, OFFLINE
 from fmplex_worker.host.active_job import ActiveJob
 from fmplex_worker.host.job_state import ENDS, JobState, may_follow

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from fmplex_broker.errors import BrokerUnavailable, JobFailed
-from fmplex_broker.streams.consumer import Claimed
+from fmplex_broker.streams.claims import Claimed
 from fmplex_broker.wire.messages import decode_reply
 from fmplex_broker.wire.streaming import Chunk, Delta, decode_chunk
 from fmplex_worker.host import outbox as outbox_module
@@ -46,7 +46,7 @@ class Broker:
         self._call()
         self.settled.append(list(batch))
 
-    async def tell(self, chunks: Sequence[tuple[Claimed, bytes]]) -> None:
+    async def send_chunks(self, chunks: Sequence[tuple[Claimed, bytes]]) -> None:
         self._call()
         self.chunks.append(list(chunks))
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
-from fmplex_broker.streams.consumer import Claimed
+from fmplex_broker.streams.claims import Claimed
 from fmplex_worker.host.active_job import ActiveJob
 from fmplex_worker.host.blame import Blame
 from fmplex_worker.host.flight import Flight

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from fmplex_broker.errors import FmplexError
-from fmplex_broker.streams.consumer import Claimed
+from fmplex_broker.streams.claims import Claimed
 from fmplex_broker.wire.messages import Flow
 from fmplex_worker.host.job_state import ENDS, TAKES_ROOM, JobState
 from fmplex_worker.protocol import Piece, Prepared

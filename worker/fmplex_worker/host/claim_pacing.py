@@ -7,7 +7,7 @@ import asyncio
 import time
 from contextlib import suppress
 
-from fmplex_broker.streams.consumer import CLAIM_ROOM
+from fmplex_broker.streams.claims import CLAIM_ROOM
 from fmplex_worker.host.job_state import JobState
 from fmplex_worker.host.jobs import JobTable
 from fmplex_worker.host.passes import PassProgress

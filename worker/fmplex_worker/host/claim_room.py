@@ -6,7 +6,7 @@ nobody's turn is decided here long before it comes.
 
 from __future__ import annotations
 
-from fmplex_broker.streams.consumer import CLAIM_ROOM
+from fmplex_broker.streams.claims import CLAIM_ROOM
 from fmplex_broker.wire.messages import CLASSES, INTERACTIVE, Flow
 from fmplex_worker.host.passes import PassProgress
 

@@ -9,7 +9,8 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from fmplex_broker.errors import BrokerUnavailable
-from fmplex_broker.streams.consumer import Claim, Claimed, Consumer, Order
+from fmplex_broker.streams.claims import Claim, Claimed, Order
+from fmplex_broker.streams.consumer import Consumer
 from fmplex_broker.wire.messages import INTERACTIVE, Flow
 from fmplex_worker.host.jobs import JobTable
 from fmplex_worker.host.lease import LeaseLost

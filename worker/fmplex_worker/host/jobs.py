@@ -10,7 +10,7 @@ import asyncio
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator
 
-from fmplex_broker.streams.consumer import CLAIM_ROOM, Claimed
+from fmplex_broker.streams.claims import CLAIM_ROOM, Claimed
 from fmplex_broker.wire.messages import CLASSES
 from fmplex_worker.host.active_job import ActiveJob
 from fmplex_worker.host.claim_room import ClaimRoom

@@ -15,8 +15,9 @@ from dataclasses import dataclass, field
 from fmplex_broker.errors import BrokerUnavailable
 from fmplex_broker.specs.deployments import BackboneInfo
 from fmplex_broker.specs.fleet import BackboneSpec, WorkerSpec
+from fmplex_broker.streams.claims import Order
 from fmplex_broker.streams.connection import Client, Scripts
-from fmplex_broker.streams.consumer import Consumer, Order
+from fmplex_broker.streams.consumer import Consumer
 from fmplex_broker.streams.producer import new_id
 from fmplex_broker.streams.registry import Registry
 from fmplex_worker.host.blame import Blame

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from fmplex_broker.errors import BrokerUnavailable
-from fmplex_broker.streams.consumer import Consumer, Words
+from fmplex_broker.streams.consumer import Consumer, Signals
 from fmplex_worker.host.deployments import DeploymentFollower
 from fmplex_worker.host.dispatch import Dispatcher
 from fmplex_worker.host.intake import Intake
@@ -28,12 +28,12 @@ class Listener:
         """Listen, for ever."""
         while True:
             try:
-                words = await self._consumer.listen()
+                signals = await self._consumer.listen()
             except BrokerUnavailable:
                 await asyncio.sleep(_BACKOFF_S)
-                words = Words(True, [], [])  # whatever was said meanwhile; the next beats tell of changes
-            if words.woken:
+                signals = Signals(True, [], [])  # whatever was said meanwhile; the next beats tell of changes
+            if signals.woken:
                 self._intake.ring()
-            self._deployments.hear(words.changed)
-            for key in words.cancelled:
+            self._deployments.hear(signals.changed)
+            for key in signals.cancelled:
                 self._dispatcher.cancel(key)

@@ -7,7 +7,7 @@ from concurrent.futures import Executor
 from dataclasses import replace
 
 from fmplex_broker.errors import DeadlineExceeded, FmplexError
-from fmplex_broker.streams.consumer import Claimed
+from fmplex_broker.streams.claims import Claimed
 from fmplex_broker.wire.messages import Request, decode_request
 from fmplex_worker.host.active_job import ActiveJob
 from fmplex_worker.host.clock import ServerClock

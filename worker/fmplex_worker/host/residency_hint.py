@@ -29,7 +29,7 @@ class ResidencyHint:
             due = time.monotonic() > refreshed + _REFRESH_S
             try:
                 if due or here != told:
-                    await self._consumer.dwell(sorted(here if due else here - told), sorted(told - here))
+                    await self._consumer.announce_resident(sorted(here if due else here - told), sorted(told - here))
                     refreshed = time.monotonic() if due else refreshed
                 told = here
             except BrokerUnavailable:

@@ -61,6 +61,6 @@ class ChunkSender:
             number = self._numbers[job.key] = self._numbers.get(job.key, 0) + 1
             chunks.append((job.claimed, encode_chunk(Chunk(job.claimed.attempts, number, news))))
         try:
-            await self._consumer.tell(chunks)
+            await self._consumer.send_chunks(chunks)
         except BrokerUnavailable as e:
             log.warning("tell: %s; %d readers wait for the reply", e, len(chunks))

@@ -1,7 +1,6 @@
 """`fmplex top`: two looks at the fleet and what changed between them.
 
-rows.py    what happened between two looks, as plain values
-tables.py  the rows for people
+`fmplex_broker.wire.rates` computes it as plain values; tables.py draws them.
 """
 
 from __future__ import annotations
@@ -11,13 +10,11 @@ import asyncio
 from rich.live import Live
 
 from fmplex.cli.common import out, print_json
-from fmplex.cli.top.rows import compare
 from fmplex.cli.top.tables import draw
 from fmplex_broker.streams.connection import Scripts, open_redis
-from fmplex_broker.streams.fleet import look
+from fmplex_broker.streams.fleet import read_fleet
 from fmplex_broker.streams.registry import Registry
-
-__all__ = ["compare", "run_top"]
+from fmplex_broker.wire.rates import fleet_rates
 
 
 async def run_top(url: str, interval: float, limit: int, *, once: bool, as_json: bool) -> None:
@@ -25,13 +22,13 @@ async def run_top(url: str, interval: float, limit: int, *, once: bool, as_json:
     redis = open_redis(url)
     registry = Registry(redis, Scripts(redis))
     try:
-        before = await look(redis, registry)
+        before = await read_fleet(redis, registry)
         with Live(console=out, auto_refresh=False, screen=not once, transient=False) as live:
             while True:
                 # Workers speak once a second: looks closer together would show nothing in between.
                 await asyncio.sleep(max(interval, 1.05))
-                now = await look(redis, registry)
-                rows = compare(before, now)
+                now = await read_fleet(redis, registry)
+                rows = fleet_rates(before, now)
                 if as_json:
                     print_json(rows)
                 else:

@@ -21,7 +21,7 @@ from fmplex.demo.generation.voices import VOICES
 from fmplex.local import LocalFleet
 from fmplex_broker.errors import FmplexError
 from fmplex_broker.streams.connection import Scripts, open_redis
-from fmplex_broker.streams.fleet import look
+from fmplex_broker.streams.fleet import read_fleet
 from fmplex_broker.streams.registry import Registry
 from fmplex_broker.wire.stats import WorkerStats
 
@@ -90,6 +90,6 @@ async def _worker(broker: str) -> WorkerStats:
     await asyncio.sleep(_SPOKEN_TO_S)
     redis = open_redis(broker)
     try:
-        return (await look(redis, Registry(redis, Scripts(redis)))).workers[0]
+        return (await read_fleet(redis, Registry(redis, Scripts(redis)))).workers[0]
     finally:
         await redis.aclose()

@@ -1,46 +1,58 @@
-"""What happened between two looks, as plain values."""
+"""Rates of a fleet between two readings, as plain values for whoever draws them. Pure."""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from typing import Any
 
-from fmplex_broker.specs.vfm import Slo
-
 from fmplex_broker.specs.deployments import VfmStatus
-from fmplex_broker.streams.fleet import Depth, FleetView
+from fmplex_broker.specs.vfm import Slo
+from fmplex_broker.wire.fleet_view import Depth, FleetView
 from fmplex_broker.wire.stats import VfmStats, WorkerStats, by_vfm, quantile
 
 
-def compare(before: FleetView, now: FleetView) -> dict[str, Any]:
-    """`vfms` (busiest first; those that generate have a `text`) and `workers`."""
+def fleet_rates(before: FleetView, now: FleetView) -> dict[str, Any]:
+    """Compute what happened between two readings: `seconds`, `registered`, `vfms` (one row each, busiest first; those that
+    generate have a `text`) and `workers` (one row each).
+
+    `share_received`: part of the device time of the vFM's backbone; `share_promised`: its weight among the active ones. Names
+    of values end in their units; `busy`, `cached` and `hit_rate` are parts of 1. None: there was nothing to measure.
+    """
     seconds = max((now.now_ms - before.now_ms) / 1000, 1e-3)
     known = {w.worker: w for w in before.workers}
     # A worker that has just come starts from nothing; one that has gone is in neither sum.
-    earlier = by_vfm(
-        [known.get(w.worker, WorkerStats(w.worker, w.backbone, w.device, w.pid, w.host)) for w in now.workers]
-    )
+    earlier = by_vfm([known.get(w.worker, _unused(w)) for w in now.workers])
     later = by_vfm(now.workers)
     spent = {name: later[name].since(earlier.get(name, VfmStats())) for name in later}
     rows = []
-    charged: dict[str, float] = defaultdict(float)  # by backbone: a share is a share of one backbone's devices
-    weights: dict[str, float] = defaultdict(float)
     for status in now.vfms:
         stats, depth = spent.get(status.name, VfmStats()), now.depths.get(status.name, Depth())
-        row = _row(status, stats, depth, seconds)
-        charged[status.backbone] += stats.charged_s
-        weights[status.backbone] += row["weight"] if row["active"] else 0.0
-        rows.append(row)
+        rows.append(_vfm_row(status, stats, depth, seconds))
+    _add_shares(rows, spent)
+    rows.sort(key=lambda r: (-(r["share_received"] or 0), -r["waiting"], r["vfm"]))
+    workers = [_worker_row(w, known.get(w.worker, _unused(w)), seconds) for w in now.workers]
+    return {"seconds": seconds, "registered": now.registered, "vfms": rows, "workers": workers}
+
+
+def _unused(worker: WorkerStats) -> WorkerStats:
+    """Return the statistics of a worker that has done nothing yet."""
+    return WorkerStats(worker.worker, worker.backbone, worker.device, worker.pid, worker.host)
+
+
+def _add_shares(rows: list[dict[str, Any]], spent: dict[str, VfmStats]) -> None:
+    """Add the shares promised and received; they are shares of one backbone's devices."""
+    charged: dict[str, float] = defaultdict(float)
+    weights: dict[str, float] = defaultdict(float)
+    for row in rows:
+        charged[row["backbone"]] += spent[row["vfm"]].charged_s if row["vfm"] in spent else 0.0
+        weights[row["backbone"]] += row["weight"] if row["active"] else 0.0
     for row in rows:
         weight, total = weights[row["backbone"]], charged[row["backbone"]]
         row["share_promised"] = row["weight"] / weight if row["active"] and weight else None
         row["share_received"] = spent[row["vfm"]].charged_s / total if row["vfm"] in spent and total > 0 else None
-    rows.sort(key=lambda r: (-(r["share_received"] or 0), -r["waiting"], r["vfm"]))
-    workers = [_worker(w, known.get(w.worker), seconds) for w in now.workers]
-    return {"seconds": seconds, "registered": now.registered, "vfms": rows, "workers": workers}
 
 
-def _row(status: VfmStatus, stats: VfmStats, depth: Depth, seconds: float) -> dict[str, Any]:
+def _vfm_row(status: VfmStatus, stats: VfmStats, depth: Depth, seconds: float) -> dict[str, Any]:
     serving = status.serving
     row = {
         "vfm": status.name,
@@ -61,12 +73,12 @@ def _row(status: VfmStatus, stats: VfmStats, depth: Depth, seconds: float) -> di
         "deficit_s": stats.deficit_s,
     }
     if serving is not None and "generation" in serving.kinds:
-        row["text"] = _text(serving.slo, stats, seconds)
+        row["text"] = _text_row(serving.slo, stats, seconds)
     return row
 
 
-def _text(slo: Slo, stats: VfmStats, seconds: float) -> dict[str, Any]:
-    """Of a vFM that generates."""
+def _text_row(slo: Slo, stats: VfmStats, seconds: float) -> dict[str, Any]:
+    """Return the rates of the texts of a vFM that generates."""
     return {
         "tokens_per_s": stats.tokens / seconds,
         "prompt_tokens_per_s": stats.prompt_tokens / seconds,
@@ -81,24 +93,23 @@ def _text(slo: Slo, stats: VfmStats, seconds: float) -> dict[str, Any]:
     }
 
 
-def _worker(now: WorkerStats, before: WorkerStats | None, seconds: float) -> dict[str, Any]:
-    base = before or WorkerStats(now.worker, now.backbone, now.device, now.pid, now.host)
-    passes, r = now.passes - base.passes, now.residency
-    hits = r.hits - base.residency.hits
+def _worker_row(now: WorkerStats, before: WorkerStats, seconds: float) -> dict[str, Any]:
+    passes, r = now.passes - before.passes, now.residency
+    hits = r.hits - before.residency.hits
     return {
         "worker": now.worker,
         "host": now.host,
         "device": now.device,
         "passes_per_s": passes / seconds,
-        "tokens_per_pass": (now.pass_units - base.pass_units) / passes if passes else 0.0,
+        "tokens_per_pass": (now.pass_units - before.pass_units) / passes if passes else 0.0,
         "budget_units": now.budget_units,
         "budget_s": now.budget_s,
-        "busy": min(1.0, (now.busy_s - base.busy_s) / seconds),
+        "busy": min(1.0, (now.busy_s - before.busy_s) / seconds),
         "held": now.held,
         "resident": r.versions,
         "resident_bytes": r.device_bytes,
-        "hit_rate": hits / jobs if (jobs := hits + r.misses - base.residency.misses) else None,
-        "loads_per_s": (sum(r.loads.values()) - sum(base.residency.loads.values())) / seconds,
+        "hit_rate": hits / jobs if (jobs := hits + r.misses - before.residency.misses) else None,
+        "loads_per_s": (sum(r.loads.values()) - sum(before.residency.loads.values())) / seconds,
         "memory_bytes": now.memory_bytes,
         "device_bytes": now.device_bytes,
         "backbone_bytes": now.backbone_bytes,
