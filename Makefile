@@ -1,11 +1,11 @@
 # make demo   the main job from end to end (embedded broker, real encoder, under two minutes)
-# make test   all test suites but the long ones
-# make test-long  the demo of generated text, trained and started twice
+# make test   all test suites but what takes longer (under 12 minutes on two cores)
+# make test-all  what takes longer: the demo of generated text, every benchmark in its quick form
 # make test-deep  the scheduler's promises, ten thousand random traces each
 # make check  ruff, mypy, import-linter
 # make bench  the benchmarks, as JSON into benchmarks/results/
 # make up     a fleet on this machine until Ctrl-C
-.PHONY: setup demo test test-long test-deep check bench up format clean
+.PHONY: setup demo test test-all test-deep check bench up format clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -30,7 +30,7 @@ test: setup
 	$(BIN)/python -m pytest tests $(addprefix --ignore=,$(BESIDE)) $(PYTEST_ARGS); rest=$$?; \
 	wait $$beside; status=$$?; cat $(VENV)/beside.log; test $$rest -eq 0 && test $$status -eq 0
 
-test-long: setup
+test-all: setup
 	$(BIN)/python -m pytest -m long
 
 test-deep: setup
