@@ -15,8 +15,6 @@ import time
 from contextlib import suppress
 from tempfile import TemporaryDirectory
 
-from fmplex_broker.specs.vfm import Limits, VfmSpec
-
 from benchmarks.harness import Benchmark, Ratios, Report, interleave_async, main
 from benchmarks.noop import BACKBONE, UNITS
 from benchmarks.processes import start_module
@@ -26,6 +24,7 @@ from fmplex_broker.packages.artifacts import ArtifactStore
 from fmplex_broker.packages.package import bare
 from fmplex_broker.specs.deployments import BackboneInfo
 from fmplex_broker.specs.heads import Features
+from fmplex_broker.specs.vfm import Limits, VfmSpec
 from fmplex_broker.streams.connection import Client, Scripts, open_redis
 from fmplex_broker.streams.consumer import Consumer
 from fmplex_broker.streams.deployer import Deployer

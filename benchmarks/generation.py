@@ -31,7 +31,6 @@ import peft
 import psutil
 import torch
 import uvloop
-from fmplex_broker.specs.vfm import VfmSpec
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from benchmarks.fleet import Workers, cores, deploy, fleet_file, open_client, pin
@@ -40,6 +39,7 @@ from benchmarks.models import MINILM
 from fmplex_broker.packages.package import ADAPTER_CONFIG, ADAPTER_WEIGHTS, make_package
 from fmplex_broker.specs.fleet import BackboneSpec, WorkerSpec, locate_model
 from fmplex_broker.specs.heads import Generation
+from fmplex_broker.specs.vfm import VfmSpec
 from fmplex_broker.streams.embedded import EmbeddedServer
 from fmplex_broker.streams.queue_client import QueueClient
 from fmplex_broker.wire.messages import Request

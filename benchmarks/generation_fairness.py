@@ -30,12 +30,12 @@ import numpy as np
 import psutil
 import torch
 import uvloop
-from fmplex_broker.specs.vfm import Slo, VfmSpec
 
 from benchmarks.fleet import Workers, cores, deploy, fleet_file, open_client, pin
 from benchmarks.generation import Ask, params, save_llama
 from benchmarks.harness import Options, Report, cpu_name, main, ratio, without_pauses
 from fmplex_broker.specs.heads import Generation
+from fmplex_broker.specs.vfm import Slo, VfmSpec
 from fmplex_broker.streams.embedded import EmbeddedServer
 from fmplex_broker.streams.fleet import look
 from fmplex_broker.streams.queue_client import QueueClient

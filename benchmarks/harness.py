@@ -174,7 +174,7 @@ def _result(benchmark: Benchmark, report: Report, complete: bool) -> dict[str, A
         "rounds": min(map(len, several.values()), default=int(any(measured.values()))),
         "ratios": {name: statistics.median(values) for name, values in measured.items() if values},
         "spreads": {name: spread(values) for name, values in several.items()},
-        "samples": report.samples,
+        "samples": {name: values for name, values in report.samples.items() if values},
         "config": report.config,
         "device": report.device,
     }

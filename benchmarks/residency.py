@@ -20,7 +20,6 @@ from typing import Any
 
 import numpy as np
 import uvloop
-from fmplex_broker.specs.vfm import VfmSpec
 from safetensors.numpy import save
 
 from benchmarks.fleet import LEASE_MS, Workers
@@ -29,6 +28,7 @@ from benchmarks.models import MINILM, texts
 from fmplex_broker.packages.artifacts import ArtifactStore
 from fmplex_broker.packages.package import ADAPTER_CONFIG, ADAPTER_WEIGHTS, HEAD, Package, make_package
 from fmplex_broker.specs.schema import parse
+from fmplex_broker.specs.vfm import VfmSpec
 from fmplex_broker.streams.deployer import Deployer
 from fmplex_broker.streams.embedded import EmbeddedServer
 from fmplex_broker.streams.fleet import look

@@ -31,7 +31,6 @@ from typing import Any
 import psutil
 import torch
 import uvloop
-from fmplex_broker.specs.vfm import VfmSpec
 from transformers import AutoTokenizer
 
 from benchmarks.fleet import Workers, cores, deploy, fleet_file, open_client, pin
@@ -40,6 +39,7 @@ from benchmarks.models import SIZES, Size, Tasks, texts
 from fmplex import AsyncClient
 from fmplex_broker.admission.requests import admit
 from fmplex_broker.specs.heads import Embedding
+from fmplex_broker.specs.vfm import VfmSpec
 from fmplex_broker.streams.connection import Scripts, open_redis
 from fmplex_broker.streams.embedded import EmbeddedServer
 from fmplex_broker.streams.fleet import Depth, FleetView, look

@@ -15,13 +15,13 @@ from pathlib import Path
 import httpx
 import numpy as np
 import psutil
-from fmplex_broker.specs.vfm import VfmSpec
 from safetensors.numpy import save_file
 
 from fmplex import Client
 from fmplex.local import LocalFleet
 from fmplex_broker.specs.fleet import locate_model
 from fmplex_broker.specs.heads import Embedding
+from fmplex_broker.specs.vfm import VfmSpec
 from fmplex_broker.streams.embedded import free_port
 
 ROOT = Path(__file__).parents[2]
