@@ -138,7 +138,7 @@ class Bench:
         return f"{self._name}-{way.name}-{kind}-{('victim', 'aggressor')[task]}"
 
     async def calibrate(self, jobs: int) -> None:
-        """Measure drr's maximum rate (the aggressor's jobs a second), which loads are parts of; and let everybody see traffic."""
+        """Measure drr's maximum rate (the aggressor's jobs a second), of which loads are parts; and let all see traffic."""
         for way in reversed(self._ways):
             way.workers.thaw()
             for kind in _KINDS:

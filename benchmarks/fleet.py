@@ -42,10 +42,14 @@ def _toml(name: str, table: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def fleet_file(folder: Path, backbone: str, model: Path | str, *, pass_units: int, **worker: Any) -> Path:
+def fleet_file(
+    folder: Path, backbone: str, model: Path | str, *, pass_units: int, max_tokens: int | None = None, **worker: Any
+) -> Path:
     """Write a fleet file for one backbone, `worker` being what its table has beside the device (CPU), one thread, and a
     lease that outlasts a freeze. All of a folder share one artifact store; see `open_client`."""
     spec = {"name": backbone, "model": str(model), "pass_units": pass_units}
+    if max_tokens is not None:
+        spec["max_tokens"] = max_tokens
     table = {"device": "cpu", "threads": 1, "lease_ms": LEASE_MS} | worker
     return write_fleet(
         folder / f"{backbone}.toml", {"backbone": spec, "worker": table}, artifacts=artifact_folder(folder)

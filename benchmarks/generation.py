@@ -1,8 +1,9 @@
 """Tokens a second of generated text: FMplex's worker against transformers' own ways with the same model.
 
-24 requests (12 if their prompts are long) of mixed lengths come at once. FMplex: a real worker behind the broker. `cb`: transformers' continuous batching
-(block sharing off, room for all requests at once); `static`: its `generate` in padded batches of 8 as the requests come, each
-until its longest text ends; `one`: its `generate`, one request at a time. Every process has the same core, one awake at a time.
+24 requests (12 if their prompts are long) of mixed lengths come at once. FMplex: a real worker behind the broker. `cb`:
+transformers' continuous batching (block sharing off, room for all requests at once); `static`: its `generate` in padded
+batches of 8 as the requests come, each until its longest text ends; `one`: its `generate`, one request at a time. Every process
+has the same core, one awake at a time.
 The model: a Llama of about 50 M random weights. Texts end after the number of tokens that was asked for, whatever they say.
 
 `ratios`: tokens a second over those of each (short prompts: 8 to 128 tokens, long: 512 to 1,024; without either name: the lower

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from typing import IO
+from typing import IO, Self
 
 from fmplex_broker.errors import Unavailable
 
@@ -45,7 +45,7 @@ class LineProcess:
             raise Unavailable(f"{self._module} has ended with status {self._process.wait()}")
         return answer.decode()
 
-    def __enter__(self) -> LineProcess:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -9,28 +9,29 @@ When all have gone, `ratios` counts what is left: bytes of keys and values (of r
 are removed), jobs in hand or queued, keys in Redis that would stay for ever, connections of the gateway; and what went wrong:
 texts that were others, errors that nobody had asked for. The exit code is 1 unless all of it is 0.
 
-    python -m benchmarks.soak [--minutes N] [--callers N] [--seed N] [--json]
+    python -m benchmarks.soak [--json] [--minutes N] [--quick] [--callers N] [--seed N]      (about nine minutes)
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import random
 import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import psutil
-import uvloop
 
-from benchmarks.harness import Options, Report, cpu_name, main
+from benchmarks.fleet import artifact_folder, write_fleet
+from benchmarks.harness import Benchmark, Ratios, Report, main
 from benchmarks.soak_callers import Caller, Expected, Owner, references
+from benchmarks.stopping import run_async
 from fmplex import AsyncClient
 from fmplex.local import LocalFleet
 from fmplex_broker.streams.fleet import look
@@ -67,29 +68,25 @@ class Found:
     worker_mb: list[float] = field(default_factory=list)
     most_waiting: int = 0
 
-    @property
-    def clean(self) -> bool:
-        return not self.wrong and not any(self.left.values())
-
 
 class Soak:
     """One fleet, from its first caller to what the last one left."""
 
-    def __init__(self, folder: Path, seed: int, callers: int) -> None:
+    def __init__(self, folder: Path, seed: int, callers: int, found: Found) -> None:
         self._folder = folder
         self._random = random.Random(seed)
         self._callers = callers
-        self.found = Found()
+        self._found = found
         self._model = save_model(folder / "model")
-        config = folder / "fleet.toml"
-        config.write_text(
-            f"artifacts = {json.dumps(str(folder / 'artifacts'))}\n"
-            f'[backbone]\nname = "{BACKBONE}"\nmodel = {json.dumps(str(self._model))}\npass_units = 64\n'
-            f'[worker]\ndevice = "cpu"\nthreads = 1\nkv_bytes = {_KV_TOKENS * TOKEN_BYTES}\n'
-        )
+        tables = {
+            "backbone": {"name": BACKBONE, "model": str(self._model), "pass_units": 64},
+            "worker": {"device": "cpu", "threads": 1, "kv_bytes": _KV_TOKENS * TOKEN_BYTES},
+        }
+        config = write_fleet(folder / "fleet.toml", tables, artifacts=artifact_folder(folder))
         self._fleet = LocalFleet(config, workers=_WORKERS, port=0, data=folder / "data")
 
-    async def run(self, seconds: float) -> Found:
+    async def run(self, seconds: float) -> None:
+        """Let callers come for so long, and then look at what is left."""
         await asyncio.to_thread(self._fleet.start)
         session = QueueClient.connect(self._fleet.broker_url)
         try:
@@ -101,7 +98,6 @@ class Soak:
         finally:
             await session.close()
             await asyncio.to_thread(self._fleet.stop)
-        return self.found
 
     # ---- while it runs ----
 
@@ -119,26 +115,26 @@ class Soak:
         return package
 
     async def _traffic(self, client: AsyncClient, session: QueueClient, expected: Expected, seconds: float) -> None:
-        found, over = self.found, asyncio.Event()
+        found, over = self._found, asyncio.Event()
         guests = [self._package(f"guest-{i}", {"kind": "generation"}, 2 + i) for i in range(4)]
         owner = Owner(client, guests, random.Random(self._random.random()), found.did)
         callers = [
             Caller(self._fleet.gateway_url, expected, owner.serving, random.Random(self._random.random()), found)
             for _ in range(self._callers)
         ]
-        running = [asyncio.create_task(actor.run(over)) for actor in (owner, *callers)]
-        running.append(asyncio.create_task(self._watch(session, over)))
+        running = [asyncio.create_task(owner.run(over)), asyncio.create_task(self._watch(session, over))]
+        running += [asyncio.create_task(caller.run(over)) for caller in callers]
         await asyncio.wait(running, timeout=seconds, return_when=asyncio.FIRST_EXCEPTION)
         over.set()
         await asyncio.gather(*running)
         found.wrong += [f"{name} died: {self._fleet.log(name)}" for name in self._fleet.dead()]
 
     async def _watch(self, session: QueueClient, over: asyncio.Event) -> None:
-        """How full it is meanwhile."""
+        """Note how full it is meanwhile."""
         while not over.is_set():
             workers = await self._stats(session)
-            self.found.worker_mb.append(sum(worker.memory_bytes for worker in workers) / 1e6)
-            self.found.most_waiting = max(self.found.most_waiting, *(worker.waiting_memory for worker in workers), 0)
+            self._found.worker_mb.append(sum(worker.memory_bytes for worker in workers) / 1e6)
+            self._found.most_waiting = max(self._found.most_waiting, *(worker.waiting_memory for worker in workers), 0)
             await asyncio.wait([asyncio.create_task(over.wait())], timeout=_SAMPLE_S)
 
     # ---- what is left ----
@@ -146,8 +142,8 @@ class Soak:
     async def _stats(self, session: QueueClient) -> list[WorkerStats]:
         return (await look(session.redis, session.registry)).workers
 
-    async def _after(self, session: QueueClient, wanted: Any) -> list[WorkerStats]:
-        """What the workers say, once it is what is wanted; else what they say in the end."""
+    async def _after(self, session: QueueClient, wanted: Callable[[list[WorkerStats]], bool]) -> list[WorkerStats]:
+        """Return what the workers say, once it is what is wanted; else what they say in the end."""
         end = time.monotonic() + _PATIENCE_S
         while True:
             await asyncio.sleep(1.5)  # they speak once a second
@@ -156,7 +152,7 @@ class Soak:
                 return workers
 
     async def _look_at_rows(self, session: QueueClient) -> None:
-        left, keys = self.found.left, Keys(BACKBONE)
+        left, keys = self._found.left, Keys(BACKBONE)
         workers = await self._after(session, lambda workers: not any(w.held or w.kv_bytes for w in workers))
         left["workers_gone"] = _WORKERS - len(workers)
         left["kv_bytes"] = sum(worker.kv_bytes for worker in workers)
@@ -171,8 +167,8 @@ class Soak:
         left["gateway_connections"] = max(0, len(open_) - 1)
 
     async def _look_at_everything(self, client: AsyncClient, session: QueueClient) -> None:
-        """Without vFMs there are no prompts to keep and no queues; only what is for ever may be for ever."""
-        left, redis = self.found.left, session.redis
+        """Remove the vFMs: then there are no prompts to keep and no queues, and only what is for ever may be for ever."""
+        left, redis = self._found.left, session.redis
         for vfm in await client.vfms.list():
             await client.vfms.remove(vfm["name"])
         workers = await self._after(session, lambda workers: not any(worker.prefix_bytes for worker in workers))
@@ -180,55 +176,56 @@ class Soak:
         living = {worker.worker for worker in workers}
         names = [key.decode() async for key in redis.scan_iter(count=1000)]
         prefix = Keys(BACKBONE).prefix
-        self.found.keys = await keys_without_ttl(redis)
-        self.found.keys += [name for name in names if name.startswith(f"{prefix}q:")]
-        self.found.keys += [
+        self._found.keys = await keys_without_ttl(redis)
+        self._found.keys += [name for name in names if name.startswith(f"{prefix}q:")]
+        self._found.keys += [
             name for name in names if name.startswith(f"{prefix}held:") and name.split(":")[-1] not in living
         ]
         fields = [name.decode() for name in await redis.hkeys(Keys(BACKBONE).vfms)]
-        self.found.keys += [f"vfms {name}" for name in fields if not name.startswith(":")]
-        left["keys"] = len(self.found.keys)
+        self._found.keys += [f"vfms {name}" for name in fields if not name.startswith(":")]
+        left["keys"] = len(self._found.keys)
 
 
-async def soak(folder: Path, minutes: float, callers: int = 12, seed: int | None = None) -> Found:
-    """Raises nothing for what it finds."""
-    return await Soak(folder, random.randrange(1_000_000) if seed is None else seed, callers).run(60 * minutes)
+async def soak(
+    folder: Path, minutes: float, callers: int = 12, seed: int | None = None, found: Found | None = None
+) -> Found:
+    """Run one soak; `found` is filled as it goes. Raises nothing for what it finds."""
+    found = found or Found()
+    await Soak(folder, random.randrange(1_000_000) if seed is None else seed, callers, found).run(60 * minutes)
+    return found
 
 
-def report(found: Found, options: Options) -> Report:
-    for words in [*found.wrong[:20], *found.keys[:20]]:
-        print(words, file=sys.stderr)
-    ratios = {f"left_{name}": float(number) for name, number in found.left.items()}
-    ratios["wrong"] = float(len(found.wrong))
-    samples = {name: [float(number)] for name, number in sorted(found.did.items())}
-    samples |= {"worker_mb": found.worker_mb, "most_waiting_for_memory": [float(found.most_waiting)]}
-    config = {
-        "minutes": options.more.minutes,
-        "callers": options.more.callers,
-        "kv_tokens": _KV_TOKENS,
-        "workers": _WORKERS,
-    }
-    return Report("soak", ratios, samples, config, cpu_name())
+def run(report: Report) -> None:
+    """Run one soak, and report what was left and what went wrong."""
+    more, found = report.options.more, Found()
+    minutes = more.minutes or (0.1 if report.options.quick else 8.0)
+    report.config |= {"minutes": minutes, "callers": more.callers, "kv_tokens": _KV_TOKENS, "workers": _WORKERS}
+    try:
+        with tempfile.TemporaryDirectory(prefix="fmplex-soak-") as folder:
+            run_async(soak(Path(folder), minutes, more.callers, more.seed, found))
+    finally:
+        for words in [*found.wrong[:20], *found.keys[:20]]:
+            print(words, file=sys.stderr)
+        report.add({name: float(number) for name, number in sorted(found.did.items())})
+        report.add({f"left_{name}": float(number) for name, number in found.left.items()})
+        report.add({"wrong": float(len(found.wrong)), "most_waiting_for_memory": float(found.most_waiting)})
+        report.samples["worker_mb"] = found.worker_mb
+
+
+def ratios(report: Report) -> Ratios:
+    """Return the counts of what is left and of what went wrong."""
+    return {name: values for name, values in report.samples.items() if name.startswith("left_") or name == "wrong"}
+
+
+def _clean(report: Report) -> bool:
+    return not any(value for values in ratios(report).values() for value in values)
 
 
 def _arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--minutes", type=float, default=10.0)
+    parser.add_argument("--minutes", type=float, help="that callers come (default: 8)")
     parser.add_argument("--callers", type=int, default=12)
     parser.add_argument("--seed", type=int, default=None, help="of what they do (not of when it happens)")
 
 
-def cli() -> int:
-    results: list[Found] = []
-
-    def run(options: Options) -> Report:
-        with tempfile.TemporaryDirectory(prefix="fmplex-soak-") as folder:
-            more = options.more
-            results.append(uvloop.run(soak(Path(folder), more.minutes, more.callers, more.seed)))
-        return report(results[0], options)
-
-    main(run, __doc__ or "", _arguments)
-    return 0 if results[0].clean else 1
-
-
 if __name__ == "__main__":
-    sys.exit(cli())
+    main(Benchmark("soak", run, ratios, __doc__ or "", arguments=_arguments, passed=_clean))
