@@ -71,7 +71,7 @@ def build(size: Size, folder: Path) -> Case:
     BertModel(config).save_pretrained(folder / "model")
     words = {"[UNK]": 0, **{f"w{i}": i for i in range(1, VOCABULARY)}}
     tokenizer = Tokenizer(models.WordLevel(words, unk_token="[UNK]"))
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=512).save_pretrained(folder / "model")  # type: ignore[no-untyped-call]
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=512).save_pretrained(folder / "model")
     backbone = load_backbone(BackboneSpec(name="bert", model=str(folder / "model")), "cpu")
     plain = BertModel.from_pretrained(folder / "model", add_pooling_layer=False).train(False).requires_grad_(False)
     mixed = _write_adapters(copy.deepcopy(plain), size.adapters, folder)

@@ -26,7 +26,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import psutil
@@ -79,7 +79,7 @@ class Way:
 
     def start(self, folder: Path, backbone: str, model: Path | str) -> None:
         """Start its worker."""
-        product = {"policy": self._policy} if self._policy in _PRODUCT else {}
+        product: dict[str, Any] = {"policy": self._policy} if self._policy in _PRODUCT else {}
         config = fleet_file(folder, backbone, model, pass_units=self._pass_units, **product)
         if product:
             self.workers.start(config)

@@ -13,6 +13,6 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--policy", choices=POLICIES, required=True)
     given, rest = parser.parse_known_args()
-    service.make_scheduler = lambda _name, cost, budget, **_: POLICIES[given.policy](cost, budget)  # type: ignore[attr-defined, assignment]
+    service.make_scheduler = lambda _name, cost, budget, **_: POLICIES[given.policy](cost, budget)  # type: ignore[attr-defined]
     sys.argv[1:] = rest
     sys.exit(worker.main())

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
@@ -181,7 +182,7 @@ def fmplex(folder: Path, loras: int, threads: int, pass_units: int) -> Iterator[
     packages.mkdir(parents=True)
     for i in range(loras):
         _write_package(packages / f"lora-{i}", seed=i)
-    tables = {
+    tables: dict[str, dict[str, Any]] = {
         "backbone": {"name": "minilm", "model": MODEL, "max_tokens": 256, "pass_units": pass_units},
         "worker": {"threads": threads},
     }
