@@ -24,13 +24,12 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 import psutil
 
+from benchmarks.bursts import Phases, Sent, figures
 from benchmarks.fleet import Workers, cores, deploy, fleet_file, open_client, pin
 from benchmarks.harness import Benchmark, Ratios, Report, main, without_pauses, worst
 from benchmarks.models import MINILM, SIZES, Tasks, texts
@@ -47,25 +46,6 @@ _WAYS = [*_PRODUCT, *POLICIES, *(f"drr-{part:g}" for part in (0.5, 0.25, 0.125))
 _LENGTH = 4  # sentences in a text of the aggressor
 _VICTIM, _CALM, _BURST = 0.10, 0.08, 1.60  # of the maximum load; the burst is 20 × the calm
 _KINDS = ("plain", "lora")
-_SLACK = 1.2
-
-
-@dataclass(frozen=True)
-class Phases:
-    """Seconds of calm, burst, calm."""
-
-    before: float
-    burst: float
-    after: float
-
-
-class Sent(NamedTuple):
-    """One job: when it was due, seconds from then to its reply, what its pass took, and its tokens."""
-
-    due: float
-    latency: float
-    pass_s: float
-    units: int
 
 
 class Way:
@@ -167,10 +147,10 @@ class Bench:
                 if kind == "lora" or "-" not in way.name:
                     way.workers.thaw()
                     try:
-                        figures = await self._turn(way, kind, arrivals, phases, number)
+                        measured = await self._turn(way, kind, arrivals, phases, number)
                     finally:
                         way.workers.freeze()
-                    self._report.add({f"{self._name}_{kind}_{way.name}_{what}": v for what, v in figures.items()})
+                    self._report.add({f"{self._name}_{kind}_{way.name}_{what}": v for what, v in measured.items()})
 
     def _arrivals(self, phases: Phases, seed: int) -> list[Arrival]:
         """Draw the arrivals of a round: task 0 is the victim, task 1 the aggressor."""
@@ -196,7 +176,7 @@ class Bench:
         if number == 0 and kind == "lora":
             latencies = [(round(sent.due, 3), round(sent.latency, 4)) for sent in victim]
             self._report.config["example"].setdefault(self._name, {})[way.name] = latencies
-        return _figures(victim, aggressor, phases, solo_s)
+        return figures(victim, aggressor, phases, solo_s)
 
     async def _send(self, vfms: Sequence[str], arrivals: Sequence[Arrival]) -> list[list[Sent]]:
         """Send each when it is due, whatever became of those before. Returns what became of them, by task."""
@@ -214,23 +194,6 @@ class Bench:
             running.append(asyncio.create_task(one(arrival)))
         await asyncio.gather(*running)
         return [sorted(part) for part in out]
-
-
-def _figures(victim: Sequence[Sent], aggressor: Sequence[Sent], phases: Phases, solo_s: float) -> dict[str, float]:
-    """Sum up what was due in the burst; `solo_s`: a pass of the victim's own."""
-    begin, end = phases.before, phases.before + phases.burst
-    waits = [sent.latency for sent in victim if begin <= sent.due < end]
-    crowd = [sent for sent in aggressor if begin <= sent.due < end]
-    full_s = statistics.median(sent.pass_s for sent in crowd)
-    done = [sent.units for sent in (*victim, *aggressor) if begin <= sent.due + sent.latency < end]
-    return {
-        "victim_p99_s": float(np.percentile(waits, 99)),
-        "victim_p50_s": float(np.percentile(waits, 50)),
-        "victim_mean_s": statistics.fmean(waits),
-        "aggressor_mean_s": statistics.fmean(sent.latency for sent in crowd),
-        "tokens_per_s": sum(done) / phases.burst,
-        "bound_s": _SLACK * (solo_s + 2 * full_s),
-    }
 
 
 async def _run(report: Report, phases: Phases) -> None:
