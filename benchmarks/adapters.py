@@ -176,7 +176,9 @@ def _segmented(case: Case) -> nn.Module:
     model = copy.deepcopy(case.plain)
     for path, target in case.backbone.targets.items():
         parent, _, name = path.rpartition(".")
-        setattr(model.get_submodule(parent), name, PaddedLinear(model.get_submodule(path), target.slot))  # type: ignore[arg-type]
+        linear = model.get_submodule(path)
+        assert isinstance(linear, nn.Linear)
+        setattr(model.get_submodule(parent), name, PaddedLinear(linear, target.slot))
     longest = max(t.tokens for t in case.texts)
     sizes = [len(rows) * longest for _, rows in case.groups()]
     present = [case.adapters[a] for a, _ in case.groups()]
@@ -190,8 +192,7 @@ def _merged(case: Case, adapter: int) -> nn.Module:
     for path, target in case.backbone.targets.items():
         pair = case.adapters[adapter].updates[target.slot]
         if isinstance(pair, Factors):
-            weight = model.get_submodule(path).weight
-            weight.data += (pair.down @ pair.up).t()  # type: ignore[operator]
+            model.get_parameter(f"{path}.weight").data += (pair.down @ pair.up).t()
     return model
 
 

@@ -1,4 +1,4 @@
-"""How fast jobs go through the broker, and whether registered vFMs that are idle cost anything.
+"""Throughput of jobs through the broker, and the cost of registered vFMs that are idle.
 
 `samples.enqueue_per_s`: jobs added by one process, 64 a call. `samples.drain_per_s`: no-op jobs claimed, run and settled by
 one worker process, preloaded streams, append-only file on. `ratios.claim_10000_over_16`: claim latency with 16 active of

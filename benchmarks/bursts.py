@@ -1,4 +1,4 @@
-"""What becomes of a small task's jobs, and of a crawler's, in the crawler's burst: see `benchmarks.fairness`."""
+"""Latencies of a small task's jobs, and of a crawler's, in the crawler's burst: see `benchmarks.fairness`."""
 
 from __future__ import annotations
 

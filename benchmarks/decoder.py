@@ -29,7 +29,7 @@ class GenerationRequest:
 
     @property
     def params(self) -> dict[str, object]:
-        """What it is sent with: greedy, and as long as was asked for, whatever the text says."""
+        """Sampling parameters: greedy, and as long as was asked for, whatever the text says."""
         return {"max_tokens": self.tokens, "ignore_eos": True, "temperature": 0}
 
 

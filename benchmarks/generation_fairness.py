@@ -59,7 +59,7 @@ class Chat:
 
 @dataclass
 class Heard:
-    """What came of the requests: seconds to first tokens, and from each token to the next."""
+    """Measured of the requests so far: seconds to first tokens, and from each token to the next."""
 
     ttft: list[float] = field(default_factory=list)
     gaps: list[float] = field(default_factory=list)

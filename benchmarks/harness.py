@@ -1,4 +1,4 @@
-"""What every benchmark shares: interleaved rounds, medians with their spread, one JSON object or a table.
+"""Common to all benchmarks: interleaved rounds, medians with their spread, one JSON object or a table.
 
 The machine is never quiet, so variants take turns within each round and are compared round by round: a ratio is the
 median over the rounds of (variant / base), and a disturbance hits both sides of it.
@@ -41,7 +41,7 @@ class Options:
 
 @dataclass(slots=True)
 class Report:
-    """What a benchmark has measured so far. `samples`: name → one number a round (seconds unless config says else)."""
+    """Everything that a benchmark has measured so far. `samples`: name → one number a round (seconds unless config says else)."""
 
     options: Options
     samples: dict[str, list[float]] = field(default_factory=dict)

@@ -38,7 +38,7 @@ _LOADS, _COMPARED = (20, 60, 95), (60, 95)
 
 @dataclass(frozen=True)
 class Plan:
-    """How much is measured."""
+    """The amount of what is measured."""
 
     size: Size
     tasks: int
@@ -144,7 +144,7 @@ def run(report: Report) -> None:
     size = SIZES[more.backbone]
     plan = Plan(size, 16, tuple(more.loads or _LOADS), size.jobs, 2, more.seconds or 2.4, options.rounds)
     if options.quick:
-        plan = Plan(size, 3, tuple(more.loads or _COMPARED), size.jobs // 16, 1, more.seconds or 0.5, options.rounds)
+        plan = Plan(size, 2, tuple(more.loads or _COMPARED), size.jobs // 16, 1, more.seconds or 0.5, options.rounds)
     report.config |= _config(plan, more.backbone)
     run_async(_run(report, plan))
     report.config["queue_grows"] = _growing(report)

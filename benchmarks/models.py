@@ -1,4 +1,4 @@
-"""What the fleets of the benchmarks serve: BERT-like backbones with random weights, tasks on them, and real texts.
+"""Models of the fleets of the benchmarks: BERT-like backbones with random weights, tasks on them, and real texts.
 
 A task is a LoRA and a small head. Served on the shared backbone it is a package with an adapter; served from a copy of the
 model, its LoRA is merged into the copy's weights, as a team would that has the model for itself. Both answer alike.

@@ -1,4 +1,4 @@
-"""What the worker costs around the backbone: its throughput over that of a bare loop on the plain packed backbone.
+"""The worker's cost around the backbone: its throughput over that of a bare loop on the plain packed backbone.
 
 Jobs of plain embedding vFMs wait in the streams while the one real worker process is stopped (SIGSTOP); then it goes on,
 and claims, tokenises, runs and settles all of them. Time runs from then to the last settlement, as the stamp of the last

@@ -1,4 +1,4 @@
-"""Makes the environments of the servers that `benchmarks.peers` compares with: one each, below .fmplex/peers.
+"""Make the environments of the servers that `benchmarks.peers` compares with: one each, below .fmplex/peers.
 
     python -m benchmarks.peers_setup [mosec litserve infinity]
 

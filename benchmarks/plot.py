@@ -1,4 +1,4 @@
-"""Draws what the benchmarks printed: `python -m benchmarks.plot benchmarks/results/*.json --out docs/img`.
+"""Draw what the benchmarks printed: `python -m benchmarks.plot benchmarks/results/*.json --out docs/img`.
 
 One picture a benchmark, one panel a question, one bar a way to do it: the median over the rounds, and a dot for each round.
 `load_curves` has lines instead: the median over the rounds, and a band from quartile to quartile.

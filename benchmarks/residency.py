@@ -1,4 +1,4 @@
-"""What it costs to keep only some of many vFMs on the device.
+"""The cost of keeping only some of many vFMs on the device.
 
 2,000 vFMs, each with a LoRA and a head of its own, on the real MiniLM; traffic over them by Zipf's law (the k-th vFM is asked
 in proportion to 1/k). One worker may keep 100 of them on the device, the other all; the same jobs in turn, on the same

@@ -1,4 +1,4 @@
-"""What a plan costs the worker's event loop, by the number of flows that have work.
+"""The cost of a plan to the worker's event loop, by the number of flows that have work.
 
 Flows of weights 1 to 8, with two items each and more where there are few flows; one item of 16 to 48 units is added again for
 each that was picked; passes of 32 items or so. `samples.plan_us_N`: one `plan()` with N flows that have work, µs;
@@ -55,7 +55,7 @@ class Case:
 
     @property
     def items_a_pass(self) -> float:
-        """How many items a pass had on average."""
+        """Mean number of items in a pass."""
         return statistics.mean(self._picked)
 
     def measure(self, passes: int) -> float:

@@ -1,4 +1,4 @@
-"""What vFMs receive of two workers, against what their weights promise them.
+"""Shares of two workers that vFMs receive, against those that their weights promise them.
 
 8 vFMs of weights 1 to 8, each a LoRA and a head, send texts of 8 to 200 tokens, one length each; which weight has which length
 is another in every round. Every queue in Redis is kept full. Two workers of one backbone, a core each where there are two,
@@ -62,7 +62,7 @@ _GOAL = 0.03
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How much is measured."""
+    """The amount of what is measured."""
 
     size: Size
     lead_s: float  # before what is measured: windows fill, costs and mean sizes are learnt
@@ -72,7 +72,7 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Received:
-    """What one vFM got of the middle of a round, as shares of all."""
+    """One vFM's part of the middle of a round, as shares of all."""
 
     weight: int
     tokens: int  # of each of its texts

@@ -1,4 +1,4 @@
-"""What sharing is worth: 16 tasks on one backbone, against a process per task, a copy per task, and one task a pass.
+"""The worth of sharing: 16 tasks on one backbone, against a process per task, a copy per task, and one task a pass.
 
 Every way to serve has the same broker, client, texts, tokenizer, packing and pass budget, and all its worker processes share
 one core with one thread each (the device); broker and client have the other cores. Copies have the tasks' LoRAs merged.
@@ -30,7 +30,7 @@ _LOADS = (50, 90)  # % of the rival's maximum rate
 
 @dataclass(frozen=True)
 class Plan:
-    """How much is measured."""
+    """The amount of what is measured."""
 
     size: Size
     tasks: int
@@ -97,7 +97,7 @@ def run(report: Report) -> None:
     size = SIZES[more.backbone]
     plan = Plan(size, 16, size.jobs, more.seconds or size.seconds, options.rounds)
     if options.quick:
-        plan = Plan(size, 3, size.jobs // 16, more.seconds or 0.7, options.rounds)
+        plan = Plan(size, 2, size.jobs // 16, more.seconds or 0.7, options.rounds)
     report.config |= _config(plan, more.backbone)
     run_async(_run(report, plan))
 

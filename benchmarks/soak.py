@@ -59,7 +59,7 @@ _VFMS: dict[str, tuple[int, int]] = {
 
 @dataclass
 class Found:
-    """What a run found. `left`: by name, all zero if nothing leaks; `wrong`: texts and errors, in words."""
+    """Findings of a run. `left`: by name, all zero if nothing leaks; `wrong`: texts and errors, in words."""
 
     did: Counter[str] = field(default_factory=Counter)
     wrong: list[str] = field(default_factory=list)

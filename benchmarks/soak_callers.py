@@ -35,7 +35,7 @@ Expected = dict[tuple[str, str, bool], str]
 
 
 class Notes(Protocol):
-    """What is written down."""
+    """Notes that callers write down."""
 
     did: Counter[str]
     wrong: list[str]

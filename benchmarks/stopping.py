@@ -1,4 +1,4 @@
-"""How a benchmark ends when it is told to: by SIGTERM, by Ctrl-C, or with the process that started it.
+"""The end of a benchmark that is told to end: by SIGTERM, by Ctrl-C, or with the process that started it.
 
 The process that was started only watches. The benchmark runs in a child of it, which ends in order: SIGTERM and SIGINT raise
 `Stopped` in plain code and cancel the coroutine of `run_async`, so `with` and `finally` stop what was started. Whatever
@@ -34,7 +34,7 @@ class Stopped(BaseException):
 
 
 class _Ending:
-    """What SIGTERM and SIGINT do in the benchmark: the first one ends the run, later ones change nothing."""
+    """The handler of SIGTERM and SIGINT in the benchmark: the first one ends the run, later ones change nothing."""
 
     def __init__(self) -> None:
         self.stopped: Stopped | None = None

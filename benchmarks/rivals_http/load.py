@@ -23,7 +23,7 @@ from benchmarks.processes import LineProcess
 
 @dataclass(slots=True)
 class Round:
-    """What the connections of one round share: the requests not sent yet, and what came back."""
+    """State that the connections of one round share: the requests not sent yet, and what came back."""
 
     requests: Iterator[bytes]
     latencies: list[float] = field(default_factory=list)

@@ -1,4 +1,4 @@
-"""What is embedded: texts cut from the demo's sentences, with lognormal lengths, the same list for every server."""
+"""The inputs that are embedded: texts cut from the demo's sentences, with lognormal lengths, the same list for every server."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How the settings in `benchmarks.peers` were chosen: one server, many settings, requests a second of each.
+"""The choice of the settings in `benchmarks.peers`: one server, many settings, requests a second of each.
 
 python -m benchmarks.rivals_http.tune mosec|litserve|infinity|fmplex [--requests N] [--rounds N]
 """
