@@ -57,7 +57,7 @@ from fmplex_broker.wire.messages import Request
 from fmplex_worker.engine.opening import open_engine
 from fmplex_worker.protocol import Work
 
-_ADAPTERS, _STEPS = 8, 40
+_ADAPTERS = 8
 _RIVALS = {"cb": "transformers_cb", "static": "static", "one": "one"}
 _REQUESTS = {"short": 24, "long": 12}
 _VFM = "writer"
@@ -124,7 +124,8 @@ async def spread_out(session: QueueClient, wanted: Sequence[GenerationRequest], 
 class Steps:
     """Decoding passes of 8 rows, with an adapter each or none."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, passes: int) -> None:
+        self._passes = passes
         torch.set_num_threads(1)
         spec = BackboneSpec(name="steps", model=str(folder), pass_units=PASS_UNITS)
         self._engine = open_engine(spec, WorkerSpec(device="cpu"))
@@ -147,13 +148,13 @@ class Steps:
     def seconds(self, which: str) -> float:
         """Return the seconds of the median decoding pass."""
         rows = [
-            (digest, Request({"input_ids": request.prompt}, GenerationRequest([], _STEPS + 2).params))
+            (digest, Request({"input_ids": request.prompt}, GenerationRequest([], self._passes + 2).params))
             for digest, request in zip(self._digests[which], random_requests("short", _ADAPTERS), strict=True)
         ]
         jobs = [job for job in self._engine.prepare(rows) if not isinstance(job, FmplexError)]
         assert len(jobs) == len(rows)
         self._engine.step([Work(job, sum(piece.tokens for piece in job.pieces())) for job in jobs])
-        took = [self._engine.step([Work(job, 1) for job in jobs]).seconds for _ in range(_STEPS)]
+        took = [self._engine.step([Work(job, 1) for job in jobs]).seconds for _ in range(self._passes)]
         for job in jobs:
             self._engine.drop(job)
         return statistics.median(took)
@@ -161,12 +162,12 @@ class Steps:
 
 def measure_steps(report: Report, folder: Path) -> None:
     """Let decoding passes with and without LoRAs take turns, in this process."""
-    steps = Steps(folder)
+    steps = Steps(folder, passes=8 if report.options.quick else 40)
 
     def turn(which: str) -> dict[str, float]:
         return {f"step_{which}_s": steps.seconds(which)}
 
-    interleave(report, {which: partial(turn, which) for which in ("plain", "lora8")}, report.options.rounds + 2)
+    interleave(report, {which: partial(turn, which) for which in ("plain", "lora8")}, report.options.rounds)
 
 
 # ---- all of it ----
@@ -244,7 +245,9 @@ async def _measure(report: Report, folder: Path, model: Path) -> None:
 def run(report: Report) -> None:
     """Measure decoding passes, and then each kind of prompts."""
     options, more = report.options, report.options.more
-    counts = {kind: more.requests or (4 if options.quick else _REQUESTS[kind]) for kind in more.prompts}
+    counts = {
+        kind: more.requests or (_REQUESTS[kind] // 6 if options.quick else _REQUESTS[kind]) for kind in more.prompts
+    }
     report.device += f", torch {torch.__version__}"
     report.config |= {
         "requests": counts,

@@ -22,7 +22,7 @@ import uvloop
 _Result = TypeVar("_Result")
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _SET_PARENT_DEATH_SIGNAL, _SET_CHILD_SUBREAPER = 1, 36  # prctl(2)
-_GONE_S = 10.0
+_SWEEPS, _GONE_S = 5, 10.0  # whose parents are killed come into sight in the next sweep
 
 
 class Stopped(BaseException):
@@ -119,7 +119,10 @@ def _prctl(option: int, value: int) -> None:
 
 def _kill_descendants() -> None:
     """Kill every process below this one; say which on stderr, for it should have been stopped already."""
-    while left := psutil.Process().children(recursive=True):
+    for _ in range(_SWEEPS):
+        left = psutil.Process().children(recursive=True)
+        if not left:
+            return
         for process in left:
             try:
                 if process.status() != psutil.STATUS_ZOMBIE:
