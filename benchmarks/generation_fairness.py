@@ -44,9 +44,21 @@ from fmplex_broker.streams.queue_client import QueueClient
 from fmplex_broker.wire.stats import WorkerStats
 
 _POLICIES = ("drr", "fifo")
-_PROMPT, _TEXT, _ESSAYS = (1000, 1000), (64, 256), 16
+_PROMPT, _TEXT = (1000, 1000), (64, 256)
 _CHAT_PROMPT, _CHAT_TEXT, _CHATS_S = (8, 64), (20, 40), 2.0
 _DEADLINE_MS = 3_600_000
+_WARM_UP_S = 4.0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The amount of what is measured."""
+
+    essays: int  # at a time
+    alone: int  # requests of the chat without company
+    seconds: float  # of the chat, a policy and round
+    rounds: int
+    warm_up: int  # rounds
 
 
 @dataclass(frozen=True)
@@ -120,8 +132,9 @@ class Reader:
 class Bench:
     """A worker a policy."""
 
-    def __init__(self, report: Report, folder: Path, server: EmbeddedServer, session: QueueClient) -> None:
+    def __init__(self, report: Report, plan: Plan, folder: Path, server: EmbeddedServer, session: QueueClient) -> None:
         self._report = report
+        self._plan = plan
         self._folder = folder
         self._server = server
         self._session = session
@@ -151,29 +164,32 @@ class Bench:
         for workers in self._workers.values():
             workers.stop()
 
-    async def rounds(self, number: int, seconds: float, warm_up_s: float) -> None:
-        """Let the policies take turns, so many rounds and one before that warms up. The same requests for both of a round."""
-        seeds = dict.fromkeys(_POLICIES, -1)
+    async def rounds(self) -> None:
+        """Let the policies take turns, with the same requests for both of a round."""
+        plan = self._plan
+        seeds = dict.fromkeys(_POLICIES, -plan.warm_up)
 
         async def turn(policy: str) -> dict[str, float]:
             seed, seeds[policy] = seeds[policy], seeds[policy] + 1
             self._workers[policy].thaw()
             try:
-                figures = await self._measure(policy, seed, warm_up_s if seed < 0 else seconds)
+                figures = await self._measure(policy, seed, min(_WARM_UP_S, plan.seconds) if seed < 0 else plan.seconds)
             finally:
                 self._workers[policy].freeze()
             return {f"{policy}_{name}": value for name, value in figures.items()}
 
-        await interleave_async(self._report, {policy: partial(turn, policy) for policy in _POLICIES}, number)
+        await interleave_async(
+            self._report, {policy: partial(turn, policy) for policy in _POLICIES}, plan.rounds, plan.warm_up
+        )
 
     async def _measure(self, policy: str, number: int, seconds: float) -> dict[str, float]:
         """Read the chat alone, and then beside the essays. Returns the figures of one policy in one round."""
         wanted = chats(seconds, 100 + number)
         alone = Reader(self._session, f"{policy}-chat")
-        for chat in wanted[:8]:
+        for chat in wanted[: self._plan.alone]:
             await alone.read(chat.request, time.perf_counter())
         essays, reader = (Reader(self._session, f"{policy}-{vfm}") for vfm in ("essays", "chat"))
-        writing = [asyncio.create_task(essays.keep_on(1000 * (number + 2) + i)) for i in range(_ESSAYS)]
+        writing = [asyncio.create_task(essays.keep_on(1000 * (number + 2) + i)) for i in range(self._plan.essays)]
         try:
             await self._saturated(essays, writing)
             essays.heard = Heard()
@@ -193,7 +209,7 @@ class Bench:
 
     async def _saturated(self, essays: Reader, writing: Sequence[asyncio.Task[None]]) -> None:
         """Wait until the first essays grow while the last are in their prompts."""
-        while len(essays.heard.ttft) < _ESSAYS // 4:
+        while len(essays.heard.ttft) < self._plan.essays // 4:
             await asyncio.wait(writing, timeout=0.1)
             for task in writing:
                 if task.done():
@@ -221,14 +237,14 @@ class Bench:
             await asyncio.sleep(0.1)
 
 
-async def _measure(report: Report, folder: Path, seconds: float) -> None:
+async def _measure(report: Report, plan: Plan, folder: Path) -> None:
     with EmbeddedServer(folder / "broker") as server:
         session = QueueClient.connect(server.url)
-        bench = Bench(report, folder, server, session)
+        bench = Bench(report, plan, folder, server, session)
         try:
             await bench.open()
             without_pauses()
-            await bench.rounds(report.options.rounds, seconds, warm_up_s=min(4.0, seconds))
+            await bench.rounds()
         finally:
             bench.close()
             await session.close()
@@ -236,18 +252,19 @@ async def _measure(report: Report, folder: Path, seconds: float) -> None:
 
 def run(report: Report) -> None:
     """Measure both policies on a broker of their own."""
-    seconds = report.options.more.seconds or (3.0 if report.options.quick else 30.0)
+    seconds, rounds = report.options.more.seconds, report.options.rounds
+    plan = Plan(4, 2, seconds or 2.0, rounds, 0) if report.options.quick else Plan(16, 8, seconds or 30.0, rounds, 1)
     report.device += f", torch {torch.__version__}"
     report.config |= {
-        "essays": f"{_ESSAYS} at a time, prompts of {_PROMPT[0]} tokens, texts of {_TEXT}",
+        "essays": f"{plan.essays} at a time, prompts of {_PROMPT[0]} tokens, texts of {_TEXT}",
         "chat": f"prompts of {_CHAT_PROMPT} tokens, texts of {_CHAT_TEXT}, {_CHATS_S:g} a second",
         "pass_units": PASS_UNITS,
-        "seconds": seconds,
+        "seconds": plan.seconds,
         "rounds": report.options.rounds,
         "cores": "workers: one, one awake at a time; broker and client: the rest",
     }
     with tempfile.TemporaryDirectory(prefix="fmplex-generation-") as folder:
-        run_async(_measure(report, Path(folder), seconds))
+        run_async(_measure(report, plan, Path(folder)))
 
 
 def ratios(report: Report) -> Ratios:
