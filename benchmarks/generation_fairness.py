@@ -253,7 +253,7 @@ async def _measure(report: Report, plan: Plan, folder: Path) -> None:
 def run(report: Report) -> None:
     """Measure both policies on a broker of their own."""
     seconds, rounds = report.options.more.seconds, report.options.rounds
-    plan = Plan(4, 2, seconds or 2.0, rounds, 0) if report.options.quick else Plan(16, 8, seconds or 30.0, rounds, 1)
+    plan = Plan(4, 2, seconds or 3.0, rounds, 0) if report.options.quick else Plan(16, 8, seconds or 30.0, rounds, 1)
     report.device += f", torch {torch.__version__}"
     report.config |= {
         "essays": f"{plan.essays} at a time, prompts of {_PROMPT[0]} tokens, texts of {_TEXT}",

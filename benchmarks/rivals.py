@@ -35,7 +35,7 @@ WARM_UP = 0.2  # of the arrivals, at the beginning: queues are still filling
 PLACES = "workers: one, shared; broker and client: the rest; all at niceness -15 where the system allows it"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Way:
     """One way to serve the tasks: its processes, and the name of each task's vFM."""
 

@@ -206,7 +206,7 @@ def run(report: Report) -> None:
     finally:
         for words in [*found.wrong[:20], *found.keys[:20]]:
             print(words, file=sys.stderr)
-        report.add({name: float(number) for name, number in sorted(found.did.items())})
+        report.add({f"did_{name}": float(number) for name, number in sorted(found.did.items())})
         report.add({f"left_{name}": float(number) for name, number in found.left.items()})
         report.add({"wrong": float(len(found.wrong)), "most_waiting_for_memory": float(found.most_waiting)})
         report.samples["worker_mb"] = found.worker_mb
