@@ -70,34 +70,32 @@ class Found:
 
 
 class Soak:
-    """One fleet, from its first caller to what the last one left."""
+    """One fleet, from its first caller to what the last one left. `found` is filled as it goes."""
 
     def __init__(self, folder: Path, seed: int, callers: int, found: Found) -> None:
         self._folder = folder
         self._random = random.Random(seed)
         self._callers = callers
-        self._found = found
+        self.found = found
         self._model = save_model(folder / "model")
         tables = {
             "backbone": {"name": BACKBONE, "model": str(self._model), "pass_units": 64},
             "worker": {"device": "cpu", "threads": 1, "kv_bytes": _KV_TOKENS * TOKEN_BYTES},
         }
         config = write_fleet(folder / "fleet.toml", tables, artifacts=artifact_folder(folder))
-        self._fleet = LocalFleet(config, workers=_WORKERS, port=0, data=folder / "data")
+        self.fleet = LocalFleet(config, workers=_WORKERS, port=0, data=folder / "data")
 
     async def run(self, seconds: float) -> None:
-        """Let callers come for so long, and then look at what is left."""
-        await asyncio.to_thread(self._fleet.start)
-        session = QueueClient.connect(self._fleet.broker_url)
+        """Let callers come for so long, and then look at what is left. The fleet has been started."""
+        session = QueueClient.connect(self.fleet.broker_url)
         try:
-            async with AsyncClient(self._fleet.gateway_url) as client:
+            async with AsyncClient(self.fleet.gateway_url) as client:
                 await self._deploy(client)
                 await self._traffic(client, session, await references(client, [*_VFMS][:3]), seconds)
                 await self._look_at_rows(session)
                 await self._look_at_everything(client, session)
         finally:
             await session.close()
-            await asyncio.to_thread(self._fleet.stop)
 
     # ---- while it runs ----
 
@@ -115,11 +113,11 @@ class Soak:
         return package
 
     async def _traffic(self, client: AsyncClient, session: QueueClient, expected: Expected, seconds: float) -> None:
-        found, over = self._found, asyncio.Event()
+        found, over = self.found, asyncio.Event()
         guests = [self._package(f"guest-{i}", {"kind": "generation"}, 2 + i) for i in range(4)]
         owner = Owner(client, guests, random.Random(self._random.random()), found.did)
         callers = [
-            Caller(self._fleet.gateway_url, expected, owner.serving, random.Random(self._random.random()), found)
+            Caller(self.fleet.gateway_url, expected, owner.serving, random.Random(self._random.random()), found)
             for _ in range(self._callers)
         ]
         running = [asyncio.create_task(owner.run(over)), asyncio.create_task(self._watch(session, over))]
@@ -127,14 +125,14 @@ class Soak:
         await asyncio.wait(running, timeout=seconds, return_when=asyncio.FIRST_EXCEPTION)
         over.set()
         await asyncio.gather(*running)
-        found.wrong += [f"{name} died: {self._fleet.log(name)}" for name in self._fleet.dead()]
+        found.wrong += [f"{name} died: {self.fleet.log(name)}" for name in self.fleet.dead()]
 
     async def _watch(self, session: QueueClient, over: asyncio.Event) -> None:
         """Note how full it is meanwhile."""
         while not over.is_set():
             workers = await self._stats(session)
-            self._found.worker_mb.append(sum(worker.memory_bytes for worker in workers) / 1e6)
-            self._found.most_waiting = max(self._found.most_waiting, *(worker.waiting_memory for worker in workers), 0)
+            self.found.worker_mb.append(sum(worker.memory_bytes for worker in workers) / 1e6)
+            self.found.most_waiting = max(self.found.most_waiting, *(worker.waiting_memory for worker in workers), 0)
             await asyncio.wait([asyncio.create_task(over.wait())], timeout=_SAMPLE_S)
 
     # ---- what is left ----
@@ -152,7 +150,7 @@ class Soak:
                 return workers
 
     async def _look_at_rows(self, session: QueueClient) -> None:
-        left, keys = self._found.left, Keys(BACKBONE)
+        left, keys = self.found.left, Keys(BACKBONE)
         workers = await self._after(session, lambda workers: not any(w.held or w.kv_bytes for w in workers))
         left["workers_gone"] = _WORKERS - len(workers)
         left["kv_bytes"] = sum(worker.kv_bytes for worker in workers)
@@ -160,15 +158,15 @@ class Soak:
         left["jobs_waiting_for_memory"] = sum(worker.waiting_memory for worker in workers)
         flows = [Flow(vfm, cls) for vfm in (*_VFMS, "vectors") for cls in CLASSES]
         left["jobs_queued"] = sum([await session.redis.xlen(keys.queue(flow)) for flow in flows])
-        gateway = psutil.Process(self._fleet.processes["gateway"].pid)
-        port = int(self._fleet.gateway_url.rpartition(":")[2])
+        gateway = psutil.Process(self.fleet.processes["gateway"].pid)
+        port = int(self.fleet.gateway_url.rpartition(":")[2])
         # Ours, through which vFMs are removed, is one of them.
         open_ = [c for c in gateway.net_connections() if c.laddr and c.laddr.port == port and c.status != "LISTEN"]
         left["gateway_connections"] = max(0, len(open_) - 1)
 
     async def _look_at_everything(self, client: AsyncClient, session: QueueClient) -> None:
         """Remove the vFMs: then there are no prompts to keep and no queues, and only what is for ever may be for ever."""
-        left, redis = self._found.left, session.redis
+        left, redis = self.found.left, session.redis
         for vfm in await client.vfms.list():
             await client.vfms.remove(vfm["name"])
         workers = await self._after(session, lambda workers: not any(worker.prefix_bytes for worker in workers))
@@ -176,23 +174,29 @@ class Soak:
         living = {worker.worker for worker in workers}
         names = [key.decode() async for key in redis.scan_iter(count=1000)]
         prefix = Keys(BACKBONE).prefix
-        self._found.keys = await keys_without_ttl(redis)
-        self._found.keys += [name for name in names if name.startswith(f"{prefix}q:")]
-        self._found.keys += [
+        self.found.keys = await keys_without_ttl(redis)
+        self.found.keys += [name for name in names if name.startswith(f"{prefix}q:")]
+        self.found.keys += [
             name for name in names if name.startswith(f"{prefix}held:") and name.split(":")[-1] not in living
         ]
         fields = [name.decode() for name in await redis.hkeys(Keys(BACKBONE).vfms)]
-        self._found.keys += [f"vfms {name}" for name in fields if not name.startswith(":")]
-        left["keys"] = len(self._found.keys)
+        self.found.keys += [f"vfms {name}" for name in fields if not name.startswith(":")]
+        left["keys"] = len(self.found.keys)
 
 
-async def soak(
-    folder: Path, minutes: float, callers: int = 12, seed: int | None = None, found: Found | None = None
-) -> Found:
-    """Run one soak; `found` is filled as it goes. Raises nothing for what it finds."""
-    found = found or Found()
-    await Soak(folder, random.randrange(1_000_000) if seed is None else seed, callers, found).run(60 * minutes)
-    return found
+async def soak(folder: Path, minutes: float, callers: int = 12, seed: int | None = None) -> Found:
+    """Run one soak on a fleet of its own. Raises nothing for what it finds."""
+    one = Soak(folder, _seed(seed), callers, Found())
+    await asyncio.to_thread(one.fleet.start)
+    try:
+        await one.run(60 * minutes)
+    finally:
+        await asyncio.to_thread(one.fleet.stop)
+    return one.found
+
+
+def _seed(given: int | None) -> int:
+    return random.randrange(1_000_000) if given is None else given
 
 
 def run(report: Report) -> None:
@@ -202,7 +206,9 @@ def run(report: Report) -> None:
     report.config |= {"minutes": minutes, "callers": more.callers, "kv_tokens": _KV_TOKENS, "workers": _WORKERS}
     try:
         with tempfile.TemporaryDirectory(prefix="fmplex-soak-") as folder:
-            run_async(soak(Path(folder), minutes, more.callers, more.seed, found))
+            one = Soak(Path(folder), _seed(more.seed), more.callers, found)
+            with one.fleet:
+                run_async(one.run(60 * minutes))
     finally:
         for words in [*found.wrong[:20], *found.keys[:20]]:
             print(words, file=sys.stderr)
