@@ -3,9 +3,10 @@
 # make test-all  what takes longer: the demo of generated text, every benchmark in its quick form
 # make test-deep  the scheduler's promises, ten thousand random traces each
 # make check  ruff, mypy, import-linter
-# make bench  the benchmarks, as JSON into benchmarks/results/
+# make bench  the benchmarks, as JSON into benchmarks/results/ (ten minutes each at most)
+# make bench-quick  a small version of every benchmark, to see that it works
 # make up     a fleet on this machine until Ctrl-C
-.PHONY: setup demo test test-all test-deep check bench up format clean
+.PHONY: setup demo test test-all test-deep check bench bench-quick up format clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -42,9 +43,14 @@ check: setup
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# Every script that has a claim; what the soak says is whether something is left, which needs no picture.
+BENCHMARKS := $(filter-out soak,$(basename $(notdir $(shell grep -lE '^ +main.Benchmark.' benchmarks/*.py))))
 bench: setup
 	mkdir -p benchmarks/results
-	for name in adapters broker scheduler fairness shares overhead residency sharing load_curves peers generation generation_fairness; do $(BIN)/python -m benchmarks.$$name --json > benchmarks/results/$$name.json || exit 1; done
+	for name in $(BENCHMARKS); do $(BIN)/python -m benchmarks.$$name --json > benchmarks/results/$$name.json || exit 1; done
+
+bench-quick: setup
+	$(BIN)/python -m pytest -m long tests/integration/test_benchmarks.py $(PYTEST_ARGS)
 
 up: setup
 	$(BIN)/fmplex up

@@ -3,7 +3,7 @@
 32 requests of lognormal lengths over 16 adapters on a BERT-base-wide encoder (random weights), on CPU. All variants
 compute the same hidden states; `max_rel_error` compares ours with PEFT, one adapter at a time.
 
-    python -m benchmarks.adapters [--json] [--rounds N] [--quick]
+    python -m benchmarks.adapters [--json] [--rounds N] [--quick]        (about three minutes)
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from torch import nn
 from torch.nn import functional
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
-from benchmarks.harness import Options, Report, cpu_name, interleave, main, ratio
+from benchmarks.harness import Benchmark, Ratios, Report, interleave, main, timed
 from fmplex_broker.specs.fleet import BackboneSpec
 from fmplex_worker.adapters.loading import load_adapter
 from fmplex_worker.backbones.backbone import Backbone
@@ -34,6 +34,7 @@ from fmplex_worker.packed.row import Pack, TokenSpan, pack, packed_order
 from fmplex_worker.packed.segments import Adapter, Factors, Segments
 
 VOCABULARY, RANK = 1000, 16
+WAYS = ("plain", "packed", "padded", "peft_mixed", "one_at_a_time", "copies")
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,6 @@ class Size:
     layers: int = 2
     requests: int = 32
     adapters: int = 16
-    rounds: int = 9
 
 
 @dataclass
@@ -59,18 +59,19 @@ class Case:
     plain: nn.Module  # the same backbone, as transformers has it
 
     def groups(self) -> list[tuple[int, list[int]]]:
-        """Adapter → its texts."""
+        """Return pairs of an adapter and its texts."""
         return [(a, [i for i, o in enumerate(self.owner) if o == a]) for a in sorted(set(self.owner))]
 
 
 def build(size: Size, folder: Path) -> Case:
+    """Make the backbone, its adapters and the requests, with files in a folder."""
     torch.manual_seed(0)
     rng = np.random.default_rng(0)
     config = BertConfig(vocab_size=VOCABULARY, num_hidden_layers=size.layers)
     BertModel(config).save_pretrained(folder / "model")
     words = {"[UNK]": 0, **{f"w{i}": i for i in range(1, VOCABULARY)}}
     tokenizer = Tokenizer(models.WordLevel(words, unk_token="[UNK]"))
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=512).save_pretrained(folder / "model")  # type: ignore[no-untyped-call]
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=512).save_pretrained(folder / "model")
     backbone = load_backbone(BackboneSpec(name="bert", model=str(folder / "model")), "cpu")
     plain = BertModel.from_pretrained(folder / "model", add_pooling_layer=False).train(False).requires_grad_(False)
     mixed = _write_adapters(copy.deepcopy(plain), size.adapters, folder)
@@ -88,7 +89,7 @@ def _load(folder: Path, backbone: Backbone, number: int) -> Adapter:
 
 
 def _write_adapters(model: nn.Module, count: int, folder: Path) -> Any:
-    """PEFT folders `a0`... with every linear of the blocks, A and B random; returns PEFT's own model of all of them."""
+    """Write PEFT folders `a0`... with every linear of the blocks, A and B random. Returns PEFT's own model of all of them."""
     config = peft.LoraConfig(r=RANK, lora_alpha=RANK, target_modules="all-linear", init_lora_weights=False)
     mixed = peft.get_peft_model(model, config, adapter_name="a0")
     for i in range(1, count):
@@ -104,6 +105,7 @@ def _write_adapters(model: nn.Module, count: int, folder: Path) -> Any:
 
 
 def padded(texts: list[Text]) -> dict[str, torch.Tensor]:
+    """Make the batch `[texts, longest]` that transformers takes."""
     longest = max(t.tokens for t in texts)
     ids = torch.zeros(len(texts), longest, dtype=torch.long)
     mask = torch.zeros(len(texts), longest, dtype=torch.long)
@@ -123,13 +125,14 @@ class PaddedLinear(nn.Module):
         self.weight, self.bias, self.slot = base.weight, base.bias, slot
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Apply the linear, and every adapter to its rows; `x`: `[texts, longest, features]`."""
         y = functional.linear(x, self.weight, self.bias)
         PaddedLinear.plan.add(self.slot, x.view(1, -1, x.shape[-1]), y.view(1, -1, y.shape[-1]))
         return y
 
 
 def variants(case: Case) -> dict[str, Callable[[], torch.Tensor]]:
-    """Every one returns the hidden states `[tokens, hidden]` of all texts, in order."""
+    """Make the ways to serve the case; each returns the hidden states `[tokens, hidden]` of all texts, in order."""
     adapters = [case.adapters[o] for o in case.owner]
     with_adapters = _packed(case, adapters)
     without = _packed(case, [None] * len(adapters))
@@ -169,11 +172,13 @@ def _packed(case: Case, adapters: list[Any]) -> Pack:
 
 
 def _segmented(case: Case) -> nn.Module:
-    """The plain model with `PaddedLinear`s, and the plan of the whole padded batch."""
+    """Put `PaddedLinear`s into the plain model, with the plan of the whole padded batch."""
     model = copy.deepcopy(case.plain)
     for path, target in case.backbone.targets.items():
         parent, _, name = path.rpartition(".")
-        setattr(model.get_submodule(parent), name, PaddedLinear(model.get_submodule(path), target.slot))  # type: ignore[arg-type]
+        linear = model.get_submodule(path)
+        assert isinstance(linear, nn.Linear)
+        setattr(model.get_submodule(parent), name, PaddedLinear(linear, target.slot))
     longest = max(t.tokens for t in case.texts)
     sizes = [len(rows) * longest for _, rows in case.groups()]
     present = [case.adapters[a] for a, _ in case.groups()]
@@ -182,31 +187,34 @@ def _segmented(case: Case) -> nn.Module:
 
 
 def _merged(case: Case, adapter: int) -> nn.Module:
-    """A model copy of its own with the adapter merged into its weights, as it would be served alone."""
+    """Copy the model with the adapter merged into its weights, as it would be served alone."""
     model = copy.deepcopy(case.plain)
     for path, target in case.backbone.targets.items():
         pair = case.adapters[adapter].updates[target.slot]
         if isinstance(pair, Factors):
-            weight = model.get_submodule(path).weight
-            weight.data += (pair.down @ pair.up).t()  # type: ignore[operator]
+            model.get_parameter(f"{path}.weight").data += (pair.down @ pair.up).t()
     return model
 
 
 @torch.inference_mode()
-def run(options: Options) -> Report:
+def run(report: Report) -> None:
+    """Compare the ways' outputs, then their times."""
     torch.set_num_threads(1)  # two threads on a shared machine wait for each other, and hide what is measured
-    size = Size(layers=1, requests=8, adapters=4, rounds=2) if options.quick else Size()
-    rounds = options.rounds or size.rounds
+    size = Size(layers=1, requests=8, adapters=4) if report.options.quick else Size()
     warnings.filterwarnings("ignore", module="peft")
     with tempfile.TemporaryDirectory() as folder, torch.inference_mode(False), torch.no_grad():
         case = build(size, Path(folder))
+    report.config |= _config(size, case, report.options.rounds)
     ways = variants(case)
     reference = ways["one_at_a_time"]()
     errors = {name: float((ways[name]() - reference).abs().max() / reference.abs().max()) for name in ways}
-    samples = interleave(ways, rounds)
-    ratios = {f"{name}_over_plain": ratio(samples, name, "plain") for name in ways if name != "plain"}
+    report.config["rel_errors"] = errors  # that of plain shows that the adapters matter
+    interleave(report, {name: timed(name, way) for name, way in ways.items()}, report.options.rounds)
+
+
+def _config(size: Size, case: Case, rounds: int) -> dict[str, Any]:
     lengths = [t.tokens for t in case.texts]
-    config = {
+    return {
         "layers": size.layers,
         "hidden": case.backbone.hidden,
         "requests": size.requests,
@@ -220,10 +228,15 @@ def run(options: Options) -> Report:
         "peft": peft.__version__,
         "weights": "random",
         "goal": "packed_over_plain <= 1.15, max_rel_error <= 1e-4",
-        "rel_errors": errors,  # that of plain shows that the adapters matter
     }
-    return Report("adapters", {**ratios, "max_rel_error": errors["packed"]}, samples, config, cpu_name())
+
+
+def ratios(report: Report) -> Ratios:
+    """Compare every way to the plain backbone; and the largest relative error of ours."""
+    errors = report.config.get("rel_errors", {})
+    out = {f"{name}_over_plain": report.ratio(name, "plain") for name in WAYS if name != "plain"}
+    return out | {"max_rel_error": [errors["packed"]] if errors else []}
 
 
 if __name__ == "__main__":
-    main(run, __doc__ or "")
+    main(Benchmark("adapters", run, ratios, __doc__ or "", rounds=9))

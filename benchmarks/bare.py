@@ -27,7 +27,7 @@ from fmplex_worker.packed.row import TokenSpan, pack, packed_order
 
 
 def passes(jobs: list[Text], budget: int) -> Iterator[list[Text]]:
-    """In order, as many as the budget takes; within a pass sorted by length."""
+    """Yield passes of jobs in order, as many as the budget takes; within a pass sorted by length."""
     begun = units = 0
     for at, text in enumerate(jobs):
         if units + text.tokens > budget and units:
@@ -43,6 +43,7 @@ def _sorted(jobs: list[Text]) -> list[Text]:
 
 @torch.inference_mode()
 def loop(backbone: Backbone, jobs: list[Text]) -> None:
+    """Run all jobs, up to their normalised mean vectors."""
     for texts_ in passes(jobs, backbone.spec.pass_units):
         row = pack([TokenSpan(text.tokens, None) for text in texts_], backbone.device, None)
         hidden = backbone.encode(row, texts_)
@@ -50,6 +51,7 @@ def loop(backbone: Backbone, jobs: list[Text]) -> None:
 
 
 def serve(config: Path, count: int) -> None:
+    """Load the model and the jobs, and run them for every line on stdin."""
     fleet = load_fleet(config)
     torch.set_num_threads(fleet.worker.threads or 1)
     backbone = load_backbone(fleet.backbone, "cpu")

@@ -15,7 +15,7 @@ _COLOURS = {"drr": "#2f6fde", "fifo": "#d1495b", "bfq": "#e0a030", "stfq": "#7a5
 
 
 def draw_load_curves(result: dict[str, Any], path: Path) -> None:
-    """A column for each kind of arrivals; above the mean latency, below the p99. Hollow: the queue grows without bound."""
+    """Draw a column for each kind of arrivals; above the mean latency, below the p99. Hollow: the queue grows without bound."""
     kinds, whats = ("poisson", "bursty"), ("mean", "p99")
     config, samples = result["config"], result["samples"]
     figure, every = plt.subplots(2, 2, figsize=(9.6, 6.4), layout="constrained", sharex=True, sharey="row")
@@ -46,6 +46,7 @@ def _line(axes: Any, loads: list[int], rounds: list[list[float]], label: str, co
 
 
 def save(figure: Any, result: dict[str, Any], path: Path) -> None:
+    """Write a picture, with the benchmark's name and device above it."""
     figure.suptitle(f"{result['benchmark']} on {result['device']}", fontsize=9)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
@@ -53,7 +54,7 @@ def save(figure: Any, result: dict[str, Any], path: Path) -> None:
 
 
 def draw_fairness(result: dict[str, Any], path: Path) -> None:
-    """A row a backbone: the victim through one run; what each policy costs whom; and what smaller passes do."""
+    """Draw a row a backbone: the victim through one run; what each policy costs whom; and what smaller passes do."""
     backbones = result["config"]["backbones"]
     figure, every = plt.subplots(
         len(backbones), 3, figsize=(13.5, 3.4 * len(backbones)), layout="constrained", squeeze=False
@@ -82,6 +83,8 @@ def _run(axes: Any, config: dict[str, Any], backbone: str) -> None:
 
 def _trade(axes: Any, samples: dict[str, list[float]], case: str) -> None:
     for way, colour in _COLOURS.items():
+        if f"{case}_{way}_victim_p99_s" not in samples:
+            continue  # not all policies are measured by default
         across, up = (
             [1e3 * v for v in samples[f"{case}_{way}_{what}"]] for what in ("aggressor_mean_s", "victim_p99_s")
         )
@@ -94,7 +97,7 @@ def _trade(axes: Any, samples: dict[str, list[float]], case: str) -> None:
 
 
 def _budgets(axes: Any, samples: dict[str, list[float]], units: int, case: str) -> None:
-    """From what is left: `…_drr`, the whole budget, and `…_drr-0.25`, a quarter of it."""
+    """Draw latency against throughput: `…_drr` had the whole budget, `…_drr-0.25` a quarter of it."""
     ways = {key.removeprefix(f"{case}_").partition("_")[0] for key in samples if key.startswith(f"{case}_drr")}
     parts = sorted((float(way.partition("-")[2] or 1), way) for way in ways)
     rate, late = (

@@ -1,17 +1,19 @@
-"""Whether a small task keeps its latency beside somebody's crawler, under each policy.
+"""Does a small task keep its latency beside somebody's crawler? Under each policy.
 
 One worker a policy, all with the same backbone on the same core, one awake at a time. A victim sends single sentences at a
 fixed low rate; an aggressor, as crawlers do, longer texts (four of them joined), at a rate of 1 ×, then 20 × (more than the
 worker can do), then 1 × again; the same arrivals for every policy.
 Latency counts from when a job was due. `drr` and `fifo` are the product's, by name in the fleet file; the others live in
-`benchmarks/policies`. `drr` is measured with smaller pass budgets too: from that curve an operator chooses.
+`benchmarks/policies`. `drr` can be measured with smaller pass budgets too: from that curve an operator chooses.
 
 `ratios`, the worst over backbones, with and without LoRA: `victim_p99_over_bound`, of the victim's jobs due in the burst, the
 bound being a pass of its own and two full passes (as fifo ran them beside it, in the same round), + 20 %;
 `victim_p99_over_fifo`; `throughput_drr_over_fifo`, tokens a second in the burst; means in the burst over those of fifo (the
 prototype's: 0.081 and 1.16) and of BFQ.
 
-    python -m benchmarks.fairness [--json] [--rounds N] [--quick] [--backbone NAME …]
+    python -m benchmarks.fairness [--json] [--rounds N] [--quick] [--backbone NAME …] [--ways NAME …]
+
+takes about eight minutes: two backbones, and the ways that the ratios need. With `--ways all` more than twice as long.
 """
 
 from __future__ import annotations
@@ -21,48 +23,29 @@ import asyncio
 import statistics
 import tempfile
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 import psutil
-import uvloop
 
+from benchmarks.bursts import Phases, Sent, figures
 from benchmarks.fleet import Workers, cores, deploy, fleet_file, open_client, pin
-from benchmarks.harness import Options, Report, cpu_name, main, ratio, without_pauses
+from benchmarks.harness import Benchmark, Ratios, Report, main, without_pauses, worst
 from benchmarks.models import MINILM, SIZES, Tasks, texts
 from benchmarks.openloop import Arrival, poisson
 from benchmarks.policies import POLICIES
+from benchmarks.stopping import run_async
 from fmplex_broker.streams.embedded import EmbeddedServer
 from fmplex_broker.streams.queue_client import QueueClient
 from fmplex_broker.wire.messages import Reply
 
 _PRODUCT = ("drr", "fifo")
-_FRACTIONS = (0.5, 0.25, 0.125)  # of the pass budget
+_COMPARED = ("drr", "fifo", "bfq")  # by the ratios
+_WAYS = [*_PRODUCT, *POLICIES, *(f"drr-{part:g}" for part in (0.5, 0.25, 0.125))]  # drr with parts of the pass budget
 _LENGTH = 4  # sentences in a text of the aggressor
 _VICTIM, _CALM, _BURST = 0.10, 0.08, 1.60  # of the maximum load; the burst is 20 × the calm
 _KINDS = ("plain", "lora")
-_SLACK = 1.2
-
-
-@dataclass(frozen=True)
-class Phases:
-    """Seconds of calm, burst, calm."""
-
-    before: float
-    burst: float
-    after: float
-
-
-class Sent(NamedTuple):
-    """One job: when it was due, seconds from then to its reply, what its pass took, and its tokens."""
-
-    due: float
-    latency: float
-    pass_s: float
-    units: int
 
 
 class Way:
@@ -70,23 +53,25 @@ class Way:
 
     def __init__(self, folder: Path, url: str, name: str, pass_units: int) -> None:
         self.name = name
-        self.policy = name.partition("-")[0]
-        self.pass_units = pass_units
+        self._policy, _, part = name.partition("-")
+        self._pass_units = int(float(part or 1) * pass_units)
         self.workers = Workers(folder, url)
 
     def start(self, folder: Path, backbone: str, model: Path | str) -> None:
-        config = fleet_file(folder, backbone, model, pass_units=self.pass_units, threads=1)
-        if self.policy in _PRODUCT:
-            config.write_text(config.read_text().replace("[worker]\n", f'[worker]\npolicy = "{self.policy}"\n'))
+        """Start its worker."""
+        product: dict[str, Any] = {"policy": self._policy} if self._policy in _PRODUCT else {}
+        config = fleet_file(folder, backbone, model, pass_units=self._pass_units, **product)
+        if product:
             self.workers.start(config)
         else:
-            self.workers.start(config, "benchmarks.policies.serve", "--policy", self.policy)
+            self.workers.start(config, "benchmarks.policies.serve", "--policy", self._policy)
 
 
 class Bench:
     """All policies on one backbone."""
 
-    def __init__(self, name: str, folder: Path, server: EmbeddedServer, session: QueueClient) -> None:
+    def __init__(self, report: Report, name: str, folder: Path, server: EmbeddedServer, session: QueueClient) -> None:
+        self._report = report
         self._name = name
         self._folder = folder
         self._session = session
@@ -94,16 +79,13 @@ class Bench:
         self._size = SIZES[name]
         self._texts = texts(512)
         self._long = [" ".join(texts(_LENGTH, seed)) for seed in range(256)]
-        units = self._size.pass_units
-        names = {**dict.fromkeys([*_PRODUCT, *POLICIES], units)} | {f"drr-{f:g}": int(f * units) for f in _FRACTIONS}
-        self._ways = [Way(folder, server.url, way, n) for way, n in names.items()]
-        self.samples: dict[str, list[float]] = {}
-        self.example: dict[str, list[tuple[float, float]]] = {}  # the victim's latencies in the first round, by policy
-        self.rate = 0.0
+        self._ways = [Way(folder, server.url, way, self._size.pass_units) for way in report.options.more.ways]
+        self._rate = 0.0
         *rest, self._core = cores()
         self._rest = rest or [self._core]
 
     async def open(self) -> None:
+        """Start the ways one after the other, each frozen once it has its vFMs."""
         model: Path | str = MINILM
         tasks = Tasks(self._folder, self._size, 2)
         if self._name != "minilm":
@@ -128,6 +110,7 @@ class Bench:
         pin(psutil.Process().pid, self._rest)
 
     def close(self) -> None:
+        """Stop all workers."""
         for way in self._ways:
             way.workers.stop()
 
@@ -135,7 +118,7 @@ class Bench:
         return f"{self._name}-{way.name}-{kind}-{('victim', 'aggressor')[task]}"
 
     async def calibrate(self, jobs: int) -> None:
-        """The maximum rate (the aggressor's jobs a second), which loads are parts of; and everybody has seen traffic once."""
+        """Measure drr's maximum rate (the aggressor's jobs a second), of which loads are parts; and let all see traffic."""
         for way in reversed(self._ways):
             way.workers.thaw()
             for kind in _KINDS:
@@ -145,8 +128,9 @@ class Bench:
                 begun = time.perf_counter()
                 await asyncio.gather(*(self._one(vfm, self._long[i % 256]) for i in range(count)))
                 if way.name == "drr" and kind == "lora":
-                    self.rate = count / (time.perf_counter() - begun)
+                    self._rate = count / (time.perf_counter() - begun)
             way.workers.freeze()
+        self._report.config["maximum_jobs_per_s"][self._name] = self._rate
 
     async def _one(self, vfm: str, text: str) -> Reply:
         pending = await self._session.submit(vfm, [text])
@@ -156,55 +140,46 @@ class Bench:
         return reply
 
     async def round(self, number: int, phases: Phases) -> None:
-        """Every way in turn, the other way round in every other round."""
+        """Measure every way in turn, the other way round in every other round."""
         for kind in _KINDS:
             arrivals = self._arrivals(phases, seed=100 * number + len(kind))
             for way in self._ways if number % 2 == 0 else self._ways[::-1]:
                 if kind == "lora" or "-" not in way.name:
-                    await self._run(way, kind, arrivals, phases, number)
+                    way.workers.thaw()
+                    try:
+                        measured = await self._turn(way, kind, arrivals, phases, number)
+                    finally:
+                        way.workers.freeze()
+                    self._report.add({f"{self._name}_{kind}_{way.name}_{what}": v for what, v in measured.items()})
 
     def _arrivals(self, phases: Phases, seed: int) -> list[Arrival]:
-        """Task 0 is the victim, task 1 the aggressor."""
+        """Draw the arrivals of a round: task 0 is the victim, task 1 the aggressor."""
         whole = phases.before + phases.burst + phases.after
-        out = poisson(_VICTIM * _LENGTH * self.rate, whole, 1, self._texts, seed)
+        out = poisson(_VICTIM * _LENGTH * self._rate, whole, 1, self._texts, seed)
         begun = 0.0
         for part, (load, seconds) in enumerate(
             [(_CALM, phases.before), (_BURST, phases.burst), (_CALM, phases.after)], start=1
         ):
-            crowd = poisson(load * self.rate, seconds, 1, self._long, seed + 10 * part)
+            crowd = poisson(load * self._rate, seconds, 1, self._long, seed + 10 * part)
             out += [Arrival(begun + at, 1, text) for at, _, text in crowd]
             begun += seconds
         return sorted(out)
 
-    async def _run(self, way: Way, kind: str, arrivals: Sequence[Arrival], phases: Phases, number: int) -> None:
+    async def _turn(
+        self, way: Way, kind: str, arrivals: Sequence[Arrival], phases: Phases, number: int
+    ) -> dict[str, float]:
+        """Send the arrivals to one way. Returns its figures."""
         vfms = [self._vfm(way, kind, task) for task in range(2)]
-        way.workers.thaw()
         alone = [await self._one(vfms[0], self._texts[0]) for _ in range(8)]  # its connections are awake again too
         solo_s = statistics.median(reply.run_ms for reply in alone) / 1000
-        try:
-            victim, aggressor = await self._send(vfms, arrivals)
-        finally:
-            way.workers.freeze()
-        begin, end = phases.before, phases.before + phases.burst
-        burst = [sent for sent in victim if begin <= sent.due < end]
-        crowd = [sent for sent in aggressor if begin <= sent.due < end]
-        full_s = statistics.median(sent.pass_s for sent in crowd)
-        waits = [sent.latency for sent in burst]
-        done = [sent.units for sent in (*victim, *aggressor) if begin <= sent.due + sent.latency < end]
-        for what, value in {
-            "victim_p99_s": float(np.percentile(waits, 99)),
-            "victim_p50_s": float(np.percentile(waits, 50)),
-            "victim_mean_s": statistics.fmean(waits),
-            "aggressor_mean_s": statistics.fmean(sent.latency for sent in crowd),
-            "tokens_per_s": sum(done) / phases.burst,
-            "bound_s": _SLACK * (solo_s + 2 * full_s),
-        }.items():
-            self.samples.setdefault(f"{self._name}_{kind}_{way.name}_{what}", []).append(value)
+        victim, aggressor = await self._send(vfms, arrivals)
         if number == 0 and kind == "lora":
-            self.example[way.name] = [(round(sent.due, 3), round(sent.latency, 4)) for sent in victim]
+            latencies = [(round(sent.due, 3), round(sent.latency, 4)) for sent in victim]
+            self._report.config["example"].setdefault(self._name, {})[way.name] = latencies
+        return figures(victim, aggressor, phases, solo_s)
 
     async def _send(self, vfms: Sequence[str], arrivals: Sequence[Arrival]) -> list[list[Sent]]:
-        """Each when it is due, whatever became of those before; by task."""
+        """Send each when it is due, whatever became of those before. Returns what became of them, by task."""
         out: list[list[Sent]] = [[] for _ in vfms]
         begun = time.perf_counter() + 0.05
 
@@ -221,72 +196,73 @@ class Bench:
         return [sorted(part) for part in out]
 
 
-async def _run(options: Options, phases: Phases, rounds: int) -> list[Bench]:
-    benches = []
+async def _run(report: Report, phases: Phases) -> None:
+    options = report.options
     for name in options.more.backbone:
         with tempfile.TemporaryDirectory(prefix="fmplex-fairness-") as folder, EmbeddedServer() as server:
             session = QueueClient.connect(server.url)
-            bench = Bench(name, Path(folder), server, session)
+            bench = Bench(report, name, Path(folder), server, session)
             try:
                 await bench.open()
-                await bench.calibrate(64 if options.quick else bench._size.jobs)
+                await bench.calibrate(64 if options.quick else SIZES[name].jobs)
                 without_pauses()
-                for number in range(rounds):
+                for number in range(options.rounds):
                     await bench.round(number, phases)
             finally:
                 bench.close()
                 await session.close()
-            benches.append(bench)
-    return benches
 
 
-def run(options: Options) -> Report:
-    phases = Phases(0.5, 1.0, 1.0) if options.quick else Phases(0.5, 3.0, 2.0)
-    rounds = options.rounds or (2 if options.quick else 5)
-    benches = uvloop.run(_run(options, phases, rounds))
-    samples: dict[str, list[float]] = {}
-    for bench in benches:
-        samples |= bench.samples
-    cases = [f"{name}_{kind}" for name in options.more.backbone for kind in _KINDS]
-
-    def worst(what: str, way: str, base_what: str, base: str, pick: Any = max) -> float:
-        return float(pick(ratio(samples, f"{case}_{way}_{what}", f"{case}_{base}_{base_what}") for case in cases))
-
-    return Report(
-        "fairness",
-        {
-            "victim_p99_over_bound": worst("victim_p99_s", "drr", "bound_s", "fifo"),
-            "victim_p99_over_fifo": worst("victim_p99_s", "drr", "victim_p99_s", "fifo"),
-            "throughput_drr_over_fifo": worst("tokens_per_s", "drr", "tokens_per_s", "fifo", min),
-            "victim_mean_over_fifo": worst("victim_mean_s", "drr", "victim_mean_s", "fifo"),
-            "aggressor_mean_over_fifo": worst("aggressor_mean_s", "drr", "aggressor_mean_s", "fifo"),
-            "victim_mean_over_bfq": worst("victim_mean_s", "drr", "victim_mean_s", "bfq"),
-            "aggressor_mean_over_bfq": worst("aggressor_mean_s", "drr", "aggressor_mean_s", "bfq"),
-        },
-        samples,
-        _config(options, phases, rounds, benches),
-        cpu_name(),
-    )
-
-
-def _config(options: Options, phases: Phases, rounds: int, benches: list[Bench]) -> dict[str, Any]:
-    return {
-        "backbones": options.more.backbone,
-        "maximum_jobs_per_s": {bench._name: bench.rate for bench in benches},
+def run(report: Report) -> None:
+    """Measure one backbone after the other."""
+    options, more = report.options, report.options.more
+    phases = Phases(0.25, 1.0, 0.5) if options.quick else Phases(0.5, 3.0, 2.0)
+    more.backbone = more.backbone or (["bert_width"] if options.quick else ["bert_width", "minilm"])
+    more.ways = _WAYS if "all" in more.ways else [way for way in _WAYS if way in {*_COMPARED, *more.ways}]
+    report.config |= {
+        "backbones": more.backbone,
+        "ways": more.ways,
+        "maximum_jobs_per_s": {},
         "victim": f"sentences, {_VICTIM:g} of the maximum load",
         "aggressor": f"{_LENGTH} sentences a text, {_CALM:g}, {_BURST:g}, {_CALM:g} of it, for the phases below",
         "phases_s": [phases.before, phases.burst, phases.after],
-        "pass_units": {bench._name: bench._size.pass_units for bench in benches},
-        "rounds": rounds,
+        "pass_units": {name: SIZES[name].pass_units for name in more.backbone},
+        "rounds": options.rounds,
         "cores": "workers: one, one awake at a time; broker and client: the rest",
         "prototype": "FCFS 1149/1110, STFQ one at a time 35/4534, BFQ 93/1287: burst mean of victim/aggressor in ms, its GPU",
-        "example": {bench._name: bench.example for bench in benches},
+        "example": {},  # the victim's latencies in the first round, by backbone and way
+    }
+    run_async(_run(report, phases))
+
+
+def ratios(report: Report) -> Ratios:
+    """Compare drr to the others, at the worst of all cases."""
+    cases = [f"{name}_{kind}" for name in report.config["backbones"] for kind in _KINDS]
+
+    def at_worst(what: str, base_what: str, base: str, pick: Callable[..., list[float]] = max) -> list[float]:
+        return worst((report.ratio(f"{case}_drr_{what}", f"{case}_{base}_{base_what}") for case in cases), pick)
+
+    return {
+        "victim_p99_over_bound": at_worst("victim_p99_s", "bound_s", "fifo"),
+        "victim_p99_over_fifo": at_worst("victim_p99_s", "victim_p99_s", "fifo"),
+        "throughput_drr_over_fifo": at_worst("tokens_per_s", "tokens_per_s", "fifo", min),
+        "victim_mean_over_fifo": at_worst("victim_mean_s", "victim_mean_s", "fifo"),
+        "aggressor_mean_over_fifo": at_worst("aggressor_mean_s", "aggressor_mean_s", "fifo"),
+        "victim_mean_over_bfq": at_worst("victim_mean_s", "victim_mean_s", "bfq"),
+        "aggressor_mean_over_bfq": at_worst("aggressor_mean_s", "aggressor_mean_s", "bfq"),
     }
 
 
 def _arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--backbone", choices=list(SIZES), nargs="+", default=["bert_width", "minilm"])
+    parser.add_argument("--backbone", choices=list(SIZES), nargs="+", help="shapes of backbones")
+    parser.add_argument(
+        "--ways",
+        choices=[*_WAYS, "all"],
+        nargs="+",
+        default=[],
+        help=f"beside {', '.join(_COMPARED)}; drr-F: a smaller pass budget",
+    )
 
 
 if __name__ == "__main__":
-    main(run, __doc__ or "", _arguments)
+    main(Benchmark("fairness", run, ratios, __doc__ or "", rounds=5, arguments=_arguments))

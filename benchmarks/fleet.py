@@ -7,14 +7,15 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import psutil
 
+from benchmarks.processes import start_module
 from fmplex import AsyncClient, VfmSpec
 from fmplex_broker.streams.registry import Registry
 
@@ -24,34 +25,54 @@ LEASE_MS = 3_600_000  # a frozen worker must not be taken for dead
 _IDLE_PERCENT = 20.0
 
 
-def fleet_file(
-    folder: Path, backbone: str, model: Path | str, *, pass_units: int, threads: int, window_passes: int = 3
-) -> Path:
-    """A fleet file for one backbone. All of a folder share one artifact store; see `open_client`."""
-    path = folder / f"{backbone}.toml"
-    path.write_text(
-        f"artifacts = {json.dumps(_artifacts(folder))}\n"
-        f'[backbone]\nname = "{backbone}"\nmodel = {json.dumps(str(model))}\npass_units = {pass_units}\n'
-        f'[worker]\ndevice = "cpu"\nthreads = {threads}\nlease_ms = {LEASE_MS}\nwindow_passes = {window_passes}\n'
-    )
+def write_fleet(path: Path, tables: Mapping[str, Mapping[str, Any]], **top: str) -> Path:
+    """Write a fleet file: `top` stands above the tables; a mapping within a table is a table of its own."""
+    lines = [f"{key} = {json.dumps(value)}" for key, value in top.items()]
+    for name, table in tables.items():
+        lines += _toml(name, table)
+    path.write_text("\n".join(lines) + "\n")
     return path
 
 
+def _toml(name: str, table: Mapping[str, Any]) -> list[str]:
+    inner = {key: value for key, value in table.items() if isinstance(value, Mapping)}
+    lines = [f"[{name}]", *(f"{key} = {json.dumps(value)}" for key, value in table.items() if key not in inner)]
+    for key, value in inner.items():
+        lines += _toml(f"{name}.{key}", value)
+    return lines
+
+
+def fleet_file(
+    folder: Path, backbone: str, model: Path | str, *, pass_units: int, max_tokens: int | None = None, **worker: Any
+) -> Path:
+    """Write a fleet file for one backbone, `worker` being what its table has beside the device (CPU), one thread, and a
+    lease that outlasts a freeze. All of a folder share one artifact store; see `open_client`."""
+    spec = {"name": backbone, "model": str(model), "pass_units": pass_units}
+    if max_tokens is not None:
+        spec["max_tokens"] = max_tokens
+    table = {"device": "cpu", "threads": 1, "lease_ms": LEASE_MS} | worker
+    return write_fleet(
+        folder / f"{backbone}.toml", {"backbone": spec, "worker": table}, artifacts=artifact_folder(folder)
+    )
+
+
 def open_client(broker_url: str, folder: Path) -> AsyncClient:
-    """A client straight to the streams that can deploy to the fleets of `folder`."""
-    return AsyncClient(broker_url, artifacts=_artifacts(folder))
+    """Open a client straight to the streams that can deploy to the fleets of `folder`."""
+    return AsyncClient(broker_url, artifacts=artifact_folder(folder))
 
 
-def _artifacts(folder: Path) -> str:
+def artifact_folder(folder: Path) -> str:
+    """Return where the fleets of `folder` keep versions."""
     return str(folder / "artifacts")
 
 
 async def deploy(client: AsyncClient, packages: Iterable[Path | VfmSpec]) -> list[str]:
-    """Deploy packages, or specs of vFMs without files; returns their names."""
+    """Deploy packages, or specs of vFMs without files. Returns their names."""
     return [str((await client.vfms.deploy(package))["name"]) for package in packages]
 
 
 def cores() -> list[int]:
+    """Return the cores that this process may use."""
     return sorted(psutil.Process().cpu_affinity() or [])
 
 
@@ -78,10 +99,10 @@ class Workers:
         self._started: dict[str, subprocess.Popen[bytes]] = {}
 
     def start(self, config: Path, module: str = "fmplex_worker", *args: str) -> None:
-        """One more worker, of the backbone that gave the fleet file its name."""
-        command = [sys.executable, "-m", module, "--config", str(config), "--broker", self._url, *args]
+        """Start one more worker, of the backbone that gave the fleet file its name."""
         with (self._folder / f"{config.stem}.log").open("wb") as log:
-            self._started[config.stem] = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+            command = [module, "--config", str(config), "--broker", self._url, *args]
+            self._started[config.stem] = start_module(*command, stdout=log, stderr=log)
 
     async def ready(self, registry: Registry) -> None:
         """Wait until every worker has its lease. Raises `RuntimeError` with the last words of one that has ended."""
@@ -91,14 +112,15 @@ class Workers:
                 if process.poll() is not None or time.monotonic() > end:
                     words = (self._folder / f"{backbone}.log").read_text()[-2000:]
                     raise RuntimeError(f"the worker of {backbone} did not start:\n{words}")
-                time.sleep(0.1)  # noqa: ASYNC251  # nothing else is to do
+                await asyncio.sleep(0.1)
 
     def pin(self, to: Sequence[int]) -> None:
+        """Keep all of them on some cores; see the function `pin`."""
         for process in self._started.values():
             pin(process.pid, to)
 
     async def settled(self) -> None:
-        """Until the workers have nothing left to do from their start (memory for texts is touched in the background)."""
+        """Wait until the workers have nothing left to do from their start (memory for texts is touched in the background)."""
         for process in self._started.values():
             seen = psutil.Process(process.pid)
             seen.cpu_percent()
@@ -107,10 +129,11 @@ class Workers:
                 await asyncio.sleep(1)
 
     def freeze(self) -> None:
-        """SIGSTOP: an idle worker still beats and reports, which would disturb whoever is measured."""
+        """Stop them by SIGSTOP: an idle worker still beats and reports, which would disturb whoever is measured."""
         self._signal(signal.SIGSTOP)
 
     def thaw(self) -> None:
+        """Let them go on; see `freeze`."""
         self._signal(signal.SIGCONT)
 
     def _signal(self, what: signal.Signals) -> None:
@@ -118,14 +141,15 @@ class Workers:
             process.send_signal(what)
 
     def unique_bytes(self) -> int:
-        """USS, summed: what would be free if these processes were gone."""
+        """Sum their USS: bytes that would be free if these processes were gone."""
         return sum(int(psutil.Process(p.pid).memory_full_info().uss) for p in self._started.values())
 
     def cpu_seconds(self) -> float:
-        """Processor time that these processes have used, theirs and the kernel's for them."""
+        """Sum the processor time that these processes have used, theirs and the kernel's for them."""
         return sum(sum(psutil.Process(p.pid).cpu_times()[:2]) for p in self._started.values())
 
     def stop(self) -> None:
+        """Ask all to end, then kill who has not within 30 s."""
         self.thaw()
         for process in self._started.values():
             process.terminate()

@@ -1,4 +1,4 @@
-"""Whether a chat flows beside somebody's long texts on the same decoder, under each policy.
+"""Does a chat flow beside somebody's long texts on the same decoder? Under each policy.
 
 One worker a policy, both with the same Llama of about 50 M random weights on the same core, one awake at a time. `essays` keeps
 16 requests in the worker's hands: prompts of 1,000 tokens, texts of 64 to 256. `chat` sends prompts of 8 to 64 tokens for texts
@@ -12,11 +12,12 @@ when a request was due.
 (`budget_s`); `ttft_p99_over_bound`, of its times to first tokens over three such passes and what its own prompt takes without
 company. The same for `fifo`; and what the essays get under drr over what they get under fifo, in tokens a second.
 
-    python -m benchmarks.generation_fairness [--json] [--rounds N] [--quick]
+    python -m benchmarks.generation_fairness [--json] [--rounds N] [--quick] [--seconds S]       (about nine minutes)
 """
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import statistics
 import tempfile
@@ -24,16 +25,17 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import psutil
 import torch
-import uvloop
 
+from benchmarks.decoder import PASS_UNITS, GenerationRequest, random_request, save_llama
 from benchmarks.fleet import Workers, cores, deploy, fleet_file, open_client, pin
-from benchmarks.generation import Ask, params, save_llama
-from benchmarks.harness import Options, Report, cpu_name, main, ratio, without_pauses
+from benchmarks.harness import Benchmark, Ratios, Report, interleave_async, main, without_pauses
+from benchmarks.stopping import run_async
 from fmplex_broker.specs.heads import Generation
 from fmplex_broker.specs.vfm import Slo, VfmSpec
 from fmplex_broker.streams.embedded import EmbeddedServer
@@ -42,11 +44,21 @@ from fmplex_broker.streams.queue_client import QueueClient
 from fmplex_broker.wire.stats import WorkerStats
 
 _POLICIES = ("drr", "fifo")
-_PASS_UNITS = 256
-_PROMPT, _TEXT, _ESSAYS = 1000, (64, 256), 16
+_PROMPT, _TEXT = (1000, 1000), (64, 256)
 _CHAT_PROMPT, _CHAT_TEXT, _CHATS_S = (8, 64), (20, 40), 2.0
 _DEADLINE_MS = 3_600_000
-_FIRST_WORD, _LAST_WORD = 1000, 29_000  # of the tokenizer that is at hand
+_WARM_UP_S = 4.0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The amount of what is measured."""
+
+    essays: int  # at a time
+    alone: int  # requests of the chat without company
+    seconds: float  # of the chat, a policy and round
+    rounds: int
+    warm_up: int  # rounds
 
 
 @dataclass(frozen=True)
@@ -54,29 +66,24 @@ class Chat:
     """A request of the chat, due `at` seconds after the beginning."""
 
     at: float
-    ask: Ask
+    request: GenerationRequest
 
 
 @dataclass
 class Heard:
-    """What came of the requests: seconds to first tokens, and from each token to the next."""
+    """Measured of the requests so far: seconds to first tokens, and from each token to the next."""
 
     ttft: list[float] = field(default_factory=list)
     gaps: list[float] = field(default_factory=list)
     tokens: int = 0
 
 
-def tokens(rng: np.random.Generator, count: int) -> list[int]:
-    return list(map(int, rng.integers(_FIRST_WORD, _LAST_WORD, count)))
-
-
 def chats(seconds: float, seed: int) -> list[Chat]:
-    """Poisson arrivals."""
+    """Draw Poisson arrivals."""
     rng = np.random.default_rng(seed)
     out, at = [], float(rng.exponential(1 / _CHATS_S))
     while at < seconds:
-        prompt = tokens(rng, int(rng.integers(_CHAT_PROMPT[0], _CHAT_PROMPT[1] + 1)))
-        out.append(Chat(at, Ask(prompt, int(rng.integers(_CHAT_TEXT[0], _CHAT_TEXT[1] + 1)))))
+        out.append(Chat(at, random_request(rng, _CHAT_PROMPT, _CHAT_TEXT)))
         at += float(rng.exponential(1 / _CHATS_S))
     return out
 
@@ -89,11 +96,13 @@ class Reader:
         self._vfm = vfm
         self.heard = Heard()
 
-    async def read(self, ask: Ask, due: float) -> None:
-        """`due`: when it should be sent (perf_counter); not earlier, and if that is past at once."""
+    async def read(self, request: GenerationRequest, due: float) -> None:
+        """Send a request when it is `due` (perf_counter; if that is past, at once) and read its text."""
         await asyncio.sleep(max(0.0, due - time.perf_counter()))
-        wanted = params(ask) | {"stream": True}
-        pending = await self._session.submit(self._vfm, [{"input_ids": ask.prompt}], wanted, timeout_ms=_DEADLINE_MS)
+        wanted = request.params | {"stream": True}
+        pending = await self._session.submit(
+            self._vfm, [{"input_ids": request.prompt}], wanted, timeout_ms=_DEADLINE_MS
+        )
         try:
             last = due
             async for delta in pending[0].stream():
@@ -111,36 +120,36 @@ class Reader:
     async def all(self, wanted: Sequence[Chat]) -> None:
         """Each when it is due, whatever became of those before."""
         begun = time.perf_counter() + 0.05
-        await asyncio.gather(*(self.read(chat.ask, begun + chat.at) for chat in wanted))
+        await asyncio.gather(*(self.read(chat.request, begun + chat.at) for chat in wanted))
 
     async def keep_on(self, seed: int) -> None:
-        """One essay after the other."""
+        """Ask for one essay after the other."""
         rng = np.random.default_rng(seed)
         while True:
-            await self.read(Ask(tokens(rng, _PROMPT), int(rng.integers(_TEXT[0], _TEXT[1] + 1))), time.perf_counter())
+            await self.read(random_request(rng, _PROMPT, _TEXT), time.perf_counter())
 
 
 class Bench:
     """A worker a policy."""
 
-    def __init__(self, folder: Path, server: EmbeddedServer, session: QueueClient) -> None:
+    def __init__(self, report: Report, plan: Plan, folder: Path, server: EmbeddedServer, session: QueueClient) -> None:
+        self._report = report
+        self._plan = plan
         self._folder = folder
         self._server = server
         self._session = session
         self._workers = {policy: Workers(folder, server.url) for policy in _POLICIES}
-        self.samples: dict[str, list[float]] = {}
         *rest, self._core = cores()
         self._rest = rest or [self._core]
 
     async def open(self) -> None:
+        """Start both workers, each frozen once it has its vFMs."""
         model = save_llama(self._folder / "model")
         pin(self._server.pid, self._rest)
         async with open_client(self._server.url, self._folder) as client:
             for policy, workers in self._workers.items():
                 pin(psutil.Process().pid, [*self._rest, self._core])
-                config = fleet_file(self._folder, policy, model, pass_units=_PASS_UNITS, threads=1)
-                config.write_text(config.read_text().replace("[worker]\n", f'[worker]\npolicy = "{policy}"\n'))
-                workers.start(config)
+                workers.start(fleet_file(self._folder, policy, model, pass_units=PASS_UNITS, policy=policy))
                 await workers.ready(self._session.registry)
                 slo = Slo(deadline_ms=_DEADLINE_MS)
                 names = [f"{policy}-{task}" for task in ("chat", "essays")]
@@ -151,52 +160,56 @@ class Bench:
         pin(psutil.Process().pid, self._rest)
 
     def close(self) -> None:
+        """Stop both workers."""
         for workers in self._workers.values():
             workers.stop()
 
-    async def round(self, number: int, seconds: float) -> None:
-        """`number` -1 warms up. Every policy in turn, the other way round in every other round."""
-        for policy in _POLICIES if number % 2 == 0 else _POLICIES[::-1]:
+    async def rounds(self) -> None:
+        """Let the policies take turns, with the same requests for both of a round."""
+        plan = self._plan
+        seeds = dict.fromkeys(_POLICIES, -plan.warm_up)
+
+        async def turn(policy: str) -> dict[str, float]:
+            seed, seeds[policy] = seeds[policy], seeds[policy] + 1
             self._workers[policy].thaw()
             try:
-                found = await self._measure(policy, number, seconds)
+                figures = await self._measure(policy, seed, min(_WARM_UP_S, plan.seconds) if seed < 0 else plan.seconds)
             finally:
                 self._workers[policy].freeze()
-            for name, value in found.items() if number >= 0 else ():
-                self.samples.setdefault(f"{policy}_{name}", []).append(value)
+            return {f"{policy}_{name}": value for name, value in figures.items()}
+
+        await interleave_async(
+            self._report, {policy: partial(turn, policy) for policy in _POLICIES}, plan.rounds, plan.warm_up
+        )
 
     async def _measure(self, policy: str, number: int, seconds: float) -> dict[str, float]:
+        """Read the chat alone, and then beside the essays. Returns the figures of one policy in one round."""
         wanted = chats(seconds, 100 + number)
         alone = Reader(self._session, f"{policy}-chat")
-        for chat in wanted[:8]:
-            await alone.read(chat.ask, time.perf_counter())
-        essays = Reader(self._session, f"{policy}-essays")
-        writing = [asyncio.create_task(essays.keep_on(1000 * (number + 2) + i)) for i in range(_ESSAYS)]
+        for chat in wanted[: self._plan.alone]:
+            await alone.read(chat.request, time.perf_counter())
+        essays, reader = (Reader(self._session, f"{policy}-{vfm}") for vfm in ("essays", "chat"))
+        writing = [asyncio.create_task(essays.keep_on(1000 * (number + 2) + i)) for i in range(self._plan.essays)]
         try:
             await self._saturated(essays, writing)
             essays.heard = Heard()
-            chat = Reader(self._session, f"{policy}-chat")
             begun = time.perf_counter()
             budgets = asyncio.create_task(self._budgets(policy))
-            await chat.all(wanted)
-            took = time.perf_counter() - begun
-            written = essays.heard.tokens
+            await reader.all(wanted)
+            took, written = time.perf_counter() - begun, essays.heard.tokens
             budgets.cancel()
             budget_s = statistics.median(await budgets)
         finally:
-            for task in writing:
-                task.cancel()
-            await asyncio.gather(*writing, return_exceptions=True)
-            await self._idle(policy)
+            await self._end(policy, writing)
         prefill_s = statistics.median(alone.heard.ttft)
         out = {"budget_s": budget_s, "prefill_s": prefill_s, "ttft_bound_s": 3 * budget_s + prefill_s}
-        for name, values in (("ttft", chat.heard.ttft), ("inter_token", chat.heard.gaps)):
+        for name, values in (("ttft", reader.heard.ttft), ("inter_token", reader.heard.gaps)):
             out |= {f"{name}_p{q}_s": float(np.percentile(values, q)) for q in (50, 99)}
-        return out | {"essays_tokens_per_s": written / took, "chat_tokens_per_s": chat.heard.tokens / took}
+        return out | {"essays_tokens_per_s": written / took, "chat_tokens_per_s": reader.heard.tokens / took}
 
     async def _saturated(self, essays: Reader, writing: Sequence[asyncio.Task[None]]) -> None:
-        """Until the first essays grow while the last are in their prompts."""
-        while len(essays.heard.ttft) < _ESSAYS // 4:
+        """Wait until the first essays grow while the last are in their prompts."""
+        while len(essays.heard.ttft) < self._plan.essays // 4:
             await asyncio.wait(writing, timeout=0.1)
             for task in writing:
                 if task.done():
@@ -207,7 +220,7 @@ class Bench:
         return next(worker for worker in view.workers if worker.backbone == policy)
 
     async def _budgets(self, policy: str) -> list[float]:
-        """Seconds of a full pass, as the worker says once a second, until cancelled."""
+        """Collect the seconds of a full pass, as the worker says once a second, until cancelled."""
         out: list[float] = []
         with suppress(asyncio.CancelledError):
             while True:
@@ -215,48 +228,60 @@ class Bench:
                 await asyncio.sleep(1)
         return out
 
-    async def _idle(self, policy: str) -> None:
+    async def _end(self, policy: str, writing: Sequence[asyncio.Task[None]]) -> None:
+        """Give up the essays, and wait until the worker has none."""
+        for task in writing:
+            task.cancel()
+        await asyncio.gather(*writing, return_exceptions=True)
         while (await self._stats(policy)).held:  # noqa: ASYNC110
             await asyncio.sleep(0.1)
 
 
-async def measure(options: Options, folder: Path) -> Report:
-    rounds, seconds = (1, 8.0) if options.quick else (options.rounds or 3, 60.0)
+async def _measure(report: Report, plan: Plan, folder: Path) -> None:
     with EmbeddedServer(folder / "broker") as server:
         session = QueueClient.connect(server.url)
-        bench = Bench(folder, server, session)
+        bench = Bench(report, plan, folder, server, session)
         try:
             await bench.open()
             without_pauses()
-            for number in range(-1, rounds):
-                await bench.round(number, seconds if number >= 0 else 4.0)
+            await bench.rounds()
         finally:
             bench.close()
             await session.close()
-    samples = bench.samples
-    ratios = {}
+
+
+def run(report: Report) -> None:
+    """Measure both policies on a broker of their own."""
+    seconds, rounds = report.options.more.seconds, report.options.rounds
+    plan = Plan(4, 2, seconds or 3.0, rounds, 0) if report.options.quick else Plan(16, 8, seconds or 30.0, rounds, 1)
+    report.device += f", torch {torch.__version__}"
+    report.config |= {
+        "essays": f"{plan.essays} at a time, prompts of {_PROMPT[0]} tokens, texts of {_TEXT}",
+        "chat": f"prompts of {_CHAT_PROMPT} tokens, texts of {_CHAT_TEXT}, {_CHATS_S:g} a second",
+        "pass_units": PASS_UNITS,
+        "seconds": plan.seconds,
+        "rounds": report.options.rounds,
+        "cores": "workers: one, one awake at a time; broker and client: the rest",
+    }
+    with tempfile.TemporaryDirectory(prefix="fmplex-generation-") as folder:
+        run_async(_measure(report, plan, Path(folder)))
+
+
+def ratios(report: Report) -> Ratios:
+    """Compare the chat's waits to their bounds under each policy, and the essays' rates."""
+    out = {}
     for policy, suffix in (("drr", ""), ("fifo", "_fifo")):
         for what, value, bound in (
             ("inter_token_p99_over_budget", "inter_token_p99_s", "budget_s"),
             ("ttft_p99_over_bound", "ttft_p99_s", "ttft_bound_s"),
         ):
-            ratios[what + suffix] = ratio(samples, f"{policy}_{value}", f"{policy}_{bound}")
-    ratios["essays_drr_over_fifo"] = ratio(samples, "drr_essays_tokens_per_s", "fifo_essays_tokens_per_s")
-    config = {
-        "essays": f"{_ESSAYS} at a time, prompts of {_PROMPT} tokens, texts of {_TEXT}",
-        "chat": f"prompts of {_CHAT_PROMPT} tokens, texts of {_CHAT_TEXT}, {_CHATS_S:g} a second",
-        "pass_units": _PASS_UNITS,
-        "seconds": seconds,
-        "rounds": rounds,
-        "cores": "workers: one, one awake at a time; broker and client: the rest",
-    }
-    return Report("generation_fairness", ratios, samples, config, f"{cpu_name()}, torch {torch.__version__}")
+            out[what + suffix] = report.ratio(f"{policy}_{value}", f"{policy}_{bound}")
+    return out | {"essays_drr_over_fifo": report.ratio("drr_essays_tokens_per_s", "fifo_essays_tokens_per_s")}
 
 
-def run(options: Options) -> Report:
-    with tempfile.TemporaryDirectory(prefix="fmplex-generation-") as folder:
-        return uvloop.run(measure(options, Path(folder)))
+def _arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--seconds", type=float, help="of the chat, a policy and round (default: 30)")
 
 
 if __name__ == "__main__":
-    main(run, __doc__ or "")
+    main(Benchmark("generation_fairness", run, ratios, __doc__ or "", rounds=5, arguments=_arguments))

@@ -1,4 +1,4 @@
-"""What the fleets of the benchmarks serve: BERT-like backbones with random weights, tasks on them, and real texts.
+"""Models of the fleets of the benchmarks: BERT-like backbones with random weights, tasks on them, and real texts.
 
 A task is a LoRA and a small head. Served on the shared backbone it is a package with an adapter; served from a copy of the
 model, its LoRA is merged into the copy's weights, as a team would that has the model for itself. Both answer alike.
@@ -38,6 +38,7 @@ class Size:
 
     @property
     def config(self) -> BertConfig:
+        """The shape as transformers takes it."""
         return BertConfig(
             hidden_size=self.hidden, num_hidden_layers=self.layers, intermediate_size=4 * self.hidden, num_attention_heads=12
         )  # fmt: skip
@@ -45,21 +46,21 @@ class Size:
 
 # The width of BERT-base with few layers shows what the full depth does: ratios hardly depend on depth.
 SIZES = {
-    "bert_width": Size(768, 2, 512, 1280, 8.0),
-    "minilm": Size(384, 6, 512, 1600, 8.0),
-    "bert_base": Size(768, 12, 512, 240, 20.0),
+    "bert_width": Size(768, 2, 512, 1280, 4.0),
+    "minilm": Size(384, 6, 512, 1600, 4.0),
+    "bert_base": Size(768, 12, 512, 240, 10.0),
 }
 
 
 def texts(count: int, seed: int = 0) -> list[str]:
-    """Real sentences of the demo's data sets, 8 to 60 tokens long."""
+    """Draw real sentences of the demo's data sets, 8 to 60 tokens long."""
     lines = [line for path in sorted(_DATA.glob("*.jsonl")) for line in path.read_text().splitlines()]
     known = [text for line in lines if isinstance(text := json.loads(line).get("text"), str)]
     return [known[i] for i in np.random.default_rng(seed).integers(0, len(known), count)]
 
 
 def save_backbone(size: Size, folder: Path, seed: int = 0) -> Path:
-    """A model folder with random weights and MiniLM's tokenizer."""
+    """Save a model with random weights and MiniLM's tokenizer."""
     torch.manual_seed(seed)
     BertModel(size.config, add_pooling_layer=False).save_pretrained(folder)
     AutoTokenizer.from_pretrained(locate_model(MINILM, Path())).save_pretrained(folder)
@@ -76,12 +77,12 @@ class Tasks:
         self.base = save_backbone(size, folder / "base")
 
     def another_base(self, name: str) -> Path:
-        """The base model in files of its own: one file in two processes is mapped once, and would hide its memory."""
+        """Copy the base model into files of its own: one file in two processes is mapped once, and would hide its memory."""
         return Path(shutil.copytree(self.base, self._folder / name))
 
     @torch.no_grad()
     def merged_copies(self) -> list[Path]:
-        """A model folder per task, with its LoRA in the weights."""
+        """Save a model per task, with its LoRA in the weights."""
         model = BertModel.from_pretrained(self.base, add_pooling_layer=False)
         plain = {name: weight.clone() for name, weight in model.state_dict().items()}
         folders = []
@@ -98,7 +99,7 @@ class Tasks:
         return folders
 
     def package(self, task: int, name: str, backbone: str, *, adapter: bool) -> Path:
-        """The package of a task under a name of its own; without `adapter`, for a copy that has it merged."""
+        """Write the package of a task under a name of its own; without `adapter`, for a copy that has it merged."""
         folder = self._folder / "vfms" / name
         folder.mkdir(parents=True)
         head: dict[str, Any] = {"kind": "classification", "labels": LABELS}

@@ -25,6 +25,8 @@ UNITS = 8  # a job
 
 @dataclass(frozen=True, slots=True)
 class NoopJob(OnePass):
+    """A job of one pass that needs nothing."""
+
     digest: str
     units: int = UNITS
     adapter: int = 0
@@ -42,36 +44,44 @@ class NoopEngine:
 
     @property
     def loaded(self) -> Mapping[str, int]:
+        """Versions that are loaded; see `Engine.loaded`."""
         return self._loaded
 
     @property
     def device_bytes(self) -> int:
+        """No bytes; see `Engine.device_bytes`."""
         return 0
 
     def aim(self, units: int) -> None:
-        """Its jobs have one unit."""
+        """Take whatever budget there is; see `Engine.aim`."""
 
     def fit(self, package: Package) -> Fitted:
+        """Take a package as it is; see `Engine.fit`."""
         return package
 
     def load(self, fitted: Fitted) -> None:
+        """Load a version; see `Engine.load`."""
         self._loaded[fitted.digest] = 0
 
     def unload(self, digest: str) -> None:
+        """Unload a version; see `Engine.unload`."""
         self._loaded.pop(digest, None)
 
     def prepare(self, batch: Sequence[tuple[str, Request]]) -> list[Prepared | FmplexError]:
+        """Prepare jobs, whatever they ask; see `Engine.prepare`."""
         return [NoopJob(digest) for digest, _ in batch]
 
     def drop(self, prepared: Prepared) -> None:
-        pass
+        """Keep nothing of a job; see `Engine.drop`."""
 
     def step(self, work: Sequence[Work]) -> Outcome:
+        """Answer every job, in 1 µs each by the clock that is reported; see `Engine.step`."""
         output: list[Any] = [{"ok": True}] * len(work)
         return Outcome(1e-6 * len(work), output)
 
 
 async def serve(url: str, artifacts: str, lease_ms: int) -> None:
+    """Run one worker until SIGTERM."""
     backbone, spec = BackboneSpec(name=BACKBONE, model="none"), WorkerSpec(lease_ms=lease_ms)
     worker = Worker(url, backbone, spec, NoopEngine(), ArtifactStore(artifacts))
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, worker.stop)

@@ -7,6 +7,7 @@ client does not look fast (coordinated omission).
 from __future__ import annotations
 
 import asyncio
+import statistics
 import time
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -28,13 +29,13 @@ class Arrival(NamedTuple):
 
 
 def poisson(rate: float, seconds: float, tasks: int, texts: Sequence[str], seed: int) -> list[Arrival]:
-    """Poisson arrivals of `rate` jobs a second, each of a random task with a random text."""
+    """Draw Poisson arrivals of `rate` jobs a second, each of a random task with a random text."""
     rng = np.random.default_rng(seed)
     return _jobs(_times(rng, rate, seconds), tasks, texts, rng)
 
 
 def bursty(rate: float, seconds: float, tasks: int, texts: Sequence[str], seed: int) -> list[Arrival]:
-    """`rate` jobs a second on average, in bursts: Poisson arrivals of three times the rate for 0.5 s on average, and then none
+    """Draw `rate` jobs a second on average, in bursts: Poisson arrivals of three times the rate for 0.5 s on average, then none
     for 1 s (both exponential). Bursts and pauses are scaled so that a third of the time is burst: every run offers its rate."""
     rng = np.random.default_rng(seed)
     count = max(1, round(seconds / (_ON_S * _PEAK)))
@@ -56,7 +57,7 @@ def _jobs(times: np.ndarray, tasks: int, texts: Sequence[str], rng: np.random.Ge
 
 
 async def latencies(client: AsyncClient, vfms: Sequence[str], arrivals: Sequence[Arrival]) -> list[float]:
-    """Send every arrival when it is due, whatever became of those before; seconds from due to reply, in order."""
+    """Send every arrival when it is due, whatever became of those before. Returns seconds from due to reply, in order."""
     begun = time.perf_counter() + _LEAD_S
 
     async def one(arrival: Arrival) -> float:
@@ -72,8 +73,18 @@ async def latencies(client: AsyncClient, vfms: Sequence[str], arrivals: Sequence
     return list(await asyncio.gather(*running))
 
 
+def summary(key: str, waits: Sequence[float], warm_up: float) -> dict[str, float]:
+    """Name mean, p50 and p99 of latencies, in seconds, the first part of them (`warm_up`) left out: queues are still filling."""
+    kept = waits[int(warm_up * len(waits)) :]
+    return {
+        f"{key}_mean_s": statistics.fmean(kept),
+        f"{key}_p50_s": float(np.percentile(kept, 50)),
+        f"{key}_p99_s": float(np.percentile(kept, 99)),
+    }
+
+
 async def saturated(client: AsyncClient, vfms: Sequence[str], texts: Sequence[str], jobs: int) -> float:
-    """Settled jobs a second when all of them, the same number for every task, wait from the beginning."""
+    """Return settled jobs a second when all of them, the same number for every task, wait from the beginning."""
     begun = time.perf_counter()
     await asyncio.gather(*(client.infer(vfms[i % len(vfms)], texts[i % len(texts)]) for i in range(jobs)))
     return jobs / (time.perf_counter() - begun)

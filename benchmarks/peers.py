@@ -6,7 +6,7 @@ its torch engine with BetterTransformer (no padding), `infinity_onnx` its ONNX R
 `fmplex_plain` is one vFM, `fmplex_loras` the same requests spread over 16 vFMs with a LoRA each.
 
     python -m benchmarks.peers_setup            (once: the peers' environments, below .fmplex/peers)
-    python -m benchmarks.peers [--json] [--rounds N] [--quick]
+    python -m benchmarks.peers [--json] [--rounds N] [--quick]         (about five minutes; peers that are missing are left out)
 """
 
 from __future__ import annotations
@@ -16,13 +16,15 @@ import statistics
 import sys
 import tempfile
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
-from benchmarks.harness import Options, Report, cpu_name, interleave, main, ratio
+from benchmarks.harness import Benchmark, Ratios, Report, interleave, main
 from benchmarks.peers_setup import PEERS
 from benchmarks.rivals_http import servers
 from benchmarks.rivals_http.load import Clients
@@ -41,14 +43,14 @@ BEST = {
 
 @dataclass
 class Variant:
-    """A server, the requests it gets, and what each round measured."""
+    """A server and the requests it gets."""
 
     server: Server
     bodies: list[str]
     clients: Clients
-    samples: dict[str, list[float]] = field(default_factory=dict)
 
-    def round(self) -> None:
+    def round(self, name: str) -> dict[str, float]:
+        """Send all requests. Returns figures, each with the variant's name before it."""
         with self.server.turn():
             before = self.server.cpu_s()
             got = self.clients.round(self.server.port, servers.PATH, CLIENTS, self.bodies)
@@ -60,28 +62,28 @@ class Variant:
             "p50_ms": 1000 * float(p50),
             "p99_ms": 1000 * float(p99),
         }
-        for name, value in measured.items():
-            self.samples.setdefault(name, []).append(value)
+        return {f"{name}_{what}": value for what, value in measured.items()}
 
 
-def open_servers(stack: ExitStack, folder: Path, loras: int) -> dict[str, Server]:
-    """All that can be started, FMplex first; says on stderr what is left out and why."""
+def open_servers(stack: ExitStack, folder: Path, loras: int) -> tuple[dict[str, Server], dict[str, str]]:
+    """Start all that can be started, FMplex first. Returns them, and why others are left out."""
     running = {"fmplex": stack.enter_context(servers.fmplex(folder / "fleet", loras, THREADS, PASS_UNITS))}
+    left_out: dict[str, str] = {}
     for name in BEST:
         if not servers.installed(name):
-            print(f"{name} left out: not installed; python -m benchmarks.peers_setup", file=sys.stderr)
+            left_out[name] = "not installed; python -m benchmarks.peers_setup"
             continue
         try:
             running[name] = stack.enter_context(servers.peer(name, BEST[name], THREADS, folder))
         except RuntimeError as e:
-            print(f"{name} left out: {e}", file=sys.stderr)
-    if len(running) == 1:
-        raise SystemExit("no peer to compare with; python -m benchmarks.peers_setup")
-    return running
+            left_out[name] = str(e)
+    for name, why in left_out.items():
+        print(f"{name} left out: {why}", file=sys.stderr)
+    return running, left_out
 
 
 def least_cosine(server: Server, reference: Server, sample: list[str]) -> float:
-    """The smallest cosine of a text's two vectors. Raises `RuntimeError` when the servers do not serve the same model."""
+    """Return the smallest cosine of a text's two vectors. Raises `RuntimeError` when the servers do not serve the same model."""
     cosines = []
     with server.turn():
         for text in sample:
@@ -93,6 +95,7 @@ def least_cosine(server: Server, reference: Server, sample: list[str]) -> float:
 
 
 def variants_of(running: dict[str, Server], inputs: list[str], loras: int, clients: Clients) -> dict[str, Variant]:
+    """Make the variants: FMplex without and with LoRAs, and each peer."""
     plain = [servers.body("minilm", text) for text in inputs]
     rng = random.Random(0)
     spread = [servers.body(f"lora-{rng.randrange(loras)}", text) for text in inputs]
@@ -100,33 +103,50 @@ def variants_of(running: dict[str, Server], inputs: list[str], loras: int, clien
     return made | {name: Variant(server, plain, clients) for name, server in running.items() if name != "fmplex"}
 
 
-def ratios_of(variants: dict[str, Variant]) -> tuple[dict[str, float], str]:
-    """FMplex over the best peer, and who that is: the one that it leads by least, compared round by round (a median of its
-    own would depend on when the machine was busy)."""
-    rates = {name: variant.samples["requests_per_s"] for name, variant in variants.items()}
-    versus = {name: ratio(rates, PLAIN, name) for name in rates if name not in (PLAIN, WITH_LORAS)}
-    best = min(versus, key=lambda name: versus[name])
-    ratios = {
-        "requests_per_s_vs_best_peer": versus[best],
-        "requests_per_s_vs_best_peer_with_loras": ratio(rates, WITH_LORAS, best),
-        **{f"requests_per_s_vs_{name}": value for name, value in versus.items()},
+def ratios(report: Report) -> Ratios:
+    """Compare FMplex to every peer and to the best one: that which it leads by least, compared round by round (a median of its
+    own would depend on when the machine was busy). Without peers: FMplex with LoRAs to FMplex without."""
+    versus = {
+        name: report.ratio(f"{PLAIN}_requests_per_s", f"{name}_requests_per_s")
+        for name in report.config.get("peers", ())
     }
-    return ratios, best
+    out = {f"requests_per_s_vs_{name}": values for name, values in versus.items()}
+    if any(versus.values()):
+        best = _best(versus)
+        out["requests_per_s_vs_best_peer"] = versus[best]
+        out["requests_per_s_vs_best_peer_with_loras"] = report.ratio(
+            f"{WITH_LORAS}_requests_per_s", f"{best}_requests_per_s"
+        )
+    return out | {"loras_over_plain": report.ratio(f"{WITH_LORAS}_requests_per_s", f"{PLAIN}_requests_per_s")}
 
 
-def run(options: Options) -> Report:
-    loras, count, rounds = (2, 64, 2) if options.quick else (LORAS, 400, 7)
-    rounds = options.rounds or rounds
+def _best(versus: Ratios) -> str:
+    return min((name for name, values in versus.items() if values), key=lambda name: statistics.median(versus[name]))
+
+
+def run(report: Report) -> None:
+    """Start all servers, compare their vectors, and let them take turns."""
+    loras, count = (2, 64) if report.options.quick else (LORAS, 400)
     inputs, lengths = texts(servers.model_folder(), count)
-    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
-        running = open_servers(stack, Path(folder), loras)
-        cosines = {n: least_cosine(s, running["fmplex"], inputs[:8]) for n, s in running.items() if n != "fmplex"}
+    report.config |= _config(loras, count, report.options.rounds, lengths)
+    with tempfile.TemporaryDirectory(prefix="fmplex-peers-") as folder, ExitStack() as stack:
+        running, report.config["left_out"] = open_servers(stack, Path(folder), loras)
+        report.config["peers"] = {
+            name: {
+                "version": PEERS[name.partition("_")[0]],
+                "tuning": asdict(BEST[name]),
+                "least_cosine": least_cosine(server, running["fmplex"], inputs[:8]),
+            }
+            for name, server in running.items()
+            if name != "fmplex"
+        }
         variants = variants_of(running, inputs, loras, stack.enter_context(Clients()))
-        interleave({name: variant.round for name, variant in variants.items()}, rounds)
-    for variant in variants.values():  # the warm-up round
-        variant.samples = {name: values[1:] for name, values in variant.samples.items()}
-    ratios, best = ratios_of(variants)
-    config = {
+        turns = {name: partial(variant.round, name) for name, variant in variants.items()}
+        interleave(report, turns, report.options.rounds)
+
+
+def _config(loras: int, count: int, rounds: int, lengths: list[int]) -> dict[str, Any]:
+    return {
         "clients": CLIENTS,
         "requests": count,
         "rounds": rounds,
@@ -135,16 +155,9 @@ def run(options: Options) -> Report:
         "tokens": {"sum": sum(lengths), "median": statistics.median(lengths), "longest": max(lengths)},
         "loras": loras,
         "pass_units": PASS_UNITS,
-        "best_peer": best,
-        "peers": {
-            name: {"version": PEERS[name.partition("_")[0]], "tuning": asdict(BEST[name]), "least_cosine": cosine}
-            for name, cosine in cosines.items()
-        },
         "goal": "requests_per_s_vs_best_peer >= 1.2, requests_per_s_vs_best_peer_with_loras >= 1.0",
-    }  # fmt: skip
-    samples = {f"{name}_{what}": v for name, variant in variants.items() for what, v in variant.samples.items()}
-    return Report("peers", ratios, samples, config, cpu_name())
+    }
 
 
 if __name__ == "__main__":
-    main(run, __doc__ or "")
+    main(Benchmark("peers", run, ratios, __doc__ or "", rounds=7))

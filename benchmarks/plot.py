@@ -1,4 +1,4 @@
-"""Draws what the benchmarks printed: `python -m benchmarks.plot benchmarks/results/*.json --out docs/img`.
+"""Draw what the benchmarks printed: `python -m benchmarks.plot benchmarks/results/*.json --out docs/img`.
 
 One picture a benchmark, one panel a question, one bar a way to do it: the median over the rounds, and a dot for each round.
 `load_curves` has lines instead: the median over the rounds, and a band from quartile to quartile.
@@ -35,7 +35,7 @@ _RIVALS = {"process a task": "processes", "copy a task": "colocated", "one task 
 
 
 def _against(title: str, theirs: str, ours: str, factor: float = 1.0) -> Panel:
-    """Each rival, and FMplex under the same load."""
+    """Set each rival beside FMplex under the same load."""
     bars: dict[str, str] = {}
     for label, rival in _RIVALS.items():
         bars |= {label: theirs.format(rival), f"FMplex vs {label}": ours.format(rival)}
@@ -109,6 +109,7 @@ PANELS: dict[str, tuple[Panel, ...]] = {
 
 
 def draw(result: dict[str, Any], path: Path) -> None:
+    """Draw the panels of one benchmark."""
     panels = PANELS[result["benchmark"]]
     figure, every = plt.subplots(1, len(panels), figsize=(4.4 * len(panels), 3.2), layout="constrained", squeeze=False)
     for axes, panel in zip(every[0], panels, strict=True):
@@ -129,6 +130,7 @@ def draw(result: dict[str, Any], path: Path) -> None:
 
 
 def main() -> None:
+    """Draw every result that has a picture."""
     parser = argparse.ArgumentParser(description="Draw what the benchmarks printed.")
     parser.add_argument("results", type=Path, nargs="+", help="JSON files (`make bench` writes them)")
     parser.add_argument("--out", type=Path, default=Path("docs/img"), help="folder for the pictures")

@@ -1,10 +1,12 @@
-"""What it costs to keep only some of many vFMs on the device.
+"""The cost of keeping only some of many vFMs on the device.
 
 2,000 vFMs, each with a LoRA and a head of its own, on the real MiniLM; traffic over them by Zipf's law (the k-th vFM is asked
 in proportion to 1/k). One worker may keep 100 of them on the device, the other all; the same jobs in turn, on the same
 cores. `ratios.throughput_over_all_resident`: jobs a second with many callers at once. `ratios.p99_over_all_resident`: p99
 latency at a Poisson load of half of that rate, of the jobs whose version was resident, over the p99 of all jobs where all
 are. Files that are not in the worker's host memory (a quarter of all fit) come from the artifact store on local disk.
+
+    python -m benchmarks.residency [--json] [--rounds N] [--quick]       (about six minutes)
 """
 
 from __future__ import annotations
@@ -12,19 +14,19 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-import uvloop
 from safetensors.numpy import save
 
-from benchmarks.fleet import LEASE_MS, Workers
-from benchmarks.harness import Options, Report, cpu_name, main, ratio, without_pauses
+from benchmarks.fleet import Workers, artifact_folder, fleet_file
+from benchmarks.harness import Benchmark, Ratios, Report, main, without_pauses
 from benchmarks.models import MINILM, texts
+from benchmarks.stopping import run_async
 from fmplex_broker.packages.artifacts import ArtifactStore
 from fmplex_broker.packages.package import ADAPTER_CONFIG, ADAPTER_WEIGHTS, HEAD, Package, make_package
 from fmplex_broker.specs.schema import parse
@@ -34,23 +36,24 @@ from fmplex_broker.streams.embedded import EmbeddedServer
 from fmplex_broker.streams.fleet import read_fleet
 from fmplex_broker.streams.queue_client import QueueClient
 from fmplex_broker.wire.messages import Reply
+from fmplex_broker.wire.stats import WorkerStats
 from tests.integration.packages import head_weights, lora
 
 _RANK = 4
 _CALLERS = 128
+_ZIPF = 1.0
 _LOAD = 0.5  # of the throughput with all resident
 _REPORTS_S = 3.0
 _OVERHEAD = 8192  # bytes a version takes beside its tensors
 
 
 def package(number: int, backbone: str) -> Package:
-    """A classification vFM with random weights of its own."""
+    """Make a classification vFM with random weights of its own."""
     spec = {
         "name": f"{backbone}-{number:05}",
         "backbone": backbone,
-        "head": {"kind": "classification", "labels": "abcd"},
+        "head": {"kind": "classification", "labels": list("abcd")},
     }
-    spec["head"] = {"kind": "classification", "labels": list("abcd")}
     config = {"peft_type": "LORA", "r": _RANK, "lora_alpha": 2 * _RANK, "target_modules": ["query", "value"]}
     files = {
         HEAD: save(head_weights(4, number)),
@@ -58,6 +61,10 @@ def package(number: int, backbone: str) -> Package:
         ADAPTER_WEIGHTS: save(lora(_RANK, seed=number)),
     }
     return make_package(parse(VfmSpec, spec), files)
+
+
+def _packages(numbers: Sequence[int], backbone: str) -> list[Package]:
+    return [package(number, backbone) for number in numbers]
 
 
 class Fleet:
@@ -68,11 +75,12 @@ class Fleet:
         self.url = url
         self.vfms = vfms
         self.budget = budget
-        self.store = ArtifactStore(str(folder / "artifacts"))
+        self.store = ArtifactStore(artifact_folder(folder))
         self.version_bytes = package(0, "x").nbytes + _OVERHEAD
         self.workers = {name: Workers(folder, url) for name in ("budget", "resident")}
 
     async def start(self, session: QueueClient) -> None:
+        """Start both workers and deploy all vFMs on each."""
         limits = {"budget": (self.budget, self.vfms // 4), "resident": (2 * self.vfms, 0)}
         for name, workers in self.workers.items():
             device, host = (n * self.version_bytes for n in limits[name])
@@ -82,22 +90,16 @@ class Fleet:
         for name in self.workers:
             for start in range(0, self.vfms, 32):
                 numbers = range(start, min(start + 32, self.vfms))
-                made = await asyncio.to_thread(lambda name=name, ns=numbers: [package(n, name) for n in ns])
+                made = await asyncio.to_thread(_packages, numbers, name)
                 await asyncio.gather(*(deployer.deploy(one) for one in made))
 
     def _config(self, name: str, device_bytes: int, host_bytes: int) -> Path:
-        path = self.folder / f"{name}.toml"
-        path.write_text(
-            f"artifacts = {json.dumps(self.store.url)}\n"
-            f'[backbone]\nname = "{name}"\nmodel = "{MINILM}"\nmax_tokens = 256\npass_units = 1024\n'
-            f'[worker]\ndevice = "cpu"\nthreads = 1\nlease_ms = {LEASE_MS}\n'
-            f"[worker.residency]\ndevice_bytes = {device_bytes}\nhost_bytes = {host_bytes}\n"
-        )
-        return path
+        residency = {"device_bytes": device_bytes, "host_bytes": host_bytes}
+        return fleet_file(self.folder, name, MINILM, pass_units=1024, max_tokens=256, residency=residency)
 
     @contextmanager
     def only(self, name: str) -> Iterator[None]:
-        """The other worker is frozen."""
+        """Freeze the other worker for a block."""
         others = [workers for other, workers in self.workers.items() if other != name]
         for workers in others:
             workers.freeze()
@@ -106,28 +108,27 @@ class Fleet:
             workers.thaw()
 
     def stop(self) -> None:
+        """Stop both workers."""
         for workers in self.workers.values():
             workers.stop()
 
 
 class Bench:
-    def __init__(self, session: QueueClient, fleet: Fleet, jobs: int, seconds: float, zipf: float) -> None:
+    """Traffic for both workers, the same for each, by Zipf's law."""
+
+    def __init__(self, report: Report, session: QueueClient, fleet: Fleet, jobs: int, seconds: float) -> None:
+        self._report = report
         self._session = session
         self._fleet = fleet
         self._jobs = jobs
         self._seconds = seconds
         self._texts = texts(997)
-        shares = 1 / np.arange(1, fleet.vfms + 1) ** zipf
+        shares = 1 / np.arange(1, fleet.vfms + 1) ** _ZIPF
         self._shares = shares / shares.sum()
         self._rng = np.random.default_rng(7)
-        names = [*fleet.workers]
-        self.rate = 0.0
-        self.samples: dict[str, list[float]] = {f"{n}_jobs_per_s": [] for n in names}
-        self.samples |= {f"{n}_p99_ms": [] for n in names} | {f"{n}_p50_ms": [] for n in names}
-        self.samples |= {"budget_hit_rate": [], "budget_miss_p50_ms": [], "budget_miss_p99_ms": []}
 
     def draw(self, count: int) -> list[tuple[int, str]]:
-        """vFM and text of each job."""
+        """Draw vFM and text of each job."""
         which = self._rng.choice(len(self._shares), count, p=self._shares)
         return [(int(n), self._texts[i % len(self._texts)]) for i, n in enumerate(which)]
 
@@ -139,7 +140,7 @@ class Bench:
         return reply
 
     async def saturate(self, backbone: str, jobs: Sequence[tuple[int, str]]) -> float:
-        """Jobs a second when so many callers ask as fast as they are answered."""
+        """Return jobs a second when many callers ask as fast as they are answered."""
         left = iter(jobs)
 
         async def caller() -> None:
@@ -150,8 +151,8 @@ class Bench:
         await asyncio.gather(*(caller() for _ in range(_CALLERS)))
         return len(jobs) / (time.perf_counter() - begun)
 
-    async def poisson(self, backbone: str, jobs: Sequence[tuple[int, str]], gaps: Sequence[float]) -> None:
-        """Latencies from when a job was due, of jobs that arrive by chance."""
+    async def poisson(self, backbone: str, jobs: Sequence[tuple[int, str]], gaps: Sequence[float]) -> dict[str, float]:
+        """Measure latencies from when a job was due, of jobs that arrive by chance."""
         begun = time.perf_counter() + 0.05
 
         async def one(job: tuple[int, str], due: float) -> tuple[float, bool]:
@@ -165,70 +166,82 @@ class Bench:
             running.append(asyncio.create_task(one(job, due)))
         seen = await asyncio.gather(*running)
         resident, waited = ([ms for ms, loaded in seen if loaded is missed] for missed in (False, True))
-        self.samples[f"{backbone}_p50_ms"].append(float(np.percentile(resident, 50)))
-        self.samples[f"{backbone}_p99_ms"].append(float(np.percentile(resident, 99)))
+        figures = {f"{backbone}_p{q}_ms": float(np.percentile(resident, q)) for q in (50, 99)}
         if backbone == "budget":
-            self.samples["budget_hit_rate"].append(len(resident) / len(seen))
-            self.samples["budget_miss_p50_ms"].append(float(np.percentile(waited, 50)))
-            self.samples["budget_miss_p99_ms"].append(float(np.percentile(waited, 99)))
+            figures |= {"budget_hit_rate": len(resident) / len(seen)}
+            figures |= {f"budget_miss_p{q}_ms": float(np.percentile(waited, q)) for q in (50, 99)}
+        return figures
 
     async def round(self, names: Sequence[str]) -> None:
-        """The same jobs for every variant, first all at once and then by chance."""
+        """Send the same jobs to every worker, first all at once and then by chance."""
         burst = self.draw(self._jobs)
         for name in names:
             with self._fleet.only(name):
-                self.samples[f"{name}_jobs_per_s"].append(await self.saturate(name, burst))
-        rate = _LOAD * self.samples["resident_jobs_per_s"][-1]
+                self._report.add({f"{name}_jobs_per_s": await self.saturate(name, burst)})
+        rate = _LOAD * self._report.samples["resident_jobs_per_s"][-1]
         jobs = self.draw(int(rate * self._seconds))
         gaps = self._rng.exponential(1 / rate, len(jobs)).tolist()
         for name in names:
             with self._fleet.only(name):
-                await self.poisson(name, jobs, gaps)
+                self._report.add(await self.poisson(name, jobs, gaps))
 
 
-async def _run(options: Options) -> Report:
-    vfms, budget, jobs, seconds = (120, 20, 300, 3.0) if options.quick else (2000, 100, 2000, 12.0)
-    rounds, zipf = options.rounds or (2 if options.quick else 5), 1.0
-    with EmbeddedServer() as server, TemporaryDirectory() as folder:
+async def _measure(report: Report, bench: Bench, fleet: Fleet, session: QueueClient) -> None:
+    await fleet.start(session)
+    for name in fleet.workers:  # both have seen traffic before anything is measured
+        await bench.saturate(name, bench.draw(report.config["jobs"]))
+    without_pauses()
+    for number in range(report.options.rounds):
+        await bench.round(["budget", "resident"] if number % 2 else ["resident", "budget"])
+    await asyncio.sleep(_REPORTS_S)  # who has just been thawed has yet to report
+    view = await read_fleet(session.redis, session.registry)
+    report.config |= _fleet_config({worker.backbone: worker for worker in view.workers})
+
+
+def _fleet_config(workers: Mapping[str, WorkerStats]) -> dict[str, Any]:
+    """Return what the workers say of themselves at the end."""
+    loads = workers["budget"].residency
+    return {
+        "resident_versions": {name: w.residency.versions for name, w in workers.items()},
+        "device_bytes": {name: w.residency.device_bytes for name, w in workers.items()},
+        "device_seconds": {name: w.busy_s for name, w in workers.items()},
+        "tokens_per_pass": {name: w.pass_units / max(1, w.passes) for name, w in workers.items()},
+        "loads": loads.loads,
+        "mean_load_ms": 1000 * loads.load_s / max(1, sum(loads.loads.values())),
+    }
+
+
+async def _run(report: Report, budget: int, seconds: float) -> None:
+    with EmbeddedServer() as server, TemporaryDirectory(prefix="fmplex-residency-") as folder:
         session = QueueClient.connect(server.url)
-        fleet = Fleet(Path(folder), server.url, vfms, budget)
+        fleet = Fleet(Path(folder), server.url, report.config["vfms"], budget)
+        report.config["version_bytes"] = fleet.version_bytes
+        bench = Bench(report, session, fleet, report.config["jobs"], seconds)
         try:
-            await fleet.start(session)
-            bench = Bench(session, fleet, jobs, seconds, zipf)
-            for name in fleet.workers:  # both have seen traffic before anything is measured
-                await bench.saturate(name, bench.draw(jobs))
-            without_pauses()
-            for number in range(rounds):
-                await bench.round(["budget", "resident"] if number % 2 else ["resident", "budget"])
-            await asyncio.sleep(_REPORTS_S)  # who has just been thawed has yet to report
-            view = await read_fleet(session.redis, session.registry)
+            await _measure(report, bench, fleet, session)
         finally:
             fleet.stop()
             await session.close()
-    s = bench.samples
-    workers: dict[str, Any] = {w.backbone: w for w in view.workers}
-    loads = workers["budget"].residency
-    return Report(
-        benchmark="residency",
-        ratios={
-            "throughput_over_all_resident": ratio(s, "budget_jobs_per_s", "resident_jobs_per_s"),
-            "p99_over_all_resident": ratio(s, "budget_p99_ms", "resident_p99_ms"),
-        },
-        samples=s,
-        config={"vfms": vfms, "budget_versions": budget, "zipf_exponent": zipf, "lora_rank": _RANK,
-                "version_bytes": fleet.version_bytes, "callers": _CALLERS, "load": _LOAD, "rounds": rounds,
-                "resident_versions": {name: w.residency.versions for name, w in workers.items()},
-                "device_bytes": {name: w.residency.device_bytes for name, w in workers.items()},
-                "device_seconds": {name: w.busy_s for name, w in workers.items()},
-                "tokens_per_pass": {name: w.pass_units / max(1, w.passes) for name, w in workers.items()},
-                "loads": loads.loads, "mean_load_ms": 1000 * loads.load_s / max(1, sum(loads.loads.values()))},
-        device=cpu_name(),
-    )  # fmt: skip
 
 
-def run(options: Options) -> Report:
-    return uvloop.run(_run(options))
+def run(report: Report) -> None:
+    """Measure both workers on a broker of their own."""
+    quick = report.options.quick
+    vfms, budget, jobs, seconds = (60, 12, 200, 2.0) if quick else (2000, 100, 2000, 12.0)
+    report.config |= {
+        "vfms": vfms, "budget_versions": budget, "zipf_exponent": _ZIPF, "lora_rank": _RANK, "jobs": jobs,
+        "callers": _CALLERS, "load": _LOAD, "rounds": report.options.rounds,
+    }  # fmt: skip
+    run_async(_run(report, budget, seconds))
+
+
+def ratios(report: Report) -> Ratios:
+    """Compare the worker with a budget to the one where all are resident."""
+    return {
+        "throughput_over_all_resident": report.ratio("budget_jobs_per_s", "resident_jobs_per_s"),
+        "p99_over_all_resident": report.ratio("budget_p99_ms", "resident_p99_ms"),
+    }
 
 
 if __name__ == "__main__":
-    main(run, __doc__ or "")
+    main(Benchmark("residency", run, ratios, __doc__ or "", rounds=5))

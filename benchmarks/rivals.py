@@ -16,6 +16,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import TypeVar
 
 import psutil
 
@@ -26,6 +27,7 @@ from fmplex_broker.streams.connection import Scripts, open_redis
 from fmplex_broker.streams.embedded import EmbeddedServer
 from fmplex_broker.streams.registry import Registry
 
+_Measured = TypeVar("_Measured")
 OURS = "ours"
 RIVALS = ("processes", "colocated", "one_at_a_time")
 WINDOW = 16  # passes' worth of jobs in hand: one task a pass must find enough of its own among them
@@ -33,7 +35,7 @@ WARM_UP = 0.2  # of the arrivals, at the beginning: queues are still filling
 PLACES = "workers: one, shared; broker and client: the rest; all at niceness -15 where the system allows it"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Way:
     """One way to serve the tasks: its processes, and the name of each task's vFM."""
 
@@ -61,11 +63,12 @@ class Ways:
         pin(server.pid, self._rest)
 
     async def close(self) -> None:
+        """Close the connection to the broker. The ways are stopped by their own contexts."""
         await self._redis.aclose()
 
     @asynccontextmanager
     async def open(self, name: str) -> AsyncIterator[Way]:
-        """Start it, deploy every task, and freeze it. Stopped at the end."""
+        """Start a way, deploy every task, and freeze it. It is stopped at the end."""
         with Workers(self._folder, self._url) as workers:
             pin(psutil.Process().pid, [*self._rest, self._device])  # children inherit it: all may load on all cores
             backbones = self._start(name, workers)
@@ -82,7 +85,7 @@ class Ways:
             yield way
 
     def _start(self, name: str, workers: Workers) -> list[str]:
-        """Its processes; the names of their backbones."""
+        """Start the processes of a way. Returns the names of their backbones."""
         backbones = [f"{name}-{i}" for i in range(self._tasks.count)] if name == "processes" else [name]
         for backbone, model in zip(backbones, self._copies, strict=False):
             match name:
@@ -98,19 +101,18 @@ class Ways:
         return backbones
 
     def _file(self, backbone: str, model: Path) -> Path:
-        return fleet_file(
-            self._folder, backbone, model, pass_units=self._size.pass_units, threads=1, window_passes=WINDOW
-        )
+        return fleet_file(self._folder, backbone, model, pass_units=self._size.pass_units, window_passes=WINDOW)
 
-    async def turn(self, way: Way, measure: Callable[[], Awaitable[None]]) -> None:
-        """Only this way runs while it is measured."""
+    async def turn(self, way: Way, measure: Callable[[], Awaitable[_Measured]]) -> _Measured:
+        """Measure a way while no other runs."""
         way.workers.thaw()
         await self._ask(way)  # its connections are awake again
-        await measure()
+        measured = await measure()
         way.workers.freeze()
+        return measured
 
     async def compare(self, one: Way, other: Way) -> None:
-        """Both must serve the same thing, or their speeds say nothing. Raises `RuntimeError`."""
+        """Raise `RuntimeError` unless both serve the same thing: else their speeds say nothing."""
         answers = []
         for way in (one, other):
             way.workers.thaw()
@@ -122,13 +124,13 @@ class Ways:
             raise RuntimeError(f"{other.name} answers something else: a score is off by {self.difference:.2g}")
 
     async def _ask(self, way: Way) -> list[dict[str, float]]:
-        """The scores that every task gives to the same text."""
+        """Return the scores that every task gives to the same text."""
         return [(await self.client.infer(vfm, self.texts[0])).output["scores"] for vfm in way.vfms]
 
 
 @asynccontextmanager
 async def open_ways(size: Size, tasks: int) -> AsyncIterator[Ways]:
-    """On a broker of their own."""
+    """Open the ways' tasks on a broker of their own."""
     with TemporaryDirectory(prefix="fmplex-ways-") as place, EmbeddedServer() as server:
         folder = Path(place)
         async with open_client(server.url, folder) as client:

@@ -1,4 +1,4 @@
-"""What vFMs receive of two workers, against what their weights promise them.
+"""Shares of two workers that vFMs receive, against those that their weights promise them.
 
 8 vFMs of weights 1 to 8, each a LoRA and a head, send texts of 8 to 200 tokens, one length each; which weight has which length
 is another in every round. Every queue in Redis is kept full. Two workers of one backbone, a core each where there are two,
@@ -9,7 +9,7 @@ of a round, over the sum of all; promised: its weight over the sum of all.
 To see where an error comes from, `worst_units`: the same as `worst_device`, of tokens; `worst_claims`: of the units that jobs
 were taken for when they were sent (bytes / 4), which is what claims count; `us_per_token_*`: charged, by the length of the texts.
 
-    python -m benchmarks.shares [--json] [--rounds N] [--quick] [--backbone NAME] [--seconds S]
+    python -m benchmarks.shares [--json] [--rounds N] [--quick] [--backbone NAME] [--seconds S]       (about six minutes)
 """
 
 from __future__ import annotations
@@ -24,18 +24,17 @@ from dataclasses import dataclass
 from itertools import cycle, islice
 from operator import attrgetter
 from pathlib import Path
-from statistics import fmean, median
+from statistics import fmean
 from tempfile import TemporaryDirectory, mkdtemp
-from typing import Any
 
 import psutil
 import torch
-import uvloop
 from transformers import AutoTokenizer
 
 from benchmarks.fleet import Workers, cores, deploy, fleet_file, open_client, pin
-from benchmarks.harness import Options, Report, cpu_name, main, without_pauses
+from benchmarks.harness import Benchmark, Ratios, Report, main, without_pauses
 from benchmarks.models import SIZES, Size, Tasks, texts
+from benchmarks.stopping import run_async
 from fmplex import AsyncClient
 from fmplex_broker.admission.requests import admit
 from fmplex_broker.specs.heads import Embedding
@@ -58,23 +57,23 @@ _TEXTS = 32  # of each length
 _DEPTH = 512  # jobs in a queue, those in workers' hands included
 _TICK_S = 0.1
 _START_S = 120.0
-_LEAD_S = 5.0  # before what is measured: windows fill, costs and mean sizes are learnt
 _TIMEOUT_MS = 3_600_000
 _GOAL = 0.03
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How much is measured."""
+    """The amount of what is measured."""
 
     size: Size
+    lead_s: float  # before what is measured: windows fill, costs and mean sizes are learnt
     seconds: float  # of the middle part of a round
     rounds: int
 
 
 @dataclass(frozen=True, slots=True)
 class Received:
-    """What one vFM got of the middle of a round, as shares of all."""
+    """One vFM's part of the middle of a round, as shares of all."""
 
     weight: int
     tokens: int  # of each of its texts
@@ -86,7 +85,7 @@ class Received:
 
 
 def cut(model: Path, tokens: int, count: int) -> list[str]:
-    """Real sentences, put together and cut to so many tokens, [CLS] and [SEP] included."""
+    """Make texts of real sentences, put together and cut to so many tokens, [CLS] and [SEP] included."""
     tokenizer = AutoTokenizer.from_pretrained(model, model_max_length=1 << 20)  # what is cut may be of any length
     out = []
     for number in range(count):
@@ -109,15 +108,16 @@ class Queues:
         self._sent: dict[str, deque[NewJob]] = {}
 
     def estimate(self, tokens: int) -> float:
-        """Units that a job of this length is taken for before it is tokenised."""
+        """Return the units that a job of this length is taken for before it is tokenised."""
         return fmean(units for _, units in self._payloads[tokens])
 
     def use(self, tokens: Mapping[str, int]) -> None:
-        """From now on each vFM sends texts of so many tokens."""
+        """Let each vFM send texts of so many tokens from now on."""
         self._sources = {vfm: cycle(self._payloads[n]) for vfm, n in tokens.items()}
         self._sent = {vfm: deque(maxlen=2 * _DEPTH) for vfm in tokens}
 
     async def top_up(self, depths: Mapping[str, Depth]) -> None:
+        """Fill every queue, given how deep they are."""
         jobs = []
         for vfm, source in self._sources.items():
             there = depths.get(vfm, Depth())
@@ -140,13 +140,13 @@ class Fleet:
         self._scripts = Scripts(self._redis)
         self._registry = Registry(self._redis, self._scripts)
         self._tasks = Tasks(folder, size, len(_WEIGHTS))
-        self._config = fleet_file(folder, _BACKBONE, self._tasks.base, pass_units=size.pass_units, threads=1)
+        self._config = fleet_file(folder, _BACKBONE, self._tasks.base, pass_units=size.pass_units)
         self._workers = [Workers(Path(mkdtemp(dir=folder)), server.url) for _ in range(_WORKERS)]  # a log each
         self.vfms: dict[int, str] = {}  # by weight
         pin(server.pid, cores())
 
     async def start(self) -> Queues:
-        """Workers ready, vFMs deployed. Returns their queues."""
+        """Start the workers and deploy the vFMs. Returns their queues."""
         for workers in self._workers:
             workers.start(self._config)
             await workers.ready(self._registry)
@@ -164,10 +164,12 @@ class Fleet:
         return Queues(Producer(self._redis, self._scripts, _BACKBONE), lengths)
 
     async def look(self) -> FleetView:
+        """Look at the workers and the queues."""
         return await read_fleet(self._redis, self._registry)
 
     @contextmanager
     def frozen(self) -> Iterator[None]:
+        """Stop the workers for a block."""
         for workers in self._workers:
             workers.freeze()
         yield
@@ -175,22 +177,26 @@ class Fleet:
             workers.thaw()
 
     async def stop(self) -> None:
+        """Stop the workers for good."""
         for workers in self._workers:
             workers.stop()
         await self._redis.aclose()
 
 
 class Bench:
-    def __init__(self, plan: Plan, fleet: Fleet, queues: Queues) -> None:
+    """The rounds of one fleet."""
+
+    def __init__(self, report: Report, plan: Plan, fleet: Fleet, queues: Queues) -> None:
+        self._report = report
         self._plan = plan
         self._fleet = fleet
         self._queues = queues
-        self.rounds: list[list[Received]] = []
-        self.least = _DEPTH  # the fewest jobs that any queue was seen with
+        self._least = _DEPTH  # the fewest jobs that any queue was seen with
 
     async def round(self, number: int) -> None:
-        """All begin together; what is measured lies between two looks, while every queue is kept full. Raises `RuntimeError` if
-        one was not, or a job failed."""
+        """Let all begin together. What is measured lies between two looks, while every queue is kept full. Raises `RuntimeError`
+        if one was not, or a job failed."""
+        plan = self._plan
         tokens = {w: _TOKENS[(_STRIDE * i + number) % len(_TOKENS)] for i, w in enumerate(_WEIGHTS)}
         self._queues.use({self._fleet.vfms[weight]: n for weight, n in tokens.items()})
         with self._fleet.frozen():
@@ -198,14 +204,17 @@ class Bench:
         begun, before = time.monotonic(), None
         while True:
             view, passed = await self._fleet.look(), time.monotonic() - begun
-            if passed > _LEAD_S:
+            if passed > plan.lead_s:
                 before = before or view
-                self.least = min(self.least, *(view.depths.get(v, Depth()).waiting for v in self._fleet.vfms.values()))
-            if passed > _LEAD_S + self._plan.seconds:
+                self._least = min(
+                    self._least, *(view.depths.get(v, Depth()).waiting for v in self._fleet.vfms.values())
+                )
+            if passed > plan.lead_s + plan.seconds:
                 break
             await self._queues.top_up(view.depths)
             await asyncio.sleep(_TICK_S)
-        self.rounds.append(self._received(tokens, before or view, view))
+        self._report.config["fewest_jobs_waiting"] = self._least
+        self._report.add(_samples(self._received(tokens, before or view, view)))
         with self._fleet.frozen():
             await self._queues.clear()
         while (await self._fleet.look()).depths:  # noqa: ASYNC110  # nobody tells
@@ -214,7 +223,7 @@ class Bench:
     def _received(self, tokens: Mapping[int, int], before: FleetView, after: FleetView) -> list[Received]:
         then, now = by_vfm(before.workers), by_vfm(after.workers)
         got = {weight: now[vfm].since(then[vfm]) for weight, vfm in self._fleet.vfms.items()}
-        if any(stats.failed for stats in got.values()) or not self.least:
+        if any(stats.failed for stats in got.values()) or not self._least:
             raise RuntimeError("jobs failed, or a queue ran dry: what was received says nothing")
         claims = {weight: stats.done * self._queues.estimate(tokens[weight]) for weight, stats in got.items()}
         device, units = (sum(getattr(s, what) for s in got.values()) for what in ("charged_s", "units"))
@@ -228,45 +237,36 @@ class Bench:
         ]  # fmt: skip
 
 
-def _samples(rounds: list[list[Received]]) -> dict[str, list[float]]:
-    samples: dict[str, list[float]] = {}
-    for received in rounds:
-        for what in ("device", "units", "claims"):
-            worst = max(abs(getattr(r, what) / r.promised - 1) for r in received)
-            samples.setdefault(f"worst_{what}", []).append(worst)
-    for key, by in (("weight", attrgetter("weight")), ("tokens", attrgetter("tokens"))):
-        for received in rounds:
-            for r in sorted(received, key=by):
-                samples.setdefault(f"error_{key}_{by(r)}", []).append(r.device / r.promised - 1)
-    for received in rounds:
-        for r in sorted(received, key=attrgetter("tokens")):
-            samples.setdefault(f"us_per_token_{r.tokens}", []).append(r.us_per_token)
-    return samples
+def _samples(received: list[Received]) -> dict[str, float]:
+    out: dict[str, float] = {}
+    for what in ("device", "units", "claims"):
+        out[f"worst_{what}"] = max(abs(getattr(r, what) / r.promised - 1) for r in received)
+    for key in ("weight", "tokens"):
+        by = attrgetter(key)
+        out |= {f"error_{key}_{by(r)}": r.device / r.promised - 1 for r in sorted(received, key=by)}
+    return out | {f"us_per_token_{r.tokens}": r.us_per_token for r in sorted(received, key=attrgetter("tokens"))}
 
 
-async def _run(plan: Plan) -> Bench:
+async def _run(report: Report, plan: Plan) -> None:
     with TemporaryDirectory(prefix="fmplex-shares-") as place, EmbeddedServer() as server:
         folder = Path(place)
         async with open_client(server.url, folder) as client:
             fleet = Fleet(folder, server, client, plan.size)
             try:
-                bench = Bench(plan, fleet, await fleet.start())
+                bench = Bench(report, plan, fleet, await fleet.start())
                 without_pauses()
                 for number in range(plan.rounds):
                     await bench.round(number)
             finally:
                 await fleet.stop()
-    return bench
 
 
-def run(options: Options) -> Report:
-    more = options.more
-    plan = Plan(SIZES[more.backbone], more.seconds or 30.0, options.rounds or 8)
-    if options.quick:
-        plan = Plan(plan.size, more.seconds or 5.0, options.rounds or 2)
-    bench = uvloop.run(_run(plan))
-    samples = _samples(bench.rounds)
-    config: dict[str, Any] = {
+def run(report: Report) -> None:
+    """Measure on a fleet of its own."""
+    options, more = report.options, report.options.more
+    lead_s, seconds = (2.0, 3.0) if options.quick else (5.0, 30.0)
+    plan = Plan(SIZES[more.backbone], lead_s, more.seconds or seconds, options.rounds)
+    report.config |= {
         "backbone": f"{more.backbone} size: BERT, {plan.size.layers} layers of {plan.size.hidden}, random weights, fp32",
         "vfms": "8, each a LoRA r8 on all linears and a head of 4 labels",
         "weights": list(_WEIGHTS),
@@ -275,12 +275,16 @@ def run(options: Options) -> Report:
         "pass_units": plan.size.pass_units,
         "seconds_measured": plan.seconds,
         "rounds": plan.rounds,
-        "fewest_jobs_waiting": bench.least,
         "threads": 1,
         "torch": torch.__version__,
         "goal": f"worst_share_error <= {_GOAL}",
     }
-    return Report("shares", {"worst_share_error": median(samples["worst_device"])}, samples, config, cpu_name())
+    run_async(_run(report, plan))
+
+
+def ratios(report: Report) -> Ratios:
+    """Return the largest error of a share of device seconds."""
+    return {"worst_share_error": report.samples.get("worst_device", [])}
 
 
 def _arguments(parser: argparse.ArgumentParser) -> None:
@@ -289,4 +293,4 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
 
 
 if __name__ == "__main__":
-    main(run, __doc__ or "", _arguments)
+    main(Benchmark("shares", run, ratios, __doc__ or "", rounds=8, arguments=_arguments))

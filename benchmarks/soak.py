@@ -9,28 +9,29 @@ When all have gone, `ratios` counts what is left: bytes of keys and values (of r
 are removed), jobs in hand or queued, keys in Redis that would stay for ever, connections of the gateway; and what went wrong:
 texts that were others, errors that nobody had asked for. The exit code is 1 unless all of it is 0.
 
-    python -m benchmarks.soak [--minutes N] [--callers N] [--seed N] [--json]
+    python -m benchmarks.soak [--json] [--minutes N] [--quick] [--callers N] [--seed N]      (about nine minutes)
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import random
 import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import psutil
-import uvloop
 
-from benchmarks.harness import Options, Report, cpu_name, main
+from benchmarks.fleet import artifact_folder, write_fleet
+from benchmarks.harness import Benchmark, Ratios, Report, main
 from benchmarks.soak_callers import Caller, Expected, Owner, references
+from benchmarks.stopping import run_async
 from fmplex import AsyncClient
 from fmplex.local import LocalFleet
 from fmplex_broker.streams.fleet import read_fleet
@@ -58,7 +59,7 @@ _VFMS: dict[str, tuple[int, int]] = {
 
 @dataclass
 class Found:
-    """What a run found. `left`: by name, all zero if nothing leaks; `wrong`: texts and errors, in words."""
+    """Findings of a run. `left`: by name, all zero if nothing leaks; `wrong`: texts and errors, in words."""
 
     did: Counter[str] = field(default_factory=Counter)
     wrong: list[str] = field(default_factory=list)
@@ -67,41 +68,34 @@ class Found:
     worker_mb: list[float] = field(default_factory=list)
     most_waiting: int = 0
 
-    @property
-    def clean(self) -> bool:
-        return not self.wrong and not any(self.left.values())
-
 
 class Soak:
-    """One fleet, from its first caller to what the last one left."""
+    """One fleet, from its first caller to what the last one left. `found` is filled as it goes."""
 
-    def __init__(self, folder: Path, seed: int, callers: int) -> None:
+    def __init__(self, folder: Path, seed: int, callers: int, found: Found) -> None:
         self._folder = folder
         self._random = random.Random(seed)
         self._callers = callers
-        self.found = Found()
+        self.found = found
         self._model = save_model(folder / "model")
-        config = folder / "fleet.toml"
-        config.write_text(
-            f"artifacts = {json.dumps(str(folder / 'artifacts'))}\n"
-            f'[backbone]\nname = "{BACKBONE}"\nmodel = {json.dumps(str(self._model))}\npass_units = 64\n'
-            f'[worker]\ndevice = "cpu"\nthreads = 1\nkv_bytes = {_KV_TOKENS * TOKEN_BYTES}\n'
-        )
-        self._fleet = LocalFleet(config, workers=_WORKERS, port=0, data=folder / "data")
+        tables = {
+            "backbone": {"name": BACKBONE, "model": str(self._model), "pass_units": 64},
+            "worker": {"device": "cpu", "threads": 1, "kv_bytes": _KV_TOKENS * TOKEN_BYTES},
+        }
+        config = write_fleet(folder / "fleet.toml", tables, artifacts=artifact_folder(folder))
+        self.fleet = LocalFleet(config, workers=_WORKERS, port=0, data=folder / "data")
 
-    async def run(self, seconds: float) -> Found:
-        await asyncio.to_thread(self._fleet.start)
-        session = QueueClient.connect(self._fleet.broker_url)
+    async def run(self, seconds: float) -> None:
+        """Let callers come for so long, and then look at what is left. The fleet has been started."""
+        session = QueueClient.connect(self.fleet.broker_url)
         try:
-            async with AsyncClient(self._fleet.gateway_url) as client:
+            async with AsyncClient(self.fleet.gateway_url) as client:
                 await self._deploy(client)
                 await self._traffic(client, session, await references(client, [*_VFMS][:3]), seconds)
                 await self._look_at_rows(session)
                 await self._look_at_everything(client, session)
         finally:
             await session.close()
-            await asyncio.to_thread(self._fleet.stop)
-        return self.found
 
     # ---- while it runs ----
 
@@ -123,18 +117,18 @@ class Soak:
         guests = [self._package(f"guest-{i}", {"kind": "generation"}, 2 + i) for i in range(4)]
         owner = Owner(client, guests, random.Random(self._random.random()), found.did)
         callers = [
-            Caller(self._fleet.gateway_url, expected, owner.serving, random.Random(self._random.random()), found)
+            Caller(self.fleet.gateway_url, expected, owner.serving, random.Random(self._random.random()), found)
             for _ in range(self._callers)
         ]
-        running = [asyncio.create_task(actor.run(over)) for actor in (owner, *callers)]
-        running.append(asyncio.create_task(self._watch(session, over)))
+        running = [asyncio.create_task(owner.run(over)), asyncio.create_task(self._watch(session, over))]
+        running += [asyncio.create_task(caller.run(over)) for caller in callers]
         await asyncio.wait(running, timeout=seconds, return_when=asyncio.FIRST_EXCEPTION)
         over.set()
         await asyncio.gather(*running)
-        found.wrong += [f"{name} died: {self._fleet.log(name)}" for name in self._fleet.dead()]
+        found.wrong += [f"{name} died: {self.fleet.log(name)}" for name in self.fleet.dead()]
 
     async def _watch(self, session: QueueClient, over: asyncio.Event) -> None:
-        """How full it is meanwhile."""
+        """Note how full it is meanwhile."""
         while not over.is_set():
             workers = await self._stats(session)
             self.found.worker_mb.append(sum(worker.memory_bytes for worker in workers) / 1e6)
@@ -146,8 +140,8 @@ class Soak:
     async def _stats(self, session: QueueClient) -> list[WorkerStats]:
         return (await read_fleet(session.redis, session.registry)).workers
 
-    async def _after(self, session: QueueClient, wanted: Any) -> list[WorkerStats]:
-        """What the workers say, once it is what is wanted; else what they say in the end."""
+    async def _after(self, session: QueueClient, wanted: Callable[[list[WorkerStats]], bool]) -> list[WorkerStats]:
+        """Return what the workers say, once it is what is wanted; else what they say in the end."""
         end = time.monotonic() + _PATIENCE_S
         while True:
             await asyncio.sleep(1.5)  # they speak once a second
@@ -164,14 +158,14 @@ class Soak:
         left["jobs_waiting_for_memory"] = sum(worker.waiting_memory for worker in workers)
         flows = [Flow(vfm, cls) for vfm in (*_VFMS, "vectors") for cls in CLASSES]
         left["jobs_queued"] = sum([await session.redis.xlen(keys.queue(flow)) for flow in flows])
-        gateway = psutil.Process(self._fleet.processes["gateway"].pid)
-        port = int(self._fleet.gateway_url.rpartition(":")[2])
+        gateway = psutil.Process(self.fleet.processes["gateway"].pid)
+        port = int(self.fleet.gateway_url.rpartition(":")[2])
         # Ours, through which vFMs are removed, is one of them.
         open_ = [c for c in gateway.net_connections() if c.laddr and c.laddr.port == port and c.status != "LISTEN"]
         left["gateway_connections"] = max(0, len(open_) - 1)
 
     async def _look_at_everything(self, client: AsyncClient, session: QueueClient) -> None:
-        """Without vFMs there are no prompts to keep and no queues; only what is for ever may be for ever."""
+        """Remove the vFMs: then there are no prompts to keep and no queues, and only what is for ever may be for ever."""
         left, redis = self.found.left, session.redis
         for vfm in await client.vfms.list():
             await client.vfms.remove(vfm["name"])
@@ -191,44 +185,53 @@ class Soak:
 
 
 async def soak(folder: Path, minutes: float, callers: int = 12, seed: int | None = None) -> Found:
-    """Raises nothing for what it finds."""
-    return await Soak(folder, random.randrange(1_000_000) if seed is None else seed, callers).run(60 * minutes)
+    """Run one soak on a fleet of its own. Raises nothing for what it finds."""
+    one = Soak(folder, _seed(seed), callers, Found())
+    await asyncio.to_thread(one.fleet.start)
+    try:
+        await one.run(60 * minutes)
+    finally:
+        await asyncio.to_thread(one.fleet.stop)
+    return one.found
 
 
-def report(found: Found, options: Options) -> Report:
-    for words in [*found.wrong[:20], *found.keys[:20]]:
-        print(words, file=sys.stderr)
-    ratios = {f"left_{name}": float(number) for name, number in found.left.items()}
-    ratios["wrong"] = float(len(found.wrong))
-    samples = {name: [float(number)] for name, number in sorted(found.did.items())}
-    samples |= {"worker_mb": found.worker_mb, "most_waiting_for_memory": [float(found.most_waiting)]}
-    config = {
-        "minutes": options.more.minutes,
-        "callers": options.more.callers,
-        "kv_tokens": _KV_TOKENS,
-        "workers": _WORKERS,
-    }
-    return Report("soak", ratios, samples, config, cpu_name())
+def _seed(given: int | None) -> int:
+    return random.randrange(1_000_000) if given is None else given
+
+
+def run(report: Report) -> None:
+    """Run one soak, and report what was left and what went wrong."""
+    more, found = report.options.more, Found()
+    minutes = more.minutes or (0.1 if report.options.quick else 8.0)
+    report.config |= {"minutes": minutes, "callers": more.callers, "kv_tokens": _KV_TOKENS, "workers": _WORKERS}
+    try:
+        with tempfile.TemporaryDirectory(prefix="fmplex-soak-") as folder:
+            one = Soak(Path(folder), _seed(more.seed), more.callers, found)
+            with one.fleet:
+                run_async(one.run(60 * minutes))
+    finally:
+        for words in [*found.wrong[:20], *found.keys[:20]]:
+            print(words, file=sys.stderr)
+        report.add({f"did_{name}": float(number) for name, number in sorted(found.did.items())})
+        report.add({f"left_{name}": float(number) for name, number in found.left.items()})
+        report.add({"wrong": float(len(found.wrong)), "most_waiting_for_memory": float(found.most_waiting)})
+        report.samples["worker_mb"] = found.worker_mb
+
+
+def ratios(report: Report) -> Ratios:
+    """Return the counts of what is left and of what went wrong."""
+    return {name: values for name, values in report.samples.items() if name.startswith("left_") or name == "wrong"}
+
+
+def _clean(report: Report) -> bool:
+    return not any(value for values in ratios(report).values() for value in values)
 
 
 def _arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--minutes", type=float, default=10.0)
+    parser.add_argument("--minutes", type=float, help="that callers come (default: 8)")
     parser.add_argument("--callers", type=int, default=12)
     parser.add_argument("--seed", type=int, default=None, help="of what they do (not of when it happens)")
 
 
-def cli() -> int:
-    results: list[Found] = []
-
-    def run(options: Options) -> Report:
-        with tempfile.TemporaryDirectory(prefix="fmplex-soak-") as folder:
-            more = options.more
-            results.append(uvloop.run(soak(Path(folder), more.minutes, more.callers, more.seed)))
-        return report(results[0], options)
-
-    main(run, __doc__ or "", _arguments)
-    return 0 if results[0].clean else 1
-
-
 if __name__ == "__main__":
-    sys.exit(cli())
+    main(Benchmark("soak", run, ratios, __doc__ or "", arguments=_arguments, passed=_clean))

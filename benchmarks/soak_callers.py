@@ -1,4 +1,4 @@
-"""Who comes in `benchmarks.soak`: callers of every kind, and an owner who deploys vFMs and removes them while they are in use."""
+"""The traffic of `benchmarks.soak`: callers of every kind, and an owner who deploys and removes vFMs that are in use."""
 
 from __future__ import annotations
 
@@ -35,21 +35,21 @@ Expected = dict[tuple[str, str, bool], str]
 
 
 class Notes(Protocol):
-    """What is written down."""
+    """Notes that callers write down."""
 
     did: Counter[str]
     wrong: list[str]
 
 
 async def references(client: AsyncClient, vfms: list[str]) -> Expected:
-    """Greedy texts without company. Those in which two tokens are nearly as good as each other are left out: which of them comes
-    may depend on who shares the pass."""
+    """Collect greedy texts without company. Those in which two tokens are nearly as good as each other are left out: which of
+    them comes may depend on who shares the pass."""
     out: Expected = {}
     for vfm in vfms:
         for prompt in _PROMPTS:
             for chat in (False, True):
-                value = {"messages": _messages(prompt)} if chat else prompt
-                params = {"temperature": 0, "max_tokens": TEXT, "ignore_eos": True, "logprobs": 2}
+                value: str | dict[str, Any] = {"messages": _messages(prompt)} if chat else prompt
+                params: dict[str, Any] = {"temperature": 0, "max_tokens": TEXT, "ignore_eos": True, "logprobs": 2}
                 output = (await client.infer(vfm, value, **params)).output
                 tops = [[entry["logprob"] for entry in token["top"]] for token in output["logprobs"]]
                 if all(best - second > _NEAR_TIE for best, second in tops):
@@ -62,7 +62,7 @@ def _messages(prompt: str) -> list[Any]:
 
 
 class Owner:
-    """Deploys guests and removes them, whoever is using them."""
+    """The one that deploys guests and removes them, whoever is using them."""
 
     def __init__(self, client: AsyncClient, packages: list[Path], rng: random.Random, did: Counter[str]) -> None:
         self._client = client
@@ -72,6 +72,7 @@ class Owner:
         self.serving: list[str] = []
 
     async def run(self, over: asyncio.Event) -> None:
+        """Deploy or remove something every now and then until it is over."""
         while not over.is_set():
             package = self._random.choice(self._packages)
             if package.name in self.serving:
@@ -88,7 +89,7 @@ class Owner:
 
 
 class Caller:
-    """Does one thing after the other, at random."""
+    """A caller that does one thing after the other, at random."""
 
     def __init__(self, url: str, expected: Expected, guests: list[str], rng: random.Random, notes: Notes) -> None:
         self._url = url
@@ -103,6 +104,7 @@ class Caller:
         ]  # fmt: skip
 
     async def run(self, over: asyncio.Event) -> None:
+        """Do something until it is over."""
         async with self._ai:
             while not over.is_set():
                 await self._do(self._random.choice(self._acts))
@@ -128,6 +130,7 @@ class Caller:
     # ---- who stays ----
 
     async def whole(self) -> None:
+        """Read a text as a whole."""
         vfm, prompt, chat, wanted = self._any()
         if chat:
             answer = await self._ai.chat.completions.create(model=vfm, messages=_messages(prompt), **_GREEDY)
@@ -137,7 +140,7 @@ class Caller:
             self._same(said.choices[0].text, wanted, whole=True)
 
     async def streamed(self, most: int = 1_000_000) -> None:
-        """So many parts at most; then it hangs up."""
+        """Read so many parts at most; then hang up."""
         vfm, prompt, chat, wanted = self._any()
         stream: Any
         if chat:
@@ -160,7 +163,7 @@ class Caller:
             self._notes.wrong.append("a stream ended without a finish reason")
 
     async def slow(self) -> None:
-        """Reads a little at a time, and then all that is left."""
+        """Read a little at a time, and then all that is left."""
         reader, writer = await self._post(self._any_body(stream=True, max_tokens=LONG))
         for _ in range(self._random.randint(1, 30)):
             await reader.read(64)
@@ -173,6 +176,7 @@ class Caller:
         writer.close()
 
     async def many(self) -> None:
+        """Ask for three sampled texts of one prompt."""
         vfm, prompt, *_ = self._any()
         answer = await self._ai.chat.completions.create(
             model=vfm, messages=_messages(prompt), n=3, temperature=0.9, top_p=0.9, seed=self._random.randint(0, 99),
@@ -182,6 +186,7 @@ class Caller:
             self._notes.wrong.append(f"not three texts before their stops: {answer}")
 
     async def schema(self) -> None:
+        """Ask for a text that matches a JSON schema."""
         vfm, prompt, *_ = self._any()
         card: Any = {"type": "json_schema", "json_schema": {"name": "card", "schema": _CARD}}
         answer = await self._ai.chat.completions.create(
@@ -192,22 +197,24 @@ class Caller:
             self._notes.wrong.append(f"not what the schema says: {choice}")
 
     async def vectors(self) -> None:
+        """Ask for embeddings."""
         await self._ai.embeddings.create(model="vectors", input=self._random.sample(_PROMPTS, 3))
 
     # ---- who leaves ----
 
     async def left_midway(self) -> None:
+        """Hang up in the middle of a stream."""
         await self.streamed(most=self._random.randint(1, 20))
 
     async def given_up(self) -> None:
-        """A call that its program cancels."""
+        """Cancel a call, as a program does."""
         vfm, prompt, *_ = self._any()
         call = self._ai.completions.create(model=vfm, prompt=prompt, n=self._random.choice([1, 1, 3]), **self._long())
         with suppress(TimeoutError):
             await asyncio.wait_for(call, self._random.choice([0.001, 0.01, 0.1, 0.5, 2]))
 
     async def hung_up(self) -> None:
-        """A connection that breaks: before the first byte, or after some."""
+        """Break the connection: before the first byte, or after some."""
         stream = self._random.random() < 0.7
         reader, writer = await self._post(self._any_body(stream=stream, max_tokens=self._random.choice([LONG, 1])))
         with suppress(TimeoutError, asyncio.IncompleteReadError):
@@ -218,17 +225,19 @@ class Caller:
     # ---- who asks for too much ----
 
     async def refused(self) -> None:
+        """Ask for more than can ever fit."""
         vfm, prompt, *_ = self._any()
         await self._refused(
             {"text_too_long"}, self._ai.completions.create(model=vfm, prompt=prompt, max_tokens=ENDLESS)
         )
 
     async def hasty(self) -> None:
-        """There is time for some of it at most."""
+        """Ask for what there is no time for: for some of it at most."""
         call = self._ai.completions.create(model="hasty", prompt=self._random.choice(_PROMPTS), **self._long())
         await self._refused({"deadline_exceeded"}, call, always=False)
 
     async def guest(self) -> None:
+        """Ask a guest, which may be removed meanwhile."""
         if self._guests:
             call = self._ai.completions.create(model=self._random.choice(self._guests), prompt="tea", **self._long())
             await self._refused(_NOT_THERE, call, always=False)

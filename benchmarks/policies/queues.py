@@ -1,4 +1,4 @@
-"""What the policies share: a queue a flow. A policy ranks flows; the one that ranks lowest is served next."""
+"""The common part of the policies: a queue a flow. A policy ranks flows; the one that ranks lowest is served next."""
 
 from __future__ import annotations
 
@@ -21,24 +21,26 @@ class Queues(AccountsPolicy):
     # --- what a policy decides ---
 
     def arrived(self, flow: Flow) -> None:
-        """The flow had nothing to do, and has now."""
+        """Note that a flow that had nothing to do has work now."""
 
     def rank(self, flow: Flow) -> float:
-        """Lowest first; of equals the one that became busy first."""
+        """Return the flow's rank: the lowest is served first, and of equals the one that became busy first."""
         raise NotImplementedError
 
     def took(self, flow: Flow, item: Item) -> None:
-        """Its front goes into the pass that is being made."""
+        """Note that the flow's front goes into the pass that is being made."""
 
     def ran(self, plan: Plan, seconds: float) -> None:
-        """The pass has taken so long."""
+        """Note how long a pass has taken."""
 
     # --- the scheduler's calls ---
 
     def weight(self, flow: Flow) -> float:
+        """Return the weight of the flow's vFM."""
         return self._ledger.weights.get(flow.vfm, 1.0)
 
     def add(self, item: Item, *, front: bool = False) -> None:
+        """Queue an item; see `Scheduler.add`."""
         self._ledger.admit(item)
         if item.flow not in self._queues:
             self._queues[item.flow] = OrderedDict()
@@ -48,6 +50,7 @@ class Queues(AccountsPolicy):
             self._queues[item.flow].move_to_end(item.key, last=False)
 
     def remove(self, key: str) -> Item | None:
+        """Take an item out; see `Scheduler.remove`."""
         item = self._ledger.waiting.pop(key, None)
         if item is not None:
             self._drop(item)
@@ -60,12 +63,15 @@ class Queues(AccountsPolicy):
             del self._queues[item.flow]
 
     def pending(self, flow: Flow) -> int:
+        """Count a flow's items; see `Scheduler.pending`."""
         return len(self._queues.get(flow, ()))
 
     def busy(self, cls: str) -> list[Flow]:
+        """Return the flows of a class that have work and may run."""
         return [flow for flow in self._queues if flow.cls == cls and flow not in self._throttled]
 
     def plan(self, now: float, room: Room) -> Plan | None:
+        """Make the next pass; see `Scheduler.plan`."""
         for cls in CLASSES:
             if picked := self._fill(cls, min(self.budget, room.units), room.rows):
                 return self._dispatch(picked)
@@ -91,6 +97,7 @@ class Queues(AccountsPolicy):
         return picked
 
     def charge(self, plan: Plan, seconds: float) -> list[float]:
+        """Charge a pass that has run; see `Scheduler.charge`."""
         charges = super().charge(plan, seconds)
         self.ran(plan, seconds)
         return charges

@@ -18,12 +18,15 @@ class Stfq(Queues):
         self._finish: dict[Flow, float] = {}
 
     def arrived(self, flow: Flow) -> None:
+        """Catch up with the virtual time; see `Queues.arrived`."""
         self._finish[flow] = max(self._now, self._finish.get(flow, 0.0))
 
     def rank(self, flow: Flow) -> float:
+        """Rank by start tag; see `Queues.rank`."""
         return self._finish[flow]
 
     def took(self, flow: Flow, item: Item) -> None:
+        """Move the virtual time and the flow's tag; see `Queues.took`."""
         self._now = max(self._now, self._finish[flow])
         self._finish[flow] += self._cost(item) / self.weight(flow)
 
@@ -31,6 +34,7 @@ class Stfq(Queues):
         return self._ledger.cost.predict(item.units, item.segment is not None, item.head is not None)
 
     def forget(self, vfm: str) -> None:
+        """Drop what is kept of a vFM's flows; see `Scheduler.forget`."""
         super().forget(vfm)
         self._finish = {flow: tag for flow, tag in self._finish.items() if flow.vfm != vfm}
 
@@ -45,6 +49,7 @@ class Bfq(Stfq):
         return self._ledger.cost.price(item.units)
 
     def ran(self, plan: Plan, seconds: float) -> None:
+        """Charge everybody in the pass the rest of it; see `Queues.ran`."""
         parts: dict[Flow, float] = {}
         for item, price in zip(plan.items, plan.prices, strict=True):
             parts[item.flow] = parts.get(item.flow, 0.0) + price

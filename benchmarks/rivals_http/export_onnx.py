@@ -22,11 +22,13 @@ class States(torch.nn.Module):
         self.model = model
 
     def forward(self, input_ids: Any, attention_mask: Any, token_type_ids: Any) -> Any:
+        """Return the last hidden states."""
         inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "token_type_ids": token_type_ids}
         return self.model(**inputs).last_hidden_state
 
 
 def export(folder: Path, out: Path) -> None:
+    """Copy the model's folder and write the ONNX file into the copy."""
     shutil.copytree(folder, out, dirs_exist_ok=True)
     tokens = AutoTokenizer.from_pretrained(folder)(["hello world", "hi"], padding=True, return_tensors="pt")
     model = States(AutoModel.from_pretrained(folder, attn_implementation="eager").eval())

@@ -10,20 +10,20 @@ from __future__ import annotations
 
 import asyncio
 import json
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from types import TracebackType
 from typing import Any, cast
 
 import uvloop
 
+from benchmarks.processes import LineProcess
+
 
 @dataclass(slots=True)
 class Round:
-    """What the connections of one round share: the requests not sent yet, and what came back."""
+    """State that the connections of one round share: the requests not sent yet, and what came back."""
 
     requests: Iterator[bytes]
     latencies: list[float] = field(default_factory=list)
@@ -32,7 +32,7 @@ class Round:
 
 
 class Connection(asyncio.Protocol):
-    """One client: sends, waits for the whole answer, sends the next, until there are no more."""
+    """One client that sends, waits for the whole answer, sends the next, until there are no more."""
 
     def __init__(self, shared: Round) -> None:
         self._shared = shared
@@ -42,9 +42,11 @@ class Connection(asyncio.Protocol):
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Keep the connection; see `asyncio.Protocol`."""
         self._transport = cast(asyncio.Transport, transport)
 
     def send_next(self) -> None:
+        """Send the next request, or be done."""
         request = next(self._shared.requests, None)
         if request is None:
             self.done.set_result(None)
@@ -53,6 +55,7 @@ class Connection(asyncio.Protocol):
         self._transport.write(request)
 
     def data_received(self, data: bytes) -> None:
+        """Take a part of an answer, and send the next request once it is whole; see `asyncio.Protocol`."""
         self._buffer += data
         if not self._needed:
             end = self._buffer.find(b"\r\n\r\n")
@@ -70,11 +73,13 @@ class Connection(asyncio.Protocol):
         self.send_next()
 
     def connection_lost(self, exc: Exception | None) -> None:
+        """Note that the server hung up too early; see `asyncio.Protocol`."""
         if not self.done.done():
             self._shared.failed.append(f"the server closed the connection: {exc}")
             self.done.set_result(None)
 
     def close(self) -> None:
+        """Hang up."""
         self._transport.close()
 
 
@@ -112,30 +117,19 @@ def _request(port: int, path: str, body: bytes) -> bytes:
     return head.encode() + f"Content-Length: {len(body)}\r\n\r\n".encode() + body
 
 
-class Clients:
+class Clients(LineProcess):
     """The load's process, as the benchmark holds it."""
 
     def __init__(self) -> None:
-        command = [sys.executable, "-m", "benchmarks.rivals_http.load"]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        super().__init__("benchmarks.rivals_http.load")
 
     def round(self, port: int, path: str, clients: int, bodies: list[str]) -> dict[str, Any]:
         """Send every body once. Raises `RuntimeError` with the first answers that were errors."""
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
         order = {"port": port, "path": path, "clients": clients, "bodies": bodies}
-        self._process.stdin.write(json.dumps(order) + "\n")
-        self._process.stdin.flush()
-        result: dict[str, Any] = json.loads(self._process.stdout.readline())
+        result: dict[str, Any] = json.loads(self.ask(json.dumps(order)))
         if result["failed"]:
             raise RuntimeError(f"requests to port {port}{path} failed: {result['failed'][0]}")
         return result
-
-    def __enter__(self) -> Clients:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, e: BaseException | None, tb: TracebackType | None) -> None:
-        self._process.communicate()  # closes its input: it ends
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ class MiniLM:
 
     @torch.inference_mode()
     def encode(self, texts: list[str]) -> list[list[float]]:
-        """The vectors of one batch, in its order."""
+        """Return the vectors of one batch, in its order."""
         ids = self._tokenizer(texts, truncation=True, max_length=MAX_TOKENS)["input_ids"]
         order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
         vectors: list[list[float]] = [[]] * len(ids)
@@ -48,10 +48,10 @@ class MiniLM:
 
 
 def answer(model: str, vector: list[float]) -> dict[str, Any]:
-    """OpenAI's shape for one embedding."""
+    """Put one embedding into OpenAI's shape."""
     return {"object": "list", "model": model, "data": [{"object": "embedding", "index": 0, "embedding": vector}]}
 
 
 def tuning() -> tuple[int, float]:
-    """Largest batch and the seconds it may wait to fill, as `benchmarks.rivals_http.servers` sets them."""
+    """Read the largest batch and the seconds it may wait to fill, as `benchmarks.rivals_http.servers` sets them."""
     return int(os.environ["PEER_BATCH"]), float(os.environ["PEER_WAIT_MS"]) / 1000

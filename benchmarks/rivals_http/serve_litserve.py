@@ -17,23 +17,29 @@ class Embed(litserve.LitAPI):  # type: ignore[misc]
     """One text in, one vector out; LitServe makes the batches."""
 
     def setup(self, device: str) -> None:
+        """Load the model; see `litserve.LitAPI`."""
         self._model = MiniLM()
 
     # Without the type: LitServe would have FastAPI look for fields called so.
     def decode_request(self, request) -> str:  # type: ignore[no-untyped-def]
+        """Take the text out of a request."""
         text: str = request["input"]
         return text
 
     def batch(self, inputs: list[str]) -> list[str]:
+        """Keep a batch a list of texts."""
         return inputs  # not LitServe's default, which would stack arrays
 
     def predict(self, x: list[str]) -> list[list[float]]:
+        """Embed a batch."""
         return self._model.encode(x)
 
     def unbatch(self, output: list[list[float]]) -> list[list[float]]:
+        """Take a batch of vectors apart."""
         return output
 
     def encode_response(self, output: list[float]) -> dict[str, Any]:
+        """Write the answer."""
         return answer("minilm", output)
 
 

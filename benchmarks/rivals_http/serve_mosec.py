@@ -12,13 +12,14 @@ from mosec import Server, Worker
 from benchmarks.rivals_http.minilm import MiniLM, answer, tuning
 
 
-class Embed(Worker):
+class Embed(Worker):  # type: ignore[misc]  # not installed beside FMplex
     """Requests come decoded from JSON; `forward` sees one batch."""
 
     def __init__(self) -> None:
         self._model = MiniLM()
 
     def forward(self, data: Any) -> Any:
+        """Embed one batch; see `mosec.Worker`."""
         if isinstance(data, dict):  # without batching mosec gives one request, not a list of one
             return answer(data["model"], self._model.encode([data["input"]])[0])
         vectors = self._model.encode([request["input"] for request in data])

@@ -11,17 +11,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
 import psutil
-from fmplex_broker.specs.vfm import VfmSpec
 from safetensors.numpy import save_file
 
+from benchmarks.fleet import write_fleet
 from fmplex import Client
 from fmplex.local import LocalFleet
 from fmplex_broker.specs.fleet import locate_model
 from fmplex_broker.specs.heads import Embedding
+from fmplex_broker.specs.vfm import VfmSpec
 from fmplex_broker.streams.embedded import free_port
 
 ROOT = Path(__file__).parents[2]
@@ -52,15 +54,16 @@ class Server:
     leased: bool = False
 
     def tree(self) -> list[psutil.Process]:
+        """Return all its processes."""
         return [process for root in self.processes for process in (root, *root.children(recursive=True))]
 
     def cpu_s(self) -> float:
-        """CPU seconds that all its processes have used so far."""
+        """Sum the CPU seconds that all its processes have used so far."""
         return sum(times.user + times.system for times in (process.cpu_times() for process in self.tree()))
 
     @contextmanager
     def turn(self) -> Iterator[None]:
-        """Runs until the block ends, and stands still afterwards: some peers poll when idle, on the cores of the others."""
+        """Let it run until the block ends, and stand still afterwards: some peers poll when idle, on the cores of the others."""
         for process in self.tree():
             process.resume()
         try:
@@ -69,21 +72,24 @@ class Server:
             self.pause()
 
     def pause(self) -> None:
+        """Let it stand still, unless that would end it."""
         for process in () if self.leased else self.tree():
             process.suspend()
 
 
 def model_folder() -> Path:
+    """Return the folder of MiniLM."""
     return Path(locate_model(MODEL, ROOT))
 
 
 def installed(peer: str) -> bool:
+    """Tell whether `benchmarks.peers_setup` has made a peer's environment."""
     return (HOMES / peer.partition("_")[0] / ".installed").exists()
 
 
 @contextmanager
 def peer(name: str, tuning: Tuning, threads: int, logs: Path) -> Iterator[Server]:
-    """The peer on a free port, once it answers. Raises `RuntimeError` with its last words when it does not start."""
+    """Start a peer on a free port and wait until it answers. Raises `RuntimeError` with its last words when it does not start."""
     port = free_port()
     environment = {
         **{key: value for key, value in os.environ.items() if key != "PYTHONPATH"},
@@ -126,7 +132,7 @@ def _command(name: str, port: int, tuning: Tuning) -> list[str | Path]:
 
 
 def _wait(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
-    """Until it embeds a text."""
+    """Wait until it embeds a text."""
     end = time.monotonic() + _START_S
     while True:
         try:
@@ -139,11 +145,12 @@ def _wait(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """Ask, then kill the whole session: some peers leave workers behind."""
+    """End it, then kill the whole session: some peers leave workers behind."""
     children = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
     process.terminate()
-    for one in (process, *children):
-        one.send_signal(signal.SIGCONT)
+    process.send_signal(signal.SIGCONT)
+    for child in children:
+        child.resume()
     try:
         process.wait(10)
     except subprocess.TimeoutExpired:
@@ -155,7 +162,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 def embed(port: int, model: str, text: str) -> list[float]:
-    """One text's vector, by the same request that the load sends."""
+    """Return one text's vector, by the same request that the load sends."""
     url, headers = f"http://127.0.0.1:{port}{PATH}", {"Content-Type": "application/json"}
     response = httpx.post(url, content=body(model, text), headers=headers, timeout=30)
     response.raise_for_status()
@@ -164,21 +171,22 @@ def embed(port: int, model: str, text: str) -> list[float]:
 
 
 def body(model: str, text: str) -> str:
+    """Write the request for one text."""
     return json.dumps({"model": model, "input": text})
 
 
 @contextmanager
 def fmplex(folder: Path, loras: int, threads: int, pass_units: int) -> Iterator[Server]:
-    """A fleet with the vFM `minilm` (the bare backbone) and `lora-0`…, each with a LoRA of its own."""
+    """Start a fleet with the vFM `minilm` (the bare backbone) and `lora-0`…, each with a LoRA of its own."""
     packages = folder / "vfms"
     packages.mkdir(parents=True)
     for i in range(loras):
         _write_package(packages / f"lora-{i}", seed=i)
-    config = folder / "fleet.toml"
-    config.write_text(
-        f'broker = "embedded"\n[backbone]\nname = "minilm"\nmodel = "{MODEL}"\nmax_tokens = 256\n'
-        f"pass_units = {pass_units}\n[worker]\nthreads = {threads}\n"
-    )
+    tables: dict[str, dict[str, Any]] = {
+        "backbone": {"name": "minilm", "model": MODEL, "max_tokens": 256, "pass_units": pass_units},
+        "worker": {"threads": threads},
+    }
+    config = write_fleet(folder / "fleet.toml", tables, broker="embedded")
     before = set(psutil.Process().children())
     with LocalFleet(config, port=0, data=folder / "data") as fleet, Client(fleet.gateway_url) as client:
         started = tuple(set(psutil.Process().children()) - before)  # broker, worker, gateway
@@ -189,7 +197,7 @@ def fmplex(folder: Path, loras: int, threads: int, pass_units: int) -> Iterator[
 
 
 def _write_package(folder: Path, seed: int) -> None:
-    """A LoRA of random weights on query and value, large enough to change the vectors."""
+    """Write a LoRA of random weights on query and value, large enough to change the vectors."""
     (folder / "adapter").mkdir(parents=True)
     (folder / "vfm.toml").write_text(f'name = "{folder.name}"\nbackbone = "minilm"\n[head]\nkind = "embedding"\n')
     rng = np.random.default_rng(seed)

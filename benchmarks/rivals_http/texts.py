@@ -1,4 +1,4 @@
-"""What is embedded: texts cut from the demo's sentences, with lognormal lengths, the same list for every server."""
+"""The inputs that are embedded: texts cut from the demo's sentences, with lognormal lengths, the same list for every server."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MEDIAN, SPREAD, SHORTEST, LONGEST = 32, 0.6, 8, 120  # tokens, those that the to
 
 
 def texts(model: Path, count: int) -> tuple[list[str], list[int]]:
-    """`count` texts and their lengths in tokens. Seeded: every call gives the same."""
+    """Cut `count` texts, and return them with their lengths in tokens. Seeded: every call gives the same."""
     tokenizer = Tokenizer.from_file(str(model / "tokenizer.json"))
     tokenizer.no_truncation()
     tokenizer.no_padding()
@@ -34,7 +34,7 @@ def texts(model: Path, count: int) -> tuple[list[str], list[int]]:
 
 
 def _sentences() -> list[str]:
-    """The demo's English sentences in a random order that is always the same."""
+    """Read the demo's English sentences in a random order that is always the same."""
     found = []
     for name in _ENGLISH:
         for line in (_SENTENCES / f"{name}.jsonl").read_text().splitlines():

@@ -1,4 +1,4 @@
-"""How the settings in `benchmarks.peers` were chosen: one server, many settings, requests a second of each.
+"""The choice of the settings in `benchmarks.peers`: one server, many settings, requests a second of each.
 
 python -m benchmarks.rivals_http.tune mosec|litserve|infinity|fmplex [--requests N] [--rounds N]
 """
@@ -44,6 +44,7 @@ def _open(name: str, tuning: Tuning, folder: Path) -> AbstractContextManager[Ser
 
 
 def main() -> None:
+    """Try every setting of one server."""
     parser = argparse.ArgumentParser()
     parser.add_argument("name", choices=CANDIDATES)
     parser.add_argument("--requests", type=int, default=300)
@@ -61,7 +62,7 @@ def main() -> None:
 
 
 def _measure(server: Server, clients: Clients, bodies: list[str]) -> tuple[float, float]:
-    """Requests a second, and milliseconds of CPU a request."""
+    """Return requests a second, and milliseconds of CPU a request."""
     before = server.cpu_s()
     seconds = clients.round(server.port, servers.PATH, 32, bodies)["seconds"]
     return len(bodies) / seconds, 1000 * (server.cpu_s() - before) / len(bodies)

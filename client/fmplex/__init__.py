@@ -6,8 +6,6 @@ with Client("http://127.0.0.1:8080") as fm:
     fm.infer("sentiment", "what a lovely day").output
 """
 
-from fmplex_broker.specs.vfm import Limits, Slo, VfmSpec
-
 from fmplex.aio import AsyncClient
 from fmplex.construct import Built, from_peft, from_sklearn, write_package
 from fmplex.fitting import fit
@@ -34,6 +32,7 @@ from fmplex_broker.errors import (
     UnknownVfm,
 )
 from fmplex_broker.specs.fitting import LoraSpec
+from fmplex_broker.specs.vfm import Limits, Slo, VfmSpec
 from fmplex_broker.wire.tensors import Tensor
 
 __all__ = [

@@ -8,13 +8,12 @@ from collections.abc import AsyncGenerator
 from contextlib import suppress
 from typing import Any
 
-from fmplex_broker.specs.vfm import VfmChange
-
 from fmplex.results import AsyncHandle, Result
 from fmplex_broker.errors import BrokerUnavailable, Cancelled, InvalidInput
 from fmplex_broker.packages.artifacts import ArtifactStore
 from fmplex_broker.packages.package import Package
 from fmplex_broker.specs.deployments import VfmStatus
+from fmplex_broker.specs.vfm import VfmChange
 from fmplex_broker.streams.deployer import Deployer
 from fmplex_broker.streams.queue_client import QueueClient, cancel_all, gather_replies, raise_first_error
 from fmplex_broker.wire.messages import INTERACTIVE, OFFLINE, Reply

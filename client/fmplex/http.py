@@ -10,12 +10,12 @@ from typing import Any
 from urllib.parse import urlencode
 
 import httpx
-from fmplex_broker.specs.vfm import VfmChange
 
 from fmplex.results import AsyncHandle, Result, wait_task
 from fmplex_broker.errors import Cancelled, FmplexError, InvalidInput, Unavailable, from_wire
 from fmplex_broker.packages.archive import MEDIA_TYPE, pack
 from fmplex_broker.packages.package import Package
+from fmplex_broker.specs.vfm import VfmChange
 from fmplex_broker.wire.messages import packb, unpackb
 
 _MSGPACK = "application/msgpack"

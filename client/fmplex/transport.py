@@ -6,13 +6,13 @@ from collections.abc import AsyncGenerator
 from typing import Any, Protocol
 
 import httpx
-from fmplex_broker.specs.vfm import VfmChange
 
 from fmplex.direct import DirectTransport
 from fmplex.http import HttpTransport
 from fmplex.results import AsyncHandle, Result
 from fmplex_broker.errors import InvalidInput
 from fmplex_broker.packages.package import Package
+from fmplex_broker.specs.vfm import VfmChange
 
 
 class Transport(Protocol):

@@ -7,12 +7,11 @@ from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
-from fmplex_broker.specs.vfm import VfmChange, VfmSpec
-
 from fmplex.transport import Transport
 from fmplex_broker.packages.archive import open_package
 from fmplex_broker.packages.package import Package, bare
 from fmplex_broker.specs.schema import parse
+from fmplex_broker.specs.vfm import VfmChange, VfmSpec
 
 _PAGE = 1000  # vFMs a round trip
 Deployable = str | Path | Package | VfmSpec | dict[str, Any]

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from fmplex_broker.specs.vfm import VfmSpec
-
 from fmplex_broker.errors import InvalidInput
+from fmplex_broker.specs.vfm import VfmSpec
 
 _ENDPOINTS = {"embedding": "/v1/embeddings", "generation": "/v1/chat/completions or /v1/completions"}
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from fmplex_broker.specs.vfm import VfmSpec
 from pydantic import BaseModel, ConfigDict, Field
+
+from fmplex_broker.specs.vfm import VfmSpec
 
 
 class Body(BaseModel):

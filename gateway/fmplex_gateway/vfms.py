@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 
 from fastapi import APIRouter, Request
-from fmplex_broker.specs.vfm import VfmChange
 from starlette.responses import Response
 
 from fmplex_broker.errors import InvalidInput
 from fmplex_broker.packages.archive import MEDIA_TYPE, unpack
 from fmplex_broker.packages.package import Package, bare
 from fmplex_broker.specs.deployments import VfmStatus
+from fmplex_broker.specs.vfm import VfmChange
 from fmplex_broker.streams.deployer import Deployer
 from fmplex_broker.streams.queue_client import QueueClient
 from fmplex_gateway.schemas import DeployBody, RollBackBody

@@ -7,7 +7,6 @@ import signal
 import time
 
 import pytest
-from fmplex_broker.specs.vfm import VfmSpec
 
 from fmplex import AsyncClient
 from fmplex.local import LocalFleet
@@ -15,6 +14,7 @@ from fmplex_broker.errors import NoWorker
 from fmplex_broker.packages.artifacts import ArtifactStore
 from fmplex_broker.packages.package import bare
 from fmplex_broker.specs.schema import parse
+from fmplex_broker.specs.vfm import VfmSpec
 from fmplex_broker.streams.queue_client import QueueClient
 from fmplex_broker.wire.stats import by_vfm
 from tests.chaos.conftest import TEXT, VFMS, Crew, Load, eventually

@@ -6,7 +6,6 @@ import asyncio
 from typing import Any
 
 import pytest
-from fmplex_broker.specs.vfm import Limits, VfmChange, VfmSpec
 
 from fmplex_broker.errors import (
     Conflict,
@@ -19,6 +18,7 @@ from fmplex_broker.errors import (
 )
 from fmplex_broker.specs.deployments import BackboneInfo
 from fmplex_broker.specs.heads import Embedding
+from fmplex_broker.specs.vfm import Limits, VfmChange, VfmSpec
 from fmplex_broker.streams.registry import Registry
 from fmplex_broker.wire.messages import INTERACTIVE
 from tests.contract.harness import BACKBONE, Bench, answer, job, until

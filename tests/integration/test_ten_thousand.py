@@ -12,12 +12,12 @@ from pathlib import Path
 
 import httpx
 import pytest
-from fmplex_broker.specs.vfm import VfmSpec
 
 from fmplex import AsyncClient, Client
 from fmplex_broker.packages.artifacts import ArtifactStore
 from fmplex_broker.packages.package import Package, bare
 from fmplex_broker.specs.heads import Embedding, InputSpec
+from fmplex_broker.specs.vfm import VfmSpec
 from fmplex_broker.streams.connection import Scripts, open_redis
 from fmplex_broker.streams.consumer import Consumer
 from fmplex_broker.streams.embedded import EmbeddedServer

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from fmplex_broker.specs.vfm import VfmSpec
 
 from fmplex.cli import chat as chat_command
 from fmplex.cli import fit as fit_command
@@ -36,6 +35,7 @@ from fmplex.local import LocalFleet, without_password
 from fmplex.sync import Client
 from fmplex_broker.errors import Conflict, InvalidInput
 from fmplex_broker.packages.archive import open_package
+from fmplex_broker.specs.vfm import VfmSpec
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
                   help="Serve many customised versions of one foundation model on one shared backbone.")  # fmt: skip

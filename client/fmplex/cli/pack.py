@@ -8,7 +8,6 @@ from typing import Annotated, Any
 from uuid import uuid4
 
 import typer
-from fmplex_broker.specs.vfm import VfmSpec
 from rich.markup import escape
 from rich.table import Table
 
@@ -17,6 +16,7 @@ from fmplex.construct.describe import describe
 from fmplex_broker.errors import InvalidInput
 from fmplex_broker.packages import archive
 from fmplex_broker.packages.package import read_package
+from fmplex_broker.specs.vfm import VfmSpec
 
 
 def pack(

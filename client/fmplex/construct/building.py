@@ -6,13 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fmplex_broker.specs.vfm import VfmSpec
-
 from fmplex.construct import tensors
 from fmplex_broker.errors import PackageRejected
 from fmplex_broker.packages import writing
 from fmplex_broker.packages.package import ADAPTER_CONFIG, ADAPTER_WEIGHTS, HEAD
 from fmplex_broker.specs.schema import parse
+from fmplex_broker.specs.vfm import VfmSpec
 
 OUT = Path("vfms")  # where packages go that are given no folder
 

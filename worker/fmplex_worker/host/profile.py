@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from fmplex_broker.specs.vfm import VfmSpec
-
 from fmplex_broker.errors import FmplexError
 from fmplex_broker.packages.package import bare
 from fmplex_broker.specs.heads import Embedding
+from fmplex_broker.specs.vfm import VfmSpec
 from fmplex_broker.wire.messages import Request
 from fmplex_worker.protocol import Engine, Work
 from fmplex_worker.scheduling import CostModel

@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from fmplex_broker.specs.vfm import VfmSpec
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -15,6 +14,7 @@ from fmplex_broker.packages.writing import refuse_foreign
 from fmplex_broker.specs.fitting import FitDone
 from fmplex_broker.specs.fitting_text import TextEvent, TextLoraSpec, TextStarted, TextStep
 from fmplex_broker.specs.heads import Generation
+from fmplex_broker.specs.vfm import VfmSpec
 from fmplex_worker.backbones.places import check_place
 from fmplex_worker.tuning.decoder import loop
 from fmplex_worker.tuning.decoder.examples import encode
