@@ -43,7 +43,6 @@ from fmplex_broker.specs.heads import Generation
 from fmplex_broker.streams.embedded import EmbeddedServer
 from fmplex_broker.streams.queue_client import QueueClient
 from fmplex_broker.wire.messages import Request
-from fmplex_worker.engine.engine import GeneratorEngine
 from fmplex_worker.engine.opening import open_engine
 from fmplex_worker.protocol import Work
 
@@ -247,9 +246,7 @@ class Steps:
     def __init__(self, folder: Path) -> None:
         torch.set_num_threads(1)
         spec = BackboneSpec(name="steps", model=str(folder), pass_units=_PASS_UNITS)
-        engine = open_engine(spec, WorkerSpec(device="cpu"))
-        assert isinstance(engine, GeneratorEngine)
-        self._engine = engine
+        self._engine = open_engine(spec, WorkerSpec(device="cpu"))
         self._digests = {"plain": [self._load("plain", None)] * _ADAPTERS}
         self._digests["lora8"] = [
             self._load(f"lora{i}", save_lora(folder, folder.parent / f"adapter{i}", i)) for i in range(_ADAPTERS)

@@ -23,7 +23,8 @@ from fmplex_broker.packages.artifacts import ArtifactStore
 from fmplex_broker.packages.package import Package
 from fmplex_broker.specs.fleet import FleetSpec, load_fleet
 from fmplex_broker.wire.messages import Request
-from fmplex_worker.engine.encoder import EncoderEngine
+from fmplex_worker.engine.engine import PackedEngine
+from fmplex_worker.engine.opening import open_engine
 from fmplex_worker.host import service
 from fmplex_worker.host.profile import profile
 from fmplex_worker.protocol import Capacity, Engine, EngineInfo, Fitted, Outcome, Prepared, Work
@@ -41,9 +42,9 @@ class OneTask(Fifo):
 class Copies:
     """Many engines in one process, one of them at a time. Task `name-3` runs on the fourth."""
 
-    def __init__(self, engines: Sequence[EncoderEngine]) -> None:
+    def __init__(self, engines: Sequence[PackedEngine]) -> None:
         self._engines = engines
-        self._of: dict[str, EncoderEngine] = {}
+        self._of: dict[str, PackedEngine] = {}
 
     @property
     def info(self) -> EngineInfo:
@@ -93,9 +94,9 @@ class Copies:
 
 def engine_of(fleet: FleetSpec, copies: Sequence[Path]) -> Engine:
     if not copies:
-        return EncoderEngine.open(fleet.backbone, fleet.worker.device)
+        return open_engine(fleet.backbone, fleet.worker)
     specs = [fleet.backbone.model_copy(update={"model": str(folder)}) for folder in copies]
-    return Copies([EncoderEngine.open(spec, fleet.worker.device) for spec in specs])
+    return Copies([open_engine(spec, fleet.worker) for spec in specs])
 
 
 async def serve(url: str, fleet: FleetSpec, copies: Sequence[Path]) -> None:

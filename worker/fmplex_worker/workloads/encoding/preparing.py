@@ -1,4 +1,4 @@
-"""From what a caller sent to what a pass takes: validated, tokenised in batches, priced. No device, any thread."""
+"""Preparing encode jobs: requests are validated, tokenised in batches and priced. No device, any thread."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from fmplex_broker.errors import FmplexError, InvalidInput, TextTooLong, VfmClosed
+from fmplex_broker.errors import FmplexError, InvalidInput, TextTooLong
 from fmplex_broker.specs.heads import InputSpec
 from fmplex_broker.wire.messages import Request
 from fmplex_worker.backbones.backbone import Backbone
 from fmplex_worker.backbones.texts import Raw, Text
 from fmplex_worker.heads.running import HeadRequest
 from fmplex_worker.protocol import OnePass
-from fmplex_worker.versions import Version, Versions
+from fmplex_worker.versions import Version
 from fmplex_worker.workloads.encoding import inputs
 
 _Encode = Callable[[Sequence[Raw], bool], list[Text]]
@@ -33,16 +33,18 @@ class EncodeJob(OnePass):
 
     @property
     def digest(self) -> str:
+        """Digest of its version."""
         return self.version.digest
 
     @property
     def adapter(self) -> int:
+        """Number of its adapter segment; see `Prepared.adapter`."""
         adapter = self.version.adapter
         return adapter.number if adapter is not None and adapter.updates else 0
 
     @property
     def head(self) -> int:
-        """Of several heads the first: they come together or not at all."""
+        """Number of its head; of several heads the first: they come together or not at all."""
         return next(iter(self.version.heads.values())).number
 
 
@@ -60,27 +62,23 @@ class _Draft:
 class EncodePreparer:
     """Turns batches of requests into jobs for one backbone."""
 
-    def __init__(self, backbone: Backbone, versions: Versions) -> None:
+    def __init__(self, backbone: Backbone) -> None:
         self._tokenizer = backbone.tokenizer
         self._max_tokens = backbone.max_tokens
-        self._versions = versions
         table = backbone.embeddings
         self._limits = inputs.InputLimits(backbone.hidden, table.embedding_dim, table.num_embeddings)
 
-    def prepare(self, batch: Sequence[tuple[str, Request]]) -> list[EncodeJob | FmplexError]:
-        """Aligned with `batch`; see `protocol.Engine.prepare` for the errors.
+    def prepare(self, batch: Sequence[tuple[Version, Request]]) -> list[EncodeJob | FmplexError]:
+        """Validate and tokenise requests. Aligned with `batch`; see `protocol.Engine.prepare` for the errors.
 
         A text that is too long is cut at its end, after the vFM's template was put around it.
         """
-        drafts = [self._draft(digest, request) for digest, request in batch]
+        drafts = [self._draft(version, request) for version, request in batch]
         for tagging in (False, True):  # only tagging pays for offsets
             self._tokenize([d for d in drafts if isinstance(d, _Draft) and (d.raw is not None) is tagging], tagging)
         return [self._finish(d) if isinstance(d, _Draft) else d for d in drafts]
 
-    def _draft(self, digest: str, request: Request) -> _Draft | FmplexError:
-        version = self._versions.get(digest)
-        if version is None:
-            return VfmClosed(f"version {digest} is not loaded here; send the request again")
+    def _draft(self, version: Version, request: Request) -> _Draft | FmplexError:
         kinds = version.kinds
         try:
             options = inputs.read_options(request.params, kinds, self._limits)
@@ -91,7 +89,8 @@ class EncodePreparer:
         return _Draft(version, options, [*_templated(version.input, sides)], raw)
 
     def _tokenize(self, drafts: Sequence[_Draft], offsets: bool) -> None:
-        """Every text of every draft in one call; those too long, and allowed to be cut, in another (one a prompt's length)."""
+        """Tokenise every text of every draft in one call; those too long, and allowed to be cut, in another (one a soft prompt's
+        length)."""
         places = [(d, i, side) for d in drafts for i, side in enumerate(d.sides) if isinstance(side, str | tuple)]
         if not places:
             return
@@ -138,7 +137,7 @@ class EncodePreparer:
 
 
 def _templated(spec: InputSpec, sides: Sequence[inputs.Side]) -> Iterator[inputs.Side]:
-    """Texts with the vFM's templates around them; tokens and embeddings as they are."""
+    """Yield texts with the vFM's templates around them; tokens and embeddings as they are."""
     for i, side in enumerate(sides):
         if isinstance(side, str):
             yield spec.text_pair(side) if i else spec.text(side)
@@ -149,7 +148,7 @@ def _templated(spec: InputSpec, sides: Sequence[inputs.Side]) -> Iterator[inputs
 
 
 def _within(offsets: NDArray[np.int64] | None, lead: int, length: int) -> NDArray[np.int64]:
-    """Offsets in a templated text as offsets in the caller's, which has `length` characters after `lead` others.
+    """Turn offsets in a templated text into offsets in the caller's, which has `length` characters after `lead` others.
 
     What lies outside becomes empty, as special tokens are; what reaches over an end stops there.
     """
@@ -160,7 +159,7 @@ def _within(offsets: NDArray[np.int64] | None, lead: int, length: int) -> NDArra
 
 
 def _each(encode: _Encode, raws: Sequence[Raw], offsets: bool) -> list[Text | FmplexError]:
-    """All texts at once; if the tokenizer trips over one, one by one, so that only that one fails."""
+    """Encode all texts at once; if the tokenizer trips over one, one by one, so that only that one fails."""
     try:
         return list(encode(raws, offsets))
     except Exception as e:  # the tokenizers library raises bare Exception
