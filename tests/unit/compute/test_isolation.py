@@ -102,7 +102,7 @@ def test_broken_head_in_an_engine(bert: PackedEngine, tmp_path: Path) -> None:
     jobs: list[Any] = bert.prepare([(digest, Request("the cat", {})) for digest in (good, bad, other, good)])
     alone = tiny.step(bert, [jobs[0], jobs[2]])
     broken = LoadedHead(jobs[1].head, head, (Layer(torch.ones(2, 5), torch.ones(2)),))
-    jobs[1] = dataclasses.replace(jobs[1], ask=jobs[1].ask._replace(heads={"": broken}))
+    jobs[1] = dataclasses.replace(jobs[1], head_request=jobs[1].head_request._replace(heads={"": broken}))
     results = tiny.step(bert, jobs)
     assert isinstance(results[1], JobFailed)
     for i, want in ((0, alone[0]), (2, alone[1]), (3, alone[0])):

@@ -36,13 +36,13 @@ class PackedEngine:
 
     @property
     def info(self) -> EngineInfo:
-        """What a worker tells the registry; see `Engine.info`."""
+        """Facts for the registry; see `Engine.info`."""
         b = self._backbone
         return EngineInfo(b.spec.name, "text", b.hidden, b.max_tokens, str(b.device), b.memory_bytes)
 
     @property
     def capacity(self) -> Capacity:
-        """What one pass can take now, and the memory of all workloads; see `Engine.capacity`."""
+        """Room of a pass now, and the memory of all workloads; see `Engine.capacity`."""
         memory = [workload.memory for workload in self._workloads.values()]
         return Capacity(
             self._units.now,
@@ -124,7 +124,7 @@ class PackedEngine:
         return [self._workloads[w.prepared.kind].commit(w, reading) for w, reading in zip(works, readings, strict=True)]
 
     def _encode(self, laid: Sequence[Sequence[PassText]]) -> tuple[PassOutput, list[tuple[int, ...]]]:
-        """Pack the texts of all jobs into one row and encode it; and say where in the row the texts of each job are."""
+        """Pack the texts of all jobs into one row and encode it; return also where in the row the texts of each job are."""
         texts = [text for share in laid for text in share]
         order = packed_order([span for _, span in texts])
         row = pack([texts[at].span for at in order], self._backbone.device, self._group_from)

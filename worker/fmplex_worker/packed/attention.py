@@ -45,7 +45,7 @@ def packed_attention(
     if query.shape[0] != 1 or query.shape[2] != pack.tokens:
         raise RuntimeError(f"attention got {tuple(query.shape)} for a packed row of {pack.tokens} tokens")
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
-    if pack.continued:
+    if pack.has_cached_spans:
         return _mixed(module, pack, query, key, value, sliding_window, scaling), None
     key, value = _repeated(query, key, value)
     attend = _varlen if _varlen_takes(query) else _per_run

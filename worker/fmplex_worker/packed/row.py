@@ -59,7 +59,7 @@ class Pack:
     masks: dict[tuple[int, int, int | None], torch.Tensor] = field(default_factory=dict)
 
     @property
-    def continued(self) -> bool:
+    def has_cached_spans(self) -> bool:
         """True if any text goes on from a slab."""
         return any(isinstance(run, CachedSpan) for run in self.runs)
 

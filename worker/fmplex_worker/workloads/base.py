@@ -1,4 +1,4 @@
-"""The protocol of a workload: what the engine asks of one, and the values that they exchange in a pass."""
+"""The protocol of a workload, and the values that it and the engine exchange in a pass."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class Workload(Protocol):
 
     @property
     def memory(self) -> MemoryUse:
-        """What its jobs hold between passes. Any thread."""
+        """Bytes that its jobs hold between passes. Any thread."""
 
     def aim(self, units: int) -> None:
         """Cut jobs into pieces for passes of `units` at most from now on; see `Engine.aim`."""

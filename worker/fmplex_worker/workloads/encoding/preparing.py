@@ -28,7 +28,7 @@ class EncodeJob(OnePass):
 
     version: Version
     texts: tuple[Text, ...]
-    ask: HeadRequest
+    head_request: HeadRequest
     units: int
 
     @property
@@ -49,7 +49,7 @@ class EncodeJob(OnePass):
 
 
 @dataclass(slots=True)
-class _Draft:
+class _ValidatedRequest:
     """A validated job; `sides` become `Text`s, or the error of one, as they are tokenised. `raw`: what the caller sent, if
     spans must be found in it."""
 
@@ -73,12 +73,14 @@ class EncodePreparer:
 
         A text that is too long is cut at its end, after the vFM's template was put around it.
         """
-        drafts = [self._draft(version, request) for version, request in batch]
+        validated = [self._validate(version, request) for version, request in batch]
         for tagging in (False, True):  # only tagging pays for offsets
-            self._tokenize([d for d in drafts if isinstance(d, _Draft) and (d.raw is not None) is tagging], tagging)
-        return [self._finish(d) if isinstance(d, _Draft) else d for d in drafts]
+            self._tokenize(
+                [d for d in validated if isinstance(d, _ValidatedRequest) and (d.raw is not None) is tagging], tagging
+            )
+        return [self._finish(d) if isinstance(d, _ValidatedRequest) else d for d in validated]
 
-    def _draft(self, version: Version, request: Request) -> _Draft | FmplexError:
+    def _validate(self, version: Version, request: Request) -> _ValidatedRequest | FmplexError:
         kinds = version.kinds
         try:
             options = inputs.read_options(request.params, kinds, self._limits)
@@ -86,33 +88,33 @@ class EncodePreparer:
         except InvalidInput as e:
             return e
         raw = sides[0] if "tagging" in kinds and isinstance(sides[0], str) else None
-        return _Draft(version, options, [*_templated(version.input, sides)], raw)
+        return _ValidatedRequest(version, options, [*_templated(version.input, sides)], raw)
 
-    def _tokenize(self, drafts: Sequence[_Draft], offsets: bool) -> None:
-        """Tokenise every text of every draft in one call; those too long, and allowed to be cut, in another (one a soft prompt's
+    def _tokenize(self, validated: Sequence[_ValidatedRequest], offsets: bool) -> None:
+        """Tokenise all texts of all requests in one call; those too long, and allowed to be cut, in another (one a soft prompt's
         length)."""
-        places = [(d, i, side) for d in drafts for i, side in enumerate(d.sides) if isinstance(side, str | tuple)]
+        places = [(d, i, side) for d in validated for i, side in enumerate(d.sides) if isinstance(side, str | tuple)]
         if not places:
             return
         encoded = _each(self._tokenizer.encode, [raw for _, _, raw in places], offsets)
         long: dict[int, list[int]] = {}
-        for n, (draft, _, _) in enumerate(places):
-            if draft.options.truncate and self._too_long(encoded[n], draft.version):
-                long.setdefault(draft.version.virtual, []).append(n)
+        for n, (request, _, _) in enumerate(places):
+            if request.options.truncate and self._too_long(encoded[n], request.version):
+                long.setdefault(request.version.virtual, []).append(n)
         for virtual, at in long.items():
             cut = partial(self._tokenizer.encode_cut, spare=virtual)
             for n, text in zip(at, _each(cut, [places[n][2] for n in at], offsets), strict=True):
                 encoded[n] = text
-        for (draft, i, _), text in zip(places, encoded, strict=True):
-            draft.sides[i] = text
+        for (request, i, _), text in zip(places, encoded, strict=True):
+            request.sides[i] = text
 
     def _too_long(self, text: Text | FmplexError, version: Version) -> bool:
         return isinstance(text, Text) and text.tokens + version.virtual > self._max_tokens
 
-    def _finish(self, draft: _Draft) -> EncodeJob | FmplexError:
-        version, options = draft.version, draft.options
+    def _finish(self, request: _ValidatedRequest) -> EncodeJob | FmplexError:
+        version, options = request.version, request.options
         texts: list[Text] = []
-        for side in draft.sides:
+        for side in request.sides:
             if isinstance(side, FmplexError):
                 return side
             assert isinstance(side, Text)
@@ -122,10 +124,11 @@ class EncodePreparer:
             if not text.tokens or int(text.ids.max()) >= self._limits.vocabulary:
                 return InvalidInput("input: gives no tokens that this model knows; send another text", field="input")
             texts.append(text)
-        ask = HeadRequest(version.heads, options.dimensions, options.top_k)
-        if draft.raw is not None:
-            ask = ask._replace(text=draft.raw, offsets=_within(texts[0].offsets, version.input.lead, len(draft.raw)))
-        return EncodeJob(version, tuple(texts), ask, sum(text.tokens + version.virtual for text in texts))
+        wanted = HeadRequest(version.heads, options.dimensions, options.top_k)
+        if request.raw is not None:
+            offsets = _within(texts[0].offsets, version.input.lead, len(request.raw))
+            wanted = wanted._replace(text=request.raw, offsets=offsets)
+        return EncodeJob(version, tuple(texts), wanted, sum(text.tokens + version.virtual for text in texts))
 
     def _text_too_long(self, tokens: int, virtual: int) -> TextTooLong:
         prompt = f" and {virtual} of this vFM's prompt" if virtual else ""

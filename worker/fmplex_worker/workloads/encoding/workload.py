@@ -46,8 +46,8 @@ class EncodingWorkload:
 
     def read(self, output: PassOutput, placed: Sequence[PlacedWork]) -> list[Any]:
         """Run the heads of all jobs; a reading is the result of its job. See `Workload.read`."""
-        asks = [cast(EncodeJob, work.prepared).ask for work, _ in placed]
-        return run_heads(output.hidden, *output.row.own(), asks, [places for _, places in placed])
+        requests = [cast(EncodeJob, work.prepared).head_request for work, _ in placed]
+        return run_heads(output.hidden, *output.row.own(), requests, [places for _, places in placed])
 
     def commit(self, work: Work, reading: Any) -> Any:
         """Return the reading: the job has ended. See `Workload.commit`."""

@@ -19,7 +19,7 @@ _ATTENTION, _DECODING = 3.0, 10.0
 
 @dataclass(slots=True, eq=False)
 class Pricing:
-    """Prices of one backbone. `chunk`: units of a prefill piece; `reading`, `decoding`: tokens of context that cost as much as one
+    """Prices of a backbone. `chunk`: units of a prefill piece; `reading`, `decoding`: tokens of context that cost as much as one
     token does by itself, read by a token of a prompt and by one that is generated; `drawing`: units that it takes to draw a
     token."""
 

@@ -73,7 +73,7 @@ def _limit(what: int, most: int | None) -> None:
 
 def main() -> None:
     """Answer questions from standard input on standard output until it closes."""
-    asks, answers = os.dup(0), os.dup(1)
+    questions, answers = os.dup(0), os.dup(1)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     child = SandboxChild()
     # What a library prints is no answer; and one that dies says so at length. Only what keeps this from starting is of use.
@@ -83,7 +83,7 @@ def main() -> None:
     write(answers, {"value": "ready"})
     while True:
         try:
-            question = read(asks)
+            question = read(questions)
         except EOFError:
             os._exit(0)  # at once: taking everything down in order takes a second
         _limit(resource.RLIMIT_CPU, int(time.process_time()) + _MOST_S)
