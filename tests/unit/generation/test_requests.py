@@ -17,6 +17,7 @@ from fmplex_broker.specs.heads import Embedding, Generation, InputSpec
 from fmplex_broker.wire.messages import Request
 from fmplex_worker.engine import opening
 from fmplex_worker.engine.engine import PackedEngine
+from fmplex_worker.protocol import Progress, Work
 from fmplex_worker.workloads.generation import sandbox
 from fmplex_worker.workloads.generation.constraints import _too_much
 from fmplex_worker.workloads.generation.sampling import draw
@@ -343,6 +344,28 @@ def test_heads_on_the_same_decoder(engine: PackedEngine, digest: str) -> None:
     ]
     together = tiny_lm.drive(engine, jobs, shares=1.0)[1]["embedding"]
     assert together.numpy() == pytest.approx(alone.numpy(), abs=1e-5)
+
+
+def test_a_pass_that_fails_advances_no_sequence(
+    engine: PackedEngine, digest: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A head fails after the tokens of its pass were drawn: each of them is drawn again, and appended once."""
+    whole = text(engine, digest, "the cat", seed=3, max_tokens=12, ignore_eos=True)
+    embed = tiny.load(engine, Embedding(pooling="last"))
+    job = tiny_lm.prepare(engine, digest, "the cat", seed=3, max_tokens=12, ignore_eos=True)
+    other = tiny_lm.prepare(engine, embed, "the cat sat")
+
+    def broken(*_: Any) -> Any:
+        raise ValueError("broken head")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("fmplex_worker.workloads.encoding.workload.run_heads", broken)
+        work = [Work(part, sum(piece.tokens for piece in part.pieces())) for part in (job, other)]
+        progress, failed = engine.step(work).results
+    assert isinstance(failed, JobFailed)
+    assert isinstance(progress, Progress)
+    assert len(job.sequence.tokens) == job.sequence.prompt + 1
+    assert tiny_lm.drive(engine, [job])[0]["text"] == whole["text"]
 
 
 def test_a_backbone_without_a_language_model_head_does_not_generate(bert_engine: Any) -> None:
