@@ -1,4 +1,4 @@
-"""What the worker asks of an engine, whatever the backbone: load versions, prepare jobs, run passes.
+"""The protocol of an engine, whatever the backbone: load versions, prepare jobs, run passes.
 
 Several threads may call one engine at the same time: fetchers (`fit`), a loader (`load`, `unload`), the intake (`prepare`) and
 the device thread (`step`). A version is keyed by its digest, never by its name.
@@ -21,7 +21,7 @@ Kind = Literal["encode", "generate"]
 
 @dataclass(frozen=True, slots=True)
 class EngineInfo:
-    """What a worker tells the registry. `max_tokens` bounds one encoded text; `memory_bytes` is the backbone alone."""
+    """Facts that a worker tells the registry. `max_tokens` bounds one encoded text; `memory_bytes` is the backbone alone."""
 
     name: str
     modality: str
@@ -33,8 +33,8 @@ class EngineInfo:
 
 @dataclass(frozen=True, slots=True)
 class Capacity:
-    """What one pass can take now: `units` = packed tokens. One job larger than that still runs, alone. `memory`: bytes that the
-    jobs in hand may hold between their passes, all together, and `used` what they do hold; `cached`: bytes kept for jobs to come
+    """Room of one pass now: `units` = packed tokens. One job larger than that still runs, alone. `memory`: bytes that the jobs in
+    hand may hold between their passes, all together, and `used` those that they do hold; `cached`: bytes kept for jobs to come
     while nobody needs them."""
 
     units: int
@@ -44,7 +44,7 @@ class Capacity:
 
 
 class Piece(NamedTuple):
-    """What a job asks of one pass: so many `tokens` of it, which cost `units`."""
+    """Part of a job that fits into one pass: so many `tokens` of it, which cost `units`."""
 
     phase: Literal["encode", "prefill", "decode"]
     tokens: int
@@ -57,47 +57,62 @@ class Work(NamedTuple):
     prepared: Prepared
     tokens: int
 
+    @property
+    def digest(self) -> str:
+        """Digest of the job's version."""
+        return self.prepared.digest
+
 
 class Progress(NamedTuple):
-    """A job that has not ended with its pass; what has come out of it meanwhile, if anything has."""
+    """Result of a job that has not ended with its pass; `news`: the text that has come out meanwhile, if any has."""
 
     news: Delta | None
 
 
 class Fitted(Protocol):
-    """A version that has been checked and fitted to the backbone. `nbytes`: what it takes in host memory, and what it will
-    take on the device; on a CPU these are the same bytes."""
+    """A version that has been checked and fitted to the backbone."""
 
     @property
-    def digest(self) -> str: ...
+    def digest(self) -> str:
+        """Digest of its package, which is its key."""
+
     @property
-    def nbytes(self) -> int: ...
+    def nbytes(self) -> int:
+        """Bytes that it takes in host memory, and will take on the device; on a CPU these are the same bytes."""
 
 
 class Prepared(Protocol):
     """A validated, tokenised job. It keeps its version alive: unloading that version does not break it.
 
-    `kind` says which workload it is. `units` are packed tokens (both sides of a similarity; the virtual tokens of a prompt too).
-    `adapter` numbers the adapter segment it belongs to (0: none) and `head` the head or heads it ends in (0: none of its own),
-    so that a cost model can count the distinct ones in a pass.
+    `adapter` and `head` are numbers, so that a cost model can count the distinct ones in a pass.
     """
 
     @property
-    def kind(self) -> Kind: ...
+    def kind(self) -> Kind:
+        """The workload that it belongs to."""
+
     @property
-    def digest(self) -> str: ...
+    def digest(self) -> str:
+        """Digest of its version."""
+
     @property
-    def units(self) -> int: ...
+    def units(self) -> int:
+        """Packed tokens (both sides of a similarity; the virtual tokens of a prompt too)."""
+
     @property
-    def adapter(self) -> int: ...
+    def adapter(self) -> int:
+        """Number of the adapter segment that it belongs to; 0: none."""
+
     @property
-    def head(self) -> int: ...
+    def head(self) -> int:
+        """Number of the head or heads that it ends in; 0: none of its own."""
+
     @property
     def memory(self) -> int:
         """Bytes that it holds between passes, once its `pieces` have run; it must have room for them before they do."""
 
     def pieces(self) -> Sequence[Piece]:
-        """What it asks of the passes to come, in order, at least for the next one. After a pass it is asked again."""
+        """List its pieces for the passes to come, in order, at least for the next one. After a pass it is asked again."""
 
 
 class OnePass:
@@ -108,19 +123,22 @@ class OnePass:
 
     @property
     def kind(self) -> Kind:
+        """The encoding workload."""
         return "encode"
 
     @property
     def memory(self) -> int:
+        """0: it holds nothing between passes."""
         return 0
 
     def pieces(self) -> Sequence[Piece]:
+        """Return the one piece that is all of the job."""
         return (Piece("encode", self.units, self.units),)
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a pass cost and gave: wall `seconds` of the device thread; `results[i]` answers `work[i]`. `ended`: monotonic
+    """Cost and results of a pass: wall `seconds` of the device thread; `results[i]` answers `work[i]`. `ended`: monotonic
     seconds, when it was made.
 
     A result is a `Progress`, or the end of the job: what the vFM's head gives (plain Python values and
@@ -136,10 +154,12 @@ class Engine(Protocol):
     """One physical FM on one device."""
 
     @property
-    def info(self) -> EngineInfo: ...
+    def info(self) -> EngineInfo:
+        """Facts for the registry; they never change."""
 
     @property
-    def capacity(self) -> Capacity: ...
+    def capacity(self) -> Capacity:
+        """Room of a pass, and memory of the jobs in hand, now."""
 
     @property
     def loaded(self) -> Mapping[str, int]:
@@ -150,7 +170,7 @@ class Engine(Protocol):
         """Bytes of the device's own memory that this process holds; 0 on a CPU. Any thread."""
 
     def aim(self, units: int) -> None:
-        """Passes will have so many units at most: what is cut into pieces is cut accordingly from now on."""
+        """Cut jobs into pieces for passes of `units` at most from now on."""
 
     def fit(self, package: Package) -> Fitted:
         """Make a version ready to be loaded, in host memory. Any thread, several at a time. Raises `PackageRejected`."""

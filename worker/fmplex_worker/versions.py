@@ -27,10 +27,11 @@ class Version:
     heads: Mapping[str, LoadedHead]
     adapter: Adapter | None
     input: InputSpec
-    nbytes: int  # of everything it holds, wherever it is
+    nbytes: int  # of all tensors that it holds, wherever they are
 
     @property
     def kinds(self) -> frozenset[str]:
+        """Kinds of its heads."""
         return frozenset(head.spec.kind for head in self.heads.values())
 
     @property
@@ -39,7 +40,7 @@ class Version:
         return self.adapter.virtual if self.adapter is not None else 0
 
     def on(self, device: torch.device) -> Version:
-        """Itself where the host's memory is the device's."""
+        """Return it with its tensors on a device; itself where the host's memory is the device's."""
         if device.type == "cpu":
             return self
         place = place_on(device)
@@ -56,7 +57,7 @@ class Versions:
         self._numbers = itertools.count(1)
 
     def fit(self, package: Package) -> Version:
-        """In host memory, ready to be placed. Raises `PackageRejected`."""
+        """Make a version of a package, in host memory, ready to be placed. Raises `PackageRejected`."""
         spec, backbone = package.spec, self._backbone
         if spec.backbone != backbone.spec.name:
             raise PackageRejected(
@@ -79,14 +80,18 @@ class Versions:
         return Version(package.digest, heads, adapter, spec.input, nbytes)
 
     def load(self, version: Version) -> None:
+        """Place a version on the device and make it resident; again is a no-op."""
         if version.digest not in self._loaded:
             self._loaded[version.digest] = version.on(self._backbone.device)
 
     def unload(self, digest: str) -> None:
+        """Forget a version (unknown: no-op)."""
         self._loaded.pop(digest, None)
 
     def get(self, digest: str) -> Version | None:
+        """Return a resident version; None if it is not here."""
         return self._loaded.get(digest)
 
     def sizes(self) -> dict[str, int]:
+        """Map the digest of every resident version to its bytes. A snapshot."""
         return {version.digest: version.nbytes for version in list(self._loaded.values())}

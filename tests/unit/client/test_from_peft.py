@@ -18,8 +18,8 @@ import fmplex
 from fmplex_broker.errors import FmplexError, InvalidInput, PackageRejected
 from fmplex_broker.packages.package import read_package
 from fmplex_broker.packages.peft_lora import LORA_TENSOR
-from fmplex_broker.specs.fleet import BackboneSpec
-from fmplex_worker.engine.encoder import EncoderEngine
+from fmplex_broker.specs.fleet import BackboneSpec, WorkerSpec
+from fmplex_worker.engine.opening import open_engine
 from tests.unit.client.heads import logits, spec_of
 from tests.unit.compute.tiny import CONFIGS, run, save_adapter, save_model
 from tests.unit.compute.tiny import lora as lora_tensors
@@ -158,7 +158,7 @@ def test_served_scores_are_those_of_peft(tmp_path: Path, family: str) -> None:
     if family in ("llama", "qwen3"):
         model.config.pad_token_id = model.base_model.model.config.pad_token_id = 0
     built = fmplex.from_peft(adapter, name="v", backbone="m", labels=LABELS, out=tmp_path / "p", model=str(base))
-    engine = EncoderEngine.open(BackboneSpec(name="m", model=str(base)), "cpu")
+    engine = open_engine(BackboneSpec(name="m", model=str(base)), WorkerSpec(device="cpu"))
     engine.load(engine.fit(read_package(built.out)))
     got = run(engine, *((built.version, {"input_ids": ids}) for ids in IDS.tolist()))
     theirs = torch.tensor(states_and_logits(model)[1]).softmax(1).numpy()

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from fmplex_broker.specs.fleet import BackboneSpec
+from fmplex_broker.specs.fleet import BackboneSpec, WorkerSpec
 from fmplex_worker.engine import isolation
-from fmplex_worker.engine.encoder import EncoderEngine
+from fmplex_worker.engine.engine import PackedEngine
+from fmplex_worker.engine.opening import open_engine
 from tests.unit.compute import tiny
 
 torch.set_num_threads(1)
@@ -42,19 +43,19 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pa
 
 
 @pytest.fixture(scope="session")
-def engine_of(model_folder: Callable[[str], Path]) -> Callable[[str], EncoderEngine]:
+def engine_of(model_folder: Callable[[str], Path]) -> Callable[[str], PackedEngine]:
     """Family → an engine on its tiny model."""
-    opened: dict[str, EncoderEngine] = {}
+    opened: dict[str, PackedEngine] = {}
 
-    def engine(family: str) -> EncoderEngine:
+    def engine(family: str) -> PackedEngine:
         if family not in opened:
             spec = BackboneSpec(name=tiny.NAME, model=str(model_folder(family)))
-            opened[family] = EncoderEngine.open(spec, "cpu")
+            opened[family] = open_engine(spec, WorkerSpec(device="cpu"))
         return opened[family]
 
     return engine
 
 
 @pytest.fixture
-def bert(engine_of: Callable[[str], EncoderEngine]) -> EncoderEngine:
+def bert(engine_of: Callable[[str], PackedEngine]) -> PackedEngine:
     return engine_of("bert")

@@ -19,7 +19,7 @@ from fmplex_broker.errors import PackageRejected
 from fmplex_broker.packages.peft_lora import LoraConfig
 from fmplex_broker.wire.messages import Request
 from fmplex_worker.adapters.loading import load_adapter
-from fmplex_worker.engine.encoder import EncoderEngine
+from fmplex_worker.engine.engine import PackedEngine
 from fmplex_worker.packed.grouping import group_from
 from fmplex_worker.packed.segments import Adapter, Factors, Segments
 from tests.unit.compute import tiny
@@ -28,13 +28,13 @@ CPU = torch.device("cpu")
 QUERY, VALUE = "encoder.layer.0.attention.self.query", "encoder.layer.1.attention.self.value"
 
 
-def read(bert: EncoderEngine, folder: Path) -> Adapter:
+def read(bert: PackedEngine, folder: Path) -> Adapter:
     config, weights = (folder / name for name in ("adapter_config.json", "adapter_model.safetensors"))
     return load_adapter(config.read_bytes(), weights.read_bytes(), bert._backbone, 1)
 
 
 @pytest.mark.parametrize("prefix", ["", "bert."])
-def test_prefix_of_a_task_class_is_understood(bert: EncoderEngine, tmp_path: Path, prefix: str) -> None:
+def test_prefix_of_a_task_class_is_understood(bert: PackedEngine, tmp_path: Path, prefix: str) -> None:
     """Patterns are matched against the name in the model that PEFT wrapped, prefix and all."""
     tensors = {**tiny.lora(prefix + QUERY), **tiny.lora(prefix + VALUE, rank=2)}
     folder = tiny.save_adapter(tmp_path, tensors, rank_pattern={f"^{prefix}{VALUE}": 2}, alpha_pattern={"value": 3})
@@ -100,7 +100,7 @@ def test_grouping_is_not_used_on_cpu() -> None:
     assert group_from(CPU, torch.float32, 32) is None
 
 
-def test_grouped_pass_equals_segments(bert: EncoderEngine, tmp_path: Path, monkeypatch: Any) -> None:
+def test_grouped_pass_equals_segments(bert: PackedEngine, tmp_path: Path, monkeypatch: Any) -> None:
     digests = []
     for i in range(3):
         tensors = {name: t + i for name, t in {**tiny.lora(QUERY, 8), **tiny.lora(VALUE, 8)}.items()}
@@ -144,7 +144,7 @@ def test_grouped_pass_equals_segments(bert: EncoderEngine, tmp_path: Path, monke
         ({"lora_alpha": float("nan")}, "lora_alpha: "),
     ],
 )
-def test_option_is_refused(bert: EncoderEngine, tmp_path: Path, options: dict[str, Any], says: str) -> None:
+def test_option_is_refused(bert: PackedEngine, tmp_path: Path, options: dict[str, Any], says: str) -> None:
     folder = tiny.save_adapter(tmp_path, tiny.lora(QUERY), **options)
     with pytest.raises(PackageRejected) as caught:
         read(bert, folder)
@@ -152,13 +152,13 @@ def test_option_is_refused(bert: EncoderEngine, tmp_path: Path, options: dict[st
     assert caught.value.field == "adapter"
 
 
-def test_options_that_change_nothing_are_taken(bert: EncoderEngine, tmp_path: Path) -> None:
+def test_options_that_change_nothing_are_taken(bert: PackedEngine, tmp_path: Path) -> None:
     harmless = dict.fromkeys(LoraConfig.harmless, "anything")
     read(bert, tiny.save_adapter(tmp_path, tiny.lora(QUERY), **harmless, init_lora_weights="gaussian", use_dora=False))
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{", '{"peft_type": "LORA"}', "[" * 100_000, '{"a": 1}\ud800'])
-def test_config_that_is_none(bert: EncoderEngine, tmp_path: Path, text: str) -> None:
+def test_config_that_is_none(bert: PackedEngine, tmp_path: Path, text: str) -> None:
     folder = tiny.save_adapter(tmp_path, tiny.lora(QUERY))
     (folder / "adapter_config.json").write_bytes(text.encode(errors="surrogatepass"))
     with pytest.raises(PackageRejected, match="is not a PEFT config"):
@@ -195,28 +195,28 @@ _B = f"base_model.model.{QUERY}.lora_B.weight"
         ({**tiny.lora(QUERY), _A: torch.ones(4, tiny.HIDDEN, dtype=torch.int8)}, "is I8; save it as float32"),
     ],
 )
-def test_tensors_are_refused(bert: EncoderEngine, tmp_path: Path, tensors: dict[str, torch.Tensor], says: str) -> None:
+def test_tensors_are_refused(bert: PackedEngine, tmp_path: Path, tensors: dict[str, torch.Tensor], says: str) -> None:
     folder = tiny.save_adapter(tmp_path, tensors)
     with pytest.raises(PackageRejected) as caught:
         read(bert, folder)
     assert says in caught.value.message
 
 
-def test_overflow_in_the_backbones_dtype(bert: EncoderEngine, tmp_path: Path) -> None:
+def test_overflow_in_the_backbones_dtype(bert: PackedEngine, tmp_path: Path) -> None:
     tensors = {**tiny.lora(QUERY), _A: torch.full((4, tiny.HIDDEN), 1e300, dtype=torch.float64)}
     with pytest.raises(PackageRejected, match=r"as torch\.float32"):
         read(bert, tiny.save_adapter(tmp_path, tensors))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
-def test_other_dtypes_are_taken(bert: EncoderEngine, tmp_path: Path, dtype: torch.dtype) -> None:
+def test_other_dtypes_are_taken(bert: PackedEngine, tmp_path: Path, dtype: torch.dtype) -> None:
     tensors = {name: t.to(dtype) for name, t in tiny.lora(QUERY).items()}
     pair = read(bert, tiny.save_adapter(tmp_path, tensors)).updates[0]
     assert isinstance(pair, Factors)
     assert pair.up.dtype is torch.float32
 
 
-def test_made_for_another_backbone(bert: EncoderEngine, tmp_path: Path) -> None:
+def test_made_for_another_backbone(bert: PackedEngine, tmp_path: Path) -> None:
     wide = tiny.save_adapter(tmp_path / "wide", tiny.lora(QUERY, inputs=768, outputs=768))
     with pytest.raises(PackageRejected, match=r"another backbone: .*self\.query .* 768 → 768, here it is 32 → 32"):
         read(bert, wide)
@@ -225,7 +225,7 @@ def test_made_for_another_backbone(bert: EncoderEngine, tmp_path: Path) -> None:
         read(bert, deep)
 
 
-def test_idle_pooler(bert: EncoderEngine, tmp_path: Path) -> None:
+def test_idle_pooler(bert: PackedEngine, tmp_path: Path) -> None:
     """PEFT's 'all-linear' reaches the pooler; untrained it changes nothing, trained it would be lost."""
     pooler = tiny.lora("bert.pooler.dense")
     b = next(name for name in pooler if "lora_B" in name)
@@ -236,7 +236,7 @@ def test_idle_pooler(bert: EncoderEngine, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("keep", [0, 7, 100, -1])
-def test_truncated_file(bert: EncoderEngine, tmp_path: Path, keep: int) -> None:
+def test_truncated_file(bert: PackedEngine, tmp_path: Path, keep: int) -> None:
     folder = tiny.save_adapter(tmp_path, tiny.lora(QUERY))
     file = folder / "adapter_model.safetensors"
     file.write_bytes(file.read_bytes()[:keep])
@@ -244,7 +244,7 @@ def test_truncated_file(bert: EncoderEngine, tmp_path: Path, keep: int) -> None:
         read(bert, folder)
 
 
-def test_file_that_lies(bert: EncoderEngine, tmp_path: Path) -> None:
+def test_file_that_lies(bert: PackedEngine, tmp_path: Path) -> None:
     folder = tiny.save_adapter(tmp_path, tiny.lora(QUERY))
     header = json.dumps({_A: {"dtype": "F32", "shape": [4, 32], "data_offsets": [0, 10**15]}}).encode()
     (folder / "adapter_model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
@@ -252,7 +252,7 @@ def test_file_that_lies(bert: EncoderEngine, tmp_path: Path) -> None:
         read(bert, folder)
 
 
-def test_plans_of_two_threads_do_not_mix(bert: EncoderEngine, tmp_path: Path) -> None:
+def test_plans_of_two_threads_do_not_mix(bert: PackedEngine, tmp_path: Path) -> None:
     """The plan travels with the call: two passes at once, each with an adapter of its own."""
     texts = tiny.ids(20, 20)
     jobs = []
@@ -265,7 +265,7 @@ def test_plans_of_two_threads_do_not_mix(bert: EncoderEngine, tmp_path: Path) ->
     assert all(torch.equal(states, alone[i]) for i, states in results)
 
 
-def test_unloading_spares_prepared_jobs(engine_of: Callable[[str], EncoderEngine], tmp_path: Path) -> None:
+def test_unloading_spares_prepared_jobs(engine_of: Callable[[str], PackedEngine], tmp_path: Path) -> None:
     engine = engine_of("bert")
     digest = tiny.load(engine, tiny.FEATURES, adapter=tiny.save_adapter(tmp_path, tiny.lora(QUERY)))
     jobs = engine.prepare([(digest, Request({"input_ids": [7, 8]}, {}))])

@@ -15,11 +15,11 @@ from transformers import AutoConfig, AutoModel
 from fmplex_broker.errors import InvalidInput, NonFiniteOutput
 from fmplex_broker.wire.messages import Request
 from fmplex_worker.backbones.families import FAMILIES, family_of
-from fmplex_worker.engine.encoder import EncoderEngine
+from fmplex_worker.engine.engine import PackedEngine
 from fmplex_worker.packed import attention
 from tests.unit.compute import tiny
 
-Engines = Callable[[str], EncoderEngine]
+Engines = Callable[[str], PackedEngine]
 Folders = Callable[[str], Path]
 # PEFT reads a name that transformers is about to drop.
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from fmplex_broker.errors import NonFiniteOutput
 from fmplex_broker.specs import heads as specs
-from fmplex_worker.engine.encoder import EncoderEngine
+from fmplex_worker.engine.engine import PackedEngine
 from fmplex_worker.heads import running
 from fmplex_worker.heads.linear import apply_heads
 from fmplex_worker.heads.loading import Layer, LoadedHead
@@ -31,7 +31,7 @@ def model(model_folder: Callable[[str], Path]) -> Any:
     return tiny.reference(model_folder("bert"))
 
 
-def states(engine: EncoderEngine, model: Any, *texts: str) -> torch.Tensor:
+def states(engine: PackedEngine, model: Any, *texts: str) -> torch.Tensor:
     """What transformers makes of a text, or of a text and its pair."""
     encoding = engine._backbone.tokenizer.encode([texts if len(texts) > 1 else texts[0]])[0]  # type: ignore[list-item]
     with torch.no_grad():
@@ -50,7 +50,7 @@ def vector(result: dict[str, Any]) -> torch.Tensor:
 
 @pytest.mark.parametrize("pooling", POOLINGS)
 @pytest.mark.parametrize("normalize", [True, False])
-def test_embedding(bert: EncoderEngine, model: Any, pooling: specs.Pooling, normalize: bool) -> None:
+def test_embedding(bert: PackedEngine, model: Any, pooling: specs.Pooling, normalize: bool) -> None:
     digest = tiny.load(bert, specs.Embedding(pooling=pooling, normalize=normalize))
     results = tiny.run(bert, *((digest, text) for text in TEXTS), (digest, TEXTS[0], {"dimensions": 5}))
     for text, size, result in zip((*TEXTS, TEXTS[0]), [tiny.HIDDEN] * len(TEXTS) + [5], results, strict=True):
@@ -59,7 +59,7 @@ def test_embedding(bert: EncoderEngine, model: Any, pooling: specs.Pooling, norm
         assert tiny.relative(vector(result), want) < 1e-5
 
 
-def test_all_linear_heads_in_one_pass(bert: EncoderEngine, model: Any, tmp_path: Path) -> None:
+def test_all_linear_heads_in_one_pass(bert: PackedEngine, model: Any, tmp_path: Path) -> None:
     """Classifications of several sizes and poolings, multi-label ones, regressions and rankings, owned by many."""
     jobs: list[tuple[str, Any]] = []
     wants: list[Any] = []
@@ -115,7 +115,7 @@ def _assert_close(result: Any, want: dict[str, Any]) -> None:
         )
 
 
-def test_heads_of_one_shape_are_one_matmul(bert: EncoderEngine, tmp_path: Path, monkeypatch: Any) -> None:
+def test_heads_of_one_shape_are_one_matmul(bert: PackedEngine, tmp_path: Path, monkeypatch: Any) -> None:
     """Whoever owns them and in whatever order they come: each head once, one call per number of outputs."""
     calls: list[tuple[int, list[int], list[int]]] = []
 
@@ -140,7 +140,7 @@ def test_heads_of_one_shape_are_one_matmul(bert: EncoderEngine, tmp_path: Path, 
     ]
 
 
-def test_multi_label_threshold(bert: EncoderEngine, tmp_path: Path) -> None:
+def test_multi_label_threshold(bert: PackedEngine, tmp_path: Path) -> None:
     file = tmp_path / "head"
     save_file({"weight": torch.zeros(3, tiny.HIDDEN), "bias": torch.tensor([0.0, -0.01, 0.01])}, file)
     digest = tiny.load(bert, specs.Classification(labels=("a", "b", "c"), multi_label=True), weights=file)
@@ -149,7 +149,7 @@ def test_multi_label_threshold(bert: EncoderEngine, tmp_path: Path) -> None:
     assert list(result["scores"]) == ["c"]
 
 
-def test_top_k(bert: EncoderEngine, tmp_path: Path) -> None:
+def test_top_k(bert: PackedEngine, tmp_path: Path) -> None:
     head = specs.Classification(labels=("a", "b", "c", "d"))
     digest = tiny.load(bert, head, weights=tiny.head_file(tmp_path / "h", 4))
     whole, two, many = tiny.run(bert, (digest, "cat"), (digest, "cat", {"top_k": 2}), (digest, "cat", {"top_k": 9}))
@@ -159,7 +159,7 @@ def test_top_k(bert: EncoderEngine, tmp_path: Path) -> None:
     assert len(many["scores"]) == 4
 
 
-def test_similarity(bert: EncoderEngine, model: Any) -> None:
+def test_similarity(bert: PackedEngine, model: Any) -> None:
     digest = tiny.load(bert, specs.Similarity(pooling="mean"))
     pairs = [(TEXTS[0], TEXTS[1]), (TEXTS[2], TEXTS[2]), (TEXTS[3], TEXTS[0])]
     results = tiny.run(bert, *((digest, {"text": a, "text_pair": b}) for a, b in pairs))
@@ -168,13 +168,13 @@ def test_similarity(bert: EncoderEngine, model: Any) -> None:
         assert result == {"score": pytest.approx(float(torch.cosine_similarity(left, right, 0)), abs=1e-5)}
 
 
-def test_features(bert: EncoderEngine, model: Any) -> None:
+def test_features(bert: PackedEngine, model: Any) -> None:
     digest = tiny.load(bert, tiny.FEATURES)
     for text, result in zip(TEXTS, tiny.run(bert, *((digest, text) for text in TEXTS)), strict=True):
         assert tiny.relative(torch.from_numpy(result["features"].numpy().copy()), states(bert, model, text)) < 1e-5
 
 
-def test_tagging(bert: EncoderEngine, model: Any, tmp_path: Path) -> None:
+def test_tagging(bert: PackedEngine, model: Any, tmp_path: Path) -> None:
     """Two taggers of one shape and one of another; spans are checked token by token against plain torch."""
     sizes = (2, 2, 1)
     labels = [tuple(f"t{i}" for i in range(n)) for n in sizes]
@@ -257,7 +257,7 @@ def test_batched_heads(counts: list[int], outputs: int) -> None:
     torch.testing.assert_close(apply_heads(rows, heads, counts), want, rtol=1e-4, atol=1e-5)
 
 
-def test_overflowing_head_fails_its_job_alone(bert: EncoderEngine, tmp_path: Path) -> None:
+def test_overflowing_head_fails_its_job_alone(bert: PackedEngine, tmp_path: Path) -> None:
     """Finite weights can still give infinity; a neighbour with a head of the same shape must not notice."""
     head = specs.Classification(labels=("a", "b"))
     good = tiny.load(bert, head, weights=tiny.head_file(tmp_path / "good", 2))

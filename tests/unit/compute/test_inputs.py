@@ -13,7 +13,7 @@ from fmplex_broker.errors import FmplexError, InvalidInput, TextTooLong, VfmClos
 from fmplex_broker.specs import heads as specs
 from fmplex_broker.wire.messages import Request, decode_request, encode_request
 from fmplex_broker.wire.tensors import Tensor
-from fmplex_worker.engine.encoder import EncoderEngine
+from fmplex_worker.engine.engine import PackedEngine
 from tests.unit.compute import tiny
 
 PAIR = {"text": "the cat", "text_pair": "a dog"}
@@ -21,7 +21,7 @@ MOST = tiny.POSITIONS  # tokens of the tiny bert
 
 
 @pytest.fixture
-def digests(bert: EncoderEngine, tmp_path: Path) -> dict[str, str]:
+def digests(bert: PackedEngine, tmp_path: Path) -> dict[str, str]:
     """Kind of head → a version that has it."""
     heads: list[tuple[specs.Head, int]] = [
         (specs.Embedding(), 0),
@@ -36,7 +36,7 @@ def digests(bert: EncoderEngine, tmp_path: Path) -> dict[str, str]:
     return {head.kind: tiny.load(bert, head, weights=files[head.kind]) for head, _ in heads}
 
 
-def prepare(engine: EncoderEngine, digest: str, value: Any, params: dict[str, Any] | None = None) -> Any:
+def prepare(engine: PackedEngine, digest: str, value: Any, params: dict[str, Any] | None = None) -> Any:
     """One request, as it comes off the wire."""
     return engine.prepare([(digest, decode_request(encode_request(Request(value, params or {}))))])[0]
 
@@ -61,7 +61,7 @@ def prepare(engine: EncoderEngine, digest: str, value: Any, params: dict[str, An
         ("embedding", " ", [2]),
     ],
 )
-def test_taken(bert: EncoderEngine, digests: dict[str, str], kind: str, value: Any, units: list[int]) -> None:
+def test_taken(bert: PackedEngine, digests: dict[str, str], kind: str, value: Any, units: list[int]) -> None:
     job = prepare(bert, digests[kind], value)
     assert [text.tokens for text in job.texts] == units
     assert (job.units, job.digest, job.adapter) == (sum(units), digests[kind], 0)
@@ -113,7 +113,7 @@ def test_taken(bert: EncoderEngine, digests: dict[str, str], kind: str, value: A
         ("ranking", "a", "input.text_pair"),
     ],
 )
-def test_refused(bert: EncoderEngine, digests: dict[str, str], kind: str, value: Any, field: str) -> None:
+def test_refused(bert: PackedEngine, digests: dict[str, str], kind: str, value: Any, field: str) -> None:
     error = prepare(bert, digests[kind], value)
     assert type(error) is InvalidInput
     assert error.field == field
@@ -135,7 +135,7 @@ def test_refused(bert: EncoderEngine, digests: dict[str, str], kind: str, value:
     ],
 )
 def test_params_refused(
-    bert: EncoderEngine, digests: dict[str, str], kind: str, params: dict[str, Any], field: str
+    bert: PackedEngine, digests: dict[str, str], kind: str, params: dict[str, Any], field: str
 ) -> None:
     error = prepare(bert, digests[kind], "cat", params)
     assert type(error) is InvalidInput
@@ -153,7 +153,7 @@ def test_params_refused(
         ("features", {"inputs_embeds": tiny.embeds(100, tiny.HIDDEN)}, MOST),
     ],
 )
-def test_too_long(bert: EncoderEngine, digests: dict[str, str], kind: str, value: Any, units: int) -> None:
+def test_too_long(bert: PackedEngine, digests: dict[str, str], kind: str, value: Any, units: int) -> None:
     error = prepare(bert, digests[kind], value)
     assert type(error) is TextTooLong
     assert error.field == "input"
@@ -164,19 +164,19 @@ def test_too_long(bert: EncoderEngine, digests: dict[str, str], kind: str, value
     assert not isinstance(tiny.step(bert, [job])[0], FmplexError)
 
 
-def test_cut_text_keeps_its_special_tokens(bert: EncoderEngine, digests: dict[str, str]) -> None:
+def test_cut_text_keeps_its_special_tokens(bert: PackedEngine, digests: dict[str, str]) -> None:
     job = prepare(bert, digests["embedding"], "cat " * 100, {"truncate": True})
     ids = job.texts[0].ids.tolist()
     assert ids == [3, *[tiny.VOCABULARY.index("cat")] * (MOST - 2), 4]
 
 
-def test_surrogate(bert: EncoderEngine, digests: dict[str, str]) -> None:
+def test_surrogate(bert: PackedEngine, digests: dict[str, str]) -> None:
     (error,) = bert.prepare([(digests["embedding"], Request("half \ud800", {}))])
     assert isinstance(error, InvalidInput)
     assert error.field == "input.text"
 
 
-def test_a_bad_request_spares_its_batch(bert: EncoderEngine, digests: dict[str, str]) -> None:
+def test_a_bad_request_spares_its_batch(bert: PackedEngine, digests: dict[str, str]) -> None:
     requests = [("cat", "embedding"), ("", "embedding"), ("dog", "tagging"), ("a " * 99, "tagging"), (3, "similarity")]
     batch = [(digests[kind], Request(value, {})) for value, kind in requests]
     good, empty, tagged, long, wrong, gone = bert.prepare([*batch, ("unknown", Request("cat", {}))])
@@ -189,7 +189,7 @@ def test_a_bad_request_spares_its_batch(bert: EncoderEngine, digests: dict[str, 
     assert list(results[1]) == ["spans"]
 
 
-def test_a_text_the_tokenizer_cannot_take(bert: EncoderEngine, digests: dict[str, str], monkeypatch: Any) -> None:
+def test_a_text_the_tokenizer_cannot_take(bert: PackedEngine, digests: dict[str, str], monkeypatch: Any) -> None:
     """The tokenizers library fails a whole batch for one text; only that one may pay."""
     tokenizer = bert._backbone.tokenizer
     real = type(tokenizer).encode
@@ -207,7 +207,7 @@ def test_a_text_the_tokenizer_cannot_take(bert: EncoderEngine, digests: dict[str
     assert (first.units, last.units) == (3, 3)  # type: ignore[union-attr]
 
 
-def test_pair_has_token_types(bert: EncoderEngine, digests: dict[str, str]) -> None:
+def test_pair_has_token_types(bert: PackedEngine, digests: dict[str, str]) -> None:
     job = prepare(bert, digests["features"], PAIR)
     assert job.texts[0].types.tolist() == [0, 0, 0, 0, 1, 1, 1]
     flipped = prepare(bert, digests["features"], {"input_ids": job.texts[0].ids.tolist()})

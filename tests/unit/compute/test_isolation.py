@@ -13,7 +13,7 @@ import torch
 from fmplex_broker.errors import JobFailed
 from fmplex_broker.specs import heads as specs
 from fmplex_broker.wire.messages import Request
-from fmplex_worker.engine.encoder import EncoderEngine
+from fmplex_worker.engine.engine import PackedEngine
 from fmplex_worker.engine.isolation import run_isolated
 from fmplex_worker.heads.loading import Layer, LoadedHead
 from tests.unit.compute import tiny
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.broken_pass
 @dataclasses.dataclass(frozen=True)
 class EncodeJob:
     digest: str
-    units: int
+    tokens: int
     name: int = 0
 
 
@@ -42,7 +42,7 @@ class Passes:
 
     def run(self, jobs: Sequence[EncodeJob]) -> list[Any]:
         self.seen.append("".join(job.digest for job in jobs))
-        if sum(job.units for job in jobs) > self.memory:
+        if sum(job.tokens for job in jobs) > self.memory:
             raise self.oom("DefaultCPUAllocator: not enough memory: you tried to allocate")
         if any(job.digest in self.bad for job in jobs):
             raise ValueError("broken head")
@@ -95,21 +95,21 @@ def test_a_broken_device_is_raised() -> None:
         run_isolated(jobs_of("ab"), run, lambda units: None)
 
 
-def test_broken_head_in_an_engine(bert: EncoderEngine, tmp_path: Path) -> None:
+def test_broken_head_in_an_engine(bert: PackedEngine, tmp_path: Path) -> None:
     """A head whose weight is of a wrong shape, as only a bug could make it, among good ones of its own shape."""
     head = specs.Classification(labels=("a", "b"))
     good, other, bad = (tiny.load(bert, head, weights=tiny.head_file(tmp_path / str(i), 2, seed=i)) for i in range(3))
     jobs: list[Any] = bert.prepare([(digest, Request("the cat", {})) for digest in (good, bad, other, good)])
     alone = tiny.step(bert, [jobs[0], jobs[2]])
     broken = LoadedHead(jobs[1].head, head, (Layer(torch.ones(2, 5), torch.ones(2)),))
-    jobs[1] = dataclasses.replace(jobs[1], ask=jobs[1].ask._replace(heads={"": broken}))
+    jobs[1] = dataclasses.replace(jobs[1], head_request=jobs[1].head_request._replace(heads={"": broken}))
     results = tiny.step(bert, jobs)
     assert isinstance(results[1], JobFailed)
     for i, want in ((0, alone[0]), (2, alone[1]), (3, alone[0])):
         assert results[i]["scores"] == pytest.approx(want["scores"], rel=1e-5)
 
 
-def test_room_shrinks_and_grows_again(engine_of: Callable[[str], EncoderEngine], monkeypatch: Any) -> None:
+def test_room_shrinks_and_grows_again(engine_of: Callable[[str], PackedEngine], monkeypatch: Any) -> None:
     engine = engine_of("electra")
     budget = engine.capacity.units
     digest = tiny.load(engine, specs.Embedding())
@@ -129,5 +129,5 @@ def test_room_shrinks_and_grows_again(engine_of: Callable[[str], EncoderEngine],
     assert engine.capacity.units == budget
 
 
-def test_an_empty_pass(bert: EncoderEngine) -> None:
+def test_an_empty_pass(bert: PackedEngine) -> None:
     assert tiny.step(bert, []) == []

@@ -17,11 +17,11 @@ from fmplex_broker.errors import TextTooLong
 from fmplex_broker.specs import heads as specs
 from fmplex_broker.wire.messages import Request
 from fmplex_worker.backbones.families import FAMILIES
-from fmplex_worker.engine.encoder import EncoderEngine
+from fmplex_worker.engine.engine import PackedEngine
 from fmplex_worker.heads.spans import spans
 from tests.unit.compute import tiny
 
-Engines = Callable[[str], EncoderEngine]
+Engines = Callable[[str], PackedEngine]
 Folders = Callable[[str], Path]
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning"),
@@ -62,7 +62,7 @@ def train(family: str, source: Path, config: peft.PeftConfig, folder: Path, virt
     return Trained(wrapped, folder, virtual)
 
 
-def kinds(family: str, engine: EncoderEngine, source: Path, folder: Path) -> dict[str, Trained]:
+def kinds(family: str, engine: PackedEngine, source: Path, folder: Path) -> dict[str, Trained]:
     """One adapter of every kind."""
     linears = [name for name in engine._backbone.targets if "layer" in name or name.startswith("h.")]
     # The first linear shares its input with others and with the residual; the last is what the paper scales.
@@ -114,7 +114,7 @@ def test_memory_is_counted(family: str, engine_of: Engines, model_folder: Folder
         assert engine.loaded[digest] == sum(held.values()) > 0, kind
 
 
-def test_pairs_and_prompts(bert: EncoderEngine, model_folder: Folders, tmp_path: Path) -> None:
+def test_pairs_and_prompts(bert: PackedEngine, model_folder: Folders, tmp_path: Path) -> None:
     """Token types of a pair stay, those of virtual tokens are 0, as PEFT's task classes have it."""
     config = peft.PromptTuningConfig(task_type="SEQ_CLS", num_virtual_tokens=VIRTUAL)
     model = AutoModelForSequenceClassification.from_pretrained(model_folder("bert"), attn_implementation="eager").eval()
@@ -134,7 +134,7 @@ def test_pairs_and_prompts(bert: EncoderEngine, model_folder: Folders, tmp_path:
     assert tiny.relative(ours, out.hidden_states[-1][0, VIRTUAL:]) < 1e-5
 
 
-def test_heads_do_not_read_virtual_tokens(bert: EncoderEngine, tmp_path: Path) -> None:
+def test_heads_do_not_read_virtual_tokens(bert: PackedEngine, tmp_path: Path) -> None:
     """Pooling, tagging and features are over the text's own tokens, whatever the pooling."""
     folder = tiny.save_prompt(tmp_path, VIRTUAL)
     tagging = specs.Tagging(labels=("a", "b"))
@@ -162,7 +162,7 @@ def test_heads_do_not_read_virtual_tokens(bert: EncoderEngine, tmp_path: Path) -
         assert ours == {**theirs, "score": pytest.approx(theirs["score"], rel=1e-4)}
 
 
-def test_prompts_count(bert: EncoderEngine, tmp_path: Path) -> None:
+def test_prompts_count(bert: PackedEngine, tmp_path: Path) -> None:
     """Virtual tokens are units, and count towards what the backbone takes; a text is cut to what they leave."""
     folder = tiny.save_prompt(tmp_path, VIRTUAL)
     digest, bare = tiny.load(bert, specs.Embedding(), adapter=folder), tiny.load(bert, specs.Embedding())
@@ -180,7 +180,7 @@ def test_prompts_count(bert: EncoderEngine, tmp_path: Path) -> None:
     assert all("embedding" in result for result in tiny.step(bert, [good, *cut]))
 
 
-def test_embeddings_of_a_caller_are_not_updated(bert: EncoderEngine, model_folder: Folders, tmp_path: Path) -> None:
+def test_embeddings_of_a_caller_are_not_updated(bert: PackedEngine, model_folder: Folders, tmp_path: Path) -> None:
     trained = kinds("bert", bert, model_folder("bert"), tmp_path)
     embeds = tiny.embeds(9, tiny.HIDDEN)
     results = []

@@ -14,10 +14,11 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModel
 
 from fmplex_broker.errors import InvalidInput
-from fmplex_broker.specs.fleet import BackboneSpec
+from fmplex_broker.specs.fleet import BackboneSpec, WorkerSpec
 from fmplex_worker.backbones.families import FAMILIES
 from fmplex_worker.backbones.loading import load_backbone
-from fmplex_worker.engine.encoder import EncoderEngine
+from fmplex_worker.engine.engine import PackedEngine
+from fmplex_worker.engine.opening import open_engine
 from tests.unit.compute import tiny
 
 Folders = Callable[[str], Path]
@@ -34,7 +35,7 @@ def refused(model: Path | str, says: str, field: str = "backbone.model", **more:
     assert caught.value.field == field
 
 
-def test_info(engine_of: Callable[[str], EncoderEngine], model_folder: Folders) -> None:
+def test_info(engine_of: Callable[[str], PackedEngine], model_folder: Folders) -> None:
     info = engine_of("roberta").info
     assert (info.name, info.modality, info.hidden, info.device) == (tiny.NAME, "text", tiny.HIDDEN, "cpu")
     assert info.max_tokens == tiny.POSITIONS - 2  # RoBERTa counts from 2
@@ -44,7 +45,7 @@ def test_info(engine_of: Callable[[str], EncoderEngine], model_folder: Folders) 
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_every_token_up_to_the_limit(family: str, engine_of: Callable[[str], EncoderEngine]) -> None:
+def test_every_token_up_to_the_limit(family: str, engine_of: Callable[[str], PackedEngine]) -> None:
     """The longest text that is accepted also runs: positions do not run out."""
     engine = engine_of(family)
     digest = tiny.load(engine, tiny.FEATURES)
@@ -59,7 +60,7 @@ def test_max_tokens(model_folder: Folders) -> None:
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_half_precision(model_folder: Folders, tmp_path: Path, dtype: Any) -> None:
-    engine = EncoderEngine.open(spec(model_folder("bert"), dtype=dtype), "cpu")
+    engine = open_engine(spec(model_folder("bert"), dtype=dtype), WorkerSpec(device="cpu"))
     adapter = tiny.save_adapter(tmp_path, tiny.lora("encoder.layer.0.attention.self.query"))
     digests = [tiny.load(engine, tiny.FEATURES, adapter=adapter), tiny.load(engine, tiny.FEATURES)]
     texts = tiny.ids(9, 9)
@@ -78,7 +79,7 @@ def test_checkpoint_of_a_task_model(family: str, task: str, model_folder: Folder
     assert missing == []
     whole.save_pretrained(tmp_path)
     tiny.save_tokenizer(tmp_path)
-    engine = EncoderEngine.open(spec(tmp_path), "cpu")
+    engine = open_engine(spec(tmp_path), WorkerSpec(device="cpu"))
     (text,) = tiny.ids(9)
     ours = tiny.features(engine, (tiny.load(engine, tiny.FEATURES), text))[0]
     assert tiny.relative(ours, tiny.reference_features(model.eval(), text)) < 1e-5
@@ -154,7 +155,7 @@ def test_code_of_a_repository_is_never_run(model_folder: Folders, tmp_path: Path
 def test_chunked_feed_forward(tmp_path: Path) -> None:
     """A config that cuts the row into pieces would put tokens under other tokens' adapters; it is switched off."""
     folder = tiny.save_model("bert", tmp_path / "model", chunk_size_feed_forward=4)
-    engine = EncoderEngine.open(spec(folder), "cpu")
+    engine = open_engine(spec(folder), WorkerSpec(device="cpu"))
     module = "encoder.layer.0.intermediate.dense"
     adapter = tiny.save_adapter(tmp_path / "adapter", tiny.lora(module, outputs=48))
     digest = tiny.load(engine, tiny.FEATURES, adapter=adapter)

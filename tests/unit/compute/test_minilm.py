@@ -10,8 +10,9 @@ import torch
 from transformers import AutoModel, AutoTokenizer
 
 from fmplex_broker.specs import heads as specs
-from fmplex_broker.specs.fleet import BackboneSpec
-from fmplex_worker.engine.encoder import EncoderEngine
+from fmplex_broker.specs.fleet import BackboneSpec, WorkerSpec
+from fmplex_worker.engine.engine import PackedEngine
+from fmplex_worker.engine.opening import open_engine
 from tests.unit.compute import tiny
 
 TEXTS = [
@@ -30,8 +31,8 @@ def folder() -> str:
 
 
 @pytest.fixture(scope="module")
-def minilm(folder: str) -> EncoderEngine:
-    return EncoderEngine.open(BackboneSpec(name=tiny.NAME, model=folder), "cpu")
+def minilm(folder: str) -> PackedEngine:
+    return open_engine(BackboneSpec(name=tiny.NAME, model=folder), WorkerSpec(device="cpu"))
 
 
 @torch.no_grad()
@@ -43,14 +44,14 @@ def sentence_embeddings(folder: str, texts: list[str]) -> torch.Tensor:
     return torch.nn.functional.normalize((hidden * mask).sum(1) / mask.sum(1), dim=1)
 
 
-def test_embeddings(minilm: EncoderEngine, folder: str) -> None:
+def test_embeddings(minilm: PackedEngine, folder: str) -> None:
     digest = tiny.load(minilm, specs.Embedding())
     results: list[Any] = tiny.run(minilm, *((digest, text) for text in TEXTS))
     ours = torch.stack([torch.from_numpy(r["embedding"].numpy().copy()) for r in results])
     assert tiny.relative(ours, sentence_embeddings(folder, TEXTS)) < 1e-5
 
 
-def test_similarity_makes_sense(minilm: EncoderEngine) -> None:
+def test_similarity_makes_sense(minilm: PackedEngine) -> None:
     digest = tiny.load(minilm, specs.Similarity())
     near, far = tiny.run(
         minilm,

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from fmplex_broker.errors import InvalidInput, NonFiniteOutput, PackageRejected
 from fmplex_broker.specs import heads as specs
 from fmplex_broker.wire.messages import Request
-from fmplex_worker.engine.encoder import EncoderEngine
+from fmplex_worker.engine.engine import PackedEngine
 from fmplex_worker.heads import running
 from fmplex_worker.heads.linear import apply_heads
 from fmplex_worker.heads.loading import Layer, LoadedHead
@@ -41,7 +41,7 @@ def run_stack(head: Any, tensors: Mapping[str, torch.Tensor], rows: torch.Tensor
     return rows @ tensors[f"{stem}weight"].t() + tensors.get(f"{stem}bias", 0)
 
 
-def features(engine: EncoderEngine, *values: Any) -> list[torch.Tensor]:
+def features(engine: PackedEngine, *values: Any) -> list[torch.Tensor]:
     digest = tiny.load(engine, tiny.FEATURES)
     results = tiny.run(engine, *((digest, value) for value in values))
     return [torch.from_numpy(r["features"].numpy().copy()) for r in results]
@@ -58,7 +58,7 @@ STACKS: list[Any] = [
 ]
 
 
-def test_stacks(bert: EncoderEngine, tmp_path: Path) -> None:
+def test_stacks(bert: PackedEngine, tmp_path: Path) -> None:
     """Heads of many forms, twice each with weights of their own, each against its definition."""
     jobs, wants = [], []
     pair = {"text": TEXTS[0], "text_pair": TEXTS[1]}
@@ -73,7 +73,7 @@ def test_stacks(bert: EncoderEngine, tmp_path: Path) -> None:
         assert next(iter(result.values())) == pytest.approx(want, rel=1e-4, abs=1e-5)
 
 
-def test_stacked_classification_and_tagging(bert: EncoderEngine, tmp_path: Path) -> None:
+def test_stacked_classification_and_tagging(bert: PackedEngine, tmp_path: Path) -> None:
     head = specs.Classification(labels=("a", "b", "c"), hidden=(6, 7), activation="gelu", normalize=True)
     tagging = specs.Tagging(labels=("a", "b"), hidden=(9,), activation="tanh")
     files = {h.kind: tiny.stack_file(tmp_path / h.kind, {"": h}, seed=3) for h in (head, tagging)}
@@ -118,7 +118,7 @@ def test_batched_stacks(counts: list[int], hidden: tuple[int, ...]) -> None:
         ({"hidden.1.bias": torch.full((7,), torch.nan)}, "hidden.1.bias holds NaN"),
     ],
 )
-def test_stack_is_refused(bert: EncoderEngine, tmp_path: Path, change: dict[str, Any], says: str) -> None:
+def test_stack_is_refused(bert: PackedEngine, tmp_path: Path, change: dict[str, Any], says: str) -> None:
     head = specs.Classification(labels=("a", "b", "c"), hidden=(6, 7))
     tensors = load_file(tiny.stack_file(tmp_path / "good", {"": head})) | change
     save_file({name: t for name, t in tensors.items() if t is not None}, tmp_path / "bad")
@@ -170,7 +170,7 @@ def close(ours: Any, theirs: Any) -> None:
         assert ours == theirs
 
 
-def test_several_heads_are_as_many_vfms(bert: EncoderEngine, tmp_path: Path) -> None:
+def test_several_heads_are_as_many_vfms(bert: PackedEngine, tmp_path: Path) -> None:
     file = tiny.stack_file(tmp_path / "heads", SEVERAL)
     adapter = tiny.save_adapter(tmp_path / "adapter", tiny.lora(LORA))
     whole = tiny.load(bert, heads=SEVERAL, weights=file, adapter=adapter)
@@ -192,7 +192,7 @@ def test_several_heads_are_as_many_vfms(bert: EncoderEngine, tmp_path: Path) -> 
     assert bert.loaded[whole] == sum(bert.loaded[digest] for digest in alone.values()) - 6 * 2 * 4 * 4 * tiny.HIDDEN
 
 
-def test_several_heads_are_one_encode(bert: EncoderEngine, tmp_path: Path, monkeypatch: Any) -> None:
+def test_several_heads_are_one_encode(bert: PackedEngine, tmp_path: Path, monkeypatch: Any) -> None:
     """One text in the row, and heads of one form in one matmul, whichever vFM they are of."""
     heads: dict[str, Any] = {"a": specs.Regression(), "b": specs.Regression(), "c": specs.Regression(pooling="cls")}
     digests = [tiny.load(bert, heads=heads, weights=tiny.stack_file(tmp_path / str(i), heads, i)) for i in range(2)]
@@ -211,7 +211,7 @@ def test_several_heads_are_one_encode(bert: EncoderEngine, tmp_path: Path, monke
     assert results[0] == results[2] != results[1]
 
 
-def test_a_broken_head_fails_its_job(bert: EncoderEngine, tmp_path: Path) -> None:
+def test_a_broken_head_fails_its_job(bert: PackedEngine, tmp_path: Path) -> None:
     heads = {"good": specs.Embedding(), "bad": specs.Regression()}
     save_file({"bad.weight": torch.full((1, tiny.HIDDEN), 3e38)}, tmp_path / "head")
     broken = tiny.load(bert, heads=heads, weights=tmp_path / "head")
@@ -220,7 +220,7 @@ def test_a_broken_head_fails_its_job(bert: EncoderEngine, tmp_path: Path) -> Non
     assert "embedding" in second
 
 
-def test_inputs_of_several_heads(bert: EncoderEngine, tmp_path: Path) -> None:
+def test_inputs_of_several_heads(bert: PackedEngine, tmp_path: Path) -> None:
     """What any of them needs, the input must have; a parameter must be for one of them."""
     tagging: dict[str, Any] = {"v": specs.Embedding(), "t": specs.Tagging(labels=("a",))}
     ranking: dict[str, Any] = {"v": specs.Embedding(), "r": specs.Ranking()}
@@ -251,7 +251,7 @@ def test_inputs_of_several_heads(bert: EncoderEngine, tmp_path: Path) -> None:
     ],
 )
 def test_tensors_of_several_heads(
-    bert: EncoderEngine, tmp_path: Path, tensors: dict[str, tuple[int, ...]], says: str
+    bert: PackedEngine, tmp_path: Path, tensors: dict[str, tuple[int, ...]], says: str
 ) -> None:
     save_file({name: torch.ones(shape) for name, shape in tensors.items()}, tmp_path / "head")
     with pytest.raises(PackageRejected) as caught:
@@ -259,14 +259,14 @@ def test_tensors_of_several_heads(
     assert says in caught.value.message
 
 
-def test_names_that_clash(bert: EncoderEngine, tmp_path: Path) -> None:
+def test_names_that_clash(bert: PackedEngine, tmp_path: Path) -> None:
     """A head may be called what another calls one of its layers; whose tensor it is would be a guess."""
     heads = {"a": specs.Regression(hidden=(1,)), "a.hidden.0": specs.Regression()}
     with pytest.raises(PackageRejected, match=r"two heads both call a tensor 'a\.hidden\.0\.bias'"):
         tiny.load(bert, heads=heads, weights=tiny.stack_file(tmp_path / "h", heads))
 
 
-def test_several_heads_on_a_causal_backbone(engine_of: Callable[[str], EncoderEngine]) -> None:
+def test_several_heads_on_a_causal_backbone(engine_of: Callable[[str], PackedEngine]) -> None:
     with pytest.raises(PackageRejected, match="use 'last'") as caught:
         tiny.load(engine_of("llama"), heads={"a": specs.Embedding(pooling="last"), "b": specs.Embedding(pooling="cls")})
     assert caught.value.field == "heads.b.pooling"

@@ -23,7 +23,7 @@ from fmplex_broker.packages.package import Package
 from fmplex_broker.specs import heads as specs
 from fmplex_broker.specs.vfm import VfmSpec
 from fmplex_broker.wire.messages import Request
-from fmplex_worker.engine.encoder import EncoderEngine
+from fmplex_worker.engine.engine import PackedEngine
 from fmplex_worker.packed.placing import place_on
 from tests.unit.compute import tiny
 
@@ -34,7 +34,7 @@ CPU = torch.device("cpu")
 QUERY = "encoder.layer.0.attention.self.query"
 
 
-def _held(bert: EncoderEngine, digest: str) -> list[weakref.ref[torch.Tensor]]:
+def _held(bert: PackedEngine, digest: str) -> list[weakref.ref[torch.Tensor]]:
     return [weakref.ref(tensor) for tensor in tiny.tensors_of(bert, digest)]
 
 
@@ -65,7 +65,7 @@ def adapters(tmp_path: Path) -> dict[str, Path]:
     ],
 )
 @pytest.mark.parametrize("bias", [True, False])
-def test_head_is_taken(bert: EncoderEngine, tmp_path: Path, head: specs.Head, rows: int, bias: bool) -> None:
+def test_head_is_taken(bert: PackedEngine, tmp_path: Path, head: specs.Head, rows: int, bias: bool) -> None:
     digest = tiny.load(bert, head, weights=tiny.head_file(tmp_path / "h", rows, bias=bias))
     assert bert.loaded[digest] == 4 * rows * (tiny.HIDDEN + 1)
 
@@ -85,7 +85,7 @@ def test_head_is_taken(bert: EncoderEngine, tmp_path: Path, head: specs.Head, ro
         ({"weight": torch.ones(3, tiny.HIDDEN, dtype=torch.int64)}, "weight is I64; save it as float32"),
     ],
 )
-def test_head_is_refused(bert: EncoderEngine, tmp_path: Path, tensors: dict[str, torch.Tensor], says: str) -> None:
+def test_head_is_refused(bert: PackedEngine, tmp_path: Path, tensors: dict[str, torch.Tensor], says: str) -> None:
     save_file(tensors, tmp_path / "head.safetensors")
     before = bert.loaded
     with pytest.raises(PackageRejected) as caught:
@@ -95,7 +95,7 @@ def test_head_is_refused(bert: EncoderEngine, tmp_path: Path, tensors: dict[str,
     assert bert.loaded == before
 
 
-def test_head_that_is_missing_or_broken(bert: EncoderEngine, tmp_path: Path) -> None:
+def test_head_that_is_missing_or_broken(bert: PackedEngine, tmp_path: Path) -> None:
     with pytest.raises(PackageRejected, match=r"needs head\.safetensors"):
         tiny.load(bert, specs.Regression())
     (tmp_path / "h").write_bytes(b"not tensors")
@@ -103,7 +103,7 @@ def test_head_that_is_missing_or_broken(bert: EncoderEngine, tmp_path: Path) -> 
         tiny.load(bert, specs.Regression(), weights=tmp_path / "h")
 
 
-def test_first_token_of_a_causal_backbone(engine_of: Callable[[str], EncoderEngine]) -> None:
+def test_first_token_of_a_causal_backbone(engine_of: Callable[[str], PackedEngine]) -> None:
     llama = engine_of("llama")
     with pytest.raises(PackageRejected, match="use 'last'") as caught:
         tiny.load(llama, specs.Embedding(pooling="cls"))
@@ -111,13 +111,13 @@ def test_first_token_of_a_causal_backbone(engine_of: Callable[[str], EncoderEngi
     tiny.load(llama, specs.Embedding(pooling="last"))
 
 
-def test_package_for_another_backbone(bert: EncoderEngine) -> None:
+def test_package_for_another_backbone(bert: PackedEngine) -> None:
     spec = VfmSpec(name="v", backbone="other", head=specs.Embedding())
     with pytest.raises(PackageRejected, match="made for backbone 'other', this worker hosts 'tiny'"):
         bert.fit(Package(spec, "d", {}))
 
 
-def test_load_again_and_unload(bert: EncoderEngine) -> None:
+def test_load_again_and_unload(bert: PackedEngine) -> None:
     package = tiny.package(specs.Embedding())
     for _ in range(2):
         bert.load(bert.fit(package))
@@ -129,7 +129,7 @@ def test_load_again_and_unload(bert: EncoderEngine) -> None:
 
 @pytest.mark.parametrize("kind", ["lora", "ia3", "inputs", "prompt"])
 def test_a_version_goes_to_a_device_whole(
-    bert: EncoderEngine, adapters: dict[str, Path], tmp_path: Path, kind: str
+    bert: PackedEngine, adapters: dict[str, Path], tmp_path: Path, kind: str
 ) -> None:
     """What is computed with the copies is the same."""
     weights = tiny.stack_file(tmp_path / "heads", HEADS)
@@ -165,7 +165,7 @@ def test_views_of_one_storage_are_copied_together() -> None:
     assert all(torch.equal(place_on(CPU)(view), view) for view in views)
 
 
-def test_loading_while_passes_run(bert: EncoderEngine, tmp_path: Path) -> None:
+def test_loading_while_passes_run(bert: PackedEngine, tmp_path: Path) -> None:
     """A loader thread comes and goes with versions; outputs of the passes beside it stay bit for bit the same."""
     digest = tiny.load(bert, tiny.FEATURES)
     (text,) = tiny.ids(30)
@@ -187,7 +187,7 @@ def test_loading_while_passes_run(bert: EncoderEngine, tmp_path: Path) -> None:
         loader.join()
 
 
-def test_unloaded_memory_is_free(bert: EncoderEngine, adapters: dict[str, Path], tmp_path: Path) -> None:
+def test_unloaded_memory_is_free(bert: PackedEngine, adapters: dict[str, Path], tmp_path: Path) -> None:
     """Every tensor of a version goes with its last job, without waiting for a garbage collection."""
     weights = tiny.stack_file(tmp_path / "heads", HEADS)
     digests = [tiny.load(bert, heads=HEADS, weights=weights, adapter=adapter) for adapter in adapters.values()]
@@ -207,7 +207,7 @@ def test_unloaded_memory_is_free(bert: EncoderEngine, adapters: dict[str, Path],
         gc.enable()
 
 
-def test_unloaded_memory_is_given_back(bert: EncoderEngine, tmp_path: Path) -> None:
+def test_unloaded_memory_is_given_back(bert: PackedEngine, tmp_path: Path) -> None:
     """To the system: a large head is there while it is loaded, once and not twice, and then it is not."""
     head = specs.Regression(hidden=(65_536, 256))
     weights = tmp_path / "large"

@@ -17,7 +17,7 @@ from fmplex_broker.packages.peft import SERVED, check_adapter
 from fmplex_broker.packages.peft_ia3 import Ia3Config
 from fmplex_broker.packages.peft_prompt import PromptConfig
 from fmplex_worker.adapters.loading import load_adapter
-from fmplex_worker.engine.encoder import EncoderEngine
+from fmplex_worker.engine.engine import PackedEngine
 from tests.unit.compute import tiny
 
 QUERY, DENSE = "encoder.layer.0.attention.self.query", "encoder.layer.0.output.dense"
@@ -39,7 +39,7 @@ def refused_at_pack(folder: Path) -> str:
     return caught.value.message
 
 
-def refused_by(engine: EncoderEngine, folder: Path) -> str:
+def refused_by(engine: PackedEngine, folder: Path) -> str:
     """By the worker, which knows the backbone; packing it was fine."""
     check_adapter(*parts(folder))
     with pytest.raises(PackageRejected) as caught:
@@ -130,12 +130,12 @@ def test_adapters_of_several_names(tmp_path: Path) -> None:
     ],
 )
 def test_ia3_for_another_backbone(
-    bert: EncoderEngine, tmp_path: Path, tensors: dict[str, torch.Tensor], says: str
+    bert: PackedEngine, tmp_path: Path, tensors: dict[str, torch.Tensor], says: str
 ) -> None:
     assert says in refused_by(bert, tiny.save_adapter(tmp_path, tensors, **IA3))
 
 
-def test_prompt_for_another_backbone(bert: EncoderEngine, tmp_path: Path) -> None:
+def test_prompt_for_another_backbone(bert: PackedEngine, tmp_path: Path) -> None:
     assert "width 768, here it is 32" in refused_by(bert, tiny.save_prompt(tmp_path / "wide", 3, 768))
     assert "leave no room" in refused_by(bert, tiny.save_prompt(tmp_path / "long", tiny.POSITIONS - 7))
     load_adapter(*parts(tiny.save_prompt(tmp_path / "most", tiny.POSITIONS - 8)), bert._backbone, 1)
@@ -146,7 +146,7 @@ def tokens(module: str, rows: int = len(tiny.VOCABULARY)) -> dict[str, torch.Ten
     return {f"{stem}A": torch.ones(4, rows), f"{stem}B": torch.ones(tiny.HIDDEN, 4)}
 
 
-def test_other_embeddings(bert: EncoderEngine, tmp_path: Path) -> None:
+def test_other_embeddings(bert: PackedEngine, tmp_path: Path) -> None:
     positions = tiny.save_adapter(tmp_path / "positions", tokens("bert.embeddings.position_embeddings", tiny.POSITIONS))
     assert "of embeddings only embeddings.word_embeddings is served" in refused_by(bert, positions)
     other = tiny.save_adapter(tmp_path / "other", tokens("bert.embeddings.word_embeddings", 30_522))
@@ -154,7 +154,7 @@ def test_other_embeddings(bert: EncoderEngine, tmp_path: Path) -> None:
 
 
 def test_trained_embeddings(
-    engine_of: Callable[[str], EncoderEngine], model_folder: Callable[[str], Path], tmp_path: Path
+    engine_of: Callable[[str], PackedEngine], model_folder: Callable[[str], Path], tmp_path: Path
 ) -> None:
     """PEFT stores the embeddings beside a LoRA on `embed_tokens`; they must not have changed."""
     llama = engine_of("llama")

@@ -10,14 +10,14 @@ from safetensors.torch import save_file
 
 from fmplex_broker.specs import heads as specs
 from fmplex_broker.specs.heads import InputSpec
-from fmplex_worker.engine.encoder import EncoderEngine
+from fmplex_worker.engine.engine import PackedEngine
 from fmplex_worker.workloads.encoding.preparing import _within
 from tests.unit.compute import tiny
 
 TEMPLATES = InputSpec(template="the cat: {text} - on", pair_template="house, {text_pair}!")
 
 
-def test_templates(bert: EncoderEngine) -> None:
+def test_templates(bert: PackedEngine) -> None:
     """As if the caller had sent the whole text; ids and embeddings stay as they are."""
     told, bare = (tiny.load(bert, tiny.FEATURES, input=spec) for spec in (TEMPLATES, InputSpec()))
     pair = {"text": "the dog", "text_pair": "a mat {text}"}
@@ -27,7 +27,7 @@ def test_templates(bert: EncoderEngine) -> None:
     assert ours == want
 
 
-def test_templates_of_a_similarity(bert: EncoderEngine) -> None:
+def test_templates_of_a_similarity(bert: PackedEngine) -> None:
     """Each side has its own, as query and passage do."""
     told, bare = (tiny.load(bert, specs.Similarity(), input=spec) for spec in (TEMPLATES, InputSpec()))
     (ours,) = tiny.run(bert, (told, {"text": "dog", "text_pair": "mat"}))
@@ -35,7 +35,7 @@ def test_templates_of_a_similarity(bert: EncoderEngine) -> None:
     assert ours == want
 
 
-def test_spans_are_in_the_callers_text(bert: EncoderEngine, tmp_path: Path) -> None:
+def test_spans_are_in_the_callers_text(bert: PackedEngine, tmp_path: Path) -> None:
     head = specs.Tagging(labels=("a",))
     save_file({"weight": torch.zeros(2, tiny.HIDDEN), "bias": torch.tensor([0.0, 1.0])}, tmp_path / "all")  # label all
     digest = tiny.load(bert, head, weights=tmp_path / "all", input=TEMPLATES)
@@ -48,7 +48,7 @@ def test_spans_are_in_the_callers_text(bert: EncoderEngine, tmp_path: Path) -> N
     assert cut["spans"][0]["text"] == ("mat " * kept).strip()
 
 
-def test_spans_at_the_seams(bert: EncoderEngine, tmp_path: Path) -> None:
+def test_spans_at_the_seams(bert: PackedEngine, tmp_path: Path) -> None:
     """Tokens that reach over an end of the text are clipped, those outside give nothing."""
     head = specs.Tagging(labels=("a",))
     save_file({"weight": torch.zeros(2, tiny.HIDDEN), "bias": torch.tensor([0.0, 1.0])}, tmp_path / "all")

@@ -22,7 +22,7 @@ from fmplex_broker.specs.heads import Features, Head, head_tensors
 from fmplex_broker.specs.vfm import VfmSpec
 from fmplex_broker.wire.messages import Request
 from fmplex_broker.wire.tensors import Tensor
-from fmplex_worker.engine.encoder import EncoderEngine
+from fmplex_worker.engine.engine import PackedEngine
 from fmplex_worker.protocol import Work
 
 HIDDEN, POSITIONS, NAME = 32, 66, "tiny"
@@ -124,14 +124,14 @@ def stack_file(path: Path, heads: Mapping[str, Head], seed: int = 0) -> Path:
     return path
 
 
-def load(engine: EncoderEngine, head: Head | None = None, **parts: Any) -> str:
+def load(engine: PackedEngine, head: Head | None = None, **parts: Any) -> str:
     """Load a version; returns its digest."""
     made = package(head, **parts)
     engine.load(engine.fit(made))
     return made.digest
 
 
-def tensors_of(engine: EncoderEngine, digest: str) -> list[torch.Tensor]:
+def tensors_of(engine: PackedEngine, digest: str) -> list[torch.Tensor]:
     """Every tensor that a loaded version holds, found without asking it."""
     seen: dict[int, object] = {}
     found = []
@@ -162,12 +162,12 @@ def embeds(tokens: int, width: int, seed: int = 0) -> Tensor:
     return Tensor.of(np.random.default_rng(seed).normal(size=(tokens, width)).astype(np.float32))
 
 
-def step(engine: EncoderEngine, jobs: list[Any]) -> list[Any]:
+def step(engine: PackedEngine, jobs: list[Any]) -> list[Any]:
     """One pass of prepared jobs."""
     return list(engine.step([Work(job, job.units) for job in jobs]).results)
 
 
-def run(engine: EncoderEngine, *jobs: tuple[str, Any] | tuple[str, Any, dict[str, Any]]) -> list[Any]:
+def run(engine: PackedEngine, *jobs: tuple[str, Any] | tuple[str, Any, dict[str, Any]]) -> list[Any]:
     """Prepare and run all jobs in one pass; every one must be accepted."""
     prepared = engine.prepare([(digest, Request(value, *(rest or [{}]))) for digest, value, *rest in jobs])
     for job in prepared:
@@ -176,7 +176,7 @@ def run(engine: EncoderEngine, *jobs: tuple[str, Any] | tuple[str, Any, dict[str
     return step(engine, prepared)
 
 
-def features(engine: EncoderEngine, *jobs: tuple[str, list[int]]) -> list[torch.Tensor]:
+def features(engine: PackedEngine, *jobs: tuple[str, list[int]]) -> list[torch.Tensor]:
     """Hidden states `[tokens, hidden]` of each job, all in one pass."""
     results = run(engine, *((digest, {"input_ids": value}) for digest, value in jobs))
     return [torch.from_numpy(result["features"].numpy().copy()) for result in results]

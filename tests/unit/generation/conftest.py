@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from fmplex_broker.specs.fleet import BackboneSpec
-from fmplex_worker.engine.encoder import EncoderEngine
+from fmplex_broker.specs.fleet import BackboneSpec, WorkerSpec
+from fmplex_worker.engine.engine import PackedEngine
+from fmplex_worker.engine.opening import open_engine
 from tests.unit.compute import tiny
 from tests.unit.generation import tiny_lm
 
@@ -30,6 +31,8 @@ def lm_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]
 
 
 @pytest.fixture
-def bert_engine(tmp_path: Path) -> EncoderEngine:
+def bert_engine(tmp_path: Path) -> PackedEngine:
     """A backbone that only encodes."""
-    return EncoderEngine.open(BackboneSpec(name=tiny.NAME, model=str(tiny.save_model("bert", tmp_path))), "cpu")
+    return open_engine(
+        BackboneSpec(name=tiny.NAME, model=str(tiny.save_model("bert", tmp_path))), WorkerSpec(device="cpu")
+    )

@@ -12,7 +12,7 @@ import torch
 
 from fmplex_broker.wire.messages import Request
 from fmplex_worker.backbones.backbone import Backbone
-from fmplex_worker.engine.engine import GeneratorEngine
+from fmplex_worker.engine.engine import PackedEngine
 from tests.unit.generation import tiny_lm
 
 Folders = Callable[[str], Path]
@@ -21,9 +21,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is d
 _LENGTHS = (1, 2, 7, 40, 40, 90, 23, 64)
 
 
-def _check(
-    engine: GeneratorEngine, folder: Path, adapters: list[Path | None], seed: int, evictions: float = 0.0
-) -> None:
+def _check(engine: PackedEngine, folder: Path, adapters: list[Path | None], seed: int, evictions: float = 0.0) -> None:
     digests = [tiny_lm.load(engine, adapter) for adapter in adapters]
     prompts = tiny_lm.prompts(*_LENGTHS, seed=seed)
     jobs = [
@@ -32,7 +30,7 @@ def _check(
     ]
     outs = tiny_lm.drive(engine, jobs, seed=seed, evictions=evictions)
     for i, (job, prompt, out) in enumerate(zip(jobs, prompts, outs, strict=True)):
-        text = job.row.tokens[len(prompt) :]
+        text = job.sequence.tokens[len(prompt) :]
         assert out["completion_tokens"] == len(text)
         tiny_lm.assert_greedy(tiny_lm.reference(folder, adapters[i % len(adapters)]), prompt, text)
 
@@ -105,7 +103,7 @@ def test_prompts_that_begin_alike(lm_folder: Folders) -> None:
         job = tiny_lm.prepare(engine, digest, start + end, temperature=0, max_tokens=8)
         out = tiny_lm.drive(engine, [job])[0]
         assert out["cached_tokens"] == (64 if at else 0)  # whole blocks of 32
-        tiny_lm.assert_greedy(model, start + end, job.row.tokens[len(start + end) :])
+        tiny_lm.assert_greedy(model, start + end, job.sequence.tokens[len(start + end) :])
     job = tiny_lm.prepare(engine, other, start, temperature=0, max_tokens=8)
     assert tiny_lm.drive(engine, [job])[0]["cached_tokens"] == 0, "never across versions"
     request = Request({"input_ids": start}, {"temperature": 0, "max_tokens": 8}, vfm="another")

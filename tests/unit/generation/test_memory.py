@@ -16,7 +16,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from fmplex_broker.errors import InvalidInput
 from fmplex_worker.kvcache.arena import Arena
 from fmplex_worker.kvcache.pool import KvPool, KvShape, Slab, capacity_for
-from fmplex_worker.kvcache.prefix_cache import BLOCK, Kept, PrefixCache
+from fmplex_worker.kvcache.prefix_cache import BLOCK, CachedPrefix, PrefixCache
 
 SHAPE = KvShape(layers=1, heads=1, size=1, dtype=torch.float32)
 BUDGET = 2000 * SHAPE.token_bytes
@@ -46,18 +46,18 @@ class Memory(RuleBasedStateMachine):
         super().__init__()
         self.pool = KvPool(SHAPE, torch.device("cpu"), BUDGET)
         self.cache = PrefixCache(self.pool)
-        self.rows: list[tuple[str, list[int], Slab, Kept | None]] = []
+        self.rows: list[tuple[str, list[int], Slab, CachedPrefix | None]] = []
 
     @precondition(lambda self: self.pool.used - self.cache.nbytes < BUDGET // 2)
     @rule(digest=st.sampled_from("ab"), kind=st.integers(0, 2), length=st.integers(1, 200))
     def come(self, digest: str, kind: int, length: int) -> None:
         tokens = _text(kind, length)
-        slab, n = self.cache.take((digest, "v"), tokens)
+        slab, n = self.cache.allocate((digest, "v"), tokens)
         assert 0 <= n < length
         assert n % BLOCK == 0
         assert slab.data[0, 0, 0, :n, 0].tolist() == tokens[:n]
         slab.data[0, :, 0, :length, 0] = torch.tensor(tokens, dtype=torch.float32)
-        kept = self.cache.lend((digest, "v"), tokens, slab) if length % 2 else None
+        kept = self.cache.publish((digest, "v"), tokens, slab) if length % 2 else None
         self.rows.append((digest, tokens, slab, kept))
 
     @precondition(lambda self: self.rows)
@@ -65,12 +65,12 @@ class Memory(RuleBasedStateMachine):
     def end(self, data: Any, more: int) -> None:
         digest, tokens, slab, kept = self.rows.pop(data.draw(st.integers(0, len(self.rows) - 1)))
         longer = tokens + [7] * more
-        slab = self.pool.grown(slab, len(longer), len(tokens))
+        slab = self.pool.grow(slab, len(longer), len(tokens))
         slab.data[0, :, 0, : len(longer), 0] = torch.tensor(longer, dtype=torch.float32)
         if kept is None:
-            kept = Kept((digest, "v"), slab)
+            kept = CachedPrefix((digest, "v"), slab)
         kept.slab = slab
-        self.cache.keep(kept, longer)
+        self.cache.store(kept, longer)
 
     @rule(digest=st.sampled_from("ab"))
     def forget(self, digest: str) -> None:
@@ -99,12 +99,12 @@ class Memory(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         for digest, tokens, slab, kept in self.rows:
-            self.cache.keep(kept or Kept((digest, "v"), slab), tokens)
+            self.cache.store(kept or CachedPrefix((digest, "v"), slab), tokens)
         for digest in "ab":
             self.cache.forget(digest)
         assert self.pool.used == 0
         with self.pool.lock:
-            assert self.pool._arena.take(BUDGET) is not None, "all of it is one hole again"
+            assert self.pool._arena.allocate(BUDGET) is not None, "all of it is one hole again"
         assert not self.cache._index
 
 
@@ -116,7 +116,7 @@ def test_pieces_of_an_arena_never_overlap_and_come_back_whole(does: list[tuple[b
     pieces: list[tuple[int, torch.Tensor, int]] = []
     for number, (takes, which, size) in enumerate(does):
         if takes:
-            found = arena.take(size)
+            found = arena.allocate(size)
             free = 100 - sum(len(data) for _, data, _ in pieces)
             assert found is not None or free < size or pieces, "one stretch is not cut up"
             if found is not None:
@@ -124,11 +124,11 @@ def test_pieces_of_an_arena_never_overlap_and_come_back_whole(does: list[tuple[b
                 found[1].fill_(number)
         elif pieces:
             start, data, _ = pieces.pop(which % len(pieces))
-            arena.give(start, len(data))
+            arena.free(start, len(data))
         assert all(bool((data == n).all()) for _, data, n in pieces)
     for start, data, _ in pieces:
-        arena.give(start, len(data))
-    assert arena.take(100) is not None
+        arena.free(start, len(data))
+    assert arena.allocate(100) is not None
 
 
 def test_memory_that_is_touched_keeps_what_is_in_it() -> None:
@@ -138,7 +138,7 @@ def test_memory_that_is_touched_keeps_what_is_in_it() -> None:
     arena.touch_all()
     for number in range(40):
         with lock:
-            found = arena.take(1 << 20)
+            found = arena.allocate(1 << 20)
         assert found is not None
         found[1].fill_(1 + number)
         pieces.append(found[1])

@@ -16,7 +16,8 @@ from fmplex_broker.specs.fleet import BackboneSpec, WorkerSpec
 from fmplex_broker.specs.heads import Embedding, Generation, InputSpec
 from fmplex_broker.wire.messages import Request
 from fmplex_worker.engine import opening
-from fmplex_worker.engine.engine import GeneratorEngine
+from fmplex_worker.engine.engine import PackedEngine
+from fmplex_worker.protocol import Progress, Work
 from fmplex_worker.workloads.generation import sandbox
 from fmplex_worker.workloads.generation.constraints import _too_much
 from fmplex_worker.workloads.generation.sampling import draw
@@ -39,16 +40,16 @@ PERSON = {
 
 
 @pytest.fixture(scope="module")
-def engine(lm_folder: Folders) -> GeneratorEngine:
+def engine(lm_folder: Folders) -> PackedEngine:
     return tiny_lm.open_tiny(lm_folder("llama"))
 
 
 @pytest.fixture(scope="module")
-def digest(engine: GeneratorEngine) -> str:
+def digest(engine: PackedEngine) -> str:
     return tiny_lm.load(engine)
 
 
-def text(engine: GeneratorEngine, digest: str, value: Any, **params: Any) -> dict[str, Any]:
+def text(engine: PackedEngine, digest: str, value: Any, **params: Any) -> dict[str, Any]:
     out: dict[str, Any] = tiny_lm.drive(engine, [tiny_lm.prepare(engine, digest, value, **params)])[0]
     if isinstance(out, FmplexError):
         raise out
@@ -56,7 +57,7 @@ def text(engine: GeneratorEngine, digest: str, value: Any, **params: Any) -> dic
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_a_schema_is_kept(engine: GeneratorEngine, digest: str, seed: int) -> None:
+def test_a_schema_is_kept(engine: PackedEngine, digest: str, seed: int) -> None:
     out = text(engine, digest, "a person:", schema=PERSON, seed=seed, temperature=1.5, max_tokens=150)
     assert out["finish_reason"] == "stop"
     person = json.loads(out["text"])
@@ -66,7 +67,7 @@ def test_a_schema_is_kept(engine: GeneratorEngine, digest: str, seed: int) -> No
     assert set(person["likes"]) <= {"tea", "coffee"}
 
 
-def test_rows_with_and_without_a_schema_share_passes(engine: GeneratorEngine, digest: str) -> None:
+def test_rows_with_and_without_a_schema_share_passes(engine: PackedEngine, digest: str) -> None:
     free = text(engine, digest, "the cat", temperature=0, max_tokens=30, ignore_eos=True)
     jobs = [
         tiny_lm.prepare(engine, digest, "the cat", temperature=0, max_tokens=30, ignore_eos=True),
@@ -77,7 +78,7 @@ def test_rows_with_and_without_a_schema_share_passes(engine: GeneratorEngine, di
     json.loads(person["text"])
 
 
-def test_the_same_seed_gives_the_same_text(engine: GeneratorEngine, digest: str) -> None:
+def test_the_same_seed_gives_the_same_text(engine: PackedEngine, digest: str) -> None:
     alone = text(engine, digest, "the dog", seed=5, max_tokens=30)
     others = [
         tiny_lm.prepare(engine, digest, p, seed=i, max_tokens=20) for i, p in enumerate(tiny_lm.prompts(5, 30, 50))
@@ -87,7 +88,7 @@ def test_the_same_seed_gives_the_same_text(engine: GeneratorEngine, digest: str)
     assert text(engine, digest, "the dog", seed=6, max_tokens=30)["text"] != alone["text"]
 
 
-def test_a_stop_ends_the_text_before_it(engine: GeneratorEngine, digest: str) -> None:
+def test_a_stop_ends_the_text_before_it(engine: PackedEngine, digest: str) -> None:
     whole = text(engine, digest, "the cat", temperature=0, max_tokens=40, ignore_eos=True)
     stop = whole["text"][10:13]
     out = text(engine, digest, "the cat", temperature=0, max_tokens=40, ignore_eos=True, stop=[stop])
@@ -96,15 +97,15 @@ def test_a_stop_ends_the_text_before_it(engine: GeneratorEngine, digest: str) ->
     assert out["completion_tokens"] < whole["completion_tokens"]
 
 
-def test_a_stop_token_ends_the_text(engine: GeneratorEngine, digest: str) -> None:
+def test_a_stop_token_ends_the_text(engine: PackedEngine, digest: str) -> None:
     job = tiny_lm.prepare(engine, digest, "the cat", temperature=0, max_tokens=20, ignore_eos=True)
     tiny_lm.drive(engine, [job])
-    tokens = job.row.tokens[job.row.prompt :]
+    tokens = job.sequence.tokens[job.sequence.prompt :]
     out = text(engine, digest, "the cat", temperature=0, max_tokens=20, ignore_eos=True, stop_token_ids=[tokens[4]])
     assert out["completion_tokens"] == tokens.index(tokens[4]) + 1
 
 
-def test_logprobs_come_one_a_token(engine: GeneratorEngine, digest: str) -> None:
+def test_logprobs_come_one_a_token(engine: PackedEngine, digest: str) -> None:
     out = text(engine, digest, "the cat", temperature=0, max_tokens=10, logprobs=3, ignore_eos=True)
     assert len(out["logprobs"]) == out["completion_tokens"] == 10
     for entry in out["logprobs"]:
@@ -113,7 +114,7 @@ def test_logprobs_come_one_a_token(engine: GeneratorEngine, digest: str) -> None
         assert entry["logprob"] <= 0
 
 
-def test_logprobs_say_where_in_the_text_their_tokens_begin(engine: GeneratorEngine, digest: str) -> None:
+def test_logprobs_say_where_in_the_text_their_tokens_begin(engine: PackedEngine, digest: str) -> None:
     for seed in range(5):
         out = text(engine, digest, "the cat", seed=seed, max_tokens=30, logprobs=2, ignore_eos=True)
         told = out["logprobs"]
@@ -123,21 +124,21 @@ def test_logprobs_say_where_in_the_text_their_tokens_begin(engine: GeneratorEngi
             assert "bytes" in entry or out["text"].startswith(entry["token"], entry["at"])
 
 
-def test_chats_go_through_the_template(engine: GeneratorEngine) -> None:
+def test_chats_go_through_the_template(engine: PackedEngine) -> None:
     digest = tiny_lm.load(engine, system="be brief")
     messages = [{"role": "user", "content": "hello"}]
     job = tiny_lm.prepare(engine, digest, {"messages": messages})
     decode = engine._backbone.tokenizer.whole.decode
-    assert decode(job.row.tokens) == "<system>be brief\n<user>hello\n<assistant>"
+    assert decode(job.sequence.tokens) == "<system>be brief\n<user>hello\n<assistant>"
     own = tiny_lm.load(engine, chat_template="{{ messages[-1].content }}!")
-    assert decode(tiny_lm.prepare(engine, own, {"messages": messages}).row.tokens) == "hello!"
+    assert decode(tiny_lm.prepare(engine, own, {"messages": messages}).sequence.tokens) == "hello!"
 
 
-def test_a_template_is_put_around_texts(engine: GeneratorEngine) -> None:
+def test_a_template_is_put_around_texts(engine: PackedEngine) -> None:
     made = tiny.package(Generation(), input=InputSpec(template="Q: {text} A:"))
     engine.load(engine.fit(made))
     job = tiny_lm.prepare(engine, made.digest, "why?")
-    assert engine._backbone.tokenizer.whole.decode(job.row.tokens) == "Q: why? A:"
+    assert engine._backbone.tokenizer.whole.decode(job.sequence.tokens) == "Q: why? A:"
 
 
 @pytest.mark.parametrize(
@@ -151,15 +152,13 @@ def test_a_template_is_put_around_texts(engine: GeneratorEngine) -> None:
         ("a", {"colour": "red"}, InvalidInput, "colour"),
     ],
 )
-def test_refused(
-    engine: GeneratorEngine, digest: str, value: Any, params: dict[str, Any], kind: type, field: str
-) -> None:
+def test_refused(engine: PackedEngine, digest: str, value: Any, params: dict[str, Any], kind: type, field: str) -> None:
     with pytest.raises(kind) as refusal:
         tiny_lm.prepare(engine, digest, value, **params)
     assert refusal.value.field == field
 
 
-def test_a_template_that_refuses_a_chat_is_the_callers_mistake(engine: GeneratorEngine) -> None:
+def test_a_template_that_refuses_a_chat_is_the_callers_mistake(engine: PackedEngine) -> None:
     digest = tiny_lm.load(engine, chat_template="{{ raise_exception('only one message') }}")
     with pytest.raises(InvalidInput, match="only one message"):
         tiny_lm.prepare(engine, digest, {"messages": [{"role": "user", "content": "x"}]})
@@ -173,7 +172,7 @@ def test_a_template_that_refuses_a_chat_is_the_callers_mistake(engine: Generator
         "{% set s = 'x' * 10000 %}{% for a in s %}{% for b in s %}{% for c in s %}{% endfor %}{% endfor %}{% endfor %}",
     ],
 )
-def test_a_template_that_loops_for_ever_is_given_up(engine: GeneratorEngine, endless: str) -> None:
+def test_a_template_that_loops_for_ever_is_given_up(engine: PackedEngine, endless: str) -> None:
     digest, chat = tiny_lm.load(engine, chat_template=endless), {"messages": [{"role": "user", "content": "hello"}]}
     tiny_lm.prepare(engine, tiny_lm.load(engine, chat_template="{{ messages }}"), chat)
     begun = time.monotonic()
@@ -194,7 +193,7 @@ def test_a_template_that_loops_for_ever_is_given_up(engine: GeneratorEngine, end
         "{{ 'a' * 100000000 }}",
     ],
 )
-def test_a_template_that_takes_all_memory_is_given_up(engine: GeneratorEngine, bomb: str) -> None:
+def test_a_template_that_takes_all_memory_is_given_up(engine: PackedEngine, bomb: str) -> None:
     chat = {"messages": [{"role": "user", "content": "hello"}]}
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(InvalidInput, match=r"memory|too long|characters"):
@@ -204,12 +203,12 @@ def test_a_template_that_takes_all_memory_is_given_up(engine: GeneratorEngine, b
 
 
 @pytest.mark.parametrize("content", ["hello", "Käse 🧀\n\"'", "half \ud83e of a pair"])
-def test_a_templates_text_is_the_one_that_transformers_makes(engine: GeneratorEngine, content: str) -> None:
+def test_a_templates_text_is_the_one_that_transformers_makes(engine: PackedEngine, content: str) -> None:
     template = (
         "{{ bos_token }}{% for m in messages %}[{{ m.role | upper }}] {{ m.content | tojson }}{{ eos_token }}\n"
         "{% endfor %}{% if add_generation_prompt and not tools %}go{% endif %}{{ '%5.2f' % 1 }}"
     )
-    prompts, chat = engine._prompts._prompts, [{"role": "user", "content": content}]
+    prompts, chat = tiny_lm.generation(engine)._preparer._prompts, [{"role": "user", "content": content}]
     ours = prompts._chat(chat, Generation(chat_template=template))
     theirs = prompts._tokenizer.apply_chat_template(
         chat, chat_template=template, tokenize=False, add_generation_prompt=True
@@ -227,7 +226,7 @@ MUCH = [
 
 
 @pytest.mark.parametrize("schema", MUCH)
-def test_a_schema_that_takes_too_much_is_refused(engine: GeneratorEngine, digest: str, schema: dict[str, Any]) -> None:
+def test_a_schema_that_takes_too_much_is_refused(engine: PackedEngine, digest: str, schema: dict[str, Any]) -> None:
     tiny_lm.prepare(engine, digest, "a", schema=PERSON)
     begun, before = time.monotonic(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for _ in range(20):
@@ -246,16 +245,16 @@ def test_names_and_data_are_no_divisors() -> None:
     assert "99.999" in _too_much({"$defs": {"a": [{"items": {"multipleOf": 99.999}}]}})
 
 
-def test_a_schema_is_tried_once(engine: GeneratorEngine, digest: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_schema_is_tried_once(engine: PackedEngine, digest: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for _ in range(2):
         tiny_lm.prepare(engine, digest, "a", schema=PERSON)
-        monkeypatch.setattr(engine._prompts._sandbox, "_ask", None)
+        monkeypatch.setattr(tiny_lm.generation(engine)._preparer._sandbox, "_ask", None)
 
 
-def test_another_process_takes_the_place_of_one_that_died(engine: GeneratorEngine, digest: str) -> None:
+def test_another_process_takes_the_place_of_one_that_died(engine: PackedEngine, digest: str) -> None:
     for n in (3, 7):
         tiny_lm.prepare(engine, digest, "a", schema={"type": "integer", "multipleOf": n})
-        child = engine._prompts._sandbox._child
+        child = tiny_lm.generation(engine)._preparer._sandbox._child
         assert child is not None
         child._process.kill()
         child._process.wait()
@@ -282,19 +281,19 @@ def test_the_process_ends_with_the_worker() -> None:
     assert child._process.wait(10) == 0
 
 
-def test_a_template_reaches_nothing_but_the_messages(engine: GeneratorEngine) -> None:
+def test_a_template_reaches_nothing_but_the_messages(engine: PackedEngine) -> None:
     digest = tiny_lm.load(engine, chat_template="{{ messages.__class__.__mro__[1].__subclasses__() }}")
     with pytest.raises(InvalidInput):
         tiny_lm.prepare(engine, digest, {"messages": [{"role": "user", "content": "x"}]})
 
 
-def test_a_chat_template_that_is_none_is_no_version(engine: GeneratorEngine) -> None:
+def test_a_chat_template_that_is_none_is_no_version(engine: PackedEngine) -> None:
     with pytest.raises(PackageRejected, match="chat_template"):
         tiny_lm.load(engine, chat_template="{% for %}")
 
 
 @pytest.mark.parametrize("order", [["reasoning", "answer"], ["answer", "reasoning"]])
-def test_properties_come_in_the_order_of_the_schema(engine: GeneratorEngine, digest: str, order: list[str]) -> None:
+def test_properties_come_in_the_order_of_the_schema(engine: PackedEngine, digest: str, order: list[str]) -> None:
     properties = {name: {"type": "string", "maxLength": 4} for name in order}
     schema = {"type": "object", "properties": properties, "required": order, "additionalProperties": False}
     assert list(json.loads(text(engine, digest, "why?", schema=schema, seed=1, max_tokens=80)["text"])) == order
@@ -320,23 +319,23 @@ def test_what_could_never_fit_is_refused_at_once(lm_folder: Folders) -> None:
 
 def test_a_text_may_fill_all_memory_that_there_is(lm_folder: Folders) -> None:
     engine = tiny_lm.open_tiny(lm_folder("gpt2"), kv_bytes=136 * 512 + 7)  # slabs are of 96, 128, 192, … tokens
-    assert engine._pool.slabs.tokens == 136
+    assert tiny_lm.generation(engine)._pool.slabs.tokens == 136
     digest = tiny_lm.load(engine)
     job = tiny_lm.prepare(engine, digest, [5] * 40, max_tokens=96, ignore_eos=True)
     assert tiny_lm.drive(engine, [job])[0]["completion_tokens"] == 96
-    assert job.kv.slab_bytes(136) == engine._pool.used <= engine.capacity.memory
+    assert job.kv.slab_bytes(136) == tiny_lm.generation(engine)._pool.used <= engine.capacity.memory
     with pytest.raises(TextTooLong) as refusal:
         tiny_lm.prepare(engine, digest, [5] * 40, max_tokens=97)
     assert refusal.value.field == "params.max_tokens"
     for prompt, limit in ((1, 135), (40, 96), (135, 1)):
         job = tiny_lm.prepare(engine, digest, [5] * prompt, ignore_eos=True)
-        assert job.row.limit == limit, "as long as fits, for calls that do not say"
+        assert job.sequence.limit == limit, "as long as fits, for calls that do not say"
     with pytest.raises(TextTooLong) as refusal:
         tiny_lm.prepare(engine, digest, [5] * 136)
     assert refusal.value.field == "input"
 
 
-def test_heads_on_the_same_decoder(engine: GeneratorEngine, digest: str) -> None:
+def test_heads_on_the_same_decoder(engine: PackedEngine, digest: str) -> None:
     embed = tiny.load(engine, Embedding(pooling="last"))  # type: ignore[arg-type]
     alone = tiny.run(engine, (embed, "the cat sat"))[0]["embedding"]  # type: ignore[arg-type]
     jobs = [
@@ -347,12 +346,34 @@ def test_heads_on_the_same_decoder(engine: GeneratorEngine, digest: str) -> None
     assert together.numpy() == pytest.approx(alone.numpy(), abs=1e-5)
 
 
+def test_a_pass_that_fails_advances_no_sequence(
+    engine: PackedEngine, digest: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A head fails after the tokens of its pass were drawn: each of them is drawn again, and appended once."""
+    whole = text(engine, digest, "the cat", seed=3, max_tokens=12, ignore_eos=True)
+    embed = tiny.load(engine, Embedding(pooling="last"))
+    job = tiny_lm.prepare(engine, digest, "the cat", seed=3, max_tokens=12, ignore_eos=True)
+    other = tiny_lm.prepare(engine, embed, "the cat sat")
+
+    def broken(*_: Any) -> Any:
+        raise ValueError("broken head")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("fmplex_worker.workloads.encoding.workload.run_heads", broken)
+        work = [Work(part, sum(piece.tokens for piece in part.pieces())) for part in (job, other)]
+        progress, failed = engine.step(work).results
+    assert isinstance(failed, JobFailed)
+    assert isinstance(progress, Progress)
+    assert len(job.sequence.tokens) == job.sequence.prompt + 1
+    assert tiny_lm.drive(engine, [job])[0]["text"] == whole["text"]
+
+
 def test_a_backbone_without_a_language_model_head_does_not_generate(bert_engine: Any) -> None:
     with pytest.raises(PackageRejected, match="language-model head"):
         bert_engine.fit(tiny.package(Generation()))
 
 
-def test_nan_fails_alone(lm_folder: Folders, tmp_path: Path, engine: GeneratorEngine, digest: str) -> None:
+def test_nan_fails_alone(lm_folder: Folders, tmp_path: Path, engine: PackedEngine, digest: str) -> None:
     import torch
     from safetensors.torch import load_file, save_file
 
@@ -381,15 +402,15 @@ def test_what_a_broken_pass_computed_is_nobodys_prefix(
     job = tiny_lm.prepare(engine, digest, tiny_lm.prompts(prompt)[0], temperature=0, max_tokens=60, ignore_eos=True)
     with monkeypatch.context() as patch:
         patch.setattr(
-            "fmplex_worker.engine.engine.draw",
-            lambda *a: [None] if len(job.row.tokens) == breaks else draw(*a),
+            "fmplex_worker.workloads.generation.workload.draw",
+            lambda *a: [None] if len(job.sequence.tokens) == breaks else draw(*a),
         )
         assert tiny_lm.drive(engine, [job])[0].code == "non_finite_output"
     engine.drop(job)
-    again = tiny_lm.prepare(engine, digest, [*job.row.tokens, 7], max_tokens=1)
+    again = tiny_lm.prepare(engine, digest, [*job.sequence.tokens, 7], max_tokens=1)
     assert tiny_lm.drive(engine, [again])[0]["cached_tokens"] == good
 
 
-def test_the_seed_of_a_request_travels_with_it(engine: GeneratorEngine, digest: str) -> None:
+def test_the_seed_of_a_request_travels_with_it(engine: PackedEngine, digest: str) -> None:
     job = engine.prepare([(digest, Request("x", {"seed": 2**60}))])[0]
-    assert job.row.sampler.seed == 2**60  # type: ignore[union-attr]
+    assert job.sequence.sampler.seed == 2**60  # type: ignore[union-attr]

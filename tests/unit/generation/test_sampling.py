@@ -126,7 +126,7 @@ def test_steps_and_seeds_draw_anew() -> None:
     for _ in range(50):
         got = draw(torch.zeros(1, _VOCABULARY), [row])[0]
         assert got is not None
-        row.took(got.token)
+        row.advance(got.token)
         drawn.append(got.token)
     assert len(set(drawn)) > 15
     first = [draw(torch.zeros(1, _VOCABULARY), [_sampler(seed)])[0] for seed in range(50)]
@@ -137,7 +137,7 @@ def test_penalties_are_openais_and_transformers() -> None:
     logits = _logits(3)
     row = _sampler(presence_penalty=0.5, frequency_penalty=0.25)
     for token in (4, 4, 9):
-        row.took(token)
+        row.advance(token)
     ours = logits.clone()
     sampling._penalise(ours[0], row)
     change = (logits - ours)[0]
@@ -145,7 +145,7 @@ def test_penalties_are_openais_and_transformers() -> None:
     assert change[9].item() == pytest.approx(0.5 + 0.25)
     assert int((change != 0).sum()) == 2
     row = Sampler(GenerationParams(repetition_penalty=1.3), 0, frozenset({1, 2}))
-    row.took(5)
+    row.advance(5)
     ours = logits.clone()
     sampling._penalise(ours[0], row)
     theirs = RepetitionPenaltyLogitsProcessor(1.3)(torch.tensor([[1, 2, 5]]), logits.clone())  # type: ignore[no-untyped-call]

@@ -17,9 +17,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFa
 from fmplex_broker.specs.fleet import BackboneSpec, WorkerSpec
 from fmplex_broker.specs.heads import Generation
 from fmplex_broker.wire.messages import Request
-from fmplex_worker.engine.engine import GeneratorEngine
+from fmplex_worker.engine.engine import PackedEngine
 from fmplex_worker.engine.opening import open_engine
 from fmplex_worker.protocol import Progress, Work
+from fmplex_worker.workloads.generation.workload import GenerationWorkload
 from tests.unit.compute import tiny
 
 FAMILIES = ("llama", "qwen2", "qwen3", "mistral", "gpt2")
@@ -104,14 +105,18 @@ def save_adapter(model_folder: Path, folder: Path, config: peft.PeftConfig, seed
     return folder
 
 
-def open_tiny(folder: Path, kv_bytes: int = 1 << 24, pass_units: int = 64) -> GeneratorEngine:
+def open_tiny(folder: Path, kv_bytes: int = 1 << 24, pass_units: int = 64) -> PackedEngine:
     spec = BackboneSpec(name=tiny.NAME, model=str(folder), pass_units=pass_units)
-    engine = open_engine(spec, WorkerSpec(device="cpu", kv_bytes=kv_bytes))
-    assert isinstance(engine, GeneratorEngine)
-    return engine
+    return open_engine(spec, WorkerSpec(device="cpu", kv_bytes=kv_bytes))
 
 
-def load(engine: GeneratorEngine, adapter: Path | None = None, **head: Any) -> str:
+def generation(engine: PackedEngine) -> GenerationWorkload:
+    workload = engine._workloads["generate"]
+    assert isinstance(workload, GenerationWorkload)
+    return workload
+
+
+def load(engine: PackedEngine, adapter: Path | None = None, **head: Any) -> str:
     made = tiny.package(Generation(**head), adapter=adapter)
     engine.load(engine.fit(made))
     return made.digest
@@ -122,7 +127,7 @@ def prompts(*lengths: int, seed: int = 0) -> list[list[int]]:
     return [rng.integers(2, 300, n).tolist() for n in lengths]
 
 
-def prepare(engine: GeneratorEngine, digest: str, value: Any, **params: Any) -> Any:
+def prepare(engine: PackedEngine, digest: str, value: Any, **params: Any) -> Any:
     """One job; raises if it is refused."""
     made = engine.prepare([(digest, Request({"input_ids": value} if isinstance(value, list) else value, params))])[0]
     if isinstance(made, Exception):
@@ -131,7 +136,7 @@ def prepare(engine: GeneratorEngine, digest: str, value: Any, **params: Any) -> 
 
 
 def drive(
-    engine: GeneratorEngine, jobs: Sequence[Any], seed: int = 0, evictions: float = 0.0, shares: float = 0.7
+    engine: PackedEngine, jobs: Sequence[Any], seed: int = 0, evictions: float = 0.0, shares: float = 0.7
 ) -> list[Any]:
     """Run all jobs to their ends in passes that a scheduler might make: some of the jobs, each with some of its pieces; between
     passes rows may lose their memory. Results in the order of `jobs`."""

@@ -11,9 +11,10 @@ from safetensors.torch import load
 
 from fmplex_broker.packages.package import ADAPTER_CONFIG, HEAD, read_package
 from fmplex_broker.specs.fitting import FitDone, FitEpoch, FitEvent, FitSpec, FitStarted
-from fmplex_broker.specs.fleet import BackboneSpec
+from fmplex_broker.specs.fleet import BackboneSpec, WorkerSpec
 from fmplex_broker.wire.messages import Request
-from fmplex_worker.engine.encoder import EncoderEngine
+from fmplex_worker.engine.engine import PackedEngine
+from fmplex_worker.engine.opening import open_engine
 from fmplex_worker.protocol import Work
 from fmplex_worker.tuning import fit
 from fmplex_worker.tuning.data import LabelRecord
@@ -101,7 +102,7 @@ def test_serving_reaches_the_score_that_was_reported(
 ) -> None:
     spec = spec_for(head, lora=lora, pooling="cls" if head == "ranking" else "mean", epochs=4)
     done, _ = _fitted(spec)
-    engine = EncoderEngine.open(BackboneSpec(name="tiny", model=str(model)), "cpu")
+    engine = open_engine(BackboneSpec(name="tiny", model=str(model)), WorkerSpec(device="cpu"))
     engine.load(engine.fit(read_package(spec.out)))
     held = learnable.MAKERS[head]()[-50:]
     answers = _answers(engine, done.version, held)
@@ -116,7 +117,7 @@ def test_serving_reaches_the_score_that_was_reported(
         assert done.score == pytest.approx(_f1(answers, held))
 
 
-def _answers(engine: EncoderEngine, version: str, lines: list[dict[str, Any]]) -> list[Any]:
+def _answers(engine: PackedEngine, version: str, lines: list[dict[str, Any]]) -> list[Any]:
     inputs = [{key: line[key] for key in ("text", "text_pair") if key in line} for line in lines]
     prepared = engine.prepare([(version, Request(value, {})) for value in inputs])
     return list(engine.step([Work(job, 0) for job in prepared]).results)  # type: ignore[arg-type]

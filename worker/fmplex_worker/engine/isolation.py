@@ -1,4 +1,4 @@
-"""Who pays for a failed pass: the vFM that broke it, and nobody beside it."""
+"""Isolation of failures: a failed pass costs the vFM that broke it, and nobody beside it."""
 
 from __future__ import annotations
 
@@ -17,31 +17,36 @@ _REGROWTH = 32  # after running out of memory, a pass may grow again by this fra
 
 
 class PassUnits:
-    """What a pass may hold: the budget, but less for a while after the device ran out of memory."""
+    """Units that a pass may hold, `now`: the budget, but less for a while after the device ran out of memory."""
 
     def __init__(self, budget: int, device: torch.device) -> None:
         self._budget, self._device = budget, device
         self.now = budget
 
     def regrow(self) -> None:
-        """A pass begins."""
+        """Allow somewhat more again, up to the budget, as a pass begins."""
         self.now = min(self._budget, self.now + max(1, self._budget // _REGROWTH))
 
     def halve(self, units: int) -> None:
-        """A pass of so many units did not fit."""
+        """Allow half of `units`, which did not fit, from now on."""
         self.now = max(1, units // 2)
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
 
 
-class Sized(Protocol):
+class JobShare(Protocol):
+    """A job in a pass, as far as isolation must know it; `protocol.Work` is one."""
+
     @property
-    def digest(self) -> str: ...
+    def digest(self) -> str:
+        """Digest of its version: jobs of one digest fail together."""
+
     @property
-    def units(self) -> int: ...
+    def tokens(self) -> int:
+        """Tokens of it that are in the pass."""
 
 
-J = TypeVar("J", bound=Sized)
+J = TypeVar("J", bound=JobShare)
 
 
 def run_isolated(
@@ -50,12 +55,11 @@ def run_isolated(
     on_oom: Callable[[int], None],
     half: Callable[[J], J | None] = lambda _: None,
 ) -> list[Any | FmplexError]:
-    """`run(jobs)`, whatever happens in it, with one result per job.
+    """Return `run(jobs)`, whatever happens in it, with one result per job.
 
-    Out of memory: `on_oom(units)` is told, and each half runs by itself; of a single job its `half`, if it can wait for the rest.
-    Any other exception: each vFM runs by itself, and
-    the one that fails again gets `JobFailed`. Raises only when the device itself is broken ("CUDA error: ..."): then no
-    pass can ever run here again, and another worker should take the jobs over.
+    Out of memory: `on_oom(tokens)` is told, and each half runs by itself; of a single job its `half`, if it can wait for the
+    rest. Any other exception: each vFM runs by itself, and the one that fails again gets `JobFailed`. Raises only when the device
+    itself is broken ("CUDA error: ..."): then no pass can ever run here again, and another worker should take the jobs over.
     """
     try:
         return run(jobs)
@@ -66,11 +70,11 @@ def run_isolated(
         log.warning("a pass of %d jobs failed: %s", len(jobs), why, exc_info=not out_of_memory)
     # Here the exception is gone, and with its frames the tensors of the failed pass.
     if out_of_memory:
-        on_oom(sum(job.units for job in jobs))
+        on_oom(sum(job.tokens for job in jobs))
         if len(jobs) == 1 and (less := half(jobs[0])) is not None:
             return run_isolated([less], run, on_oom, half)
         if len(jobs) == 1:
-            return [JobFailed(f"one job of {jobs[0].units} tokens does not fit into the device's memory; shorten it")]
+            return [JobFailed(f"one job of {jobs[0].tokens} tokens does not fit into the device's memory; shorten it")]
         middle = len(jobs) // 2
         return run_isolated(jobs[:middle], run, on_oom, half) + run_isolated(jobs[middle:], run, on_oom, half)
     shares: dict[str, list[int]] = {}
@@ -86,7 +90,7 @@ def run_isolated(
 
 
 def _is_oom(error: Exception) -> bool:
-    """CUDA's own type; on CPU torch raises a RuntimeError of DefaultCPUAllocator."""
+    """Tell whether it is CUDA's own type, or on a CPU the RuntimeError of torch's DefaultCPUAllocator."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
     return isinstance(error, RuntimeError) and "not enough memory" in str(error)

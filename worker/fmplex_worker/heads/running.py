@@ -166,6 +166,7 @@ _RUNNERS: dict[str, _Runner] = {
     "tagging": _tagging,
     "features": _features,
 }
+HEAD_KINDS = frozenset(_RUNNERS)
 
 
 def _token_rows(states: States, members: list[Member]) -> Tensor:

@@ -1,1 +1,6 @@
-"""Keys and values of texts that grow: an arena, a pool of slabs, the cache of prefixes."""
+"""Keys and values of sequences between passes (the KV cache).
+
+arena.py         one stretch of memory
+pool.py          slabs of it, one a sequence
+prefix_cache.py  prompts that are kept, for others that begin alike
+"""

@@ -1,8 +1,8 @@
-"""Keys and values of generating rows: one slab a row, all from one pool of bounded bytes.
+"""Keys and values of sequences: one slab a sequence, all from one pool of bounded bytes.
 
-A row owns one contiguous slab, so that attention reads views and never gathers; slabs come in few sizes, all from one arena. A
-slab that is too small is replaced by a larger one and copied: sizes grow by a third or a half, so a token is copied twice at
-most on average.
+A sequence owns one contiguous slab, so that attention reads views and never gathers; slabs come in few sizes, all from one
+arena. A slab that is too small is replaced by a larger one and copied: sizes grow by a third or a half, so a token is copied
+twice at most on average.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _LEAST = 32  # tokens of the smallest slab
 
 @dataclass(frozen=True, slots=True)
 class KvShape:
-    """What one token takes: keys and values of `heads` × `size` in every layer."""
+    """Shape of one token's keys and values: `heads` × `size` each, in every layer."""
 
     layers: int
     heads: int
@@ -31,31 +31,33 @@ class KvShape:
 
     @property
     def token_bytes(self) -> int:
+        """Bytes of one token's keys and values."""
         return 2 * self.layers * self.heads * self.size * self.dtype.itemsize
 
 
 @dataclass(frozen=True, slots=True)
 class KvBudget:
-    """Which slabs `nbytes` allow."""
+    """Sizes of slabs within `nbytes`."""
 
     shape: KvShape
     nbytes: int
 
     @property
     def tokens(self) -> int:
-        """Of the longest text that fits."""
+        """Tokens of the longest sequence that fits."""
         return self.nbytes // self.shape.token_bytes
 
     def capacity(self, tokens: int) -> int:
-        """Tokens of the smallest slab for so many; the largest is as large as the budget, whatever comes next by size."""
+        """Return the tokens of the smallest slab for so many; the largest slab is the budget, whatever comes next by size."""
         return max(tokens, min(capacity_for(tokens), self.tokens))
 
     def slab_bytes(self, tokens: int) -> int:
+        """Return the bytes of the smallest slab for so many tokens."""
         return self.capacity(tokens) * self.shape.token_bytes
 
 
 def capacity_for(tokens: int) -> int:
-    """Tokens of the smallest slab that holds `tokens`: 32, 48, 64, 96, 128, 192, …"""
+    """Return the tokens of the smallest slab that holds `tokens`: 32, 48, 64, 96, 128, 192, …"""
     capacity = _LEAST
     while capacity < tokens:
         capacity += capacity // 2 if capacity & (capacity - 1) == 0 else capacity // 3
@@ -64,8 +66,8 @@ def capacity_for(tokens: int) -> int:
 
 @dataclass(slots=True, eq=False)
 class Slab:
-    """`data` `[layers, 2, heads, capacity, size]`: keys and values by layer. It begins at `start` of the arena; None: it is not
-    from there."""
+    """Memory of one sequence: `data` `[layers, 2, heads, capacity, size]`, keys and values by layer. It begins at `start` of the
+    arena; None: it is not from there."""
 
     data: Tensor
     nbytes: int
@@ -73,30 +75,31 @@ class Slab:
 
     @property
     def capacity(self) -> int:
+        """Tokens that it holds at most."""
         return self.data.shape[3]
 
     def copy_from(self, other: Slab, tokens: int) -> None:
-        """The first so many tokens of another slab."""
+        """Copy the first so many tokens of another slab."""
         self.data[:, :, :, :tokens] = other.data[:, :, :, :tokens]
 
 
 class KvPool:
-    """Takes and gives slabs, at most `budget` bytes of them. Any thread.
+    """Allocates and frees slabs, at most `budget` bytes of them. Any thread. Raises `InvalidInput` if the device has not so much
+    memory.
 
-    `reclaim` frees slabs that nobody needs (it is called with bytes, gives back slabs until so many are free or there are none,
-    and says whether it gave any): what rows take has precedence. While a row moves to a larger slab it has both, for the length
-    of a copy. Where the arena has only holes that are too small, a slab comes from elsewhere.
+    `reclaim` frees slabs that nobody needs (it is called with bytes, frees slabs until so many are free or there are none, and
+    says whether it freed any): sequences have precedence. While a sequence moves to a larger slab it has both, for the length of
+    a copy. Where the arena has only holes that are too small, a slab comes from elsewhere.
     """
 
     def __init__(self, shape: KvShape, device: torch.device, budget: int) -> None:
-        """Raises `InvalidInput` if the device has not so much memory."""
         self.shape = shape
         self.budget = budget
         self.slabs = KvBudget(shape, budget)
         self.reclaim: Callable[[int], bool] = lambda _: False
         self._device = device
         self._used = 0
-        self.lock = threading.RLock()  # of the cache of prefixes too
+        self.lock = threading.RLock()  # the prefix cache's too
         try:
             self._arena = Arena(budget, device, self.lock)
         except RuntimeError as e:
@@ -106,7 +109,7 @@ class KvPool:
             ) from e
 
     def warm_up(self) -> None:
-        """Slabs will be needed soon: all memory for them is taken from the system, in the background."""
+        """Take all memory for slabs from the system, in the background: they will be needed soon."""
         self._arena.touch_all()
 
     @property
@@ -114,32 +117,32 @@ class KvPool:
         """Bytes of the slabs that somebody has."""
         return self._used
 
-    def take(self, tokens: int) -> Slab:
-        """A slab for so many tokens; what is in it is not defined."""
+    def allocate(self, tokens: int) -> Slab:
+        """Allocate a slab for so many tokens; its content is not defined."""
         s, capacity = self.shape, self.slabs.capacity(tokens)
         nbytes = capacity * s.token_bytes
         with self.lock:
             if self._used + nbytes > self.budget:
                 self.reclaim(self._used + nbytes - self.budget)
-            found = self._arena.take(nbytes)
+            found = self._arena.allocate(nbytes)
             while found is None and self.reclaim(nbytes):
-                found = self._arena.take(nbytes)
+                found = self._arena.allocate(nbytes)
             start, raw = found or (None, torch.empty(nbytes, dtype=torch.uint8, device=self._device))
             self._used += nbytes
         return Slab(raw.view(s.dtype).view(s.layers, 2, s.heads, capacity, s.size), nbytes, start)
 
-    def give(self, slab: Slab) -> None:
-        """Nobody has it any more."""
+    def free(self, slab: Slab) -> None:
+        """Free a slab that nobody has any more."""
         with self.lock:
             self._used -= slab.nbytes
             if slab.start is not None:
-                self._arena.give(slab.start, slab.nbytes)
+                self._arena.free(slab.start, slab.nbytes)
 
-    def grown(self, slab: Slab, tokens: int, used: int) -> Slab:
-        """A slab for `tokens`, with the first `used` tokens of this one, which is given back."""
+    def grow(self, slab: Slab, tokens: int, used: int) -> Slab:
+        """Return a slab for `tokens`, with the first `used` tokens of this one, which is freed if it is too small."""
         if slab.capacity >= tokens:
             return slab
-        larger = self.take(tokens)
+        larger = self.allocate(tokens)
         larger.copy_from(slab, used)
-        self.give(slab)
+        self.free(slab)
         return larger

@@ -1,4 +1,4 @@
-"""Attention over a packed row: every text attends to itself and to nothing else.
+"""Attention over a packed row: each text attends to itself and to nothing else.
 
 Registered with transformers under `NAME`. No mask function is registered under that name, and transformers then builds
 no mask at all (`masking_utils._preprocess_mask_arguments`): the boundaries travel in the pass instead.
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import AttentionInterface
 
-from fmplex_worker.packed import continued
+from fmplex_worker.packed import cached_spans
 from fmplex_worker.packed.row import Pack, Run, current
 
 NAME = "fmplex_packed"
@@ -36,7 +36,7 @@ def packed_attention(
     is_causal: bool | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """Attention for one layer of the running pass.
+    """Compute the attention of one layer of the running pass.
 
     query `[1, heads, tokens, size]`, key and value `[1, kv heads, tokens, size]` → `[1, tokens, heads, size]`.
     `sliding_window` w: only keys with |query - key| < w (and before the query if causal), as in transformers.
@@ -45,7 +45,7 @@ def packed_attention(
     if query.shape[0] != 1 or query.shape[2] != pack.tokens:
         raise RuntimeError(f"attention got {tuple(query.shape)} for a packed row of {pack.tokens} tokens")
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
-    if pack.continued:
+    if pack.has_cached_spans:
         return _mixed(module, pack, query, key, value, sliding_window, scaling), None
     key, value = _repeated(query, key, value)
     attend = _varlen if _varlen_takes(query) else _per_run
@@ -53,7 +53,7 @@ def packed_attention(
 
 
 def _repeated(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-    """Grouped-query attention: a head of the keys for each of the queries."""
+    """Repeat keys and values for grouped-query attention: a head of the keys for each of the queries."""
     groups = query.shape[1] // key.shape[1]
     return (key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)) if groups > 1 else (key, value)
 
@@ -61,14 +61,14 @@ def _repeated(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor
 def _mixed(
     module: nn.Module, pack: Pack, query: Tensor, key: Tensor, value: Tensor, window: int | None, scale: float | None
 ) -> Tensor:
-    """Whole texts beside some that go on from what is in their slabs."""
+    """Compute the attention of whole texts beside some that go on from what is in their slabs."""
     out = query.new_empty(1, query.shape[2], query.shape[1], query.shape[3])
     whole: list[Run] = []
     for run in pack.runs:
         if isinstance(run, Run):
             whole.append(run)
         else:
-            continued.attend(module.layer_idx, run, pack.masks, query, key, value, out, window, scale)  # type: ignore[arg-type]
+            cached_spans.attend(module.layer_idx, run, pack.masks, query, key, value, out, window, scale)  # type: ignore[arg-type]
     if whole:
         key, value = _repeated(query, key, value)
         for run in whole:
@@ -80,7 +80,7 @@ def _mixed(
 def _per_run(
     pack: Pack, query: Tensor, key: Tensor, value: Tensor, causal: bool, window: int | None, scale: float | None
 ) -> Tensor:
-    """One SDPA call per run. On CPU, 32 texts of 16 tokens (12 heads of 64): 0.68 ms in one call, 0.90 ms in 32."""
+    """Call SDPA once a run. On CPU, 32 texts of 16 tokens (12 heads of 64): 0.68 ms in one call, 0.90 ms in 32."""
     outs = [_one_run(run, query, key, value, causal, window, scale) for run in pack.runs if isinstance(run, Run)]
     return outs[0] if len(outs) == 1 else torch.cat(outs, 1)
 
@@ -88,7 +88,7 @@ def _per_run(
 def _one_run(
     run: Run, query: Tensor, key: Tensor, value: Tensor, causal: bool, window: int | None, scale: float | None
 ) -> Tensor:
-    """`[1, tokens of the run, heads, size]`."""
+    """Compute the attention of one run, `[1, tokens of the run, heads, size]`."""
     q, k, v = (_rows(t, run) for t in (query, key, value))
     if window is not None and run.length > window:
         out = _windowed(q, k, v, causal, window, scale)
@@ -98,13 +98,13 @@ def _one_run(
 
 
 def _rows(packed: Tensor, run: Run) -> Tensor:
-    """`[1, heads, tokens, size]` → the run's `[texts, heads, length, size]`, a view."""
+    """View `[1, heads, tokens, size]` as the run's `[texts, heads, length, size]`."""
     span = packed[0, :, run.start : run.start + run.texts * run.length]
     return span.view(span.shape[0], run.texts, run.length, -1).transpose(0, 1)
 
 
 def _windowed(q: Tensor, k: Tensor, v: Tensor, causal: bool, window: int, scale: float | None) -> Tensor:
-    """Sliding-window attention in blocks of queries, so that cost and mask grow with the window and not the text."""
+    """Compute sliding-window attention in blocks of queries, so that cost and mask grow with the window and not the text."""
     length = q.shape[2]
     place = torch.arange(length, device=q.device)
     outs = []
@@ -119,7 +119,7 @@ def _windowed(q: Tensor, k: Tensor, v: Tensor, causal: bool, window: int, scale:
 
 
 def _find_varlen() -> Callable[..., Any] | None:
-    """torch's varlen kernel, if this torch has the interface that we call."""
+    """Find torch's varlen kernel, if this torch has the interface that we call."""
     try:
         from torch.nn.attention.varlen import varlen_attn
     except ImportError:
@@ -132,7 +132,7 @@ _VARLEN = _find_varlen()
 
 
 def _varlen_takes(query: Tensor) -> bool:
-    """Whether the kernel takes this: CUDA from Ampere on, half precision, head size up to 256 in steps of 8."""
+    """Tell whether the kernel takes this: CUDA from Ampere on, half precision, head size up to 256 in steps of 8."""
     if _VARLEN is None or not query.is_cuda or query.dtype not in (torch.float16, torch.bfloat16):
         return False
     size = query.shape[-1]
@@ -142,7 +142,7 @@ def _varlen_takes(query: Tensor) -> bool:
 def _varlen(
     pack: Pack, query: Tensor, key: Tensor, value: Tensor, causal: bool, window: int | None, scale: float | None
 ) -> Tensor:
-    """All texts in one kernel (FlashAttention's varlen interface: inclusive windows to the left and right, -1 = all)."""
+    """Compute all texts in one kernel (FlashAttention's varlen interface: inclusive windows to the left and right, -1 = all)."""
     assert _VARLEN is not None
     side = -1 if window is None else window - 1
     q, k, v = (t[0].transpose(0, 1) for t in (query, key, value))

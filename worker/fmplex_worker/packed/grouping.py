@@ -1,4 +1,4 @@
-"""How many adapters a pass needs before the grouped matmul beats one pair of matmuls per adapter on this device."""
+"""The number of adapters in a pass from which the grouped matmul beats one pair of matmuls per adapter on this device."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _RANK, _ROWS = 16, 16  # a usual rank, and tokens per adapter
 
 
 def group_from(device: torch.device, dtype: torch.dtype, width: int) -> int | None:
-    """The smallest number of adapters from which grouping wins, measured here; None when it never does, or cannot run.
+    """Measure the smallest number of adapters from which grouping wins; None when it never does, or cannot run.
 
     On CPU it is not measured again: in `benchmarks/adapters.py` and in layer tests (fp32, 8-64 adapters) segments won
     every time, 1.05-1.08 against 1.07-1.10 of the plain linear at 32 adapters of 16 tokens.
@@ -34,7 +34,7 @@ def group_from(device: torch.device, dtype: torch.dtype, width: int) -> int | No
 
 @torch.inference_mode()
 def _seconds(count: int, device: torch.device, dtype: torch.dtype, width: int, grouping: int | None) -> float:
-    """Best of a few rounds of one linear's updates."""
+    """Measure one linear's updates: seconds of the best of a few rounds."""
     down = torch.zeros(_RANK, width, dtype=dtype, device=device).t()
     up = torch.zeros(_RANK, width, dtype=dtype, device=device)
     adapters = [Adapter(i + 1, (Factors(down, up),)) for i in range(count)]

@@ -1,4 +1,4 @@
-"""The linear layers of a backbone, wrapped once at load so that a pass can apply its adapters."""
+"""Linear layers of a backbone, wrapped once at load so that a pass can apply its adapters."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fmplex_worker.packed.row import current
 
 
 class AdaptedLinear(nn.Module):
-    """An `nn.Linear` that applies the running pass's adapters. It holds no state of any pass."""
+    """`base`, which also applies the running pass's adapters as linear number `slot`. It holds no state of any pass."""
 
     def __init__(self, base: nn.Linear, slot: int) -> None:
         super().__init__()
@@ -22,6 +22,7 @@ class AdaptedLinear(nn.Module):
         self.slot = slot
 
     def forward(self, x: Tensor) -> Tensor:
+        """Apply the linear and its adapters: x `[1, rows, in]` → `[1, rows, out]`."""
         segments = current().segments
         if segments.inputs:
             x = segments.scaled(self.slot, x)
@@ -43,7 +44,7 @@ class Target:
 
 
 def wrap_linears(model: nn.Module) -> dict[str, Target]:
-    """Replace every linear of `model`; returns module path → target."""
+    """Replace every linear of `model`; return module path → target."""
     targets: dict[str, Target] = {}
     for path, module in list(model.named_modules()):
         if type(module) is nn.Linear:

@@ -1,4 +1,4 @@
-"""Which library multiplies on the CPU.
+"""The choice of a matmul library on the CPU.
 
 torch's own linear calls MKL, which on AMD processors runs at about half of oneDNN's speed (EPYC, one thread,
 MiniLM's linears: 90-115 against 190-250 GFLOP/s). torch brings both along, so whichever is faster here is taken.
@@ -22,7 +22,7 @@ _BETTER = 1.1  # oneDNN must be this much faster: of two alike, torch's own
 
 
 def linear_for(weight: Tensor) -> Linear:
-    """The linear for passes (no gradients) with this weight; may be torch's own."""
+    """Return the fastest linear for passes (no gradients) with this weight; may be torch's own."""
     if weight.device.type != "cpu" or weight.dtype != torch.float32:
         return functional.linear
     return _fastest(torch.get_num_threads())
@@ -30,7 +30,7 @@ def linear_for(weight: Tensor) -> Linear:
 
 @cache
 def _fastest(threads: int) -> Linear:
-    """Of the linears that this torch has, for as many threads."""
+    """Measure the linears that this torch has, for as many threads; return the fastest."""
     if not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
         return functional.linear
     with torch.inference_mode():
@@ -43,7 +43,7 @@ def _fastest(threads: int) -> Linear:
 
 
 def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """x `[1, rows, in]` → `[1, rows, out]`.
+    """Apply a linear by oneDNN: x `[1, rows, in]` → `[1, rows, out]`.
 
     oneDNN compiles and keeps a kernel for every number of rows, about 0.4 MB each: in steps of `_STEP` there are few of them.
     """
@@ -57,7 +57,7 @@ def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def _seconds(linear: Linear, x: Tensor, weight: Tensor, bias: Tensor) -> float:
-    """Of the fastest try: what else the machine does only ever makes it slower."""
+    """Measure a linear: seconds of the fastest try, as whatever else the machine does only ever makes it slower."""
     took = []
     for _ in range(_TRIES + 1):
         begun = time.perf_counter()

@@ -1,4 +1,4 @@
-"""Tensors from host memory to the device: views of one storage go over together."""
+"""Placing tensors of host memory on the device: views of one storage go over together."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Place = Callable[[Tensor], Tensor]
 
 
 def place_on(device: torch.device) -> Place:
-    """What moves the tensors of one version: the layers of an adapter share storages, and each is copied once."""
+    """Return a function that moves the tensors of one version: layers of an adapter share storages, and each is copied once."""
     moved: dict[int, Tensor] = {}  # storage -> its copy, flat
 
     def place(tensor: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Packing: many texts as one row of tokens, ordered so that every adapter owns one contiguous slice.
+"""The packed row: many texts as one row of tokens, ordered so that every adapter owns one contiguous slice.
 
 A batch is `[1, total tokens]` with position ids that restart at every text; no padding is ever computed. Within one
 adapter the texts are ordered by length, so that texts of equal length are neighbours and share one attention call. The
@@ -21,7 +21,7 @@ from fmplex_worker.packed.segments import Adapter, Segments
 
 
 class Run(NamedTuple):
-    """`texts` neighbouring texts of `length` tokens each, from token `start` of the row."""
+    """Neighbouring whole texts of one length: `texts` of `length` tokens each, from token `start` of the row."""
 
     start: int
     texts: int
@@ -29,8 +29,8 @@ class Run(NamedTuple):
 
 
 class CachedSpan(NamedTuple):
-    """`length` tokens from token `start` of the row on that go on from `past` earlier ones of their text, whose keys and values
-    are in `slab`; theirs go there too."""
+    """A part of a sequence: `length` tokens from token `start` of the row on, which go on from `past` earlier ones of their
+    sequence, whose keys and values are in `slab`; theirs go there too."""
 
     start: int
     length: int
@@ -40,8 +40,8 @@ class CachedSpan(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Pack:
-    """Who owns which token of the row: `lengths[i]` tokens from `starts[i]` on belong to the i-th packed text, whose adapter
-    is `adapters[i]`; `pasts[i]` earlier tokens of it are in a slab. `masks`: what attention keeps from layer to layer.
+    """Layout of a row: `lengths[i]` tokens from `starts[i]` on belong to the i-th packed text, whose adapter is `adapters[i]`;
+    `pasts[i]` earlier tokens of it are in a slab. `masks`: those that attention keeps from layer to layer.
 
     `boundaries` is `[texts + 1]` int32 on the device, for varlen kernels. `embedded`: whether an adapter puts in virtual
     tokens or changes embeddings.
@@ -59,12 +59,12 @@ class Pack:
     masks: dict[tuple[int, int, int | None], torch.Tensor] = field(default_factory=dict)
 
     @property
-    def continued(self) -> bool:
-        """Whether any text goes on from a slab."""
+    def has_cached_spans(self) -> bool:
+        """True if any text goes on from a slab."""
         return any(isinstance(run, CachedSpan) for run in self.runs)
 
     def own(self) -> tuple[Sequence[int], Sequence[int]]:
-        """Starts and lengths of the texts without virtual tokens: what heads read."""
+        """Return the starts and lengths of the texts without virtual tokens, which heads read."""
         if not self.embedded:
             return self.starts, self.lengths
         leads = [
@@ -76,7 +76,7 @@ class Pack:
 
 
 class TokenSpan(NamedTuple):
-    """A text to pack: its length in tokens, without virtual ones, and the adapter that applies to it. With a `slab` it goes on
+    """A text to pack: its `length` in tokens, without virtual ones, and the adapter that applies to it. With a `slab` it goes on
     from `past` earlier tokens (virtual ones among them)."""
 
     length: int
@@ -86,16 +86,17 @@ class TokenSpan(NamedTuple):
 
     @property
     def total(self) -> int:
+        """Length in the row: with the virtual tokens that are put before it."""
         return self.length if self.adapter is None or self.past else self.length + self.adapter.virtual
 
     @property
     def segment(self) -> int:
-        """Number of the adapter whose segment it belongs to; 0: of none that changes linear layers."""
+        """Number of the adapter whose segment it belongs to; 0: no adapter changes linear layers for it."""
         return self.adapter.number if self.adapter is not None and self.adapter.updates else 0
 
 
 def packed_order(texts: Sequence[TokenSpan]) -> list[int]:
-    """The order in which to pack: by adapter (texts without one last), then by length."""
+    """Order texts for packing: by adapter (texts without one last), then by length."""
     numbers = [t.segment for t in texts]
     # Whole texts of one length are neighbours, and run together.
     continued = [t.slab is not None for t in texts]
@@ -146,7 +147,7 @@ def _runs(texts: Sequence[TokenSpan], lengths: Sequence[int]) -> tuple[Run | Cac
     return tuple(runs)
 
 
-# Set inside the device-thread function only: keyword arguments do not reach linears, and module state is shared.
+# Set inside the device thread's function only: keyword arguments do not reach linears, and module state is shared.
 _PASS: ContextVar[Pack] = ContextVar("fmplex_pass")
 
 
@@ -161,5 +162,5 @@ def running(pack: Pack) -> Iterator[None]:
 
 
 def current() -> Pack:
-    """The pass that runs in this context. Raises `LookupError` outside `running`."""
+    """Return the pass that runs in this context. Raises `LookupError` outside `running`."""
     return _PASS.get()

@@ -1,4 +1,4 @@
-"""Adapters for a row that holds tokens of many of them: sorted segments, as in Punica and S-LoRA.
+"""Segments: adapters for a row that holds tokens of many of them, sorted, as in Punica and S-LoRA.
 
 Tokens are ordered by adapter, so each adapter present in the pass owns one contiguous slice [s:e], and changes a linear layer
 there and nowhere else, in place:
@@ -31,7 +31,7 @@ class Factors(NamedTuple):
 
 
 class Scale(NamedTuple):
-    """One linear's output is multiplied with `by` `[out]`."""
+    """One linear's scale: its output is multiplied with `by` `[out]`."""
 
     by: Tensor
 
@@ -53,22 +53,23 @@ class Adapter:
 
     @property
     def virtual(self) -> int:
-        """How many virtual tokens it puts before a text."""
+        """Number of virtual tokens that it puts before a text."""
         return 0 if self.prompt is None else self.prompt.shape[0]
 
     @property
     def embeds(self) -> bool:
-        """Whether it changes what goes into the first layer."""
+        """True if it changes what goes into the first layer."""
         return self.prompt is not None or self.tokens is not None
 
     @property
     def nbytes(self) -> int:
-        """Bytes of everything it holds on the device."""
+        """Bytes of all tensors that it holds."""
         held = [tensor for part in (*self.updates, self.tokens) if part is not None for tensor in part]
         held += self.inputs.values()
         return sum(tensor.nbytes for tensor in (*held, *(() if self.prompt is None else (self.prompt,))))
 
     def placed(self, place: Place) -> Adapter:
+        """Return it with its tensors moved by `place`."""
         return replace(
             self,
             updates=tuple(None if update is None else type(update)(*map(place, update)) for update in self.updates),
@@ -96,7 +97,8 @@ class Segments:
     def of(
         cls, adapters: Sequence[Adapter], sizes: Sequence[int], rows: int, device: torch.device, group_from: int | None
     ) -> Segments:
-        """`group_from`: how many adapters it takes before the grouped kernel wins on this device; None: it never does."""
+        """Lay out the segments of a pass of `rows` tokens. `group_from`: the number of adapters from which the grouped kernel
+        wins on this device; None: it never does."""
         offsets = None
         if group_from is not None and len(adapters) >= group_from:
             offsets = torch.tensor(sizes, device=device).cumsum(0).int()
@@ -105,7 +107,7 @@ class Segments:
         return cls(tuple(adapters), every, rows, offsets, any(adapter.inputs for adapter in adapters))
 
     def scaled(self, slot: int, x: Tensor) -> Tensor:
-        """x `[1, rows, in]` as linear `slot` takes it: itself, or a copy where an adapter scales its rows."""
+        """Scale x `[1, rows, in]` as linear `slot` takes it: return itself, or a copy where an adapter scales its rows."""
         found = [(i, adapter.inputs[slot]) for i, adapter in enumerate(self.adapters) if slot in adapter.inputs]
         if not found:
             return x
@@ -140,13 +142,13 @@ class Segments:
 
 
 def _one_rank(updates: Sequence[Factors | Scale | None]) -> list[Factors] | None:
-    """The updates, if all are LoRAs of one rank that the grouped kernel's 16-byte rows allow; else None."""
+    """Return the updates, if all are LoRAs of one rank that the grouped kernel's 16-byte rows allow; else None."""
     pairs = [update for update in updates if isinstance(update, Factors)]
     ranks = {pair.up.shape[0] for pair in pairs}
     return pairs if len(pairs) == len(updates) and len(ranks) == 1 and ranks.pop() % 8 == 0 else None
 
 
 def _grouped(pairs: Sequence[Factors], offsets: Tensor, rows: int, x: Tensor, y: Tensor) -> None:
-    """The same update with two grouped matmuls, whatever the number of adapters."""
+    """Apply the updates with two grouped matmuls, whatever the number of adapters."""
     low = functional.grouped_mm(x[:rows], torch.stack([pair.down for pair in pairs]), offs=offsets)
     y[:rows] += functional.grouped_mm(low, torch.stack([pair.up for pair in pairs]), offs=offsets)

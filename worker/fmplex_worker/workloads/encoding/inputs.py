@@ -1,4 +1,4 @@
-"""What a caller may send: the forms of an input, the parameters of a call, and what is wrong with any other.
+"""Inputs of encoding vFMs: the forms of an input, the parameters of a call, and what is wrong with any other.
 
 Pure checks; every error is an `InvalidInput` whose `field` is the path of the wrong part.
 """
@@ -17,7 +17,7 @@ from fmplex_broker.errors import InvalidInput
 from fmplex_broker.wire.tensors import Tensor
 from fmplex_worker.backbones.texts import Raw, Text
 
-# What becomes one row of tokens: still text, or already tokens.
+# One text to be encoded: still text, or already tokens.
 Side = Raw | Text
 
 _FORMS = 'a text, {"text", "text_pair"}, {"input_ids"} or {"inputs_embeds"}'
@@ -32,7 +32,7 @@ _PARAMS: dict[str, tuple[str, ...] | None] = {
 
 @dataclass(frozen=True, slots=True)
 class InputLimits:
-    """What the backbone takes: width of an embedding, number of token ids; `hidden` bounds `dimensions`."""
+    """Limits of a backbone: `width` of an embedding, number of token ids; `hidden` bounds `dimensions`."""
 
     hidden: int
     width: int
@@ -49,7 +49,7 @@ class Options:
 
 
 def read_options(params: Mapping[str, Any], kinds: AbstractSet[str], limits: InputLimits) -> Options:
-    """The call's parameters for heads of `kinds`; each goes to those that take it, and one of them must."""
+    """Read the call's parameters for heads of `kinds`; each goes to those that take it, and one of them must."""
     if not params:
         return _NONE
     for name in params:
@@ -78,7 +78,7 @@ def _count(params: Mapping[str, Any], name: str, most: int | None) -> int | None
 
 
 def read_input(value: Any, kinds: AbstractSet[str], limits: InputLimits) -> tuple[Side, ...]:
-    """The texts of one job for heads of `kinds`: two for a similarity, else one (a pair is encoded together)."""
+    """Read the texts of one job for heads of `kinds`: two for a similarity, else one (a pair is encoded together)."""
     if isinstance(value, str):
         value = {"text": value}
     if not isinstance(value, dict):
@@ -127,7 +127,7 @@ def _text(value: Mapping[str, Any], key: str) -> str:
 
 
 def _ids(value: Any, vocabulary: int) -> NDArray[np.int64]:
-    """Token ids as they are: no special tokens are added."""
+    """Read token ids as they are: no special tokens are added."""
     if isinstance(value, Tensor):
         ids = value.numpy() if value.dtype in ("int64", "int32") and len(value.shape) == 1 else None
     elif isinstance(value, list) and all(type(v) is int and 0 <= v < vocabulary for v in value):

@@ -1,4 +1,4 @@
-"""From what a caller sent to what a pass takes: validated, tokenised in batches, priced. No device, any thread."""
+"""Preparing encode jobs: requests are validated, tokenised in batches and priced. No device, any thread."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from fmplex_broker.errors import FmplexError, InvalidInput, TextTooLong, VfmClosed
+from fmplex_broker.errors import FmplexError, InvalidInput, TextTooLong
 from fmplex_broker.specs.heads import InputSpec
 from fmplex_broker.wire.messages import Request
 from fmplex_worker.backbones.backbone import Backbone
 from fmplex_worker.backbones.texts import Raw, Text
 from fmplex_worker.heads.running import HeadRequest
 from fmplex_worker.protocol import OnePass
-from fmplex_worker.versions import Version, Versions
+from fmplex_worker.versions import Version
 from fmplex_worker.workloads.encoding import inputs
 
 _Encode = Callable[[Sequence[Raw], bool], list[Text]]
@@ -28,26 +28,28 @@ class EncodeJob(OnePass):
 
     version: Version
     texts: tuple[Text, ...]
-    ask: HeadRequest
+    head_request: HeadRequest
     units: int
 
     @property
     def digest(self) -> str:
+        """Digest of its version."""
         return self.version.digest
 
     @property
     def adapter(self) -> int:
+        """Number of its adapter segment; see `Prepared.adapter`."""
         adapter = self.version.adapter
         return adapter.number if adapter is not None and adapter.updates else 0
 
     @property
     def head(self) -> int:
-        """Of several heads the first: they come together or not at all."""
+        """Number of its head; of several heads the first: they come together or not at all."""
         return next(iter(self.version.heads.values())).number
 
 
 @dataclass(slots=True)
-class _Draft:
+class _ValidatedRequest:
     """A validated job; `sides` become `Text`s, or the error of one, as they are tokenised. `raw`: what the caller sent, if
     spans must be found in it."""
 
@@ -60,27 +62,25 @@ class _Draft:
 class EncodePreparer:
     """Turns batches of requests into jobs for one backbone."""
 
-    def __init__(self, backbone: Backbone, versions: Versions) -> None:
+    def __init__(self, backbone: Backbone) -> None:
         self._tokenizer = backbone.tokenizer
         self._max_tokens = backbone.max_tokens
-        self._versions = versions
         table = backbone.embeddings
         self._limits = inputs.InputLimits(backbone.hidden, table.embedding_dim, table.num_embeddings)
 
-    def prepare(self, batch: Sequence[tuple[str, Request]]) -> list[EncodeJob | FmplexError]:
-        """Aligned with `batch`; see `protocol.Engine.prepare` for the errors.
+    def prepare(self, batch: Sequence[tuple[Version, Request]]) -> list[EncodeJob | FmplexError]:
+        """Validate and tokenise requests. Aligned with `batch`; see `protocol.Engine.prepare` for the errors.
 
         A text that is too long is cut at its end, after the vFM's template was put around it.
         """
-        drafts = [self._draft(digest, request) for digest, request in batch]
+        validated = [self._validate(version, request) for version, request in batch]
         for tagging in (False, True):  # only tagging pays for offsets
-            self._tokenize([d for d in drafts if isinstance(d, _Draft) and (d.raw is not None) is tagging], tagging)
-        return [self._finish(d) if isinstance(d, _Draft) else d for d in drafts]
+            self._tokenize(
+                [d for d in validated if isinstance(d, _ValidatedRequest) and (d.raw is not None) is tagging], tagging
+            )
+        return [self._finish(d) if isinstance(d, _ValidatedRequest) else d for d in validated]
 
-    def _draft(self, digest: str, request: Request) -> _Draft | FmplexError:
-        version = self._versions.get(digest)
-        if version is None:
-            return VfmClosed(f"version {digest} is not loaded here; send the request again")
+    def _validate(self, version: Version, request: Request) -> _ValidatedRequest | FmplexError:
         kinds = version.kinds
         try:
             options = inputs.read_options(request.params, kinds, self._limits)
@@ -88,32 +88,33 @@ class EncodePreparer:
         except InvalidInput as e:
             return e
         raw = sides[0] if "tagging" in kinds and isinstance(sides[0], str) else None
-        return _Draft(version, options, [*_templated(version.input, sides)], raw)
+        return _ValidatedRequest(version, options, [*_templated(version.input, sides)], raw)
 
-    def _tokenize(self, drafts: Sequence[_Draft], offsets: bool) -> None:
-        """Every text of every draft in one call; those too long, and allowed to be cut, in another (one a prompt's length)."""
-        places = [(d, i, side) for d in drafts for i, side in enumerate(d.sides) if isinstance(side, str | tuple)]
+    def _tokenize(self, validated: Sequence[_ValidatedRequest], offsets: bool) -> None:
+        """Tokenise all texts of all requests in one call; those too long, and allowed to be cut, in another (one a soft prompt's
+        length)."""
+        places = [(d, i, side) for d in validated for i, side in enumerate(d.sides) if isinstance(side, str | tuple)]
         if not places:
             return
         encoded = _each(self._tokenizer.encode, [raw for _, _, raw in places], offsets)
         long: dict[int, list[int]] = {}
-        for n, (draft, _, _) in enumerate(places):
-            if draft.options.truncate and self._too_long(encoded[n], draft.version):
-                long.setdefault(draft.version.virtual, []).append(n)
+        for n, (request, _, _) in enumerate(places):
+            if request.options.truncate and self._too_long(encoded[n], request.version):
+                long.setdefault(request.version.virtual, []).append(n)
         for virtual, at in long.items():
             cut = partial(self._tokenizer.encode_cut, spare=virtual)
             for n, text in zip(at, _each(cut, [places[n][2] for n in at], offsets), strict=True):
                 encoded[n] = text
-        for (draft, i, _), text in zip(places, encoded, strict=True):
-            draft.sides[i] = text
+        for (request, i, _), text in zip(places, encoded, strict=True):
+            request.sides[i] = text
 
     def _too_long(self, text: Text | FmplexError, version: Version) -> bool:
         return isinstance(text, Text) and text.tokens + version.virtual > self._max_tokens
 
-    def _finish(self, draft: _Draft) -> EncodeJob | FmplexError:
-        version, options = draft.version, draft.options
+    def _finish(self, request: _ValidatedRequest) -> EncodeJob | FmplexError:
+        version, options = request.version, request.options
         texts: list[Text] = []
-        for side in draft.sides:
+        for side in request.sides:
             if isinstance(side, FmplexError):
                 return side
             assert isinstance(side, Text)
@@ -123,10 +124,11 @@ class EncodePreparer:
             if not text.tokens or int(text.ids.max()) >= self._limits.vocabulary:
                 return InvalidInput("input: gives no tokens that this model knows; send another text", field="input")
             texts.append(text)
-        ask = HeadRequest(version.heads, options.dimensions, options.top_k)
-        if draft.raw is not None:
-            ask = ask._replace(text=draft.raw, offsets=_within(texts[0].offsets, version.input.lead, len(draft.raw)))
-        return EncodeJob(version, tuple(texts), ask, sum(text.tokens + version.virtual for text in texts))
+        wanted = HeadRequest(version.heads, options.dimensions, options.top_k)
+        if request.raw is not None:
+            offsets = _within(texts[0].offsets, version.input.lead, len(request.raw))
+            wanted = wanted._replace(text=request.raw, offsets=offsets)
+        return EncodeJob(version, tuple(texts), wanted, sum(text.tokens + version.virtual for text in texts))
 
     def _text_too_long(self, tokens: int, virtual: int) -> TextTooLong:
         prompt = f" and {virtual} of this vFM's prompt" if virtual else ""
@@ -138,7 +140,7 @@ class EncodePreparer:
 
 
 def _templated(spec: InputSpec, sides: Sequence[inputs.Side]) -> Iterator[inputs.Side]:
-    """Texts with the vFM's templates around them; tokens and embeddings as they are."""
+    """Yield texts with the vFM's templates around them; tokens and embeddings as they are."""
     for i, side in enumerate(sides):
         if isinstance(side, str):
             yield spec.text_pair(side) if i else spec.text(side)
@@ -149,7 +151,7 @@ def _templated(spec: InputSpec, sides: Sequence[inputs.Side]) -> Iterator[inputs
 
 
 def _within(offsets: NDArray[np.int64] | None, lead: int, length: int) -> NDArray[np.int64]:
-    """Offsets in a templated text as offsets in the caller's, which has `length` characters after `lead` others.
+    """Turn offsets in a templated text into offsets in the caller's, which has `length` characters after `lead` others.
 
     What lies outside becomes empty, as special tokens are; what reaches over an end stops there.
     """
@@ -160,7 +162,7 @@ def _within(offsets: NDArray[np.int64] | None, lead: int, length: int) -> NDArra
 
 
 def _each(encode: _Encode, raws: Sequence[Raw], offsets: bool) -> list[Text | FmplexError]:
-    """All texts at once; if the tokenizer trips over one, one by one, so that only that one fails."""
+    """Encode all texts at once; if the tokenizer trips over one, one by one, so that only that one fails."""
     try:
         return list(encode(raws, offsets))
     except Exception as e:  # the tokenizers library raises bare Exception

@@ -1,17 +1,15 @@
-"""What a generating job keeps from pass to pass, and what is done with its logits.
+"""The workload of generated texts: what a job keeps from pass to pass, and what is done with its logits.
 
-kv.py        keys and values: slabs, and the pool that they come from
-arena.py     the memory of the pool
-prefixes.py  finished prompts whose keys and values others may copy
-job.py       one generating job as the scheduler sees it
-pricing.py   what its pieces cost
-row.py       its tokens, where it stands, what comes out
-sampling.py  logits to tokens
-spelling.py  what each token of a tokenizer adds to a text
-texts.py     tokens to text, and where text stops
-grammars.py  JSON schemas, compiled
-schemas.py   JSON schemas as masks over the vocabulary
-prompts.py   what a caller sends, as tokens
-jail.py      a process for templates and schemas that may take all time and memory
-jailed.py    what that process does
+workload.py       the workload, as the engine sees it
+job.py            one job, as the scheduler sees it, and how it is made from a request
+sequence.py       its tokens, how far they are computed, what has come out
+pricing.py        what its pieces cost
+prompts.py        what a caller sends, as tokens
+sampling.py       logits to tokens
+token_bytes.py    what each token of a tokenizer adds to a text
+detokenizer.py    tokens to text, and where text stops
+grammars.py       JSON schemas, compiled
+constraints.py    JSON schemas as masks over the vocabulary
+sandbox.py        a process for templates and schemas that may take all time and memory
+sandbox_child.py  what that process does
 """

@@ -1,4 +1,4 @@
-"""Text that has to match a JSON schema: which tokens may come next, by llguidance."""
+"""Constraints: JSON schemas as masks over the vocabulary, by llguidance."""
 
 from __future__ import annotations
 
@@ -29,34 +29,34 @@ _DATA = ("const", "default", "enum", "examples")  # keywords whose values are no
 
 
 class Constraint:
-    """One row's grammar and where it stands in it."""
+    """Grammar of one sequence, and where it stands in it."""
 
     def __init__(self, matcher: LLMatcher) -> None:
         self._matcher = matcher
 
     def mask(self, logits: Tensor) -> None:
-        """`[vocabulary]`, in place: minus infinity where a token may not come now."""
+        """Mask logits `[vocabulary]`, in place: minus infinity where a token may not come now."""
         bits = np.unpackbits(allowed_tokens(self._matcher), bitorder="little")
         allowed = torch.from_numpy(bits[: len(logits)].astype(np.bool_)).to(logits.device)
         logits[: len(allowed)].masked_fill_(~allowed, float("-inf"))
         logits[len(allowed) :] = float("-inf")
 
-    def took(self, token: int) -> None:
-        """Raises `JobFailed` for a token that the mask had excluded."""
+    def advance(self, token: int) -> None:
+        """Go on by a token. Raises `JobFailed` for one that the mask had excluded."""
         if not self._matcher.is_stopped() and not self._matcher.consume_token(token):
             raise JobFailed(f"the schema is too much to go on with ({complaint(self._matcher)}); make it simpler")
 
     @property
     def ended(self) -> bool:
-        """Nothing more may come."""
+        """True if nothing more may come."""
         return bool(self._matcher.is_stopped())
 
 
 class Schemas:
-    """Compiles schemas for one tokenizer and keeps the last ones. Any thread."""
+    """Compiles schemas for one tokenizer and keeps the last ones. Any thread. `vocabulary`: columns of the logits; `ends`: tokens
+    that end a text."""
 
     def __init__(self, sandbox: Sandbox, tokenizer_json: str, vocabulary: int, ends: Collection[int]) -> None:
-        """`vocabulary`: columns of the logits; `ends`: tokens that end a text."""
         self._sandbox = sandbox
         self._json, self._vocabulary, self._ends = tokenizer_json, vocabulary, ends
         self._tokenizer: LLTokenizer | None = None
@@ -65,7 +65,7 @@ class Schemas:
         self._lock = threading.Lock()
 
     def constraint(self, schema: dict[str, Any]) -> Constraint:
-        """For one row. Raises `InvalidInput` for a schema that is none, or that cannot be served."""
+        """Make a constraint for one sequence. Raises `InvalidInput` for a schema that is none, or that cannot be served."""
         text = json.dumps(schema)  # in its order: the text has its properties in the same
         name = hashlib.blake2b(text.encode()).digest()
         with self._lock:
@@ -90,6 +90,7 @@ class Schemas:
         return compiled(self._tokenizer, text)
 
     def _tried(self, text: str) -> str:
+        """Try a schema in the sandbox; return why it cannot be had, "" if it can."""
         try:
             self._sandbox.try_schema(text)
         except Refused as e:
@@ -104,7 +105,7 @@ def _keep(kept: OrderedDict[bytes, T], name: bytes, value: T, most: int) -> None
 
 
 def _too_much(schema: Any) -> str:
-    """Why not even to try it, if so."""
+    """Return why not even to try a schema, "" if it may be tried."""
     left = [schema]
     while left:
         part = left.pop()
@@ -119,6 +120,6 @@ def _too_much(schema: Any) -> str:
 
 
 def _digits(number: float) -> int:
-    """Without the decimal point, and without zeros at the end."""
+    """Return a number without its decimal point, and without zeros at its end."""
     digits = Decimal(str(number)).as_tuple().digits
     return int("".join(map(str, digits)).rstrip("0") or "0")

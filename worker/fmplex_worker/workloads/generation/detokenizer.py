@@ -1,4 +1,4 @@
-"""Tokens to text as they come, and where a text stops."""
+"""Detokenizing: tokens to text as they come, and where a text stops."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ _Utf8 = codecs.getincrementaldecoder("utf-8")
 
 
 class Detokenizer:
-    """Gives the text of a growing row of tokens, each character once: with the token that completes it. Nothing else is held
-    back."""
+    """Gives the text of a sequence behind its `prompt`, each character once: with the token that completes it. Nothing else is
+    held back."""
 
     def __init__(self, token_bytes: TokenBytes, prompt: Sequence[int]) -> None:
         self._token_bytes = token_bytes
@@ -25,7 +25,7 @@ class Detokenizer:
         self._length = 0  # the prompt has been given by somebody else
 
     def push(self, token: int) -> str:
-        """The text that this token makes certain."""
+        """Go on by a token; return the text that it makes certain."""
         if self._token_bytes.silent(token):
             return ""
         text = self._characters.decode(self._token_bytes.after(self._before, token))
@@ -34,18 +34,18 @@ class Detokenizer:
         return text
 
     def flush(self) -> str:
-        """What is left at the end: bytes that never became a character."""
+        """Return the text that is left at the end, of bytes that never became a character."""
         return self._characters.decode(b"", final=True)
 
     def spell(self, token: int) -> bytes:
-        """A token as it would read if it came next, special ones too. The space before a word stays also where nothing is before
-        it and the text goes without: else two tokens would read alike."""
+        """Spell a token as it would read if it came next, special ones too. The space before a word stays also where nothing is
+        before it and the text goes without: else two tokens would read alike."""
         if self._token_bytes.silent(token):
             return self._token_bytes.name(token).encode()
         return self._token_bytes.after(token if self._before is None else self._before, token)
 
     def place(self, token: int) -> int:
-        """Where in the text a token would begin if it came next: if it goes on with a character, where that begins."""
+        """Find where in the text a token would begin if it came next: if it goes on with a character, where that begins."""
         if self._token_bytes.silent(token):
             return self._length
         trial = _Utf8("replace")
@@ -64,7 +64,7 @@ class StopMatcher:
         self.stopped = False
 
     def push(self, text: str) -> str:
-        """What may come out now. Once `stopped`, nothing does."""
+        """Go on by some text; return what may come out now. Once `stopped`, nothing does."""
         if self.stopped or not self._stops:
             return "" if self.stopped else text
         text = self._held + text
@@ -77,13 +77,13 @@ class StopMatcher:
         return text[: len(text) - keep]
 
     def flush(self) -> str:
-        """What was held back and is no stop after all."""
+        """Return the text that was held back and is no stop after all."""
         held, self._held = self._held, ""
         return held
 
 
 def _overlap(text: str, stop: str) -> int:
-    """Length of the longest end of the text that the stop begins with."""
+    """Return the length of the longest end of the text that the stop begins with."""
     for n in range(min(len(text), len(stop) - 1), 0, -1):
         if text.endswith(stop[:n]):
             return n

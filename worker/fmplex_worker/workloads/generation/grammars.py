@@ -1,4 +1,4 @@
-"""JSON schemas as llguidance's grammars. Without torch: `jailed` imports it too."""
+"""Grammars: JSON schemas as llguidance compiles them. Without torch: `sandbox_child` imports it too."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ _TRIED = 8  # tokens; most grammars that are too large for llguidance die within
 
 
 def tokenizer_of(tokenizer_json: str, vocabulary: int, ends: Collection[int]) -> LLTokenizer:
-    """About a second, for large vocabularies."""
+    """Make llguidance's tokenizer, which takes about a second for large vocabularies."""
     return LLTokenizer(tokenizer_json, n_vocab=vocabulary, eos_token=sorted(ends))
 
 
 def compiled(tokenizer: LLTokenizer, schema: str) -> LLMatcher:
-    """Raises `ValueError`."""
+    """Compile a schema. Raises `ValueError` for one that llguidance does not take."""
     matcher = LLMatcher(tokenizer, LLMatcher.grammar_from_json_schema(schema, defaults=_AS_DUMPED), log_level=0)
     _check(matcher)
     return matcher
 
 
 def try_out(matcher: LLMatcher) -> None:
-    """Goes some tokens of two texts far. Raises `ValueError` where the grammar dies."""
+    """Go some tokens of two texts far. Raises `ValueError` where the grammar dies."""
     for pick in (0, -1):
         walker = matcher.deep_copy()
         for _ in range(_TRIED):
@@ -39,12 +39,12 @@ def try_out(matcher: LLMatcher) -> None:
 
 
 def allowed_tokens(matcher: LLMatcher) -> Any:
-    """A bit a token, in bytes."""
+    """Return which tokens may come next: a bit a token, as an array of bytes."""
     return np.frombuffer(matcher.compute_bitmask(), dtype=np.uint8)
 
 
 def complaint(matcher: LLMatcher) -> str:
-    """What llguidance says is wrong; without its internal state, which follows in lines of its own."""
+    """Return llguidance's error, without its internal state, which follows in lines of its own."""
     return next(iter(matcher.get_error().splitlines()), "")
 
 

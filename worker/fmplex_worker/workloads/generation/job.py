@@ -1,11 +1,11 @@
-"""A job of a generating vFM, as the scheduler and a pass see it; and how it is made from a request."""
+"""Jobs of generating vFMs, as the scheduler and a pass see them; and how they are made from requests."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fmplex_broker.errors import FmplexError, InvalidInput, PackageRejected, TextTooLong, VfmClosed
+from fmplex_broker.errors import FmplexError, InvalidInput, PackageRejected, TextTooLong
 from fmplex_broker.specs.heads import Generation
 from fmplex_broker.specs.sampling import GenerationParams
 from fmplex_broker.specs.schema import parse
@@ -31,50 +31,58 @@ class GenerationJob:
 
     version: Version
     vfm: str
-    row: TokenSequence
+    sequence: TokenSequence
     kv: KvBudget
     pricing: Pricing
 
     @property
     def kind(self) -> Kind:
+        """The generation workload."""
         return "generate"
 
     @property
     def digest(self) -> str:
+        """Digest of its version."""
         return self.version.digest
 
     @property
     def scope(self) -> Scope:
+        """Version and vFM, within which it may share prefixes."""
         return self.version.digest, self.vfm
 
     @property
     def units(self) -> int:
-        return self.pricing.units(self.row.computed, self.row.left)
+        """Units until it can draw its next token."""
+        return self.pricing.units(self.sequence.computed, self.sequence.left)
 
     @property
     def adapter(self) -> int:
+        """Number of its adapter segment; see `Prepared.adapter`."""
         adapter = self.version.adapter
         return adapter.number if adapter is not None and adapter.updates else 0
 
     @property
     def head(self) -> int:
-        return 0  # the language-model head is the backbone's, and every pass pays for it
+        """0: the language-model head is the backbone's, and every pass pays for it."""
+        return 0
 
     @property
     def memory(self) -> int:
-        return self.kv.slab_bytes(self.row.length)
+        """Bytes of the slab that its next token needs; see `Prepared.memory`."""
+        return self.kv.slab_bytes(self.sequence.length)
 
     def pieces(self) -> Sequence[Piece]:
-        row = self.row
-        if row.finish:
+        """List the pieces of its prompt, or its next token; none once it has finished. See `Prepared.pieces`."""
+        sequence = self.sequence
+        if sequence.finish:
             return ()
-        if row.left == 1:
-            return (self.pricing.decode(row.computed),)
-        return tuple(self.pricing.prefill(row.virtual, row.computed, row.length))
+        if sequence.left == 1:
+            return (self.pricing.decode(sequence.computed),)
+        return tuple(self.pricing.prefill(sequence.virtual, sequence.computed, sequence.length))
 
 
 class GenerationPreparer:
-    """Turns requests into jobs for one backbone. The intake thread."""
+    """Turns requests into jobs for one backbone. The intake's thread."""
 
     def __init__(self, backbone: Backbone, lm_head: LmHead, pricing: Pricing, kv: KvBudget) -> None:
         self._backbone = backbone
@@ -84,13 +92,13 @@ class GenerationPreparer:
         tokenizer = backbone.tokenizer.whole
         self._token_bytes = TokenBytes(tokenizer)
         vocabulary = backbone.embeddings.num_embeddings
-        spoken = tokenizer.to_str(), lm_head.vocabulary, lm_head.ends
-        self._sandbox = Sandbox(*spoken)
+        described = tokenizer.to_str(), lm_head.vocabulary, lm_head.ends
+        self._sandbox = Sandbox(*described)
         self._prompts = Prompts(lm_head.templates, self._sandbox, backbone.tokenizer.ids, vocabulary)
-        self._schemas = Schemas(self._sandbox, *spoken)
+        self._schemas = Schemas(self._sandbox, *described)
 
-    def expect(self, version: Version) -> None:
-        """Requests for it will come. Any thread. Raises `PackageRejected` for a chat template that is none."""
+    def check(self, version: Version) -> None:
+        """Check the chat template of a version. Any thread. Raises `PackageRejected` for one that is none."""
         head = version.heads[""].spec
         assert isinstance(head, Generation)
         if head.chat_template:
@@ -99,10 +107,8 @@ class GenerationPreparer:
             except Refused as e:
                 raise PackageRejected(f"head.chat_template: {e}", field="head.chat_template") from e
 
-    def prepare(self, version: Version | None, digest: str, request: Request) -> GenerationJob | FmplexError:
-        """A job, or what is wrong with the request."""
-        if version is None:
-            return VfmClosed(f"version {digest} is not loaded here; send the request again")
+    def prepare(self, version: Version, request: Request) -> GenerationJob | FmplexError:
+        """Make a job of a request; return the error of a wrong one."""
         try:
             return self._prepare(version, request)
         except FmplexError as e:
@@ -119,7 +125,7 @@ class GenerationPreparer:
         ends = frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else self._lm_head.ends)
         constraint = None if params.schema_ is None else self._schemas.constraint(params.schema_)
         prompt = frozenset(tokens) if params.repetition_penalty != 1 else frozenset()
-        row = TokenSequence(
+        sequence = TokenSequence(
             tokens=tokens,
             prompt=len(tokens),
             virtual=version.virtual,
@@ -129,10 +135,10 @@ class GenerationPreparer:
             detokenizer=Detokenizer(self._token_bytes, tokens),
             stopper=StopMatcher(params.stop),
         )
-        return GenerationJob(version, request.vfm, row, self._kv, self._pricing)
+        return GenerationJob(version, request.vfm, sequence, self._kv, self._pricing)
 
     def _limit(self, prompt: int, virtual: int, wanted: int | None, usual: int) -> int:
-        """Tokens of the text at most. Raises `TextTooLong`: it could never be held."""
+        """Return the tokens of the text at most. Raises `TextTooLong` for one that could never be held."""
         begins = prompt + virtual
         most, held = self._backbone.max_tokens - begins, self._kv.tokens - begins
         limit = wanted if wanted is not None else min(usual, most, max(held, 1))

@@ -1,4 +1,4 @@
-"""What pieces of texts cost, in units: a unit is what a token costs by itself. And how prompts are cut into pieces."""
+"""Pricing: the cost of pieces of texts in units, of which a token by itself costs one; and the cutting of prompts into pieces."""
 
 from __future__ import annotations
 
@@ -19,8 +19,9 @@ _ATTENTION, _DECODING = 3.0, 10.0
 
 @dataclass(slots=True, eq=False)
 class Pricing:
-    """`chunk`: units of a prefill piece; `reading`, `decoding`: how many tokens of context cost as much as one token does by
-    itself, read by a token of a prompt and by one that is generated; `drawing`: units that it takes to draw a token."""
+    """Prices of a backbone. `chunk`: units of a prefill piece; `reading`, `decoding`: tokens of context that cost as much as one
+    token does by itself, read by a token of a prompt and by one that is generated; `drawing`: units that it takes to draw a
+    token."""
 
     chunk: int
     reading: float
@@ -28,15 +29,16 @@ class Pricing:
     drawing: float
 
     def aim(self, pass_units: int) -> None:
-        """Passes will be of so many units."""
+        """Cut prompts for passes of so many units."""
         self.chunk = max(_LEAST_CHUNK, pass_units // _CHUNKS)
 
     def decode(self, context: int) -> Piece:
+        """Return the piece of a token that is generated behind `context` others."""
         return Piece("decode", 1, round(1 + self.drawing + context / self.decoding))
 
     def prefill(self, first: int, at: int, end: int) -> Iterator[Piece]:
-        """Of the tokens from `at` up to `end`, the last of which draws: as many pieces as a full pass has, at most. The tokens
-        before `first` (a soft prompt's) are put in whole, with at least one behind them."""
+        """Cut the tokens from `at` up to `end`, the last of which draws, into as many pieces as a full pass has, at most. The
+        tokens before `first` (a soft prompt's) are put in whole, with at least one behind them."""
         for _ in range(_CHUNKS):
             if at >= end:
                 return
@@ -46,17 +48,17 @@ class Pricing:
             at += n
 
     def units(self, at: int, tokens: int, *, draws: bool = True) -> int:
-        """Of so many tokens of a prompt behind `at` others."""
+        """Return the units of so many tokens of a prompt behind `at` others."""
         return ceil(tokens * (1 + (at + tokens / 2) / self.reading) + draws * self.drawing)
 
 
 def _is_table(path: str) -> bool:
-    """Whether these weights are looked up, not multiplied with."""
+    """Tell whether these weights are looked up, not multiplied with."""
     return "embed" in path or "wte" in path or "wpe" in path
 
 
 def pricing_of(backbone: Backbone, lm_head: LmHead) -> Pricing:
-    """A token costs two operations a weight, and four a layer, head and token of context."""
+    """Price the tokens of a backbone: two operations a weight, and four a layer, head and token of context."""
     weights = sum(p.numel() for path, p in backbone.model.named_parameters() if p.ndim == 2 and not _is_table(path))
     config: Any = backbone.model.config
     reading = weights / (2 * lm_head.kv.layers * config.num_attention_heads * lm_head.kv.size * _ATTENTION)

@@ -1,4 +1,4 @@
-"""What a caller of a generating vFM sends, as tokens: a text, token ids, or the messages of a chat."""
+"""Prompts: the input of a generating vFM (a text, token ids, or the messages of a chat) as tokens."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from fmplex_worker.workloads.generation.sandbox import Sandbox
 
 
 class Prompts:
-    """`tokenizer`: a transformers tokenizer, used for its chat template only; any thread."""
+    """Turns inputs into tokens. Any thread. `tokenizer`: a transformers tokenizer, used for its chat template only;
+    `encode(text, special)`: token ids, with the special tokens that the tokenizer adds or without."""
 
     def __init__(
         self, tokenizer: Any, sandbox: Sandbox, encode: Callable[[str, bool], list[int]], vocabulary: int
     ) -> None:
-        """`encode(text, special)`: token ids, with the special tokens that the tokenizer adds or without."""
         self._tokenizer = tokenizer
         self._sandbox = sandbox
         self._encode = encode
         self._vocabulary = vocabulary
 
     def tokens(self, value: Any, head: Generation, around: InputSpec) -> list[int]:
-        """Raises `InvalidInput`."""
+        """Return the tokens of an input. Raises `InvalidInput`."""
         if isinstance(value, dict) and "messages" in value:
             tokens = self._encode(self._chat(value["messages"], head), False)
         elif isinstance(value, dict) and "input_ids" in value:

@@ -1,8 +1,8 @@
-"""Logits to tokens, for all rows of a pass at once.
+"""Sampling: logits to tokens, for all sequences of a pass at once.
 
-What a row draws depends on its own logits, seed and place alone, never on who shares the pass: the random number of its n-th
-token is a hash of (seed, n), and the token is where that number falls among the probabilities. Filters come in the order that
-transformers' `generate` has: penalties, temperature, top-k, top-p, min-p.
+The token that a sequence draws depends on its own logits, seed and place alone, never on who shares the pass: the random number
+of its n-th token is a hash of (seed, n), and the token is where that number falls among the probabilities. Filters come in the
+order that transformers' `generate` has: penalties, temperature, top-k, top-p, min-p.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from torch import Tensor
 from fmplex_broker.specs.sampling import GenerationParams
 from fmplex_worker.workloads.generation.constraints import Constraint
 
-_CANDIDATES = 256  # nearly always enough to hold the nucleus; sorting a whole vocabulary takes milliseconds a row
+_CANDIDATES = 256  # nearly always enough to hold the nucleus; sorting a whole vocabulary takes milliseconds a sequence
 _COLD = 1e-5  # below, logits ÷ temperature would overflow, and only the best token could be drawn anyway
 
 
 @dataclass(slots=True, eq=False)
 class Sampler:
-    """How one row draws. `drawn` counts its tokens so far; `prompt`: the distinct tokens of its prompt."""
+    """State of one sequence's sampling. `drawn` counts its tokens so far; `prompt`: the distinct tokens of its prompt."""
 
     params: GenerationParams
     seed: int
@@ -36,27 +36,30 @@ class Sampler:
 
     @property
     def penalised(self) -> bool:
+        """True if tokens that were seen are penalised."""
         p = self.params
         return p.repetition_penalty != 1 or p.presence_penalty != 0 or p.frequency_penalty != 0
 
     @property
     def filtered(self) -> bool:
+        """True if not all tokens may be drawn."""
         p = self.params
         return bool(p.top_k) or p.top_p < 1 or p.min_p > 0
 
-    def took(self, token: int) -> None:
+    def advance(self, token: int) -> None:
+        """Count the next token of the text. Raises `JobFailed` for one that the constraint excludes."""
         self.drawn[token] += 1
         self.steps += 1
         if self.constraint is not None:
-            self.constraint.took(token)
+            self.constraint.advance(token)
 
     def uniform(self) -> float:
-        """The random number of the next token, in [0, 1)."""
+        """Return the random number of the next token, in [0, 1)."""
         word = hashlib.blake2b(f"{self.seed}:{self.steps}".encode(), digest_size=8).digest()
         return (int.from_bytes(word, "big") >> 11) / (1 << 53)
 
 
-class Drawn(NamedTuple):
+class SampledToken(NamedTuple):
     """A token, its log probability among all, and those of the best (token, log probability) if they were asked for."""
 
     token: int
@@ -64,75 +67,78 @@ class Drawn(NamedTuple):
     top: list[tuple[int, float]]
 
 
-def draw(logits: Tensor, rows: Sequence[Sampler]) -> list[Drawn | None]:
-    """One token a row of `logits` `[rows, vocabulary]` float32, which is changed; None where they are not finite."""
+def draw(logits: Tensor, samplers: Sequence[Sampler]) -> list[SampledToken | None]:
+    """Draw a token for every row of `logits` `[sequences, vocabulary]` float32, which is changed; None where they are not finite.
+    Changes no sampler."""
     finite = torch.isfinite(logits.sum(1)).tolist()  # a tenth of the time that looking at each takes
-    wanted = [i for i, row in enumerate(rows) if row.params.logprobs is not None]
+    wanted = [i for i, sampler in enumerate(samplers) if sampler.params.logprobs is not None]
     raw = torch.log_softmax(logits[wanted], dim=1) if wanted else None
-    for i, row in enumerate(rows):
-        if row.constraint is not None:
-            row.constraint.mask(logits[i])
-        if row.penalised:
-            _penalise(logits[i], row)
+    for i, sampler in enumerate(samplers):
+        if sampler.constraint is not None:
+            sampler.constraint.mask(logits[i])
+        if sampler.penalised:
+            _penalise(logits[i], sampler)
     tokens: list[int] = logits.argmax(1).tolist()
-    chance = [i for i, row in enumerate(rows) if row.params.temperature >= _COLD and finite[i]]
+    chance = [i for i, sampler in enumerate(samplers) if sampler.params.temperature >= _COLD and finite[i]]
     if chance:
-        for i, token in zip(chance, _by_chance(logits[chance], [rows[i] for i in chance]), strict=True):
+        for i, token in zip(chance, _by_chance(logits[chance], [samplers[i] for i in chance]), strict=True):
             tokens[i] = token
-    out: list[Drawn | None] = [Drawn(token, 0.0, []) if ok else None for token, ok in zip(tokens, finite, strict=True)]
+    out = [SampledToken(token, 0.0, []) if ok else None for token, ok in zip(tokens, finite, strict=True)]
     if raw is not None:
-        for row, i in zip(raw, wanted, strict=True):
+        for logprobs, i in zip(raw, wanted, strict=True):
             if out[i] is not None:
-                out[i] = _with_logprobs(row, tokens[i], rows[i].params.logprobs or 0)
+                out[i] = _with_logprobs(logprobs, tokens[i], samplers[i].params.logprobs or 0)
     return out
 
 
-def _with_logprobs(row: Tensor, token: int, count: int) -> Drawn:
-    best = row.topk(min(count, len(row))) if count else None
+def _with_logprobs(logprobs: Tensor, token: int, count: int) -> SampledToken:
+    best = logprobs.topk(min(count, len(logprobs))) if count else None
     top = [] if best is None else list(zip(best.indices.tolist(), best.values.tolist(), strict=True))
-    return Drawn(token, float(row[token]), top)
+    return SampledToken(token, float(logprobs[token]), top)
 
 
-def _penalise(logits: Tensor, row: Sampler) -> None:
-    """Repetition (Keskar et al., "CTRL", 2019) over prompt and text; presence and frequency (OpenAI) over the text alone."""
-    p = row.params
-    if p.repetition_penalty != 1 and (seen := row.prompt | row.drawn.keys()):
+def _penalise(logits: Tensor, sampler: Sampler) -> None:
+    """Apply the penalties to one sequence's logits `[vocabulary]`, in place: repetition (Keskar et al., "CTRL", 2019) over prompt
+    and text; presence and frequency (OpenAI) over the text alone."""
+    p = sampler.params
+    if p.repetition_penalty != 1 and (seen := sampler.prompt | sampler.drawn.keys()):
         at = torch.tensor(sorted(seen), device=logits.device)
         values = logits[at]
         logits[at] = torch.where(values > 0, values / p.repetition_penalty, values * p.repetition_penalty)
-    if row.drawn and (p.presence_penalty or p.frequency_penalty):
-        at = torch.tensor(list(row.drawn), device=logits.device)
-        counts = torch.tensor(list(row.drawn.values()), device=logits.device, dtype=logits.dtype)
+    if sampler.drawn and (p.presence_penalty or p.frequency_penalty):
+        at = torch.tensor(list(sampler.drawn), device=logits.device)
+        counts = torch.tensor(list(sampler.drawn.values()), device=logits.device, dtype=logits.dtype)
         logits[at] -= p.presence_penalty + p.frequency_penalty * counts
 
 
-def _by_chance(logits: Tensor, rows: Sequence[Sampler]) -> list[int]:
-    heat = torch.tensor([row.params.temperature for row in rows], device=logits.device)
+def _by_chance(logits: Tensor, samplers: Sequence[Sampler]) -> list[int]:
+    """Draw a token by chance for every row of `logits`."""
+    heat = torch.tensor([sampler.params.temperature for sampler in samplers], device=logits.device)
     logits = logits / heat.unsqueeze(1)
-    chance = torch.tensor([row.uniform() for row in rows], device=logits.device, dtype=torch.float64)
-    if not any(row.filtered for row in rows):
+    chance = torch.tensor([sampler.uniform() for sampler in samplers], device=logits.device, dtype=torch.float64)
+    if not any(sampler.filtered for sampler in samplers):
         return _fall(logits.softmax(1).double(), chance).tolist()
-    tokens = [0] * len(rows)
-    plain = [i for i, row in enumerate(rows) if not row.filtered]
-    some = [i for i, row in enumerate(rows) if row.filtered]
+    tokens = [0] * len(samplers)
+    plain = [i for i, sampler in enumerate(samplers) if not sampler.filtered]
+    some = [i for i, sampler in enumerate(samplers) if sampler.filtered]
     if plain:
         for i, token in zip(plain, _fall(logits[plain].softmax(1).double(), chance[plain]).tolist(), strict=True):
             tokens[i] = token
-    drawn = _filtered(logits[some], [rows[i].params for i in some], chance[some])
+    drawn = _filtered(logits[some], [samplers[i].params for i in some], chance[some])
     for i, token in zip(some, drawn, strict=True):
         tokens[i] = token
     return tokens
 
 
 def _fall(shares: Tensor, chance: Tensor) -> Tensor:
-    """Where each number falls among its row's shares `[rows, n]`, which need not sum to 1."""
+    """Find where each number falls among its row's shares `[rows, n]`, which need not sum to 1."""
     sums = shares.cumsum(1)
     at = torch.searchsorted(sums, (chance * sums[:, -1]).unsqueeze(1), right=True).squeeze(1)
     return at.clamp(max=shares.shape[1] - 1)
 
 
 def _filtered(logits: Tensor, params: Sequence[GenerationParams], chance: Tensor) -> list[int]:
-    """Among the few best, which nearly always suffice; the rows for which they do not, among all."""
+    """Draw among the few best, which nearly always suffice; for the rows for which they do not, among all."""
     vocabulary = logits.shape[1]
     count = min(_CANDIDATES, vocabulary)
     tokens, complete = _among_best(logits, params, chance, count)
@@ -147,7 +153,7 @@ def _filtered(logits: Tensor, params: Sequence[GenerationParams], chance: Tensor
 def _among_best(
     logits: Tensor, params: Sequence[GenerationParams], chance: Tensor, count: int
 ) -> tuple[list[int], list[bool]]:
-    """A token a row, drawn among its `count` best, and whether none beyond them could be."""
+    """Draw a token a row among its `count` best; and tell whether none beyond them could be drawn."""
     best = logits.topk(count, dim=1)
     shares = (best.values - logits.logsumexp(1, keepdim=True)).exp().double()
     kept, complete = _keep(shares, params)
@@ -156,7 +162,7 @@ def _among_best(
 
 
 def _keep(shares: Tensor, params: Sequence[GenerationParams]) -> tuple[Tensor, list[bool]]:
-    """Which of the candidates `[rows, n]`, best first, each row may draw; and whether it could draw none beyond them."""
+    """Tell which of the candidates `[rows, n]`, best first, each row may draw; and whether it could draw none beyond them."""
     device, n = shares.device, shares.shape[1]
     place = torch.arange(n, device=device)
     k = torch.tensor([p.top_k or n + 1 for p in params], device=device).unsqueeze(1)

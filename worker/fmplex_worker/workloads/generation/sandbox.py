@@ -1,5 +1,5 @@
-"""A process for what others wrote and what could take all time or memory: chat templates that come with packages, and JSON
-schemas. What kills it is refused, and the worker goes on.
+"""The sandbox: a process for what others wrote and what could take all time or memory, which are chat templates that come with
+packages, and JSON schemas. What kills it is refused, and the worker goes on.
 
 A question and an answer are JSON with its length before it, through pipes. The process begins when it is first needed, again
 when it died, and ends with the worker, whose end of the pipe closes then.
@@ -22,28 +22,28 @@ from typing import Any
 from fmplex_broker.errors import JobFailed
 
 log = logging.getLogger(__name__)
-# All that come wait meanwhile, whoever sent them. Real templates take milliseconds, and so do real schemas.
+# All others wait meanwhile, whoever sent them. Real templates take milliseconds, and so do real schemas.
 _TEMPLATE_S, _SCHEMA_S = 1.0, 3.0
 _START_S = 60.0
 _REST_S = 10.0  # so long a template that took too long is not tried again: nobody else could be served beside it
 
 
 class Refused(Exception):
-    """Why it cannot be had, in a line."""
+    """Refusal of a template or schema; its text says why, in a line."""
 
 
 class Sandbox:
-    """Any thread; one question at a time."""
+    """Renders templates and tries schemas in the process. Any thread; one question at a time. The parameters are those of
+    `grammars.tokenizer_of`, for the texts that schemas are for."""
 
     def __init__(self, tokenizer_json: str, vocabulary: int, ends: Collection[int]) -> None:
-        """Of the texts that schemas are for; see `grammars.tokenizer_of`."""
         self._tokenizer = {"tokenizer": tokenizer_json, "vocabulary": vocabulary, "ends": sorted(ends)}
         self._child: _Child | None = None
         self._resting: dict[str, float] = {}  # template -> until when
         self._lock = threading.Lock()
 
     def render(self, template: str, messages: Sequence[Mapping[str, str]], special: Mapping[str, str]) -> str:
-        """What transformers makes of a chat; `special`: tokens by their names. Raises `Refused`."""
+        """Render a chat as transformers does; `special`: tokens by their names. Raises `Refused`."""
         now = time.monotonic()
         with self._lock:
             self._resting = {t: until for t, until in self._resting.items() if until > now}
@@ -57,7 +57,7 @@ class Sandbox:
                 raise Refused("it takes too long; it may loop for ever") from None
 
     def check(self, template: str) -> None:
-        """Whether it is a template at all. Raises `Refused`."""
+        """Check that it is a template at all. Raises `Refused`."""
         with self._lock:
             try:
                 self._ask({"template": template, "messages": None, "special": {}}, _TEMPLATE_S)
@@ -73,7 +73,7 @@ class Sandbox:
                 raise Refused("it takes too long to compile; make it simpler") from None
 
     def _ask(self, question: Mapping[str, Any], most_s: float) -> str:
-        """Raises `Refused`, or `TimeoutError`."""
+        """Ask the process and wait `most_s` seconds at most. Raises `Refused`, or `TimeoutError`."""
         child = self._running()
         if "schema" in question:
             self._ready(child, self._tokenizer)
@@ -111,7 +111,7 @@ _COMMAND = (sys.executable, "-m", "fmplex_worker.workloads.generation.sandbox_ch
 
 
 class _Child:
-    """The process, from the worker's side. It holds nothing of the worker's but two pipes."""
+    """Handle on the process, from the worker's side. The process holds nothing of the worker's but two pipes."""
 
     def __init__(self) -> None:
         self._started = False
@@ -138,7 +138,7 @@ class _Child:
         return self._process.returncode
 
     def wait(self, tokenizer: Mapping[str, Any] | None) -> None:
-        """Until it has started and, if one is given, knows the tokenizer."""
+        """Wait until it has started and, if one is given, knows the tokenizer. Raises `EOFError` or `OSError`."""
         if not self._started:
             self.receive(_START_S)
             self._started = True
@@ -151,7 +151,7 @@ class _Child:
         write(self._to, value)
 
     def receive(self, most_s: float) -> dict[str, Any]:
-        """Raises `TimeoutError`, or `EOFError`."""
+        """Wait for an answer, `most_s` seconds at most. Raises `TimeoutError`, or `EOFError`."""
         return read(self._from, time.monotonic() + most_s)
 
 
@@ -164,7 +164,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 def write(fd: int, value: Mapping[str, Any]) -> None:
-    """Plain ASCII, so that half a surrogate pair comes through too."""
+    """Write a value with its length before it; in plain ASCII, so that half a surrogate pair comes through too."""
     data = json.dumps(value).encode()
     left = memoryview(len(data).to_bytes(8) + data)
     while left:
@@ -172,7 +172,7 @@ def write(fd: int, value: Mapping[str, Any]) -> None:
 
 
 def read(fd: int, until: float | None = None) -> dict[str, Any]:
-    """Raises `EOFError`, or `TimeoutError` if it has not come `until` then (monotonic seconds)."""
+    """Read a value. Raises `EOFError`, or `TimeoutError` if it has not come `until` then (monotonic seconds)."""
     value: dict[str, Any] = json.loads(_bytes(fd, int.from_bytes(_bytes(fd, 8, until)), until))
     return value
 

@@ -1,4 +1,4 @@
-"""The process behind `jail.Jail`: answers one question after the other, until there are none or one kills it."""
+"""The process behind `sandbox.Sandbox`: it answers one question after the other, until there are none or one kills it."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ _HAS = Path("/proc/self/statm")
 
 
 class SandboxChild:
-    """What it knows between questions."""
+    """State of the process between questions: the tokenizer, once it was sent."""
 
     def __init__(self) -> None:
         self._tokenizer: LLTokenizer | None = None
         _limit_memory()
 
     def answer(self, question: Mapping[str, Any]) -> str:
-        """Raises whatever goes wrong."""
+        """Answer a question. Raises whatever goes wrong."""
         if "template" in question:
             return _rendered(question["template"], question["messages"], question["special"])
         if "tokenizer" in question:
@@ -44,7 +44,7 @@ class SandboxChild:
 
 
 def _rendered(template: str, messages: list[dict[str, str]] | None, special: Mapping[str, str]) -> str:
-    """`messages` None: it is only compiled."""
+    """Render a template; if `messages` is None, only compile it."""
     # As the tokenizer's `apply_chat_template` calls it. It is a sandbox: a template reaches nothing but the messages.
     render: Any = render_jinja_template  # its annotations are wrong
     if messages is None:
@@ -57,7 +57,7 @@ def _rendered(template: str, messages: list[dict[str, str]] | None, special: Map
 
 
 def _limit_memory() -> None:
-    """To what it has, and some; only Linux says what it has, and keeps to the limit."""
+    """Limit the memory to what it has, and some; only Linux says what it has, and keeps to the limit."""
     if not _HAS.exists():
         return
     pages = int(_HAS.read_text().split()[0])
@@ -65,16 +65,17 @@ def _limit_memory() -> None:
 
 
 def _limit(what: int, most: int | None) -> None:
-    """None: as far as this process may go."""
+    """Limit a resource; None: as far as this process may go."""
     _, hard = resource.getrlimit(what)
     soft = hard if most is None or most > hard >= 0 else most
     resource.setrlimit(what, (soft, hard))
 
 
 def main() -> None:
-    asks, answers = os.dup(0), os.dup(1)
+    """Answer questions from standard input on standard output until it closes."""
+    questions, answers = os.dup(0), os.dup(1)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    jailed = SandboxChild()
+    child = SandboxChild()
     # What a library prints is no answer; and one that dies says so at length. Only what keeps this from starting is of use.
     nowhere = os.open(os.devnull, os.O_RDWR)
     for fd in (0, 1, 2):
@@ -82,12 +83,12 @@ def main() -> None:
     write(answers, {"value": "ready"})
     while True:
         try:
-            question = read(asks)
+            question = read(questions)
         except EOFError:
             os._exit(0)  # at once: taking everything down in order takes a second
         _limit(resource.RLIMIT_CPU, int(time.process_time()) + _MOST_S)
         try:
-            answer = {"value": jailed.answer(question)}
+            answer = {"value": child.answer(question)}
         except MemoryError:
             os._exit(1)  # what it has left may not do for the next one
         except Exception as e:  # templates raise what they like

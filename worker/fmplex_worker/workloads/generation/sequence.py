@@ -1,4 +1,4 @@
-"""One generating job: its tokens, how far they are computed, and what has come out."""
+"""The tokens of one generating job: how far they are computed, and the text that has come out."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Any
 
 from fmplex_broker.wire.streaming import Delta
 from fmplex_worker.kvcache.pool import Slab
-from fmplex_worker.kvcache.prefix_cache import Kept
+from fmplex_worker.kvcache.prefix_cache import CachedPrefix
 from fmplex_worker.workloads.generation.detokenizer import Detokenizer, StopMatcher
-from fmplex_worker.workloads.generation.sampling import Drawn, Sampler
+from fmplex_worker.workloads.generation.sampling import SampledToken, Sampler
 
 
 @dataclass(slots=True, eq=False)
@@ -19,7 +19,7 @@ class TokenSequence:
     values in `slab`. It has generated everything once `finish` says why."""
 
     tokens: list[int]
-    prompt: int
+    prompt: int  # tokens of the prompt
     virtual: int
     limit: int  # tokens of the text, at most
     ends: Collection[int]  # tokens that end it
@@ -29,12 +29,12 @@ class TokenSequence:
     computed: int = 0
     cached: int = 0  # tokens of the prompt that were not computed here, when it first ran
     slab: Slab | None = None
-    kept: Kept | None = None  # what the cache of prefixes knows of it
+    prefix: CachedPrefix | None = None  # its entry in the prefix cache
     finish: str = ""
     text: str = ""
     logprobs: list[dict[str, Any]] = field(default_factory=list)
-    told: int = 0  # characters that `news` has given out
-    told_tokens: int = 0
+    sent: int = 0  # characters that `take_delta` has given out
+    sent_tokens: int = 0
 
     @property
     def length(self) -> int:
@@ -43,6 +43,7 @@ class TokenSequence:
 
     @property
     def generated(self) -> int:
+        """Tokens of the text so far."""
         return len(self.tokens) - self.prompt
 
     @property
@@ -50,15 +51,20 @@ class TokenSequence:
         """Tokens to compute before it can draw its next one; 1 while it decodes."""
         return self.length - self.computed
 
-    def take_token(self, drawn: Drawn) -> None:
-        """Its next token."""
-        token = drawn.token
-        self.sampler.took(token)
+    def reach(self, tokens: int) -> int:
+        """Return how many of its tokens will be computed after a pass with so many more."""
+        return min(self.computed + tokens, self.length)
+
+    def append(self, sampled: SampledToken) -> None:
+        """Append its next token, and finish if it is the last. Raises whatever a tokenizer or a grammar raises."""
+        token = sampled.token
+        self.sampler.advance(token)
         self.tokens.append(token)
         ended = token in self.ends
         if self.sampler.params.logprobs is not None:
-            top = [self._named(*pair) for pair in drawn.top]
-            self.logprobs.append(self._named(token, drawn.logprob) | {"top": top, "at": self.detokenizer.place(token)})
+            top = [self._logprob_entry(*pair) for pair in sampled.top]
+            entry = self._logprob_entry(token, sampled.logprob)
+            self.logprobs.append(entry | {"top": top, "at": self.detokenizer.place(token)})
         if not ended:
             self.text += self.stopper.push(self.detokenizer.push(token))
         constraint = self.sampler.constraint
@@ -69,23 +75,23 @@ class TokenSequence:
         if self.finish and not self.stopper.stopped:
             self.text += self.stopper.push(self.detokenizer.flush()) + self.stopper.flush()
 
-    def _named(self, token: int, logprob: float) -> dict[str, Any]:
-        """With its bytes if they are not those of its text: a part of a character has none."""
+    def _logprob_entry(self, token: int, logprob: float) -> dict[str, Any]:
+        """Name a token, with its bytes if they are not those of its text: a part of a character has none."""
         data = self.detokenizer.spell(token)
         text = data.decode(errors="replace")
         named = {"id": token, "token": text, "logprob": logprob}
         return named if text.encode() == data else named | {"bytes": list(data)}
 
-    def news(self) -> Delta:
-        """What has come out since the last call."""
-        delta = Delta(self.told, self.text[self.told :], self.told_tokens, self.generated - self.told_tokens, [])
+    def take_delta(self) -> Delta:
+        """Take the text and tokens that have come out since the last call."""
+        delta = Delta(self.sent, self.text[self.sent :], self.sent_tokens, self.generated - self.sent_tokens, [])
         if self.logprobs:
-            delta.logprobs.extend(self.logprobs[self.told_tokens :])
-        self.told, self.told_tokens = len(self.text), self.generated
+            delta.logprobs.extend(self.logprobs[self.sent_tokens :])
+        self.sent, self.sent_tokens = len(self.text), self.generated
         return delta
 
     def output(self) -> dict[str, Any]:
-        """Of a job that has finished."""
+        """Build the result of a sequence that has finished."""
         out: dict[str, Any] = {
             "text": self.text,
             "finish_reason": self.finish,

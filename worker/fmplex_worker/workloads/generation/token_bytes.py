@@ -1,4 +1,4 @@
-"""How the tokens of one tokenizer read: what each adds to a text."""
+"""Bytes of tokens: what each token of a tokenizer adds to a text."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ _BYTE = re.compile("<0x([0-9A-Fa-f]{2})>")
 
 
 class TokenBytes:
-    """Of tokenizers whose tokens are bytes (GPT-2, Llama 3, Qwen), whose tokens are characters with bytes for rare ones (Llama 2,
-    Mistral), and of others that look one token back at most to join or clean words."""
+    """Bytes of the tokens of one tokenizer: of those whose tokens are bytes (GPT-2, Llama 3, Qwen), whose tokens are characters
+    with bytes for rare ones (Llama 2, Mistral), and of others that look one token back at most to join or clean words."""
 
     def __init__(self, tokenizer: tokenizers.Tokenizer) -> None:
         self._tokenizer = tokenizer
@@ -24,15 +24,16 @@ class TokenBytes:
         self._special = frozenset(i for i, added in tokenizer.get_added_tokens_decoder().items() if added.special)
 
     def silent(self, token: int) -> bool:
-        """No part of any text: special tokens, and numbers beyond the tokenizer's (models pad their vocabulary)."""
+        """Tell whether a token is no part of any text: special ones, and numbers beyond the tokenizer's (models pad their
+        vocabulary)."""
         return token in self._special or self._tokenizer.id_to_token(token) is None
 
     def name(self, token: int) -> str:
-        """A token by itself, silent ones too."""
+        """Name a token by itself, silent ones too."""
         return str(self._tokenizer.decode([token], skip_special_tokens=False))
 
     def after(self, before: int | None, token: int) -> bytes:
-        """What a token that is not silent adds to a text that ends with the token `before`: characters, or parts of one."""
+        """Return what a token that is not silent adds to a text that ends with token `before`: characters, or parts of one."""
         piece = self._tokenizer.id_to_token(token) or ""
         if self._byte_level:
             # As the decoder has it: a piece that is not spelt in its alphabet is taken as it is.
@@ -51,7 +52,7 @@ def _kinds(decoder: dict[str, Any]) -> set[str]:
 
 
 def _alphabet() -> dict[str, int]:
-    """GPT-2's: bytes that are no printable Latin-1 character take those from 256 on, in order."""
+    """Build GPT-2's alphabet: bytes that are no printable Latin-1 character take the characters from 256 on, in order."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in printable]
     return {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}

@@ -1,4 +1,4 @@
-"""Attention of tokens that go on from a slab: they see what is in it, and each other up to themselves.
+"""Attention of spans that go on from a slab: their tokens see what is in it, and each other up to themselves.
 
 One kernel call a text. The queries that share a head of the keys (grouped-query attention) become queries of that head, so that
 keys and values are read once and never repeated.
@@ -17,7 +17,7 @@ Masks = dict[tuple[int, int, int | None], Tensor]
 
 def attend(
     layer: int,
-    run: CachedSpan,
+    span: CachedSpan,
     masks: Masks,
     query: Tensor,
     key: Tensor,
@@ -26,20 +26,20 @@ def attend(
     window: int | None,
     scale: float | None,
 ) -> None:
-    """Put the run's keys and values `[1, kv heads, tokens, size]` into its slab, and what its queries `[1, heads, tokens, size]`
-    see into `out` `[1, tokens, heads, size]`."""
-    n, past = run.length, run.past
-    end, at = past + n, slice(run.start, run.start + n)
-    keys, values = run.slab.data[layer]
+    """Put the span's keys and values `[1, kv heads, tokens, size]` into its slab, and the attention of its queries
+    `[1, heads, tokens, size]` into `out` `[1, tokens, heads, size]`."""
+    n, past = span.length, span.past
+    end, at = past + n, slice(span.start, span.start + n)
+    keys, values = span.slab.data[layer]
     keys[:, past:end] = key[0, :, at]
     values[:, past:end] = value[0, :, at]
     heads, size = keys.shape[0], keys.shape[2]
     low = 0 if window is None else max(0, end - window - n + 1)
     k, v = keys[None, :, low:end], values[None, :, low:end]
     if n == 1:
-        q = query[0, :, run.start].view(1, heads, -1, size)
+        q = query[0, :, span.start].view(1, heads, -1, size)
         seen = functional.scaled_dot_product_attention(q, k, v, scale=scale)
-        out[0, run.start] = seen.view(-1, size)
+        out[0, span.start] = seen.view(-1, size)
         return
     q = query[0, :, at].reshape(heads, -1, n, size)
     k, v = (t[0, :, None].expand(-1, q.shape[1], -1, -1) for t in (k, v))
@@ -52,7 +52,7 @@ def attend(
 
 
 def _mask(masks: Masks, n: int, past: int, low: int, window: int | None, device: torch.device) -> Tensor:
-    """`[n, keys]`, of queries from `past` on and keys from `low` on; made once a pass."""
+    """Return the mask `[n, keys]` of queries from `past` on and keys from `low` on; made once a pass."""
     if (n, past, window) not in masks:
         distance = torch.arange(past, past + n, device=device)[:, None] - torch.arange(low, past + n, device=device)
         masks[n, past, window] = (distance >= 0) if window is None else (distance >= 0) & (distance < window)
