@@ -6,10 +6,8 @@ with Client("http://127.0.0.1:8080") as fm:
     fm.infer("sentiment", "what a lovely day").output
 """
 
-from fmplex_broker.specs.vfm import Limits, Slo, VfmSpec
-
 from fmplex.aio import AsyncClient
-from fmplex.construct import Built, from_peft, from_sklearn, write_package
+from fmplex.construct import WrittenPackage, from_peft, from_sklearn, write_package
 from fmplex.fitting import fit
 from fmplex.results import AsyncHandle, AsyncTextStream, Handle, Result, TextStream
 from fmplex.sync import Client
@@ -34,13 +32,13 @@ from fmplex_broker.errors import (
     UnknownVfm,
 )
 from fmplex_broker.specs.fitting import LoraSpec
+from fmplex_broker.specs.vfm import Limits, Slo, VfmSpec
 from fmplex_broker.wire.tensors import Tensor
 
 __all__ = [
     "AsyncClient",
     "AsyncHandle",
     "AsyncTextStream",
-    "Built",
     "Busy",
     "Cancelled",
     "Client",
@@ -68,6 +66,7 @@ __all__ = [
     "Unavailable",
     "UnknownVfm",
     "VfmSpec",
+    "WrittenPackage",
     "fit",
     "from_peft",
     "from_sklearn",
