@@ -49,7 +49,10 @@ class AsyncHandle:
 
 
 class Handle:
-    """An enqueued job, for code without an event loop: the `handle` of one, and how to `run` what it awaits."""
+    """An enqueued job, for code without an event loop. It runs whether or not anybody waits for it; see `AsyncHandle`.
+
+    `run`: how to run what `handle` awaits.
+    """
 
     def __init__(self, handle: AsyncHandle, run: Callable[[Coroutine[Any, Any, Any]], Any]) -> None:
         self._handle = handle

@@ -17,7 +17,7 @@ from fmplex_broker.specs.vfm import VfmChange
 
 
 class Transport(Protocol):
-    """What a client asks of a transport. Every method raises typed errors (`fmplex_broker.errors`).
+    """The operations that a client asks of a transport. Every method raises typed errors (`fmplex_broker.errors`).
 
     A vFM's status is a mapping, as `GET /v1/vfms/{name}` answers it.
     """

@@ -30,7 +30,7 @@ def write_package(
     head: Mapping[str, Any] | None = None,
     adapter: str | Path | None = None,
 ) -> WrittenPackage:
-    """Write a package from parts, or replace the one in `out`.
+    """Write a package from parts, or replace the one in `out`; return its folder, version and spec.
 
     `spec` is what vfm.toml holds. `head` are its arrays (numpy, torch or nested lists): `weight` [outputs, hidden], `bias`
     [outputs], and for a stack `hidden.0.weight`, …; with several heads one such mapping a name. `adapter` is a folder that
