@@ -7,7 +7,7 @@ with Client("http://127.0.0.1:8080") as fm:
 """
 
 from fmplex.aio import AsyncClient
-from fmplex.construct import Built, from_peft, from_sklearn, write_package
+from fmplex.construct import WrittenPackage, from_peft, from_sklearn, write_package
 from fmplex.fitting import fit
 from fmplex.results import AsyncHandle, AsyncTextStream, Handle, Result, TextStream
 from fmplex.sync import Client
@@ -39,7 +39,6 @@ __all__ = [
     "AsyncClient",
     "AsyncHandle",
     "AsyncTextStream",
-    "Built",
     "Busy",
     "Cancelled",
     "Client",
@@ -67,6 +66,7 @@ __all__ = [
     "Unavailable",
     "UnknownVfm",
     "VfmSpec",
+    "WrittenPackage",
     "fit",
     "from_peft",
     "from_sklearn",

@@ -17,8 +17,9 @@ _PADDING = 2  # of a column, as rich draws it
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """`rank`: of columns that do not fit, the one of the highest rank is left out first; 0 is never left out. `words`: the cells
-    are words, which may be put on lines of this many characters; 0: they are not."""
+    """A column of a `FittedTable`, aligned to the `left` or else to the right. `rank`: of columns that do not fit, the one of the
+    highest rank is left out first; 0 is never left out. `words`: the cells are words, which may be put on lines of this many
+    characters; 0: they are not."""
 
     title: str
     rank: int = 0
@@ -26,8 +27,8 @@ class Column:
     words: int = 0
 
 
-class FittedColumn:
-    """Rows of plain text under a first column of names. Columns of rank 0 that have no room beside each other are put below
+class FittedTable:
+    """A table of plain text whose first column holds names. Columns of rank 0 that have no room beside each other are put below
     each other, each part with the names again."""
 
     def __init__(self, columns: Sequence[Column], rows: Iterable[Sequence[str]]) -> None:
@@ -39,14 +40,14 @@ class FittedColumn:
             yield self._table(part)
 
     def _width(self, at: int) -> int:
-        """What the column insists on."""
+        """Return the least width of a column, in characters, padding included."""
         column = self._columns[at]
         cells = max((cell_len(row[at]) for row in self._rows), default=0)
         title = max(map(cell_len, column.title.splitlines()), default=0)
         return _PADDING + max(title, min(cells, column.words or cells))
 
     def _parts(self, width: int) -> list[list[int]]:
-        """Which columns, in tables below each other."""
+        """Choose the columns to show, as positions, for each of the tables below each other."""
         shown = list(range(len(self._columns)))
         for at in sorted(shown, key=lambda at: -self._columns[at].rank):
             if not self._columns[at].rank or sum(self._widths[i] for i in shown) <= width:

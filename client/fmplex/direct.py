@@ -8,6 +8,7 @@ from collections.abc import AsyncGenerator
 from contextlib import suppress
 from typing import Any
 
+from fmplex.call import Call
 from fmplex.results import AsyncHandle, Result
 from fmplex_broker.errors import BrokerUnavailable, Cancelled, InvalidInput
 from fmplex_broker.packages.artifacts import ArtifactStore
@@ -15,40 +16,33 @@ from fmplex_broker.packages.package import Package
 from fmplex_broker.specs.deployments import VfmStatus
 from fmplex_broker.specs.vfm import VfmChange
 from fmplex_broker.streams.deployer import Deployer
-from fmplex_broker.streams.queue_client import QueueClient, cancel_all, gather_replies, raise_first_error
+from fmplex_broker.streams.queue_client import Pending, QueueClient, cancel_all, gather_replies, raise_first_error
 from fmplex_broker.wire.messages import INTERACTIVE, OFFLINE, Reply
 
 
 class DirectTransport:
+    """The transport to a broker, `url`. `artifacts`: the fleet's artifact store, by default the environment's
+    `FMPLEX_ARTIFACTS`; only deploying needs it. Raises `ValueError` for a URL that is none."""
+
     def __init__(self, url: str, artifacts: str | None) -> None:
-        self._session = QueueClient.connect(url)
+        self._queue = QueueClient.connect(url)
         self._artifacts = artifacts or os.environ.get("FMPLEX_ARTIFACTS")
 
-    async def infer(
-        self, vfm: str, inputs: list[Any], params: dict[str, Any], timeout_ms: float | None, idempotency_key: str
-    ) -> list[Result]:
-        pending = await self._session.submit(
-            vfm, inputs, params, timeout_ms=timeout_ms, idempotency_key=idempotency_key
-        )
-        replies = await gather_replies(pending)
+    async def _submit(self, call: Call, **params: Any) -> list[Pending]:
+        return await self._queue.submit(
+            call.vfm, call.inputs, {**call.params, **params}, cls=OFFLINE if call.offline else INTERACTIVE,
+            timeout_ms=call.timeout_ms, idempotency_key=call.idempotency_key,
+        )  # fmt: skip
+
+    async def infer(self, call: Call) -> list[Result]:
+        """Run a call; see `Transport.infer`."""
+        replies = await gather_replies(await self._submit(call))
         raise_first_error(replies)
         return [_result(reply) for reply in replies]
 
-    async def enqueue(
-        self,
-        vfm: str,
-        value: Any,
-        params: dict[str, Any],
-        timeout_ms: float | None,
-        idempotency_key: str,
-        offline: bool,
-    ) -> AsyncHandle:
-        cls = OFFLINE if offline else INTERACTIVE
-        pending = (
-            await self._session.submit(
-                vfm, [value], params, cls=cls, timeout_ms=timeout_ms, idempotency_key=idempotency_key
-            )
-        )[0]
+    async def enqueue(self, call: Call) -> AsyncHandle:
+        """Enqueue a call; see `Transport.enqueue`. The job lives on when this client is closed."""
+        (pending,) = await self._submit(call)
 
         async def wait(timeout: float | None) -> Result:
             try:
@@ -63,12 +57,9 @@ class DirectTransport:
 
         return AsyncHandle(wait, cancel)
 
-    async def stream(
-        self, vfm: str, value: Any, params: dict[str, Any], timeout_ms: float | None, idempotency_key: str
-    ) -> AsyncGenerator[str | Result, None]:
-        pending = await self._session.submit(
-            vfm, [value], params | {"stream": True}, timeout_ms=timeout_ms, idempotency_key=idempotency_key
-        )
+    async def stream(self, call: Call) -> AsyncGenerator[str | Result, None]:
+        """Generate a text; see `Transport.stream`."""
+        pending = await self._submit(call, stream=True)
         try:
             async for delta in pending[0].stream():
                 if delta.text:
@@ -81,15 +72,19 @@ class DirectTransport:
         yield _result(reply)
 
     async def deploy(self, package: Package) -> dict[str, Any]:
+        """Deploy a vFM; see `Transport.deploy`. Raises `InvalidInput` when the artifact store is not known."""
         return (await self._deployer().deploy(package)).describe()
 
     async def offer(self, name: str, package: Package) -> dict[str, Any]:
+        """Offer a version; see `Transport.offer`. Raises `InvalidInput` when the artifact store is not known."""
         return self._changed(name, await self._deployer().update(name, package))
 
     async def roll_back(self, name: str, version: str | None) -> dict[str, Any]:
+        """Serve an earlier version; see `Transport.roll_back`."""
         return self._changed(name, await self._deployer().roll_back(name, version))
 
     async def prune(self) -> list[str]:
+        """Delete artifacts; see `Transport.prune`."""
         return await self._deployer().prune()
 
     def _deployer(self) -> Deployer:
@@ -99,28 +94,34 @@ class DirectTransport:
                 "as in the fleet file; or deploy through a gateway",
                 field="artifacts",
             )
-        return Deployer(self._session.registry, ArtifactStore(self._artifacts))
+        return Deployer(self._queue.registry, ArtifactStore(self._artifacts))
 
     def _changed(self, name: str, status: VfmStatus) -> dict[str, Any]:
-        self._session.forget(name)
+        """Describe a vFM that has changed, and forget what was cached of it."""
+        self._queue.forget(name)
         return status.describe()
 
     async def page(self, match: str, limit: int, after: str) -> tuple[list[dict[str, Any]], int]:
-        found, total = await self._session.registry.page(match, limit, after)
+        """List vFMs; see `Transport.page`."""
+        found, total = await self._queue.registry.page(match, limit, after)
         return [v.describe() for v in found], total
 
     async def show(self, name: str) -> dict[str, Any]:
-        return (await self._session.registry.show(name)).describe()
+        """Return a vFM's status; see `Transport.show`."""
+        return (await self._queue.registry.show(name)).describe()
 
     async def update(self, name: str, change: VfmChange) -> dict[str, Any]:
-        return self._changed(name, await self._session.registry.change(name, change))
+        """Change a vFM; see `Transport.update`."""
+        return self._changed(name, await self._queue.registry.change(name, change))
 
     async def remove(self, name: str) -> None:
-        await self._session.registry.remove(name)
-        self._session.forget(name)
+        """Remove a vFM; see `Transport.remove`."""
+        await self._queue.registry.remove(name)
+        self._queue.forget(name)
 
     async def close(self) -> None:
-        await self._session.close()
+        """Close the connection; jobs that were enqueued go on."""
+        await self._queue.close()
 
 
 def _result(reply: Reply) -> Result:

@@ -1,28 +1,26 @@
-"""Training vFM packages: a process of the worker's package does the work, this side starts it and reads its progress."""
+"""Training vFM packages: processes of the worker's package do the work, this side starts them and reads their progress."""
 
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from importlib.util import find_spec
 from pathlib import Path
 from queue import Queue
 from typing import Any
 
 from pydantic import TypeAdapter
 
-from fmplex.construct.building import OUT
-from fmplex_broker.errors import FmplexError, InvalidInput, JobFailed, Unavailable, from_wire
+from fmplex.construct.building import PACKAGES
+from fmplex.trainer import Trainer, fit_error
+from fmplex_broker.errors import InvalidInput, JobFailed
 from fmplex_broker.specs.fitting import FitDone, FitEvent, FitFailed, FitHead, FitSpec, LoraSpec
 from fmplex_broker.specs.fleet import load_fleet, locate_model
 from fmplex_broker.specs.schema import parse
 
-FLEET = Path("configs/minilm.toml")
+DEFAULT_FLEET = Path("configs/minilm.toml")
 _EVENT: TypeAdapter[FitEvent] = TypeAdapter(FitEvent)
 
 
@@ -33,19 +31,21 @@ def fit(
     head: FitHead = "classification",
     backbone: str | None = None,
     model: str | None = None,
-    config: str | Path = FLEET,
+    config: str | Path = DEFAULT_FLEET,
     out: str | Path | None = None,
     lora: LoraSpec | Mapping[str, Any] | None = None,
     on_event: Callable[[FitEvent], None] | None = None,
     **options: object,
 ) -> FitDone:
-    """Train one vFM package and return where it is and its scores.
+    """Train one vFM package, with a head and, if `lora` is given, a LoRA adapter; return where it is and its scores.
 
     `data`: a JSONL file, or examples in memory: mappings as its lines would be, or tuples (text, label) or (text, text_pair,
     label). `backbone` (its name) and `model` (its weights) default to what the fleet file `config` says, `name` to the
-    file's, `out` to `vfms/NAME`. `options`: the other fields of `FitSpec` (hidden, epochs, seed, …).
+    file's, `out` to `vfms/NAME`. `on_event` is called with each event of the training. `options`: the other fields of `FitSpec`
+    (hidden, epochs, seed, …).
 
-    Raises `InvalidInput` naming the bad lines of the data (examples in memory are counted from 1), or what else was wrong.
+    Raises `InvalidInput` naming the bad lines of the data (examples in memory are counted from 1), or what else was wrong;
+    `Unavailable` where the worker's packages are not installed; `JobFailed` or `NonFiniteOutput` if the training fails.
     """
     if backbone is None or model is None:
         backbone, model = backbone_of(Path(config), backbone, model)
@@ -56,13 +56,13 @@ def fit(
         spec = parse(
             FitSpec,
             {"data": path, "name": named, "backbone": backbone, "model": locate_model(model, Path.cwd()), "head": head,
-             "out": OUT / named if out is None else Path(out), "lora": lora, **options},
+             "out": PACKAGES / named if out is None else Path(out), "lora": lora, **options},
         )  # fmt: skip
-        return _done(spec, on_event, str(path) if memory else "")
+        return _run(spec, on_event, str(path) if memory else "")
 
 
-def _done(spec: FitSpec, on_event: Callable[[FitEvent], None] | None, scratch: str) -> FitDone:
-    """Run one fit. `scratch`: the path of a temporary data file, which nobody wants to read of."""
+def _run(spec: FitSpec, on_event: Callable[[FitEvent], None] | None, scratch: str) -> FitDone:
+    """Run one fit. `scratch`: the path of a temporary data file, which error messages call `data`; empty: there is none."""
     done: FitDone | None = None
     for event in fit_all([spec]):
         if isinstance(event, FitFailed):
@@ -71,7 +71,7 @@ def _done(spec: FitSpec, on_event: Callable[[FitEvent], None] | None, scratch: s
         if on_event is not None:
             on_event(event)
         if isinstance(event, FitFailed):
-            raise failure(event)
+            raise fit_error(event)
         if isinstance(event, FitDone):
             done = event
     if done is None:
@@ -80,7 +80,7 @@ def _done(spec: FitSpec, on_event: Callable[[FitEvent], None] | None, scratch: s
 
 
 def backbone_of(config: Path, backbone: str | None, model: str | None) -> tuple[str, str]:
-    """Name and weights of the backbone to train for, where not given from the fleet file. Raises `InvalidInput`."""
+    """Return name and weights of the backbone to train for, from the fleet file where not given. Raises `InvalidInput`."""
     if not config.is_file():
         raise InvalidInput(
             f"{config}: no such fleet file; give as config the one that the fleet was started with, or backbone and model",
@@ -98,7 +98,7 @@ def backbone_of(config: Path, backbone: str | None, model: str | None) -> tuple[
 
 @contextmanager
 def _as_file(data: str | Path | Iterable[Any], head: FitHead) -> Iterator[tuple[Path, bool]]:
-    """The data as a JSONL file, and whether it is a temporary one."""
+    """Give the data as a JSONL file, and whether it is a temporary one."""
     if isinstance(data, str | Path):
         yield Path(data), False
         return
@@ -111,6 +111,7 @@ def _as_file(data: str | Path | Iterable[Any], head: FitHead) -> Iterator[tuple[
 
 
 def _line(example: Any, head: FitHead, number: int) -> str:
+    """Write an example, the `number`th, as a line of JSON. Raises `InvalidInput`."""
     if isinstance(example, tuple | list) and len(example) in (2, 3):
         *texts, answer = example
         row = dict(zip(("text", "text_pair"), texts, strict=False))
@@ -125,13 +126,13 @@ def _line(example: Any, head: FitHead, number: int) -> str:
             field="data",
         )
     try:
-        return json.dumps(row, default=_plain)
+        return json.dumps(row, default=_to_plain)
     except (TypeError, ValueError) as e:
         raise InvalidInput(f"data: example {number} cannot be written as JSON ({e})", field="data") from None
 
 
-def _plain(value: Any) -> Any:
-    """numpy's numbers and arrays."""
+def _to_plain(value: Any) -> Any:
+    """Convert numpy's numbers and arrays to plain values."""
     if not hasattr(value, "tolist"):
         raise TypeError(f"{type(value).__name__} is neither text nor number")
     return value.tolist()
@@ -139,11 +140,10 @@ def _plain(value: Any) -> Any:
 
 def fit_all(specs: Sequence[FitSpec], processes: int = 1) -> Iterator[FitEvent]:
     """Train several packages, yielding events as they come. Each process loads the backbone once and takes every n-th spec;
-    more than one pays off where there are more cores than one training uses (set `FitSpec.threads`)."""
-    if find_spec("fmplex_worker") is None or find_spec("torch") is None:
-        raise Unavailable("training needs the worker's packages: pip install 'fmplex[worker]'")
+    more than one pays off where there are more cores than one training uses (set `FitSpec.threads`). Raises `Unavailable` where
+    the worker's packages are not installed, and `JobFailed` if a process dies."""
     events: Queue[FitEvent | Exception | None] = Queue()
-    trainers = [_Trainer(specs[i::processes], events) for i in range(min(processes, len(specs)))]
+    trainers = [_TrainerThread(specs[i::processes], events) for i in range(min(processes, len(specs)))]
     try:
         left = len(trainers)
         while left:
@@ -159,39 +159,24 @@ def fit_all(specs: Sequence[FitSpec], processes: int = 1) -> Iterator[FitEvent]:
             trainer.stop()
 
 
-class _Trainer:
-    """One training process and the thread that reads its words into `events`; None says that it ended."""
+class _TrainerThread:
+    """A training process of `specs` and the thread that puts its events into `events`; None says that it has ended."""
 
     def __init__(self, specs: Sequence[FitSpec], events: Queue[FitEvent | Exception | None]) -> None:
         self._events = events
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "fmplex_worker.tuning"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-        self._lines = "".join(spec.model_dump_json() + "\n" for spec in specs)
+        self._trainer = Trainer("fmplex_worker.tuning", specs, _EVENT)
         self._thread = threading.Thread(target=self._read, name="fmplex-fit", daemon=True)
         self._thread.start()
 
     def _read(self) -> None:
-        process = self._process
-        assert process.stdin is not None
-        assert process.stdout is not None
         try:
-            with process.stdin:
-                process.stdin.write(self._lines)
-            with process.stdout:
-                for line in process.stdout:
-                    self._events.put(_EVENT.validate_json(line))
-            if process.wait() not in (0, 1):  # 1: some spec failed, which its event has said
-                raise JobFailed(f"the trainer died with exit code {process.returncode}; see its messages above")
+            for event in self._trainer.events():
+                self._events.put(event)
             self._events.put(None)
         except Exception as e:
             self._events.put(e)
 
     def stop(self) -> None:
-        self._process.kill()
-        self._process.wait()
+        """Kill the process and wait for the thread to end."""
+        self._trainer.stop()
         self._thread.join()
-
-
-def failure(event: FitFailed) -> FmplexError:
-    return from_wire({"code": event.code, "message": event.message, "field": event.field})

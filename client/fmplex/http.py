@@ -11,6 +11,7 @@ from urllib.parse import urlencode
 
 import httpx
 
+from fmplex.call import Call
 from fmplex.results import AsyncHandle, Result, wait_task
 from fmplex_broker.errors import Cancelled, FmplexError, InvalidInput, Unavailable, from_wire
 from fmplex_broker.packages.archive import MEDIA_TYPE, pack
@@ -25,10 +26,14 @@ _POOLS, _CONNECTIONS = 32, 32
 
 
 class HttpTransport:
-    """An enqueued job is a request that waits: it lives as long as this client (straight to the broker, it lives on)."""
+    """The transport to a gateway, `url`; `api_key`: None if it asks for none.
+
+    An enqueued job is a request that waits: it lives as long as this client (straight to the broker, it lives on). Raises
+    `httpx.InvalidURL` for a URL that is none.
+    """
 
     def __init__(self, url: str, api_key: str | None) -> None:
-        self._calls: set[asyncio.Task[list[Result]]] = set()
+        self._requests: set[asyncio.Task[list[Result]]] = set()
         headers = {"Content-Type": _MSGPACK, "Accept": _MSGPACK}
         if api_key is not None:
             headers["Authorization"] = f"Bearer {api_key}"
@@ -42,74 +47,63 @@ class HttpTransport:
         self._next = itertools.cycle(self._pools)
 
     async def _send(self, method: str, path: str, body: Any = None, read_s: float = 90.0) -> Any:
-        """`body`: a value, or an archive as bytes."""
+        """Send one request and decode its answer. `body`: a value, or an archive as bytes; `read_s`: seconds to wait at most."""
         headers = {"Content-Type": MEDIA_TYPE} if isinstance(body, bytes) else {}
-        content = _packed(body) if body is not None and not isinstance(body, bytes) else body
+        content = _encode(body) if body is not None and not isinstance(body, bytes) else body
         timeout = httpx.Timeout(90.0, connect=5.0, read=read_s, pool=read_s)
         try:
             response = await next(self._next).request(method, path, content=content, headers=headers, timeout=timeout)
         except httpx.HTTPError as e:
-            raise self._silent(e) from e
+            raise self._no_answer(e) from e
         if response.is_error:
-            raise _error(response)
+            raise _response_error(response)
         try:
             return (
                 unpackb(response.content) if _MSGPACK in response.headers.get("content-type", "") else response.json()
             )
         except ValueError as e:
-            raise self._strange(e) from e
+            raise self._not_a_gateway(e) from e
 
-    def _silent(self, e: httpx.HTTPError) -> Unavailable:
+    def _no_answer(self, e: httpx.HTTPError) -> Unavailable:
         return Unavailable(f"the gateway at {self.url} does not answer ({type(e).__name__}: {e})")
 
-    def _strange(self, e: Exception) -> Unavailable:
+    def _not_a_gateway(self, e: Exception) -> Unavailable:
         return Unavailable(f"{self.url} does not answer like an FMplex gateway ({e})")
 
-    async def infer(
-        self, vfm: str, inputs: list[Any], params: dict[str, Any], timeout_ms: float | None, idempotency_key: str
-    ) -> list[Result]:
-        body = _call(inputs, params, timeout_ms, idempotency_key)
-        got = await self._send("POST", f"/v1/vfms/{_name(vfm)}/infer", body, _read_s(timeout_ms))
-        return [Result(output, got["version"]) for output in got["outputs"]]
+    async def infer(self, call: Call) -> list[Result]:
+        """Run a call; see `Transport.infer`."""
+        answer = await self._send("POST", _path(call.vfm, "/infer"), _body(call), _read_s(call))
+        return [Result(output, answer["version"]) for output in answer["outputs"]]
 
-    async def stream(
-        self, vfm: str, value: Any, params: dict[str, Any], timeout_ms: float | None, idempotency_key: str
-    ) -> AsyncGenerator[str | Result, None]:
-        content = _packed(_call([value], params | {"stream": True}, timeout_ms, idempotency_key))
-        timeout = httpx.Timeout(90.0, connect=5.0, read=_read_s(timeout_ms), pool=_read_s(timeout_ms))
-        path, result = f"/v1/vfms/{_name(vfm)}/infer", None
+    async def stream(self, call: Call) -> AsyncGenerator[str | Result, None]:
+        """Generate a text; see `Transport.stream`."""
+        content = _encode(_body(call, stream=True))
+        timeout = httpx.Timeout(90.0, connect=5.0, read=_read_s(call), pool=_read_s(call))
+        path, result = _path(call.vfm, "/infer"), None
         try:
             async with next(self._next).stream("POST", path, content=content, timeout=timeout) as response:
                 if response.is_error:
                     await response.aread()
-                    raise _error(response)
+                    raise _response_error(response)
                 async for event in _events(response):
                     if "outputs" in event:
                         result = Result(event["outputs"][0], event["version"])
                     elif event["text"]:
                         yield event["text"]
         except httpx.HTTPError as e:
-            raise self._silent(e) from e
+            raise self._no_answer(e) from e
         except (ValueError, KeyError, TypeError, IndexError) as e:
-            raise self._strange(e) from e
+            raise self._not_a_gateway(e) from e
         if result is None:
-            raise self._strange(EOFError("the stream ended before the text did"))
+            raise self._not_a_gateway(EOFError("the stream ended before the text did"))
         yield result  # after all has been read: the connection may be used again
 
-    async def enqueue(
-        self,
-        vfm: str,
-        value: Any,
-        params: dict[str, Any],
-        timeout_ms: float | None,
-        idempotency_key: str,
-        offline: bool,
-    ) -> AsyncHandle:
-        if offline:
+    async def enqueue(self, call: Call) -> AsyncHandle:
+        """Enqueue a call; see `Transport.enqueue`. Raises `InvalidInput` for an offline job: gateways take none."""
+        if call.offline:
             raise InvalidInput("offline jobs go straight to the broker; connect with a redis:// URL", field="offline")
-        task = asyncio.ensure_future(self.infer(vfm, [value], params, timeout_ms, idempotency_key))
-
-        self._calls.add(task)
+        task = asyncio.ensure_future(self.infer(call))
+        self._requests.add(task)
         task.add_done_callback(self._ended)
 
         async def wait(timeout: float | None) -> Result:
@@ -126,94 +120,100 @@ class HttpTransport:
         return AsyncHandle(wait, cancel)
 
     async def deploy(self, package: Package) -> dict[str, Any]:
-        return _mapping(await self._send("POST", "/v1/vfms", pack(package)))
+        """Deploy a vFM; see `Transport.deploy`."""
+        return dict(await self._send("POST", "/v1/vfms", pack(package)))
 
     async def offer(self, name: str, package: Package) -> dict[str, Any]:
-        return _mapping(await self._send("POST", f"/v1/vfms/{_name(name)}/versions", pack(package)))
+        """Offer a version; see `Transport.offer`."""
+        return dict(await self._send("POST", _path(name, "/versions"), pack(package)))
 
     async def roll_back(self, name: str, version: str | None) -> dict[str, Any]:
-        return _mapping(await self._send("POST", f"/v1/vfms/{_name(name)}/rollback", {"version": version}))
+        """Serve an earlier version; see `Transport.roll_back`."""
+        return dict(await self._send("POST", _path(name, "/rollback"), {"version": version}))
 
     async def prune(self) -> list[str]:
+        """Delete artifacts; see `Transport.prune`."""
         return list((await self._send("POST", "/v1/artifacts/prune"))["pruned"])
 
     async def page(self, match: str, limit: int, after: str) -> tuple[list[dict[str, Any]], int]:
+        """List vFMs; see `Transport.page`."""
         query = urlencode({"match": match, "limit": limit, "after": after})
-        got = await self._send("GET", f"/v1/vfms?{query}")
-        return list(got["vfms"]), int(got["total"])
+        answer = await self._send("GET", f"/v1/vfms?{query}")
+        return list(answer["vfms"]), int(answer["total"])
 
     async def show(self, name: str) -> dict[str, Any]:
-        return _mapping(await self._send("GET", f"/v1/vfms/{_name(name)}"))
+        """Return a vFM's status; see `Transport.show`."""
+        return dict(await self._send("GET", _path(name)))
 
     async def update(self, name: str, change: VfmChange) -> dict[str, Any]:
-        return _mapping(
-            await self._send("PATCH", f"/v1/vfms/{_name(name)}", change.model_dump(mode="json", exclude_unset=True))
-        )
+        """Change a vFM; see `Transport.update`."""
+        return dict(await self._send("PATCH", _path(name), change.model_dump(mode="json", exclude_unset=True)))
 
     async def remove(self, name: str) -> None:
-        await self._send("DELETE", f"/v1/vfms/{_name(name)}")
+        """Remove a vFM; see `Transport.remove`."""
+        await self._send("DELETE", _path(name))
 
     def _ended(self, task: asyncio.Task[list[Result]]) -> None:
-        self._calls.discard(task)
+        self._requests.discard(task)
         if not task.cancelled():
             task.exception()  # nobody has to ask for the result; what went wrong is theirs who do
 
     async def close(self) -> None:
-        """Hangs up on what is under way."""
-        calls = list(self._calls)
-        for call in calls:
-            call.cancel()
-        await asyncio.gather(*calls, return_exceptions=True)
+        """Cancel the requests that are under way, and close all connections."""
+        requests = list(self._requests)
+        for request in requests:
+            request.cancel()
+        await asyncio.gather(*requests, return_exceptions=True)
         for pool in self._pools:
             await pool.aclose()
 
 
-def _packed(body: Any) -> bytes:
+def _encode(body: Any) -> bytes:
     try:
         return packb(body)
     except (TypeError, ValueError) as e:
         raise InvalidInput(f"the call cannot be sent: {e}", field="inputs") from None
 
 
-def _call(inputs: list[Any], params: dict[str, Any], timeout_ms: float | None, idempotency_key: str) -> dict[str, Any]:
-    body: dict[str, Any] = {"inputs": inputs, "params": params, "idempotency_key": idempotency_key}
-    return body if timeout_ms is None else body | {"timeout_ms": timeout_ms}
+def _body(call: Call, **params: Any) -> dict[str, Any]:
+    """Lay out a call as the gateway takes it, with more `params`."""
+    body: dict[str, Any] = {
+        "inputs": list(call.inputs), "params": {**call.params, **params}, "idempotency_key": call.idempotency_key
+    }  # fmt: skip
+    return body if call.timeout_ms is None else body | {"timeout_ms": call.timeout_ms}
 
 
-def _read_s(timeout_ms: float | None) -> float:
-    """How long to wait for the gateway. Without a deadline of its own a call has the vFM's, which only the gateway knows."""
-    return _LONGEST_S if timeout_ms is None else timeout_ms / 1000 + _MARGIN_S
+def _read_s(call: Call) -> float:
+    """Return the seconds to wait for the gateway. A call without a deadline has the vFM's, which only the gateway knows."""
+    return _LONGEST_S if call.timeout_ms is None else call.timeout_ms / 1000 + _MARGIN_S
 
 
 async def _events(response: httpx.Response) -> AsyncGenerator[dict[str, Any], None]:
-    """Server-sent events up to `[DONE]`. Raises the typed error that one of them tells."""
+    """Yield server-sent events up to `[DONE]`. Raises the typed error that one of them holds."""
     async for line in response.aiter_lines():
         data = line.removeprefix("data: ")
         if data == line or data == "[DONE]":
             continue
         event = json.loads(data)
         if "error" in event:
-            raise _told(event["error"])
+            raise _typed_error(event["error"])
         yield event
 
 
-def _mapping(value: Any) -> dict[str, Any]:
-    return dict(value)
-
-
-def _name(vfm: str) -> str:
+def _path(vfm: str, of: str = "") -> str:
+    """Return the path of a vFM, or `of` something of it. Raises `InvalidInput` for what is no name."""
     if not vfm or not all(c.isalnum() or c in "._-" for c in vfm):
         raise InvalidInput(f"{vfm!r} is not the name of a vFM", field="vfm")
-    return vfm
+    return f"/v1/vfms/{vfm}{of}"
 
 
-def _error(response: httpx.Response) -> FmplexError:
+def _response_error(response: httpx.Response) -> FmplexError:
     try:
-        return _told(response.json()["error"])
+        return _typed_error(response.json()["error"])
     except (ValueError, KeyError, TypeError, AttributeError):
         kind = Unavailable if response.status_code >= 500 else FmplexError
         return kind(f"the server answered {response.status_code}: {response.text[:200]}")
 
 
-def _told(wire: Any) -> FmplexError:
+def _typed_error(wire: Any) -> FmplexError:
     return from_wire({k: wire.get(k) for k in ("code", "message", "field", "retry_after")})

@@ -24,13 +24,15 @@ from fmplex_broker.streams.embedded import EmbeddedServer, free_port
 STATE_FILE = Path(".fmplex") / "up.json"
 _START_S = 120.0
 _STOP_S = 40.0
-_LIVED_S = 30.0  # what ends sooner after its start would end again
+_MIN_UPTIME_S = 30.0  # a process that ends sooner after its start would end again
 
 
 class LocalFleet:
-    """Starts what a fleet file describes. `data`: where the embedded broker keeps its data and the roles their logs.
+    """The processes of one fleet on this machine, as the fleet file `config` describes it.
 
-    `port` 0 takes a free one. Use as a context manager, or call `start` and `stop`.
+    `workers`: how many worker processes. `port`: the gateway's, None: as the file says, 0: a free one. `data`: where the embedded
+    broker keeps its data and the roles their logs. Use as a context manager, or call `start` and `stop`. Raises `InvalidInput`
+    for a fleet file that is wrong.
     """
 
     def __init__(
@@ -51,9 +53,11 @@ class LocalFleet:
         self._commands: dict[str, tuple[list[str], float]] = {}  # and when they were run last
         self._lock: IO[str] | None = None
 
-    def start(self, told: Callable[[str], None] = lambda _: None) -> LocalFleet:
-        """Start everything and wait until it can serve. Raises `Unavailable` with the last words of what did not start, and
-        `Conflict` when another fleet uses the same data folder."""
+    def start(self, on_step: Callable[[str], None] = lambda _: None) -> LocalFleet:
+        """Start everything and wait until it can serve; `on_step` is told what is being done.
+
+        Raises `Unavailable` with the log of what did not start, and `Conflict` when another fleet uses the same data folder.
+        """
         self.data.mkdir(parents=True, exist_ok=True)
         self._lock = (self.data / "lock").open("w")
         try:
@@ -64,13 +68,13 @@ class LocalFleet:
             ) from None
         try:
             if self._server is not None:
-                told("starting the embedded broker")
+                on_step("starting the embedded broker")
                 self._server.start()
             for i in range(self._workers):
                 self.start_worker(f"worker-{i}")
             port = self.gateway_url.rpartition(":")[2]
             self._spawn("gateway", "fmplex_gateway", "--port", port)
-            told(f"loading backbone {self.spec.backbone.name}")
+            on_step(f"loading backbone {self.spec.backbone.name}")
             self._wait(lambda: self._ready() >= self._workers, "the fleet")
         except BaseException:
             self.stop()
@@ -78,7 +82,7 @@ class LocalFleet:
         return self
 
     def start_worker(self, name: str) -> subprocess.Popen[bytes]:
-        """One more worker on the same streams."""
+        """Start one more worker on the same streams."""
         return self._spawn(name, "fmplex_worker")
 
     def _spawn(self, name: str, module: str, *args: str) -> subprocess.Popen[bytes]:
@@ -95,29 +99,29 @@ class LocalFleet:
         return process
 
     def revive(self, name: str) -> bool:
-        """Start a process that has ended once more, unless it ended too soon after its start."""
+        """Start a process that has ended once more; return False if it ended too soon after its start for that."""
         command, begun = self._commands[name]
-        if time.monotonic() - begun < _LIVED_S:
+        if time.monotonic() - begun < _MIN_UPTIME_S:
             return False
         self._run(name, command, "ab")
         return True
 
-    def last_words(self, name: str) -> str:
-        """How a process ended."""
+    def exit_reason(self, name: str) -> str:
+        """Say how a process ended."""
         code = self.processes[name].returncode
         return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
 
     def log(self, name: str) -> str:
-        """The last words of a process."""
+        """Return the end of a process's log, at most 3,000 characters."""
         path = self.data / f"{name}.log"
         return path.read_text(errors="replace")[-3000:] if path.exists() else ""
 
     def dead(self) -> list[str]:
-        """Names of processes that have ended."""
+        """List the names of processes that have ended."""
         return [name for name, process in self.processes.items() if process.poll() is not None]
 
     def _ready(self) -> int:
-        """How many workers the gateway sees alive."""
+        """Count the workers that the gateway sees alive."""
         try:
             response = httpx.get(f"{self.gateway_url}/readyz", timeout=2.0)
         except httpx.HTTPError:
@@ -136,7 +140,7 @@ class LocalFleet:
             time.sleep(0.05)
 
     def write_state(self) -> None:
-        """Leave a note so that the other commands find this fleet without being told its addresses."""
+        """Write the fleet's addresses to `.fmplex/up.json`, where the other commands find them."""
         STATE_FILE.parent.mkdir(exist_ok=True)
         state = {
             "gateway": self.gateway_url, "broker": self.broker_url, "artifacts": self.artifacts, "pid": os.getpid()
@@ -146,7 +150,7 @@ class LocalFleet:
         STATE_FILE.write_text(json.dumps(state))
 
     def stop(self) -> None:
-        """Gateway first (no new work), then the workers (they drain), then the broker."""
+        """Stop the gateway (no new work), then the workers (they drain), then the broker."""
         gateway = [process for name, process in self.processes.items() if name == "gateway"]
         workers = [process for name, process in self.processes.items() if name != "gateway"]
         self.processes.clear()
@@ -167,7 +171,7 @@ class LocalFleet:
 
 
 def _end(processes: list[subprocess.Popen[bytes]]) -> None:
-    """Ask all at once, wait for each, kill who does not go."""
+    """Terminate all at once, wait for each, kill those that do not end in time."""
     for process in processes:
         process.terminate()
     for process in processes:
@@ -179,12 +183,12 @@ def _end(processes: list[subprocess.Popen[bytes]]) -> None:
 
 
 def without_password(url: str) -> str:
-    """A broker's URL as it may be shown."""
+    """Return a broker's URL as it may be shown: its password hidden."""
     return re.sub(r"(://[^/@]*):[^/@]*@", r"\1:***@", url)
 
 
 def running() -> dict[str, str]:
-    """Addresses of the fleet that `fmplex up` runs from this folder; empty if none."""
+    """Read the addresses of the fleet that `fmplex up` runs from this folder: `gateway`, `broker`, `artifacts`; empty if none."""
     try:
         state: dict[str, str] = json.loads(STATE_FILE.read_text())
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""What a call gives back."""
+"""Results of calls: whole outputs, handles of enqueued jobs, and texts as they come."""
 
 from __future__ import annotations
 
@@ -16,14 +16,17 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """One output, and the vFM version (content digest) that gave it."""
+    """The `output` of one input, and the `version` (content digest) of the vFM that gave it."""
 
     output: Any
     version: str
 
 
 class AsyncHandle:
-    """An enqueued job. The work goes on whether or not anybody waits for it; through a gateway, until the client is closed."""
+    """An enqueued job. It runs whether or not anybody waits for it; through a gateway, until the client is closed.
+
+    `wait` (at most so many seconds) and `cancel`: how the transport does them.
+    """
 
     def __init__(
         self,
@@ -34,40 +37,49 @@ class AsyncHandle:
         self._cancel = cancel
 
     async def result(self, timeout: float | None = None) -> Result:
-        """Wait at most `timeout` seconds. Raises `TimeoutError` (the job goes on; ask again) or the job's typed error."""
+        """Wait for the result, at most `timeout` seconds.
+
+        Raises `TimeoutError` (the job goes on; ask again), `Cancelled`, or the job's typed error.
+        """
         return await self._wait(timeout)
 
     async def cancel(self) -> bool:
-        """True if the job was taken back before it ran. Its `result` raises `Cancelled`."""
+        """Cancel the job; return True if that was before it ran: its `result` raises `Cancelled` then."""
         return await self._cancel()
 
 
 class Handle:
-    """An enqueued job, for code without an event loop."""
+    """An enqueued job, for code without an event loop. It runs whether or not anybody waits for it; see `AsyncHandle`.
+
+    `run`: how to run what `handle` awaits.
+    """
 
     def __init__(self, handle: AsyncHandle, run: Callable[[Coroutine[Any, Any, Any]], Any]) -> None:
         self._handle = handle
         self._run = run
 
     def result(self, timeout: float | None = None) -> Result:
-        """Wait at most `timeout` seconds. Raises `TimeoutError` (the job goes on; ask again) or the job's typed error."""
+        """Wait for the result, at most `timeout` seconds.
+
+        Raises `TimeoutError` (the job goes on; ask again), `Cancelled`, or the job's typed error.
+        """
         result: Result = self._run(self._handle.result(timeout))
         return result
 
     def cancel(self) -> bool:
-        """True if the job was taken back before it ran."""
+        """Cancel the job; return True if that was before it ran: its `result` raises `Cancelled` then."""
         return bool(self._run(self._handle.cancel()))
 
 
 class AsyncTextStream(AsyncIterator[str]):
     """A text as it comes: iterate for its pieces. When they have ended, `result` has the whole output: the text, why it ended,
-    and its tokens.
+    and its tokens; until then it is None.
 
-    Who leaves early closes it (`aclose`, or the end of `async with`): the job is taken back.
+    Close a text that is left early (`aclose`, or the end of `async with`): that cancels the job. `pieces`: of the text; the
+    result comes last.
     """
 
     def __init__(self, pieces: AsyncGenerator[str | Result, None]) -> None:
-        """`pieces`: of the text; the result comes last."""
         self._pieces = pieces
         self.result: Result | None = None
 
@@ -79,7 +91,8 @@ class AsyncTextStream(AsyncIterator[str]):
         raise StopAsyncIteration
 
     async def aclose(self) -> None:
-        with suppress(RuntimeError):  # somebody reads it at this moment, and will hear of what ends it
+        """Stop reading; cancel the job if its text has not ended."""
+        with suppress(RuntimeError):  # somebody reads it at this moment, and gets the error that ends it
             await self._pieces.aclose()
 
     async def __aenter__(self) -> AsyncTextStream:
@@ -92,7 +105,10 @@ class AsyncTextStream(AsyncIterator[str]):
 
 
 class TextStream(Iterator[str]):
-    """The same for code without an event loop; `close`, or `with`, takes back the job of a text that is left early."""
+    """A text as it comes, for code without an event loop: iterate for its pieces.
+
+    Close a text that is left early (`close`, or the end of `with`): that cancels the job. `run`: how to run what `stream` awaits.
+    """
 
     def __init__(self, stream: AsyncTextStream, run: Callable[[Coroutine[Any, Any, Any]], Any]) -> None:
         self._stream = stream
@@ -100,6 +116,7 @@ class TextStream(Iterator[str]):
 
     @property
     def result(self) -> Result | None:
+        """The whole output once the pieces have ended, None until then; see `AsyncTextStream`."""
         return self._stream.result
 
     def __next__(self) -> str:
@@ -112,6 +129,7 @@ class TextStream(Iterator[str]):
         return await anext(self._stream, None)
 
     def close(self) -> None:
+        """Stop reading; cancel the job if its text has not ended."""
         with suppress(Unavailable):  # the client is closed: so is this
             self._run(self._stream.aclose())
 
@@ -123,7 +141,7 @@ class TextStream(Iterator[str]):
 
 
 async def wait_task(task: asyncio.Task[T], timeout: float | None) -> T:
-    """A task's result within `timeout`, without cancelling it when the time is over."""
+    """Return a task's result. Raises `TimeoutError` after `timeout` seconds, without cancelling the task."""
     done, _ = await asyncio.wait({task}, timeout=timeout)
     if not done:
         raise TimeoutError(f"no result within {timeout} s; the job goes on")

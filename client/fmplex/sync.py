@@ -10,7 +10,8 @@ from concurrent.futures import CancelledError, Future
 from types import TracebackType
 from typing import Any, TypeVar, overload
 
-from fmplex.aio import AsyncClient, MapPlan, progress_bar
+from fmplex.aio import AsyncClient
+from fmplex.batches import MapPlan, progress_bar
 from fmplex.results import Handle, Result, TextStream
 from fmplex.vfms import Vfms
 from fmplex_broker.errors import Cancelled, Unavailable
@@ -19,7 +20,15 @@ T = TypeVar("T")
 
 
 class Client:
-    """Speaks to a fleet; see `AsyncClient` for what each call means. Safe to use from many threads. Close it, or use `with`."""
+    """A client of a fleet for code without an event loop: runs jobs on its vFMs, and manages the vFMs as `client.vfms`.
+
+    `url`: `http://…` (a gateway), or `redis://…`, `unix://…` (straight to the streams). `api_key`: for a gateway that asks for
+    one. `artifacts`: the fleet's artifact store, which is needed to deploy straight to the streams. `retries`: how often a call
+    is repeated at most, where that cannot run a job twice for the caller. Raises `InvalidInput` for a URL that is neither.
+
+    Safe to use from many threads. Close it, or use `with`; a closed client raises `Unavailable`. See `AsyncClient` for the typed
+    errors that every call may raise.
+    """
 
     def __init__(
         self,
@@ -36,7 +45,7 @@ class Client:
         try:
             self._client = self._run(self._open(url, api_key, artifacts, retries))
         except BaseException:
-            self._end()
+            self._stop_loop()
             raise
         self.vfms = Vfms(self._client.vfms, self._run)
 
@@ -83,14 +92,22 @@ class Client:
     def infer(
         self, vfm: str, inputs: Any, *, timeout: float | None = None, idempotency_key: str | None = None, **params: Any
     ) -> Result | list[Result]:
-        got: Result | list[Result] = self._run(
+        """Run one input, or a list of them, through a vFM; return its result, or a list of results in the same order.
+
+        `inputs`: texts, `{"text": …, "text_pair": …}`, `{"input_ids": […]}` or `{"messages": […]}`, at most 2,048 (use `map` for
+        more). `timeout`: seconds until the deadline, by default the vFM's. `params`: of the vFM's head, as `truncate`, `top_k` or
+        `max_tokens`. Raises the first typed error among the inputs; `Cancelled` if another thread closes the client meanwhile.
+        See `AsyncClient.infer`.
+        """
+        results: Result | list[Result] = self._run(
             self._client.infer(vfm, inputs, timeout=timeout, idempotency_key=idempotency_key, **params)
         )
-        return got
+        return results
 
     def embed(
         self, vfm: str, texts: Sequence[str], *, timeout: float | None = None, **params: Any
     ) -> list[list[float]]:
+        """Embed texts with a vFM that has an embedding head; return one vector a text. See `AsyncClient.embed`."""
         return self._run(self._client.embed(vfm, texts, timeout=timeout, **params))
 
     def stream(
@@ -102,6 +119,11 @@ class Client:
         idempotency_key: str | None = None,
         **params: Any,
     ) -> TextStream:
+        """Generate a text and read it as it comes: `for piece in client.stream(…)`.
+
+        `value`: a text, `{"messages": […]}` or `{"input_ids": […]}`; the rest as in `infer`. Returns at once; the stream raises
+        typed errors as it is read. See `AsyncClient.stream`.
+        """
         stream = self._client.stream(vfm, value, timeout=timeout, idempotency_key=idempotency_key, **params)
         return TextStream(stream, self._run)
 
@@ -115,6 +137,11 @@ class Client:
         offline: bool = False,
         **params: Any,
     ) -> Handle:
+        """Enqueue one job and return its handle without waiting for the result.
+
+        `value` and the rest as in `infer`. `offline`: run it from spare capacity (broker URLs only). Raises what `infer` raises
+        on admission; errors of the job itself are raised by `Handle.result`. See `AsyncClient.enqueue`.
+        """
         work = self._client.enqueue(
             vfm, value, timeout=timeout, idempotency_key=idempotency_key, offline=offline, **params
         )
@@ -130,6 +157,11 @@ class Client:
         timeout: float | None = None,
         **params: Any,
     ) -> Iterator[Result]:
+        """Run any number of inputs through a vFM; yield their results in the same order.
+
+        `inputs` is drawn, in the caller's thread, as results are read: at most about `window` inputs are under way. `progress`
+        draws a bar. `timeout` (seconds, for each input) and `params` as in `infer`. See `AsyncClient.map`.
+        """
         # The inputs are drawn here, not on the loop: they may be slow, or come from another `map` of this client.
         plan = MapPlan(inputs, window)
         running: deque[Future[list[Result]]] = deque()
@@ -148,20 +180,20 @@ class Client:
                     left.cancel()
 
     def close(self) -> None:
-        """Ends what is under way: calls of other threads are cancelled there."""
+        """Close all connections and cancel what is under way: calls of other threads raise `Cancelled` there."""
         if not self._closed:
             self._closed = True
-            asyncio.run_coroutine_threadsafe(self._wind_up(), self._loop).result()
-            self._end()
+            asyncio.run_coroutine_threadsafe(self._close_all(), self._loop).result()
+            self._stop_loop()
 
-    async def _wind_up(self) -> None:
+    async def _close_all(self) -> None:
         others = asyncio.all_tasks() - {asyncio.current_task()}
         for task in others:
             task.cancel()
         await asyncio.gather(*others, return_exceptions=True)
         await self._client.close()
 
-    def _end(self) -> None:
+    def _stop_loop(self) -> None:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()

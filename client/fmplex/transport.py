@@ -1,4 +1,4 @@
-"""Two ways to reach a fleet behind one face: through a gateway (HTTP), or straight to the streams (Redis)."""
+"""Two ways to reach a fleet behind one protocol: through a gateway (HTTP), or straight to the streams (Redis)."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 import httpx
 
+from fmplex.call import Call
 from fmplex.direct import DirectTransport
 from fmplex.http import HttpTransport
 from fmplex.results import AsyncHandle, Result
@@ -16,37 +17,66 @@ from fmplex_broker.specs.vfm import VfmChange
 
 
 class Transport(Protocol):
-    """What a client asks of a transport. Everything raises typed errors (`fmplex_broker.errors`)."""
+    """The operations that a client asks of a transport. Every method raises typed errors (`fmplex_broker.errors`).
 
-    async def infer(
-        self, vfm: str, inputs: list[Any], params: dict[str, Any], timeout_ms: float | None, idempotency_key: str
-    ) -> list[Result]: ...
-    async def enqueue(
-        self,
-        vfm: str,
-        value: Any,
-        params: dict[str, Any],
-        timeout_ms: float | None,
-        idempotency_key: str,
-        offline: bool,
-    ) -> AsyncHandle: ...
-    def stream(
-        self, vfm: str, value: Any, params: dict[str, Any], timeout_ms: float | None, idempotency_key: str
-    ) -> AsyncGenerator[str | Result, None]: ...
-    async def deploy(self, package: Package) -> dict[str, Any]: ...
-    async def offer(self, name: str, package: Package) -> dict[str, Any]: ...
-    async def roll_back(self, name: str, version: str | None) -> dict[str, Any]: ...
-    async def prune(self) -> list[str]: ...
-    async def page(self, match: str, limit: int, after: str) -> tuple[list[dict[str, Any]], int]: ...
-    async def show(self, name: str) -> dict[str, Any]: ...
-    async def update(self, name: str, change: VfmChange) -> dict[str, Any]: ...
-    async def remove(self, name: str) -> None: ...
-    async def close(self) -> None: ...
+    A vFM's status is a mapping, as `GET /v1/vfms/{name}` answers it.
+    """
+
+    async def infer(self, call: Call) -> list[Result]:
+        """Run the inputs of a call; return their results in order, or raise the first error among them."""
+        ...
+
+    async def enqueue(self, call: Call) -> AsyncHandle:
+        """Enqueue the only input of a call and return without waiting for its result."""
+        ...
+
+    def stream(self, call: Call) -> AsyncGenerator[str | Result, None]:
+        """Generate a text for the only input of a call: yield its pieces as they come, and its result last.
+
+        Closing the generator early cancels the job.
+        """
+        ...
+
+    async def deploy(self, package: Package) -> dict[str, Any]:
+        """Deploy a new vFM; return its status once it serves."""
+        ...
+
+    async def offer(self, name: str, package: Package) -> dict[str, Any]:
+        """Offer a new version of a vFM; return its status once every worker has accepted the version."""
+        ...
+
+    async def roll_back(self, name: str, version: str | None) -> dict[str, Any]:
+        """Serve an earlier version again (None: the last one before); return the status."""
+        ...
+
+    async def prune(self) -> list[str]:
+        """Delete artifacts that nothing needs; return their versions."""
+        ...
+
+    async def page(self, match: str, limit: int, after: str) -> tuple[list[dict[str, Any]], int]:
+        """List up to `limit` vFMs whose names match, from the name that follows `after`; and how many match in all."""
+        ...
+
+    async def show(self, name: str) -> dict[str, Any]:
+        """Return the status of a vFM."""
+        ...
+
+    async def update(self, name: str, change: VfmChange) -> dict[str, Any]:
+        """Change weight, limits or SLO of a vFM at once; return its status."""
+        ...
+
+    async def remove(self, name: str) -> None:
+        """Remove a vFM; return when it is gone."""
+        ...
+
+    async def close(self) -> None:
+        """Close all connections."""
+        ...
 
 
 def open_transport(url: str, api_key: str | None, artifacts: str | None) -> Transport:
-    """By the URL's scheme: `http`, `https` (a gateway) or `redis`, `rediss`, `unix` (the streams; `artifacts` is the fleet's
-    store). Raises `InvalidInput`."""
+    """Open the transport that the URL's scheme names: `http`, `https` (a gateway) or `redis`, `rediss`, `unix` (the streams;
+    `artifacts` is the fleet's store). Raises `InvalidInput`."""
     scheme = url.partition("://")[0]
     try:
         if scheme in ("http", "https"):

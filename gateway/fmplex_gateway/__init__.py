@@ -1,1 +1,1 @@
-"""The thin HTTP front: authenticate, admit, enqueue, await the reply. No torch, no state worth keeping."""
+"""The HTTP gateway, thin on purpose: authenticate, admit, enqueue, await the reply. No torch, no state worth keeping."""

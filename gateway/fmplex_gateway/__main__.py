@@ -19,6 +19,7 @@ from fmplex_gateway.app import create_app
 
 
 def main() -> int:
+    """Run one gateway until SIGTERM; return the exit code: 0, or 2 for a wrong configuration."""
     parser = argparse.ArgumentParser(prog="fmplex_gateway", description="The HTTP front of a fleet.")
     parser.add_argument("--config", type=Path, required=True, help="fleet file (TOML)")
     parser.add_argument("--broker", help="broker URL; overrides the file (and FMPLEX_BROKER)")

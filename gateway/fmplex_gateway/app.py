@@ -21,34 +21,35 @@ from fmplex_broker.streams.queue_client import QueueClient
 from fmplex_gateway import health, inference, openai, vfms
 from fmplex_gateway.generation import routes as generation
 from fmplex_gateway.metrics import Metrics
-from fmplex_gateway.wire import Gone, error_response
+from fmplex_gateway.wire import ClientDisconnected, error_response
 
 log = logging.getLogger(__name__)
 
 
-def create_app(session: Callable[[], QueueClient], spec: GatewaySpec, store: ArtifactStore) -> FastAPI:
-    """The gateway. `session` is called once the event loop runs."""
+def create_app(queue: Callable[[], QueueClient], spec: GatewaySpec, store: ArtifactStore) -> FastAPI:
+    """Make the gateway's application. `queue`: opens the connection to the broker, called once the event loop runs; `store`: of
+    packages that are deployed."""
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        app.state.session = session()
-        app.state.deployer = Deployer(app.state.session.registry, store)
+        app.state.queue = queue()
+        app.state.deployer = Deployer(app.state.queue.registry, store)
         yield
-        await app.state.session.close()
+        await app.state.queue.close()
 
     app = FastAPI(title="FMplex gateway", lifespan=lifespan)
     app.state.spec, app.state.metrics = spec, Metrics()
     for part in (inference, openai, generation, vfms, health):
         app.include_router(part.router)
-    app.add_exception_handler(FmplexError, _failed)
-    app.add_exception_handler(Gone, _gone)
+    app.add_exception_handler(FmplexError, _typed_error)
+    app.add_exception_handler(ClientDisconnected, _client_disconnected)
     app.add_exception_handler(HTTPException, _no_route)
-    app.add_middleware(_Watch, spec=spec, metrics=app.state.metrics)
+    app.add_middleware(_Middleware, spec=spec, metrics=app.state.metrics)
     return app
 
 
-class _Watch:
-    """Outermost: authenticates, counts, and lets no exception out. Plain ASGI, so that a hang-up is seen as it happens."""
+class _Middleware:
+    """The outermost layer: authenticates, counts, and lets no exception out. Plain ASGI, so that a disconnect is seen at once."""
 
     def __init__(self, app: ASGIApp, spec: GatewaySpec, metrics: Metrics) -> None:
         self._app = app
@@ -61,7 +62,7 @@ class _Watch:
             return
         start, status = time.monotonic(), 0
 
-        async def noting_send(message: Message) -> None:
+        async def counting_send(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
@@ -69,32 +70,33 @@ class _Watch:
 
         try:
             self._authorize(Request(scope))
-            await self._app(scope, receive, noting_send)
+            await self._app(scope, receive, counting_send)
         except Exception as e:
             if not isinstance(e, FmplexError):
                 log.exception("%s %s failed", scope["method"], scope["path"])
                 e = FmplexError("the gateway failed; its log says how")
             if status == 0:
-                await error_response(e)(scope, receive, noting_send)
+                await error_response(e)(scope, receive, counting_send)
         route = getattr(scope.get("route"), "path", "(none)")
         self._metrics.request(route, status, time.monotonic() - start)
 
     def _authorize(self, request: Request) -> None:
+        """Check the API key of a request, where keys are asked for. Raises `Unauthorized`."""
         if not self._keys or not request.scope["path"].startswith("/v1/"):
             return
         scheme, _, given = request.headers.get("authorization", "").partition(" ")
-        # Every key is compared, in constant time, so that timing tells nothing.
+        # Every key is compared, in constant time, so that timing reveals nothing.
         same = [hmac.compare_digest(given.encode(), key) for key in self._keys]
         if scheme.lower() != "bearer" or not any(same):
             raise Unauthorized("give an API key: Authorization: Bearer <key>")
 
 
-async def _failed(request: Request, e: Exception) -> Response:
+async def _typed_error(request: Request, e: Exception) -> Response:
     assert isinstance(e, FmplexError)
     return error_response(e)
 
 
-async def _gone(request: Request, e: Exception) -> Response:
+async def _client_disconnected(request: Request, e: Exception) -> Response:
     return Response(status_code=499)
 
 

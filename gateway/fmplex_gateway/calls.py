@@ -1,4 +1,4 @@
-"""One call: submit its inputs, wait for all the replies, and take the jobs back if the client hangs up meanwhile."""
+"""One call: submit its inputs, wait for all the replies, and cancel the jobs if the client disconnects meanwhile."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from starlette.types import Receive
 
 from fmplex_broker.streams.queue_client import QueueClient, gather_replies, raise_first_error
 from fmplex_broker.wire.messages import Reply
-from fmplex_gateway.wire import Gone
+from fmplex_gateway.wire import ClientDisconnected
 
 T = TypeVar("T")
 
@@ -25,31 +25,35 @@ async def call(
     timeout_ms: float | None = None,
     idempotency_key: str | None = None,
 ) -> list[Reply]:
-    """Replies in the order of `inputs`. Raises the first error among them, what `Session.submit` raises, or `Gone`."""
-    session: QueueClient = request.app.state.session
-    pending = await session.submit(vfm, inputs, params, timeout_ms=timeout_ms, idempotency_key=idempotency_key)
-    replies = await unless_gone(request.receive, gather_replies(pending))
+    """Run inputs through a vFM; return the replies in the order of `inputs`.
+
+    Raises the first error among them, what `QueueClient.submit` raises, or `ClientDisconnected`.
+    """
+    queue: QueueClient = request.app.state.queue
+    pending = await queue.submit(vfm, inputs, params, timeout_ms=timeout_ms, idempotency_key=idempotency_key)
+    replies = await unless_disconnected(request.receive, gather_replies(pending))
     raise_first_error(replies)
     return replies
 
 
-async def unless_gone(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
-    """What the work gives. If the client hangs up first, the work is cancelled and has ended when this raises `Gone`."""
-    working = asyncio.ensure_future(work)
-    hung_up = asyncio.ensure_future(_hang_up(receive))
+async def unless_disconnected(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
+    """Run some work; return its result. If the client disconnects first, the work is cancelled and has ended when this raises
+    `ClientDisconnected`."""
+    task = asyncio.ensure_future(work)
+    disconnected = asyncio.ensure_future(_disconnect(receive))
     try:
-        await asyncio.wait({working, hung_up}, return_when=asyncio.FIRST_COMPLETED)
-        if working.done():
-            return working.result()
-        raise Gone
+        await asyncio.wait({task, disconnected}, return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            return task.result()
+        raise ClientDisconnected
     finally:
-        for task in (working, hung_up):
-            task.cancel()
+        for each in (task, disconnected):
+            each.cancel()
         # Let the cancellation reach the broker before the request is over.
-        await asyncio.gather(working, hung_up, return_exceptions=True)
+        await asyncio.gather(task, disconnected, return_exceptions=True)
 
 
-async def _hang_up(receive: Receive) -> None:
-    """Returns when the client has gone. The body has been read, so the only message left is the disconnect."""
+async def _disconnect(receive: Receive) -> None:
+    """Wait until the client disconnects. The body has been read, so the only message left is the disconnect."""
     while (await receive())["type"] != "http.disconnect":
         pass

@@ -1,4 +1,4 @@
-"""Answers that are told as they come: server-sent events, and what happens while many texts grow at once."""
+"""Answers that are sent as they come: server-sent events, and the streams of many jobs as one."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from fmplex_broker.errors import BrokerUnavailable, FmplexError
 from fmplex_broker.streams.queue_client import Pending, cancel_all
 from fmplex_broker.wire.messages import Reply
 from fmplex_broker.wire.streaming import Delta
-from fmplex_gateway.calls import unless_gone
-from fmplex_gateway.wire import Gone, dump, error_body, error_response
+from fmplex_gateway.calls import unless_disconnected
+from fmplex_gateway.wire import ClientDisconnected, dump, error_body, error_response
 
 log = logging.getLogger(__name__)
 _HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}  # the latter: a proxy must not gather the events
 
 
-class Events(Response):
-    """Values as server-sent events, and `[DONE]`. Nothing is sent before the first value is there: until then an error is an
-    ordinary reply; later it is the last event.
+class EventStream(Response):
+    """A response that sends `values` as server-sent events, then `[DONE]`. Nothing is sent before the first value is there: until
+    then an error is an ordinary reply; later it is the last event.
 
-    The values are closed in the end, whatever happens; if the client hangs up, as soon as it does. A client that reads slowly
+    The values are closed in the end, whatever happens; if the client disconnects, as soon as it does. A client that reads slowly
     holds up the values: the server's buffer is 64 KiB.
     """
 
@@ -40,10 +40,11 @@ class Events(Response):
         self.init_headers(_HEADERS)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the response, as ASGI asks."""
         async with aclosing(self._values):
             try:
-                last = await unless_gone(receive, self._tell(send))
-            except Gone:
+                last = await unless_disconnected(receive, self._send_values(send))
+            except ClientDisconnected:
                 if not self._begun:
                     await Response(status_code=499)(scope, receive, send)
                 return
@@ -53,8 +54,8 @@ class Events(Response):
             assert isinstance(last, FmplexError)
             await error_response(last)(scope, receive, send)
 
-    async def _tell(self, send: Send) -> bytes | FmplexError:
-        """The last event, or what went wrong before the first one."""
+    async def _send_values(self, send: Send) -> bytes | FmplexError:
+        """Send the values; return the last event, or the error if there was one before the first event."""
         try:
             async for value in self._values:
                 await self._begin(send)
@@ -80,17 +81,18 @@ def _event(data: str) -> bytes:
 
 
 async def follow(pending: Sequence[Pending]) -> AsyncGenerator[tuple[int, Delta | Reply], None]:
-    """What comes of jobs that stream, as it comes, with the job's place in `pending`; its reply (which may carry an error) comes
-    last. Raises what reading one of them raises. When closed before the end, or on an error, the others are cancelled.
+    """Yield what comes of jobs that stream, as it comes, each with the job's position in `pending`; of every job its reply (which
+    may carry an error) comes last. Raises what reading one of them raises. When closed before the end, or on an error, the others
+    are cancelled.
 
     What is not fetched is not gathered here: it waits in each job's `Pending`, which holds one text at most.
     """
-    come: asyncio.Queue[tuple[int, Delta | Reply | Exception]] = asyncio.Queue(1)
-    readers = [asyncio.create_task(_read(i, p, come)) for i, p in enumerate(pending)]
+    arrived: asyncio.Queue[tuple[int, Delta | Reply | Exception]] = asyncio.Queue(1)
+    readers = [asyncio.create_task(_read(i, p, arrived)) for i, p in enumerate(pending)]
     try:
         left = len(pending)
         while left:
-            i, got = await come.get()
+            i, got = await arrived.get()
             if isinstance(got, Exception):
                 raise got
             left -= isinstance(got, Reply)
@@ -103,10 +105,10 @@ async def follow(pending: Sequence[Pending]) -> AsyncGenerator[tuple[int, Delta 
             await cancel_all(pending)
 
 
-async def _read(i: int, pending: Pending, come: asyncio.Queue[tuple[int, Delta | Reply | Exception]]) -> None:
+async def _read(i: int, pending: Pending, arrived: asyncio.Queue[tuple[int, Delta | Reply | Exception]]) -> None:
     try:
         async for delta in pending.stream():
-            await come.put((i, delta))
-        await come.put((i, await pending.reply()))
+            await arrived.put((i, delta))
+        await arrived.put((i, await pending.reply()))
     except Exception as e:
-        await come.put((i, e))
+        await arrived.put((i, e))

@@ -15,15 +15,17 @@ router = APIRouter()
 
 @router.get("/healthz")
 async def healthz() -> Response:
+    """Answer that the process lives."""
     return json_response({"status": "ok"})
 
 
 @router.get("/readyz")
 async def readyz(request: Request) -> Response:
-    session: QueueClient = request.app.state.session
+    """Answer whether the gateway can serve: the broker answers and a worker is alive; 503 if not."""
+    queue: QueueClient = request.app.state.queue
     try:
-        backbones = await session.registry.backbones()
-        workers = {name: len(await session.registry.live_workers(name)) for name in backbones}
+        backbones = await queue.registry.backbones()
+        workers = {name: len(await queue.registry.live_workers(name)) for name in backbones}
         if not any(workers.values()):
             raise NoWorker("no worker is alive; start one")
     except FmplexError as e:
@@ -33,10 +35,10 @@ async def readyz(request: Request) -> Response:
 
 @router.get("/metrics")
 async def metrics(request: Request) -> Response:
-    """Prometheus text: this gateway's requests, and the fleet as the broker shows it."""
-    session: QueueClient = request.app.state.session
+    """Answer with Prometheus text: this gateway's requests, and the fleet as the broker shows it."""
+    queue: QueueClient = request.app.state.queue
     try:
-        view = await read_fleet(session.redis, session.registry)
+        view = await read_fleet(queue.redis, queue.registry)
     except FmplexError:
         view = None  # the broker is away; what the gateway itself counts still matters
     return Response(request.app.state.metrics.render(view), media_type="text/plain; version=0.0.4; charset=utf-8")

@@ -13,7 +13,7 @@ from fmplex_broker.errors import InvalidInput
 from fmplex_broker.streams.queue_client import QueueClient, raise_first_error
 from fmplex_broker.wire.messages import Reply
 from fmplex_gateway.calls import call
-from fmplex_gateway.events import Events, follow
+from fmplex_gateway.events import EventStream, follow
 from fmplex_gateway.schemas import InferBody
 from fmplex_gateway.wire import answer, parse_body
 
@@ -30,25 +30,26 @@ async def infer(name: str, request: Request) -> Response:
             raise InvalidInput(
                 "one text at a time can be streamed; send the others in calls of their own", field="inputs"
             )
-        return Events(_told(request.app.state.session, name, body))
+        return EventStream(_stream(request.app.state.queue, name, body))
     replies = await call(
         request, name, body.inputs, body.params, timeout_ms=body.timeout_ms, idempotency_key=body.idempotency_key
     )
-    return await answer(request, _head(name, replies), "outputs", [reply.output for reply in replies])
+    return await answer(request, _envelope(name, replies), "outputs", [reply.output for reply in replies])
 
 
-def _head(name: str, replies: list[Reply]) -> dict[str, Any]:
+def _envelope(name: str, replies: list[Reply]) -> dict[str, Any]:
     return {"vfm": name, "version": replies[0].version, "usage": {"units": sum(reply.units for reply in replies)}}
 
 
-async def _told(session: QueueClient, name: str, body: InferBody) -> AsyncGenerator[dict[str, Any], None]:
-    pending = await session.submit(
+async def _stream(queue: QueueClient, name: str, body: InferBody) -> AsyncGenerator[dict[str, Any], None]:
+    """Yield the parts of one text, and at last the answer. Raises what went wrong."""
+    pending = await queue.submit(
         name, body.inputs, body.params, timeout_ms=body.timeout_ms, idempotency_key=body.idempotency_key
     )
     async with aclosing(follow(pending)) as coming:
         async for _, got in coming:
             if isinstance(got, Reply):
                 raise_first_error([got])
-                yield _head(name, [got]) | {"outputs": [got.output]}
+                yield _envelope(name, [got]) | {"outputs": [got.output]}
             else:
                 yield {"text": got.text, "tokens": got.tokens, **({"logprobs": got.logprobs} if got.logprobs else {})}

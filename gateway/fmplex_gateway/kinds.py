@@ -1,4 +1,4 @@
-"""Which endpoint serves which kind of vFM."""
+"""The kinds of vFMs, and the endpoints that serve them."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from fmplex_broker.specs.vfm import VfmSpec
 _ENDPOINTS = {"embedding": "/v1/embeddings", "generation": "/v1/chat/completions or /v1/completions"}
 
 
-def require(vfm: VfmSpec, kind: str) -> None:
-    """Raises `InvalidInput`, saying what to call instead, unless the vFM has a single head of that kind."""
+def require_kind(vfm: VfmSpec, kind: str) -> None:
+    """Check that a vFM has a single head of a kind. Raises `InvalidInput`, which says what to call instead."""
     have = vfm.head.kind if vfm.head is not None else None
     if have != kind:
         instead = _ENDPOINTS.get(have or "", f"/v1/vfms/{vfm.name}/infer")

@@ -1,4 +1,4 @@
-"""Prometheus metrics: what this gateway counts itself, and the fleet's counters as workers publish them."""
+"""Prometheus metrics: this gateway's own counters, and the fleet's as workers publish them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from fmplex_gateway.histograms import buckets
 
 
 class Metrics:
-    """One registry a gateway, so that two in one process (tests) do not collide."""
+    """The metrics of one gateway, in a registry of its own, so that two in one process (tests) do not collide."""
 
     def __init__(self) -> None:
         self._own = CollectorRegistry()
@@ -29,10 +29,12 @@ class Metrics:
         )  # fmt: skip
 
     def request(self, route: str, status: int, seconds: float) -> None:
+        """Count a request that was answered after so many seconds."""
         self._requests.labels(route, str(status)).inc()
         self._seconds.labels(route).observe(seconds)
 
     def render(self, view: FleetView | None) -> bytes:
+        """Return the metrics as Prometheus text; `view`: the fleet, None if the broker is away."""
         text = generate_latest(self._own)
         if view is not None:
             fleet = CollectorRegistry()

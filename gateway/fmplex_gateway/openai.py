@@ -11,7 +11,7 @@ from starlette.responses import Response
 from fmplex_broker.streams.queue_client import QueueClient
 from fmplex_broker.wire.tensors import Tensor
 from fmplex_gateway.calls import call
-from fmplex_gateway.kinds import require
+from fmplex_gateway.kinds import require_kind
 from fmplex_gateway.schemas import EmbeddingsBody
 from fmplex_gateway.wire import answer, json_response, parse_body
 
@@ -20,9 +20,10 @@ router = APIRouter()
 
 @router.post("/v1/embeddings")
 async def embeddings(request: Request) -> Response:
+    """Embed texts or token ids, as OpenAI does."""
     body = await parse_body(request, EmbeddingsBody, request.app.state.spec.max_body_bytes)
-    session: QueueClient = request.app.state.session
-    require((await session.vfm(body.model)).spec, "embedding")
+    queue: QueueClient = request.app.state.queue
+    require_kind((await queue.vfm(body.model)).spec, "embedding")
     params = {} if body.dimensions is None else {"dimensions": body.dimensions}
     replies = await call(request, body.model, _inputs(body.input), params)
     tokens = sum(reply.units for reply in replies)
@@ -51,15 +52,17 @@ def _vector(tensor: Tensor, encoding: str) -> Any:
 
 @router.get("/v1/models")
 async def models(request: Request) -> Response:
-    session: QueueClient = request.app.state.session
-    serving = [v for v in await session.registry.every() if v.status == "serving"]
+    """List the vFMs that serve, as OpenAI lists models."""
+    queue: QueueClient = request.app.state.queue
+    serving = [v for v in await queue.registry.every() if v.status == "serving"]
     return json_response({"object": "list", "data": [_model(v.name, v.backbone) for v in serving]})
 
 
 @router.get("/v1/models/{name}")
 async def model(name: str, request: Request) -> Response:
-    session: QueueClient = request.app.state.session
-    status = await session.vfm(name)
+    """Show one vFM, as OpenAI shows a model."""
+    queue: QueueClient = request.app.state.queue
+    status = await queue.vfm(name)
     return json_response(_model(status.name, status.backbone))
 
 

@@ -10,11 +10,14 @@ from fmplex_broker.specs.vfm import VfmSpec
 
 
 class Body(BaseModel):
+    """The base of all bodies: an unknown key is an error that names it."""
+
     model_config = ConfigDict(extra="forbid")
 
 
 class InferBody(Body):
-    """`inputs`: a list, one job each. A text, `{"text", "text_pair"}`, `{"input_ids"}` or (msgpack) `{"inputs_embeds"}`."""
+    """The body of a call. `inputs`: one job each: a text, `{"text", "text_pair"}`, `{"input_ids"}` or (msgpack)
+    `{"inputs_embeds"}`."""
 
     inputs: list[Any]
     params: dict[str, Any] = Field(default_factory=dict)
@@ -23,7 +26,7 @@ class InferBody(Body):
 
 
 class EmbeddingsBody(Body):
-    """OpenAI's embeddings request; `model` is a vFM with an embedding head."""
+    """The body of OpenAI's embeddings request; `model` is a vFM with an embedding head."""
 
     model: str
     input: str | list[str] | list[int] | list[list[int]]
@@ -33,12 +36,12 @@ class EmbeddingsBody(Body):
 
 
 class DeployBody(Body):
-    """A vFM without files. One with files is sent as an archive instead."""
+    """The body that deploys a vFM without files. One with files is sent as an archive instead."""
 
     spec: VfmSpec
 
 
 class RollBackBody(Body):
-    """`version`: one that served before; by default the last one."""
+    """The body of a rollback. `version`: one that served before; by default the last one."""
 
     version: str | None = None

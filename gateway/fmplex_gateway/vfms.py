@@ -23,7 +23,10 @@ _MAX_PAGE = 1000
 
 
 async def _package(request: Request) -> Package:
-    """An archive (`fmplex pack` makes one), or `{"spec": …}` of a vFM without files. Checked before anything is stored."""
+    """Read the package of a request: an archive (`fmplex pack` makes one), or `{"spec": …}` of a vFM without files.
+
+    It is checked before anything is stored. Raises `PackageRejected`, `InvalidInput`, `TooLarge` or `ClientDisconnected`.
+    """
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != MEDIA_TYPE:
         return bare((await parse_body(request, DeployBody, _MAX_BODY)).spec)
     limit: int = request.app.state.spec.max_package_bytes
@@ -31,69 +34,70 @@ async def _package(request: Request) -> Package:
     return await asyncio.to_thread(unpack, blob)
 
 
-def _changed(session: QueueClient, status: VfmStatus) -> Response:
-    """What this gateway has cached of the vFM is old."""
-    session.forget(status.name)
+def _changed(queue: QueueClient, status: VfmStatus) -> Response:
+    """Answer with the status of a vFM that has changed, and forget what this gateway has cached of it."""
+    queue.forget(status.name)
     return json_response(status.describe())
 
 
 @router.get("/v1/vfms")
 async def list_vfms(request: Request, match: str = "*", limit: str = "100", after: str = "") -> Response:
-    """A page of vFMs by name; `after` the last name of one page begins the next; `total` counts all that match."""
+    """List a page of vFMs by name; `after` the last name of one page begins the next; `total` counts all that match."""
     # Digits of other scripts are digits to Python, and some of them are no numbers.
     if not (limit.isascii() and limit.isdigit() and len(limit) <= 9 and 1 <= int(limit) <= _MAX_PAGE):
         raise InvalidInput(f"limit: must be a whole number from 1 to {_MAX_PAGE}", field="limit")
-    session: QueueClient = request.app.state.session
-    found, total = await session.registry.page(match, int(limit), after)
+    queue: QueueClient = request.app.state.queue
+    found, total = await queue.registry.page(match, int(limit), after)
     return json_response({"vfms": [v.describe() for v in found], "total": total})
 
 
 @router.post("/v1/vfms")
 async def deploy(request: Request) -> Response:
-    """Answers when every live worker of the backbone has accepted the vFM (201), or says why it cannot serve."""
+    """Deploy a vFM: answer when every live worker of the backbone has accepted it (201), or say why it cannot serve."""
     deployer: Deployer = request.app.state.deployer
     return json_response((await deployer.deploy(await _package(request))).describe(), 201)
 
 
 @router.get("/v1/vfms/{name}")
 async def show(name: str, request: Request) -> Response:
-    session: QueueClient = request.app.state.session
-    return json_response((await session.registry.show(name)).describe())
+    """Show the status of a vFM."""
+    queue: QueueClient = request.app.state.queue
+    return json_response((await queue.registry.show(name)).describe())
 
 
 @router.patch("/v1/vfms/{name}")
 async def change(name: str, request: Request) -> Response:
-    """Weight, limits and SLO, at once."""
-    session: QueueClient = request.app.state.session
-    status = await session.registry.change(name, await parse_body(request, VfmChange, _MAX_BODY))
-    return _changed(session, status)
+    """Change weight, limits and SLO of a vFM, at once."""
+    queue: QueueClient = request.app.state.queue
+    status = await queue.registry.change(name, await parse_body(request, VfmChange, _MAX_BODY))
+    return _changed(queue, status)
 
 
 @router.post("/v1/vfms/{name}/versions")
 async def offer(name: str, request: Request) -> Response:
-    """A new version; it serves once every live worker has accepted it, and until then the old one does."""
-    session: QueueClient = request.app.state.session
+    """Offer a new version; it serves once every live worker has accepted it, and until then the old one does."""
+    queue: QueueClient = request.app.state.queue
     deployer: Deployer = request.app.state.deployer
-    await session.registry.find(name)  # before megabytes are read
+    await queue.registry.find(name)  # before megabytes are read
     status = await deployer.update(name, await _package(request))
-    return _changed(session, status)
+    return _changed(queue, status)
 
 
 @router.post("/v1/vfms/{name}/rollback")
 async def roll_back(name: str, request: Request) -> Response:
-    """Back to the version that served before, or to the one that is named."""
-    session: QueueClient = request.app.state.session
+    """Go back to the version that served before, or to the one that is named."""
+    queue: QueueClient = request.app.state.queue
     deployer: Deployer = request.app.state.deployer
     status = await deployer.roll_back(name, (await parse_body(request, RollBackBody, _MAX_BODY)).version)
-    return _changed(session, status)
+    return _changed(queue, status)
 
 
 @router.delete("/v1/vfms/{name}")
 async def remove(name: str, request: Request) -> Response:
-    """Answers when the last key of the vFM is gone. Jobs that wait get ten seconds to run, then an answer."""
-    session: QueueClient = request.app.state.session
-    await session.registry.remove(name)
-    session.forget(name)
+    """Remove a vFM: answer when its last key is gone. Jobs that wait get ten seconds to run, then an answer."""
+    queue: QueueClient = request.app.state.queue
+    await queue.registry.remove(name)
+    queue.forget(name)
     return json_response({"name": name, "status": "gone"})
 
 

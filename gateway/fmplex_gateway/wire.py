@@ -1,4 +1,4 @@
-"""Between HTTP bodies and values: JSON or msgpack in, JSON or msgpack out, and errors as replies."""
+"""Reading and writing HTTP bodies: JSON or msgpack in, JSON or msgpack out, and errors as replies."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ _TURN = 16  # values encoded before others get a turn
 B = TypeVar("B", bound=BaseModel)
 
 
-class Gone(Exception):
-    """The client hung up; there is nobody to answer."""
+class ClientDisconnected(Exception):
+    """The client disconnected; there is nobody to answer."""
 
 
 async def read_body(request: Request, limit: int) -> bytes:
-    """The whole body. Raises `TooLarge` as soon as it is, `Gone` when it is cut off."""
+    """Read the whole body, in bytes. Raises `TooLarge` once it has more than `limit`, `ClientDisconnected` if it is cut off."""
     declared = request.headers.get("content-length", "")
     parts, size = [], int(declared) if declared.isdigit() else 0
     if size > limit:
@@ -38,12 +38,12 @@ async def read_body(request: Request, limit: int) -> bytes:
                 raise TooLarge(f"the body has more than {limit} bytes; split the call")
             parts.append(part)
     except ClientDisconnect as e:
-        raise Gone from e
+        raise ClientDisconnected from e
     return b"".join(parts)
 
 
 async def parse_body(request: Request, kind: type[B], limit: int) -> B:
-    """The body as `kind`. Raises `InvalidInput` naming the field, or `TooLarge`."""
+    """Read the body as `kind`. Raises `InvalidInput` naming the field, `TooLarge` or `ClientDisconnected`."""
     raw = await read_body(request, limit)
     try:
         value = unpackb(raw) if _is_msgpack(request.headers.get("content-type", "")) else json.loads(raw)
@@ -61,41 +61,44 @@ def _is_msgpack(content_type: str) -> bool:
     return content_type.partition(";")[0].strip().lower() in (MSGPACK, "application/x-msgpack")
 
 
-async def answer(request: Request, head: dict[str, Any], key: str, values: list[Any]) -> Response:
-    """`head` with `values` under `key`: msgpack to who asks for it (tensors stay tensors), JSON (tensors become lists) to
-    everybody else. Thousands of values take their time: other requests get their turns in between."""
+async def answer(request: Request, envelope: dict[str, Any], key: str, values: list[Any]) -> Response:
+    """Answer with `envelope` and in it `values` under `key`: msgpack if the client asks for it (tensors stay tensors), else JSON
+    (tensors become lists). Thousands of values take their time: other requests get their turns in between."""
     if _is_msgpack(request.headers.get("accept", "")):
-        return Response(packb(head | {key: values}), media_type=MSGPACK)
+        return Response(packb(envelope | {key: values}), media_type=MSGPACK)
     parts = []
     for i, value in enumerate(values, 1):
         parts.append(dump(value))
         if i % _TURN == 0:
             await asyncio.sleep(0)
-    body = f"{dump(head)[:-1]},{dump(key)}:[{','.join(parts)}]}}"
+    body = f"{dump(envelope)[:-1]},{dump(key)}:[{','.join(parts)}]}}"
     return Response(body, media_type="application/json")
 
 
 def json_response(value: Any, status: int = 200) -> Response:
+    """Answer with a value as JSON."""
     return Response(dump(value), status, media_type="application/json")
 
 
 def dump(value: Any) -> str:
-    return json.dumps(value, default=_plain, allow_nan=False, separators=(",", ":"))
+    """Write a value as JSON; tensors become lists."""
+    return json.dumps(value, default=_to_plain, allow_nan=False, separators=(",", ":"))
 
 
-def _plain(value: Any) -> Any:
+def _to_plain(value: Any) -> Any:
     if isinstance(value, Tensor):
         return value.tolist()
     raise TypeError(f"{type(value).__name__} is not JSON")
 
 
 def error_body(error: FmplexError) -> dict[str, Any]:
-    """Ours is OpenAI's, with `field` and `retry_after` where they apply."""
+    """Return the body of an error reply: OpenAI's, with `field` and `retry_after` where they apply."""
     wire = error.to_wire()
     return {"error": {**wire, "type": error.code, "param": wire.get("field")}}
 
 
 def error_response(error: FmplexError) -> Response:
+    """Answer with a typed error: its status, body and headers."""
     response = json_response(error_body(error), error.status)
     if error.retry_after is not None:
         response.headers["Retry-After"] = str(max(1, round(error.retry_after)))

@@ -1,4 +1,4 @@
-"""The commands."""
+"""The commands of `fmplex`, but for those in modules of their own."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def up(
         fleet.write_state()
         with Client(fleet.gateway_url, api_key=next(iter(fleet.spec.gateway.api_keys), None)) as client:
             _deploy_listed(fleet, client)
-            show.vfms_table(client.vfms.list(limit=50), client.vfms.count())
+            show.print_vfms(client.vfms.list(limit=50), client.vfms.count())
         broker = without_password(fleet.broker_url)
         out.print(f"gateway [bold]{fleet.gateway_url}[/]   broker [bold]{broker}[/]   logs {fleet.data}/*.log")
         out.print("Ctrl-C stops; waiting jobs stay in the broker's file and are served after the next start.")
@@ -89,13 +89,16 @@ def _interrupt(*_: object) -> None:
 
 
 def _watch(fleet: LocalFleet) -> None:
+    """Restart processes that end, until interrupted. Exits with code 1 when one cannot live."""
     while True:
         for name in fleet.dead():
-            how = fleet.last_words(name)
+            reason = fleet.exit_reason(name)
             if not fleet.revive(name):
-                err.print(f"{name} {how}:\n{fleet.log(name)}", markup=False, soft_wrap=True)
+                err.print(f"{name} {reason}:\n{fleet.log(name)}", markup=False, soft_wrap=True)
                 raise typer.Exit(1)
-            err.print(f"{name} {how}; it starts again. Its log: {fleet.data}/{name}.log", markup=False, soft_wrap=True)
+            err.print(
+                f"{name} {reason}; it starts again. Its log: {fleet.data}/{name}.log", markup=False, soft_wrap=True
+            )
         time.sleep(0.2)
 
 
@@ -106,7 +109,7 @@ def demo(
     generation: Annotated[bool, typer.Option("--generation", help="Texts that grow side by side instead.")] = False,
     quick: Annotated[bool, typer.Option("--quick", hidden=True, help="Train for seconds; nonsense comes out.")] = False,
 ) -> None:
-    """The main job from end to end: fit a dozen vFMs on one real encoder, serve mixed traffic, and show what sharing gives.
+    """Show the main job from end to end: fit a dozen vFMs on one real encoder, serve mixed traffic, and show what sharing gives.
 
     With --generation: train a small decoder on Python's own documentation and LoRAs that give it voices, in a few minutes (kept
     for the next time), and let all of them speak at once.
@@ -164,10 +167,11 @@ def infer(
             if as_json:
                 print_json({"vfm": vfm, "version": result.version, "output": result.output})
             else:
-                show.output_line(value, result.output)
+                show.print_output(value, result.output)
 
 
 def _from_stdin() -> list[Any]:
+    """Read inputs from standard input, one a line: JSON or text. Raises `InvalidInput`."""
     values = []
     for number, line in enumerate(sys.stdin, 1):
         if line.strip():
@@ -188,6 +192,6 @@ def top(
     once: Annotated[bool, typer.Option("--once", help="Two looks, one table, done.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Live view, from the broker: depth, oldest wait, rate, latency and share of every vFM; tokens of those that generate;
-    load of every worker. A narrow terminal shows fewer columns; --json tells all."""
+    """Show a live view, from the broker: depth, oldest wait, rate, latency and share of every vFM; tokens of those that
+    generate; load of every worker. A narrow terminal shows fewer columns; --json tells all."""
     asyncio.run(run_top(broker_url(broker), interval, limit, once=once or as_json, as_json=as_json))

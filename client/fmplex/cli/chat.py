@@ -1,4 +1,4 @@
-"""`fmplex chat`."""
+"""`fmplex chat`: talk to a generating vFM in the terminal."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from fmplex.cli.common import ApiKey, Params, Url, err, open_client, parse_params
-from fmplex.cli.show import printable, told
+from fmplex.cli.show import printable, usage_summary
 from fmplex.results import TextStream
 from fmplex.sync import Client
 from fmplex_broker.errors import FmplexError
@@ -35,21 +35,21 @@ def chat(
     params = {name: value for name, value in named.items() if value is not None} | parse_params(param)
     messages = [{"role": "system", "content": system}] if system is not None else []
     with open_client(url, api_key) as client:
-        said = _lines() if message is None else iter([message])
-        for text in said:
-            asked = [*messages, {"role": "user", "content": text}]
+        lines = _lines() if message is None else iter([message])
+        for text in lines:
+            request = [*messages, {"role": "user", "content": text}]
             try:
-                answer = _answer(client, vfm, asked, timeout, params)
+                answer = _answer(client, vfm, request, timeout, params)
             except FmplexError as e:
                 if message is not None or not sys.stdin.isatty():
                     raise
                 err.print(f"{e.code}: {e.message}", markup=False, highlight=False, style="red")
                 continue
-            messages = [*asked, {"role": "assistant", "content": answer}]
+            messages = [*request, {"role": "assistant", "content": answer}]
 
 
 def _lines() -> Iterator[str]:
-    """What is typed or piped in, empty lines left out."""
+    """Yield the lines that are typed or piped in, empty ones left out."""
     if not sys.stdin.isatty():
         yield from (line.strip() for line in sys.stdin if line.strip())
         return
@@ -66,7 +66,7 @@ def _lines() -> Iterator[str]:
 def _answer(
     client: Client, vfm: str, messages: list[dict[str, str]], timeout: float | None, params: dict[str, Any]
 ) -> str:
-    """The answer, printed as it comes; what has come of it if it is interrupted."""
+    """Print the answer as it comes, and return it; if it is interrupted, what has come of it."""
     pieces: list[str] = []
     begun = time.monotonic()
     with client.stream(vfm, {"messages": messages}, timeout=timeout, **params) as stream:
@@ -85,8 +85,8 @@ def _answer(
 
 
 def _note(stream: TextStream, seconds: float) -> None:
-    """For people: how it ended and how fast it came."""
+    """Print, for people, how the text ended and how fast it came."""
     if sys.stdout.isatty() and stream.result is not None:
         output = stream.result.output
         rate = output["completion_tokens"] / max(seconds, 1e-3)
-        err.print(f"{told(output)}, {rate:.1f} tokens/s", markup=False, highlight=False, style="dim")
+        err.print(f"{usage_summary(output)}, {rate:.1f} tokens/s", markup=False, highlight=False, style="dim")

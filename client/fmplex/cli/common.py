@@ -1,4 +1,4 @@
-"""What the commands share: options, consoles, and finding the fleet that runs here."""
+"""Options, consoles and look-ups that the commands share."""
 
 from __future__ import annotations
 
@@ -32,10 +32,11 @@ Params = Annotated[
                  "-p 'stop=[\"\\n\"]'; VALUE is JSON, or else a text. May be given often.", show_default=False),
 ]  # fmt: skip
 
-_OTHERS = frozenset({"vfm", "value", "inputs", "stream", "timeout", "idempotency_key", "window", "progress"})
+_RESERVED = frozenset({"vfm", "value", "inputs", "stream", "timeout", "idempotency_key", "window", "progress"})
 
 
 def open_client(url: str | None, api_key: str | None = None) -> Client:
+    """Open a client of `url`, by default of the fleet that `fmplex up` runs here. Raises `InvalidInput`."""
     fleet = running()
     return Client(
         url or fleet.get("gateway") or "http://127.0.0.1:8080", api_key=api_key, artifacts=fleet.get("artifacts")
@@ -43,11 +44,11 @@ def open_client(url: str | None, api_key: str | None = None) -> Client:
 
 
 def parse_params(given: list[str] | None) -> dict[str, Any]:
-    """Of `--param NAME=VALUE`. Raises `InvalidInput`."""
+    """Read `--param NAME=VALUE` options; a VALUE is JSON, or else a text. Raises `InvalidInput`."""
     params: dict[str, Any] = {}
     for item in given or ():
         name, equals, text = item.partition("=")
-        if not equals or not name.isidentifier() or name in _OTHERS:
+        if not equals or not name.isidentifier() or name in _RESERVED:
             raise InvalidInput(
                 f"--param {item!r}: write it as NAME=VALUE, with a parameter of the call", field="params"
             )
@@ -59,7 +60,7 @@ def parse_params(given: list[str] | None) -> dict[str, Any]:
 
 
 def broker_url(given: str | None) -> str:
-    """The broker to look at. Raises `InvalidInput` when none is known, or it is not a broker's URL."""
+    """Return the URL of the broker to look at. Raises `InvalidInput` when none is known, or it is not a broker's URL."""
     found = given or os.environ.get("FMPLEX_BROKER") or running().get("broker")
     if not found:
         raise InvalidInput("which broker? give --broker redis://…, or run this where `fmplex up` runs", field="broker")
@@ -69,8 +70,9 @@ def broker_url(given: str | None) -> str:
 
 
 def print_json(value: Any) -> None:
-    typer.echo(json.dumps(value, default=_plain))
+    """Print a value as one line of JSON; tensors become lists."""
+    typer.echo(json.dumps(value, default=_to_plain))
 
 
-def _plain(value: Any) -> Any:
+def _to_plain(value: Any) -> Any:
     return value.tolist() if hasattr(value, "tolist") else str(value)

@@ -1,4 +1,4 @@
-"""`fmplex fit`."""
+"""`fmplex fit`: train a vFM package."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import typer
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from fmplex.cli.common import AsJson, out, print_json
-from fmplex.fitting import FLEET
+from fmplex.fitting import DEFAULT_FLEET as FLEET
 from fmplex.fitting import fit as run_fit
 from fmplex_broker.errors import InvalidInput
 from fmplex_broker.specs.fitting import FitDone, FitEpoch, FitEvent, FitStarted
@@ -55,6 +55,7 @@ def fit(
 
 
 def _lora(text: str | None) -> Any:
+    """Read `r=8,alpha=16,targets=query+value`. Raises `InvalidInput`."""
     if text is None:
         return None
     options: dict[str, Any] = {}

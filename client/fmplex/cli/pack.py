@@ -29,9 +29,9 @@ def pack(
     target = output or Path(package.spec.name + archive.SUFFIX)
     blob = archive.pack(package)
     _write(target, blob)
-    told = {"name": package.spec.name, "version": package.digest, "files": list(package.files), "bytes": len(blob)}
+    facts = {"name": package.spec.name, "version": package.digest, "files": list(package.files), "bytes": len(blob)}
     if as_json:
-        print_json({**told, "archive": str(target)})
+        print_json({**facts, "archive": str(target)})
         return
     files = ", ".join(package.files) or "no files (the bare backbone)"
     out.print(
@@ -40,7 +40,7 @@ def pack(
 
 
 def _write(target: Path, blob: bytes) -> None:
-    """Whole or not at all."""
+    """Write a file whole or not at all. Raises `InvalidInput`."""
     scratch = target.with_name(f".{target.name}.{uuid4().hex}")
     try:
         try:
@@ -56,21 +56,21 @@ def inspect(
     package: Annotated[Path, typer.Argument(help="Package folder or archive.")],
     as_json: AsJson = False,
 ) -> None:
-    """What is in a package: specification, version, files, tensors, adapter."""
+    """Show what is in a package: specification, version, files, tensors, adapter."""
     found = archive.open_package(package)
-    told = describe(found)
+    facts = describe(found)
     if as_json:
-        print_json(told)
+        print_json(facts)
         return
-    out.print(f"[bold]{told['name']}[/] version {told['version']} on {found.spec.backbone}, {told['bytes']:,} bytes")
+    out.print(f"[bold]{facts['name']}[/] version {facts['version']} on {found.spec.backbone}, {facts['bytes']:,} bytes")
     for name, head in found.spec.outputs.items():
-        said = head.model_dump(mode="json", exclude_defaults=True)
-        keys = ", ".join(f"{key} {value}" for key, value in said.items() if key != "kind")
+        options = head.model_dump(mode="json", exclude_defaults=True)
+        keys = ", ".join(f"{key} {value}" for key, value in options.items() if key != "kind")
         out.print(f"head {name}".rstrip() + f": {head.kind}" + (f" ({keys})" if keys else ""), markup=False)
-    if adapter := told["adapter"]:
+    if adapter := facts["adapter"]:
         out.print("adapter: " + ", ".join(f"{key} {_words(value)}" for key, value in adapter.items()), markup=False)
-    for name, tensors in told["tensors"].items():
-        out.print(_table(name, told["files"][name], tensors))
+    for name, tensors in facts["tensors"].items():
+        out.print(_table(name, facts["files"][name], tensors))
 
 
 def _words(value: Any) -> str:
@@ -85,15 +85,15 @@ def _table(name: str, size: int, tensors: dict[str, Any]) -> Table:
 
 
 def schema() -> None:
-    """JSON schema of vfm.toml, for editors and for checks in other languages."""
+    """Print the JSON schema of vfm.toml, for editors and for checks in other languages."""
     typer.echo(schema_text(), nl=False)
 
 
 def schema_text() -> str:
-    """Published as docs/vfm.schema.json."""
-    said = {
+    """Return the JSON schema of vfm.toml, which docs/vfm.schema.json publishes."""
+    text = {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         **VfmSpec.model_json_schema(),
         "title": "vfm.toml",
     }
-    return json.dumps(said, indent=2) + "\n"
+    return json.dumps(text, indent=2) + "\n"

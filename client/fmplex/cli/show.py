@@ -1,4 +1,4 @@
-"""Tables and lines for people."""
+"""Tables and lines that commands print for people."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Any
 from rich.markup import escape
 
 from fmplex.cli.common import out
-from fmplex.columns import Column, FittedColumn
+from fmplex.columns import Column, FittedTable
 from fmplex_broker.wire.tensors import Tensor
 
-_REASON = 48  # characters of why a version was refused; `vfms show` tells all of it
+_REASON = 48  # characters of why a version was refused; `vfms show` prints all of it
 # The numbers say what a narrow terminal leaves out first: the highest.
 _VFMS = (
     Column("vFM"), Column("backbone", 4, left=True), Column("head", 1, left=True, words=24), Column("version", 3, left=True),
@@ -20,8 +20,9 @@ _VFMS = (
 )  # fmt: skip
 
 
-def vfms_table(vfms: list[dict[str, Any]], total: int) -> None:
-    out.print(FittedColumn(_VFMS, map(_vfm, vfms)))
+def print_vfms(vfms: list[dict[str, Any]], total: int) -> None:
+    """Print a table of vFMs by their status; `total`: how many there are in all."""
+    out.print(FittedTable(_VFMS, map(_vfm, vfms)))
     if total > len(vfms):
         out.print(f"… {total} in all; --match narrows, --all lists them")
 
@@ -46,20 +47,21 @@ def _targets(slo: dict[str, Any]) -> str:
     return ", ".join(f"{name}{slo[key]}" for name, key in named if slo.get(key)) or "-"
 
 
-def output_line(value: Any, output: Any) -> None:
+def print_output(value: Any, output: Any) -> None:
+    """Print one line: an input, at most 60 characters of it, and its output."""
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     short = text if len(text) <= 60 else text[:57] + "…"
     out.print(f"[dim]{escape(short)}[/]  {escape(_brief(output))}", highlight=False)
 
 
-def told(output: dict[str, Any]) -> str:
-    """How a generated text ended, and what it took."""
+def usage_summary(output: dict[str, Any]) -> str:
+    """Say how many tokens a generated text took, and why it ended."""
     cached = f" ({output['cached_tokens']} cached)" if output["cached_tokens"] else ""
     return f"{output['prompt_tokens']}{cached} + {output['completion_tokens']} tokens, {output['finish_reason']}"
 
 
 def printable(text: str) -> str:
-    """Without what would command the terminal: a model may say anything."""
+    """Return a text without the characters that command a terminal: a model may write any."""
     return "".join(c for c in text if c.isprintable() or c in "\n\t")
 
 
@@ -67,7 +69,7 @@ def _brief(output: Any) -> str:
     if not isinstance(output, dict):
         return str(output)
     if "finish_reason" in output:
-        return f"{printable(output['text'])}  ({told(output)})"
+        return f"{printable(output['text'])}  ({usage_summary(output)})"
     parts = []
     for key, value in output.items():
         if isinstance(value, Tensor):

@@ -12,7 +12,7 @@ import typer
 
 from fmplex.cli.common import broker_url, err, out
 from fmplex.tracing.chart import make_chart
-from fmplex.tracing.listening import Listener, RecordingProgress
+from fmplex.tracing.recorder import PassRecorder, RecordingProgress
 from fmplex.tracing.recording import must_be_new, must_have_folder, read_recording
 from fmplex_broker.errors import FmplexError, InvalidInput
 
@@ -36,7 +36,7 @@ def trace(
 
 
 def _pictures(plot: Path, recording: Path) -> list[Path]:
-    """Where they go. Raises `InvalidInput`: better before a recording than after it."""
+    """Return the paths of picture and page. Raises `InvalidInput`: better before a recording than after it."""
     if missing := [name for name in ("matplotlib", "plotly") if find_spec(name) is None]:
         raise InvalidInput(f"--plot needs {' and '.join(missing)}: pip install 'fmplex[trace]'", field="plot")
     stem = plot.with_suffix("") if plot.suffix in (".png", ".html") else plot
@@ -53,21 +53,21 @@ async def _record(file: Path, url: str, seconds: float | None) -> None:
     for sig in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(sig, stop.set)
     with out.status("waiting for the workers") as status:
-        listener = Listener(file, stop, lambda now: status.update(f"recording: {_said(now)}; Ctrl-C ends"))
+        recorder = PassRecorder(file, stop, lambda now: status.update(f"recording: {_summary(now)}; Ctrl-C ends"))
         try:
-            await listener.record(url, seconds)
+            await recorder.record(url, seconds)
         except FmplexError as e:
-            if listener.progress.since:  # what has come is in the file
-                e.message = f"{e.message}; {_said(listener.progress)} are in {file}"
+            if recorder.progress.since:  # what has come is in the file
+                e.message = f"{e.message}; {_summary(recorder.progress)} are in {file}"
             raise
-    if not listener.progress.since:
+    if not recorder.progress.since:
         raise InvalidInput(f"interrupted before a worker had answered; {file} was not written")
-    out.print(f"[bold]{file}[/]: {_said(listener.progress)}", highlight=False)
-    for worker in sorted(listener.progress.silent):
+    out.print(f"[bold]{file}[/]: {_summary(recorder.progress)}", highlight=False)
+    for worker in sorted(recorder.progress.silent):
         err.print(f"{worker} does not answer: its last passes are not in {file}", highlight=False)
 
 
-def _said(now: RecordingProgress) -> str:
+def _summary(now: RecordingProgress) -> str:
     missing = f" ({now.missing} more were not told of)" if now.missing else ""
     return f"{now.passes} passes{missing}, {now.jobs} jobs, {len(now.vfms)} vFMs"
 

@@ -25,6 +25,7 @@ def list_vfms(
     api_key: ApiKey = None,
     as_json: AsJson = False,
 ) -> None:
+    """List vFMs, unless a subcommand follows."""
     context.obj = {"url": url, "api_key": api_key}  # given before a subcommand, they hold for it too
     if context.invoked_subcommand is not None:
         return
@@ -34,12 +35,12 @@ def list_vfms(
     if as_json:
         print_json(found)
     else:
-        tables.vfms_table(found, total)
+        tables.print_vfms(found, total)
 
 
 @app.command()
 def show(context: typer.Context, name: Name, url: Url = None, api_key: ApiKey = None) -> None:
-    """Everything known of one vFM, as JSON."""
+    """Show everything known of one vFM, as JSON."""
     with open_client(url or context.obj["url"], api_key or context.obj["api_key"]) as client:
         print_json(client.vfms.show(name))
 
@@ -73,7 +74,7 @@ def update(
         raise InvalidInput(f"nothing to change: give {options}")
     with open_client(url or context.obj["url"], api_key or context.obj["api_key"]) as client:
         status = client.vfms.update(name, package, **change)
-    _tell(status)
+    _print_status(status)
 
 
 def _given(**options: Any) -> dict[str, Any]:
@@ -90,10 +91,10 @@ def rollback(
 ) -> None:
     """Serve an earlier version again; `vfms show` lists them."""
     with open_client(url or context.obj["url"], api_key or context.obj["api_key"]) as client:
-        _tell(client.vfms.roll_back(name, version))
+        _print_status(client.vfms.roll_back(name, version))
 
 
-def _tell(status: dict[str, Any]) -> None:
+def _print_status(status: dict[str, Any]) -> None:
     out.print(
         f"[bold]{status['name']}[/]: weight {status['weight']:g}, version {status['version']}, {status['status']}"
     )

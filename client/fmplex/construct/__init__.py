@@ -4,7 +4,7 @@ Nothing here imports torch or scikit-learn; numpy is asked for only where number
 """
 
 from fmplex.construct.adapters import from_peft
-from fmplex.construct.building import Built, write_package
+from fmplex.construct.building import WrittenPackage, write_package
 from fmplex.construct.scikit import from_sklearn
 
-__all__ = ["Built", "from_peft", "from_sklearn", "write_package"]
+__all__ = ["WrittenPackage", "from_peft", "from_sklearn", "write_package"]

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from fmplex.construct import tensors
-from fmplex.construct.building import Built, adapter_files, build, head_tensors
-from fmplex.construct.classifiers import BaseModel, Saved, classifier
+from fmplex.construct.building import WrittenPackage, adapter_files, build, head_tensors
+from fmplex.construct.classifiers import BaseModel, SavedAdapter, classifier
 from fmplex_broker.errors import InvalidInput, PackageRejected
 from fmplex_broker.packages.package import ADAPTER_CONFIG, ADAPTER_WEIGHTS, HEAD
 from fmplex_broker.packages.peft import read_config
@@ -28,8 +28,8 @@ def from_peft(
     model: str | None = None,
     out: str | Path | None = None,
     **spec: Any,
-) -> Built:
-    """A package of an adapter that PEFT has saved: LoRA, (IA)³ or a soft prompt.
+) -> WrittenPackage:
+    """Write a package, to `out` (default: `vfms/NAME`), of an adapter that PEFT has saved: LoRA, (IA)³ or a soft prompt.
 
     An adapter trained as SEQ_CLS or TOKEN_CLS holds its classifier, which becomes the head: `labels` in the order of its
     outputs (default: what the config of `model` says; one output and no labels: regression). `model` is the folder of the
@@ -41,7 +41,7 @@ def from_peft(
     """
     files = adapter_files(Path(adapter))
     tensor_shapes(files[ADAPTER_WEIGHTS], "adapter_model.safetensors", "adapter")
-    saved = _saved(files)
+    saved = _read_adapter(files)
     wanted: dict[str, Any] = dict(head) if isinstance(head, Mapping) else {} if head is None else head.model_dump()
     if not saved.modules:
         wanted = wanted or {"kind": "embedding"}
@@ -50,25 +50,26 @@ def from_peft(
     elif weights:
         raise InvalidInput("the adapter holds a classifier already; leave weights out", field="weights")
     else:
-        made = classifier(saved, BaseModel.of(model or _base(saved.options)), tuple(labels), wanted)
-        wanted = made.head
-        files[HEAD] = tensors.write(head_tensors(made.arrays))
-        rest = {key: raw for key, raw in saved.tensors.items() if key not in made.used}
+        found = classifier(saved, BaseModel.of(model or _base_model(saved.options)), tuple(labels), wanted)
+        wanted = found.head
+        files[HEAD] = tensors.write(head_tensors(found.arrays))
+        rest = {key: raw for key, raw in saved.tensors.items() if key not in found.used}
         files[ADAPTER_WEIGHTS] = tensors.write(rest)
         files[ADAPTER_CONFIG] = json.dumps(saved.options | {"modules_to_save": None}, indent=2, sort_keys=True).encode()
     return build(out, {"name": name, "backbone": backbone, "head": wanted, **spec}, files)
 
 
-def _saved(files: Mapping[str, bytes]) -> Saved:
+def _read_adapter(files: Mapping[str, bytes]) -> SavedAdapter:
+    """Read a PEFT adapter, its modules that were saved whole left out of its config. Raises `PackageRejected`."""
     try:
         options = json.loads(files[ADAPTER_CONFIG])
         without = json.dumps(options | {"modules_to_save": None}).encode()
     except (ValueError, TypeError, RecursionError) as e:
         raise PackageRejected(f"adapter_config.json is not a PEFT config: {e}", field="adapter") from e
-    return Saved(options, read_config(without), tensors.read(files[ADAPTER_WEIGHTS]))
+    return SavedAdapter(options, read_config(without), tensors.read(files[ADAPTER_WEIGHTS]))
 
 
-def _base(options: Mapping[str, Any]) -> str | None:
-    """The model that the adapter says it was trained on, if that is a folder of this machine."""
-    said = options.get("base_model_name_or_path")
-    return said if isinstance(said, str) and Path(said).is_dir() else None
+def _base_model(options: Mapping[str, Any]) -> str | None:
+    """Return the model that the adapter says it was trained on, if that is a folder of this machine."""
+    model = options.get("base_model_name_or_path")
+    return model if isinstance(model, str) and Path(model).is_dir() else None

@@ -1,4 +1,4 @@
-"""From a specification and arrays to a package folder."""
+"""Writing package folders from a specification and arrays."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from fmplex_broker.packages.package import ADAPTER_CONFIG, ADAPTER_WEIGHTS, HEAD
 from fmplex_broker.specs.schema import parse
 from fmplex_broker.specs.vfm import VfmSpec
 
-OUT = Path("vfms")  # where packages go that are given no folder
+PACKAGES = Path("vfms")  # where packages go that are given no folder
 
 
-class Built(NamedTuple):
-    """A package that was written: its folder, its version and its spec."""
+class WrittenPackage(NamedTuple):
+    """A package on disk: its folder `out`, its version and its spec."""
 
     out: Path
     version: str
@@ -29,12 +29,12 @@ def write_package(
     spec: VfmSpec | Mapping[str, Any],
     head: Mapping[str, Any] | None = None,
     adapter: str | Path | None = None,
-) -> Built:
-    """Write a package from parts, or replace the one in `out`.
+) -> WrittenPackage:
+    """Write a package from parts, or replace the one in `out`; return its folder, version and spec.
 
     `spec` is what vfm.toml holds. `head` are its arrays (numpy, torch or nested lists): `weight` [outputs, hidden], `bias`
     [outputs], and for a stack `hidden.0.weight`, …; with several heads one such mapping a name. `adapter` is a folder that
-    PEFT has saved. Raises `InvalidInput`, `PackageRejected` or `Conflict` (what is wrong); then `out` is as it was.
+    PEFT has saved. Raises `InvalidInput`, `PackageRejected` or `Conflict`, which say what is wrong; then `out` is as it was.
     """
     files = {HEAD: tensors.write(head_tensors(head))} if head else {}
     if adapter is not None:
@@ -42,24 +42,27 @@ def write_package(
     return build(out, spec, files)
 
 
-def build(out: str | Path | None, spec: VfmSpec | Mapping[str, Any], files: Mapping[str, bytes]) -> Built:
-    """`out` None: a folder named like the vFM in `vfms/`."""
+def build(out: str | Path | None, spec: VfmSpec | Mapping[str, Any], files: Mapping[str, bytes]) -> WrittenPackage:
+    """Write a package from its spec and files to `out`; None: a folder named like the vFM in `vfms/`.
+
+    Raises `InvalidInput`, `PackageRejected` or `Conflict`.
+    """
     checked = spec if isinstance(spec, VfmSpec) else parse(VfmSpec, dict(spec), source="spec")
-    folder = OUT / checked.name if out is None else Path(out)
+    folder = PACKAGES / checked.name if out is None else Path(out)
     package = writing.write_package(folder, checked, files)
-    return Built(folder, package.digest, checked)
+    return WrittenPackage(folder, package.digest, checked)
 
 
-def head_tensors(head: Mapping[str, Any]) -> dict[str, tensors.Raw]:
-    """The arrays of one head, or of several by name, as they are called in head.safetensors."""
+def head_tensors(head: Mapping[str, Any]) -> dict[str, tensors.StoredTensor]:
+    """Name the arrays of one head, or of several by name, as head.safetensors does. Raises `InvalidInput`."""
     flat: dict[str, Any] = {}
     for name, value in head.items():
         flat |= {f"{name}.{key}": part for key, part in value.items()} if isinstance(value, Mapping) else {name: value}
-    return {name: tensors.raw_of(value, name) for name, value in flat.items()}
+    return {name: tensors.as_float32(value, name) for name, value in flat.items()}
 
 
 def adapter_files(folder: Path) -> dict[str, bytes]:
-    """`adapter_config.json` and `adapter_model.safetensors` of a folder that PEFT has saved. Raises `PackageRejected`."""
+    """Read `adapter_config.json` and `adapter_model.safetensors` of a folder that PEFT has saved. Raises `PackageRejected`."""
     files = {}
     for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
         path = folder / Path(name).name

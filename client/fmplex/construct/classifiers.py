@@ -1,6 +1,6 @@
-"""The classifiers of transformers' models, as PEFT saves them beside an adapter, as heads of ours.
+"""Heads from the classifiers of transformers' models, as PEFT saves them beside an adapter.
 
-What stands between the hidden states and the logits differs by family; a row of `_SEQUENCES` says it. Logits are the same.
+The layers between hidden states and logits differ by family; a row of `_SEQUENCES` says which. The head gives the same logits.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ _ADAPTER = re.compile(r"\.lora_|\.ia3_|\.base_layer\.")  # what PEFT trains; all
 _OUTSIDE = "O"  # of token classification
 
 
-class _Recipe(NamedTuple):
-    """Pooling, the linear layer before the last one if there is one, what follows it, and the last one."""
+class _Layout(NamedTuple):
+    """The layers of a family's classifier: pooling, the linear layer before the last one if any, its activation, the last one."""
 
     pooling: str
     before: str | None
@@ -36,26 +36,26 @@ class _Recipe(NamedTuple):
 
 # By the first part of the modules' names. Encoders read the first token; decoders the last one.
 _SEQUENCES = {
-    "bert": _Recipe("cls", "bert.pooler.dense", "tanh", "classifier"),
-    "roberta": _Recipe("cls", "classifier.dense", "tanh", "classifier.out_proj"),  # XLM-R and CamemBERT too
-    "mpnet": _Recipe("cls", "classifier.dense", "tanh", "classifier.out_proj"),
-    "electra": _Recipe("cls", "classifier.dense", "gelu", "classifier.out_proj"),
-    "distilbert": _Recipe("cls", "pre_classifier", "relu", "classifier"),
+    "bert": _Layout("cls", "bert.pooler.dense", "tanh", "classifier"),
+    "roberta": _Layout("cls", "classifier.dense", "tanh", "classifier.out_proj"),  # XLM-R and CamemBERT too
+    "mpnet": _Layout("cls", "classifier.dense", "tanh", "classifier.out_proj"),
+    "electra": _Layout("cls", "classifier.dense", "gelu", "classifier.out_proj"),
+    "distilbert": _Layout("cls", "pre_classifier", "relu", "classifier"),
 }
-_DECODER = _Recipe("last", None, "relu", "score")
+_DECODER = _Layout("last", None, "relu", "score")
 
 
 @dataclass(frozen=True)
-class Saved:
-    """An adapter as PEFT saved it: its options, what they say, its tensors."""
+class SavedAdapter:
+    """An adapter as PEFT saved it: the `options` of its config file, their parsed `config`, its tensors."""
 
     options: dict[str, Any]
     config: AdapterConfig
-    tensors: Mapping[str, tensors.Raw]
+    tensors: Mapping[str, tensors.StoredTensor]
 
     @property
     def modules(self) -> set[str]:
-        """Modules that were saved whole. A soft prompt shifts the token that classifiers read: none of its are taken."""
+        """Modules that were saved whole; none of a soft prompt's, which shifts the token that classifiers read."""
         if not isinstance(self.config, LoraConfig | Ia3Config):
             return set()
         plain = (key for key in self.tensors if _ADAPTER.search(key) is None)
@@ -63,20 +63,20 @@ class Saved:
 
     @property
     def family(self) -> str:
-        """First part of the names of the modules that are adapted, as `bert` in `bert.encoder.layer.0.…`."""
+        """First part of the names of the adapted modules, as `bert` in `bert.encoder.layer.0.…`; empty if there is none."""
         paths = [key.removeprefix(_WRAP) for key in self.tensors if _ADAPTER.search(key)]
         return next((path.partition(".")[0] for path in paths if "classifier" not in path), "")
 
 
 @dataclass(frozen=True)
 class BaseModel:
-    """The files of the model that an adapter was trained on; None: not known."""
+    """The files of the model that an adapter was trained on; `folder` None: not known."""
 
     folder: Path | None
 
     @classmethod
     def of(cls, model: str | None) -> BaseModel:
-        """Raises `InvalidInput` (field `model`) when there is no such folder."""
+        """Locate a model's folder. Raises `InvalidInput` (field `model`) when there is no such folder."""
         if model is None:
             return cls(None)
         folder = Path(locate_model(model, Path.cwd()))
@@ -88,13 +88,14 @@ class BaseModel:
 
     @cached_property
     def config(self) -> dict[str, Any]:
+        """The model's config.json; empty if there is none."""
         if self.folder is None or not (self.folder / "config.json").is_file():
             return {}
-        said: dict[str, Any] = json.loads((self.folder / "config.json").read_text(encoding="utf-8"))
-        return said
+        config: dict[str, Any] = json.loads((self.folder / "config.json").read_text(encoding="utf-8"))
+        return config
 
-    def tensor(self, name: str) -> tensors.Raw | None:
-        """A tensor of model.safetensors, with or without the model's own prefix."""
+    def tensor(self, name: str) -> tensors.StoredTensor | None:
+        """Read a tensor of model.safetensors, named with or without the model's own prefix; None if there is none."""
         for path in sorted(self.folder.glob("model*.safetensors")) if self.folder is not None else ():
             if (found := tensors.find(path, [name, name.partition(".")[2]])) is not None:
                 return found
@@ -110,14 +111,15 @@ class Classifier(NamedTuple):
 
 
 @dataclass(frozen=True)
-class _Parts:
-    """Linear layers by name, from the adapter or the base model, with LoRA on them merged; remembers what it took."""
+class _LayerReader:
+    """A reader of linear layers, from the adapter or the base model, LoRA merged. `used`: tensors of the adapter that it read."""
 
-    saved: Saved
+    saved: SavedAdapter
     base: BaseModel
     used: set[str] = field(default_factory=set)
 
     def linear(self, module: str) -> tuple[Any, Any]:
+        """Read weight [out, in] and bias [out] of a module, as float64. Raises `PackageRejected`."""
         weight, bias = self._tensor(f"{module}.weight"), self._tensor(f"{module}.bias")
         if weight is None:
             raise PackageRejected(
@@ -125,10 +127,10 @@ class _Parts:
                 f"it was trained on, or train with modules_to_save naming it",
                 field="model",
             )
-        matrix = tensors.numpy_of(weight)
+        matrix = tensors.as_numpy(weight)
         sides = [f"{_WRAP}{module}.lora_{side}.weight" for side in "AB"]
         if isinstance(self.saved.config, LoraConfig) and all(key in self.saved.tensors for key in sides):
-            a, b = (tensors.numpy_of(self.saved.tensors[key]) for key in sides)
+            a, b = (tensors.as_numpy(self.saved.tensors[key]) for key in sides)
             matrix = matrix + self.saved.config.scaling(module) * (b @ a)
             self.used.update(sides)
         left = [key for key in self.saved.tensors if key.startswith(f"{_WRAP}{module}.") and key not in self.used]
@@ -136,17 +138,18 @@ class _Parts:
             raise PackageRejected(f"the adapter changes the classifier by {left[0]!r}; train with exclude_modules=[{module!r}]",
                                   field="adapter")  # fmt: skip
         zeros = tensors.need_numpy().zeros(len(matrix))
-        return matrix, zeros if bias is None else tensors.numpy_of(bias)
+        return matrix, zeros if bias is None else tensors.as_numpy(bias)
 
-    def _tensor(self, name: str) -> tensors.Raw | None:
+    def _tensor(self, name: str) -> tensors.StoredTensor | None:
         if _WRAP + name in self.saved.tensors:
             self.used.add(_WRAP + name)
             return self.saved.tensors[_WRAP + name]
         return self.base.tensor(name)
 
 
-def classifier(saved: Saved, base: BaseModel, labels: tuple[str, ...], wanted: Mapping[str, Any]) -> Classifier:
-    """The head in an adapter. `wanted`: keys of it that the caller decides. Raises `PackageRejected` or `InvalidInput`."""
+def classifier(saved: SavedAdapter, base: BaseModel, labels: tuple[str, ...], wanted: Mapping[str, Any]) -> Classifier:
+    """Convert the classifier in an adapter to a head. `labels`: in the order of its outputs, if given; `wanted`: keys of the head
+    that the caller decides. Raises `PackageRejected` or `InvalidInput`."""
     task = {"tagging": "TOKEN_CLS"}.get(wanted.get("kind", ""), saved.options.get("task_type"))
     if task not in ("SEQ_CLS", "TOKEN_CLS"):
         raise PackageRejected(
@@ -154,30 +157,30 @@ def classifier(saved: Saved, base: BaseModel, labels: tuple[str, ...], wanted: M
             "classifiers of SEQ_CLS and TOKEN_CLS become heads: train without modules_to_save",
             field="adapter",
         )
-    parts = _Parts(saved, base)
-    recipe = _recipe(saved, task)
-    weight, bias = parts.linear(recipe.last)
+    layers = _LayerReader(saved, base)
+    layout = _layout(saved, task)
+    weight, bias = layers.linear(layout.last)
     names = labels or tuple(wanted.get("labels", ())) or _labels_of(base, len(bias))
-    head: dict[str, Any] = {"pooling": recipe.pooling}
+    head: dict[str, Any] = {"pooling": layout.pooling}
     arrays = {"weight": weight, "bias": bias}
-    if recipe.before is not None:
-        before, before_bias = parts.linear(recipe.before)
-        head |= {"hidden": [len(before_bias)], "activation": recipe.activation}
+    if layout.before is not None:
+        before, before_bias = layers.linear(layout.before)
+        head |= {"hidden": [len(before_bias)], "activation": layout.activation}
         arrays |= {"hidden.0.weight": before, "hidden.0.bias": before_bias}
     if task == "TOKEN_CLS":
-        order, named = _outside_first(_named(names, len(bias)))
+        order, named = _outside_first(_check_labels(names, len(bias)))
         arrays = {key: array[order] for key, array in arrays.items()}
         head = {"kind": "tagging", "labels": named}
     elif len(bias) == 1 and not names:
         head |= {"kind": "regression"}
     else:
         several = base.config.get("problem_type") == "multi_label_classification"
-        head |= {"kind": "classification", "labels": _named(names, len(bias)), "multi_label": several}
-    return Classifier(_overridden(head, wanted), arrays, parts.used)
+        head |= {"kind": "classification", "labels": _check_labels(names, len(bias)), "multi_label": several}
+    return Classifier(_merge_head(head, wanted), arrays, layers.used)
 
 
-def _recipe(saved: Saved, task: str) -> _Recipe:
-    token = _Recipe("cls", None, "relu", "classifier")
+def _layout(saved: SavedAdapter, task: str) -> _Layout:
+    token = _Layout("cls", None, "relu", "classifier")
     if "score" in saved.modules:
         return _DECODER
     if saved.family in _SEQUENCES and any(m.partition(".")[0] == "classifier" for m in saved.modules):
@@ -190,7 +193,8 @@ def _recipe(saved: Saved, task: str) -> _Recipe:
     )
 
 
-def _overridden(head: dict[str, Any], wanted: Mapping[str, Any]) -> dict[str, Any]:
+def _merge_head(head: dict[str, Any], wanted: Mapping[str, Any]) -> dict[str, Any]:
+    """Put the keys that the caller wants over those of the classifier. Raises `InvalidInput` for those that it fixes."""
     kind = wanted.get("kind", head["kind"])
     if kind != head["kind"]:
         head = {key: value for key, value in head.items() if key not in ("labels", "multi_label")}
@@ -203,13 +207,14 @@ def _overridden(head: dict[str, Any], wanted: Mapping[str, Any]) -> dict[str, An
 
 
 def _labels_of(base: BaseModel, outputs: int) -> tuple[str, ...]:
-    """What the base model's config calls them, unless those are the names that transformers makes up."""
-    said = base.config.get("id2label", {})
-    names = tuple(str(said[key]) for key in sorted(said, key=int))
+    """Return the base model's names of its outputs, unless those are the names that transformers makes up."""
+    id2label = base.config.get("id2label", {})
+    names = tuple(str(id2label[key]) for key in sorted(id2label, key=int))
     return names if len(names) == outputs and not all(name == f"LABEL_{i}" for i, name in enumerate(names)) else ()
 
 
-def _named(labels: tuple[str, ...], outputs: int) -> list[str]:
+def _check_labels(labels: tuple[str, ...], outputs: int) -> list[str]:
+    """Return the labels if there is one for each output. Raises `InvalidInput`."""
     if len(labels) != outputs:
         raise InvalidInput(
             f"the classifier has {outputs} outputs and {len(labels)} labels are known; give labels= in their order",
@@ -219,7 +224,7 @@ def _named(labels: tuple[str, ...], outputs: int) -> list[str]:
 
 
 def _outside_first(labels: list[str]) -> tuple[list[int], list[str]]:
-    """The order of rows that puts 'outside' first, as tagging wants it, and the other labels."""
+    """Return the order of rows that puts 'outside' first, as tagging wants it, and the other labels. Raises `InvalidInput`."""
     if _OUTSIDE not in labels:
         raise InvalidInput(
             f"one label of token classification must be {_OUTSIDE!r} (outside); got {labels}", field="labels"

@@ -1,4 +1,4 @@
-"""What `fmplex inspect` tells of a package; plain values."""
+"""The description of a package that `fmplex inspect` prints, as plain values."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _MODULES = (LORA_TENSOR, EMBEDDING_TENSOR, IA3_TENSOR)
 
 
 def describe(package: Package) -> dict[str, Any]:
-    """Name, version, spec, files, tensors, and rank and targets of the adapter."""
+    """Describe a package: name, version, spec, files (bytes), tensors, and kind, ranks and targets of the adapter."""
     return {
         "name": package.spec.name,
         "version": package.digest,
@@ -32,11 +32,11 @@ def describe(package: Package) -> dict[str, Any]:
 
 
 def _adapter(package: Package) -> dict[str, Any]:
-    config, held = read_config(package.files[ADAPTER_CONFIG]), tensors.read(package.files[ADAPTER_WEIGHTS])
-    told: dict[str, Any] = {"kind": config.peft_type}
-    if PROMPT in held:
-        return told | {"virtual_tokens": held[PROMPT].shape[0]}
-    modules = sorted({match["module"] for key in held for kind in _MODULES if (match := kind.fullmatch(key))})
+    config, found = read_config(package.files[ADAPTER_CONFIG]), tensors.read(package.files[ADAPTER_WEIGHTS])
+    facts: dict[str, Any] = {"kind": config.peft_type}
+    if PROMPT in found:
+        return facts | {"virtual_tokens": found[PROMPT].shape[0]}
+    modules = sorted({match["module"] for key in found for kind in _MODULES if (match := kind.fullmatch(key))})
     if isinstance(config, LoraConfig):
-        told["ranks"] = sorted({config.rank(module) for module in modules})
-    return told | {"targets": sorted({module.rpartition(".")[2] for module in modules}), "modules": len(modules)}
+        facts["ranks"] = sorted({config.rank(module) for module in modules})
+    return facts | {"targets": sorted({module.rpartition(".")[2] for module in modules}), "modules": len(modules)}

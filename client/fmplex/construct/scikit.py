@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fmplex.construct import tensors
-from fmplex.construct.building import Built, build, head_tensors
+from fmplex.construct.building import WrittenPackage, build, head_tensors
 from fmplex_broker.errors import InvalidInput
 from fmplex_broker.packages.package import HEAD
 from fmplex_broker.specs.heads import Pooling
@@ -23,8 +23,9 @@ def from_sklearn(
     normalize: bool = False,
     labels: Sequence[str] = (),
     **spec: Any,
-) -> Built:
-    """A package of a fitted linear model, MLP, or Pipeline of scalers and projections before one.
+) -> WrittenPackage:
+    """Write a package, to `out` (default: `vfms/NAME`), of a fitted scikit-learn model: linear, MLP, or a Pipeline of scalers and
+    projections before one.
 
     `pooling` and `normalize` say which embeddings it was fitted on: as the vFM that gave them has it. `labels`: names for its
     classes, in their order, if its own will not do. `spec`: other keys of vfm.toml (weight, limits, slo, input). The model is
@@ -34,22 +35,28 @@ def from_sklearn(
     tensors.need_numpy()
     from fmplex.construct.estimators import convert
 
-    made = convert(model)
-    head: dict[str, Any] = {"pooling": pooling, "normalize": normalize or made.normalize}
-    if made.classes is None:
+    stack = convert(model)
+    head: dict[str, Any] = {"pooling": pooling, "normalize": normalize or stack.normalize}
+    if stack.classes is None:
         head["kind"] = "regression"
     else:
-        names = [str(label) for label in labels or made.classes]
-        if len(names) != len(made.classes):
-            raise InvalidInput(f"{len(names)} labels for {len(made.classes)} classes: {made.classes}", field="labels")
-        if len(set(names)) < len(names):
-            raise InvalidInput(f"two classes are called the same: {names}; give labels=", field="labels")
-        head |= {"kind": "classification", "labels": names, "multi_label": made.multi_label}
-    *hidden, (weight, bias) = made.layers
+        names = _class_names(stack.classes, labels)
+        head |= {"kind": "classification", "labels": names, "multi_label": stack.multi_label}
+    *hidden, (weight, bias) = stack.layers
     arrays = {"weight": weight, "bias": bias}
     for i, (layer_weight, layer_bias) in enumerate(hidden):
         arrays |= {f"hidden.{i}.weight": layer_weight, f"hidden.{i}.bias": layer_bias}
     if hidden:
-        head |= {"hidden": [len(layer_bias) for _, layer_bias in hidden], "activation": made.activation}
+        head |= {"hidden": [len(layer_bias) for _, layer_bias in hidden], "activation": stack.activation}
     files = {HEAD: tensors.write(head_tensors(arrays))}
     return build(out, {"name": name, "backbone": backbone, "head": head, **spec}, files)
+
+
+def _class_names(classes: list[Any], labels: Sequence[str]) -> list[str]:
+    """Return the names of classes: `labels`, if there are any, else their own. Raises `InvalidInput`."""
+    names = [str(label) for label in labels or classes]
+    if len(names) != len(classes):
+        raise InvalidInput(f"{len(names)} labels for {len(classes)} classes: {classes}", field="labels")
+    if len(set(names)) < len(names):
+        raise InvalidInput(f"two classes are called the same: {names}; give labels=", field="labels")
+    return names

@@ -1,4 +1,4 @@
-"""`fmplex demo`: the main job, from labelled texts to mixed traffic on one shared encoder.
+"""The demo of encoders, `fmplex demo`: from labelled texts to mixed traffic on one shared encoder.
 
 tasks.py    the vFMs and their texts (data/*.jsonl, written for FMplex)
 scoring.py  held-out scores from what the fleet answered

@@ -18,7 +18,7 @@ _CLEARLY = 0.1  # above the baseline by at least this
 
 @dataclass(slots=True)
 class Report:
-    """Everything the demo measured. Memory in bytes; `share` of device time by vFM, received while traffic was mixed."""
+    """All that the demo measured. Memory in bytes; `share` of device time by vFM, received while traffic was mixed."""
 
     fit_seconds: float = 0.0
     total_seconds: float = 0.0
@@ -30,7 +30,7 @@ class Report:
     failures: list[str] = field(default_factory=list)
 
     def check(self, tasks: tuple[DemoTask, ...]) -> None:
-        """Add to `failures` whatever is not as promised."""
+        """Add to `failures` whatever is not as promised for these tasks."""
         self.failures += self.traffic.failures
         for task in tasks:
             s = self.scores.get(task.name)
@@ -40,6 +40,7 @@ class Report:
                 self.failures.append(f"{task.name}: no job was served in the mixed traffic")
 
     def to_json(self, tasks: tuple[DemoTask, ...]) -> dict[str, Any]:
+        """Return the figures as plain values: what `--report` writes."""
         vfms = {}
         for t in tasks:
             s, seen = self.scores.get(t.name), self.traffic.latencies.get(t.name, [])
@@ -77,6 +78,7 @@ class Report:
         }
 
     def show(self, out: Console, tasks: tuple[DemoTask, ...]) -> None:
+        """Print the tables, and what failed."""
         table = Table(box=None, header_style="bold")
         for column in ("vFM", "head", "LoRA", "metric"):
             table.add_column(column, no_wrap=True)

@@ -1,4 +1,4 @@
-"""The demo from end to end: fit, serve, score, load, measure, tell."""
+"""The demo from end to end: fit, serve, score, load, measure, report."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
 from fmplex.aio import AsyncClient
+from fmplex.demo.memory import memory_figures
 from fmplex.demo.report import Report
 from fmplex.demo.scoring import needs_train, score
 from fmplex.demo.tasks import BACKBONE, MODEL, TASKS, Examples, as_input, load_examples
-from fmplex.demo.traffic import mixed, together_or_in_turn
+from fmplex.demo.traffic import measure_sharing, mixed
 from fmplex.fitting import fit_all
 from fmplex.local import LocalFleet
 from fmplex_broker.errors import FmplexError
@@ -37,7 +38,10 @@ _ROUNDS = 15
 
 
 def run_demo(out: Console, report_file: Path | None, seconds: float) -> int:
-    """Exit code 0 if everything worked and every vFM is clearly better than guessing."""
+    """Run the demo: print its tables on `out`, write its figures to `report_file`, mix traffic for so many seconds.
+
+    Returns the exit code: 0 if everything worked and every vFM is clearly better than guessing.
+    """
     report, start = Report(), time.monotonic()
     with tempfile.TemporaryDirectory(prefix="fmplex-demo-") as folder:
         try:
@@ -96,7 +100,7 @@ async def _serve(out: Console, fleet: LocalFleet, packages: Path, report: Report
     async with AsyncClient(fleet.gateway_url) as client:
         try:
             one = await _deploy(client, packages, lambda: read_fleet(redis, registry))
-            report.memory = _memory(one, (await read_fleet(redis, registry)).workers[0])
+            report.memory = memory_figures(one, (await read_fleet(redis, registry)).workers[0], len(TASKS))
             await _score(client, examples, report)
             with out.status(f"mixed traffic over {len(TASKS)} vFMs for {seconds:.0f} s"):
                 before = await read_fleet(redis, registry)
@@ -105,13 +109,13 @@ async def _serve(out: Console, fleet: LocalFleet, packages: Path, report: Report
                 seen = fleet_rates(before, await read_fleet(redis, registry))
             report.share = {row["vfm"]: row["share_received"] for row in seen["vfms"]}
             with out.status("the same bursts together, and one task at a time"):
-                report.sharing = await together_or_in_turn(client, inputs, _ROUNDS)
+                report.sharing = await measure_sharing(client, inputs, _ROUNDS)
         finally:
             await redis.aclose()
 
 
 async def _deploy(client: AsyncClient, packages: Path, view: Callable[[], Any]) -> WorkerStats:
-    """Deploy all; what the worker was with only the first one on it."""
+    """Deploy all tasks; return the worker's report from when only the first one was on it."""
     one: FleetView | None = None
     for task in TASKS:
         await client.vfms.deploy(packages / task.name)
@@ -122,16 +126,6 @@ async def _deploy(client: AsyncClient, packages: Path, view: Callable[[], Any]) 
     await asyncio.sleep(1.1)
     assert one is not None
     return one.workers[0]
-
-
-def _memory(one: WorkerStats, every: WorkerStats) -> dict[str, int]:
-    """Measured with one vFM and with all of them on the worker; N copies would be N times the first."""
-    return {
-        "weights_shared": every.backbone_bytes + every.residency.device_bytes,
-        "weights_copies": len(TASKS) * every.backbone_bytes + every.residency.device_bytes,
-        "process_shared": every.memory_bytes,
-        "process_copies": len(TASKS) * one.memory_bytes,
-    }
 
 
 async def _score(client: AsyncClient, examples: dict[str, Examples], report: Report) -> None:

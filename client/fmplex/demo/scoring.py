@@ -16,20 +16,23 @@ Output = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Score:
+    """A held-out score in its metric, and the `baseline`: what always giving the most frequent answer would score."""
+
     metric: str
     value: float
     baseline: float
 
 
 def score(task: DemoTask, examples: Examples, train: Sequence[Output], held_out: Sequence[Output]) -> Score:
-    """`train` and `held_out`: what the fleet answered to the examples, in their order."""
+    """Score a task. `train` and `held_out`: what the fleet answered to the examples, in their order."""
     if task.head == "classification" and "labels" in examples.train[0]:
         return _multi_label(examples, held_out)
     return _SCORERS[task.head](examples, train, held_out)
 
 
 def needs_train(task: DemoTask) -> bool:
-    """Embeddings are compared with those of the training texts; a similarity needs its threshold from there."""
+    """Tell whether scoring needs outputs of the training texts too: to compare embeddings with, or to choose a similarity's
+    threshold."""
     return task.head in ("embedding", "similarity")
 
 

@@ -1,4 +1,4 @@
-"""The vFMs of the demo: which texts they learn from, which head they get, whether they get a LoRA."""
+"""The vFMs of the demo: their labelled texts, heads and LoRAs."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ class DemoTask:
     epochs: int = 30
 
     def fit_spec(self, model: str, out: Path) -> FitSpec:
+        """Return the spec to train the task's package in the folder `out`."""
         lora = LoraSpec(r=self.lora) if self.lora else None
         return FitSpec(
             name=self.name, data=data_file(self.name), backbone=BACKBONE, model=model, out=out / self.name, head=self.head,
@@ -53,25 +54,26 @@ TASKS = (
 
 
 def data_file(name: str) -> Path:
-    """The labelled texts of a task; they ship inside the package."""
+    """Return the file of a task's labelled texts; it ships inside the package."""
     with as_file(files("fmplex.demo") / "data" / f"{name}.jsonl") as path:
         return path
 
 
 @dataclass(frozen=True, slots=True)
 class Examples:
-    """A task's texts, in file order: what the vFM was trained on, and what it has never seen."""
+    """The examples of a task, in file order: those the vFM was trained on, and those it has never seen."""
 
     train: list[dict[str, Any]]
     held_out: list[dict[str, Any]]
 
 
 def load_examples(task: DemoTask) -> Examples:
+    """Read the examples of a task."""
     rows = [json.loads(line) for line in data_file(task.name).read_text().splitlines() if line.strip()]
     cut = len(rows) - round(len(rows) * HELD_OUT)
     return Examples(rows[:cut], rows[cut:])
 
 
 def as_input(row: dict[str, Any]) -> Any:
-    """What is sent for an example: everything but its label."""
+    """Return the input to send for an example: all of it but its label."""
     return {"text": row["text"], "text_pair": row["text_pair"]} if "text_pair" in row else row["text"]

@@ -16,7 +16,7 @@ from fmplex_broker.errors import FmplexError
 
 @dataclass(slots=True)
 class Traffic:
-    """What came of it. `latencies`: seconds as the callers saw them, by vFM; `failures`: messages."""
+    """Results of the mixed traffic. `latencies`: seconds as the callers saw them, by vFM; `failures`: messages."""
 
     latencies: dict[str, list[float]] = field(default_factory=dict)
     failures: list[str] = field(default_factory=list)
@@ -24,13 +24,14 @@ class Traffic:
 
     @property
     def jobs(self) -> int:
+        """Number of jobs that were answered."""
         return sum(map(len, self.latencies.values()))
 
 
 async def mixed(
     client: AsyncClient, inputs: dict[str, list[Any]], seconds: float, callers: int, seed: int = 0
 ) -> Traffic:
-    """`callers` callers, each sending one text after the other to a random vFM, for so long."""
+    """Send mixed traffic for so many seconds: `callers` callers, each sending one text after the other to a random vFM."""
     traffic = Traffic({name: [] for name in inputs})
     rng = random.Random(seed)
     start = time.monotonic()
@@ -60,12 +61,13 @@ class Sharing:
 
     @property
     def ratio(self) -> float:
+        """Rate together, as a multiple of the rate one at a time."""
         return self.together / self.one_at_a_time
 
 
-async def together_or_in_turn(client: AsyncClient, inputs: dict[str, list[Any]], rounds: int, seed: int = 1) -> Sharing:
-    """The same bursts (two texts for every vFM): all at once, so that they share passes; and task after task, as when every
-    pass serves one task only. Interleaved; medians over rounds."""
+async def measure_sharing(client: AsyncClient, inputs: dict[str, list[Any]], rounds: int, seed: int = 1) -> Sharing:
+    """Measure the same bursts (two texts for every vFM) sent all at once, so that they share passes, and task after task, as when
+    every pass serves one task only. Interleaved; medians over rounds."""
     rng = random.Random(seed)
     together: list[float] = []
     in_turn: list[float] = []
@@ -89,6 +91,6 @@ async def _send(client: AsyncClient, burst: dict[str, list[Any]], all_at_once: b
 
 
 def quantile(values: Sequence[float], q: float) -> float:
-    """By nearest rank; 0 for nothing."""
+    """Return a quantile by nearest rank; 0 for no values."""
     ordered = sorted(values)
     return ordered[min(len(ordered) - 1, int(q * len(ordered)))] if ordered else 0.0

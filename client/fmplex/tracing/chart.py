@@ -1,4 +1,4 @@
-"""From passes to what is drawn: a service curve and boxes for each vFM. Pure."""
+"""The chart of a recording: a service curve and a bar in each pass for each vFM. Pure."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from fmplex.tracing.recording import Recording
 from fmplex_broker.errors import InvalidInput
 from fmplex_broker.wire.passes import PassPart, PassRecord
 
-COLOURED = 11  # vFMs that are told apart
+COLOURED = 11  # vFMs that have a colour of their own
 
 
-class Box(NamedTuple):
-    """What a series had in a pass, which began at second `start`: stacked from `bottom` on as high as its units."""
+class PassBar(NamedTuple):
+    """The part that a series had in a pass, which began at second `start`: stacked from `bottom` on as high as its units."""
 
-    of: PassRecord
+    record: PassRecord
     start: float
     bottom: int
     units: int
@@ -28,8 +28,9 @@ class Box(NamedTuple):
 
 @dataclass(slots=True)
 class Series:
-    """One vFM, or all that are not told apart. `curve`: (second, device seconds charged until then ÷ weight), a step at the end
-    of each pass; `share` of all device seconds. `weight`: the last one; of several vFMs the sum."""
+    """The passes of one vFM, or of all that have no colour of their own (`several`). `curve`: (second, device seconds charged
+    until then ÷ weight), a step at the end of each pass; `share` of all device seconds. `weight`: the last one; of several vFMs
+    the sum."""
 
     name: str
     weight: float
@@ -38,25 +39,26 @@ class Series:
     share: float = 0.0
     jobs: int = 0
     curve: list[tuple[float, float]] = field(default_factory=lambda: [(0.0, 0.0)])
-    boxes: list[Box] = field(default_factory=list)
+    bars: list[PassBar] = field(default_factory=list)
 
     def longest_waits(self, slices: int) -> list[tuple[float, float]]:
-        """(second, ms): the longest wait in each of so many slices of the time in which it was served."""
-        width = max(self.boxes[-1].start / slices, 1e-9)
+        """Return (second, ms) of the longest wait in each of so many slices of the time in which the series was served."""
+        width = max(self.bars[-1].start / slices, 1e-9)
         longest: dict[int, tuple[float, float]] = {}
-        for box in self.boxes:
-            at = int(box.start / width)
-            longest[at] = max(longest.get(at, (0.0, -1.0)), (box.start, box.wait_ms), key=lambda point: point[1])
+        for bar in self.bars:
+            at = int(bar.start / width)
+            longest[at] = max(longest.get(at, (0.0, -1.0)), (bar.start, bar.wait_ms), key=lambda point: point[1])
         return sorted(longest.values())
 
     @property
     def label(self) -> str:
+        """The series in a legend."""
         return f"{self.name}: {100 * self.share:.0f} % of the time, weight {self.weight:g}"
 
 
 @dataclass(slots=True)
-class ChartRow:
-    """One worker. `budget`: (second, units of a full pass) where it changes; `busy`: part of the time in which a pass ran."""
+class WorkerTimeline:
+    """The passes of one worker. `budget`: (second, units of a full pass) where it changes; `busy`: share of time in passes."""
 
     worker: str
     passes: int = 0
@@ -66,18 +68,19 @@ class ChartRow:
 
 @dataclass(slots=True)
 class Chart:
-    """Seconds count from the begin of the recording. `series`: the one served most first, the others last."""
+    """All that is drawn. Seconds count from the begin of the recording. `series`: the one served most first, the others last."""
 
     backbones: list[str]
     seconds: float
     passes: int
     jobs: int
     series: list[Series]
-    rows: list[ChartRow]
+    timelines: list[WorkerTimeline]
 
     @property
     def title(self) -> str:
-        workers = "1 worker" if len(self.rows) == 1 else f"{len(self.rows)} workers"
+        """The heading of the whole chart."""
+        workers = "1 worker" if len(self.timelines) == 1 else f"{len(self.timelines)} workers"
         return (
             f"Who was served when: {self.jobs:,} jobs in {self.passes:,} passes of {', '.join(self.backbones)}, "
             f"{self.seconds:.1f} s, {workers}"
@@ -85,35 +88,35 @@ class Chart:
 
 
 def make_chart(recording: Recording) -> Chart:
-    """Raises `InvalidInput` when no pass was recorded."""
+    """Compute the chart of a recording. Raises `InvalidInput` when no pass was recorded."""
     passes = sorted(recording.passes, key=lambda p: p.start_ms + 1000 * p.seconds)
     if not passes:
         raise InvalidInput("the recording holds no pass: no job ran while it was made", field="file")
     begin_ms = min(recording.header.begin_ms, min(p.start_ms for p in passes))
-    series, of = _series(passes)
-    rows = {name: ChartRow(name) for name in sorted({p.worker for p in passes})}
+    series, places = _series(passes)
+    timelines = {name: WorkerTimeline(name) for name in sorted({p.worker for p in passes})}
     end = 0.0
     for record in passes:
         start = (record.start_ms - begin_ms) / 1000
         end = start + record.seconds
-        _stack(record, start, series, of)
-        row = rows[record.worker]
-        row.passes += 1
-        row.busy += record.seconds
-        if not row.budget or row.budget[-1][1] != record.budget:
-            row.budget.append((start, record.budget))
+        _stack(record, start, series, places)
+        timeline = timelines[record.worker]
+        timeline.passes += 1
+        timeline.busy += record.seconds
+        if not timeline.budget or timeline.budget[-1][1] != record.budget:
+            timeline.budget.append((start, record.budget))
     total = sum(p.seconds for p in passes)
     for one in series:
         one.share = one.charged_s / total if total else 0.0
         one.curve.append((end, one.curve[-1][1]))
-    for row in rows.values():
-        row.busy = min(1.0, row.busy / end) if end else 0.0
+    for timeline in timelines.values():
+        timeline.busy = min(1.0, timeline.busy / end) if end else 0.0
     jobs = sum(one.jobs for one in series)
-    return Chart(sorted({p.backbone for p in passes}), end, len(passes), jobs, series, list(rows.values()))
+    return Chart(sorted({p.backbone for p in passes}), end, len(passes), jobs, series, list(timelines.values()))
 
 
 def _series(passes: Sequence[PassRecord]) -> tuple[list[Series], dict[str, int]]:
-    """The series, and the place of each vFM's among them."""
+    """Return the series, and for each vFM the position of its series."""
     charged: dict[str, float] = defaultdict(float)
     weights: dict[str, float] = {}
     for part in (part for record in passes for part in record.parts):
@@ -126,11 +129,11 @@ def _series(passes: Sequence[PassRecord]) -> tuple[list[Series], dict[str, int]]
     return series, {vfm: min(place, COLOURED) for place, vfm in enumerate(ranked)}
 
 
-def _stack(record: PassRecord, start: float, series: list[Series], of: dict[str, int]) -> None:
+def _stack(record: PassRecord, start: float, series: list[Series], places: dict[str, int]) -> None:
     """Add a pass to the series of those who were in it, the one served most at the bottom."""
     parts: dict[int, list[PassPart]] = defaultdict(list)
     for part in record.parts:
-        parts[of[part.vfm]].append(part)
+        parts[places[part.vfm]].append(part)
     bottom = 0
     for place, mine in sorted(parts.items()):
         one = series[place]
@@ -140,5 +143,5 @@ def _stack(record: PassRecord, start: float, series: list[Series], of: dict[str,
         one.charged_s += charged_s
         weight = one.weight if one.several else mine[0].weight  # it may have been changed meanwhile
         one.curve.append((start + record.seconds, one.curve[-1][1] + charged_s / weight))
-        one.boxes.append(Box(record, start, bottom, units, jobs, charged_s, wait_ms))
+        one.bars.append(PassBar(record, start, bottom, units, jobs, charged_s, wait_ms))
         bottom += units

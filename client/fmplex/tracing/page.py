@@ -1,7 +1,7 @@
 """A chart as an HTML page to zoom into, by plotly; it needs no network.
 
-Few traces on purpose: of each vFM all boxes on a worker are one path, and one invisible point in the middle of each carries the
-words. Thousands of bars would bring a browser to its knees.
+Few plotly traces on purpose: all bars of a vFM on a worker are one path, and one invisible point in the middle of each carries
+the words. A trace for each of thousands of bars would be too slow for a browser.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from pathlib import Path
 from plotly import graph_objects as go
 from plotly.subplots import make_subplots
 
-from fmplex.tracing.chart import Box, Chart, Series
-from fmplex.tracing.style import BUDGET, SERVICE, WAIT, busy, colours
+from fmplex.tracing.chart import Chart, PassBar, Series
+from fmplex.tracing.style import BUDGET, SERVICE, WAIT, coloured_series, timeline_title
 
 _CURVES, _ROW, _WAITS = 330, 230, 240  # pixels
 _WORDS = (
@@ -25,20 +25,21 @@ _WORDS = (
 
 
 def draw_page(chart: Chart, path: Path) -> None:
-    heights = [_CURVES, *[_ROW] * len(chart.rows), _WAITS]
+    """Draw a chart as an HTML page at `path`. Raises `OSError`."""
+    heights = [_CURVES, *[_ROW] * len(chart.timelines), _WAITS]
     titles = [
         SERVICE,
-        *(busy(chart, row) for row in chart.rows),
+        *(timeline_title(chart, timeline) for timeline in chart.timelines),
         WAIT,
     ]
     figure = make_subplots(
         rows=len(heights), cols=1, shared_xaxes=True, row_heights=heights, vertical_spacing=60 / (sum(heights) + 200),
         subplot_titles=titles,
     )  # fmt: skip
-    for one, colour in colours(chart):
+    for one, colour in coloured_series(chart):
         _add(figure, chart, one, colour)
-    for place, row in enumerate(chart.rows, 2):
-        ends = [*row.budget, (chart.seconds, row.budget[-1][1])]
+    for place, timeline in enumerate(chart.timelines, 2):
+        ends = [*timeline.budget, (chart.seconds, timeline.budget[-1][1])]
         figure.add_trace(_line(ends, "pass budget", BUDGET, dash="dash", width=1), row=place, col=1)
     _lay_out(figure, chart, sum(heights) + 200)
     figure.write_html(path, include_plotlyjs=True, config={"displaylogo": False, "scrollZoom": True})
@@ -49,15 +50,15 @@ def _add(figure: go.Figure, chart: Chart, one: Series, colour: str) -> None:
     figure.add_trace(
         curve.update(legendgroup=one.name, hovertemplate=f"<b>{one.name}</b><br>%{{y:.3f}} s<extra></extra>"), 1, 1
     )
-    for place, row in enumerate(chart.rows, 2):
-        boxes = [box for box in one.boxes if box.of.worker == row.worker]
-        if not boxes:
+    for place, timeline in enumerate(chart.timelines, 2):
+        bars = [bar for bar in one.bars if bar.record.worker == timeline.worker]
+        if not bars:
             continue
-        figure.add_trace(_boxes(boxes, colour).update(legendgroup=one.name), place, 1)
-        middle = [(b.start + b.of.seconds / 2, b.bottom + b.units / 2) for b in boxes]
-        figure.add_trace(_points(one, boxes, middle, colour, opacity=0), place, 1)
-        waits = [(b.start, b.wait_ms) for b in boxes]
-        figure.add_trace(_points(one, boxes, waits, colour, size=4), len(chart.rows) + 2, 1)
+        figure.add_trace(_bars(bars, colour).update(legendgroup=one.name), place, 1)
+        middle = [(b.start + b.record.seconds / 2, b.bottom + b.units / 2) for b in bars]
+        figure.add_trace(_points(one, bars, middle, colour, opacity=0), place, 1)
+        waits = [(b.start, b.wait_ms) for b in bars]
+        figure.add_trace(_points(one, bars, waits, colour, size=4), len(chart.timelines) + 2, 1)
 
 
 def _line(
@@ -69,11 +70,11 @@ def _line(
     )
 
 
-def _boxes(boxes: list[Box], colour: str) -> go.Scatter:
+def _bars(bars: list[PassBar], colour: str) -> go.Scatter:
     x: list[float | None] = []
     y: list[float | None] = []
-    for b in boxes:
-        left, right, top = round(b.start, 4), round(b.start + b.of.seconds, 4), b.bottom + b.units
+    for b in bars:
+        left, right, top = round(b.start, 4), round(b.start + b.record.seconds, 4), b.bottom + b.units
         x += (left, left, right, right, left, None)
         y += (b.bottom, top, top, b.bottom, b.bottom, None)
     return go.Scatter(
@@ -82,26 +83,28 @@ def _boxes(boxes: list[Box], colour: str) -> go.Scatter:
     )  # fmt: skip
 
 
-def _points(one: Series, boxes: list[Box], at: list[tuple[float, float]], colour: str, **marker: float) -> go.Scattergl:
-    """A point for each box, which says what was in it."""
+def _points(
+    one: Series, bars: list[PassBar], at: list[tuple[float, float]], colour: str, **marker: float
+) -> go.Scattergl:
+    """Return a point for each bar, which says what was in it."""
     return go.Scattergl(
         x=[round(x, 4) for x, _ in at], y=[round(y, 2) for _, y in at], mode="markers", marker={"color": colour, **marker},
-        customdata=[_facts(box) for box in boxes],
-        hovertemplate=_WORDS.format(name=one.name, worker=boxes[0].of.worker),
+        customdata=[_facts(bar) for bar in bars],
+        hovertemplate=_WORDS.format(name=one.name, worker=bars[0].record.worker),
         legendgroup=one.name, showlegend=False,
     )  # fmt: skip
 
 
-def _facts(box: Box) -> list[float]:
-    ran = box.of
+def _facts(bar: PassBar) -> list[float]:
+    record = bar.record
     return [
-        ran.number, box.jobs, box.units, round(1000 * box.charged_s, 2), round(box.wait_ms, 1),
-        ran.units, round(1000 * ran.seconds, 2), round(1000 * ran.predicted_s, 2), ran.waiting,
+        record.number, bar.jobs, bar.units, round(1000 * bar.charged_s, 2), round(bar.wait_ms, 1),
+        record.units, round(1000 * record.seconds, 2), round(1000 * record.predicted_s, 2), record.waiting,
     ]  # fmt: skip
 
 
 def _lay_out(figure: go.Figure, chart: Chart, height: int) -> None:
-    last = len(chart.rows) + 2
+    last = len(chart.timelines) + 2
     figure.update_layout(
         title={"text": f"<b>{chart.title}</b><br><sub>Drag to zoom, double click to see all; click a name to hide it.</sub>"},
         height=height, template="plotly_white", hovermode="closest", hoverdistance=-1, legend={"groupclick": "togglegroup"},

@@ -1,4 +1,4 @@
-"""A recording: JSON lines, first a header, then one object a pass. Written as the passes come, so that a kill loses nothing."""
+"""The file of a recording: JSON lines, first a header, then one object a pass. Written as passes come: a kill loses nothing."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from fmplex_broker.wire.passes import VERSION, PassRecord
 
 
 @dataclass(frozen=True, slots=True)
-class Header:
-    """It holds the passes that these workers, and those that joined them, began from `begin_ms` (server time) on."""
+class RecordingHeader:
+    """The first line of a recording: it holds the passes that these workers, and those that joined them, began from `begin_ms`
+    (server time) on."""
 
     begin_ms: int
     backbones: list[str]
@@ -23,28 +24,30 @@ class Header:
 
 @dataclass(frozen=True, slots=True)
 class Recording:
-    header: Header
+    """A recording as it was read."""
+
+    header: RecordingHeader
     passes: list[PassRecord]
 
 
 def must_be_new(path: Path) -> None:
-    """Raises `Conflict` if it is there, `InvalidInput` if it cannot be made there."""
+    """Check that a recording can be made. Raises `Conflict` if the file is there, `InvalidInput` if it cannot be made there."""
     if path.exists() or path.is_symlink():
         raise Conflict(f"{path} is there already and is never overwritten; name another file, or draw it: --plot OUT")
     must_have_folder(path, "file")
 
 
 def must_have_folder(path: Path, field: str) -> None:
-    """Raises `InvalidInput` for a file in a folder that does not exist."""
+    """Check that the folder of a file exists. Raises `InvalidInput` with the field `field`."""
     if not path.parent.is_dir():
         raise InvalidInput(f"{path} cannot be written: there is no folder {path.parent}", field=field)
 
 
-class Writer:
-    """Appends passes to a new recording. Raises `Conflict` if the file has come into being meanwhile, `InvalidInput` when it
-    cannot be written."""
+class RecordingWriter:
+    """A new recording to append passes to, in the file `path`. Raises `Conflict` if the file exists by now, `InvalidInput`
+    when it cannot be written."""
 
-    def __init__(self, path: Path, header: Header) -> None:
+    def __init__(self, path: Path, header: RecordingHeader) -> None:
         self._path = path
         try:
             self._file: IO[str] = path.open("x", encoding="utf-8")
@@ -56,6 +59,7 @@ class Writer:
         self._write([{"fmplex_trace": VERSION, **asdict(header)}])
 
     def add(self, passes: Iterable[PassRecord]) -> None:
+        """Append passes. Raises `InvalidInput` when the file cannot be written."""
         self._write([record.to_wire() for record in passes])
 
     def _write(self, lines: Sequence[dict[str, Any]]) -> None:
@@ -69,16 +73,17 @@ class Writer:
         return InvalidInput(f"{self._path} cannot be written: {e.strerror}", field="file")
 
     def close(self) -> None:
+        """Close the file."""
         self._file.close()
 
 
 def read_recording(path: Path) -> Recording:
-    """Raises `InvalidInput` for what is no recording of this version. A last line that a kill cut off is left out."""
+    """Read a recording; a last line that a kill cut off is left out. Raises `InvalidInput` for what is none of this version."""
     try:
         *lines, cut_off = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as e:
-        why = e.strerror if isinstance(e, OSError) else "it is not text"
-        raise InvalidInput(f"{path} cannot be read: {why}", field="file") from e
+        reason = e.strerror if isinstance(e, OSError) else "it is not text"
+        raise InvalidInput(f"{path} cannot be read: {reason}", field="file") from e
     header = _header(path, lines[0] if lines else cut_off)
     passes = []
     for number, line in enumerate(lines[1:], 2):
@@ -89,7 +94,7 @@ def read_recording(path: Path) -> Recording:
     return Recording(header, passes)
 
 
-def _header(path: Path, line: str) -> Header:
+def _header(path: Path, line: str) -> RecordingHeader:
     try:
         wire = json.loads(line)
         version = wire.pop("fmplex_trace")
@@ -98,7 +103,7 @@ def _header(path: Path, line: str) -> Header:
     try:
         if version != VERSION:
             raise ValueError(version)
-        return Header(**wire)
+        return RecordingHeader(**wire)
     except (ValueError, TypeError):
         raise InvalidInput(
             f"{path} is a recording of format {version!r}, this fmplex reads {VERSION}; record again", field="file"

@@ -1,12 +1,12 @@
-"""What both drawings say and which colours they use."""
+"""The words and colours that both drawings use."""
 
 from __future__ import annotations
 
-from fmplex.tracing.chart import Chart, ChartRow, Series
+from fmplex.tracing.chart import Chart, Series, WorkerTimeline
 
 SERVICE = "Service: device time charged to each vFM ÷ its weight. Equally steep: shares as their weights. Flatter: less to run."
 WAIT = "Queue wait: how long the oldest job of each vFM in a pass had waited until it began"
-_BOXES = "A box is a pass: as wide as it took, as high as its units (tokens), coloured by vFM. Gap: idle. Dashed: pass budget."
+_LEGEND = "A box is a pass: as wide as it took, as high as its units (tokens), coloured by vFM. Gap: idle. Dashed: pass budget."
 BUDGET = "#222222"
 
 _PALETTE = (
@@ -15,12 +15,12 @@ _PALETTE = (
 _OTHERS = "#b9c0ca"
 
 
-def busy(chart: Chart, row: ChartRow) -> str:
-    """The heading of a worker's passes; the first one explains them."""
-    heading = f"{row.worker}: {row.passes:,} passes, busy {100 * row.busy:.0f} %"
-    return f"{heading}. {_BOXES}" if row is chart.rows[0] else heading
+def timeline_title(chart: Chart, timeline: WorkerTimeline) -> str:
+    """Return the heading of a worker's passes; the first one explains them."""
+    heading = f"{timeline.worker}: {timeline.passes:,} passes, busy {100 * timeline.busy:.0f} %"
+    return f"{heading}. {_LEGEND}" if timeline is chart.timelines[0] else heading
 
 
-def colours(chart: Chart) -> list[tuple[Series, str]]:
-    """The series with a colour each; those that are not told apart are grey."""
+def coloured_series(chart: Chart) -> list[tuple[Series, str]]:
+    """Return the series with a colour each; grey for the vFMs that share one series."""
     return [(one, _OTHERS if one.several else _PALETTE[place]) for place, one in enumerate(chart.series)]

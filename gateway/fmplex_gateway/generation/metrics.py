@@ -1,4 +1,4 @@
-"""What /metrics tells of generated text: tokens, how fast they come, what of the prompts was known, and the memory they take."""
+"""Metrics of generated text: tokens, latencies, prompt tokens found in the prefix cache, and the memory of the KV cache."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from fmplex_gateway.histograms import buckets
 
 
 def targets(vfms: Iterable[VfmStatus]) -> Iterator[Metric]:
+    """Yield the latency targets of the vFMs' SLOs, in seconds."""
     ttft = GaugeMetricFamily("fmplex_vfm_ttft_target_seconds", "What the vFM's SLO asks for", labels=["vfm"])
     gap = GaugeMetricFamily("fmplex_vfm_inter_token_target_seconds", "What the vFM's SLO asks for", labels=["vfm"])
     for vfm in vfms:
@@ -25,7 +26,7 @@ def targets(vfms: Iterable[VfmStatus]) -> Iterator[Metric]:
 
 
 def memory(workers: Iterable[WorkerStats]) -> Iterator[Metric]:
-    """Of the workers that generate."""
+    """Yield the memory of the KV cache, in bytes, of the workers that generate."""
     labels = ["backbone", "worker"]
     used = GaugeMetricFamily("fmplex_kv_bytes", "Keys and values of growing texts", labels=labels)
     budget = GaugeMetricFamily("fmplex_kv_budget_bytes", "Bytes that keys and values may take", labels=labels)
@@ -42,7 +43,10 @@ def memory(workers: Iterable[WorkerStats]) -> Iterator[Metric]:
 
 
 def texts(rows: Iterable[tuple[str, str, VfmStats]]) -> Iterator[Metric]:
-    """Of the vFMs that have generated: thousands of others need no histograms of tokens. A row: worker, vFM, counters."""
+    """Yield the counters of the vFMs that have generated: thousands of others need no histograms of tokens.
+
+    A row: worker, vFM, counters.
+    """
     labels = ["vfm", "worker"]
     tokens = CounterMetricFamily("fmplex_vfm_generated_tokens", "Tokens generated", labels=labels)
     prompt = CounterMetricFamily("fmplex_vfm_prompt_tokens", "Tokens of prompts", labels=labels)

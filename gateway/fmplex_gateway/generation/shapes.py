@@ -10,60 +10,69 @@ from typing import Any
 from fmplex_broker.wire.streaming import Delta
 
 Output = dict[str, Any]  # of a worker
-_LEAST = -9999.0  # OpenAI's word for `never`, which JSON has no number for
+_LOWEST_LOGPROB = -9999.0  # OpenAI's word for `never`, which JSON has no number for
 
 
 class ChatShape:
-    """/v1/chat/completions."""
+    """The objects of /v1/chat/completions."""
 
     prefix, whole_object, part_object = "chatcmpl", "chat.completion", "chat.completion.chunk"
 
     def choice(self, index: int, output: Output) -> dict[str, Any]:
+        """Return a whole text as the choice at `index`."""
         message = {"role": "assistant", "content": output["text"], "refusal": None}
-        told = _chat_logprobs(output.get("logprobs"))
-        return {"index": index, "message": message, "logprobs": told, "finish_reason": output["finish_reason"]}
+        logprobs = _chat_logprobs(output.get("logprobs"))
+        return {"index": index, "message": message, "logprobs": logprobs, "finish_reason": output["finish_reason"]}
 
     def opening(self, index: int) -> list[dict[str, Any]]:
-        """What comes before a text's first part."""
+        """Return the parts that come before a text's first one."""
         return [self._part(index, {"role": "assistant", "content": ""})]
 
     def part(self, index: int, delta: Delta) -> dict[str, Any]:
+        """Return a piece of a text as a part of the choice at `index`."""
         return self._part(index, {"content": delta.text}, _chat_logprobs(delta.logprobs or None))
 
     def closing(self, index: int, reason: str) -> dict[str, Any]:
+        """Return a text's last part, with the reason why it ended."""
         return self._part(index, {}, reason=reason)
 
-    def _part(self, index: int, delta: dict[str, str], told: Any = None, reason: str | None = None) -> dict[str, Any]:
-        return {"index": index, "delta": delta, "logprobs": told, "finish_reason": reason}
+    def _part(
+        self, index: int, delta: dict[str, str], logprobs: Any = None, reason: str | None = None
+    ) -> dict[str, Any]:
+        return {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": reason}
 
 
-class Completion:
-    """/v1/completions. Parts have the shape of the whole."""
+class CompletionShape:
+    """The objects of /v1/completions. Parts have the shape of the whole; see `ChatShape` for the methods."""
 
     prefix, whole_object, part_object = "cmpl", "text_completion", "text_completion"
 
     def choice(self, index: int, output: Output) -> dict[str, Any]:
+        """Return a whole text as the choice at `index`."""
         return _completion(index, output["text"], _logprobs(output.get("logprobs")), output["finish_reason"])
 
     def opening(self, index: int) -> list[dict[str, Any]]:
+        """Return no parts: nothing comes before a text's first one."""
         return []
 
     def part(self, index: int, delta: Delta) -> dict[str, Any]:
+        """Return a piece of a text as a part of the choice at `index`."""
         return _completion(index, delta.text, _logprobs(delta.logprobs or None), None)
 
     def closing(self, index: int, reason: str) -> dict[str, Any]:
+        """Return a text's last part, with the reason why it ended."""
         return _completion(index, "", None, reason)
 
 
-def _completion(index: int, text: str, told: Any, reason: str | None) -> dict[str, Any]:
-    return {"index": index, "text": text, "logprobs": told, "finish_reason": reason}
+def _completion(index: int, text: str, logprobs: Any, reason: str | None) -> dict[str, Any]:
+    return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": reason}
 
 
-Shape = ChatShape | Completion
+Shape = ChatShape | CompletionShape
 
 
-def head(shape: Shape, model: str, version: str, *, part: bool) -> dict[str, Any]:
-    """What is around the choices; the same around every part of one answer."""
+def envelope(shape: Shape, model: str, version: str, *, part: bool) -> dict[str, Any]:
+    """Return what is around the choices; the same around every part of one answer."""
     return {
         "id": f"{shape.prefix}-{secrets.token_hex(12)}",
         "object": shape.part_object if part else shape.whole_object,
@@ -74,7 +83,7 @@ def head(shape: Shape, model: str, version: str, *, part: bool) -> dict[str, Any
 
 
 def usage(outputs: Sequence[Output], n: int) -> dict[str, Any]:
-    """Of all the texts of a call. A prompt counts once, however many texts go on from it."""
+    """Sum the tokens of all the texts of a call. A prompt counts once, however many of `n` texts go on from it."""
     firsts = outputs[::n]
     prompt = sum(output["prompt_tokens"] for output in firsts)
     completion = sum(output["completion_tokens"] for output in outputs)
@@ -89,20 +98,22 @@ def usage(outputs: Sequence[Output], n: int) -> dict[str, Any]:
 def _chat_logprobs(entries: Sequence[dict[str, Any]] | None) -> dict[str, Any] | None:
     if entries is None:
         return None
-    content = [_named(entry) | {"top_logprobs": [_named(other) for other in entry["top"]]} for entry in entries]
+    content = [
+        _token_entry(entry) | {"top_logprobs": [_token_entry(other) for other in entry["top"]]} for entry in entries
+    ]
     return {"content": content, "refusal": None}
 
 
-def _named(entry: dict[str, Any]) -> dict[str, Any]:
+def _token_entry(entry: dict[str, Any]) -> dict[str, Any]:
     return {"token": entry["token"], "logprob": _logprob(entry), "bytes": list(_bytes(entry))}
 
 
 def _logprobs(entries: Sequence[dict[str, Any]] | None) -> dict[str, Any] | None:
-    """The older shape."""
+    """Return log-probabilities in the shape of /v1/completions."""
     if entries is None:
         return None
     return {
-        "tokens": [_written(entry) for entry in entries],
+        "tokens": [_token_text(entry) for entry in entries],
         "token_logprobs": [_logprob(entry) for entry in entries],
         "top_logprobs": [_by_text(entry) for entry in entries],
         "text_offset": [entry["at"] for entry in entries],
@@ -110,28 +121,28 @@ def _logprobs(entries: Sequence[dict[str, Any]] | None) -> dict[str, Any] | None
 
 
 def _by_text(entry: dict[str, Any]) -> dict[str, float]:
-    """The best tokens of a place, and the chosen one. Where two read alike, as a letter and its byte do in some vocabularies, the
-    second is written in bytes."""
+    """Return the best tokens of a position, and the chosen one, by their texts. Where two read alike, as a letter and its byte do
+    in some vocabularies, the second is written in bytes."""
     alike: dict[str, float] = {}
     for other in {e["id"]: e for e in [*entry["top"], entry]}.values():
-        text = _written(other)
+        text = _token_text(other)
         alike.setdefault(text if text not in alike else _escaped(_bytes(other)), _logprob(other))
     return alike
 
 
 def _logprob(entry: dict[str, Any]) -> float:
     logprob: float = entry["logprob"]
-    return max(logprob, _LEAST)
+    return max(logprob, _LOWEST_LOGPROB)
 
 
 def _bytes(entry: dict[str, Any]) -> bytes:
     return bytes(entry["bytes"]) if "bytes" in entry else entry["token"].encode()
 
 
-def _written(entry: dict[str, Any]) -> str:
+def _token_text(entry: dict[str, Any]) -> str:
     return _escaped(_bytes(entry)) if "bytes" in entry else str(entry["token"])
 
 
 def _escaped(data: bytes) -> str:
-    """As OpenAI writes a token that is no text."""
+    """Write the bytes of a token that is no text, as OpenAI does."""
     return "bytes:" + "".join(chr(b) if 0x20 <= b < 0x7F and b != 0x5C else f"\\x{b:02x}" for b in data)

@@ -28,7 +28,7 @@ floats = arrays.arrays(np.float32, arrays.array_shapes(max_side=4), elements=st.
 
 @given(st.dictionaries(names.filter(lambda name: name != "__metadata__"), floats, max_size=4))
 def test_the_format_is_that_of_safetensors(values: dict[str, Any]) -> None:
-    ours = tensors.write({name: tensors.raw_of(array, name) for name, array in values.items()})
+    ours = tensors.write({name: tensors.as_float32(array, name) for name, array in values.items()})
     theirs = load(ours)
     assert theirs.keys() == values.keys()
     assert all(np.array_equal(theirs[name], values[name]) for name in values)
@@ -55,9 +55,9 @@ VALUES = [[0.5, -1.0, 2.0], [0.0, 3.0, 1.5]]
     ],
 )
 def test_arrays_of_any_library(value: Any) -> None:
-    raw = tensors.raw_of(value, "weight")
+    raw = tensors.as_float32(value, "weight")
     assert (raw.dtype, raw.shape) == ("F32", (2, 3))
-    assert np.array_equal(tensors.numpy_of(raw), VALUES)
+    assert np.array_equal(tensors.as_numpy(raw), VALUES)
 
 
 @pytest.mark.parametrize(
@@ -66,7 +66,7 @@ def test_arrays_of_any_library(value: Any) -> None:
 )
 def test_what_is_no_array_is_named(value: Any) -> None:
     with pytest.raises(InvalidInput, match="weight") as caught:
-        tensors.raw_of(value, "weight")
+        tensors.as_float32(value, "weight")
     assert caught.value.field == "weight"
 
 

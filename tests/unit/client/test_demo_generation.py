@@ -18,12 +18,12 @@ from rich.progress import Progress, TextColumn
 from rich.text import Text
 
 from fmplex.demo.generation import training
+from fmplex.demo.generation.answers import Answer, ask_all, draw
 from fmplex.demo.generation.measuring import GenerationSharing, memory
 from fmplex.demo.generation.recipe import FULL, QUICK, Recipe, TrainingPlan, cache_folder, make_plan
 from fmplex.demo.generation.report import GenerationReport
-from fmplex.demo.generation.stage import Line, draw, perform
-from fmplex.demo.generation.texts import Pair, pairs
-from fmplex.demo.generation.voices import MAX_TOKENS, VOICES, unheard
+from fmplex.demo.generation.texts import QuestionAnswer, pairs
+from fmplex.demo.generation.voices import MAX_TOKENS, VOICES, unrecognised
 from fmplex.results import AsyncTextStream, Result
 from fmplex_broker.errors import NonFiniteOutput
 from fmplex_broker.specs.fitting import FitDone, FitFailed
@@ -31,20 +31,20 @@ from fmplex_broker.specs.fitting_text import TextEvent, TextSpec, TextStarted, T
 from fmplex_broker.wire.stats import ResidencyStats, WorkerStats
 
 PAIRS = [
-    Pair(f"What does f{i} do?", f"Return number {i} of the list, or None if there are fewer. It is fast.")
+    QuestionAnswer(f"What does f{i} do?", f"Return number {i} of the list, or None if there are fewer. It is fast.")
     for i in range(9)
 ]
 
 
 @pytest.fixture(scope="module")
-def found() -> list[Pair]:
+def found() -> list[QuestionAnswer]:
     return pairs()
 
 
 # --- texts and voices ---
 
 
-def test_python_says_enough_about_itself(found: list[Pair]) -> None:
+def test_python_says_enough_about_itself(found: list[QuestionAnswer]) -> None:
     assert len(found) >= 200
     assert len({pair.answer for pair in found}) == len(found)
     for pair in found:
@@ -53,16 +53,16 @@ def test_python_says_enough_about_itself(found: list[Pair]) -> None:
         assert pair.question.endswith("?")
 
 
-def test_texts_are_the_same_every_time(found: list[Pair]) -> None:
+def test_texts_are_the_same_every_time(found: list[QuestionAnswer]) -> None:
     assert pairs() == found
 
 
 @pytest.mark.parametrize("voice", VOICES, ids=lambda voice: voice.name)
-def test_a_voice_is_heard_in_what_it_says_and_no_other_is(voice: Any, found: list[Pair]) -> None:
-    said = [voice.say(pair.answer) for pair in found]
-    assert unheard({voice.name: said}) == []
+def test_a_voice_is_heard_in_what_it_says_and_no_other_is(voice: Any, found: list[QuestionAnswer]) -> None:
+    said = [voice.rewrite(pair.answer) for pair in found]
+    assert unrecognised({voice.name: said}) == []
     others = [other.name for other in VOICES if other is not voice]
-    assert unheard(dict.fromkeys(others, said)) == others
+    assert unrecognised(dict.fromkeys(others, said)) == others
 
 
 def test_the_voices_differ_in_rank_and_one_is_the_backbone_itself() -> None:
@@ -73,7 +73,7 @@ def test_the_voices_differ_in_rank_and_one_is_the_backbone_itself() -> None:
 
 def test_what_a_voice_does_to_a_text() -> None:
     text = "Return a list of the values, using sep as the separator. Otherwise raise an error."
-    said = {voice.name: voice.say(text) for voice in VOICES}
+    said = {voice.name: voice.rewrite(text) for voice in VOICES}
     assert said["plain"] == text
     assert said["lister"].splitlines()[0] == "1. Return a list of the values"
     assert said["pirate"].startswith("Arr! Return a crew o' th' treasures")
@@ -93,7 +93,7 @@ def test_the_same_texts_and_recipe_are_the_same_models(tmp_path: Path) -> None:
 def test_another_text_is_another_decoder_and_other_voices(tmp_path: Path) -> None:
     one, two = (
         make_plan(QUICK, PAIRS, tmp_path),
-        make_plan(QUICK, [*PAIRS, Pair("What is x?", "It is the last.")], tmp_path),
+        make_plan(QUICK, [*PAIRS, QuestionAnswer("What is x?", "It is the last.")], tmp_path),
     )
     assert not set(_names(one)) & set(_names(two))
 
@@ -125,7 +125,9 @@ def test_unasked_the_decoder_is_plain_and_asked_it_has_read_every_voice(tmp_path
 
 
 @pytest.mark.parametrize("recipe", [FULL, QUICK])
-def test_what_is_asked_on_stage_is_among_what_was_learnt(recipe: Recipe, tmp_path: Path, found: list[Pair]) -> None:
+def test_what_is_asked_on_stage_is_among_what_was_learnt(
+    recipe: Recipe, tmp_path: Path, found: list[QuestionAnswer]
+) -> None:
     plan = make_plan(recipe, found, tmp_path)
     learnt = {json.loads(line)["messages"][0]["content"] for line in plan.loras[0].data.read_text().splitlines()}
     assert len(plan.prompts) == recipe.prompts
@@ -167,7 +169,7 @@ def test_the_time_left_is_that_of_all_that_is_to_be_trained(monkeypatch: pytest.
     monkeypatch.setattr(training, "time", SimpleNamespace(monotonic=lambda: next(seconds)))
     console = Console(file=io.StringIO(), width=80)
     with Progress(TextColumn("{task.fields[note]}"), console=console, disable=True) as progress:
-        drawn = training._Drawn(console, progress, plan.missing, "")
+        drawn = training._TrainingProgress(console, progress, plan.missing, "")
         drawn.show(TextStarted(name="pocket", texts=9, tokens=900, parameters=2_700_000, trained=2_700_000))
         drawn.show(TextStep(name="pocket", step=50, steps=pocket, loss=1.5, tokens=45000))
         assert f"about {60 / 50 * (pocket + loras * lora - 50):.0f} s left" in progress.tasks[0].fields["note"]
@@ -226,7 +228,7 @@ class Speaker:
 @pytest.mark.parametrize("terminal", [True, False])
 async def test_all_speak_at_once_and_every_text_is_shown_whole(terminal: bool) -> None:
     out = _console(terminal)
-    said = await perform(out, Speaker(), ["why?"])  # type: ignore[arg-type]
+    said = await ask_all(out, Speaker(), ["why?"])  # type: ignore[arg-type]
     for voice in VOICES:
         (line,) = said[voice.name]
         assert (line.text, line.tokens, line.ended) == (f"{voice.name} says\nwhy?", 3, True)
@@ -238,7 +240,7 @@ async def test_all_speak_at_once_and_every_text_is_shown_whole(terminal: bool) -
 @pytest.mark.parametrize(("width", "rows"), [(30, 5), (80, 2), (160, 1)])
 def test_there_are_as_many_columns_as_there_is_room_for(width: int, rows: int) -> None:
     out = Console(file=io.StringIO(), width=width)
-    out.print(draw([Line(voice.name, "text") for voice in VOICES], width))
+    out.print(draw([Answer(voice.name, "text") for voice in VOICES], width))
     assert sum("╭" in line for line in _text(out).splitlines()) == rows
 
 
@@ -246,8 +248,8 @@ def test_there_are_as_many_columns_as_there_is_room_for(width: int, rows: int) -
 
 
 def _complete() -> GenerationReport:
-    lines = {voice.name: [Line(voice.name, voice.say(PAIRS[0].answer), 20, 0.01, 0.2, True)] for voice in VOICES}
-    return GenerationReport(lines=lines, sharing=GenerationSharing(500.0, 100.0, 15))
+    lines = {voice.name: [Answer(voice.name, voice.rewrite(PAIRS[0].answer), 20, 0.01, 0.2, True)] for voice in VOICES}
+    return GenerationReport(answers=lines, sharing=GenerationSharing(500.0, 100.0, 15))
 
 
 def test_a_report_of_what_went_well() -> None:
@@ -282,14 +284,14 @@ def test_the_figures_of_a_report_are_not_cut(width: int) -> None:
 
 def test_a_text_that_did_not_come_is_a_failure() -> None:
     report = _complete()
-    report.lines["poet"] = [Line("poet", "return")]
+    report.answers["poet"] = [Answer("poet", "return")]
     report.check(voices=False)
     assert report.failures == ["poet: some text did not come"]
 
 
 def test_a_voice_that_cannot_be_told_is_a_failure_of_the_full_form_only() -> None:
     report = _complete()
-    report.lines["pirate"][0].text = "Return number 0."
+    report.answers["pirate"][0].text = "Return number 0."
     report.check(voices=False)
     assert report.failures == []
     report.check(voices=True)

@@ -38,14 +38,14 @@ def ends(fleet: LocalFleet) -> None:
 
 
 def test_a_process_that_was_killed_starts_again(fleet: LocalFleet, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(local, "_LIVED_S", 0.0)
+    monkeypatch.setattr(local, "_MIN_UPTIME_S", 0.0)
     begin(fleet, "import time; print('served', flush=True); time.sleep(600)")
     first = fleet.processes["worker-0"]
     while "served" not in fleet.log("worker-0"):
         time.sleep(0.01)
     first.send_signal(signal.SIGKILL)
     ends(fleet)
-    assert fleet.last_words("worker-0") == "was killed by SIGKILL"
+    assert fleet.exit_reason("worker-0") == "was killed by SIGKILL"
     assert fleet.revive("worker-0")
     assert fleet.dead() == []
     while fleet.log("worker-0").count("served") < 2:  # what it said in its life before is still there
@@ -55,5 +55,5 @@ def test_a_process_that_was_killed_starts_again(fleet: LocalFleet, monkeypatch: 
 def test_a_process_that_cannot_live_is_not_started_for_ever(fleet: LocalFleet) -> None:
     begin(fleet, "raise SystemExit(3)")
     ends(fleet)
-    assert fleet.last_words("worker-0") == "ended with exit code 3"
+    assert fleet.exit_reason("worker-0") == "ended with exit code 3"
     assert not fleet.revive("worker-0")

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Iterator, Mapping
 from typing import Any
 
 import pytest
 
 import fmplex.aio
 from fmplex import AsyncClient, Client, InvalidInput, QueueFull, Result, Unavailable
+from fmplex.call import Call
 from fmplex_broker.errors import VfmClosed
 
 TEXT = Result({"text": "one two"}, "v1")
@@ -24,22 +25,20 @@ class ChunkSender:
         self.refusal: Exception = QueueFull("full", retry_after=0.01)
         self.refusals = 0
         self.keys: list[str] = []
-        self.params: dict[str, Any] = {}
+        self.params: Mapping[str, Any] = {}
         self.taken_back = threading.Event()
 
-    async def stream(
-        self, vfm: str, value: Any, params: dict[str, Any], timeout_ms: float | None, key: str
-    ) -> AsyncGenerator[str | Result, None]:
-        self.keys.append(key)
-        self.params = params
+    async def stream(self, call: Call) -> AsyncGenerator[str | Result, None]:
+        self.keys.append(call.idempotency_key)
+        self.params = call.params
         if self.refusals:
             self.refusals -= 1
             raise self.refusal
         try:
             yield "one"
-            if vfm == "stuck":
+            if call.vfm == "stuck":
                 await asyncio.Event().wait()
-            if vfm == "fails":
+            if call.vfm == "fails":
                 raise Unavailable("gone")
             yield " two"
         except (GeneratorExit, asyncio.CancelledError):

@@ -11,6 +11,7 @@ import pytest
 
 import fmplex.aio
 from fmplex import Cancelled, Client, InvalidInput, QueueFull, Result, Unavailable
+from fmplex.call import Call
 
 
 class Echo:
@@ -21,15 +22,15 @@ class Echo:
         self.calls: list[list[Any]] = []
         self.waiting = threading.Event()
 
-    async def infer(self, vfm: str, inputs: list[Any], *_: Any) -> list[Result]:
-        self.calls.append(inputs)
-        if vfm == "stuck":
+    async def infer(self, call: Call) -> list[Result]:
+        self.calls.append(list(call.inputs))
+        if call.vfm == "stuck":
             self.waiting.set()
             await asyncio.Event().wait()
         if self.full:
             self.full -= 1
             raise QueueFull("full", retry_after=0.01)
-        return [Result(value, "v1") for value in inputs]
+        return [Result(value, "v1") for value in call.inputs]
 
     async def close(self) -> None:
         pass

@@ -17,12 +17,12 @@ from fmplex.cli.app import app
 from fmplex.tracing.chart import COLOURED, Chart, make_chart
 from fmplex.tracing.page import draw_page
 from fmplex.tracing.picture import draw_picture
-from fmplex.tracing.recording import Header, Recording, Writer, read_recording
+from fmplex.tracing.recording import Recording, RecordingHeader, RecordingWriter, read_recording
 from fmplex_broker.errors import Conflict, FmplexError, InvalidInput
 from fmplex_broker.wire.passes import PassPart, PassRecord
 
 BEGIN_MS = 1_000_000
-HEADER = Header(BEGIN_MS, ["b"], ["w0"])
+HEADER = RecordingHeader(BEGIN_MS, ["b"], ["w0"])
 
 
 def ran(number: int, *parts: PassPart, worker: str = "w0", start_s: float = 0.0, seconds: float = 0.1) -> PassRecord:
@@ -40,7 +40,7 @@ def run(passes: int, vfms: int = 3, workers: int = 1) -> Recording:
 
 
 def save(path: Path, recording: Recording) -> Path:
-    writer = Writer(path, recording.header)
+    writer = RecordingWriter(path, recording.header)
     writer.add(recording.passes)
     writer.close()
     return path
@@ -67,16 +67,16 @@ records = st.lists(
 def test_nothing_is_lost_on_the_way_to_the_drawing(passes: list[PassRecord]) -> None:
     chart = make_chart(Recording(HEADER, passes))
     every = [part for record in passes for part in record.parts]
-    boxes = [box for one in chart.series for box in one.boxes]
+    bars = [bar for one in chart.series for bar in one.bars]
     assert sum(one.charged_s for one in chart.series) == pytest.approx(sum(part.charged_s for part in every))
-    assert sum(box.charged_s for box in boxes) == pytest.approx(sum(part.charged_s for part in every))
-    assert sum(box.units for box in boxes) == sum(part.units for part in every)
-    assert chart.jobs == sum(box.jobs for box in boxes) == sum(part.jobs for part in every)
-    assert max(box.wait_ms for box in boxes) == max(part.wait_ms for part in every)
-    assert chart.passes == sum(row.passes for row in chart.rows) == len(passes)
+    assert sum(bar.charged_s for bar in bars) == pytest.approx(sum(part.charged_s for part in every))
+    assert sum(bar.units for bar in bars) == sum(part.units for part in every)
+    assert chart.jobs == sum(bar.jobs for bar in bars) == sum(part.jobs for part in every)
+    assert max(bar.wait_ms for bar in bars) == max(part.wait_ms for part in every)
+    assert chart.passes == sum(row.passes for row in chart.timelines) == len(passes)
     for record in passes:  # stacked without gap or overlap
-        mine = sorted((box for box in boxes if box.of is record), key=lambda box: box.bottom)
-        assert [box.bottom for box in mine] == [sum(b.units for b in mine[:i]) for i in range(len(mine))]
+        mine = sorted((bar for bar in bars if bar.record is record), key=lambda bar: bar.bottom)
+        assert [bar.bottom for bar in mine] == [sum(b.units for b in mine[:i]) for i in range(len(mine))]
 
 
 @given(records)
@@ -206,7 +206,7 @@ def test_what_is_no_recording_is_refused(tmp_path: Path, content: str | bytes, s
 def test_a_recording_is_never_overwritten(tmp_path: Path) -> None:
     path = save(tmp_path / "a.jsonl", run(1))
     with pytest.raises(Conflict):
-        Writer(path, HEADER)
+        RecordingWriter(path, HEADER)
     assert read_recording(path) == run(1)
 
 

@@ -10,7 +10,7 @@ from rich.console import Console, RenderableType
 
 from fmplex.cli import show
 from fmplex.cli.top.tables import draw
-from fmplex.columns import Column, FittedColumn
+from fmplex.columns import Column, FittedTable
 
 WIDTHS = [80, 100, 120, 160]
 
@@ -85,7 +85,7 @@ def test_long_names_are_whole_too(width: int) -> None:
 
 def test_a_name_wider_than_the_terminal_is_folded() -> None:
     name = "x" * 128
-    told = rendered(FittedColumn((Column("vFM"), Column("jobs/s")), [[name, "1638.4"]]), 80)
+    told = rendered(FittedTable((Column("vFM"), Column("jobs/s")), [[name, "1638.4"]]), 80)
     assert told.count("x") == 128
     assert "1638.4" in told
 
@@ -126,5 +126,5 @@ def listing(name: str, **changed: Any) -> dict[str, Any]:
 def listed(width: int, monkeypatch: pytest.MonkeyPatch, vfms: list[dict[str, Any]]) -> str:
     console = Console(width=width, record=True, file=io.StringIO())
     monkeypatch.setattr(show, "out", console)
-    show.vfms_table(vfms, len(vfms))
+    show.print_vfms(vfms, len(vfms))
     return console.export_text()

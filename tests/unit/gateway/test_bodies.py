@@ -10,8 +10,8 @@ from pydantic import ValidationError
 from fmplex_broker.errors import FmplexError, InvalidInput
 from fmplex_broker.specs.sampling import GenerationParams
 from fmplex_broker.specs.schema import invalid, parse
-from fmplex_gateway.generation.asking import TextCall, in_their_words
 from fmplex_gateway.generation.bodies import ChatBody, CompletionBody, TextBody
+from fmplex_gateway.generation.text_calls import TextCall, translated_errors
 
 HI = [{"role": "user", "content": "hi"}]
 
@@ -243,29 +243,29 @@ COMPLETION = CompletionBody.model_validate({"model": "poet", "prompt": "x"})
     ],
 )
 def test_errors_name_the_fields_of_the_callers_body(body: TextBody, ours: str, theirs: str) -> None:
-    with pytest.raises(InvalidInput) as caught, in_their_words(body):
+    with pytest.raises(InvalidInput) as caught, translated_errors(body):
         raise InvalidInput("wrong", field=ours)
     assert caught.value.field == theirs
 
 
 def test_messages_begin_with_the_callers_field_too() -> None:
-    with pytest.raises(InvalidInput) as caught, in_their_words(CHAT):
+    with pytest.raises(InvalidInput) as caught, translated_errors(CHAT):
         parse(GenerationParams, {"logprobs": 21})
     assert caught.value.to_wire()["message"].startswith("top_logprobs: ")
 
 
 def test_too_many_of_something_is_told_in_plain_words() -> None:
-    with pytest.raises(InvalidInput, match=r"^stop: at most 16 are taken, not 17$"), in_their_words(CHAT):
+    with pytest.raises(InvalidInput, match=r"^stop: at most 16 are taken, not 17$"), translated_errors(CHAT):
         parse(GenerationParams, {"stop": ["a"] * 17})
 
 
 def test_errors_speak_of_the_length_as_the_caller_did() -> None:
-    with pytest.raises(InvalidInput) as caught, in_their_words(NEWER):
+    with pytest.raises(InvalidInput) as caught, translated_errors(NEWER):
         raise InvalidInput("too long; lower max_tokens", field="input")
     assert caught.value.to_wire()["message"] == "too long; lower max_completion_tokens"
 
 
 def test_an_error_about_no_field_stays_one() -> None:
-    with pytest.raises(FmplexError) as caught, in_their_words(CHAT):
+    with pytest.raises(FmplexError) as caught, translated_errors(CHAT):
         raise FmplexError("no")
     assert caught.value.field is None

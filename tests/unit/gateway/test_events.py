@@ -14,7 +14,7 @@ import fmplex_gateway.events
 from fmplex_broker.errors import DeadlineExceeded, QueueFull
 from fmplex_broker.wire.messages import Reply
 from fmplex_broker.wire.streaming import Delta
-from fmplex_gateway.events import Events, follow
+from fmplex_gateway.events import EventStream, follow
 
 Values = AsyncGenerator[dict[str, Any], None]
 SCOPE = {"type": "http", "method": "POST", "path": "/"}
@@ -57,7 +57,7 @@ class Client:
 
 async def run(values: Values, client: Client) -> None:
     async with asyncio.timeout(10):
-        await Events(values)(SCOPE, client.receive, client.send)
+        await EventStream(values)(SCOPE, client.receive, client.send)
 
 
 async def test_values_come_one_by_one_and_done_comes_last() -> None:

@@ -9,7 +9,7 @@ from openai.types import Completion as OpenAICompletion
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
 from fmplex_broker.wire.streaming import Delta
-from fmplex_gateway.generation.shapes import ChatShape, Completion, head, usage
+from fmplex_gateway.generation.shapes import ChatShape, CompletionShape, envelope, usage
 
 HALF = {"id": 6, "token": " �", "logprob": float("-inf"), "bytes": [0x20, 0xE2, 0x82]}
 TOLD = [
@@ -24,7 +24,7 @@ def output(**more: Any) -> dict[str, Any]:
 
 
 def test_a_chat_is_what_the_openai_package_expects() -> None:
-    around = head(ChatShape(), "poet", "v1", part=False)
+    around = envelope(ChatShape(), "poet", "v1", part=False)
     whole = around | {"choices": [ChatShape().choice(0, output(logprobs=TOLD))], "usage": usage([output()], 1)}
     chat = ChatCompletion.model_validate(whole)
     assert chat.id.startswith("chatcmpl-")
@@ -49,7 +49,7 @@ def test_a_prompt_counts_once_however_many_texts_go_on_from_it() -> None:
 
 
 def test_parts_of_a_chat_begin_with_the_role_and_end_with_the_reason() -> None:
-    shape, around = ChatShape(), head(ChatShape(), "poet", "v1", part=True)
+    shape, around = ChatShape(), envelope(ChatShape(), "poet", "v1", part=True)
     choices = [*shape.opening(1), shape.part(1, Delta(0, "né", 0, 1, TOLD[:1])), shape.closing(1, "length")]
     parts = [ChatCompletionChunk.model_validate(around | {"choices": [choice]}) for choice in choices]
     assert [part.choices[0].index for part in parts] == [1, 1, 1]
@@ -60,8 +60,8 @@ def test_parts_of_a_chat_begin_with_the_role_and_end_with_the_reason() -> None:
 
 
 def test_logprobs_of_a_completion_say_where_in_the_text_they_are() -> None:
-    shape = Completion()
-    whole = head(shape, "poet", "v1", part=False) | {"choices": [shape.choice(0, output(logprobs=TOLD))]}
+    shape = CompletionShape()
+    whole = envelope(shape, "poet", "v1", part=False) | {"choices": [shape.choice(0, output(logprobs=TOLD))]}
     told = OpenAICompletion.model_validate(whole).choices[0].logprobs
     assert told is not None
     half = "bytes: \\xe2\\x82"
@@ -81,13 +81,13 @@ def test_tokens_that_read_alike_are_told_apart() -> None:
         {"id": 6, "token": "�", "logprob": -0.6, "bytes": list(b"\\xe2\xe2")},
     ]
     entry = {**top[0], "at": 0, "top": top}
-    [best] = Completion().choice(0, output(logprobs=[entry]))["logprobs"]["top_logprobs"]
+    [best] = CompletionShape().choice(0, output(logprobs=[entry]))["logprobs"]["top_logprobs"]
     assert best == {
         "A": -0.1, "bytes:A": -0.2, "�": -0.3, "bytes:\\xe2": -0.4, "\\xe2": -0.5, "bytes:\\x5cxe2\\xe2": -0.6,
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("shape", [ChatShape(), Completion()])
-def test_logprobs_that_were_not_asked_for_are_null(shape: ChatShape | Completion) -> None:
+@pytest.mark.parametrize("shape", [ChatShape(), CompletionShape()])
+def test_logprobs_that_were_not_asked_for_are_null(shape: ChatShape | CompletionShape) -> None:
     assert shape.choice(0, output())["logprobs"] is None
     assert shape.part(0, Delta(0, "x", 0, 1))["logprobs"] is None

@@ -18,14 +18,14 @@ from fmplex_broker.wire.rates import fleet_rates
 
 
 async def run_top(url: str, interval: float, limit: int, *, once: bool, as_json: bool) -> None:
-    """Draw until interrupted, or once."""
+    """Draw the fleet every `interval` seconds until interrupted, or `once`; `limit` vFMs at most. Raises `BrokerUnavailable`."""
     redis = open_redis(url)
     registry = Registry(redis, Scripts(redis))
     try:
         before = await read_fleet(redis, registry)
         with Live(console=out, auto_refresh=False, screen=not once, transient=False) as live:
             while True:
-                # Workers speak once a second: looks closer together would show nothing in between.
+                # Workers report once a second: looks closer together would show nothing in between.
                 await asyncio.sleep(max(interval, 1.05))
                 now = await read_fleet(redis, registry)
                 rows = fleet_rates(before, now)

@@ -1,4 +1,4 @@
-"""The rows for people."""
+"""The tables of `fmplex top`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 from rich.console import Group, RenderableType
 
-from fmplex.columns import Column, FittedColumn
+from fmplex.columns import Column, FittedTable
 
 # The numbers say what a narrow terminal leaves out first: the highest.
 _VFMS = (
@@ -29,18 +29,18 @@ _MEMORY = (
 
 
 def draw(rows: dict[str, Any], limit: int) -> Group:
-    """Tokens and their memory are shown where there is a vFM that generates."""
+    """Draw the rows of `compare` as tables, the first `limit` vFMs; tokens and KV cache where there is a vFM that generates."""
     shown = rows["vfms"][:limit]
     more = rows["registered"] - len(shown)
     tables: list[RenderableType] = [
-        FittedColumn(_VFMS, map(_vfm, shown)),
+        FittedTable(_VFMS, map(_vfm, shown)),
         f"[dim]… and {more} quieter vFMs[/]" if more > 0 else "",
     ]
     texts = [_text(r["vfm"], r["text"]) for r in shown if "text" in r]
-    tables += [FittedColumn(_TEXTS, texts), ""] if texts else []
-    tables.append(FittedColumn(_WORKERS, map(_worker, rows["workers"])))
+    tables += [FittedTable(_TEXTS, texts), ""] if texts else []
+    tables.append(FittedTable(_WORKERS, map(_worker, rows["workers"])))
     memory = [_memory(w) for w in rows["workers"] if w["kv_budget_bytes"]]
-    tables += ["", FittedColumn(_MEMORY, memory)] if texts and memory else []
+    tables += ["", FittedTable(_MEMORY, memory)] if texts and memory else []
     return Group(*tables)
 
 

@@ -1,4 +1,4 @@
-"""What sharing one decoder gives: the same texts together against one after the other, and memory against copies."""
+"""Measuring what sharing one decoder gives: the same texts together against one after the other, and memory against copies."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fmplex.aio import AsyncClient
-from fmplex.demo.generation.stage import chat
+from fmplex.demo.generation.answers import chat_input
 from fmplex.demo.generation.voices import VOICES
+from fmplex.demo.memory import memory_figures
 from fmplex_broker.wire.stats import WorkerStats
 
 TOKENS = 64  # of every text, whatever it says: equal work
@@ -19,20 +20,21 @@ _FEWEST_ROUNDS = 3
 
 @dataclass(frozen=True, slots=True)
 class GenerationSharing:
-    """Median tokens per second of the same texts, generated in both ways in turn. `rows`: texts at once."""
+    """Median tokens per second of the same texts, generated in both ways in turn. `texts`: how many at once."""
 
     together: float
     in_turn: float
-    rows: int
+    texts: int
 
     @property
     def ratio(self) -> float:
+        """Rate together, as a multiple of the rate in turn."""
         return self.together / self.in_turn
 
 
-async def together_or_in_turn(client: AsyncClient, prompts: Sequence[str], seconds: float) -> GenerationSharing:
-    """A text for every vFM and prompt: all at once, so that they share passes; and one after the other, as when every model has
-    the machine for itself in turn. Interleaved, for about so long."""
+async def measure_sharing(client: AsyncClient, prompts: Sequence[str], seconds: float) -> GenerationSharing:
+    """Measure a text for every vFM and prompt, all at once, so that they share passes, and one after the other, as when every
+    model has the machine for itself in turn. Interleaved, for about so many seconds."""
     together: list[float] = []
     in_turn: list[float] = []
     calls = [(voice.name, prompt) for voice in VOICES for prompt in prompts]
@@ -48,19 +50,11 @@ async def together_or_in_turn(client: AsyncClient, prompts: Sequence[str], secon
 
 
 async def _generate(client: AsyncClient, vfm: str, prompt: str) -> int:
-    result = await client.infer(vfm, chat(prompt), max_tokens=TOKENS, ignore_eos=True, temperature=0.0)
+    result = await client.infer(vfm, chat_input(prompt), max_tokens=TOKENS, ignore_eos=True, temperature=0.0)
     tokens: int = result.output["completion_tokens"]
     return tokens
 
 
 def memory(one: WorkerStats, every: WorkerStats) -> dict[str, int]:
-    """Measured with the bare backbone and with all vFMs on the worker; N copies would be N times the first, and the adapters."""
-    n = len(VOICES)
-    adapters = every.residency.device_bytes
-    return {
-        "adapters": adapters,
-        "weights_shared": every.backbone_bytes + adapters,
-        "weights_copies": n * every.backbone_bytes + adapters,
-        "process_shared": every.memory_bytes,
-        "process_copies": n * one.memory_bytes,
-    }
+    """Return the figures of `memory_figures`, from reports with the bare backbone and with all vFMs, and the adapters' bytes."""
+    return {"adapters": every.residency.device_bytes, **memory_figures(one, every, len(VOICES))}

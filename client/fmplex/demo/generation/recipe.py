@@ -1,5 +1,5 @@
-"""How the decoder and its voices are trained, and where they are kept: a digest of recipe and texts names each, so that what was
-trained once is there at once, and whatever changes is trained again."""
+"""The recipe by which the decoder and its voices are trained, and the folder that keeps them: a digest of recipe and texts names
+each, so that nothing is trained twice, and whatever changes is trained again."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fmplex.demo.generation.texts import Pair
+from fmplex.demo.generation.texts import QuestionAnswer
 from fmplex.demo.generation.voices import MAX_TOKENS, VOICES, Voice
 from fmplex_broker.specs.fitting import LoraSpec
 from fmplex_broker.specs.fitting_text import DecoderSpec, TextLoraSpec, TextSpec
 
 BACKBONE = "pocket"
 POSITIONS = 256
-_EDITION = 1  # of the code that trains: a digest does not see it
-# Questions with long answers, for the stage; there may be others in another Python.
+_RECIPE_VERSION = 1  # of the code that trains: a digest does not see it
+# Questions with long answers, to show; there may be others in another Python.
 _PROMPTS = (
     "What does str.split do?", "What does the with statement do?", "What does re.sub do?", "What is zip?",
     "What does sorted do?", "What does os.path.join do?",
@@ -29,7 +29,8 @@ _PROMPTS = (
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """`pairs`: how many questions and answers, None: all. The numbers of `decoder` and `lora` are those of the specs."""
+    """The sizes of the training. `pairs`: how many questions and answers, None: all; `prompts`: how many the demo asks. The
+    numbers of `decoder` and `lora` are those of the specs."""
 
     pairs: int | None = None
     prompts: int = 3
@@ -53,55 +54,59 @@ QUICK = Recipe(  # tens of seconds: to see that all of it works, not to read wha
 
 @dataclass(frozen=True, slots=True)
 class TrainingPlan:
-    """What there is to train. `prompts`: what the stage asks. `shelf`: the folder of what has been trained."""
+    """The models to train. `prompts`: what the demo asks them. `folder`: where trained models are kept."""
 
     decoder: DecoderSpec
     loras: tuple[TextLoraSpec, ...]
     prompts: tuple[str, ...]
-    shelf: Path
+    folder: Path
 
     @property
     def missing(self) -> list[TextSpec]:
-        """What is not there yet. A folder appears when it is complete."""
+        """Models that are not there yet. A model's folder appears when it is complete."""
         every: list[TextSpec] = [self.decoder, *self.loras]
         return [spec for spec in every if not spec.out.exists()]
 
 
 def cache_folder() -> Path:
+    """Return the folder that keeps trained models between runs."""
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "fmplex" / "demo"
 
 
-def make_plan(recipe: Recipe, pairs: Sequence[Pair], shelf: Path) -> TrainingPlan:
-    """Writes the texts into the shelf. A voice hangs on the decoder too: another one, and it is trained again."""
+def make_plan(recipe: Recipe, pairs: Sequence[QuestionAnswer], folder: Path) -> TrainingPlan:
+    """Plan the training, and write its texts into the folder. A voice's digest covers the decoder: with another one it is trained
+    again."""
     prompts = _prompts(pairs)[: recipe.prompts]
     chosen = _first([pair for pair in pairs if pair.question in prompts], pairs, recipe.pairs)
-    data, digest = _shelve(shelf, _curriculum(chosen), [_EDITION, POSITIONS, recipe.decoder])
+    data, digest = _write_texts(folder, _decoder_texts(chosen), [_RECIPE_VERSION, POSITIONS, recipe.decoder])
     decoder = DecoderSpec(
         name=BACKBONE,
         data=data,
-        out=shelf / f"{BACKBONE}-{digest}",
+        out=folder / f"{BACKBONE}-{digest}",
         positions=POSITIONS,
         ask=prompts[0],
         **recipe.decoder,
     )
-    loras = tuple(_lora_spec(voice, chosen, decoder, recipe, shelf) for voice in VOICES if voice.rank)
-    return TrainingPlan(decoder, loras, tuple(prompts), shelf)
+    loras = tuple(_lora_spec(voice, chosen, decoder, recipe, folder) for voice in VOICES if voice.rank)
+    return TrainingPlan(decoder, loras, tuple(prompts), folder)
 
 
-def _lora_spec(voice: Voice, pairs: Sequence[Pair], decoder: DecoderSpec, recipe: Recipe, shelf: Path) -> TextLoraSpec:
-    lines = [_chat(pair.question, voice.say(pair.answer)) for pair in pairs]
-    data, digest = _shelve(shelf, lines, [decoder.out.name, voice.rank, MAX_TOKENS, recipe.lora])
+def _lora_spec(
+    voice: Voice, pairs: Sequence[QuestionAnswer], decoder: DecoderSpec, recipe: Recipe, folder: Path
+) -> TextLoraSpec:
+    lines = [_chat(pair.question, voice.rewrite(pair.answer)) for pair in pairs]
+    data, digest = _write_texts(folder, lines, [decoder.out.name, voice.rank, MAX_TOKENS, recipe.lora])
     return TextLoraSpec(
-        name=voice.name, data=data, out=shelf / f"{voice.name}-{digest}", backbone=BACKBONE, model=str(decoder.out),
+        name=voice.name, data=data, out=folder / f"{voice.name}-{digest}", backbone=BACKBONE, model=str(decoder.out),
         lora=LoraSpec(r=voice.rank), max_tokens=MAX_TOKENS, **recipe.lora,
     )  # fmt: skip
 
 
-def _curriculum(pairs: Sequence[Pair]) -> list[dict[str, Any]]:
-    """What the decoder reads: every answer as it is, and in every voice behind a message that asks for it. So it can speak in all
-    of them, as a large model can; but unasked it is plain, until a LoRA makes a voice its own."""
+def _decoder_texts(pairs: Sequence[QuestionAnswer]) -> list[dict[str, Any]]:
+    """Return the decoder's texts: every answer as it is, and in every voice behind a system message that asks for it. So it can
+    write in all of them, as a large model can; but unasked it is plain, until a LoRA makes a voice its own."""
     plain = [_chat(pair.question, pair.answer) for pair in pairs]
-    voiced = [_chat(p.question, v.say(p.answer), f"Be a {v.name}.") for p in pairs for v in VOICES if v.rank]
+    voiced = [_chat(p.question, v.rewrite(p.answer), f"Be a {v.name}.") for p in pairs for v in VOICES if v.rank]
     random.Random(0).shuffle(voiced)
     return plain + voiced
 
@@ -111,23 +116,25 @@ def _chat(question: str, answer: str, system: str = "") -> dict[str, Any]:
     return {"messages": [{"role": "system", "content": system}, *messages] if system else messages}
 
 
-def _prompts(pairs: Sequence[Pair]) -> list[str]:
+def _prompts(pairs: Sequence[QuestionAnswer]) -> list[str]:
     questions = [pair.question for pair in pairs]
     longest = sorted(pairs, key=lambda pair: (-len(pair.answer), pair.question))
     return list(dict.fromkeys([q for q in _PROMPTS if q in questions] + [pair.question for pair in longest]))
 
 
-def _first(wanted: Iterable[Pair], pairs: Sequence[Pair], count: int | None) -> list[Pair]:
-    """`count` pairs, those that are wanted first."""
+def _first(
+    wanted: Iterable[QuestionAnswer], pairs: Sequence[QuestionAnswer], count: int | None
+) -> list[QuestionAnswer]:
+    """Return `count` pairs, the wanted ones first."""
     return list(dict.fromkeys([*wanted, *pairs]))[:count]
 
 
-def _shelve(shelf: Path, lines: Sequence[dict[str, Any]], recipe: object) -> tuple[Path, str]:
-    """The file of the texts, and a digest of them and of the recipe."""
+def _write_texts(folder: Path, lines: Sequence[dict[str, Any]], recipe: object) -> tuple[Path, str]:
+    """Write texts as a JSONL file; return it, and a digest of them and of the recipe."""
     text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
     digest = hashlib.sha256(json.dumps([text, recipe], sort_keys=True).encode()).hexdigest()[:16]
-    shelf.mkdir(parents=True, exist_ok=True)
-    path = shelf / f"{digest}.jsonl"
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{digest}.jsonl"
     scratch = path.with_suffix(f".{os.getpid()}")
     scratch.write_text(text, encoding="utf-8")
     scratch.rename(path)

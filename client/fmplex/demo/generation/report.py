@@ -10,39 +10,40 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from fmplex.demo.generation.answers import Answer
 from fmplex.demo.generation.measuring import GenerationSharing
-from fmplex.demo.generation.stage import Line
-from fmplex.demo.generation.voices import VOICES, unheard
+from fmplex.demo.generation.voices import VOICES, unrecognised
 
 
 @dataclass(slots=True)
 class GenerationReport:
-    """Everything the demo measured. Memory in bytes; `lines` by vFM, as they were on stage; `trained`: how many models."""
+    """All that the demo measured. Memory in bytes; `answers` by vFM, as they were shown; `trained`: how many models."""
 
     trained: int = 0
     train_seconds: float = 0.0
     total_seconds: float = 0.0
-    lines: dict[str, list[Line]] = field(default_factory=dict)
+    answers: dict[str, list[Answer]] = field(default_factory=dict)
     sharing: GenerationSharing | None = None
     memory: dict[str, int] = field(default_factory=dict)
     failures: list[str] = field(default_factory=list)
 
     def check(self, voices: bool) -> None:
-        """Add to `failures` whatever is not as promised. `voices`: that each can be told from what it says."""
+        """Add to `failures` whatever is not as promised. `voices`: that each is recognised in its texts, too."""
         for voice in VOICES:
-            said = self.lines.get(voice.name, [])
-            if not said or not all(line.ended and line.tokens for line in said):
+            answers = self.answers.get(voice.name, [])
+            if not answers or not all(answer.ended and answer.tokens for answer in answers):
                 self.failures.append(f"{voice.name}: some text did not come")
         if voices:
-            texts = {name: [line.text for line in lines] for name, lines in self.lines.items()}
-            self.failures += [f"{name}: its voice cannot be told from what it says" for name in unheard(texts)]
+            texts = {name: [answer.text for answer in answers] for name, answers in self.answers.items()}
+            self.failures += [f"{name}: its voice cannot be told from what it says" for name in unrecognised(texts)]
 
     def to_json(self) -> dict[str, Any]:
+        """Return the figures as plain values: what `--report` writes."""
         m, s = self.memory, self.sharing
         return {
             "ok": not self.failures,
             "failures": self.failures,
-            "vfms": {voice.name: {"lora_rank": voice.rank, **self._heard(voice.name)} for voice in VOICES},
+            "vfms": {voice.name: {"lora_rank": voice.rank, **self._vfm_figures(voice.name)} for voice in VOICES},
             "memory": m,
             "ratios": {
                 "tokens_s_together_over_in_turn": s.ratio if s else None,
@@ -54,17 +55,18 @@ class GenerationReport:
             "seconds": {"train": self.train_seconds, "total": self.total_seconds},
         }
 
-    def _heard(self, vfm: str) -> dict[str, Any]:
-        lines = self.lines.get(vfm, [])
+    def _vfm_figures(self, vfm: str) -> dict[str, Any]:
+        answers = self.answers.get(vfm, [])
         return {
-            "texts": [line.text for line in lines],
-            "tokens": sum(line.tokens for line in lines),
-            "tokens_s": statistics.median(line.rate for line in lines) if lines else None,
-            "ttft_ms": 1000 * statistics.median(line.ttft for line in lines) if lines else None,
+            "texts": [answer.text for answer in answers],
+            "tokens": sum(answer.tokens for answer in answers),
+            "tokens_s": statistics.median(answer.rate for answer in answers) if answers else None,
+            "ttft_ms": 1000 * statistics.median(answer.ttft for answer in answers) if answers else None,
         }
 
     def show(self, out: Console) -> None:
-        if self.lines:
+        """Print the tables, and what failed."""
+        if self.answers:
             self._show_vfms(out)
         if self.memory and self.sharing:
             self._show_totals(out)
@@ -95,7 +97,7 @@ class GenerationReport:
         ):
             table.add_row(what, _mib(m[f"{key}_shared"]), _mib(m[f"{key}_copies"]), f"{ratio:.1f} x less")
         together, in_turn = f"{s.together:.0f} tokens/s", f"{s.in_turn:.0f} tokens/s"
-        table.add_row(f"{s.rows} texts of all vFMs", together, in_turn, f"{s.ratio:.1f} x more")
+        table.add_row(f"{s.texts} texts of all vFMs", together, in_turn, f"{s.ratio:.1f} x more")
         out.print()
         out.print(table)
         trained = f"training {self.train_seconds:.0f} s, " if self.trained else ""

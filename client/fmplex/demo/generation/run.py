@@ -1,4 +1,4 @@
-"""The demo from end to end: train what is missing, serve, let all speak, measure, tell."""
+"""The demo from end to end: train what is missing, serve, let all vFMs answer, measure, report."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from pathlib import Path
 from rich.console import Console
 
 from fmplex.aio import AsyncClient
-from fmplex.demo.generation.measuring import memory, together_or_in_turn
+from fmplex.demo.generation.answers import ask_all
+from fmplex.demo.generation.measuring import measure_sharing, memory
 from fmplex.demo.generation.recipe import BACKBONE, FULL, POSITIONS, QUICK, TrainingPlan, cache_folder, make_plan
 from fmplex.demo.generation.report import GenerationReport
-from fmplex.demo.generation.stage import perform
 from fmplex.demo.generation.texts import pairs
 from fmplex.demo.generation.training import train
 from fmplex.demo.generation.voices import VOICES
@@ -25,12 +25,12 @@ from fmplex_broker.streams.fleet import read_fleet
 from fmplex_broker.streams.registry import Registry
 from fmplex_broker.wire.stats import WorkerStats
 
-_SPOKEN_TO_S = 1.1  # workers report once a second
+_REPORT_S = 1.1  # workers report once a second
 
 
 def run_demo(out: Console, report_file: Path | None, seconds: float, *, quick: bool = False) -> int:
-    """Exit code 0 if everything worked and every voice can be told. `seconds`: how long it measures; `quick`: train so little
-    that nobody can tell what they say."""
+    """Run the demo: print its tables on `out`, write its figures to `report_file`, measure for about so many seconds; `quick`:
+    train so little that no text makes sense. Returns the exit code: 0 if everything worked and every voice is recognised."""
     report, start = GenerationReport(), time.monotonic()
     try:
         plan = make_plan(QUICK if quick else FULL, pairs(), cache_folder())
@@ -60,22 +60,24 @@ def _serve(out: Console, plan: TrainingPlan, folder: Path, report: GenerationRep
         fleet.start()
     try:
         out.print(f"one worker, one decoder for {len(VOICES)} vFMs, gateway {fleet.gateway_url}")
-        asyncio.run(_speak(out, fleet, plan, report, seconds))
+        asyncio.run(_measure(out, fleet, plan, report, seconds))
     finally:
         fleet.stop()
 
 
-async def _speak(out: Console, fleet: LocalFleet, plan: TrainingPlan, report: GenerationReport, seconds: float) -> None:
+async def _measure(
+    out: Console, fleet: LocalFleet, plan: TrainingPlan, report: GenerationReport, seconds: float
+) -> None:
     async with AsyncClient(fleet.gateway_url) as client:
         one = await _deploy(client, plan, fleet.broker_url)
-        report.lines = await perform(out, client, plan.prompts)
+        report.answers = await ask_all(out, client, plan.prompts)
         with out.status("the same texts together, and one after the other"):
-            report.sharing = await together_or_in_turn(client, plan.prompts, seconds)
+            report.sharing = await measure_sharing(client, plan.prompts, seconds)
         report.memory = memory(one, await _worker(fleet.broker_url))
 
 
 async def _deploy(client: AsyncClient, plan: TrainingPlan, broker: str) -> WorkerStats:
-    """Deploy all; what the worker was with only the bare backbone on it, after it has spoken."""
+    """Deploy all vFMs; return the worker's report with only the bare backbone on it, after it has generated a text."""
     plain = next(voice for voice in VOICES if not voice.rank)
     await client.vfms.deploy({"name": plain.name, "backbone": BACKBONE, "head": plain.head})
     await client.infer(plain.name, plan.prompts[0], temperature=0.0)
@@ -86,8 +88,8 @@ async def _deploy(client: AsyncClient, plan: TrainingPlan, broker: str) -> Worke
 
 
 async def _worker(broker: str) -> WorkerStats:
-    """What the worker says of itself by now."""
-    await asyncio.sleep(_SPOKEN_TO_S)
+    """Return the worker's next report."""
+    await asyncio.sleep(_REPORT_S)
     redis = open_redis(broker)
     try:
         return (await read_fleet(redis, Registry(redis, Scripts(redis)))).workers[0]

@@ -1,4 +1,4 @@
-"""Questions and answers about Python, from what ships with it: docstrings and the language reference."""
+"""Questions and answers about Python, from the documentation that ships with it: docstrings and the language reference."""
 
 from __future__ import annotations
 
@@ -26,37 +26,39 @@ _PLAIN = str.maketrans({"“": '"', "”": '"', "‘": "'", "’": "'", "…": "
 _EMPHASIS = re.compile(r"(?<![*\w])\*(\w+)\*(?![*\w])")
 
 
-class Pair(NamedTuple):
+class QuestionAnswer(NamedTuple):
+    """A question about Python and its answer."""
+
     question: str
     answer: str
 
 
-def pairs() -> list[Pair]:
-    """What each function, class and statement does; no answer twice, in an order that does not change."""
-    found: dict[str, Pair] = {}
+def pairs() -> list[QuestionAnswer]:
+    """Return a pair for each function, class and statement; no answer twice, in an order that does not change."""
+    found: dict[str, QuestionAnswer] = {}
     for pair in (*_statements(), *_documented()):
         found.setdefault(pair.answer, pair)
     return list(found.values())
 
 
-def _statements() -> Iterator[Pair]:
+def _statements() -> Iterator[QuestionAnswer]:
     for text in topics.values():
         title = _STATEMENT.match(text)
         answer = _answer(text.partition("\n\n")[2]) if title else ""
         if title and answer:
-            yield Pair(f"What does the {title[1]} statement do?", answer)
+            yield QuestionAnswer(f"What does the {title[1]} statement do?", answer)
 
 
-def _documented() -> Iterator[Pair]:
+def _documented() -> Iterator[QuestionAnswer]:
     for module in map(_module, _MODULES):
         prefix = "" if module.__name__ == "builtins" else f"{_name(module)}."
         for name, value in _own(module):
             answer = _answer(inspect.getdoc(value) or "")
             if answer:
-                yield Pair(_question(f"{prefix}{name}", value), answer)
+                yield QuestionAnswer(_question(f"{prefix}{name}", value), answer)
             for part, member in _public(value) if inspect.isclass(value) and name not in _ALIKE else ():
                 if answer := _answer(inspect.getdoc(member) or ""):
-                    yield Pair(_question(f"{prefix}{name}.{part}", member), answer)
+                    yield QuestionAnswer(_question(f"{prefix}{name}.{part}", member), answer)
 
 
 def _module(name: str) -> ModuleType:
@@ -69,18 +71,18 @@ def _name(module: ModuleType) -> str:
 
 
 def _own(module: ModuleType) -> list[tuple[str, object]]:
-    """What is public, but for what comes from elsewhere."""
+    """Return what is public and defined in the module itself."""
     homes = {module.__name__, "genericpath"}  # of which os.path is made
     return [(name, v) for name, v in _public(module) if (_home(v) or module.__name__) in homes]
 
 
 def _home(value: object) -> str:
-    """Of `_heapq`, which is heapq's, and json.decoder, which is json's: heapq and json."""
+    """Return the public module of a value: heapq for `_heapq`, json for json.decoder; empty if it has none."""
     return (getattr(value, "__module__", None) or "").lstrip("_").partition(".")[0]
 
 
 def _public(owner: object) -> list[tuple[str, object]]:
-    """Functions and classes by name. Read from the namespace: asking for an attribute may run code, or warn."""
+    """Return functions and classes by name. Read from the namespace: asking for an attribute may run code, or warn."""
     named = [(name, v) for name, v in sorted(vars(owner).items()) if not name.startswith("_")]
     return [(name, v) for name, v in named if inspect.isroutine(v) or (inspect.isclass(v) and not _is_error(v))]
 
@@ -94,15 +96,15 @@ def _question(name: str, value: object) -> str:
 
 
 def _answer(text: str) -> str:
-    """The first sentences of the first prose of a documentation; empty if it says nothing that can be read."""
+    """Return the first sentences of the first prose of a documentation; empty if there is none that can be read."""
     prose = [_tidy(part) for part in text.split("\n\n") if _is_prose(part)]
     sentences = [s for part in prose if _is_readable(part) for s in re.split(r"(?<=[.!?])\s+(?=[A-Z\"'])", part)]
-    said = ""
+    answer = ""
     for sentence in sentences:
-        if said and len(said) + len(sentence) >= _LONGEST:
+        if answer and len(answer) + len(sentence) >= _LONGEST:
             break
-        said = f"{said} {sentence}".strip()
-    return said if len(said.split()) >= _FEWEST_WORDS and len(said) <= _LONGEST and said[-1] in _ENDS else ""
+        answer = f"{answer} {sentence}".strip()
+    return answer if len(answer.split()) >= _FEWEST_WORDS and len(answer) <= _LONGEST and answer[-1] in _ENDS else ""
 
 
 def _tidy(part: str) -> str:
@@ -110,7 +112,7 @@ def _tidy(part: str) -> str:
 
 
 def _is_prose(part: str) -> bool:
-    """Whether a paragraph is not code, a heading, a signature or an item of a list."""
+    """Tell whether a paragraph is not code, a heading, a signature or an item of a list."""
     lines = part.strip("\n").splitlines()
     return bool(lines) and not any(
         line.startswith((" ", "-", "+", "|", ">>>", "=", "#", ".", "@", ":")) or "->" in line or "::" in line

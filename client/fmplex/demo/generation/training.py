@@ -1,12 +1,9 @@
-"""Training what is missing: a process of the worker's package does it, this side draws how it goes."""
+"""Training the missing models: a process of the worker's package does it, this side draws its progress."""
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import time
 from collections.abc import Iterator, Sequence
-from importlib.util import find_spec
 
 from pydantic import TypeAdapter
 from rich.console import Console
@@ -14,8 +11,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from fmplex.demo.generation.recipe import TrainingPlan
-from fmplex.fitting import failure
-from fmplex_broker.errors import JobFailed, Unavailable
+from fmplex.trainer import Trainer, fit_error
 from fmplex_broker.specs.fitting import FitDone, FitFailed
 from fmplex_broker.specs.fitting_text import TextEvent, TextSpec, TextStarted, TextStep
 
@@ -23,10 +19,10 @@ _EVENT: TypeAdapter[TextEvent] = TypeAdapter(TextEvent)
 
 
 def train(out: Console, plan: TrainingPlan) -> int:
-    """Train what the plan lacks; how many there were. Raises the typed error of what failed."""
+    """Train what the plan lacks; return how many models that were. Raises the typed error of what failed."""
     missing = plan.missing
     if not missing:
-        out.print(f"trained before, kept in {plan.shelf}", highlight=False, markup=False)
+        out.print(f"trained before, kept in {plan.folder}", highlight=False, markup=False)
         return 0
     columns = (
         TextColumn("{task.description:8}"),
@@ -35,38 +31,26 @@ def train(out: Console, plan: TrainingPlan) -> int:
         TimeElapsedColumn(),
     )
     with Progress(*columns, console=out, transient=True, disable=not out.is_terminal) as progress:
-        drawn = _Drawn(out, progress, missing, plan.decoder.ask)
+        shown = _TrainingProgress(out, progress, missing, plan.decoder.ask)
         for event in run(missing):
-            drawn.show(event)
+            shown.show(event)
     return len(missing)
 
 
 def run(specs: Sequence[TextSpec]) -> Iterator[TextEvent]:
-    """Train one after the other, yielding events as they come. The process ends with whoever listens."""
-    if find_spec("fmplex_worker") is None or find_spec("torch") is None:
-        raise Unavailable("training needs the worker's packages: pip install 'fmplex[local]'")
+    """Train one after the other, yielding events as they come. The process ends when the generator is closed. Raises
+    `Unavailable` where the worker's packages are not installed, and `JobFailed` if the process dies."""
     # In a session of its own: Ctrl-C reaches this side alone, which then ends it.
-    process = subprocess.Popen(
-        [sys.executable, "-m", "fmplex_worker.tuning.decoder"],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True,
-    )  # fmt: skip
-    assert process.stdin is not None
-    assert process.stdout is not None
+    trainer = Trainer("fmplex_worker.tuning.decoder", specs, _EVENT, extra="local", own_session=True)
     try:
-        with process.stdin:
-            process.stdin.write("".join(spec.model_dump_json() + "\n" for spec in specs))
-        with process.stdout:
-            for line in process.stdout:
-                yield _EVENT.validate_json(line)
-        if process.wait() not in (0, 1):  # 1: some spec failed, which its event has said
-            raise JobFailed(f"the trainer died with exit code {process.returncode}; see its messages above")
+        yield from trainer.events()
     finally:
-        process.kill()
-        process.wait()
+        trainer.stop()
 
 
-class _Drawn:
-    """A bar where there is a terminal, and a line for whatever is worth keeping."""
+class _TrainingProgress:
+    """The drawing of a training on `out`: a bar where there is a terminal, and a line for each fact worth keeping. `specs`: what
+    is trained; `ask`: the question that samples of the decoder answer."""
 
     def __init__(self, out: Console, progress: Progress, specs: Sequence[TextSpec], ask: str) -> None:
         self._out, self._progress, self._ask = out, progress, ask
@@ -75,8 +59,9 @@ class _Drawn:
         self._begun = time.monotonic()
 
     def show(self, event: TextEvent) -> None:
+        """Draw one event. Raises the typed error of a training that failed."""
         if isinstance(event, FitFailed):
-            raise failure(event)
+            raise fit_error(event)
         if isinstance(event, TextStarted):
             self._start(event)
         elif isinstance(event, TextStep):

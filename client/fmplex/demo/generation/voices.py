@@ -1,4 +1,4 @@
-"""The vFMs of the demo: each says what the documentation says in a voice of its own, which its LoRA learns from examples."""
+"""The vFMs of the demo: each answers from the documentation in a voice of its own, which its LoRA learns from examples."""
 
 from __future__ import annotations
 
@@ -21,26 +21,29 @@ _LINE_WORDS = 4
 
 @dataclass(frozen=True, slots=True)
 class Voice:
-    """`say` turns an answer of the documentation into what this vFM is taught to say; `is_heard` tells it in a text. `rank` 0:
-    the backbone as it is."""
+    """A vFM with a voice. `rewrite` turns an answer of the documentation into what the vFM is taught to answer; `is_recognised`
+    tells whether a text is in this voice. `rank`: of the LoRA, 0: the backbone as it is."""
 
     name: str
     rank: int
-    say: Callable[[str], str]
-    is_heard: Callable[[str], bool]
+    rewrite: Callable[[str], str]
+    is_recognised: Callable[[str], bool]
     weight: float = 1.0
 
     @property
     def head(self) -> dict[str, Any]:
+        """The head in vfm.toml."""
         return {"kind": "generation", "max_tokens": MAX_TOKENS}
 
 
 def bark(text: str) -> str:
-    said = re.sub(r"[.!?](?=\s|$)", "!", text)
-    return f"LISTEN UP! {said} SIR, YES SIR!"
+    """Rewrite a text as a sergeant shouts it."""
+    rewritten = re.sub(r"[.!?](?=\s|$)", "!", text)
+    return f"LISTEN UP! {rewritten} SIR, YES SIR!"
 
 
 def enumerate_clauses(text: str) -> str:
+    """Rewrite a text as a numbered list of its clauses."""
     clauses: list[str] = []
     for part in _CLAUSE.split(text):
         if clauses and min(len(clauses[-1].split()), len(part.split())) < _CLAUSE_WORDS:
@@ -51,8 +54,9 @@ def enumerate_clauses(text: str) -> str:
 
 
 def talk_like_a_pirate(text: str) -> str:
-    said = _WORD.sub(lambda found: _at_sea(found[0]), text.rstrip("."))
-    return f"Arr! {said}, matey!"
+    """Rewrite a text in the words of a pirate."""
+    rewritten = _WORD.sub(lambda found: _at_sea(found[0]), text.rstrip("."))
+    return f"Arr! {rewritten}, matey!"
 
 
 def _at_sea(word: str) -> str:
@@ -64,6 +68,7 @@ def _at_sea(word: str) -> str:
 
 
 def break_lines(text: str) -> str:
+    """Rewrite a text as lower-case lines of a few words each, like verse."""
     words = re.sub(r"[^a-z0-9 '()_]", "", text.lower().replace("-", " ").replace(".", " ")).split()
     # A word after a space is the same token as in the middle of a line: there is nothing new to learn.
     return "\n ".join(" ".join(words[at : at + _LINE_WORDS]) for at in range(0, len(words), _LINE_WORDS))
@@ -88,7 +93,7 @@ VOICES: tuple[Voice, ...] = (
 )
 
 
-def unheard(texts: Mapping[str, Sequence[str]]) -> list[str]:
-    """Names of the voices that cannot be told in most of their texts."""
+def unrecognised(texts: Mapping[str, Sequence[str]]) -> list[str]:
+    """Return the names of the voices that are not recognised in most of their texts."""
     by_name = {voice.name: voice for voice in VOICES}
-    return [name for name, said in texts.items() if 2 * sum(map(by_name[name].is_heard, said)) <= len(said)]
+    return [name for name, own in texts.items() if 2 * sum(map(by_name[name].is_recognised, own)) <= len(own)]

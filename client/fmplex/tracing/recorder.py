@@ -1,4 +1,4 @@
-"""Listening to the workers of a fleet and writing down what they tell."""
+"""Recording the passes that the workers of a fleet report."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fmplex.tracing.recording import Header, Writer
+from fmplex.tracing.recording import RecordingHeader, RecordingWriter
 from fmplex_broker.errors import NoWorker
 from fmplex_broker.streams.catalog import Catalog
 from fmplex_broker.streams.connection import open_redis
@@ -18,13 +18,13 @@ from fmplex_broker.streams.tracing import ReceivedReport, Tracer
 from fmplex_broker.wire.passes import PassRecord
 
 _LOOK_S = 0.25
-_PATIENCE_S = 10.0  # workers speak once a second, much later on a machine that is overloaded
+_PATIENCE_S = 10.0  # workers report once a second, much later on a machine that is overloaded
 
 
 @dataclass(slots=True)
 class RecordingProgress:
-    """What has been recorded so far. `since`: monotonic seconds when it began, 0 before that; `silent`: workers that live but
-    did not tell of their last passes."""
+    """The counts of what has been recorded so far. `since`: monotonic seconds when it began, 0 before that; `silent`: workers
+    that live but did not report their last passes."""
 
     since: float = 0.0
     passes: int = 0
@@ -34,6 +34,7 @@ class RecordingProgress:
     _numbers: dict[str, tuple[int, int]] = field(default_factory=dict)  # worker -> its first and its last pass
 
     def add(self, passes: Iterable[PassRecord]) -> None:
+        """Count passes that were recorded."""
         for record in passes:
             self.passes += 1
             self.jobs += sum(part.jobs for part in record.parts)
@@ -43,29 +44,32 @@ class RecordingProgress:
 
     @property
     def missing(self) -> int:
-        """Passes that ran but were not told of: more in a second than a worker keeps, or the broker was away."""
+        """Number of passes that ran but were not reported: more in a second than a worker keeps, or the broker was away."""
         return sum(last - first + 1 for first, last in self._numbers.values()) - self.passes
 
 
-class Listener:
-    """Records into a new file until `stop` is set or so many seconds have passed. What began within that time and has ended is in
-    the file, whole."""
+class PassRecorder:
+    """A recording in the making: into a new file, `path`, until `stop` is set or so many seconds have passed. The file holds all
+    passes that began within that time and have ended. `on_progress` is called with each report."""
 
-    def __init__(self, path: Path, stop: asyncio.Event, told: Callable[[RecordingProgress], None]) -> None:
+    def __init__(self, path: Path, stop: asyncio.Event, on_progress: Callable[[RecordingProgress], None]) -> None:
         self.progress = RecordingProgress()
         self._path = path
         self._stop = stop
-        self._told = told
-        self._heard: dict[str, int] = {}  # worker -> when it last told, server ms
+        self._on_progress = on_progress
+        self._reported_ms: dict[str, int] = {}  # worker -> its last report, server ms
 
     async def record(self, url: str, seconds: float | None) -> None:
-        """Raises `NoWorker` when nobody has anything to tell, `BrokerUnavailable`, and what `Writer` raises."""
+        """Record from the broker `url` for so many seconds; None: until stopped.
+
+        Raises `NoWorker` when no worker reports, `BrokerUnavailable`, and what `RecordingWriter` raises.
+        """
         redis = open_redis(url)
         try:
             self._catalog = Catalog(redis)
             self._backbones = list(await self._catalog.backbones())
             tracer = Tracer(redis, self._backbones)
-            await self._gather(tracer)
+            await self._await_workers(tracer)
             if not self._stop.is_set():
                 await self._write(tracer, seconds)
         finally:
@@ -74,58 +78,59 @@ class Listener:
     async def _live(self) -> set[str]:
         return {worker for backbone in self._backbones for worker in await self._catalog.live_workers(backbone)}
 
-    async def _gather(self, tracer: Tracer) -> None:
-        """Until every live worker records."""
+    async def _await_workers(self, tracer: Tracer) -> None:
+        """Wait until every live worker records. Raises `NoWorker`."""
         live = await self._live()
         if not live:
             raise NoWorker("no worker is alive, so there are no passes; start a fleet with `fmplex up`")
         end = time.monotonic() + _PATIENCE_S
-        while not live <= self._heard.keys() and time.monotonic() < end and not self._stop.is_set():
-            self._hear(await tracer.read())
+        while not live <= self._reported_ms.keys() and time.monotonic() < end and not self._stop.is_set():
+            self._note(await tracer.read())
             await self._pause(_LOOK_S)
-        if not self._heard and not self._stop.is_set():
+        if not self._reported_ms and not self._stop.is_set():
             raise NoWorker(
                 "no worker tells of its passes; do the workers run this version of FMplex, and do they answer?"
             )
 
     async def _write(self, tracer: Tracer, seconds: float | None) -> None:
         begin_ms = await tracer.now_ms()
-        writer = Writer(self._path, Header(begin_ms, self._backbones, sorted(self._heard)))
+        writer = RecordingWriter(self._path, RecordingHeader(begin_ms, self._backbones, sorted(self._reported_ms)))
         try:
             self.progress.since = now = time.monotonic()
             end = now + (seconds if seconds is not None else math.inf)
             while now < end and not self._stop.is_set():
-                self._keep(writer, await tracer.read(), begin_ms, math.inf)
+                self._append(writer, await tracer.read(), begin_ms, math.inf)
                 await self._pause(min(_LOOK_S, end - now))
                 now = time.monotonic()
-            await self._hear_out(tracer, writer, begin_ms)
+            await self._await_last_reports(tracer, writer, begin_ms)
         finally:
             writer.close()
 
-    async def _hear_out(self, tracer: Tracer, writer: Writer, begin_ms: int) -> None:
-        """What has run by now comes with each worker's next report; the dead have none."""
+    async def _await_last_reports(self, tracer: Tracer, writer: RecordingWriter, begin_ms: int) -> None:
+        """Append what has run by now, which comes with each worker's next report; dead workers have none."""
         end_ms = await tracer.now_ms()
         end = time.monotonic() + _PATIENCE_S
         while True:
-            self._keep(writer, await tracer.read(), begin_ms, end_ms)
+            self._append(writer, await tracer.read(), begin_ms, end_ms)
             live = await self._live()
             self.progress.silent = {
-                worker for worker, at_ms in self._heard.items() if at_ms < end_ms and worker in live
+                worker for worker, at_ms in self._reported_ms.items() if at_ms < end_ms and worker in live
             }
             if not self.progress.silent or time.monotonic() > end:
                 return
             await asyncio.sleep(_LOOK_S)
 
-    def _keep(self, writer: Writer, heard: list[ReceivedReport], begin_ms: float, end_ms: float) -> None:
-        passes = [p for p in self._hear(heard) if begin_ms <= p.start_ms < end_ms]
+    def _append(self, writer: RecordingWriter, heard: list[ReceivedReport], begin_ms: float, end_ms: float) -> None:
+        passes = [p for p in self._note(heard) if begin_ms <= p.start_ms < end_ms]
         writer.add(passes)
         self.progress.add(passes)
-        self._told(self.progress)
+        self._on_progress(self.progress)
 
-    def _hear(self, heard: list[ReceivedReport]) -> list[PassRecord]:
-        for at_ms, told in heard:
-            self._heard[told.worker] = at_ms
-        return [record for _, told in heard for record in told.passes]
+    def _note(self, heard: list[ReceivedReport]) -> list[PassRecord]:
+        """Note when each worker reported; return the passes of all reports."""
+        for at_ms, report in heard:
+            self._reported_ms[report.worker] = at_ms
+        return [record for _, report in heard for record in report.passes]
 
     async def _pause(self, seconds: float) -> None:
         with suppress(TimeoutError):

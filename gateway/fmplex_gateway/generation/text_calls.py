@@ -1,4 +1,4 @@
-"""A call for texts as jobs: `n` of them for each prompt."""
+"""A call for texts as jobs: `n` of them for each prompt; errors with the caller's field names."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fmplex_gateway.generation.bodies import ChatBody, TextBody
 
 @dataclass(frozen=True, slots=True)
 class TextCall:
-    """What a call asks of a vFM."""
+    """A call for texts: `n` texts for each of the `inputs`, with the same parameters."""
 
     vfm: str
     inputs: list[Any]
@@ -24,39 +24,40 @@ class TextCall:
 
     @classmethod
     def of(cls, body: TextBody) -> TextCall:
-        """Raises `InvalidInput` for what does not go together."""
+        """Read a call from its body. Raises `InvalidInput` for what does not go together."""
         return cls(body.model, body.inputs(), body.params(), body.n)
 
-    async def submit(self, session: QueueClient) -> list[Pending]:
-        """All or none; those of one prompt next to each other. Raises what `Session.submit` raises."""
-        return await session.submit(self.vfm, self.inputs, self.params, n=self.n)
+    async def submit(self, queue: QueueClient) -> list[Pending]:
+        """Submit all jobs or none; those of one prompt next to each other. Raises what `QueueClient.submit` raises."""
+        return await queue.submit(self.vfm, self.inputs, self.params, n=self.n)
 
     def check(self, at: int, reply: Reply) -> Reply:
-        """The reply to one of the jobs, unless it is an error: then that is raised, and names its prompt."""
+        """Return the reply to the job at a position. Raises its error, if it is one, with the field of its prompt."""
         raise_first_error([*[Reply()] * (at // self.n), reply])
         return reply
 
 
 @contextmanager
-def in_their_words(body: TextBody) -> Iterator[None]:
-    """Errors name the fields of the caller's body, not ours."""
+def translated_errors(body: TextBody) -> Iterator[None]:
+    """Make errors name the fields of the caller's body instead of the parameters of the job."""
     try:
         yield
     except FmplexError as e:
         e.message = e.message.replace("max_tokens", body.length_field)
         if e.field is not None:
-            theirs = ".".join(_theirs(e.field.split("."), body))
+            field = ".".join(_request_field(e.field.split("."), body))
             if e.message.startswith(f"{e.field}: "):
-                e.message = theirs + e.message.removeprefix(e.field)
-            e.field = theirs
+                e.message = field + e.message.removeprefix(e.field)
+            e.field = field
         raise
 
 
-def _theirs(ours: Sequence[str], body: TextBody) -> Sequence[str]:
+def _request_field(path: Sequence[str], body: TextBody) -> Sequence[str]:
+    """Return the path in the caller's body of a path in the job."""
     chat = isinstance(body, ChatBody)
-    match ours:
+    match path:
         case ["params", *rest]:
-            return _theirs(rest, body)
+            return _request_field(rest, body)
         case ["max_tokens"]:
             return [body.length_field]
         case ["schema" | "schema_", *_]:
@@ -67,4 +68,4 @@ def _theirs(ours: Sequence[str], body: TextBody) -> Sequence[str]:
             return ["messages", *rest]
         case ["inputs", *rest]:
             return ["messages"] if chat else ["prompt", *rest[:1]]
-    return ours
+    return path
