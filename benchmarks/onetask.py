@@ -34,8 +34,8 @@ from fmplex_worker.scheduling.fifo import Fifo
 class OneTask(Fifo):
     """Arrival order; the oldest job decides whose pass it is, and only jobs of its task join."""
 
-    def add(self, item: Item, *, front: bool = False) -> None:
-        super().add(replace(item, bucket=item.flow.vfm), front=front)
+    def add(self, item: Item) -> None:
+        super().add(replace(item, bucket=item.flow.vfm))
 
 
 class Copies:
