@@ -117,7 +117,7 @@ class CreditsAtTheNewWeight(FlowQueue):
     """A change of weight counts for rounds that were over."""
 
     def reweigh(self, vfm: str) -> None:
-        if flow := self.flows.get(vfm):
+        if (flow := self.flows.get(vfm)) is not None:
             flow.weight = self._weights[vfm]
             self.sync(flow)
             self.enter(flow)

@@ -191,6 +191,21 @@ def test_weights_count_from_when_they_are_set() -> None:
         scheduler.set_weight("b", 0)
 
 
+def test_a_weight_counts_that_is_set_while_a_flow_is_empty() -> None:
+    """A flow that keeps its record, for its debt or for what its stream holds, must not keep its old weight."""
+    scheduler = drr(1000)
+    scheduler.expect(Flow("a", INTERACTIVE), True)
+    scheduler.add(item("first"))
+    scheduler.charge(plan := must(scheduler.plan(0.0, AMPLE)), sum(plan.prices))
+    scheduler.set_weight("a", 3)
+    for n in range(60):
+        scheduler.add(item(f"a{n}", "a"))
+        scheduler.add(item(f"b{n}", "b"))
+    scheduler.budget = 400
+    picked = [key[0] for key in keys(scheduler.plan(0.0, AMPLE))]
+    assert abs(picked.count("a") - 3 * picked.count("b")) <= 3
+
+
 def test_forgotten_vfm() -> None:
     scheduler = drr()
     scheduler.set_weight("a", 2)

@@ -67,7 +67,7 @@ class FlowQueue:
 
     def reweigh(self, vfm: str) -> None:
         """Take up the new weight of a vFM; rounds that are over count at the old one."""
-        if flow := self.flows.get(vfm):
+        if (flow := self.flows.get(vfm)) is not None:
             self.sync(flow)
             flow.weight = self._weights[vfm]
             self.enter(flow)
@@ -139,7 +139,7 @@ class FlowQueue:
 
     def forget(self, vfm: str) -> None:
         """Drop a flow and its deficit."""
-        if flow := self.flows.pop(vfm, None):
+        if (flow := self.flows.pop(vfm, None)) is not None:
             self.leave(flow)
 
     def tidy(self, limit: int) -> None:
