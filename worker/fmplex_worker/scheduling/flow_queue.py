@@ -87,8 +87,8 @@ class FlowQueue:
         return self._places
 
     def soonest(self) -> int | None:
-        """Return the first round in which a backlogged flow can pay, not after the present one if it can already; None if there is
-        no such flow."""
+        """Return the first round in which a backlogged flow can pay, not after the present one if it can already; None if there
+        is no such flow."""
         return min((top[0] for lane in self.lanes.values() if (top := lane.peek())), default=None)
 
     def sync(self, flow: FlowState) -> None:

@@ -21,7 +21,7 @@ from fmplex_broker.specs.fleet import BackboneSpec
 from fmplex_broker.specs.heads import Pooling
 from fmplex_worker.backbones.backbone import Backbone
 from fmplex_worker.backbones.families import family_of
-from fmplex_worker.backbones.places import check_place
+from fmplex_worker.backbones.model_paths import check_model_path
 from fmplex_worker.backbones.texts import Raw, Text, Tokenizer
 from fmplex_worker.heads.pooling import pool
 from fmplex_worker.packed import attention
@@ -119,7 +119,7 @@ def load(model: str) -> Encoder:
 
     Raises `InvalidInput` (field `model`): no such folder, cannot be loaded, not served, weights missing, no fast tokenizer.
     """
-    check_place(model, "model")
+    check_model_path(model, "model")
     try:
         # Only configs, safetensors and tokenizer files: no pickles, no code of the model's own.
         config = AutoConfig.from_pretrained(model, trust_remote_code=False)

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import torch
-from fmplex_broker.specs.vfm import VfmSpec
 from peft import PeftModel
 from pydantic import ValidationError
 from torch import Tensor
@@ -18,6 +17,7 @@ from fmplex_broker.packages.writing import refuse_foreign
 from fmplex_broker.specs.fitting import FitDone, FitEpoch, FitEvent, FitSpec, FitStarted
 from fmplex_broker.specs.heads import Head
 from fmplex_broker.specs.schema import invalid
+from fmplex_broker.specs.vfm import VfmSpec
 from fmplex_worker.tuning.data import Example, LabelRecord, Record, read
 from fmplex_worker.tuning.encoder import EncodedExample, Encoder, load
 from fmplex_worker.tuning.frozen import fit_head

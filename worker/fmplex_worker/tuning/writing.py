@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import safetensors.torch
-from fmplex_broker.specs.vfm import VfmSpec
 from peft import PeftModel
 from torch import Tensor
 
 from fmplex_broker.packages import writing
 from fmplex_broker.packages.package import ADAPTER_CONFIG, ADAPTER_WEIGHTS, HEAD
+from fmplex_broker.specs.vfm import VfmSpec
 
 
 def write_package(out: Path, spec: VfmSpec, head: Mapping[str, Tensor], adapter: PeftModel | None) -> str:
