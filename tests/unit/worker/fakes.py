@@ -11,10 +11,9 @@ from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
-from fmplex_broker.specs.vfm import VfmSpec
-
 from fmplex_broker.packages.package import HEAD, Package
 from fmplex_broker.specs.heads import Embedding
+from fmplex_broker.specs.vfm import VfmSpec
 from fmplex_worker.residency.fetching import OVERHEAD
 from fmplex_worker.residency.residents import Residents
 
