@@ -34,9 +34,9 @@ from fmplex_worker.scheduling.fifo import Fifo
 class OneTask(Fifo):
     """Arrival order; the oldest job decides whose pass it is, and only jobs of its task join."""
 
-    def add(self, item: Item, *, front: bool = False) -> None:
+    def add(self, item: Item) -> None:
         """Queue an item that shares passes with its own task only; see `Scheduler.add`."""
-        super().add(replace(item, bucket=item.flow.vfm), front=front)
+        super().add(replace(item, bucket=item.flow.vfm))
 
 
 class Copies:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections import OrderedDict
 
 from fmplex_worker.scheduling import CLASSES, CostModel, Flow, Item, Plan, Room
-from fmplex_worker.scheduling.base import AccountsPolicy
+from fmplex_worker.scheduling.base import BasePolicy
 
 
-class Queues(AccountsPolicy):
+class Queues(BasePolicy):
     """The `Scheduler` protocol but for `rank`, `took` and `ran`. Interactive flows first; offline ones only when there are
     none. O(flows with work) an item, which a comparison can afford."""
 
@@ -37,21 +37,19 @@ class Queues(AccountsPolicy):
 
     def weight(self, flow: Flow) -> float:
         """Return the weight of the flow's vFM."""
-        return self._ledger.weights.get(flow.vfm, 1.0)
+        return self._accounts.weights.get(flow.vfm, 1.0)
 
-    def add(self, item: Item, *, front: bool = False) -> None:
+    def add(self, item: Item) -> None:
         """Queue an item; see `Scheduler.add`."""
-        self._ledger.admit(item)
+        self._accounts.admit(item)
         if item.flow not in self._queues:
             self._queues[item.flow] = OrderedDict()
             self.arrived(item.flow)
         self._queues[item.flow][item.key] = item
-        if front:
-            self._queues[item.flow].move_to_end(item.key, last=False)
 
     def remove(self, key: str) -> Item | None:
         """Take an item out; see `Scheduler.remove`."""
-        item = self._ledger.waiting.pop(key, None)
+        item = self._accounts.waiting.pop(key, None)
         if item is not None:
             self._drop(item)
         return item
@@ -67,20 +65,20 @@ class Queues(AccountsPolicy):
         return len(self._queues.get(flow, ()))
 
     def busy(self, cls: str) -> list[Flow]:
-        """Return the flows of a class that have work and may run."""
-        return [flow for flow in self._queues if flow.cls == cls and flow not in self._throttled]
+        """Return the flows of a class that have work."""
+        return [flow for flow in self._queues if flow.cls == cls]
 
     def plan(self, now: float, room: Room) -> Plan | None:
         """Make the next pass; see `Scheduler.plan`."""
         for cls in CLASSES:
-            if picked := self._fill(cls, min(self.budget, room.units), room.rows):
+            if picked := self._fill(cls, min(self.budget, room.units), room.items):
                 return self._dispatch(picked)
         return None
 
-    def _fill(self, cls: str, units: int, rows: int) -> list[Item]:
+    def _fill(self, cls: str, units: int, most: int) -> list[Item]:
         picked: list[Item] = []
         left = set(self.busy(cls))
-        while left and units > 0 and len(picked) < rows:
+        while left and units > 0 and len(picked) < most:
             flow = min((f for f in self._queues if f in left), key=self.rank)
             item = next(iter(self._queues[flow].values()))
             if picked and (item.alone or item.bucket != picked[0].bucket):

@@ -31,7 +31,7 @@ class Stfq(Queues):
         self._finish[flow] += self._cost(item) / self.weight(flow)
 
     def _cost(self, item: Item) -> float:
-        return self._ledger.cost.predict(item.units, item.segment is not None, item.head is not None)
+        return self._accounts.cost.predict(item.units, item.segment is not None, item.head is not None)
 
     def forget(self, vfm: str) -> None:
         """Drop what is kept of a vFM's flows; see `Scheduler.forget`."""
@@ -46,7 +46,7 @@ class Bfq(Stfq):
     one_at_a_time = False
 
     def _cost(self, item: Item) -> float:
-        return self._ledger.cost.price(item.units)
+        return self._accounts.cost.price(item.units)
 
     def ran(self, plan: Plan, seconds: float) -> None:
         """Charge everybody in the pass the rest of it; see `Queues.ran`."""

@@ -1,24 +1,24 @@
-"""Drafts, charges and whole schedulers broken in one way each, for `test_mutants.py`."""
+"""Pass builders, charges and whole schedulers broken in one way each, for `test_mutants.py`."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
 
-from fmplex_worker.scheduling import INTERACTIVE, DeficitRoundRobin, Flow, Item, Plan, Room
+from fmplex_worker.scheduling import INTERACTIVE, DeficitRoundRobin, Item, Plan, Room
 from fmplex_worker.scheduling.flows import FlowState, Lane
 from fmplex_worker.scheduling.pass_builder import PassBuilder
 
 from .harness import KnownCost
 
-# ---- drafts ----
+# ---- pass builders ----
 
 
 class CreditsEveryPass(PassBuilder):
     """Credit although somebody is eligible still."""
 
     def _anchor(self) -> Lane | None:
-        self._ring.round += 3
+        self._queue.round += 3
         return super()._anchor()
 
 
@@ -27,8 +27,8 @@ class CreditsUntilAllCanPay(PassBuilder):
 
     def _credit(self) -> bool:
         able = super()._credit()
-        due = [entry[0] for lane in self._ring.lanes.values() if lane.peek() for entry in lane.heap]
-        self._ring.round = max(self._ring.round, *due, 0)
+        due = [entry[0] for lane in self._queue.lanes.values() if lane.peek() for entry in lane.heap]
+        self._queue.round = max(self._queue.round, *due, 0)
         return able
 
 
@@ -61,16 +61,16 @@ class StopsShort(PassBuilder):
 
     def _pack(self, lane: Lane) -> None:
         while not self._full and self._eligible(lane):
-            self._turn(lane, self._pop(lane))
+            self._serve(lane, self._pop(lane))
 
 
 class WaitsForCredit(PassBuilder):
     """No pass in a round in which nobody can pay."""
 
     def _credit(self) -> bool:
-        soonest = self._ring.soonest()
-        if soonest is None or soonest > self._ring.round + 2:
-            self._ring.round += 1
+        soonest = self._queue.soonest()
+        if soonest is None or soonest > self._queue.round + 2:
+            self._queue.round += 1
             return False
         return super()._credit()
 
@@ -78,9 +78,9 @@ class WaitsForCredit(PassBuilder):
 class WaitsForRoom(PassBuilder):
     """An item larger than a pass never runs."""
 
-    def _turn(self, lane: Lane, flow: FlowState) -> None:
+    def _serve(self, lane: Lane, flow: FlowState) -> None:
         if self._fits(flow):
-            super()._turn(lane, flow)
+            super()._serve(lane, flow)
         else:
             self._skipped.append(flow)
 
@@ -90,7 +90,7 @@ class StaysInItsBucket(PassBuilder):
 
     def _anchor(self) -> Lane | None:
         super()._anchor()
-        able = [lane for lane in self._ring.lanes.values() if self._eligible(lane)]
+        able = [lane for lane in self._queue.lanes.values() if self._eligible(lane)]
         return max(able, key=lambda lane: lane.live, default=None)
 
 
@@ -126,24 +126,12 @@ class PlansNothing(DeficitRoundRobin):
         return super().plan(now, room) or Plan(0, INTERACTIVE, None, (), (), 0, 0.0)
 
 
-class KeepsTheRefund(DeficitRoundRobin):
-    def refund(self, plan: Plan) -> None:
-        self._ledger.settle(plan)
-
-
 class ChargesTwice(DeficitRoundRobin):
     """A pass that is settled can be settled again."""
 
     def charge(self, plan: Plan, seconds: float) -> None:
-        self._ledger._open.add(plan.number)
+        self._accounts._open.add(plan.number)
         super().charge(plan, seconds)
-
-
-class ChargesTheFailed(DeficitRoundRobin):
-    """A pass that failed is charged at its price, and when it runs again, too."""
-
-    def refund(self, plan: Plan) -> None:
-        self.charge(plan, sum(plan.prices))
 
 
 class SparesTheCancelled(DeficitRoundRobin):
@@ -159,13 +147,7 @@ class SparesTheCancelled(DeficitRoundRobin):
         spared = self.__dict__.get("spared", set())
         paying = [(it, price) for it, price in zip(plan.items, plan.prices, strict=True) if it.key not in spared]
         if not paying:
-            return super().refund(plan)
+            self._accounts.settle(plan)
+            return self._true_up(plan, list(plan.prices))
         items, prices = zip(*paying, strict=True)
         super().charge(replace(plan, items=items, prices=prices), seconds * len(items) / len(plan.items))
-
-
-class ForgetsTheThrottled(DeficitRoundRobin):
-    """A flow that was throttled never runs again."""
-
-    def resume(self, flow: Flow) -> None:
-        pass

@@ -7,7 +7,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invaria
 
 from fmplex_worker.scheduling import CLASSES, DeficitRoundRobin, Flow, Item, Plan, Room
 
-from .harness import AMPLE, KnownCost, ring
+from .harness import AMPLE, KnownCost, flow_queue
 
 BUDGET = 50
 flows = st.builds(Flow, st.sampled_from("abc"), st.sampled_from(CLASSES))
@@ -33,14 +33,13 @@ class Books(RuleBasedStateMachine):
         cost = KnownCost(BUDGET, gamma=0.3, delta=0.2)
         self.scheduler = DeficitRoundRobin(cost, BUDGET, offline_slice=2.3)
         self.queues: dict[Flow, list[Item]] = {Flow(v, c): [] for v in "abc" for c in CLASSES}
-        self.throttled: set[Flow] = set()
         self.expecting: set[Flow] = set()
         self.measured = 0.0
         self.keys = 0
         self.now = 0.0
 
-    @rule(new=items, front=st.booleans())
-    def add(self, new: Item, front: bool) -> None:
+    @rule(new=items)
+    def add(self, new: Item) -> None:
         self.keys += 1
         new = Item(
             str(self.keys),
@@ -53,16 +52,16 @@ class Books(RuleBasedStateMachine):
             new.alone,
             new.deadline,
         )
-        self.put(new, front)
+        self.put(new)
 
-    def put(self, new: Item, front: bool) -> None:
-        self.scheduler.add(new, front=front)
-        self.queues[new.flow].insert(0 if front else len(self.queues[new.flow]), new)
+    def put(self, new: Item) -> None:
+        self.scheduler.add(new)
+        self.queues[new.flow].append(new)
 
     def deficit(self, flow: Flow) -> float:
         self.scheduler.shares()  # brings every deficit up to the present round
-        state = ring(self.scheduler, flow.cls).flows.get(flow.vfm)
-        return state.deficit if state else 0.0
+        state = flow_queue(self.scheduler, flow.cls).flows.get(flow.vfm)
+        return state.deficit if state is not None else 0.0
 
     @rule(flow=flows, index=st.integers(0, 9))
     def cancel(self, flow: Flow, index: int) -> None:
@@ -79,44 +78,28 @@ class Books(RuleBasedStateMachine):
     def plan(self, units: int, rows: int, wait: float) -> Plan | None:
         self.now += wait
         room = AMPLE if units > 60 else Room(units, rows)
-        runnable = any(queue and flow not in self.throttled for flow, queue in self.queues.items())
+        runnable = any(self.queues.values())
         plan = self.scheduler.plan(self.now, room)
-        assert (plan is not None) == (runnable and room.units > 0 and room.rows > 0)
+        assert (plan is not None) == (runnable and room.units > 0 and room.items > 0)
         if plan is None:
             return None
-        assert 0 < len(plan.items) <= room.rows
+        assert 0 < len(plan.items) <= room.items
         assert plan.units == sum(it.units for it in plan.items)
         assert len(plan.items) == 1 or plan.units <= min(BUDGET, room.units)
         assert len(plan.items) == 1 or not any(it.alone for it in plan.items)
         assert {it.bucket for it in plan.items} == {plan.bucket}
         assert {it.flow.cls for it in plan.items} == {plan.cls}
         for it in plan.items:
-            assert it.flow not in self.throttled
             assert self.queues[it.flow].pop(0) is it
         return plan
 
-    @rule(plan=consumes(flying), seconds=st.floats(0, 20))
-    def charge(self, plan: Plan | None, seconds: float) -> None:
+    @rule(plan=consumes(flying), seconds=st.floats(0, 20), again=st.booleans())
+    def charge(self, plan: Plan | None, seconds: float, again: bool) -> None:
         if plan is not None:
+            for it in plan.items if again else ():
+                self.put(it)
             self.scheduler.charge(plan, seconds)
             self.measured += seconds
-
-    @rule(plan=consumes(flying), again=st.booleans())
-    def fail(self, plan: Plan | None, again: bool) -> None:
-        if plan is not None:
-            for it in reversed(plan.items if again else ()):
-                self.put(it, front=True)
-            self.scheduler.refund(plan)
-
-    @rule(flow=flows)
-    def throttle(self, flow: Flow) -> None:
-        self.scheduler.throttle(flow)
-        self.throttled.add(flow)
-
-    @rule(flow=flows)
-    def resume(self, flow: Flow) -> None:
-        self.scheduler.resume(flow)
-        self.throttled.discard(flow)
 
     @rule(flow=flows, more=st.booleans())
     def expect(self, flow: Flow, more: bool) -> None:
@@ -141,10 +124,10 @@ class Books(RuleBasedStateMachine):
     @invariant()
     def an_empty_flow_has_no_credit(self) -> None:
         for flow, queue in self.queues.items():
-            state = ring(self.scheduler, flow.cls).flows.get(flow.vfm)
-            if not queue and state and flow not in self.expecting:
+            state = flow_queue(self.scheduler, flow.cls).flows.get(flow.vfm)
+            if not queue and state is not None and flow not in self.expecting:
                 assert state.deficit <= 0
-                assert state.deficit < 0 or flow in self.throttled or state.indebted  # until it is tidied
+                assert state.deficit < 0 or state.indebted  # until it is tidied
 
 
 TestBooks = Books.TestCase

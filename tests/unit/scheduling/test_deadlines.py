@@ -90,15 +90,15 @@ def test_a_shorter_pass_is_in_time_keeps_up_and_is_half_a_budget_at_least(
 def test_arrivals_are_counted_over_the_last_second_or_so() -> None:
     arrivals = Arrivals()
     assert arrivals.rate(10.0) == 0
-    arrivals.came(100)
+    arrivals.record(100)
     assert arrivals.rate(12.0) == 50
     assert arrivals.rate(12.5) == 50
-    arrivals.came(80)
+    arrivals.record(80)
     assert arrivals.rate(12.9) == 80  # a burst is seen at once
     assert arrivals.rate(13.0) == 80
     assert arrivals.rate(13.5) == 80
     assert arrivals.rate(14.0) == 0
-    arrivals.came(5000)
+    arrivals.record(5000)
     assert arrivals.rate(74.0) >= 2500  # not spread over the minute in which nothing came
 
 

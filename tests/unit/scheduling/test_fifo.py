@@ -33,9 +33,9 @@ def test_by_name() -> None:
 
 def test_arrival_order_within_room() -> None:
     scheduler = make_scheduler("fifo", KnownCost(50), 50)
+    scheduler.add(item("first"))
     for n in range(8):
         scheduler.add(item(n, "ab"[n % 2], cls=(INTERACTIVE, OFFLINE)[n % 2]))
-    scheduler.add(item("first"), front=True)
     assert picks(scheduler) == ["first", "0", "1", "2", "3"]
     assert picks(scheduler, Room(50, 1)) == ["4"]
     assert picks(scheduler, Room(0, 9)) == picks(scheduler, Room(9, 0)) == []
@@ -54,16 +54,6 @@ def test_the_oldest_fixes_the_bucket_and_large_or_suspect_items_go_alone() -> No
     assert [picks(scheduler) for _ in order] == order
 
 
-def test_throttled_flows_are_skipped() -> None:
-    scheduler = make_scheduler("fifo", KnownCost(50), 50)
-    scheduler.add(item(1, "a"))
-    scheduler.add(item(2, "b"))
-    scheduler.throttle(Flow("a", INTERACTIVE))
-    assert [picks(scheduler) for _ in range(2)] == [["2"], []]
-    scheduler.resume(Flow("a", INTERACTIVE))
-    assert picks(scheduler) == ["1"]
-
-
 def test_the_books() -> None:
     scheduler = make_scheduler("fifo", KnownCost(50), 50)
     scheduler.set_weight("a", 2)
@@ -71,9 +61,9 @@ def test_the_books() -> None:
     scheduler.add(item(1, "a", 10))
     scheduler.add(item(2, "b", 30))
     plan = must(scheduler.plan(0.0, AMPLE))
-    for it in reversed(plan.items):
-        scheduler.add(it, front=True)
-    scheduler.refund(plan)
+    for it in plan.items:
+        scheduler.add(it)
+    scheduler.charge(plan, 0.0)
     with pytest.raises(ValueError, match="settled"):
         scheduler.charge(plan, 1.0)
     assert scheduler.pending(Flow("a", INTERACTIVE)) == 1

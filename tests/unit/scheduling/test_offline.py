@@ -20,7 +20,7 @@ def test_offline_takes_what_interactive_leaves_in_short_passes() -> None:
     scheduler.add(item("i", "a"))
     assert keys(scheduler.plan(0.0, AMPLE)) == ["i"]
     assert keys(scheduler.plan(0.0, AMPLE)) == ["o0", "o1", "o2"]
-    scheduler.add(item("huge", "b", 80, cls=OFFLINE), front=True)
+    scheduler.add(item("huge", "b", 80, cls=OFFLINE))
     picked = [keys(scheduler.plan(0.0, AMPLE)) for _ in range(4)]
     assert ["huge"] in picked
 

@@ -21,7 +21,7 @@ from fmplex_worker.tuning.decoder.__main__ import SPECS, train
 from fmplex_worker.tuning.decoder.adapting import train_lora
 from fmplex_worker.tuning.decoder.examples import IGNORED, batches, encode, in_order
 from fmplex_worker.tuning.decoder.pretraining import train_decoder
-from fmplex_worker.tuning.decoder.texts import Chat, Message, read
+from fmplex_worker.tuning.decoder.texts import Conversation, Message, read
 from fmplex_worker.tuning.decoder.tokenizer import train_tokenizer
 from fmplex_worker.tuning.process import serve
 
@@ -117,7 +117,7 @@ def _lora(decoder: DecoderSpec, folder: Path, **options: Any) -> tuple[TextLoraS
 
 def test_of_a_chat_only_the_answer_is_learnt() -> None:
     tokenizer = train_tokenizer(["Which door?", "The door here."], 320, 64)
-    chat = Chat(
+    chat = Conversation(
         messages=(Message(role="user", content="Which door?"), Message(role="assistant", content="The door here."))
     )
     (example,) = encode([chat], tokenizer, 64)
@@ -130,7 +130,7 @@ def test_of_a_chat_only_the_answer_is_learnt() -> None:
 
 def test_an_epoch_takes_every_text_once_and_no_batch_is_too_large() -> None:
     chats = [
-        Chat(messages=(Message(role="user", content="?"), Message(role="assistant", content="x" * n)))
+        Conversation(messages=(Message(role="user", content="?"), Message(role="assistant", content="x" * n)))
         for n in range(1, 40)
     ]
     examples = encode(chats, train_tokenizer(["x", "?"], 300, 64), 64)

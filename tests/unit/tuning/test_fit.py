@@ -19,9 +19,9 @@ from fmplex_worker.protocol import Work
 from fmplex_worker.tuning import fit
 from fmplex_worker.tuning.data import LabelRecord
 from fmplex_worker.tuning.frozen import fit_head
-from fmplex_worker.tuning.linear_tasks import Labelled
-from fmplex_worker.tuning.tasks import Part
-from fmplex_worker.tuning.training import apply_head, slices
+from fmplex_worker.tuning.linear_tasks import ClassificationTask
+from fmplex_worker.tuning.tasks import Predictions
+from fmplex_worker.tuning.training import apply_head, validation_split
 from tests.unit.tuning import learnable
 from tests.unit.tuning.conftest import SpecFor
 
@@ -79,7 +79,7 @@ def test_only_hidden_layers_learn_what_is_not_linear() -> None:
     generator = torch.Generator().manual_seed(0)
     rows = torch.randn(300, 2, generator=generator)
     labels = ["same" if a * b > 0 else "apart" for a, b in rows.tolist()]
-    task = Labelled([LabelRecord(text="x", label=label) for label in labels], "mean")
+    task = ClassificationTask([LabelRecord(text="x", label=label) for label in labels], "mean")
     items = [task.item(LabelRecord(text="x", label=label), ()) for label in labels]
     scores = []
     for hidden in ((), (16,), (16, 8)):
@@ -87,10 +87,10 @@ def test_only_hidden_layers_learn_what_is_not_linear() -> None:
         spec = FitSpec(
             name="x", data=Path("x"), backbone="b", model="m", out=Path("o"), head="classification", hidden=hidden
         )
-        fitted = fit_head(task, items, rows, slices(items, generator), spec, None)
+        fitted = fit_head(task, items, rows, validation_split(items, generator), spec, None)
         plain = apply_head(fitted.head.folded(), rows)
         assert torch.allclose(plain, fitted.head(rows), atol=1e-4)
-        scores.append(task.score(Part(plain, items), Part(plain, items)))
+        scores.append(task.score(Predictions(plain, items), Predictions(plain, items)))
     assert scores[0] < 0.7
     assert min(scores[1:]) > 0.9
 

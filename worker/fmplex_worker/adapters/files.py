@@ -13,7 +13,7 @@ from fmplex_broker.errors import PackageRejected
 
 
 def read_tensors(data: bytes, name: str, field: str) -> dict[str, Tensor]:
-    """All tensors of a safetensors file. Raises `PackageRejected` when it is not whole."""
+    """Read all tensors of a safetensors file. Raises `PackageRejected` when it is not whole."""
     try:
         tensors: dict[str, Tensor] = safetensors.torch.load(data)
     except (SafetensorError, ValueError, KeyError, RuntimeError) as e:
@@ -22,12 +22,12 @@ def read_tensors(data: bytes, name: str, field: str) -> dict[str, Tensor]:
 
 
 def fitted(tensor: Tensor, name: str, dtype: torch.dtype, field: str) -> Tensor:
-    """The tensor in the dtype it will be used in. Raises `PackageRejected` when NaN or infinite there."""
+    """Convert a tensor to the dtype it will be used in. Raises `PackageRejected` when NaN or infinite there."""
     return fitted_together(tensor.unsqueeze(0), [name], dtype, field)[0]
 
 
 def fitted_together(stack: Tensor, names: Sequence[str], dtype: torch.dtype, field: str) -> Tensor:
-    """`fitted` for tensors of one shape, `stack[i]` the one called `names[i]`: few calls, however many there are."""
+    """Convert tensors of one shape as `fitted` does, `stack[i]` the one called `names[i]`: few calls, however many there are."""
     cast = stack.to(dtype)
     finite = torch.isfinite(cast)
     if not finite.all():
@@ -37,5 +37,5 @@ def fitted_together(stack: Tensor, names: Sequence[str], dtype: torch.dtype, fie
 
 
 def shapes(tensors: Mapping[str, Tensor]) -> str:
-    """`name (shape)` of each, for messages."""
+    """List `name (shape)` of each tensor, for messages."""
     return ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in tensors.items()) or "nothing"

@@ -16,7 +16,7 @@ from fmplex_worker.packed.segments import Adapter, Scale
 
 
 def fit(config: Ia3Config, tensors: Mapping[str, Tensor], backbone: Backbone, number: int) -> Adapter:
-    """Raises `PackageRejected`: shapes that do not fit, values not finite."""
+    """Fit (IA)³ vectors to a backbone. Raises `PackageRejected`: shapes that do not fit, values not finite."""
     updates: list[Scale | None] = [None] * len(backbone.targets)
     inputs: dict[int, Tensor] = {}
     for key, vector in tensors.items():

@@ -21,7 +21,7 @@ _LEAST_TEXT = 8  # tokens that a prompt must leave of what the backbone takes
 def load_adapter(config_json: bytes, weights: bytes, backbone: Backbone, number: int) -> Adapter:
     """Fit `adapter_config.json` and `adapter_model.safetensors` to this backbone, in host memory.
 
-    Any thread. Raises `PackageRejected`: option not served, file broken, values not finite, or made for another backbone.
+    Thread-safe. Raises `PackageRejected`: option not served, file broken, values not finite, or made for another backbone.
     """
     config = check_adapter(config_json, weights)
     tensors = read_tensors(weights, "adapter_model.safetensors", "adapter")

@@ -28,7 +28,8 @@ class _Pair(NamedTuple):
 
 
 def fit(config: LoraConfig, tensors: Tensors, backbone: Backbone, number: int) -> Adapter:
-    """Raises `PackageRejected`: halves missing, shapes or ranks that do not fit, values not finite."""
+    """Fit LoRA factors to a backbone. Raises `PackageRejected`: halves missing, shapes or ranks that do not fit, values not
+    finite."""
     alike: dict[tuple[torch.Size, torch.Size], dict[int, _Pair]] = {}  # shapes -> slot -> pair
     for pair in _pairs(tensors, LORA_TENSOR):
         if is_pooler(pair.module, backbone):
@@ -50,7 +51,7 @@ def fit(config: LoraConfig, tensors: Tensors, backbone: Backbone, number: int) -
 
 
 def _pairs(tensors: Tensors, pattern: re.Pattern[str]) -> Iterator[_Pair]:
-    """Of the tensors whose names match."""
+    """Yield the pairs of the tensors whose names match. Raises `PackageRejected` when a half is missing."""
     sides: dict[str, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
         if match := pattern.fullmatch(key):
@@ -62,7 +63,7 @@ def _pairs(tensors: Tensors, pattern: re.Pattern[str]) -> Iterator[_Pair]:
 
 
 def _check_shapes(made: str, pair: _Pair, fits: tuple[int, int], rank: int) -> None:
-    """`fits`: (in, out) of the layer."""
+    """Check a pair against its layer, whose (in, out) is `fits`, and the rank of the configuration."""
     a, b = pair.a, pair.b
     if a.ndim != 2 or b.ndim != 2 or a.shape[0] != b.shape[1] or not a.shape[0]:
         raise PackageRejected(f"adapter: {made} is no pair [rank, in], [out, rank]; save it again", field="adapter")
@@ -79,8 +80,8 @@ def _check_shapes(made: str, pair: _Pair, fits: tuple[int, int], rank: int) -> N
 
 
 def _factors(pairs: Sequence[_Pair], config: LoraConfig, backbone: Backbone) -> list[Factors]:
-    """Of pairs of one shape: they are fitted together, as parts of two tensors. One by one would take the interpreter from
-    the running pass hundreds of times."""
+    """Fit pairs of one shape together, as parts of two tensors. One by one would take the interpreter from the running pass
+    hundreds of times."""
     dtype = getattr(torch, backbone.spec.dtype)
     scale = torch.tensor([config.scaling(pair.module) for pair in pairs]).view(-1, 1, 1)
     names = [f"{pair.module}.lora_A" for pair in pairs], [f"{pair.module}.lora_B" for pair in pairs]
@@ -91,7 +92,8 @@ def _factors(pairs: Sequence[_Pair], config: LoraConfig, backbone: Backbone) -> 
 
 
 def _tokens(config: LoraConfig, tensors: Tensors, backbone: Backbone) -> Factors | None:
-    """The update of the token embeddings: `down` `[tokens, rank]`, one row a token, and `up` `[rank, width]`."""
+    """Fit the update of the token embeddings, if there is one: `down` `[tokens, rank]`, one row a token, and `up` `[rank,
+    width]`."""
     table, found = backbone.embeddings, None
     for pair in _pairs(tensors, EMBEDDING_TENSOR):
         made = f"{pair.module} with lora_embedding_A {shape(pair.a)}, lora_embedding_B {shape(pair.b)}"

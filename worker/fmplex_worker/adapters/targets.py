@@ -1,4 +1,4 @@
-"""Which layer of a backbone a PEFT tensor means, and what is said when there is none."""
+"""The layer of a backbone that a PEFT tensor means, and the errors when there is none."""
 
 from __future__ import annotations
 
@@ -12,16 +12,17 @@ _POOLER = "pooler.dense"  # BERT's; never run here, because every head pools for
 
 
 def path_of(module: str, backbone: Backbone) -> str:
-    """The module's name in the bare backbone: adapters made with a task class have its prefix (`bert.`, `model.`)."""
+    """Return the module's name in the bare backbone: adapters made with a task class have its prefix (`bert.`, `model.`)."""
     return module.removeprefix(backbone.prefix) if module not in backbone.targets else module
 
 
 def is_pooler(module: str, backbone: Backbone) -> bool:
-    """Whether the module is the pooler, which is not run: it may come with an adapter that does not change it."""
+    """Tell whether the module is the pooler, which is not run: it may come with an adapter that does not change it."""
     return backbone.family.pooler and path_of(module, backbone) == _POOLER
 
 
 def pooler_changed() -> PackageRejected:
+    """Make the error for an adapter that changes the pooler."""
     return PackageRejected(
         "the adapter changes the pooler, which is not run (heads pool hidden states themselves); "
         "train with exclude_modules=['pooler.dense']",
@@ -30,7 +31,7 @@ def pooler_changed() -> PackageRejected:
 
 
 def target_of(module: str, made: str, backbone: Backbone) -> Target:
-    """The linear that the module is. `made`: the tensors, for the message of the `PackageRejected` when there is none."""
+    """Return the linear that the module is. Raises `PackageRejected` when there is none; `made`: the tensors, for its message."""
     target = backbone.targets.get(path_of(module, backbone))
     if target is None:
         raise PackageRejected(
@@ -41,8 +42,10 @@ def target_of(module: str, made: str, backbone: Backbone) -> Target:
 
 
 def shape(tensor: Tensor) -> str:
+    """Format a tensor's shape for messages."""
     return str(tuple(tensor.shape))
 
 
 def nothing_changed() -> PackageRejected:
+    """Make the error for an adapter that changes no layer."""
     return PackageRejected("the adapter changes no layer of the backbone; leave adapter/ out", field="adapter")

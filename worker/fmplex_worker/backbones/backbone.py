@@ -21,8 +21,8 @@ from fmplex_worker.packed.row import Pack, running
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LmHead:
-    """Of a model that generates: `head`, hidden states to logits; `ends`: tokens that end a text; `templates`: the transformers
-    tokenizer, for its chat template; `kv`: what a token's keys and values take."""
+    """Language-model head of a model that generates text. `head`: the layer from hidden states to logits; `ends`: tokens that end
+    a text; `templates`: the transformers tokenizer, for its chat template; `kv`: what a token's keys and values take."""
 
     head: nn.Module
     ends: frozenset[int]
@@ -30,21 +30,21 @@ class LmHead:
     kv: KvShape
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """hidden `[rows, width]` → `[rows, vocabulary]` float32. Inside inference mode."""
+        """Compute logits: hidden `[rows, width]` → `[rows, vocabulary]` float32. Call it inside inference mode."""
         weight, bias = self.head.weight, getattr(self.head, "bias", None)
         made: Tensor = linear_for(weight)(hidden.unsqueeze(0), weight, bias)[0]  # type: ignore[arg-type]
         return made.float()
 
     @property
     def vocabulary(self) -> int:
-        """Columns of the logits."""
+        """Size of the vocabulary: columns of the logits."""
         return int(self.head.weight.shape[0])  # type: ignore[index]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Backbone:
-    """One model on one device. `targets`: module path → linear that adapters may change; `speech`: what it takes to generate
-    text, if it can."""
+    """One model on one device. `targets`: module path → linear that adapters may change; `lm_head`: its language-model
+    head, if it generates text."""
 
     spec: BackboneSpec
     family: Family
@@ -76,11 +76,12 @@ class Backbone:
 
     @property
     def prefix(self) -> str:
-        """What a task class of transformers calls this model: keys made with one start with it (`bert.`, `model.`)."""
+        """Prefix that a task class of transformers gives this model: keys made with one start with it (`bert.`, `model.`)."""
         return f"{self.model.base_model_prefix}."
 
     @property
     def memory_bytes(self) -> int:
+        """Bytes of all weights and buffers, shared ones once."""
         held = [*self.model.parameters(), *self.model.buffers()]
         if self.lm_head is not None:
             held += self.lm_head.head.parameters()
@@ -92,8 +93,8 @@ class Backbone:
         return int(torch.cuda.memory_allocated(self.device)) if self.device.type == "cuda" else 0
 
     def encode(self, pack: Pack, texts: list[Text]) -> Tensor:
-        """Hidden states `[tokens, hidden]` of texts in packed order, virtual tokens included. Device thread, inside
-        inference mode.
+        """Compute hidden states `[tokens, hidden]` of texts in packed order, virtual tokens included. Call it on the device
+        thread, inside inference mode.
 
         A prompt's virtual tokens are the first of their text: positions count them, and their token type is 0, as in PEFT.
         """
@@ -116,7 +117,8 @@ class Backbone:
         return self.family.token_types and bool(self.model.config.type_vocab_size > 1)  # type: ignore[union-attr, operator]
 
     def _embed(self, ids: Tensor, pack: Pack, texts: list[Text]) -> Tensor:
-        """Token embeddings `[1, tokens, width]`, with the callers' own where they sent them, adapters' prompts and updates.
+        """Look up token embeddings `[1, tokens, width]`, with the callers' own where they sent them, adapters' prompts and
+        updates.
 
         A caller's own embeddings are taken as they are: an update of the table is not for them, as in PEFT.
         """
@@ -133,12 +135,12 @@ class Backbone:
 
 
 def _positions(pack: Pack) -> Ids:
-    """Of each token in its text."""
+    """Return the position of each token in its text."""
     return np.concatenate([np.arange(past, past + n) for past, n in zip(pack.pasts, pack.lengths, strict=True)])
 
 
 def _row(pack: Pack, parts: list[Ids]) -> Ids:
-    """The texts' rows as one, with zeros where virtual tokens are."""
+    """Join the texts' rows to one, with zeros where virtual tokens are."""
     if not pack.embedded:
         return np.concatenate(parts)
     row = np.zeros(pack.tokens, dtype=np.int64)

@@ -1,4 +1,4 @@
-"""Which model families are served, and the few facts in which they differ. One row a family; no row, no service.
+"""The model families that are served, and the few facts in which they differ. One row a family; no row, no service.
 
 A row is a promise: `tests/unit/compute/test_families.py` holds every one of them to the family contract (alone = packed,
 PEFT = ours, a neighbour's NaN does not leak, a wrong adapter slot is noticed).
@@ -18,7 +18,7 @@ from fmplex_worker.backbones import gpt2, mpnet
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """What packing needs to know of a family; how each layer attends (causal, window) it says itself at run time.
+    """Facts of a family that packing needs; how each layer attends (causal, window) it says itself at run time.
 
     `pooler`: the class takes `add_pooling_layer` (ours is always off). `token_types`: texts of a pair are told apart by
     token type ids. `after_padding`: position ids start at padding_idx + 1, as in RoBERTa, instead of 0. `causal`: a token
@@ -34,7 +34,7 @@ class Family:
     adapt: Callable[[nn.Module], None] | None = None
 
     def first_position(self, config: Any) -> int:
-        """Position id of a text's first token."""
+        """Return the position id of a text's first token."""
         return int(config.pad_token_id) + 1 if self.after_padding else 0
 
 
@@ -59,7 +59,7 @@ FAMILIES: dict[str, Family] = {
 
 
 def family_of(config: Any) -> Family:
-    """The row of a transformers config. Raises `InvalidInput` when the family, or this variant of it, is not served."""
+    """Return the row of a transformers config. Raises `InvalidInput` when the family, or this variant of it, is not served."""
     family = FAMILIES.get(config.model_type)
     if family is None:
         raise _unserved(f"model type {config.model_type!r} is not served; use one of {', '.join(sorted(FAMILIES))}")
@@ -78,7 +78,7 @@ def family_of(config: Any) -> Family:
 
 
 def _rope_types(config: Any) -> set[str]:
-    """Rope types of a config: one mapping for the model, or one per layer type."""
+    """List the rope types of a config: one mapping for the model, or one per layer type."""
     rope = getattr(config, "rope_parameters", None) or {}
     return {row["rope_type"] for row in (rope, *rope.values()) if isinstance(row, dict) and "rope_type" in row}
 

@@ -7,7 +7,7 @@ from transformers.pytorch_utils import Conv1D
 
 
 def adapt(model: nn.Module) -> None:
-    """In place; outputs are the same."""
+    """Turn `Conv1D` layers into linears, in place; outputs are the same."""
     for path, module in list(model.named_modules()):
         if isinstance(module, Conv1D):
             linear = nn.Linear(module.weight.shape[0], module.weight.shape[1], device="meta")

@@ -19,7 +19,7 @@ from fmplex_broker.errors import InvalidInput
 from fmplex_broker.specs.fleet import BackboneSpec
 from fmplex_worker.backbones.backbone import Backbone, LmHead
 from fmplex_worker.backbones.families import Family, family_of
-from fmplex_worker.backbones.places import check_place
+from fmplex_worker.backbones.model_paths import check_model_path
 from fmplex_worker.backbones.texts import Tokenizer
 from fmplex_worker.kvcache.pool import KvShape
 from fmplex_worker.packed import attention
@@ -34,14 +34,14 @@ def load_backbone(spec: BackboneSpec, device: str = "auto") -> Backbone:
 
     Raises `InvalidInput`: no such folder, cannot be loaded, not served, weights missing, `max_tokens` too large, no such device.
     """
-    check_place(spec.model, "backbone.model")
+    check_model_path(spec.model, "backbone.model")
     _not_an_adapter(spec.model)
     where = _device(device)
     config = _read(spec, "config", AutoConfig.from_pretrained)
     family = family_of(config)
     tokenizer = _read(spec, "tokenizer", AutoTokenizer.from_pretrained)
     model = _load_model(spec, family, config).to(where)
-    model, lm_head = _lm_head(model, tokenizer, config) if _speaks(family, config) else (model, None)
+    model, lm_head = _split_lm_head(model, tokenizer, config) if _generates(family, config) else (model, None)
     targets = wrap_linears(model)
     first = family.first_position(config)
     most = config.max_position_embeddings - first
@@ -59,17 +59,17 @@ def load_backbone(spec: BackboneSpec, device: str = "auto") -> Backbone:
     )
 
 
-def _speaks(family: Family, config: Any) -> bool:
-    """Whether the checkpoint has a language-model head."""
+def _generates(family: Family, config: Any) -> bool:
+    """Tell whether the checkpoint has a language-model head."""
     return family.causal and any(
         name.endswith("ForCausalLM") or "LMHead" in name for name in config.architectures or ()
     )
 
 
-def _lm_head(whole: Any, tokenizer: Any, config: Any) -> tuple[nn.Module, LmHead]:
-    """A causal language model as its bare model and what makes text of the hidden states."""
-    said = getattr(whole.generation_config, "eos_token_id", None)
-    ends = [said] if isinstance(said, int) else said or [tokenizer.eos_token_id]
+def _split_lm_head(whole: Any, tokenizer: Any, config: Any) -> tuple[nn.Module, LmHead]:
+    """Split a causal language model into its bare model and its head."""
+    eos = getattr(whole.generation_config, "eos_token_id", None)
+    ends = [eos] if isinstance(eos, int) else eos or [tokenizer.eos_token_id]
     heads = config.num_attention_heads
     kv = KvShape(
         layers=config.num_hidden_layers,
@@ -82,7 +82,7 @@ def _lm_head(whole: Any, tokenizer: Any, config: Any) -> tuple[nn.Module, LmHead
 
 
 def _read(spec: BackboneSpec, what: str, load: Callable[..., T], **options: Any) -> T:
-    """Call a transformers loader; False for remote code also keeps it from asking on the terminal."""
+    """Call a transformers loader; False for remote code also keeps it from asking on the terminal. Raises `InvalidInput`."""
     try:
         return load(spec.model, revision=spec.revision or "main", trust_remote_code=False, **options)
     except (OSError, ValueError, ImportError, KeyError, TypeError, RuntimeError, SafetensorError) as e:
@@ -94,7 +94,7 @@ def _read(spec: BackboneSpec, what: str, load: Callable[..., T], **options: Any)
 
 
 def _load_model(spec: BackboneSpec, family: Family, config: Any) -> nn.Module:
-    """In eval mode: the bare model, with its language-model head if it has one. Weights that the checkpoint lacks would be
+    """Load the bare model in eval mode, with its language-model head if it has one. Weights that the checkpoint lacks would be
     random, so that is an error."""
     transformers_logging.set_verbosity_error()  # its report of unused weights (the pooler) and its progress bar
     transformers_logging.disable_progress_bar()  # mean nothing in a worker's log
@@ -102,7 +102,7 @@ def _load_model(spec: BackboneSpec, family: Family, config: Any) -> nn.Module:
     model, info = _read(
         spec,
         "weights",
-        (AutoModelForCausalLM if _speaks(family, config) else AutoModel).from_pretrained,
+        (AutoModelForCausalLM if _generates(family, config) else AutoModel).from_pretrained,
         dtype=getattr(torch, spec.dtype),
         attn_implementation=attention.NAME,
         use_safetensors=True,
@@ -145,7 +145,7 @@ def _device(name: str) -> torch.device:
 
 
 def _max_tokens(spec: BackboneSpec, usual: int, most: int) -> int:
-    """Tokens of one text: what the spec says, else what tokenizer and positions both take."""
+    """Return the most tokens of one text: what the spec says, else what tokenizer and positions both take."""
     if spec.max_tokens is None:
         return usual
     if spec.max_tokens > most:

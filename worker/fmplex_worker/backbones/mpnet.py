@@ -25,7 +25,7 @@ def adapt(model: nn.Module) -> None:
 
 
 def _biases(encoder: Any, hidden: Tensor) -> list[Tensor]:
-    """For each run of the pass, `[1, heads, length, length]` (MPNet, Song et al. 2020; buckets as in T5)."""
+    """Compute the biases of each run of the pass, `[1, heads, length, length]` (MPNet, Song et al. 2020; buckets as in T5)."""
     biases = []
     for run in current().runs:
         place = torch.arange(run.length, device=hidden.device)
@@ -37,7 +37,7 @@ def _biases(encoder: Any, hidden: Tensor) -> list[Tensor]:
 def _attend(
     attn: Any, hidden_states: Tensor, attention_mask: None = None, position_bias: list[Tensor] | None = None, **_: Any
 ) -> tuple[Tensor]:
-    """`MPNetSelfAttention.forward` for hidden `[1, tokens, width]`."""
+    """Replace `MPNetSelfAttention.forward`, for hidden `[1, tokens, width]`."""
     assert position_bias is not None
     q, k, v = (linear(hidden_states)[0] for linear in (attn.q, attn.k, attn.v))
     outs = []

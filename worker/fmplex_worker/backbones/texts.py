@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from fmplex_broker.errors import InvalidInput
 
 Ids = NDArray[np.int64]
-# A text, or a text and its pair.
+# A text as a caller sends it, or a text and its pair.
 Raw = str | tuple[str, str]
 _FEWEST_TOKENS = 16
 
@@ -38,10 +38,11 @@ class Text:
 
     @property
     def tokens(self) -> int:
+        """Number of tokens."""
         return len(self.ids)
 
     def cut(self, limit: int) -> Text:
-        """The first `limit` tokens."""
+        """Return the first `limit` tokens; offsets are dropped if it is longer."""
         if self.tokens <= limit:
             return self
         embeds = None if self.embeds is None else self.embeds[:limit]
@@ -49,11 +50,12 @@ class Text:
 
     @classmethod
     def of_ids(cls, ids: Ids, embeds: NDArray[np.float32] | None = None) -> Text:
+        """Make a text of token ids, with token type 0 throughout."""
         return cls(ids, np.zeros_like(ids), embeds)
 
 
 class Tokenizer:
-    """Batch tokenisation; any thread. Never pads; texts are cut to `limit` tokens at most, special ones included."""
+    """Batch tokenisation; thread-safe. Never pads; texts are cut to `limit` tokens at most, special ones included."""
 
     def __init__(self, tokenizer: tokenizers.Tokenizer, limit: int) -> None:
         saved = tokenizer.to_str()
@@ -67,7 +69,7 @@ class Tokenizer:
 
     @classmethod
     def of(cls, tokenizer: Any, model: str, limit: int) -> Tokenizer:
-        """From a transformers tokenizer. Raises `InvalidInput` unless it is a fast one with a vocabulary.
+        """Make one from a transformers tokenizer. Raises `InvalidInput` unless it is a fast one with a vocabulary.
 
         Without tokenizer files transformers 5 makes one up that knows its special tokens and nothing else.
         """
@@ -82,15 +84,15 @@ class Tokenizer:
         return self._whole
 
     def ids(self, text: str, special: bool) -> list[int]:
-        """Of one text, with the special tokens that the tokenizer adds around texts or without."""
+        """Return the ids of one text, with the special tokens that the tokenizer adds around texts or without."""
         return list(self._whole.encode(text, add_special_tokens=special).ids)
 
     def encode(self, texts: Sequence[Raw], offsets: bool = False) -> list[Text]:
-        """Whole texts. With `offsets` it is slower: only tagging needs to know which characters a token covers."""
+        """Encode whole texts. With `offsets` it is slower: only tagging needs to know which characters a token covers."""
         return _encode(self._whole, texts, offsets)
 
     def encode_cut(self, texts: Sequence[Raw], offsets: bool = False, spare: int = 0) -> list[Text]:
-        """Texts cut to `spare` tokens less than the limit; of a pair, the longer text is cut first."""
+        """Encode texts cut to `spare` tokens less than the limit; of a pair, the longer text is cut first."""
         with self._cutting:
             self._cut.enable_truncation(self._limit - spare, strategy="longest_first")
             return _encode(self._cut, texts, offsets)

@@ -1,1 +1,1 @@
-"""Heads: how hidden states become what a task answers with."""
+"""Heads: from hidden states to the answers of a task."""

@@ -13,8 +13,8 @@ from fmplex_broker.specs.heads import Classification, Ranking
 _THRESHOLD = 0.5  # of a multi-label score
 
 
-def of_logits(specs: Sequence[Any], top_k: Sequence[int | None], logits: Tensor) -> Iterator[dict[str, Any]]:
-    """logits `[jobs, k]` → for each job what its head answers: of k = 1 a number, of more a classification."""
+def from_logits(specs: Sequence[Any], top_k: Sequence[int | None], logits: Tensor) -> Iterator[dict[str, Any]]:
+    """Turn logits `[jobs, k]` into the answer of each job's head: for k = 1 a number, for more a classification."""
     if logits.shape[1] == 1:
         values, scores = logits[:, 0].tolist(), logits[:, 0].sigmoid().tolist()
         for spec, value, score in zip(specs, values, scores, strict=True):
@@ -30,7 +30,7 @@ def of_logits(specs: Sequence[Any], top_k: Sequence[int | None], logits: Tensor)
 
 
 def _classification(spec: Classification, k: int | None, row: list[float], top: int) -> dict[str, Any]:
-    """`top_k` keeps the best scores, best first; which labels are chosen does not depend on it."""
+    """Make one job's answer. `top_k` keeps the best scores, best first; which labels are chosen does not depend on it."""
     if k is None:
         scores = dict(zip(spec.labels, row, strict=True))
     else:

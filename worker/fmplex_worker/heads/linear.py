@@ -22,7 +22,8 @@ _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def apply_heads(rows: Tensor, heads: Sequence[LoadedHead], counts: Sequence[int]) -> Tensor:
-    """rows `[n, hidden]` float32, of which the next `counts[i]` belong to `heads[i]`, all of one form → `[n, outputs]`."""
+    """Apply heads of one form to rows `[n, hidden]` float32, of which the next `counts[i]` belong to `heads[i]` → `[n,
+    outputs]`."""
     for depth, _ in enumerate(heads[0].layers):
         if depth:
             rows = _ACTIVATIONS[heads[0].spec.activation](rows)  # type: ignore[union-attr]
@@ -31,7 +32,7 @@ def apply_heads(rows: Tensor, heads: Sequence[LoadedHead], counts: Sequence[int]
 
 
 def _apply(rows: Tensor, layers: Sequence[Layer], counts: Sequence[int]) -> Tensor:
-    """rows `[n, in]` → `[n, out]`, one layer a head."""
+    """Apply one layer of each head: rows `[n, in]` → `[n, out]`."""
     widest, total = max(counts), sum(counts)
     stackable = layers[0].weight.shape[0] <= _BMM_OUTPUTS and len(layers) * widest <= _BMM_PADDING * total
     if len(layers) == 1 or not stackable:

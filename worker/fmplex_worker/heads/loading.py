@@ -33,15 +33,17 @@ class LoadedHead:
 
     @property
     def form(self) -> tuple[object, ...]:
-        """Heads of one form run together: widths of the layers and what is between them."""
+        """Form of the head: widths of the layers and what is between them. Heads of one form run together."""
         hidden = getattr(self.spec, "hidden", ())
         return (*hidden, outputs(self.spec), getattr(self.spec, "activation", "") if hidden else "")
 
     @property
     def nbytes(self) -> int:
+        """Bytes of its tensors."""
         return sum(tensor.nbytes for layer in self.layers for tensor in layer)
 
     def placed(self, place: Place) -> LoadedHead:
+        """Return the head with its tensors put where `place` puts them."""
         return replace(self, layers=tuple(Layer(*map(place, layer)) for layer in self.layers))
 
 
@@ -52,7 +54,7 @@ def load_heads(
     causal: bool,
     numbers: Iterable[int],
 ) -> dict[str, LoadedHead]:
-    """Name → head, in host memory; the name of a single one is empty. `hidden`: width of the hidden states.
+    """Load the heads of a vFM into host memory, by name; the name of a single one is empty. `hidden`: width of the hidden states.
 
     Raises `PackageRejected`: missing, unknown or ill-shaped tensors, values not finite, pooling that sees nothing.
     """
@@ -76,7 +78,7 @@ def load_heads(
 
 
 def _layers(spec: Head, stem: str, tensors: Mapping[str, Tensor], hidden: int) -> Iterable[Layer]:
-    """The layers in the order in which they run; a bias that the file lacks is zero."""
+    """Yield the layers in the order in which they run; a bias that the file lacks is zero."""
     for key, shape in head_tensors(spec, hidden).items():
         if key.endswith("weight"):
             bias = tensors.get(stem + key.removesuffix("weight") + "bias")

@@ -1,4 +1,4 @@
-"""Tagging: tokens with labels become spans of characters."""
+"""Spans of characters from tokens with labels, for tagging."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 def spans(
     text: str, offsets: Iterable[Sequence[int]], best: Sequence[int], scores: Sequence[float], labels: Sequence[str]
 ) -> list[dict[str, Any]]:
-    """Labelled spans of `text`, in order.
+    """Make labelled spans of `text`, in order.
 
     For each token: `offsets` = first and last (exclusive) character, equal for special tokens, which count for nothing;
     `best` = its class (0: outside, i: `labels[i - 1]`), `scores` = the probability of that class. Neighbouring tokens of
@@ -30,7 +30,8 @@ def spans(
 
 
 def _span(text: str, run: tuple[int, int, int, list[float]], labels: Sequence[str]) -> dict[str, Any] | None:
-    """Without the white space at its ends, which some tokenizers count to a token; None if there is nothing else."""
+    """Make one span, without the white space at its ends, which some tokenizers count to a token; None if there is nothing
+    else."""
     label, start, end, scores = run
     covered = text[start:end]
     start += len(covered) - len(covered.lstrip())

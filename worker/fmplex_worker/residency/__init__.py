@@ -1,7 +1,8 @@
-"""Which versions are on the device, which only in host memory or on disk: caches, by bytes, keyed by digest.
+"""Residency: the versions on the device, in host memory and on disk, as caches bounded in bytes and keyed by digest.
 
 lru.py        least recently used by bytes, with pins; pure
 cache.py      artifacts on this machine's disk
 fetching.py   host memory → disk → artifact store; checks, and fits to the backbone
+memory.py     gives freed memory back to the system
 residents.py  the device: loads on demand off the step path, evicts, pins what runs
 """

@@ -16,7 +16,8 @@ log = logging.getLogger(__name__)
 
 
 class DiskCache:
-    """A cache and nothing more: a disk that is full or forbids writing only makes it useless, never an error.
+    """A cache and nothing more, of at most `budget` bytes: a disk that is full or forbids writing only makes it useless, never
+    an error.
 
     A file's time of modification says when it was last used, so that workers which share the folder agree on the order.
     """
@@ -31,6 +32,7 @@ class DiskCache:
         self.nbytes = sum(size for _, size, _ in self._files())
 
     def get(self, digest: str) -> bytes | None:
+        """Return an artifact and note its use; None if it is not here."""
         path = self._folder / f"{digest}{SUFFIX}"
         try:
             blob = path.read_bytes()
@@ -40,6 +42,7 @@ class DiskCache:
         return blob
 
     def put(self, digest: str, blob: bytes) -> None:
+        """Keep an artifact, if the budget and the disk allow it."""
         if len(blob) > self._budget:
             return
         scratch = self._folder / f".{uuid4().hex}"
@@ -55,6 +58,7 @@ class DiskCache:
         self._shrink()
 
     def drop(self, digest: str) -> None:
+        """Remove an artifact."""
         with suppress(OSError):
             (self._folder / f"{digest}{SUFFIX}").unlink(missing_ok=True)
         self._shrink()

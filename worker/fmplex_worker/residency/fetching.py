@@ -1,4 +1,4 @@
-"""Where a version comes from when it is not on the device: host memory, this machine's disk, the artifact store."""
+"""Fetching versions that are not on the device: from host memory, this machine's disk, the artifact store."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ Source = Literal["host", "disk", "store"]
 
 
 class Fetcher:
-    """Any thread. Every version that leaves it has been checked, has the digest that was asked for and is fitted to the
-    backbone: host memory keeps it so, and what comes from there is on the device with little work."""
+    """Fetcher of versions; thread-safe. Every version that leaves it has been checked, has the digest that was asked for and is
+    fitted to the backbone: host memory keeps it so, and what comes from there is on the device with little work."""
 
     def __init__(self, store: ArtifactStore, spec: ResidencySpec, fit: Callable[[Package], Fitted]) -> None:
         self._store = store
@@ -36,15 +36,15 @@ class Fetcher:
         self._working = threading.Lock()
 
     def kept(self, digest: str) -> Fitted | None:
-        """From host memory, at once."""
+        """Return a version from host memory, at once; None if it is not there."""
         with self._lock:
             if digest in self._kept:
                 self._host.touch(digest)
             return self._kept.get(digest)
 
     def fetch(self, digest: str) -> tuple[Fitted, Source]:
-        """Blocks. Raises `PackageRejected` (not in the store, not what it was, not for this backbone) or `Unavailable` (the
-        store does not answer)."""
+        """Fetch a version from disk or store, check it and fit it; blocks. Raises `PackageRejected` (not in the store, not what
+        it was, not for this backbone) or `Unavailable` (the store does not answer)."""
         package, source = self._from_disk(digest) or self._from_store(digest)
         with self._working:
             fitted = self._fit(package)
@@ -88,8 +88,10 @@ class Fetcher:
 
     @property
     def host_bytes(self) -> int:
+        """Bytes of versions kept in host memory."""
         return self._host.nbytes
 
     @property
     def disk_bytes(self) -> int:
+        """Bytes of artifacts on this machine's disk; 0 without a cache there."""
         return self._disk.nbytes if self._disk is not None else 0

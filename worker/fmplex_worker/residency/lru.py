@@ -14,7 +14,7 @@ class _Entry:
 
 
 class LruBytes:
-    """Bookkeeping only: says what has to go, and the owner lets it go. Keys are digests."""
+    """Bookkeeping only, within `budget` bytes: it names what has to go, and the owner lets it go. Keys are digests."""
 
     def __init__(self, budget: int) -> None:
         self.budget = budget
@@ -32,7 +32,7 @@ class LruBytes:
         return iter(self._entries)
 
     def put(self, key: str, nbytes: int) -> None:
-        """Add, or correct its size; it becomes the most recently used."""
+        """Add an entry, or correct its size; it becomes the most recently used."""
         entry = self._entries.setdefault(key, _Entry(0))
         self.nbytes += nbytes - entry.nbytes
         self.pinned_bytes += nbytes - entry.nbytes if entry.pins else 0
@@ -40,17 +40,18 @@ class LruBytes:
         self._entries.move_to_end(key)
 
     def touch(self, key: str) -> None:
+        """Make an entry the most recently used."""
         self._entries.move_to_end(key)
 
     def pin(self, key: str, times: int = 1) -> None:
-        """It is in use: it stays until as many `unpin`s."""
+        """Pin an entry that is in use: it stays until as many `unpin`s."""
         entry = self._entries[key]
         self.pinned_bytes += entry.nbytes if times and not entry.pins else 0
         entry.pins += times
         self._entries.move_to_end(key)
 
     def unpin(self, key: str) -> bool:
-        """True when nobody uses it any more."""
+        """Undo one `pin`; True when nobody uses the entry any more."""
         entry = self._entries[key]
         if entry.pins:
             entry.pins -= 1
@@ -58,21 +59,24 @@ class LruBytes:
         return not entry.pins
 
     def unpin_all(self) -> None:
+        """Undo every `pin`."""
         for entry in self._entries.values():
             entry.pins = 0
         self.pinned_bytes = 0
 
     def pinned(self, key: str) -> bool:
+        """Tell whether an entry is in use."""
         return self._entries[key].pins > 0
 
     def remove(self, key: str) -> None:
+        """Remove an entry, pinned or not, if it is here."""
         entry = self._entries.pop(key, None)
         if entry is not None:
             self.nbytes -= entry.nbytes
             self.pinned_bytes -= entry.nbytes if entry.pins else 0
 
     def victims(self, need: int) -> list[str]:
-        """What to remove so that `need` more bytes fit; fewer than that when the rest is pinned."""
+        """Choose what to remove so that `need` more bytes fit; fewer than that when the rest is pinned."""
         over, out = self.nbytes + need - self.budget, []
         for key, entry in self._entries.items():
             if over <= 0:

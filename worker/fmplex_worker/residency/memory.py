@@ -12,7 +12,8 @@ _QUIET_S = 2.0
 
 
 class Trimmer:
-    """glibc keeps what is freed; after many bytes have been, it is asked to give them back. Elsewhere: nothing to do.
+    """Trimmer of the C heap: glibc keeps what is freed; after many bytes have been, it is asked to give them back. Elsewhere
+    there is nothing to do.
 
     While versions come and go it is left alone: they take the same memory in turn, and giving it back costs every pass time.
     """
@@ -23,11 +24,12 @@ class Trimmer:
         self._malloc_trim = _malloc_trim()
 
     def freed(self, nbytes: int) -> None:
+        """Note that so many bytes were freed."""
         self._freed += nbytes
         self._last = time.monotonic()
 
     def trim(self) -> None:
-        """Milliseconds; any thread."""
+        """Give freed memory back, if there is much and it is quiet. Takes milliseconds; thread-safe."""
         quiet = time.monotonic() > self._last + _QUIET_S or self._freed >= _MOST_BYTES
         if self._freed >= _WORTH_BYTES and quiet and self._malloc_trim is not None:
             self._freed = 0

@@ -21,7 +21,8 @@ _BLAME_S = 1.0  # how long a failure to load is remembered
 
 
 class Residents:
-    """Event loop only. A version is keyed by its digest; `names` says for which vFMs it was loaded.
+    """Versions on the device; used on the event loop only. A version is keyed by its digest; `names` says for which vFMs it was
+    loaded.
 
     When what is pinned leaves no room, the pinned version that was used longest ago is *leaving*: new jobs of it wait as if it
     were not here, so that its pins run out and it can go. Nobody who waits for room waits for ever.
@@ -52,47 +53,49 @@ class Residents:
     # --- asking ---
 
     def has(self, digest: str) -> bool:
-        """Here, and to stay."""
+        """Tell whether a version is here, and to stay."""
         return digest in self._lru and digest not in self._leaving
 
     @property
     def crowded(self) -> bool:
-        """Half of the budget is pinned: whoever comes now would only wait for those to end."""
+        """True when half of the budget is pinned: whoever comes now would only wait for those to end."""
         return 2 * self._lru.pinned_bytes > self._lru.budget
 
     def here(self) -> set[str]:
-        """vFMs whose version is here."""
+        """Return the vFMs whose version is here."""
         return {name for name, digest in self._names.items() if self.has(digest)}
 
     def known(self) -> Mapping[str, str]:
-        """vFM → version, of all that were seen here and not forgotten."""
+        """Return vFM → version, of all that were seen here and not forgotten."""
         return self._names
 
     # --- using ---
 
     def count(self, hits: int, misses: int) -> None:
+        """Count jobs whose version was here, and jobs that had to wait for theirs."""
         self.stats.hits += hits
         self.stats.misses += misses
 
     def pin(self, digest: str) -> None:
-        """A job of it begins: it stays until `unpin`. It must be here."""
+        """Pin a version whose job begins: it stays until `unpin`. It must be here."""
         self._lru.pin(digest)
 
     def unpin(self, digest: str) -> None:
+        """Undo one `pin`; a version that no vFM serves any more goes with its last job."""
         if digest in self._lru and self._lru.unpin(digest):
             self._unpinned.set()
             if digest in self._obsolete:
                 self._evict(digest)
 
     def unpin_all(self) -> None:
-        """A new life: what the last one held is not ours any more."""
+        """Undo every `pin`, at the start of a new lease: what the last one held is not ours any more."""
         self._lru.unpin_all()
         for digest in list(self._obsolete):
             self._evict(digest)
         self._unpinned.set()
 
     async def load(self, digest: str, vfm: str) -> None:
-        """Bring it here and pin it once for the caller. Raises `PackageRejected`, `Unavailable` or `JobFailed`."""
+        """Bring a version here and pin it once for the caller. Raises `PackageRejected`, `Unavailable` or `JobFailed`."""
         if self.has(digest):
             self._lru.pin(digest)
         else:
@@ -100,7 +103,7 @@ class Residents:
         self._names.setdefault(vfm, digest)
 
     async def _wait_for(self, digest: str) -> None:
-        """Until it is here and `_pin_for_all` has pinned it."""
+        """Wait until a version is here and `_pin_for_all` has pinned it."""
         failed = self._failed.get(digest)
         if failed is not None and time.monotonic() < failed[1]:
             raise failed[0]
@@ -123,7 +126,7 @@ class Residents:
     # --- following the fleet ---
 
     def serves(self, vfm: str, digest: str) -> None:
-        """What a vFM serves now; a version that it served before is let go unless another vFM has it too."""
+        """Note what a vFM serves now; a version that it served before is let go unless another vFM has it too."""
         known = vfm in self._names
         if known and self._names[vfm] != digest:
             self.forget(vfm)
@@ -134,7 +137,7 @@ class Residents:
             self._obsolete.discard(digest)
 
     def forget(self, vfm: str) -> None:
-        """The vFM is gone, or serves something else: its bytes come back at once, or when its last job has ended."""
+        """Forget a vFM that is gone, or serves something else: its bytes come back at once, or when its last job has ended."""
         digest = self._names.pop(vfm, None)
         if digest is None or digest not in self._lru or digest in self._names.values():
             return
@@ -151,12 +154,14 @@ class Residents:
         await asyncio.to_thread(self._trimmer.trim)
 
     def snapshot(self) -> ResidencyStats:
+        """Return the statistics as of now."""
         s = self.stats
         s.versions, s.device_bytes = len(self._lru), self._lru.nbytes
         s.host_bytes, s.disk_bytes = self._fetcher.host_bytes, self._fetcher.disk_bytes
         return s
 
     async def close(self) -> None:
+        """Cancel the loads that run, and wait for them."""
         for task in self._loads.values():
             task.cancel()
         await asyncio.gather(*self._loads.values(), return_exceptions=True)
@@ -187,8 +192,8 @@ class Residents:
         return await asyncio.get_running_loop().run_in_executor(self._fetching, self._fetcher.fetch, digest)
 
     def _pin_for_all(self, digest: str) -> None:
-        """Once for each caller that waits, before the next in line may want its room: else two versions that want the same
-        place could push each other out for ever, each before it was used."""
+        """Pin a version once for each caller that waits, before the next in line may want its room: else two versions that want
+        the same place could push each other out for ever, each before it was used."""
         self._lru.pin(digest, self._waiting.pop(digest, 0))
 
     async def _make_room(self, need: int) -> None:

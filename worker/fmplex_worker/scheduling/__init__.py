@@ -1,17 +1,17 @@
 """Scheduling: who gets into the next pass of a shared backbone. Pure: time and costs are passed in.
 
-items.py   the words: Flow, Item, Room, Plan, Share
-cost.py    what a pass costs, learnt online, and who owes how much of it
-ledger.py  what every policy keeps: passes in flight, weights, charges
-flows.py   a flow's state, and the lanes in which flows wait
-ring.py    the flows of one class: deficits and lazy credit
-draft.py   one pass in the making
-deadlines.py  what deadlines may do to a pass
-seats.py   who may hold memory between passes
-budget.py  how large a pass may be, for the latency targets of the vFMs
-drr.py     batch-aware deficit round robin, the default policy; its docstring is the promise
-base.py    what the policies without deficits have in common
-fifo.py    arrival order
+items.py         the terms: Flow, Item, Room, Plan, Share
+cost.py          what a pass costs, learnt online, and who owes how much of it
+accounts.py      what every policy keeps: passes in flight, weights, charges
+flows.py         a flow's state, and the lanes in which flows wait
+flow_queue.py    the flows of one class: deficits and lazy credit
+pass_builder.py  one pass in the making
+deadlines.py     what deadlines may do to a pass
+kv_admission.py  which sequences may hold memory between passes
+budget.py        how large a pass may be, for the latency targets of the vFMs
+drr.py           batch-aware deficit round robin, the default policy; its docstring is the promise
+base.py          what the policies without deficits have in common
+fifo.py          arrival order
 """
 
 from __future__ import annotations
@@ -46,25 +46,43 @@ __all__ = [
 
 
 class Scheduler(Protocol):
-    """What the worker's device task asks of a policy. See `DeficitRoundRobin` for what each call means."""
+    """A policy: it decides who gets into each pass of the worker. Its length is the number of items that wait."""
 
     budget: int
+    """Units of a full pass."""
 
     @property
-    def weights(self) -> Mapping[str, float]: ...
-    def add(self, item: Item, *, front: bool = False) -> None: ...
-    def remove(self, key: str) -> Item | None: ...
-    def pending(self, flow: Flow) -> int: ...
+    def weights(self) -> Mapping[str, float]:
+        """Weights of the vFMs for which one was set (1 for others); the mapping changes as they do."""
+
+    def add(self, item: Item) -> None:
+        """Queue an item, last in its flow. Raises `ValueError` if it has no units, an unknown class, or waits already."""
+
+    def remove(self, key: str) -> Item | None:
+        """Remove a waiting item that was cancelled or expired, without a charge; None if it does not wait (any more)."""
+
+    def pending(self, flow: Flow) -> int:
+        """Count the items of a flow that wait."""
+
     def __len__(self) -> int: ...
-    def plan(self, now: float, room: Room) -> Plan | None: ...
-    def charge(self, plan: Plan, seconds: float) -> list[float]: ...
-    def refund(self, plan: Plan) -> None: ...
-    def set_weight(self, vfm: str, weight: float) -> None: ...
-    def throttle(self, flow: Flow) -> None: ...
-    def resume(self, flow: Flow) -> None: ...
-    def expect(self, flow: Flow, more: bool) -> None: ...
-    def forget(self, vfm: str) -> None: ...
-    def shares(self) -> dict[str, Share]: ...
+
+    def plan(self, now: float, room: Room) -> Plan | None:
+        """Make the next pass, to begin at `now` (seconds, on the clock of the deadlines); None exactly if nothing can run."""
+
+    def charge(self, plan: Plan, seconds: float) -> list[float]:
+        """Settle a pass that took so long, once, whatever became of its jobs. Returns what each item is charged, in seconds."""
+
+    def set_weight(self, vfm: str, weight: float) -> None:
+        """Set the weight of a vFM, in both classes, from now on. Raises `ValueError` unless it is positive."""
+
+    def expect(self, flow: Flow, more: bool) -> None:
+        """Say whether the flow's stream holds unclaimed jobs: while it does, emptying here forfeits no credit."""
+
+    def forget(self, vfm: str) -> None:
+        """Drop what is kept of a vFM that was deleted. Raises `ValueError` while it has items waiting."""
+
+    def shares(self) -> dict[str, Share]:
+        """Report on every vFM that was charged, weighted or queued here."""
 
 
 def make_scheduler(
@@ -75,7 +93,7 @@ def make_scheduler(
     trickle: float = 0.05,
     offline_slice: float = 0.05,
 ) -> Scheduler:
-    """A policy by its name in a fleet file: "drr", or "fifo", which has no classes to trickle or slice."""
+    """Make a policy by its name in a fleet file: "drr", or "fifo", which has no classes to trickle or slice."""
     if name == "drr":
         return DeficitRoundRobin(cost, budget, trickle=trickle, offline_slice=offline_slice)
     if name == "fifo":

@@ -1,4 +1,4 @@
-"""What every policy keeps: waiting items, passes in flight, each vFM's weight and what it was charged."""
+"""The accounts that every policy keeps: waiting items, passes in flight, each vFM's weight and what it was charged."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from .items import CLASSES, Item, Plan, Share
 
 
 class Accounts:
+    """Accounts of one backbone's passes, priced by `cost`. `budget`: units of a full pass."""
+
     def __init__(self, cost: CostModel, budget: int) -> None:
         self.cost = cost
         self.set_budget(budget)
@@ -21,12 +23,14 @@ class Accounts:
         self._last = 0
 
     def set_budget(self, units: int) -> None:
+        """Set the units of a full pass, over which the cost model spreads what a pass costs in any case."""
         if units < 1:
             raise ValueError("a pass has at least one unit")
         self.budget = units
         self.cost.full_pass = units
 
     def admit(self, item: Item) -> None:
+        """Note an item as waiting. Raises `ValueError` if it has no units, an unknown class, or waits already."""
         if item.units < 1:
             raise ValueError(f"item {item.key!r} has no units: it would run for ever on no credit")
         if item.flow.cls not in CLASSES:
@@ -36,12 +40,13 @@ class Accounts:
         self.waiting[item.key] = item
 
     def set_weight(self, vfm: str, weight: float) -> None:
+        """Set the weight of a vFM. Raises `ValueError` unless it is positive."""
         if not (isfinite(weight) and weight > 0):
             raise ValueError(f"a weight is a positive number, not {weight!r}")
         self.weights[vfm] = weight
 
     def dispatch(self, items: Sequence[Item], prices: Sequence[float]) -> Plan:
-        """The picked items leave the queue as a plan in flight."""
+        """Take the picked items out of those that wait, as a plan in flight."""
         self._last += 1
         self._open.add(self._last)
         for item in items:
@@ -52,13 +57,13 @@ class Accounts:
         return Plan(self._last, first.flow.cls, first.bucket, tuple(items), tuple(prices), units, seconds)
 
     def settle(self, plan: Plan) -> None:
-        """A plan is charged or refunded, once."""
+        """Close a plan in flight. Raises `ValueError` if it is settled already."""
         if plan.number not in self._open:
             raise ValueError(f"pass {plan.number} is settled already")
         self._open.remove(plan.number)
 
     def charge(self, plan: Plan, seconds: float) -> list[float]:
-        """Settle a pass that ran: teach the cost model, then φ of each item."""
+        """Settle a pass that ran: teach the cost model, then charge each item its φ. Returns the charges, in seconds."""
         if not (isfinite(seconds) and seconds >= 0):
             raise ValueError(f"a pass takes a finite time, not {seconds!r}")
         self.settle(plan)
@@ -69,6 +74,7 @@ class Accounts:
         return charges
 
     def shares(self, deficits: Mapping[str, float]) -> dict[str, Share]:
+        """Report on every vFM that is known here or has a deficit."""
         weights, charged = self.weights, self.charged
         waiting = Counter(item.flow.vfm for item in self.waiting.values())
         return {
@@ -77,6 +83,7 @@ class Accounts:
         }
 
     def forget(self, vfm: str) -> None:
+        """Drop weight and charges of a vFM. Raises `ValueError` while it has items waiting."""
         if any(item.flow.vfm == vfm for item in self.waiting.values()):
             raise ValueError(f"{vfm!r} has items waiting")
         self.weights.pop(vfm, None)
@@ -84,5 +91,5 @@ class Accounts:
 
 
 def _extras(items: Sequence[Item]) -> tuple[int, int]:
-    """How many adapter segments and heads a pass has."""
+    """Count the adapter segments and the heads of a pass."""
     return len({item.segment for item in items} - {None}), len({item.head for item in items} - {None})

@@ -1,4 +1,4 @@
-"""What the policies without deficits have in common: the ledger, and the flows that are throttled."""
+"""What the policies without deficits have in common: the accounts."""
 
 from __future__ import annotations
 
@@ -6,57 +6,51 @@ from collections.abc import Mapping, Sequence
 
 from .accounts import Accounts
 from .cost import CostModel
-from .items import CLASSES, Flow, Item, Plan, Share
+from .items import Flow, Item, Plan, Share
 
 
-class AccountsPolicy:
-    """The `Scheduler` protocol but for the queue: a policy adds `add`, `remove`, `pending` and `plan`."""
+class BasePolicy:
+    """The `Scheduler` protocol but for the queue: a policy adds `add`, `remove`, `pending` and `plan`. `budget`: units of a full
+    pass."""
 
     def __init__(self, cost: CostModel, budget: int) -> None:
-        self._ledger = Accounts(cost, budget)
-        self._throttled: set[Flow] = set()
+        self._accounts = Accounts(cost, budget)
 
     @property
     def budget(self) -> int:
         """Units of a full pass."""
-        return self._ledger.budget
+        return self._accounts.budget
 
     @budget.setter
     def budget(self, units: int) -> None:
-        self._ledger.set_budget(units)
+        self._accounts.set_budget(units)
 
     @property
     def weights(self) -> Mapping[str, float]:
-        """Of the vFMs for which one was set; 1 for others. It changes as they do."""
-        return self._ledger.weights
+        """Weights of the vFMs for which one was set (1 for others); the mapping changes as they do."""
+        return self._accounts.weights
 
     def __len__(self) -> int:
-        return len(self._ledger.waiting)
+        return len(self._accounts.waiting)
 
     def _dispatch(self, picked: Sequence[Item]) -> Plan:
-        return self._ledger.dispatch(picked, [self._ledger.cost.price(item.units) for item in picked])
+        return self._accounts.dispatch(picked, [self._accounts.cost.price(item.units) for item in picked])
 
     def charge(self, plan: Plan, seconds: float) -> list[float]:
-        return self._ledger.charge(plan, seconds)
-
-    def refund(self, plan: Plan) -> None:
-        self._ledger.settle(plan)
+        """Settle a pass that took so long; see `Scheduler.charge`."""
+        return self._accounts.charge(plan, seconds)
 
     def set_weight(self, vfm: str, weight: float) -> None:
-        self._ledger.set_weight(vfm, weight)
-
-    def throttle(self, flow: Flow) -> None:
-        self._throttled.add(flow)
-
-    def resume(self, flow: Flow) -> None:
-        self._throttled.discard(flow)
+        """Set the weight of a vFM, which is kept for reports; see `Scheduler.set_weight`."""
+        self._accounts.set_weight(vfm, weight)
 
     def expect(self, flow: Flow, more: bool) -> None:
-        """No credit is forfeited here, so nothing depends on what the streams hold."""
+        """Do nothing: no credit is forfeited here, so nothing depends on what the streams hold; see `Scheduler.expect`."""
 
     def forget(self, vfm: str) -> None:
-        self._ledger.forget(vfm)
-        self._throttled -= {Flow(vfm, cls) for cls in CLASSES}
+        """Drop weight and charges of a vFM; see `Scheduler.forget`."""
+        self._accounts.forget(vfm)
 
     def shares(self) -> dict[str, Share]:
-        return self._ledger.shares({})
+        """Report on every vFM, without deficits; see `Scheduler.shares`."""
+        return self._accounts.shares({})

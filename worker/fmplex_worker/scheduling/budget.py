@@ -12,8 +12,8 @@ _STEP = 0.05  # changes smaller than that are not worth new prices
 
 
 class PassBudget:
-    """Set per backbone, from the cost model and the targets of the vFMs that are in use, and slowly: never for one job's sake
-    (shorter passes under load cost more throughput than they save latency)."""
+    """Pass size of a backbone, from the cost model and the targets of the vFMs that are in use. It changes slowly: never for one
+    job's sake (shorter passes under load cost more throughput than they save latency)."""
 
     def __init__(self, cost: CostModel, most: int) -> None:
         """`most`: units of a pass when there are no targets."""
@@ -23,14 +23,15 @@ class PassBudget:
         self._targets: dict[str, tuple[float, float]] = {}  # vFM -> seconds a pass may take, last seen
 
     def record_target(self, vfm: str, pass_s: float, now: float) -> None:
-        """A job of a vFM was claimed, whose targets allow passes of so many seconds (`Slo.pass_ms`); 0: of any length."""
+        """Record that a job was claimed of a vFM whose targets allow passes of `pass_s` seconds (`Slo.pass_ms`); 0: any
+        length."""
         if pass_s > 0:
             self._targets[vfm] = pass_s, now
         else:
             self._targets.pop(vfm, None)
 
     def units(self, now: float) -> int:
-        """What a pass may hold now."""
+        """Return how many units a pass may hold now (`now` in seconds)."""
         self._targets = {vfm: seen for vfm, seen in self._targets.items() if now - seen[1] < _REMEMBER_S}
         wanted = self._most
         if self._targets:
@@ -49,6 +50,6 @@ class PassBudget:
         return ceil(self._most * alpha * _LEAST_YIELD / (alpha + (1 - _LEAST_YIELD) * beta * self._most))
 
     def missed_targets(self) -> list[str]:
-        """vFMs whose targets want passes shorter than the shortest."""
+        """List the vFMs whose targets want passes shorter than the shortest."""
         shortest = self._cost.predict_pass(self.least)
         return sorted(vfm for vfm, (seconds, _) in self._targets.items() if seconds < shortest)

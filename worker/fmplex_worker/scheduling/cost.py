@@ -1,4 +1,4 @@
-"""What a pass costs, learnt from the passes that ran, and who owes how much of it."""
+"""The cost of a pass, learnt from the passes that ran, and who owes how much of it."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ class CostModel:
     parameters by directional forgetting", IFAC 1984): a pass displaces what earlier ones told of passes like
     it, so that under load, when every pass is full, what a small one costs is not forgotten. Kept as normal
     equations so that the coefficients can be held non-negative: four unknowns are solved afresh each pass,
-    in tens of µs. `full_pass` is X*,
-    the units over which the price of an item spreads α; the scheduler keeps it equal to its pass budget.
+    in tens of µs. `full_pass` is X*, the units over which the price of an item spreads α; the scheduler keeps
+    it equal to its pass budget.
     Warm it with a short profile: a few `observe` calls over small and full passes.
     """
 
@@ -61,27 +61,28 @@ class CostModel:
         return self._error
 
     def predict(self, units: int, segments: int = 0, heads: int = 0) -> float:
+        """Predict the seconds that a pass of so many units, adapter segments and heads takes."""
         alpha, beta, gamma, delta = self.coefficients
         return alpha + beta * units + gamma * segments + delta * heads
 
     def price(self, units: int) -> float:
-        """ĉ: what an item of so many units costs in a full pass."""
+        """Price an item of so many units: ĉ, what it costs in a full pass, in seconds."""
         per_unit = self._theta[1] / self._scale[1] + self._theta[0] / self.full_pass
         return units * max(per_unit, _LEAST_PRICE)
 
     def predict_pass(self, units: int) -> float:
-        """A pass of so many units, with as many segments and heads as passes have had lately."""
+        """Predict the seconds of a pass of so many units, with as many segments and heads as passes have had lately."""
         return self.predict(units) + self._extras
 
     def units_within(self, seconds: float, most: int) -> int:
-        """The largest such pass expected to end in time, in 1 … `most`."""
+        """Return the units of the largest such pass expected to end within `seconds`, in 1 … `most`."""
         if self.predict_pass(most) <= seconds:
             return most
         alpha, beta, _, _ = self.coefficients
         return max(1, int((seconds - alpha - self._extras) / beta)) if beta > 0 else 1
 
     def observe(self, units: int, segments: int, heads: int, seconds: float) -> None:
-        """Learn from one measured pass."""
+        """Learn from one measured pass. Raises `ValueError` if its time is not finite."""
         if not (isfinite(seconds) and seconds >= 0):
             raise ValueError(f"a pass takes a finite time, not {seconds!r}")
         predicted = self.predict(units, segments, heads)
@@ -99,8 +100,8 @@ class CostModel:
         self._extras += (extras - self._extras) * _SMOOTH
 
     def _is_outlier(self, miss: float, predicted: float, seconds: float) -> bool:
-        """One pass far off says nothing of the next. Many do, and if they are off alike the device has become slower or faster
-        as a whole."""
+        """Tell whether a pass is an outlier: one pass far off says nothing of the next. Many do, and if they are off alike the
+        device has become slower or faster as a whole."""
         if self._seen <= _WARM_UP or miss <= max(_FAR * self._usual, _FAR_RELATIVE * predicted):
             self._outliers = max(0, self._outliers - 1)
             return False
@@ -119,7 +120,7 @@ class CostModel:
         return False
 
     def _forget(self, features: Sequence[float]) -> None:
-        """A part of what is known of passes like this one; what is known of others stays."""
+        """Forget a part of what is known of passes like this one; what is known of others stays."""
         gram = self._gram
         along = [sum(g * x for g, x in zip(row, features, strict=True)) for row in gram]
         known = sum(a * x for a, x in zip(along, features, strict=True))
@@ -144,7 +145,7 @@ class CostModel:
         self._theta = _solve_non_negative(gram, moment)
 
     def apportion(self, items: Sequence[Item], seconds: float) -> list[float]:
-        """φ: the measured seconds of a pass, split by units; an adapter or head is paid by those who use it.
+        """Split the measured seconds of a pass by units: φ of each item. An adapter or head is paid by those who use it.
 
         By units, so that nobody is charged more than for running alone: an equal split, or everyone
         paying the whole pass, does that to the small.
@@ -165,7 +166,7 @@ class CostModel:
 
 
 def _solve_non_negative(gram: list[list[float]], moment: list[float]) -> list[float]:
-    """Least squares with every unknown ≥ 0: drop the most negative one and solve again until none is."""
+    """Solve least squares with every unknown ≥ 0: drop the most negative one and solve again until none is."""
     free = list(range(len(moment)))
     solution = [0.0] * len(moment)
     while free:
@@ -180,7 +181,7 @@ def _solve_non_negative(gram: list[list[float]], moment: list[float]) -> list[fl
 
 
 def _solve(matrix: list[list[float]], right: list[float]) -> list[float]:
-    """Gaussian elimination in place. The matrix is positive definite (`_ANCHOR`), so it needs no pivoting."""
+    """Solve by Gaussian elimination in place. The matrix is positive definite (`_ANCHOR`), so it needs no pivoting."""
     n = len(right)
     for i in range(n):
         for k in range(i + 1, n):

@@ -1,4 +1,4 @@
-"""What deadlines may do to a pass: be served early, and make it shorter where that costs nobody anything."""
+"""Deadlines, and what they may do to a pass: be served early, and make it shorter where that costs nobody anything."""
 
 from __future__ import annotations
 
@@ -10,18 +10,19 @@ _SPAN_S = 1.0  # arrivals are counted over spans of it
 
 
 class Arrivals:
-    """Units a second that have come lately."""
+    """The rate at which units have come lately."""
 
     def __init__(self) -> None:
         self._begun: float | None = None
         self._units = 0
         self._last = 0.0
 
-    def came(self, units: int) -> None:
+    def record(self, units: int) -> None:
+        """Count the units of an item that has come."""
         self._units += units
 
     def rate(self, now: float) -> float:
-        """Of the last whole span or of the present one, whichever is higher."""
+        """Return units a second of the last whole span or of the present one, whichever is higher; `now` in seconds."""
         if self._begun is None:
             self._begun = now
         span = now - self._begun
@@ -33,7 +34,8 @@ class Arrivals:
 
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """When a pass is made. `begin`: when it will begin, seconds; `arrivals`: units a second that have to be kept up with."""
+    """The moment at which a pass is made. `begin`: when it will begin, seconds; `budget`: units of a full pass; `arrivals`: units
+    a second that have to be kept up with."""
 
     begin: float
     cost: CostModel
@@ -42,12 +44,12 @@ class Moment:
 
     @property
     def horizon(self) -> float:
-        """Whoever has to be done before it and is left out of this pass will be late."""
+        """The time in seconds before which one has to be in this pass: whoever is left out of it will be late."""
         return self.begin + 2 * self.cost.predict_pass(self.budget)
 
     def shortened(self, units: int, deadline: float) -> int:
-        """Units of the pass that ends by `deadline`; `units` itself if that is in time, or if no pass of at least half a
-        budget is, or if shorter passes would not keep up with what arrives: then everybody would be late."""
+        """Return the units of the pass that ends by `deadline`; `units` itself if that is in time, or if no pass of at least half
+        a budget is, or if shorter passes would not keep up with what arrives: then everybody would be late."""
         left = deadline - self.begin
         fewer = self.cost.units_within(left, units)
         takes = self.cost.predict_pass(fewer)

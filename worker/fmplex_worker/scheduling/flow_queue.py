@@ -15,7 +15,8 @@ _DRIFT = 2.0  # the quantum follows the mean price once that is off by this fact
 
 
 class FlowQueue:
-    """Deficits in seconds. To credit all is to advance `round`; each one's part is computed on touch.
+    """The flows of one class, with deficits in seconds. To credit all is to advance `round`; each one's part is computed on
+    touch.
 
     A backlogged flow is entered in its lane under the round in which it will be able to pay, then its
     place in the ring. So eligible flows (that round has come) surface in ring order, and the next round
@@ -36,13 +37,11 @@ class FlowQueue:
 
     # ---- what the caller knows ----
 
-    def add(self, item: Item, front: bool) -> None:
+    def add(self, item: Item) -> None:
+        """Queue an item, last in its flow."""
         flow = self._flow(item.flow.vfm)
         self.sync(flow)
-        line = flow.line(item)
-        line[item.key] = item
-        if front:
-            line.move_to_end(item.key, last=False)
+        flow.queue_for(item)[item.key] = item
         if flow.front is None:
             flow.place = self.tail()
         elif flow.first is flow.front:
@@ -51,34 +50,30 @@ class FlowQueue:
         self.enter(flow)
 
     def remove(self, item: Item) -> None:
+        """Remove a waiting item."""
         flow = self.flows[item.flow.vfm]
         self.sync(flow)
-        del flow.line(item)[item.key]
+        del flow.queue_for(item)[item.key]
         if flow.front is item:
             self._next(flow)
             self.enter(flow)
 
     def adjust(self, vfm: str, seconds: float) -> None:
-        """The true-up of a pass. A flow that emptied or was dropped meanwhile keeps debt only."""
+        """Apply the true-up of a pass to a flow. One that emptied or was dropped meanwhile keeps debt only."""
         flow = self._flow(vfm)
         self.sync(flow)
         flow.deficit += seconds
         self.enter(flow)
 
     def reweigh(self, vfm: str) -> None:
-        if flow := self.flows.get(vfm):
+        """Take up the new weight of a vFM; rounds that are over count at the old one."""
+        if (flow := self.flows.get(vfm)) is not None:
             self.sync(flow)
             flow.weight = self._weights[vfm]
             self.enter(flow)
 
-    def throttle(self, vfm: str, throttled: bool) -> None:
-        flow = self._flow(vfm)
-        self.sync(flow)
-        flow.throttled = throttled
-        flow.hurried = None  # its lane may go while it is out
-        self.enter(flow)
-
     def expect(self, vfm: str, more: bool) -> None:
+        """Note whether the stream of a flow holds unclaimed jobs."""
         flow = self._flow(vfm)
         self.sync(flow)
         flow.more = more
@@ -87,19 +82,19 @@ class FlowQueue:
     # ---- picking ----
 
     def tail(self) -> int:
+        """Return a new place, at the tail of the ring."""
         self._places += 1
         return self._places
 
     def soonest(self) -> int | None:
-        """The first round in which a backlogged flow can pay; not after the present one if it can already."""
+        """Return the first round in which a backlogged flow can pay, not after the present one if it can already; None if there
+        is no such flow."""
         return min((top[0] for lane in self.lanes.values() if (top := lane.peek())), default=None)
 
     def sync(self, flow: FlowState) -> None:
         """Credit the rounds since the last touch. An idle flow earns only until its debt is paid."""
         credit = (self.round - flow.round) * flow.weight * self.quantum
         flow.round = self.round
-        if flow.throttled:
-            return
         if flow.front is not None:
             flow.deficit += credit
         elif flow.deficit < 0:
@@ -109,7 +104,7 @@ class FlowQueue:
         """Dispatch the front at its price; the flow is out of its lane until it enters again."""
         item, price = flow.front, flow.price
         assert item is not None
-        del flow.line(item)[item.key]
+        del flow.queue_for(item)[item.key]
         flow.deficit -= price
         self._mean += (price - self._mean) * _SMOOTH
         self._next(flow)
@@ -121,7 +116,7 @@ class FlowQueue:
         front = flow.front
         if front is None:
             self._close(flow)
-        elif not flow.throttled:
+        else:
             lane = self._lane(front)
             short = flow.price - flow.deficit
             due = self.round + (ceil(short / (flow.weight * self.quantum)) if short > 0 else 0)
@@ -135,6 +130,7 @@ class FlowQueue:
             lane.compact()
 
     def leave(self, flow: FlowState) -> None:
+        """Take a flow out of its lane; its entry there is void."""
         if flow.lane is not None:
             flow.lane.live -= 1
             flow.lane, flow.tick = None, 0
@@ -142,7 +138,8 @@ class FlowQueue:
     # ---- housekeeping, off the picking path ----
 
     def forget(self, vfm: str) -> None:
-        if flow := self.flows.pop(vfm, None):
+        """Drop a flow and its deficit."""
+        if (flow := self.flows.pop(vfm, None)) is not None:
             self.leave(flow)
 
     def tidy(self, limit: int) -> None:
@@ -158,7 +155,7 @@ class FlowQueue:
             self._requantise()
 
     def _requantise(self) -> None:
-        """Rounds are worth something else from here: all take what they have earned. O(flows), rare."""
+        """Change what rounds are worth from here: all take what they have earned. O(flows), rare."""
         for flow in self.flows.values():
             self.sync(flow)
         self.quantum = self._mean
@@ -175,13 +172,12 @@ class FlowQueue:
         return flow
 
     def _close(self, flow: FlowState) -> None:
-        """Rule 5, and the flow's record goes with its last second of debt."""
+        """Apply rule 5, and drop the flow's record with its last second of debt."""
         if flow.front is not None or flow.more:
             return
         flow.deficit = min(flow.deficit, 0.0)
         if flow.deficit == 0:
-            if not flow.throttled:
-                del self.flows[flow.vfm]
+            del self.flows[flow.vfm]
         elif not flow.indebted:
             flow.indebted = True
             paid = self.round + ceil(-flow.deficit / (flow.weight * self.quantum))

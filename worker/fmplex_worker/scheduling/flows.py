@@ -1,4 +1,4 @@
-"""What the ring remembers of a flow, and the lanes in which flows wait for their turn."""
+"""The state of a flow, and the lanes in which flows wait for their turn."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ Entry = tuple[int, int, int, "FlowState"]  # round in which the flow can pay, pl
 
 @dataclass(slots=True, eq=False)
 class FlowState:
-    """`deficit` holds as of `round`; `price` is that of the front, quoted when it became the front. `rest` is what
-    `follows`, behind all of `queue`."""
+    """The state of one flow. `deficit` holds as of `round`; `price` is that of the front, quoted when it became the front.
+    `rest` is what `follows`, behind all of `queue`."""
 
     vfm: str
     weight: float
@@ -32,16 +32,16 @@ class FlowState:
     lane: Lane | None = None
     tick: int = 0  # of its one valid entry
     hurried: Item | None = None  # the front that its lane's urgency heap knows
-    throttled: bool = False
     more: bool = False  # its stream holds jobs that nobody has claimed
     indebted: bool = False  # listed among the debtors
 
-    def line(self, item: Item) -> OrderedDict[str, Item]:
-        """Where it waits."""
+    def queue_for(self, item: Item) -> OrderedDict[str, Item]:
+        """Return the queue in which an item of this flow waits."""
         return self.rest if item.follows else self.queue
 
     @property
     def first(self) -> Item | None:
+        """The item that waits first; it becomes the front when that is quoted."""
         return next(iter((self.queue or self.rest).values()), None)
 
     def __len__(self) -> int:
@@ -58,13 +58,14 @@ class Lane:
     urgent: list[tuple[float, int, FlowState, Item]] = field(default_factory=list)
 
     def peek(self) -> Entry | None:
+        """Return the entry of the flow that can pay first, dropping replaced ones; None if no flow is in the lane."""
         heap = self.heap
         while heap and heap[0][2] != heap[0][3].tick:
             heappop(heap)
         return heap[0] if heap else None
 
     def compact(self) -> None:
-        """What flows left behind that were cancelled, throttled or recharged may lie too deep to surface."""
+        """Drop entries that cancelled or recharged flows left behind, once they are many: they may lie too deep to surface."""
         if len(self.heap) > 2 * self.live + _SLACK:
             self.heap = [entry for entry in self.heap if entry[2] == entry[3].tick]
             heapify(self.heap)
@@ -74,4 +75,5 @@ class Lane:
 
 
 def lane_of(item: Item) -> Hashable:
+    """Return the key of the lane in which a flow waits whose front is `item`."""
     return _SOLO if item.alone else item.bucket

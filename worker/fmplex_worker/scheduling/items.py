@@ -1,4 +1,4 @@
-"""The scheduler's words: flows wait, items are picked, a plan is one pass. Plain values, no behaviour."""
+"""The scheduler's terms: flows wait, items are picked, a plan is one pass. Plain values, no behaviour."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ Phase = Literal["encode", "prefill", "decode"]
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """What one job asks of one pass.
+    """One job's work for one pass.
 
     `units` (packed tokens, patches, points, KV read) carry the cost; `segment` and `head` name the
     adapter and the output layer, each of which costs once a pass however many items share it. Items pack
     together only if their buckets are equal, so None packs with None. `alone` is for a redelivered job,
-    which may have killed its pass. `follows`: not the first that its job asks for now, so the first ones of its flow's other jobs
-    go before it.
+    which may have killed its pass. `follows`: not the first that its job asks for now, so the first ones of
+    its flow's other jobs go before it. `deadline`: in seconds, on the clock of `Scheduler.plan`.
     """
 
     key: str
@@ -38,10 +38,10 @@ class Item:
 
 @dataclass(frozen=True, slots=True)
 class Room:
-    """What the engine can take now: an item of more units still runs, alone; no units or no rows: nothing."""
+    """Room that the engine has now: an item of more units still runs, alone; with no units or no items nothing does."""
 
     units: int
-    rows: int
+    items: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,7 @@ class Plan:
     """One pass, in the order picked: items of one class and one bucket, and the price put down for each. It is expected to take
     `seconds`.
 
-    `number` tells passes in flight apart: a plan is settled by exactly one `charge` or `refund`.
+    `number` tells passes in flight apart: a plan is settled by exactly one `charge`.
     """
 
     number: int
@@ -63,7 +63,7 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """What an operator sees of a vFM, both classes together. In seconds; a negative deficit is a debt."""
+    """The account of a vFM as an operator sees it, both classes together. In seconds; a negative deficit is a debt."""
 
     weight: float
     charged: float

@@ -45,7 +45,7 @@ Relation = Annotated[int, Field(ge=0, le=1)]
 
 
 class Record(BaseModel):
-    """One line. Strict: no conversions, no unknown keys."""
+    """One line of the file. Strict: no conversions, no unknown keys."""
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
@@ -58,43 +58,56 @@ class Record(BaseModel):
 
 
 class LabelRecord(Record):
+    """A line of a classification with one label."""
+
     text_pair: Text | None = None
     label: Label
 
     @property
     def names(self) -> frozenset[str]:
+        """The labels that the line shows."""
         return frozenset({self.label})
 
 
 class LabelsRecord(Record):
+    """A line of a multi-label classification."""
+
     text_pair: Text | None = None
     labels: Annotated[tuple[Label, ...], Field(strict=False), AfterValidator(_unique)]
 
     @property
     def names(self) -> frozenset[str]:
+        """The labels that the line shows."""
         return frozenset(self.labels)
 
 
 class GroupRecord(Record):
+    """A line of an embedding: texts of one label belong together."""
+
     label: Label
 
     @property
     def names(self) -> frozenset[str]:
+        """The labels that the line shows."""
         return frozenset({self.label})
 
 
 class ValueRecord(Record):
+    """A line of a regression."""
+
     # Beyond 1e30 single precision, which heads are stored in, would overflow.
     value: float = Field(ge=-1e30, le=1e30, allow_inf_nan=False)
 
 
 class PairRecord(Record):
+    """A line of a similarity or a ranking: two texts that belong together (1) or do not (0)."""
+
     text_pair: Text
     label: Relation
 
 
 class Span(BaseModel):
-    """Characters [start, end) of the text."""
+    """A labelled span: characters [start, end) of the text."""
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
@@ -104,10 +117,13 @@ class Span(BaseModel):
 
 
 class SpansRecord(Record):
+    """A line of a tagging: spans inside the text that do not overlap."""
+
     spans: Annotated[tuple[Span, ...], Field(strict=False)]
 
     @property
     def names(self) -> frozenset[str]:
+        """The labels that the line shows."""
         return frozenset(span.label for span in self.spans)
 
     @model_validator(mode="after")
@@ -129,11 +145,15 @@ R = TypeVar("R", bound=Record, covariant=True)
 
 
 class Example(NamedTuple, Generic[R]):
+    """A record and the number of its line, from 1."""
+
     line: int
     record: R
 
 
 class Split(NamedTuple, Generic[R]):
+    """The examples of a file, to train on and held out."""
+
     train: list[Example[R]]
     held_out: list[Example[R]]
 
@@ -172,13 +192,13 @@ def read(path: Path, head: FitHead, held_out: float) -> Split[Record]:
 
 
 def listed(things: Sequence[str], separator: str) -> str:
-    """The first ten, and how many more there are."""
+    """Join the first ten things, and say how many more there are."""
     more = [f"(and {len(things) - SHOWN} more)"] if len(things) > SHOWN else []
     return separator.join([*things[:SHOWN], *more])
 
 
 def names(records: Iterable[Record]) -> frozenset[str]:
-    """All labels of some records."""
+    """Collect all labels of some records."""
     return frozenset(name for record in records for name in record.names)
 
 
@@ -210,7 +230,7 @@ def _lines(path: Path) -> list[str]:
 
 
 def _parse(lines: list[str], head: FitHead) -> tuple[list[Example[Record]], list[str]]:
-    """The good examples, and for each bad line what is wrong with it."""
+    """Parse lines: the good examples, and for each bad line what is wrong with it."""
     kind = _KINDS[head]
     decided = 0  # the line that decided between `label` and `labels`
     examples: list[Example[Record]] = []
@@ -248,7 +268,7 @@ def _key(kind: type[Record]) -> str:
 
 
 def _wrong(error: ValidationError) -> str:
-    """All that is wrong with one line, in words."""
+    """Say in words all that is wrong with one line."""
     parts = []
     for e in error.errors(include_url=False, include_context=False, include_input=False):
         where = ".".join(str(part) for part in e["loc"])

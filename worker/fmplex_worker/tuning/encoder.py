@@ -21,7 +21,7 @@ from fmplex_broker.specs.fleet import BackboneSpec
 from fmplex_broker.specs.heads import Pooling
 from fmplex_worker.backbones.backbone import Backbone
 from fmplex_worker.backbones.families import family_of
-from fmplex_worker.backbones.places import check_place
+from fmplex_worker.backbones.model_paths import check_model_path
 from fmplex_worker.backbones.texts import Raw, Text, Tokenizer
 from fmplex_worker.heads.pooling import pool
 from fmplex_worker.packed import attention
@@ -49,12 +49,12 @@ class EncodedExample:
 
 
 def targets(items: Sequence[EncodedExample]) -> Tensor:
-    """All targets, one after the other."""
+    """Join all targets, one after the other."""
     return torch.cat([item.target for item in items])
 
 
 def visible(text: Text) -> np.ndarray[Any, np.dtype[np.bool_]]:
-    """[tokens]: which tokens cover characters, so that tagging counts them. Special tokens do not."""
+    """Tell which tokens cover characters, so that tagging counts them: [tokens]. Special tokens do not."""
     assert text.offsets is not None
     covers: np.ndarray[Any, np.dtype[np.bool_]] = text.offsets[:, 0] < text.offsets[:, 1]
     return covers
@@ -67,18 +67,21 @@ class Encoder:
     backbone: Backbone
 
     def with_model(self, model: nn.Module) -> Encoder:
+        """Return the same encoder around another model."""
         return Encoder(replace(self.backbone, model=model))
 
     @property
     def model(self) -> nn.Module:
+        """The backbone's model."""
         return self.backbone.model
 
     @property
     def device(self) -> torch.device:
+        """The device on which the model is."""
         return self.backbone.device
 
     def tokenize(self, raws: Sequence[Raw], lines: Sequence[int], offsets: bool) -> list[Text]:
-        """Texts or pairs to tokens. `lines`: where each came from. Raises `InvalidInput` that names the lines."""
+        """Tokenize texts or pairs. `lines`: where each came from. Raises `InvalidInput` that names the lines."""
         texts = self.backbone.tokenizer.encode(raws, offsets)
         sizes = [(line, text.tokens) for line, text in zip(lines, texts, strict=True)]
         limit = self.backbone.max_tokens
@@ -91,14 +94,14 @@ class Encoder:
         return texts
 
     def rows(self, items: Sequence[EncodedExample], pooling: Pooling | None) -> Tensor:
-        """What heads see, item after item: one pooled row a sequence or, without pooling, one row a visible token.
+        """Compute what heads see, item after item: one pooled row a sequence or, without pooling, one row a visible token.
 
         Shape [rows, hidden]. One forward of one packed row, as in serving; gradients flow.
         """
         texts = [text for item in items for text in item.sequences]
-        owned = [TokenSpan(text.tokens, None) for text in texts]
-        order = packed_order(owned)
-        row = pack([owned[at] for at in order], self.device, None)
+        spans = [TokenSpan(text.tokens, None) for text in texts]
+        order = packed_order(spans)
+        row = pack([spans[at] for at in order], self.device, None)
         hidden = self.backbone.encode(row, [texts[at] for at in order])
         place = sorted(range(len(order)), key=order.__getitem__)  # where text i lies in the row
         if pooling is not None:
@@ -108,7 +111,7 @@ class Encoder:
 
     @torch.no_grad()
     def features(self, items: Sequence[EncodedExample], pooling: Pooling | None) -> Tensor:
-        """`rows` of any number of items, without gradients. On the CPU."""
+        """Compute `rows` of any number of items, without gradients. On the CPU."""
         parts = [self.rows(items[at : at + FORWARD], pooling).cpu() for at in range(0, len(items), FORWARD)]
         return torch.cat(parts)
 
@@ -119,7 +122,7 @@ def load(model: str) -> Encoder:
 
     Raises `InvalidInput` (field `model`): no such folder, cannot be loaded, not served, weights missing, no fast tokenizer.
     """
-    check_place(model, "model")
+    check_model_path(model, "model")
     try:
         # Only configs, safetensors and tokenizer files: no pickles, no code of the model's own.
         config = AutoConfig.from_pretrained(model, trust_remote_code=False)

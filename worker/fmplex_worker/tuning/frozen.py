@@ -21,8 +21,8 @@ from torch import Tensor
 from fmplex_broker.specs.fitting import FitSpec
 from fmplex_worker.tuning.data import Record
 from fmplex_worker.tuning.encoder import EncodedExample, targets
-from fmplex_worker.tuning.tasks import Part, Task
-from fmplex_worker.tuning.training import EarlyStopping, Head, Report, Slices, finite
+from fmplex_worker.tuning.tasks import Predictions, Task
+from fmplex_worker.tuning.training import EarlyStopping, Head, Report, ValidationSplit, finite
 
 STRONGEST = 1.0  # penalty of the first epoch, times the sum of squared weights
 STRONGEST_HIDDEN = 2**-6  # the same for heads with hidden layers
@@ -42,13 +42,13 @@ def fit_head(
     task: Task[Record],
     items: Sequence[EncodedExample],
     features: Tensor,
-    chosen: Slices,
+    chosen: ValidationSplit,
     spec: FitSpec,
     report: Report | None,
 ) -> FittedHead:
-    """`features` [rows, hidden]: the rows of `items`, one for each target. Raises `NonFiniteOutput`."""
+    """Fit the head of a task. `features` [rows, hidden]: the rows of `items`, one for each target. Raises `NonFiniteOutput`."""
     groups: Sequence[Tensor] = torch.split(features, [len(item.target) for item in items])
-    learn, check = _Rows(chosen.fit, items, groups), _Rows(chosen.validate, items, groups)
+    learn, check = _FeatureRows(chosen.fit, items, groups), _FeatureRows(chosen.validate, items, groups)
     loss_of, stopper = task.loss(learn.targets), EarlyStopping(spec.patience)
     head, epoch = _new_head(task, learn, spec), 0
     for epoch in range(1, spec.epochs + 1):
@@ -57,26 +57,28 @@ def fit_head(
         loss = _solve(task, head, learn, _strength(epoch, spec), epoch)
         with torch.no_grad():
             outputs = head(check.rows)
-        score = task.score(Part(head(learn.rows).detach(), learn.items), Part(outputs, check.items))
+        score = task.score(Predictions(head(learn.rows).detach(), learn.items), Predictions(outputs, check.items))
         if report is not None:
             report(epoch, loss, score)
         if stopper.stop(epoch, score, finite(loss_of(outputs, check.targets), epoch), head.state_dict()):
             break
     head.load_state_dict(stopper.state)
-    everything = _Rows(range(len(items)), items, groups)
+    everything = _FeatureRows(range(len(items)), items, groups)
     final = _new_head(task, everything, spec)
     _solve(task, final, everything, _strength(stopper.best_epoch, spec), stopper.best_epoch)
     return FittedHead(final, head, epoch)
 
 
-class _Rows:
+class _FeatureRows:
+    """Some items with their feature rows and targets."""
+
     def __init__(self, chosen: Sequence[int], items: Sequence[EncodedExample], groups: Sequence[Tensor]) -> None:
         self.items = [items[i] for i in chosen]
         self.rows = torch.cat([groups[i] for i in chosen])
         self.targets = targets(self.items)
 
 
-def _new_head(task: Task[Record], part: _Rows, spec: FitSpec) -> Head:
+def _new_head(task: Task[Record], part: _FeatureRows, spec: FitSpec) -> Head:
     return Head(part.rows, task.outputs, task.scale(part.targets), spec.hidden)
 
 
@@ -84,8 +86,8 @@ def _strength(epoch: int, spec: FitSpec) -> float:
     return (STRONGEST_HIDDEN if spec.hidden else STRONGEST) / float(2 ** (epoch - 1))
 
 
-def _solve(task: Task[Record], head: Head, part: _Rows, strength: float, epoch: int) -> float:
-    """Minimise loss plus penalty from where `head` stands; the loss reached, with the penalty."""
+def _solve(task: Task[Record], head: Head, part: _FeatureRows, strength: float, epoch: int) -> float:
+    """Minimise loss plus penalty from where `head` stands. Returns the loss reached, with the penalty."""
     loss_of = task.loss(part.targets)
     optimizer = torch.optim.LBFGS(
         head.parameters(), max_iter=ITERATIONS, tolerance_change=TOLERANCE, line_search_fn="strong_wolfe"

@@ -15,10 +15,12 @@ from fmplex_worker.heads.spans import spans
 from fmplex_worker.tuning import scores
 from fmplex_worker.tuning.data import LabelRecord, LabelsRecord, PairRecord, SpansRecord, ValueRecord, names
 from fmplex_worker.tuning.encoder import EncodedExample, targets, visible
-from fmplex_worker.tuning.tasks import UNSEEN, Loss, Part, Task, both_relations, several_labels
+from fmplex_worker.tuning.tasks import UNSEEN, Loss, Predictions, Task, both_relations, several_labels
 
 
-class Labelled(Task[LabelRecord]):
+class ClassificationTask(Task[LabelRecord]):
+    """Classification with one label a text; its classes are the labels of the training part."""
+
     metric = "accuracy"
 
     def __init__(self, records: Sequence[LabelRecord], pooling: Pooling) -> None:
@@ -28,19 +30,25 @@ class Labelled(Task[LabelRecord]):
         self._index = {label: i for i, label in enumerate(self.labels)}
 
     def item(self, record: LabelRecord, sequences: tuple[Text, ...]) -> EncodedExample:
+        """Make the example of one record; see `Task.item`."""
         return EncodedExample(sequences, torch.tensor([self._index.get(record.label, UNSEEN)]), stratum=record.label)
 
     def loss(self, train: Tensor) -> Loss:
+        """Make the loss; see `Task.loss`."""
         return _weighted_cross_entropy(train, self.outputs)
 
-    def score(self, reference: Part, part: Part) -> float:
+    def score(self, reference: Predictions, part: Predictions) -> float:
+        """Score predictions; see `Task.score`."""
         return scores.accuracy(part.outputs.argmax(-1), targets(part.items))
 
     def baseline(self, train: Sequence[EncodedExample], held_out: Sequence[EncodedExample]) -> float:
+        """Score the trivial answer; see `Task.baseline`."""
         return scores.majority_accuracy(targets(train), targets(held_out))
 
 
-class MultiLabelled(Task[LabelsRecord]):
+class MultiLabelTask(Task[LabelsRecord]):
+    """Classification with any number of labels a text; a label is given if its output is above 0."""
+
     metric = "micro_f1"
 
     def __init__(self, records: Sequence[LabelsRecord], pooling: Pooling) -> None:
@@ -49,10 +57,12 @@ class MultiLabelled(Task[LabelsRecord]):
         self.outputs, self.pooling = len(self.labels), pooling
 
     def item(self, record: LabelsRecord, sequences: tuple[Text, ...]) -> EncodedExample:
+        """Make the example of one record; see `Task.item`."""
         target = torch.tensor([[float(label in record.labels) for label in self.labels]])
         return EncodedExample(sequences, target, frozenset(record.labels), "\n".join(sorted(record.names)))
 
     def loss(self, train: Tensor) -> Loss:
+        """Make the loss; see `Task.loss`."""
         present = train.sum(0)
         # The square root: full balancing makes rare labels too eager for a threshold of one half.
         weight = ((len(train) - present) / present.clamp(min=1)).sqrt().clamp(0.1, 10)
@@ -60,16 +70,20 @@ class MultiLabelled(Task[LabelsRecord]):
             outputs, target, pos_weight=weight.to(outputs)
         )
 
-    def score(self, reference: Part, part: Part) -> float:
+    def score(self, reference: Predictions, part: Predictions) -> float:
+        """Score predictions; see `Task.score`."""
         rows = (part.outputs > 0).tolist()
         found = [{label for label, on in zip(self.labels, row, strict=True) if on} for row in rows]
         return scores.micro_f1(found, [item.gold for item in part.items])
 
     def baseline(self, train: Sequence[EncodedExample], held_out: Sequence[EncodedExample]) -> float:
+        """Score the trivial answer; see `Task.baseline`."""
         return scores.constant_set_f1([item.gold for item in train], [item.gold for item in held_out])
 
 
-class Valued(Task[ValueRecord]):
+class RegressionTask(Task[ValueRecord]):
+    """Regression. Raises `InvalidInput` if all values of the training part are the same."""
+
     metric = "r2"
 
     def __init__(self, records: Sequence[ValueRecord], pooling: Pooling) -> None:
@@ -78,29 +92,34 @@ class Valued(Task[ValueRecord]):
         self.head, self.outputs, self.pooling = Regression(pooling=pooling), 1, pooling
 
     def item(self, record: ValueRecord, sequences: tuple[Text, ...]) -> EncodedExample:
+        """Make the example of one record; see `Task.item`."""
         return EncodedExample(
             sequences, torch.tensor([record.value], dtype=torch.float32), stratum=f"{record.value:.3g}"
         )
 
     def scale(self, train: Tensor) -> tuple[float, float]:
+        """Return mean and spread of the values; see `Task.scale`."""
         # At least the resolution of float32 about the mean: nothing finer could be learned or served.
         mean = float(train.double().mean())
         return mean, max(float(train.double().std(correction=0)), abs(mean) * 1e-6, 1e-30)
 
     def loss(self, train: Tensor) -> Loss:
+        """Make the loss; see `Task.loss`."""
         _, spread = self.scale(train)
         return lambda outputs, target: ((outputs[:, 0] - target) / spread).square().mean()
 
-    def score(self, reference: Part, part: Part) -> float:
+    def score(self, reference: Predictions, part: Predictions) -> float:
+        """Score predictions; see `Task.score`."""
         mean = float(targets(reference.items).double().mean())
         return scores.r2(part.outputs[:, 0], targets(part.items), mean)
 
     def baseline(self, train: Sequence[EncodedExample], held_out: Sequence[EncodedExample]) -> float:
+        """Score the trivial answer; see `Task.baseline`."""
         return 0.0
 
 
-class Spanned(Task[SpansRecord]):
-    """Every token that overlaps a span is of its label; class 0 is outside."""
+class TaggingTask(Task[SpansRecord]):
+    """Tagging: every token that overlaps a span is of its label; class 0 is outside. Raises `InvalidInput` without any span."""
 
     metric = "span_f1"
     pooling = None
@@ -113,6 +132,7 @@ class Spanned(Task[SpansRecord]):
         self._index = {label: i for i, label in enumerate(self.labels, 1)}
 
     def item(self, record: SpansRecord, sequences: tuple[Text, ...]) -> EncodedExample:
+        """Make the example of one record; see `Task.item`."""
         classes = []
         for start, end in _offsets(sequences[0]):
             hit = next((s.label for s in record.spans if max(start, s.start) < min(end, s.end)), None)
@@ -123,9 +143,11 @@ class Spanned(Task[SpansRecord]):
         )
 
     def loss(self, train: Tensor) -> Loss:
+        """Make the loss; see `Task.loss`."""
         return _weighted_cross_entropy(train, self.outputs)
 
-    def score(self, reference: Part, part: Part) -> float:
+    def score(self, reference: Predictions, part: Predictions) -> float:
+        """Score predictions; see `Task.score`."""
         classes = torch.split(part.outputs.argmax(-1), [len(item.target) for item in part.items])
         found = []
         for row, item in zip(classes, part.items, strict=True):
@@ -135,11 +157,12 @@ class Spanned(Task[SpansRecord]):
         return scores.micro_f1(found, [item.gold for item in part.items])
 
     def baseline(self, train: Sequence[EncodedExample], held_out: Sequence[EncodedExample]) -> float:
+        """Score the trivial answer; see `Task.baseline`."""
         return scores.micro_f1([frozenset()] * len(held_out), [item.gold for item in held_out])
 
 
-class Ranked(Task[PairRecord]):
-    """Both texts in one sequence; relevant if the output is above 0, a sigmoid above one half."""
+class RankingTask(Task[PairRecord]):
+    """Ranking: both texts in one sequence; relevant if the output is above 0, a sigmoid above one half."""
 
     metric = "accuracy"
 
@@ -148,23 +171,27 @@ class Ranked(Task[PairRecord]):
         self.head, self.outputs, self.pooling = Ranking(pooling=pooling), 1, pooling
 
     def item(self, record: PairRecord, sequences: tuple[Text, ...]) -> EncodedExample:
+        """Make the example of one record; see `Task.item`."""
         return EncodedExample(sequences, torch.tensor([float(record.label)]), stratum=str(record.label))
 
     def loss(self, train: Tensor) -> Loss:
+        """Make the loss; see `Task.loss`."""
         weight = ((len(train) - train.sum()) / train.sum().clamp(min=1)).sqrt().clamp(0.1, 10)
         return lambda outputs, target: functional.binary_cross_entropy_with_logits(
             outputs[:, 0], target, pos_weight=weight.to(outputs)
         )
 
-    def score(self, reference: Part, part: Part) -> float:
+    def score(self, reference: Predictions, part: Predictions) -> float:
+        """Score predictions; see `Task.score`."""
         return scores.accuracy((part.outputs[:, 0] > 0).float(), targets(part.items))
 
     def baseline(self, train: Sequence[EncodedExample], held_out: Sequence[EncodedExample]) -> float:
+        """Score the trivial answer; see `Task.baseline`."""
         return scores.majority_accuracy(targets(train), targets(held_out))
 
 
 def _offsets(text: Text) -> list[list[int]]:
-    """First and last character (exclusive) of each visible token."""
+    """List first and last character (exclusive) of each visible token."""
     assert text.offsets is not None
     offsets: list[list[int]] = text.offsets[visible(text)].tolist()
     return offsets

@@ -17,8 +17,8 @@ from fmplex_broker.errors import InvalidInput
 from fmplex_broker.specs.fitting import FitSpec, LoraSpec
 from fmplex_worker.tuning.data import Record
 from fmplex_worker.tuning.encoder import FORWARD, EncodedExample, Encoder, targets
-from fmplex_worker.tuning.tasks import Loss, Part, Task
-from fmplex_worker.tuning.training import EarlyStopping, Head, Report, Slices, finite
+from fmplex_worker.tuning.tasks import Loss, Predictions, Task
+from fmplex_worker.tuning.training import EarlyStopping, Head, Report, ValidationSplit, finite
 
 LEARNING_RATE = 1e-3
 HEAD_FACTOR = 3.0  # the head's learning rate, in those of the adapter
@@ -29,7 +29,7 @@ CLIP = 1.0
 
 
 def adapt(encoder: Encoder, lora: LoraSpec, name: str) -> PeftModel:
-    """A private copy of the backbone's model with a fresh adapter, whose configuration calls the backbone `name`.
+    """Copy the backbone's model, with a fresh adapter, whose configuration calls the backbone `name`.
 
     Raises `InvalidInput` (field `lora` or `lora.targets`).
     """
@@ -47,7 +47,8 @@ def adapt(encoder: Encoder, lora: LoraSpec, name: str) -> PeftModel:
 
 
 def _targets(model: nn.Module, lora: LoraSpec) -> list[str]:
-    """Full names of the linear layers of the encoder blocks, or of those that `lora.targets` names, whole or by last parts."""
+    """List the full names of the linear layers of the encoder blocks, or of those that `lora.targets` names, whole or by last
+    parts."""
     stacks = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.ModuleList)]
     # The stack of blocks is the largest list: embeddings and projections lie outside of it.
     prefix, blocks = max(stacks, key=lambda stack: sum(p.numel() for p in stack[1].parameters()))
@@ -69,18 +70,18 @@ def fit_lora(
     head: Head | None,
     task: Task[Record],
     items: Sequence[EncodedExample],
-    chosen: Slices,
+    chosen: ValidationSplit,
     spec: FitSpec,
     report: Report,
 ) -> int:
-    """Train the adapter of `encoder` and `head` (None: a head without weights) in place; the number of epochs.
+    """Train the adapter of `encoder` and `head` (None: a head without weights) in place. Returns the number of epochs.
 
     They end in the best state on the validation slice. Raises `NonFiniteOutput`.
     """
     learn, check = [items[i] for i in chosen.fit], [items[i] for i in chosen.validate]
     loss_of, stopper = task.loss(targets(learn)), EarlyStopping(spec.patience)
     generator = torch.Generator().manual_seed(spec.seed % 2**63)
-    trained = _Trained(encoder, head.to(encoder.device) if head is not None else None)
+    trained = _AdaptedModel(encoder, head.to(encoder.device) if head is not None else None)
     optimizer, schedule = _optimizer(trained, spec, steps=spec.epochs * -(-len(learn) // spec.batch_size))
     epoch = 0
     for epoch in range(1, spec.epochs + 1):
@@ -94,7 +95,7 @@ def fit_lora(
             nn.utils.clip_grad_norm_(trained.parameters(), CLIP)
             optimizer.step()
             schedule.step()
-            seen.append(Part(outputs.detach().cpu(), batch))
+            seen.append(Predictions(outputs.detach().cpu(), batch))
         score, checked = _validate(trained, task, seen, check, loss_of)
         report(epoch, losses / len(learn), score)
         if stopper.stop(epoch, score, finite(checked, epoch), trained.state()):
@@ -104,18 +105,19 @@ def fit_lora(
 
 
 def _validate(
-    trained: _Trained, task: Task[Record], seen: list[Part], check: list[EncodedExample], loss_of: Loss
+    trained: _AdaptedModel, task: Task[Record], seen: list[Predictions], check: list[EncodedExample], loss_of: Loss
 ) -> tuple[float, Tensor]:
-    """Score and loss on the validation slice. What the epoch saw while training is the reference: slightly stale, but free."""
+    """Compute score and loss on the validation slice. What the epoch saw while training is the reference: slightly stale, but
+    free."""
     with torch.no_grad():
         parts = [trained(check[at : at + FORWARD], task).cpu() for at in range(0, len(check), FORWARD)]
     outputs = torch.cat(parts)
-    reference = Part(torch.cat([part.outputs for part in seen]), [item for part in seen for item in part.items])
-    return task.score(reference, Part(outputs, check)), loss_of(outputs, targets(check))
+    reference = Predictions(torch.cat([part.outputs for part in seen]), [item for part in seen for item in part.items])
+    return task.score(reference, Predictions(outputs, check)), loss_of(outputs, targets(check))
 
 
-class _Trained:
-    """Adapter and head as one thing to train."""
+class _AdaptedModel:
+    """Adapter and head together, as one model to train."""
 
     def __init__(self, encoder: Encoder, head: Head | None) -> None:
         self._encoder, self._head = encoder, head
@@ -146,9 +148,9 @@ class _Trained:
 
 
 def _optimizer(
-    trained: _Trained, spec: FitSpec, steps: int
+    trained: _AdaptedModel, spec: FitSpec, steps: int
 ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
-    """AdamW whose rate rises linearly during `WARM_UP` of all steps and then falls linearly to `LAST_RATE`."""
+    """Make an AdamW whose rate rises linearly during `WARM_UP` of all steps and then falls linearly to `LAST_RATE`."""
     rate = spec.learning_rate or LEARNING_RATE
     named = trained.state()
     adapter = [p for name, p in named.items() if name.startswith("adapter.")]
@@ -170,7 +172,7 @@ def _optimizer(
 def batches(
     items: Sequence[EncodedExample], size: int, partners: bool, generator: torch.Generator
 ) -> list[list[EncodedExample]]:
-    """One epoch's batches in random order; with `partners`, for losses that compare, items of one stratum come in twos."""
+    """Make one epoch's batches in random order; with `partners`, for losses that compare, items of one stratum come in twos."""
     order = torch.randperm(len(items), generator=generator).tolist()
     if partners:
         order = _in_twos(order, items, generator)

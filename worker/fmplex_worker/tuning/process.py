@@ -21,12 +21,12 @@ from fmplex_broker.specs.schema import invalid
 
 log = logging.getLogger(__name__)
 S = TypeVar("S")
-Tell = Callable[[BaseModel], None]
-Train = Callable[[S, Tell], object]
+OnEvent = Callable[[BaseModel], None]
+Train = Callable[[S, OnEvent], object]
 
 
-def serve(lines: Iterable[bytes], specs: TypeAdapter[S], train: Train[S], on_event: Tell) -> bool:
-    """Train every spec of `lines`; whether all were done."""
+def serve(lines: Iterable[bytes], specs: TypeAdapter[S], train: Train[S], on_event: OnEvent) -> bool:
+    """Train every spec of `lines`. Returns whether all were done."""
     good = True
     for number, line in enumerate(lines, 1):
         if not line.strip():
@@ -57,7 +57,7 @@ def _spec(line: bytes, specs: TypeAdapter[S]) -> S:
 
 
 def _name(line: bytes, otherwise: str) -> str:
-    """The name of a spec that may be wrong in any other way."""
+    """Return the name of a spec that may be wrong in any other way."""
     try:
         value = from_json(line)
     except ValueError:
@@ -67,7 +67,7 @@ def _name(line: bytes, otherwise: str) -> str:
 
 
 def run(specs: TypeAdapter[S], train: Train[S]) -> int:
-    """Serve this process's standard input. The exit code: 0 if all were done, 1 if any failed."""
+    """Serve this process's standard input. Returns the exit code: 0 if all were done, 1 if any failed."""
     # Whatever a library prints, in Python or in C, must go to standard error: keep the real output to ourselves.
     events = os.fdopen(os.dup(1), "w", encoding="utf-8", newline="\n")
     os.dup2(2, 1)

@@ -11,18 +11,19 @@ from torch import Tensor
 
 
 def accuracy(predicted: Tensor, target: Tensor) -> float:
-    """Share of equal entries of two [n] tensors."""
+    """Compute the share of equal entries of two [n] tensors."""
     return float((predicted == target).double().mean())
 
 
 def majority_accuracy(train: Tensor, target: Tensor) -> float:
-    """Accuracy on `target` of always answering the most frequent value of `train`; both [n]. Ties: the smallest value."""
+    """Compute the accuracy on `target` of always answering the most frequent value of `train`; both [n]. Ties: the smallest
+    value."""
     values, counts = train.unique(return_counts=True)
     return accuracy(values[counts.argmax()].expand_as(target), target)
 
 
 def r2(predicted: Tensor, target: Tensor, train_mean: float) -> float:
-    """1 − squared error over the squared error of always answering the training mean ("out-of-sample R²", Campbell &
+    """Compute R²: 1 − squared error over the squared error of always answering the training mean ("out-of-sample R²", Campbell &
     Thompson 2008), so that this answer scores exactly 0. Shapes [n]."""
     residual = float((predicted.double() - target.double()).square().sum())
     total = float((target.double() - train_mean).square().sum())
@@ -32,7 +33,7 @@ def r2(predicted: Tensor, target: Tensor, train_mean: float) -> float:
 
 
 def micro_f1(predicted: Sequence[AbstractSet[Hashable]], gold: Sequence[AbstractSet[Hashable]]) -> float:
-    """F1 over the members of all sets together: label sets (micro-F1) or sets of spans (span-F1). Nothing to find and
+    """Compute F1 over the members of all sets together: label sets (micro-F1) or sets of spans (span-F1). Nothing to find and
     nothing found is 1."""
     hits = sum(len(p & g) for p, g in zip(predicted, gold, strict=True))
     total = sum(len(p) + len(g) for p, g in zip(predicted, gold, strict=True))
@@ -40,7 +41,8 @@ def micro_f1(predicted: Sequence[AbstractSet[Hashable]], gold: Sequence[Abstract
 
 
 def constant_set_f1(train: Sequence[frozenset[str]], gold: Sequence[frozenset[str]]) -> float:
-    """Micro-F1 of the better of two constant answers: the most frequent set, the most frequent single label of `train`."""
+    """Compute micro-F1 of the better of two constant answers: the most frequent set, the most frequent single label of
+    `train`."""
     sets = Counter(sorted(train, key=sorted))
     singles = Counter(label for labels in train for label in sorted(labels))
     answers = [sets.most_common(1)[0][0], frozenset(label for label, _ in singles.most_common(1))]
@@ -48,7 +50,7 @@ def constant_set_f1(train: Sequence[frozenset[str]], gold: Sequence[frozenset[st
 
 
 def best_threshold(scores: Tensor, target: Tensor) -> float:
-    """The threshold t for which "score ≥ t" agrees best with `target` (0/1); both [n]. Half way between two neighbours."""
+    """Find the threshold t for which "score ≥ t" agrees best with `target` (0/1); both [n]. Half way between two neighbours."""
     order = scores.argsort(stable=True)
     ordered, truth = scores[order].double(), target[order].double()
     # Cut before position i: everything below is answered 0, the rest 1.
@@ -65,7 +67,8 @@ def best_threshold(scores: Tensor, target: Tensor) -> float:
 
 
 def nearest_centroid(reference: Tensor, groups: Tensor, points: Tensor) -> Tensor:
-    """For each of `points` [n, d] the group whose mean of `reference` [m, d] is nearest by cosine. `groups` [m]; gives [n]."""
+    """Find for each of `points` [n, d] the group whose mean of `reference` [m, d] is nearest by cosine. `groups` [m]; gives
+    [n]."""
     names, index = groups.unique(return_inverse=True)
     sums = reference.new_zeros(len(names), reference.shape[1]).index_add_(0, index, reference)
     nearest: Tensor = names[(points @ torch.nn.functional.normalize(sums, dim=-1).T).argmax(-1)]

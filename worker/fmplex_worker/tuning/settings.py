@@ -1,4 +1,4 @@
-"""What a training sets for the whole process while it runs."""
+"""Settings of a training that hold for the whole process while it runs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 @contextmanager
 def settings(seed: int, threads: int | None) -> Iterator[None]:
-    """Seed and thread count of this training; the caller's come back afterwards."""
+    """Set seed and thread count for a training; the caller's come back afterwards."""
     before = torch.get_num_threads()
     with torch.random.fork_rng():
         torch.manual_seed(seed % 2**63)

@@ -1,4 +1,4 @@
-"""What a head is trained for: which sequences an example has, its target, the loss, the score and the baseline.
+"""The task of a head in training: which sequences an example has, its target, the loss, the score and the baseline.
 
 One class a kind of data: those with a linear layer are in `linear_tasks`, those without weights in `metric_tasks`.
 """
@@ -23,15 +23,16 @@ R = TypeVar("R", bound=Record)
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 
-class Part(NamedTuple):
-    """Some items with what the model says about them: `outputs` [rows, outputs] of the head, or pooled states."""
+class Predictions(NamedTuple):
+    """Predictions for some items: `outputs` [rows, outputs] of the head, or pooled states."""
 
     outputs: Tensor
     items: Sequence[EncodedExample]
 
 
 class Task(ABC, Generic[R]):
-    """`outputs`: rows of the head's weight, 0 for a head without weights. `pooling` None: one row a token."""
+    """The task of one kind of head. `outputs`: rows of the head's weight, 0 for a head without weights. `pooling` None: one row
+    a token."""
 
     metric: ClassVar[str]
     head: Head
@@ -40,31 +41,33 @@ class Task(ABC, Generic[R]):
     labels: tuple[str, ...] = ()
 
     @abstractmethod
-    def item(self, record: R, sequences: tuple[Text, ...]) -> EncodedExample: ...
+    def item(self, record: R, sequences: tuple[Text, ...]) -> EncodedExample:
+        """Make the example of one record, whose texts are encoded in `sequences`."""
 
     @abstractmethod
     def loss(self, train: Tensor) -> Loss:
-        """The loss of outputs and targets, given the targets of the whole training part (for weights of rare labels)."""
+        """Make the loss of outputs and targets, given the targets of the whole training part (for weights of rare labels)."""
 
     @abstractmethod
-    def score(self, reference: Part, part: Part) -> float:
-        """Score of `part`; what must be chosen from data (threshold, centroids) is chosen on `reference`."""
+    def score(self, reference: Predictions, part: Predictions) -> float:
+        """Score `part`; what must be chosen from data (threshold, centroids) is chosen on `reference`."""
 
     @abstractmethod
-    def baseline(self, train: Sequence[EncodedExample], held_out: Sequence[EncodedExample]) -> float: ...
+    def baseline(self, train: Sequence[EncodedExample], held_out: Sequence[EncodedExample]) -> float:
+        """Score on `held_out` the best answer that does not look at the text, as `train` suggests it."""
 
     def texts(self, record: R) -> tuple[Raw, ...]:
-        """The sequences that serving would encode for this record."""
+        """Return the sequences that serving would encode for this record."""
         pair = getattr(record, "text_pair", None)
         return (record.text,) if pair is None else ((record.text, pair),)
 
     def scale(self, train: Tensor) -> tuple[float, float]:
-        """Mean and spread of the head's outputs, so that it starts near its targets."""
+        """Return mean and spread of the head's outputs, so that it starts near its targets."""
         return 0.0, 1.0
 
 
 def several_labels(records: Sequence[Record]) -> tuple[str, ...]:
-    """The distinct labels, sorted. Raises `InvalidInput` if there is only one."""
+    """Return the distinct labels, sorted. Raises `InvalidInput` if there is only one."""
     labels = tuple(sorted(names(records)))
     if len(labels) < 2:
         raise InvalidInput(
@@ -76,6 +79,7 @@ def several_labels(records: Sequence[Record]) -> tuple[str, ...]:
 
 
 def both_relations(records: Sequence[PairRecord]) -> None:
+    """Raise `InvalidInput` unless the pairs show both labels."""
     if len({record.label for record in records}) < 2:
         raise InvalidInput(
             f"the training part has only pairs of label {records[0].label}; both 0 and 1 are needed "

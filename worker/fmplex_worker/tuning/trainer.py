@@ -21,17 +21,24 @@ from fmplex_broker.specs.vfm import VfmSpec
 from fmplex_worker.tuning.data import Example, LabelRecord, Record, read
 from fmplex_worker.tuning.encoder import EncodedExample, Encoder, load
 from fmplex_worker.tuning.frozen import fit_head
-from fmplex_worker.tuning.linear_tasks import Labelled, MultiLabelled, Ranked, Spanned, Valued
+from fmplex_worker.tuning.linear_tasks import (
+    ClassificationTask,
+    MultiLabelTask,
+    RankingTask,
+    RegressionTask,
+    TaggingTask,
+)
 from fmplex_worker.tuning.lora import adapt, fit_lora
-from fmplex_worker.tuning.metric_tasks import Grouped, Similar
+from fmplex_worker.tuning.metric_tasks import EmbeddingTask, SimilarityTask
 from fmplex_worker.tuning.settings import settings
-from fmplex_worker.tuning.tasks import Part, Task
-from fmplex_worker.tuning.training import Report, apply_head, slices
+from fmplex_worker.tuning.tasks import Predictions, Task
+from fmplex_worker.tuning.training import Report, apply_head, validation_split
 from fmplex_worker.tuning.writing import write_package
 
 
-class Trained(NamedTuple):
-    """`head`: the tensors of head.safetensors, or nothing if it has no weights. `adapter`: the model that holds it, if any."""
+class TrainingResult(NamedTuple):
+    """The result of a training. `head`: the tensors of head.safetensors, or nothing if it has no weights. `adapter`: the model
+    that holds it, if any."""
 
     encoder: Encoder
     head: dict[str, Tensor]
@@ -53,7 +60,7 @@ def fit(spec: FitSpec, on_event: Callable[[FitEvent], None]) -> FitDone:
     with settings(spec.seed, spec.threads):
         encoder = load(spec.model)
         task = task_for(spec, [example.record for example in split.train])
-        _pooling_sees_the_text(spec, task, encoder)
+        _check_pooling(spec, task, encoder)
         vfm = VfmSpec(name=spec.name, backbone=spec.backbone, head=_head(spec, task))
         items = _items(task, encoder, [*split.train, *split.held_out])
         train, held = items[: len(split.train)], items[len(split.train) :]
@@ -76,14 +83,16 @@ def fit(spec: FitSpec, on_event: Callable[[FitEvent], None]) -> FitDone:
 
 
 def task_for(spec: FitSpec, records: Sequence[Record]) -> Task[Record]:
-    """The task of the spec's head. Raises `InvalidInput` if the training part cannot teach it."""
+    """Make the task of the spec's head. Raises `InvalidInput` if the training part cannot teach it."""
     kinds: dict[str, Callable[[Any], Any]] = {
-        "classification": lambda r: (Labelled if isinstance(r[0], LabelRecord) else MultiLabelled)(r, spec.pooling),
-        "regression": lambda r: Valued(r, spec.pooling),
-        "tagging": lambda r: Spanned(r),
-        "ranking": lambda r: Ranked(r, spec.pooling),
-        "similarity": lambda r: Similar(r, spec.pooling),
-        "embedding": lambda r: Grouped(r, spec.pooling, contrast=spec.lora is not None),
+        "classification": lambda r: (ClassificationTask if isinstance(r[0], LabelRecord) else MultiLabelTask)(
+            r, spec.pooling
+        ),
+        "regression": lambda r: RegressionTask(r, spec.pooling),
+        "tagging": lambda r: TaggingTask(r),
+        "ranking": lambda r: RankingTask(r, spec.pooling),
+        "similarity": lambda r: SimilarityTask(r, spec.pooling),
+        "embedding": lambda r: EmbeddingTask(r, spec.pooling, contrast=spec.lora is not None),
     }
     try:
         return cast(Task[Record], kinds[spec.head](records))
@@ -97,7 +106,7 @@ def _head(spec: FitSpec, task: Task[Record]) -> Head:
     return task.head.model_copy(update={"hidden": spec.hidden}) if spec.hidden else task.head
 
 
-def _pooling_sees_the_text(spec: FitSpec, task: Task[Record], encoder: Encoder) -> None:
+def _check_pooling(spec: FitSpec, task: Task[Record], encoder: Encoder) -> None:
     if task.pooling == "cls" and encoder.backbone.family.causal:
         raise InvalidInput(
             f"pooling 'cls' reads the first token, which in a causal backbone like {spec.model!r} sees nothing of the text; "
@@ -121,8 +130,10 @@ def _reporter(spec: FitSpec, on_event: Callable[[FitEvent], None]) -> Report:
     return report
 
 
-def _train(spec: FitSpec, encoder: Encoder, task: Task[Record], train: list[EncodedExample], report: Report) -> Trained:
-    chosen = slices(train, torch.Generator().manual_seed(spec.seed % 2**63))
+def _train(
+    spec: FitSpec, encoder: Encoder, task: Task[Record], train: list[EncodedExample], report: Report
+) -> TrainingResult:
+    chosen = validation_split(train, torch.Generator().manual_seed(spec.seed % 2**63))
     head, epochs = None, 0
     if task.outputs:
         features = encoder.features(train, task.pooling)
@@ -135,13 +146,15 @@ def _train(spec: FitSpec, encoder: Encoder, task: Task[Record], train: list[Enco
         adapter = adapt(encoder, spec.lora, spec.backbone if local else spec.model)
         encoder = encoder.with_model(adapter)
         epochs = fit_lora(encoder, head, task, train, chosen, spec, report)
-    return Trained(encoder, {} if head is None else head.folded(), adapter, epochs)
+    return TrainingResult(encoder, {} if head is None else head.folded(), adapter, epochs)
 
 
-def _score(trained: Trained, task: Task[Record], train: list[EncodedExample], held: list[EncodedExample]) -> float:
-    """Score on the held-out part of exactly what goes into the package."""
+def _score(
+    trained: TrainingResult, task: Task[Record], train: list[EncodedExample], held: list[EncodedExample]
+) -> float:
+    """Score on the held-out part exactly what goes into the package."""
     rows = trained.encoder.features(held, task.pooling)
     if trained.head:
         outputs = apply_head(trained.head, rows)
-        return task.score(Part(outputs, train), Part(outputs, held))
-    return task.score(Part(trained.encoder.features(train, task.pooling), train), Part(rows, held))
+        return task.score(Predictions(outputs, train), Predictions(outputs, held))
+    return task.score(Predictions(trained.encoder.features(train, task.pooling), train), Predictions(rows, held))

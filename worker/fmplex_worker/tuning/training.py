@@ -1,4 +1,4 @@
-"""What both ways of training share: the head while it trains, the validation slice, and when to stop."""
+"""The parts that both ways of training share: the head while it trains, the validation slice, and when to stop."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ VALIDATION_EVERY = 5  # one training example in five validates
 Report = Callable[[int, float, float], None]  # epoch (from 1), mean loss, validation score
 
 
-class Slices(NamedTuple):
-    """Positions in the training part."""
+class ValidationSplit(NamedTuple):
+    """Positions in the training part: those to fit on, and those to validate on."""
 
     fit: list[int]
     validate: list[int]
 
 
-def slices(items: Sequence[EncodedExample], generator: torch.Generator) -> Slices:
-    """A fifth of the training part for validation, at random but in proportion to the strata. The only example of its
+def validation_split(items: Sequence[EncodedExample], generator: torch.Generator) -> ValidationSplit:
+    """Choose a fifth of the training part for validation, at random but in proportion to the strata. The only example of its
     stratum is always trained on."""
     size = Counter(item.stratum for item in items)
     shuffled = torch.randperm(len(items), generator=generator).tolist()
     candidates = sorted((i for i in shuffled if size[items[i].stratum] > 1), key=lambda i: items[i].stratum)
     # Regression values rarely repeat: if nothing does, any example may validate.
     validate = sorted((candidates if len(candidates) >= VALIDATION_EVERY else shuffled)[2::VALIDATION_EVERY])
-    return Slices([i for i in range(len(items)) if i not in set(validate)], validate)
+    return ValidationSplit([i for i in range(len(items)) if i not in set(validate)], validate)
 
 
 class Head(nn.Module):
@@ -63,6 +63,7 @@ class Head(nn.Module):
         self.offset, self.factor = scale
 
     def forward(self, rows: Tensor) -> Tensor:
+        """Compute outputs [n, outputs] of rows [n, hidden]."""
         state = (rows - self.mean) / self.spread
         for layer in self.stack:
             state = layer(state).relu()
@@ -70,11 +71,11 @@ class Head(nn.Module):
         return standard * self.factor + self.offset
 
     def penalty(self) -> Tensor:
-        """The sum of all squared weights."""
+        """Sum all squared weights."""
         return torch.stack([layer.weight.square().sum() for layer in (*self.stack, self.linear)]).sum()
 
     def folded(self) -> dict[str, Tensor]:
-        """The tensors of head.safetensors for the same function on plain input, float32 on the CPU."""
+        """Return the tensors of head.safetensors for the same function on plain input, float32 on the CPU."""
         layers = [
             (layer.weight.detach().double(), layer.bias.detach().double()) for layer in (*self.stack, self.linear)
         ]
@@ -89,14 +90,14 @@ class Head(nn.Module):
 
 
 def apply_head(head: Mapping[str, Tensor], rows: Tensor) -> Tensor:
-    """What a head of these tensors (see `Head.folded`) makes of rows [n, hidden]."""
+    """Apply a head of these tensors (see `Head.folded`) to rows [n, hidden]."""
     for i in range(sum(name.startswith("hidden.") for name in head) // 2):
         rows = functional.linear(rows, head[f"hidden.{i}.weight"], head[f"hidden.{i}.bias"]).relu()
     return functional.linear(rows, head["weight"], head["bias"])
 
 
 class EarlyStopping:
-    """Keeps the best state and says when to stop: after `patience` epochs without a better score, or, at the same score,
+    """Keeper of the best state, which says when to stop: after `patience` epochs without a better score, or, at the same score,
     a lower validation loss."""
 
     def __init__(self, patience: int) -> None:
@@ -106,7 +107,8 @@ class EarlyStopping:
         self.state: dict[str, Tensor] = {}
 
     def stop(self, epoch: int, score: float, loss: float, state: Mapping[str, Tensor]) -> bool:
-        """`loss` is the validation loss, `state` what to restore if this epoch was the best."""
+        """Note an epoch and tell whether to stop. `loss` is the validation loss, `state` what to restore if this epoch was the
+        best."""
         if (score, -loss) > self._best:
             self._best, self.best_epoch = (score, -loss), epoch
             self.state = {name: tensor.detach().clone() for name, tensor in state.items()}
@@ -114,7 +116,7 @@ class EarlyStopping:
 
 
 def finite(loss: Tensor, epoch: int) -> float:
-    """The loss as a number. Raises `NonFiniteOutput` if training has diverged."""
+    """Return the loss as a number. Raises `NonFiniteOutput` if training has diverged."""
     value = float(loss.detach())
     if not math.isfinite(value):
         raise NonFiniteOutput(

@@ -1,4 +1,4 @@
-"""What training made, as the files of a package."""
+"""Writing what training made as the files of a package."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from fmplex_broker.specs.vfm import VfmSpec
 
 
 def write_package(out: Path, spec: VfmSpec, head: Mapping[str, Tensor], adapter: PeftModel | None) -> str:
-    """Write or replace the package in `out`; its version. Raises as `fmplex_broker.packages.writing.write_package` does."""
+    """Write or replace the package in `out`. Returns its version. Raises as `fmplex_broker.packages.writing.write_package`
+    does."""
     files = {HEAD: safetensors.torch.save(dict(head))} if head else {}
     if adapter is not None:
         files |= _adapter_files(adapter)

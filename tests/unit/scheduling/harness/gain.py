@@ -9,7 +9,7 @@ from random import Random
 from fmplex_worker.scheduling import Plan
 
 from .service import by_flow
-from .words import AMPLE, ROUNDING, KnownCost, Make, item, must, ring
+from .words import AMPLE, ROUNDING, KnownCost, Make, flow_queue, item, must
 
 BUDGET = 32
 RIVALS = {"b": 1.0, "c": 2.0}
@@ -34,7 +34,7 @@ def _others_until_done(make: Make, seed: int, pieces: list[int], weight: float) 
             for units in pieces:
                 scheduler.add(item(next(keys), "a", units))
         plan = must(scheduler.plan(0.0, AMPLE))
-        quantum = max(quantum, ring(scheduler).quantum)
+        quantum = max(quantum, flow_queue(scheduler).quantum)
         for it, price in zip(plan.items, plan.prices, strict=True):
             left -= it.flow.vfm == "a"
             if not left:
@@ -99,7 +99,7 @@ def check_no_gain_by_coming_and_going(
             plain += (size := rng.randint(1, LARGEST))
             scheduler.add(item(next(keys), "plain", size))
         plan = must(scheduler.plan(0.0, AMPLE))
-        quantum = max(quantum, ring(scheduler).quantum)
+        quantum = max(quantum, flow_queue(scheduler).quantum)
         for it in plan.items:
             waiting.pop(it.key, None)
             plain -= it.units * (it.flow.vfm == "plain")

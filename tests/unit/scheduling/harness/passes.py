@@ -16,19 +16,14 @@ class _NeverIdle(World):
         assert (plan is not None) == self.runnable
         if plan is None:
             return
-        assert 0 < len(plan.items) <= room.rows
+        assert 0 < len(plan.items) <= room.items
         assert len(plan.items) == 1 or plan.units <= min(room.units, self.scheduler.budget)
-        for it in plan.items:
-            assert it.flow not in self.throttled
 
 
 def check_never_idle(make: Make, case: Case) -> None:
     """A pass exactly when something can run, within the room, and never an empty one; and in the end everything has run."""
     world = _NeverIdle(make, case)
     world.run()
-    for flow in [*world.throttled]:
-        world.scheduler.resume(flow)
-        world.throttled.discard(flow)
     world.steady = []
     while world.runnable:
         world.look()
@@ -43,7 +38,7 @@ class _Order(World):
 
 
 def check_order(make: Make, case: Case) -> None:
-    """Within a flow items run in the order they came, those that run again first; whatever their buckets and sizes."""
+    """Within a flow items run in the order they came, whatever their buckets and sizes."""
     _Order(make, case).run()
 
 
@@ -53,7 +48,7 @@ class _Full(World):
         if plan is None or plan.cls != INTERACTIVE or plan.items[0].alone:
             return
         left = min(scheduler.budget, room.units) - plan.units
-        if left <= 0 or len(plan.items) == room.rows:
+        if left <= 0 or len(plan.items) == room.items:
             return
         for it in plan.items:  # what waits now
             del self.queues[it.flow][it.key]
@@ -108,7 +103,7 @@ class _Turns(World):
     def __init__(self, make: Make, case: Case) -> None:
         super().__init__(make, case)
         self.waited: dict[Hashable, int] = {}
-        self.buckets = case.buckets + case.failures  # what runs alone is a bucket of its own
+        self.buckets = case.buckets + case.redelivered  # what runs alone is a bucket of its own
         self.longest = 0
 
     @staticmethod

@@ -38,10 +38,6 @@ class _Service(World):
         self.served[number] = paid
         super().charged(number, plan, seconds)
 
-    def refunded(self, number: int, plan: Plan) -> None:
-        self.error = max(self.error, *by_flow(plan, plan.prices).values())  # all of it was put down for nothing
-        super().refunded(number, plan)
-
     def reweigh(self) -> None:
         """The steady flows get each other's weights. Nothing is in flight."""
         names = [flow.vfm for flow in self.steady]
@@ -67,7 +63,7 @@ class _Service(World):
 
 
 def check_service_bound(make: Make, case: Case) -> float:
-    """§5: two flows backlogged throughout get service in proportion to weight over every interval, whatever others do.
+    """Two flows backlogged throughout get service in proportion to weight over every interval, whatever others do.
     How near the bound came: 1 is at it."""
     world = _Service(make, case)
     world.run()
@@ -149,7 +145,7 @@ class _Wait:
 
 
 class _Waits(World):
-    """Guests that come in the midst of others, some of them throttled, in debt, heavy or large."""
+    """Guests that come in the midst of others, some of them in debt, heavy or large."""
 
     def __init__(self, make: Make, case: Case) -> None:
         self.waits: dict[str, _Wait] = {}
@@ -174,15 +170,7 @@ class _Waits(World):
         self.waits.pop(flow.vfm, None)
         self.heaviest[flow.vfm] = max(self.heaviest[flow.vfm], self.weights[flow.vfm])
 
-    def refunded(self, number: int, plan: Plan) -> None:
-        for wait in self.waits.values() if plan.cls == INTERACTIVE else ():
-            for it, price in zip(plan.items, plan.prices, strict=True):
-                wait.got[it.flow.vfm] -= price
-        super().refunded(number, plan)
-
     def planned(self, plan: Plan | None, room: Room) -> None:
-        for flow in self.throttled:
-            self.waits.pop(flow.vfm, None)
         if plan is None or plan.cls != INTERACTIVE:
             return
         for it, price in zip(plan.items, plan.prices, strict=True):

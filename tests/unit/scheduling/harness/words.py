@@ -7,7 +7,7 @@ from collections.abc import Callable
 from fmplex_worker.scheduling import INTERACTIVE, CostModel, DeficitRoundRobin, Flow, Item, Plan, Room
 from fmplex_worker.scheduling.flow_queue import FlowQueue
 
-AMPLE = Room(units=10**9, rows=10**9)
+AMPLE = Room(units=10**9, items=10**9)
 ROUNDING = 1e-9  # of sums of floats, relative
 Make = Callable[[CostModel, int], DeficitRoundRobin]
 
@@ -44,8 +44,8 @@ def item(
     return Item(str(key), flow, "encode", units, bucket=bucket, alone=alone, deadline=deadline)
 
 
-def ring(scheduler: DeficitRoundRobin, cls: str = INTERACTIVE) -> FlowQueue:
-    return scheduler._rings[cls]
+def flow_queue(scheduler: DeficitRoundRobin, cls: str = INTERACTIVE) -> FlowQueue:
+    return scheduler._queues[cls]
 
 
 def deficit(scheduler: DeficitRoundRobin, vfm: str) -> float:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from fmplex_worker.scheduling import INTERACTIVE, OFFLINE, Flow, Item, Plan, Room
 
-from .words import AMPLE, KnownCost, Make, ring
+from .words import AMPLE, KnownCost, Make, flow_queue
 
 _GUESTS = (*(Flow(f"guest{n}", INTERACTIVE) for n in range(3)), Flow("night", OFFLINE))
 _WEIGHTS = (0.1, 1.0, 2.0, 7.0)
@@ -29,14 +29,14 @@ class Case:
     noise: float = 0.0  # passes take what the true cost says, within this, not what was put down for them
     adapters: bool = False  # which cost: prices know nothing of them
     rooms: bool = False  # the engine has room for part of a pass only, in units or rows
-    failures: bool = False  # passes fail; some of their items run again, alone
+    redelivered: bool = False  # some items come again when they have run, alone or not
     deadlines: bool = False
     passes: int = 60
 
     @property
     def debts(self) -> bool:
-        """Whether there is a reason to go into debt: items that cannot share a pass, or are urgent."""
-        return self.buckets > 1 or self.failures or self.deadlines
+        """Tell whether there is a reason to go into debt: items that cannot share a pass, or are urgent."""
+        return self.buckets > 1 or self.redelivered or self.deadlines
 
 
 class World:
@@ -54,7 +54,6 @@ class World:
         self.weights = {flow.vfm: w for flow, w in zip(self.steady, case.weights, strict=True)}
         self.weights |= {flow.vfm: rng.choice(_WEIGHTS) for flow in _GUESTS}
         self.queues: dict[Flow, dict[str, Item]] = {flow: {} for flow in (*self.steady, *_GUESTS)}
-        self.throttled: set[Flow] = set()
         self.expecting: set[Flow] = set()
         self.flying: deque[tuple[int, Plan]] = deque()
         self.number = self.keys = self.most_units = 0
@@ -78,10 +77,6 @@ class World:
         """Pass `number` is about to be charged; calls `super().charged`, which does it."""
         self.scheduler.charge(plan, seconds)
 
-    def refunded(self, number: int, plan: Plan) -> None:
-        """It failed and is about to be refunded; calls `super().refunded`, which does it."""
-        self.scheduler.refund(plan)
-
     def removed(self, flow: Flow, key: str) -> None:
         """It is about to be cancelled; calls `super().removed`, which does it."""
         assert self.scheduler.remove(key) is self.queues[flow].pop(key)
@@ -97,14 +92,12 @@ class World:
 
     @property
     def runnable(self) -> bool:
-        return any(queue and flow not in self.throttled for flow, queue in self.queues.items())
+        return any(self.queues.values())
 
     def fronts(self) -> dict[Flow, Item]:
         """Of the interactive flows that may run."""
         return {
-            flow: next(iter(queue.values()))
-            for flow, queue in self.queues.items()
-            if queue and flow not in self.throttled and flow.cls == INTERACTIVE
+            flow: next(iter(queue.values())) for flow, queue in self.queues.items() if queue and flow.cls == INTERACTIVE
         }
 
     def deficits(self) -> defaultdict[str, float]:
@@ -141,34 +134,28 @@ class World:
         self.put(new)
         return new
 
-    def put(self, new: Item, front: bool = False) -> None:
+    def put(self, new: Item) -> None:
         queue = self.queues[new.flow]
         self.most_units = max(self.most_units, new.units)
         if not queue:
             self.arriving(new)
-        self.scheduler.add(new, front=front)
-        self.queues[new.flow] = {new.key: new, **queue} if front else {**queue, new.key: new}
+        self.scheduler.add(new)
+        queue[new.key] = new
 
     def event(self) -> None:
         rng, scheduler = self.rng, self.scheduler
         flow = rng.choice(_GUESTS)
-        match rng.randrange(9):
+        match rng.randrange(7):
             case 0 | 1 | 2:
                 for _ in range(rng.randint(1, 4)):
                     self.add(flow)
             case 3 | 4:
                 self.cancel(rng.choice([*self.queues]))
             case 5:
-                scheduler.throttle(flow)
-                self.throttled.add(flow)
-            case 6:
-                scheduler.resume(flow)
-                self.throttled.discard(flow)
-            case 7:
                 self.weights[flow.vfm] = rng.choice(_WEIGHTS)
                 self.reweighed(flow)
                 scheduler.set_weight(flow.vfm, self.weights[flow.vfm])
-            case 8:
+            case 6:
                 more = flow not in self.expecting
                 scheduler.expect(flow, more)
                 (self.expecting.add if more else self.expecting.discard)(flow)
@@ -187,7 +174,7 @@ class World:
         self.top_up()
         tight = case.rooms and rng.random() < 0.5
         room = Room(rng.randint(1, case.budget), rng.randint(1, 8)) if tight else AMPLE
-        self.quantum = max(self.quantum, ring(scheduler).quantum)
+        self.quantum = max(self.quantum, flow_queue(scheduler).quantum)
         self.unit_price = max(self.unit_price, self.cost.price(1))
         self.debt = max(self.debt, scheduler.max_debt if case.debts else 0.0)
         self.looking(room)
@@ -202,13 +189,11 @@ class World:
 
     def settle(self) -> None:
         number, plan = self.flying.popleft()
-        if self.case.failures and self.rng.random() < 0.2:
-            for it in reversed(plan.items):
+        if self.case.redelivered and self.rng.random() < 0.2:
+            for it in plan.items:
                 if it.flow in self.steady or self.rng.random() < 0.7:
-                    self.put(replace(it, alone=self.rng.random() < 0.3), front=True)
-            self.refunded(number, plan)
-        else:
-            self.charged(number, plan, self.measured(plan))
+                    self.put(replace(it, alone=self.rng.random() < 0.3))
+        self.charged(number, plan, self.measured(plan))
 
     def measured(self, plan: Plan) -> float:
         noise = self.case.noise

@@ -1,5 +1,5 @@
-"""Training models of text: small decoders from nothing, and LoRAs for decoders. `python -m fmplex_worker.tuning.decoder` serves
-a stream of specs (`fmplex_broker.specs.fitting_text`).
+"""Training of models of text: small decoders from nothing, and LoRAs for decoders. `python -m fmplex_worker.tuning.decoder`
+serves a stream of specs (`fmplex_broker.specs.fitting_text`).
 
 texts.py        the file of texts
 tokenizer.py    a byte-level BPE tokenizer with a chat template

@@ -16,6 +16,7 @@ SPECS: TypeAdapter[TextSpec] = TypeAdapter(TextSpec)
 
 
 def train(spec: TextSpec, on_event: Callable[[TextEvent], None]) -> FitDone:
+    """Train a decoder or a LoRA, whichever the spec asks for."""
     return train_decoder(spec, on_event) if isinstance(spec, DecoderSpec) else train_lora(spec, on_event)
 
 

@@ -15,7 +15,7 @@ from fmplex_broker.specs.fitting import FitDone
 from fmplex_broker.specs.fitting_text import TextEvent, TextLoraSpec, TextStarted, TextStep
 from fmplex_broker.specs.heads import Generation
 from fmplex_broker.specs.vfm import VfmSpec
-from fmplex_worker.backbones.places import check_place
+from fmplex_worker.backbones.model_paths import check_model_path
 from fmplex_worker.tuning.decoder import loop
 from fmplex_worker.tuning.decoder.examples import encode
 from fmplex_worker.tuning.decoder.texts import read
@@ -55,7 +55,7 @@ def train_lora(spec: TextLoraSpec, on_event: Callable[[TextEvent], None]) -> Fit
 
 
 def _load(model: str) -> tuple[Any, Any]:
-    check_place(model, "model")
+    check_model_path(model, "model")
     try:
         return (
             AutoModelForCausalLM.from_pretrained(model, use_safetensors=True, trust_remote_code=False),

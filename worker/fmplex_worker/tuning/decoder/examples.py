@@ -9,35 +9,37 @@ import torch
 from torch import Tensor
 
 from fmplex_broker.errors import InvalidInput
-from fmplex_worker.tuning.decoder.texts import Plain, Record
+from fmplex_worker.tuning.decoder.texts import PlainText, Record
 
 _POOL = 32  # batches whose texts are sorted by length together
 IGNORED = -100  # as a target
 
 
 class TextExample(NamedTuple):
-    """`learn`: the first token that the model is to find by itself."""
+    """A text as tokens. `learn`: the first token that the model is to find by itself."""
 
     tokens: list[int]
     learn: int
 
 
 class Batch(NamedTuple):
-    """[rows, tokens] both; targets are the next tokens, `IGNORED` where there is nothing to learn."""
+    """Inputs and targets of one step, [rows, tokens] both; targets are the next tokens, `IGNORED` where there is nothing to
+    learn."""
 
     inputs: Tensor
     targets: Tensor
 
 
 def encode(records: Sequence[Record], tokenizer: Any, limit: int) -> list[TextExample]:
-    """Of a chat nothing but the last message is learnt: nobody can know what will be asked. Texts are cut to `limit` tokens.
+    """Turn records into tokens. Of a conversation nothing but the last message is learnt: nobody can know what will be asked.
+    Texts are cut to `limit` tokens.
 
     Raises `InvalidInput` (field `data`) when cutting leaves some text nothing to learn.
     """
     end = tokenizer.eos_token_id
     made = []
     for number, record in enumerate(records, 1):
-        if isinstance(record, Plain):
+        if isinstance(record, PlainText):
             made.append(TextExample([*_ids(tokenizer, record.text), end][:limit], 1))
             continue
         messages = [message.model_dump() for message in record.messages]
@@ -52,12 +54,12 @@ def encode(records: Sequence[Record], tokenizer: Any, limit: int) -> list[TextEx
 
 
 def question(tokenizer: Any, text: str) -> list[int]:
-    """A user's message as the model is asked."""
+    """Encode a user's message as the model is asked."""
     return _ids(tokenizer, _render(tokenizer, [{"role": "user", "content": text}], True))
 
 
 def batches(examples: Sequence[TextExample], budget: int, generator: torch.Generator) -> Iterator[Batch]:
-    """Batches of about `budget` tokens, without end: each epoch takes all examples once, in another order."""
+    """Yield batches of about `budget` tokens, without end: each epoch takes all examples once, in another order."""
     size = max(1, _POOL * budget * len(examples) // sum(len(e.tokens) for e in examples))
     while True:
         order = torch.randperm(len(examples), generator=generator).tolist()
@@ -69,7 +71,7 @@ def batches(examples: Sequence[TextExample], budget: int, generator: torch.Gener
 
 
 def _cut(examples: Sequence[TextExample], budget: int) -> list[list[TextExample]]:
-    """Examples in order of their lengths, as many together as the budget takes."""
+    """Cut examples, in order of their lengths, into batches of as many as the budget takes."""
     out: list[list[TextExample]] = []
     for example in examples:
         if not out or (len(out[-1]) + 1) * len(example.tokens) > budget:
@@ -79,12 +81,12 @@ def _cut(examples: Sequence[TextExample], budget: int) -> list[list[TextExample]
 
 
 def in_order(examples: Sequence[TextExample], budget: int) -> list[Batch]:
-    """All examples once."""
+    """Make batches of all examples once, in order of their lengths."""
     return [batch(part) for part in _cut(sorted(examples, key=lambda e: len(e.tokens)), budget)]
 
 
 def batch(examples: Sequence[TextExample]) -> Batch:
-    """Padded on the right, where a causal model does not see it."""
+    """Make one batch, padded on the right, where a causal model does not see it."""
     longest = max(len(e.tokens) for e in examples) - 1
     inputs = torch.zeros(len(examples), longest, dtype=torch.long)
     targets = torch.full_like(inputs, IGNORED)

@@ -1,4 +1,4 @@
-"""The steps of a training, its score, and what the model says while it learns."""
+"""The steps of a training, its score, and answers of the model while it learns."""
 
 from __future__ import annotations
 
@@ -15,29 +15,29 @@ from fmplex_broker.specs.fitting_text import DecoderSpec, TextLoraSpec
 from fmplex_worker.tuning.decoder.examples import IGNORED, Batch, TextExample, batches, in_order, question
 
 AnySpec = DecoderSpec | TextLoraSpec
-# step, mean loss since the last word, tokens learnt so far
+# step, mean loss since the last report, tokens learnt so far
 Report = Callable[[int, float, int], None]
 
 WARM_UP = 0.05  # of all steps
 LAST_RATE = 0.05  # of the learning rate, in the last step
 BETAS = (0.9, 0.95)
 CLIP = 1.0
-WORDS = 50  # about as many reports a training
+REPORTS = 50  # about as many reports a training
 ANSWER = 40  # tokens of an answer while it learns
 
 
 def split(examples: Sequence[TextExample], share: float) -> tuple[Sequence[TextExample], Sequence[TextExample]]:
-    """What is trained on, and what is held out: the last ones."""
+    """Split examples into those to train on and those held out, which are the last ones."""
     cut = len(examples) - max(1, round(len(examples) * share))
     return examples[: max(1, cut)], examples[max(1, cut) :] or examples[-1:]
 
 
 def train(model: Any, examples: Sequence[TextExample], spec: AnySpec, decay: float, report: Report) -> None:
-    """In place. Raises `NonFiniteOutput` when it diverges."""
+    """Train a model in place. Raises `NonFiniteOutput` when it diverges."""
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer, schedule = _optimizer(trained, spec, decay)
     generator = torch.Generator().manual_seed(spec.seed % 2**63)
-    every = max(1, spec.steps // WORDS)
+    every = max(1, spec.steps // REPORTS)
     losses, tokens, half = 0.0, 0, _half_is_faster()
     model.train()
     for step, batch in zip(range(1, spec.steps + 1), batches(examples, spec.batch_tokens, generator), strict=False):
@@ -64,8 +64,8 @@ def _loss(model: Any, batch: Batch, half: bool) -> Tensor:
 
 
 def _half_is_faster() -> bool:
-    """Whether this processor multiplies faster in bfloat16 than in float32: four times where it has instructions for it, and
-    many times slower where it has not."""
+    """Measure whether this processor multiplies faster in bfloat16 than in float32: four times where it has instructions for
+    it, and many times slower where it has not."""
     seconds = []
     for dtype in (torch.float32, torch.bfloat16):
         a, b = torch.ones(512, 256, dtype=dtype), torch.ones(256, 512, dtype=dtype)
@@ -81,7 +81,7 @@ def _half_is_faster() -> bool:
 def _optimizer(
     trained: Sequence[Tensor], spec: AnySpec, decay: float
 ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
-    """AdamW whose rate rises linearly during `WARM_UP` of all steps and then falls linearly to `LAST_RATE`."""
+    """Make an AdamW whose rate rises linearly during `WARM_UP` of all steps and then falls linearly to `LAST_RATE`."""
     groups = [
         {"params": [p for p in trained if p.ndim > 1], "weight_decay": decay},
         {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
@@ -99,7 +99,7 @@ def _optimizer(
 
 @torch.inference_mode()
 def score(model: Any, examples: Sequence[TextExample], budget: int) -> float:
-    """The share of the tokens to find that the model finds most likely."""
+    """Compute the share of the tokens to find that the model finds most likely."""
     right = total = 0
     for batch in in_order(examples, budget):
         found = model(input_ids=batch.inputs, use_cache=False).logits.argmax(-1)
@@ -110,9 +110,9 @@ def score(model: Any, examples: Sequence[TextExample], budget: int) -> float:
 
 
 @torch.inference_mode()
-def answer(model: Any, tokenizer: Any, ask: str) -> str:
-    """What the model says now, greedily."""
-    tokens = question(tokenizer, ask)
+def answer(model: Any, tokenizer: Any, text: str) -> str:
+    """Let the model answer a question, greedily."""
+    tokens = question(tokenizer, text)
     start = len(tokens)
     model.eval()
     for _ in range(ANSWER):

@@ -18,12 +18,12 @@ from fmplex_broker.specs.fitting import FitDone
 from fmplex_broker.specs.fitting_text import DecoderSpec, TextEvent, TextStarted, TextStep
 from fmplex_worker.tuning.decoder import loop
 from fmplex_worker.tuning.decoder.examples import TextExample, encode
-from fmplex_worker.tuning.decoder.texts import Plain, Record, read
+from fmplex_worker.tuning.decoder.texts import PlainText, Record, read
 from fmplex_worker.tuning.decoder.tokenizer import train_tokenizer
 from fmplex_worker.tuning.settings import settings
 
 DECAY = 0.1
-SAMPLES = 6  # answers told on the way
+SAMPLES = 6  # answers reported on the way
 
 
 def train_decoder(spec: DecoderSpec, on_event: Callable[[TextEvent], None]) -> FitDone:
@@ -56,7 +56,9 @@ def _words(records: Sequence[Record]) -> list[str]:
     return [
         text
         for record in records
-        for text in ([record.text] if isinstance(record, Plain) else [message.content for message in record.messages])
+        for text in (
+            [record.text] if isinstance(record, PlainText) else [message.content for message in record.messages]
+        )
     ]
 
 
@@ -91,7 +93,7 @@ def _reporter(spec: DecoderSpec, model: Any, tokenizer: Any, on_event: Callable[
 
 
 def _save(out: Path, model: LlamaForCausalLM, tokenizer: Any) -> str:
-    """The folder, and what its weights are called: a digest of them."""
+    """Write the folder. Returns what its weights are called: a digest of them."""
     out.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
     try:
@@ -111,6 +113,6 @@ def _tokens(examples: Sequence[TextExample]) -> int:
 
 
 def _most_frequent(examples: Sequence[TextExample]) -> float:
-    """What always saying the most frequent token would score."""
+    """Compute what always saying the most frequent token would score."""
     counts = Counter(token for example in examples for token in example.tokens[example.learn :])
     return counts.most_common(1)[0][1] / counts.total()

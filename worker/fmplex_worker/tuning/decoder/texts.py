@@ -16,25 +16,29 @@ class _Record(BaseModel):
 
 
 class Message(_Record):
+    """One message of a conversation."""
+
     role: Annotated[str, Field(pattern="^(system|user|assistant)$")]
     content: str = Field(min_length=1)
 
 
-class Plain(_Record):
+class PlainText(_Record):
+    """A text to be learnt as it is."""
+
     text: str = Field(min_length=1)
 
 
-class Chat(_Record):
-    """The last message is what the model is to say."""
+class Conversation(_Record):
+    """A conversation; the last message is what the model is to say."""
 
     messages: Annotated[tuple[Message, ...], Field(strict=False, min_length=2)]
 
 
-Record = Plain | Chat
+Record = PlainText | Conversation
 
 
 def read(path: Path) -> list[Record]:
-    """Raises `InvalidInput` (field `data`) that names the first bad line."""
+    """Read a file of texts and conversations. Raises `InvalidInput` (field `data`) that names the first bad line."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as e:
@@ -46,7 +50,7 @@ def read(path: Path) -> list[Record]:
 
 
 def _record(line: str, where: str) -> Record:
-    kind: TypeAdapter[Any] = TypeAdapter(Chat if '"messages"' in line else Plain)
+    kind: TypeAdapter[Any] = TypeAdapter(Conversation if '"messages"' in line else PlainText)
     try:
         record: Record = kind.validate_json(line)
     except ValidationError as e:

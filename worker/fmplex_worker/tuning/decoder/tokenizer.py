@@ -16,7 +16,7 @@ TEMPLATE = (
 
 
 def train_tokenizer(texts: Iterable[str], vocabulary: int, positions: int) -> PreTrainedTokenizerFast:
-    """At most `vocabulary` tokens; every byte is one, so that any text can be said."""
+    """Train a tokenizer of at most `vocabulary` tokens; every byte is one, so that any text can be said."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()

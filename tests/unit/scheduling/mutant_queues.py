@@ -1,4 +1,4 @@
-"""Rings broken in one way each, for `test_mutants.py`."""
+"""Flow queues broken in one way each, for `test_mutants.py`."""
 
 from __future__ import annotations
 
@@ -32,13 +32,6 @@ class ForgivesDebt(FlowQueue):
     def _close(self, flow: FlowState) -> None:
         if flow.front is None:
             self.flows.pop(flow.vfm, None)
-
-
-class PaysTheThrottled(FlowQueue):
-    def sync(self, flow: FlowState) -> None:
-        if flow.throttled:
-            flow.deficit += (self.round - flow.round) * flow.weight * self.quantum
-        super().sync(flow)
 
 
 class PaysTheAbsent(FlowQueue):
@@ -98,16 +91,11 @@ class StartsInDebt(FlowQueue):
 class GiftForComing(FlowQueue):
     """Credit for a flow that becomes busy."""
 
-    def add(self, item: Item, front: bool) -> None:
+    def add(self, item: Item) -> None:
         flow = self._flow(item.flow.vfm)
         if flow.front is None:
             flow.deficit += 4 * self.quantum
-        super().add(item, front)
-
-
-class ServesTheThrottled(FlowQueue):
-    def throttle(self, vfm: str, throttled: bool) -> None:
-        pass
+        super().add(item)
 
 
 class IgnoresWeights(FlowQueue):
@@ -129,7 +117,7 @@ class CreditsAtTheNewWeight(FlowQueue):
     """A change of weight counts for rounds that were over."""
 
     def reweigh(self, vfm: str) -> None:
-        if flow := self.flows.get(vfm):
+        if (flow := self.flows.get(vfm)) is not None:
             flow.weight = self._weights[vfm]
             self.sync(flow)
             self.enter(flow)
@@ -151,10 +139,3 @@ class SmallestFirst(FlowQueue):
             flow.queue.move_to_end(min(flow.queue, key=lambda key: flow.queue[key].units), last=False)
             self._next(flow)
         return taken
-
-
-class PutsBackLast(FlowQueue):
-    """What runs again goes to the end of its flow."""
-
-    def add(self, item: Item, front: bool) -> None:
-        super().add(item, front=False)

@@ -1,4 +1,4 @@
-"""Models that are written as a path."""
+"""Check of models that are written as a path."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from pathlib import Path
 from fmplex_broker.errors import InvalidInput
 
 
-def check_place(model: str, field: str) -> None:
-    """Raises `InvalidInput` if `model` is a path and no folder is there: transformers would call it a bad hub id."""
+def check_model_path(model: str, field: str) -> None:
+    """Raise `InvalidInput` if `model` is a path and no folder is there: transformers would call it a bad hub id."""
     written = model.startswith(("/", ".", "~")) or model.count("/") > 1
     if written and not Path(model).is_dir():
         raise InvalidInput(
