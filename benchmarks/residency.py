@@ -20,7 +20,6 @@ from typing import Any
 
 import numpy as np
 import uvloop
-from fmplex_broker.specs.vfm import VfmSpec
 from safetensors.numpy import save
 
 from benchmarks.fleet import LEASE_MS, Workers
@@ -29,12 +28,13 @@ from benchmarks.models import MINILM, texts
 from fmplex_broker.packages.artifacts import ArtifactStore
 from fmplex_broker.packages.package import ADAPTER_CONFIG, ADAPTER_WEIGHTS, HEAD, Package, make_package
 from fmplex_broker.specs.schema import parse
+from fmplex_broker.specs.vfm import VfmSpec
 from fmplex_broker.streams.deployer import Deployer
 from fmplex_broker.streams.embedded import EmbeddedServer
 from fmplex_broker.streams.fleet import look
 from fmplex_broker.streams.queue_client import QueueClient
 from fmplex_broker.wire.messages import Reply
-from tests.integration.packages import head_weights, lora
+from tests.support.packages import head_weights, lora
 
 _RANK = 4
 _CALLERS = 128

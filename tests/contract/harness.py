@@ -1,44 +1,27 @@
-"""What the contract tests are written with: a bench on one server, and a way to wait that is not a sleep for luck."""
+"""What the contract tests are written with: a bench on one server, and ways to end tasks and servers."""
 
 from __future__ import annotations
 
 import asyncio
-import re
-import time
-from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import redis.asyncio as aioredis
-from fmplex_broker.specs.vfm import VfmSpec
 from redis.exceptions import ConnectionError
 
 from fmplex_broker.specs.heads import Embedding, Head
+from fmplex_broker.specs.vfm import VfmSpec
 from fmplex_broker.streams.connection import Scripts
 from fmplex_broker.streams.consumer import Claimed, Consumer
 from fmplex_broker.streams.embedded import EmbeddedServer
-from fmplex_broker.streams.keys import REGISTRY_BACKBONES, REGISTRY_VFMS, Keys
+from fmplex_broker.streams.keys import REGISTRY_VFMS, Keys
 from fmplex_broker.streams.producer import NewJob, Producer, new_id
 from fmplex_broker.wire.messages import INTERACTIVE, Flow, Reply, decode_reply, encode_reply
+from tests.support.waiting import until_soon
 
 BACKBONE = "minilm"
 LEASE_MS = 60_000  # nobody dies unless the test says so
-T = TypeVar("T")
-
-# "Only q, ready, back, vfms, wake, leases, held, control, offers may lack a TTL", and the fleet-wide registry.
-PERMANENT = re.compile(r"\{[^}]*\}:(q:|ready:|back$|vfms$|wake$|leases$|held:|control$|offers$)")
-FLEET_WIDE = {REGISTRY_BACKBONES, REGISTRY_VFMS}
-
-
-async def until(look: Callable[[], Awaitable[T]], timeout_s: float = 5.0) -> T:
-    """Look again and again until the answer is truthy, and return it."""
-    end = time.monotonic() + timeout_s
-    while True:
-        if seen := await look():
-            return seen
-        assert time.monotonic() < end, f"waited {timeout_s} s in vain"
-        await asyncio.sleep(0.005)
 
 
 async def ended(*tasks: asyncio.Task[Any]) -> None:
@@ -58,7 +41,7 @@ async def connected(redis: aioredis.Redis) -> None:
             return bool(await redis.ping())
         return False
 
-    await until(answers)
+    await until_soon(answers)
 
 
 async def restart(server: EmbeddedServer, redis: aioredis.Redis) -> None:
@@ -66,13 +49,6 @@ async def restart(server: EmbeddedServer, redis: aioredis.Redis) -> None:
     server.kill()
     server.start()
     await connected(redis)
-
-
-async def keys_without_ttl(redis: aioredis.Redis) -> list[str]:
-    """Keys that would stay for ever and are not declared permanent."""
-    names = [key.decode() async for key in redis.scan_iter(count=1000)]
-    suspects = [name for name in names if name not in FLEET_WIDE and not PERMANENT.match(name)]
-    return [name for name in suspects if await redis.pttl(name) == -1]
 
 
 def job(

@@ -10,14 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
 
-from fmplex_broker.specs.vfm import VfmSpec
-
 from benchmarks.noop import BACKBONE, UNITS, NoopEngine, NoopJob
 from fmplex_broker.errors import FmplexError
 from fmplex_broker.packages.artifacts import ArtifactStore
 from fmplex_broker.packages.package import bare
 from fmplex_broker.specs.fleet import BackboneSpec, WorkerSpec
 from fmplex_broker.specs.heads import Features
+from fmplex_broker.specs.vfm import VfmSpec
 from fmplex_broker.streams.deployer import Deployer
 from fmplex_broker.streams.embedded import EmbeddedServer
 from fmplex_broker.streams.queue_client import QueueClient

@@ -6,12 +6,12 @@ import json
 from typing import Any
 
 import numpy as np
-from fmplex_broker.specs.vfm import VfmSpec
 from safetensors.numpy import save
 
 from fmplex_broker.packages.package import ADAPTER_CONFIG, ADAPTER_WEIGHTS, HEAD, Package, make_package
 from fmplex_broker.specs.heads import Head
 from fmplex_broker.specs.schema import parse
+from fmplex_broker.specs.vfm import VfmSpec
 
 WIDTH = 4
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from fmplex_broker.specs.vfm import Limits, Slo, VfmSpec
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -13,6 +12,7 @@ from fmplex_broker.admission.requests import MAX_INPUTS, admit, timeout_ms
 from fmplex_broker.errors import FmplexError, InvalidInput, TooLarge
 from fmplex_broker.specs.heads import Head
 from fmplex_broker.specs.schema import parse
+from fmplex_broker.specs.vfm import Limits, Slo, VfmSpec
 from fmplex_broker.wire.messages import decode_request
 from fmplex_broker.wire.tensors import Tensor
 from tests.unit.broker.strategies import values

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fmplex_broker.specs.vfm import VfmSpec
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import save
@@ -25,6 +24,7 @@ from fmplex_broker.packages.package import (
     read_package,
 )
 from fmplex_broker.specs.heads import Classification, Embedding, Features, Generation, Regression
+from fmplex_broker.specs.vfm import VfmSpec
 from tests.unit.broker import made
 
 LABELS = 'labels = ["no", "yes"]'

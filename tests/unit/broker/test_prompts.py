@@ -6,7 +6,6 @@ import json
 from typing import Any
 
 import pytest
-from fmplex_broker.specs.vfm import Limits, VfmSpec
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -15,6 +14,7 @@ from fmplex_broker.errors import FmplexError, InvalidInput, TooLarge
 from fmplex_broker.specs.heads import Generation
 from fmplex_broker.specs.sampling import GenerationParams
 from fmplex_broker.specs.schema import parse
+from fmplex_broker.specs.vfm import Limits, VfmSpec
 from fmplex_broker.wire.messages import Request, decode_request
 from fmplex_broker.wire.tensors import Tensor
 from tests.unit.broker.strategies import values

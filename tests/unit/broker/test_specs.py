@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fmplex_broker.specs.vfm import Slo, VfmChange, VfmSpec
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
@@ -16,6 +15,7 @@ from fmplex_broker.errors import InvalidInput
 from fmplex_broker.specs.fleet import BackboneSpec, FleetSpec, GatewaySpec, WorkerSpec, load_fleet
 from fmplex_broker.specs.heads import Embedding, InputSpec
 from fmplex_broker.specs.schema import load_toml, parse
+from fmplex_broker.specs.vfm import Slo, VfmChange, VfmSpec
 
 GOOD: dict[str, Any] = {"name": "v", "backbone": "m", "head": {"kind": "embedding"}}
 

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fmplex_broker.specs.vfm import Limits, Slo, VfmSpec
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -26,6 +25,7 @@ from fmplex_broker.specs.heads import (
     Similarity,
     Tagging,
 )
+from fmplex_broker.specs.vfm import Limits, Slo, VfmSpec
 from tests.unit.broker import made
 
 text = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20)

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from fmplex_broker.specs.vfm import VfmChange
 from typer.testing import CliRunner
 
 from fmplex.cli import vfms
 from fmplex.cli.app import app
 from fmplex_broker.specs.schema import parse
+from fmplex_broker.specs.vfm import VfmChange
 
 
 class _Fleet:

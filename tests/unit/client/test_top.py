@@ -6,7 +6,6 @@ from collections import Counter
 from typing import Any
 
 import pytest
-from fmplex_broker.specs.vfm import Slo, VfmSpec
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
@@ -15,6 +14,7 @@ from fmplex.cli.top import compare
 from fmplex.cli.top.tables import draw
 from fmplex_broker.specs.deployments import VfmStatus
 from fmplex_broker.specs.heads import Embedding, Generation, Head
+from fmplex_broker.specs.vfm import Slo, VfmSpec
 from fmplex_broker.streams.fleet import Depth, FleetView
 from fmplex_broker.wire.stats import (
     VfmStats,

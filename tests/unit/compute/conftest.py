@@ -11,7 +11,7 @@ import torch
 from fmplex_broker.specs.fleet import BackboneSpec
 from fmplex_worker.engine import isolation
 from fmplex_worker.engine.encoder import EncoderEngine
-from tests.unit.compute import tiny
+from tests.support import tiny
 
 torch.set_num_threads(1)
 

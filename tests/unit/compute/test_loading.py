@@ -18,7 +18,7 @@ from fmplex_broker.specs.fleet import BackboneSpec
 from fmplex_worker.backbones.families import FAMILIES
 from fmplex_worker.backbones.loading import load_backbone
 from fmplex_worker.engine.encoder import EncoderEngine
-from tests.unit.compute import tiny
+from tests.support import tiny
 
 Folders = Callable[[str], Path]
 

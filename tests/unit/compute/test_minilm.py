@@ -12,7 +12,7 @@ from transformers import AutoModel, AutoTokenizer
 from fmplex_broker.specs import heads as specs
 from fmplex_broker.specs.fleet import BackboneSpec
 from fmplex_worker.engine.encoder import EncoderEngine
-from tests.unit.compute import tiny
+from tests.support import tiny
 
 TEXTS = [
     "A man is eating food.",

@@ -16,16 +16,16 @@ from typing import Any
 import psutil
 import pytest
 import torch
-from fmplex_broker.specs.vfm import VfmSpec
 from safetensors.torch import save_file
 
 from fmplex_broker.errors import PackageRejected
 from fmplex_broker.packages.package import Package
 from fmplex_broker.specs import heads as specs
+from fmplex_broker.specs.vfm import VfmSpec
 from fmplex_broker.wire.messages import Request
 from fmplex_worker.engine.encoder import EncoderEngine
 from fmplex_worker.packed.placing import place_on
-from tests.unit.compute import tiny
+from tests.support import tiny
 
 LABELS = ("a", "b", "c")
 GOOD = {"weight": torch.ones(3, tiny.HIDDEN)}

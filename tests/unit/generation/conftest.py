@@ -10,8 +10,7 @@ import torch
 
 from fmplex_broker.specs.fleet import BackboneSpec
 from fmplex_worker.engine.encoder import EncoderEngine
-from tests.unit.compute import tiny
-from tests.unit.generation import tiny_lm
+from tests.support import tiny, tiny_lm
 
 torch.set_num_threads(1)
 

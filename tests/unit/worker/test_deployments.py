@@ -12,7 +12,8 @@ from fmplex_broker.errors import BrokerUnavailable, FmplexError, PackageRejected
 from fmplex_broker.specs.deployments import Deployed
 from fmplex_worker.host import deployments as library_module
 from fmplex_worker.host.deployments import DeploymentFollower
-from tests.unit.worker.fakes import residents, until
+from tests.support.waiting import until_soon as until
+from tests.unit.worker.fakes import residents
 
 
 class FakeRegistry:

@@ -6,7 +6,6 @@ import os
 from pathlib import Path
 
 import pytest
-from fmplex_broker.specs.vfm import VfmSpec
 
 from fmplex_broker.errors import PackageRejected, Unavailable
 from fmplex_broker.packages.archive import SUFFIX, pack
@@ -14,6 +13,7 @@ from fmplex_broker.packages.artifacts import ArtifactStore
 from fmplex_broker.packages.package import Package, bare
 from fmplex_broker.specs.fleet import ResidencySpec
 from fmplex_broker.specs.heads import Embedding
+from fmplex_broker.specs.vfm import VfmSpec
 from fmplex_worker.residency.cache import DiskCache
 from fmplex_worker.residency.fetching import OVERHEAD, Fetcher
 

@@ -14,7 +14,8 @@ from fmplex_worker.host.intake import Intake
 from fmplex_worker.host.jobs import ActiveJob, JobTable
 from fmplex_worker.host.pass_loop import PassLoop
 from fmplex_worker.scheduling import CostModel, KvAdmission, PassBudget
-from tests.unit.worker.fakes import Inline, residents, until
+from tests.support.waiting import until_soon as until
+from tests.unit.worker.fakes import Inline, residents
 from tests.unit.worker.test_jobs import Job
 
 

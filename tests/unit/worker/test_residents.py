@@ -10,7 +10,8 @@ import pytest
 from fmplex_broker.errors import JobFailed, PackageRejected, Unavailable
 from fmplex_worker.residency import residents as residents_module
 from fmplex_worker.residency.residents import Residents
-from tests.unit.worker.fakes import MB, residents, until
+from tests.support.waiting import until_soon as until
+from tests.unit.worker.fakes import MB, residents
 
 
 async def use(r: Residents, *versions: str) -> None:

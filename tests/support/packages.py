@@ -11,6 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
+from tests.support.toml import write_toml
+
 HIDDEN, LAYERS, INNER = 384, 6, 1536  # of MiniLM-L6
 # The linears of a BERT layer: name -> (inputs, outputs).
 LINEARS = {
@@ -28,20 +30,23 @@ Arrays = dict[str, NDArray[np.float32]]
 
 def write_package(
     folder: Path, head: dict[str, Any], *, name: str | None = None, backbone: str = "minilm", seed: int = 0, rank: int = 0,
-    targets: Sequence[str] = QUERY_VALUE, config: dict[str, Any] | None = None, **operating: Any,
+    targets: Sequence[str] = QUERY_VALUE, config: dict[str, Any] | None = None, hidden: int = HIDDEN, **operating: Any,
 ) -> Path:  # fmt: skip
-    """A vFM package named like its folder. `rank` > 0 adds an adapter on `targets`; `operating`: weight, limits, slo."""
+    """A vFM package named like its folder. `rank` > 0 adds an adapter on `targets`; `hidden`: the
+    model's width; `operating`: weight, limits, slo."""
     folder.mkdir(parents=True)
     write_manifest(folder, {"name": name or folder.name, "backbone": backbone, "head": head, **operating})
     if rows := outputs(head):
-        save_file(head_weights(rows, seed), folder / "head.safetensors")
+        save_file(head_weights(rows, seed, hidden), folder / "head.safetensors")
     if rank:
-        write_adapter(folder / "adapter", lora(rank, targets, seed), r=rank, lora_alpha=2 * rank, **(config or {}))
+        write_adapter(
+            folder / "adapter", lora(rank, targets, seed, hidden=hidden), r=rank, lora_alpha=2 * rank, **(config or {})
+        )
     return folder
 
 
 def write_manifest(folder: Path, spec: dict[str, Any]) -> None:
-    (folder / "vfm.toml").write_text("".join(f"{key} = {_toml(value)}\n" for key, value in spec.items()))
+    write_toml(folder / "vfm.toml", spec)
 
 
 def write_adapter(folder: Path, tensors: Arrays, **config: Any) -> Path:
@@ -83,11 +88,3 @@ def lora(
             tensors[f"{stem}.lora_A.weight"] = rng.normal(0, 0.05, (rank, inputs)).astype(np.float32)
             tensors[f"{stem}.lora_B.weight"] = rng.normal(0, 0.05, (outs, rank)).astype(np.float32)
     return tensors
-
-
-def _toml(value: Any) -> str:
-    if isinstance(value, dict):
-        return "{ " + ", ".join(f"{key} = {_toml(v)}" for key, v in value.items()) + " }"
-    if isinstance(value, list | tuple):
-        return "[" + ", ".join(_toml(v) for v in value) + "]"
-    return json.dumps(value)

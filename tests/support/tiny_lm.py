@@ -20,7 +20,7 @@ from fmplex_broker.wire.messages import Request
 from fmplex_worker.engine.engine import GeneratorEngine
 from fmplex_worker.engine.opening import open_engine
 from fmplex_worker.protocol import Progress, Work
-from tests.unit.compute import tiny
+from tests.support import tiny
 
 FAMILIES = ("llama", "qwen2", "qwen3", "mistral", "gpt2")
 POSITIONS = 200

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import shutil
 import subprocess
-import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import aclosing
 from itertools import product
 from pathlib import Path
@@ -16,7 +14,6 @@ from types import TracebackType
 from typing import Any
 
 import numpy as np
-from safetensors.numpy import save_file
 
 from fmplex import Client
 from fmplex_broker.streams.embedded import EmbeddedServer
@@ -26,10 +23,11 @@ from fmplex_broker.streams.queue_client import Pending, QueueClient
 from fmplex_broker.wire.messages import CLASSES, Flow, Reply
 from fmplex_broker.wire.stats import WorkerStats
 from fmplex_broker.wire.streaming import Delta
-from tests.integration.decoders import save_model
-from tests.integration.fleets import PATIENCE_S, spawn, until
-from tests.integration.packages import Arrays, head_weights, outputs, write_adapter, write_manifest
-from tests.unit.compute import tiny
+from tests.support import tiny
+from tests.support.decoders import save_model
+from tests.support.fleets import spawn, worker_ids, write_fleet
+from tests.support.packages import Arrays, write_adapter, write_package
+from tests.support.waiting import PATIENCE_S, until, wait_until
 
 BACKBONE = "llama"
 HIDDEN, INNER, LAYERS, KV = tiny.HIDDEN, 48, 2, tiny.HIDDEN // 2  # of that model
@@ -81,14 +79,8 @@ class Site:
 
     def config(self, name: str, backbone: str = BACKBONE, pass_units: int = 256, **worker: Any) -> Path:
         """A fleet file `NAME.toml`."""
-        settings = {"device": "cpu", "threads": 1, **worker}
-        path = self.folder / f"{name}.toml"
-        path.write_text(
-            f"artifacts = {json.dumps(str(self.folder / 'artifacts'))}\n"
-            f"[backbone]\nname = {json.dumps(backbone)}\nmodel = {json.dumps(str(self._model))}\npass_units = {pass_units}\n"
-            "[worker]\n" + "".join(f"{key} = {json.dumps(value)}\n" for key, value in settings.items())
-        )
-        return path
+        hosted = {"name": backbone, "model": str(self._model), "pass_units": pass_units}
+        return write_fleet(self.folder / f"{name}.toml", hosted, worker={"device": "cpu", "threads": 1, **worker})
 
     def log(self, name: str) -> str:
         return (self.folder / f"{name}.log").read_text(errors="replace")
@@ -103,9 +95,7 @@ class Site:
         """Until these workers serve."""
         for name in names:
             process = self.workers[name]
-            until(
-                lambda n=name, p=process: p.poll() is not None or " serves backbone " in self.log(n), f"{name} serves"
-            )  # type: ignore[misc]
+            wait_until(lambda n=name, p=process: p.poll() is not None or self.ids(n), f"{name} serves")  # type: ignore[misc]
             assert process.poll() is None, self.log(name)
 
     def add(self, *names: str, backbone: str = BACKBONE, **settings: Any) -> None:
@@ -116,8 +106,7 @@ class Site:
 
     def ids(self, name: str) -> list[str]:
         """Under which a worker has served, oldest first."""
-        lines = [line for line in self.log(name).splitlines() if " serves backbone " in line]
-        return [line.split("worker ")[1].split()[0] for line in lines]
+        return worker_ids(self.log(name))
 
     def deploy(self, *names: str, backbone: str = BACKBONE, prefix: str = "", **operating: Any) -> None:
         """Some of `VFMS`, on a backbone; their names there begin with `prefix`."""
@@ -135,10 +124,7 @@ class Site:
         self, name: str, head: dict[str, Any], backbone: str = BACKBONE, rank: int = 0, seed: int = 0, **operating: Any
     ) -> Path:
         folder = self.folder / "vfms" / name
-        folder.mkdir(parents=True)
-        write_manifest(folder, {"name": name, "backbone": backbone, "head": head, **operating})
-        if rows := outputs(head):
-            save_file(head_weights(rows, seed, HIDDEN), folder / "head.safetensors")
+        write_package(folder, head, backbone=backbone, seed=seed, hidden=HIDDEN, **operating)
         if rank:
             shutil.copytree(self._adapter(rank), folder / "adapter")
         return folder
@@ -209,7 +195,7 @@ class Reading:
         return dict(reply.output)
 
     async def reaches(self, tokens: int) -> None:
-        await eventually(lambda: self.tokens >= tokens or self.task.done(), f"{tokens} tokens have come")
+        await until(lambda: self.tokens >= tokens or self.task.done(), f"{tokens} tokens have come")
         assert self.tokens >= tokens, self.task.result().error
 
 
@@ -245,24 +231,6 @@ def assert_same(got: dict[str, Any], wanted: dict[str, Any]) -> None:
 # ---- looking ----
 
 
-async def eventually(condition: Callable[[], Any], what: str, patience_s: float = PATIENCE_S) -> Any:
-    """Until it holds; its value. The event loop goes on meanwhile."""
-    end = time.monotonic() + patience_s
-    while not (value := condition()):
-        assert time.monotonic() < end, f"waited {patience_s:.0f} s in vain until {what}"
-        await asyncio.sleep(0.01)
-    return value
-
-
-async def eventually_says(look_: Callable[[], Awaitable[Any]], what: str, patience_s: float = PATIENCE_S) -> Any:
-    """The same for what has to be asked for."""
-    end = time.monotonic() + patience_s
-    while not (value := await look_()):
-        assert time.monotonic() < end, f"waited {patience_s:.0f} s in vain until {what}"
-        await asyncio.sleep(0.05)
-    return value
-
-
 async def stats(session: QueueClient, backbone: str = BACKBONE) -> list[WorkerStats]:
     """What the workers of a backbone last said of themselves, which they do once a second."""
     view = await look(session.redis, session.registry)
@@ -277,7 +245,7 @@ async def next_stats(session: QueueClient, backbone: str = BACKBONE) -> list[Wor
         now = await stats(session, backbone)
         return now if now and all(worker.uptime_s != before.get(worker.worker) for worker in now) else None
 
-    return list(await eventually_says(newer, "the workers have spoken again"))
+    return list(await until(newer, "the workers have spoken again"))
 
 
 async def holds_nothing(
@@ -289,7 +257,7 @@ async def holds_nothing(
         now = await next_stats(session, backbone)
         return now if not any(worker.held for worker in now) else None
 
-    workers = await eventually_says(idle, "no worker has anything in hand", patience_s)
+    workers = await until(idle, "no worker has anything in hand", patience_s)
     for worker in workers:
         left = {name: vfm.kv_bytes for name, vfm in worker.vfms.items() if vfm.kv_bytes}
         left |= {"kv_bytes": worker.kv_bytes, "waiting_memory": worker.waiting_memory}

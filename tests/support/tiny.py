@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from fmplex_broker.specs.vfm import VfmSpec
 from pydantic import BaseModel
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
@@ -20,6 +19,7 @@ from transformers import AutoConfig, AutoModel, PreTrainedTokenizerFast
 
 from fmplex_broker.packages.package import ADAPTER_CONFIG, ADAPTER_WEIGHTS, HEAD, Package
 from fmplex_broker.specs.heads import Features, Head, head_tensors
+from fmplex_broker.specs.vfm import VfmSpec
 from fmplex_broker.wire.messages import Request
 from fmplex_broker.wire.tensors import Tensor
 from fmplex_worker.engine.encoder import EncoderEngine
