@@ -26,7 +26,7 @@ from fmplex_broker.wire.streaming import Delta
 from tests.support import tiny
 from tests.support.decoders import save_model
 from tests.support.fleets import spawn, worker_ids, write_fleet
-from tests.support.packages import Arrays, write_adapter, write_package
+from tests.support.packages import lora_factors, write_adapter, write_package
 from tests.support.waiting import PATIENCE_S, until, wait_until
 
 BACKBONE = "llama"
@@ -50,12 +50,8 @@ _LINEARS = {
 
 def write_lora(folder: Path, rank: int) -> Path:
     """On all linears, as PEFT saves it; large enough to make other texts."""
-    rng = np.random.default_rng(rank)
-    tensors: Arrays = {}
-    for layer, (path, (inputs, outs)) in product(range(LAYERS), _LINEARS.items()):
-        stem = f"base_model.model.model.layers.{layer}.{path}"
-        tensors[f"{stem}.lora_A.weight"] = rng.normal(0, 0.1, (rank, inputs)).astype(np.float32)
-        tensors[f"{stem}.lora_B.weight"] = rng.normal(0, 0.1, (outs, rank)).astype(np.float32)
+    linears = {f"model.layers.{i}.{path}": widths for i, (path, widths) in product(range(LAYERS), _LINEARS.items())}
+    tensors = lora_factors(linears, rank, seed=rank, scale=0.1)
     return write_adapter(folder, tensors, r=rank, lora_alpha=2 * rank)
 
 

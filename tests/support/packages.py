@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -79,12 +79,19 @@ def lora(
     rank: int, targets: Sequence[str] = QUERY_VALUE, seed: int = 0, layers: int = LAYERS, hidden: int = HIDDEN
 ) -> Arrays:
     """Random A and B, large enough that an output without them is another one. `hidden` scales every width."""
-    rng = np.random.default_rng(seed + 1000)
+    linears = {
+        f"encoder.layer.{layer}.{target}": tuple(n * hidden // HIDDEN for n in LINEARS[target])
+        for layer in range(layers)
+        for target in targets
+    }
+    return lora_factors(linears, rank, seed + 1000, 0.05)
+
+
+def lora_factors(linears: Mapping[str, tuple[int, ...]], rank: int, seed: int, scale: float) -> Arrays:
+    """Draw A and B for each linear (its name -> inputs, outputs), as PEFT names them."""
+    rng = np.random.default_rng(seed)
     tensors: Arrays = {}
-    for layer in range(layers):
-        for target in targets:
-            inputs, outs = (n * hidden // HIDDEN for n in LINEARS[target])
-            stem = f"base_model.model.encoder.layer.{layer}.{target}"
-            tensors[f"{stem}.lora_A.weight"] = rng.normal(0, 0.05, (rank, inputs)).astype(np.float32)
-            tensors[f"{stem}.lora_B.weight"] = rng.normal(0, 0.05, (outs, rank)).astype(np.float32)
+    for name, (inputs, outs) in linears.items():
+        tensors[f"base_model.model.{name}.lora_A.weight"] = rng.normal(0, scale, (rank, inputs)).astype(np.float32)
+        tensors[f"base_model.model.{name}.lora_B.weight"] = rng.normal(0, scale, (outs, rank)).astype(np.float32)
     return tensors
