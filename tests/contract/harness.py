@@ -124,17 +124,17 @@ class Bench:
             await setup.leave()
 
     async def enqueue(self, *jobs: NewJob, inbox: str = "client") -> list[str]:
-        """Statuses."""
+        """Enqueue jobs; return their statuses."""
         return [got.status for got in await self.producer(inbox).enqueue(jobs)]
 
     async def claimed(self, worker: Consumer, room: int = 256, **classes: int) -> list[Claimed]:
-        """One claim that must succeed."""
+        """Make one claim that must succeed."""
         claim = await worker.claim(classes or {INTERACTIVE: room})
         assert claim.state == "ok"
         return claim.jobs
 
     async def lapse(self, worker: Consumer) -> None:
-        """The worker has not been heard of for a lease: exactly what time passing does to its key."""
+        """Let the worker not have been heard of for a lease: exactly what time passing does to its key."""
         await self.redis.zadd(self.keys.leases, {worker.worker: 1}, xx=True)
 
     # --- what is there ---
@@ -150,7 +150,7 @@ class Bench:
         return int(await self.redis.xlen(self.keys.queue(Flow(vfm, cls))))
 
     async def pending(self, vfm: str = "a", cls: str = INTERACTIVE) -> dict[str, tuple[str, int]]:
-        """entry -> (consumer, attempts)"""
+        """Return entry -> (consumer, attempts)."""
         rows = await self.redis.xpending_range(self.keys.queue(Flow(vfm, cls)), "w", "-", "+", 10_000)
         return {r["message_id"].decode(): (r["consumer"].decode(), r["times_delivered"]) for r in rows}
 
@@ -162,9 +162,9 @@ class Bench:
         return [name.decode() for name in await self.redis.zrange(self.keys.back, 0, -1)]
 
     async def rings(self) -> int:
-        """How often the wake stream has been rung."""
+        """Count how often the wake stream has been rung."""
         return int(await self.redis.xlen(self.keys.wake))
 
     async def names(self) -> set[str]:
-        """All keys of the backbone, without its prefix."""
+        """Return all keys of the backbone, without its prefix."""
         return {k.decode().removeprefix(self.keys.prefix) async for k in self.redis.scan_iter(self.keys.prefix + "*")}

@@ -23,20 +23,20 @@ class Broker:
         self._keys = Keys("minilm")
 
     def depth(self, vfm: str) -> int:
-        """Jobs of the vFM that have no reply yet."""
+        """Count the jobs of the vFM that have no reply yet."""
         return sum(int(self._redis.xlen(self._keys.queue(Flow(vfm, cls)))) for cls in CLASSES)
 
     def replies(self, inbox: str) -> int:
-        """How many replies a reply inbox has ever been sent, whether they were read or not."""
+        """Count the replies that a reply inbox has ever been sent, whether they were read or not."""
         key = self._keys.inbox(inbox)
         return int(self._redis.xinfo_stream(key)["entries-added"]) if self._redis.exists(key) else 0
 
     def workers(self) -> set[str]:
-        """Workers that hold a lease, live or not."""
+        """Return the ids of workers that hold a lease, live or not."""
         return {name.decode() for name in self._redis.zrange(self._keys.leases, 0, -1)}
 
     def traces(self, vfm: str) -> list[str]:
-        """Permanent keys and fields that still speak of the vFM."""
+        """List permanent keys and fields that still speak of the vFM."""
         keys = [k.decode() for k in self._redis.scan_iter(f"*:{vfm}") if self._redis.ttl(k) < 0]
         fields = [f.decode() for f in self._redis.hkeys(self._keys.vfms)]
         return keys + [f for f in fields if f == vfm or f.startswith(f"{vfm}:")]
@@ -46,7 +46,7 @@ class Broker:
 
 
 async def keys_without_ttl(redis: aioredis.Redis) -> list[str]:
-    """Keys that would stay for ever and are not declared permanent."""
+    """List keys that would stay for ever and are not declared permanent."""
     names = [key.decode() async for key in redis.scan_iter(count=1000)]
     suspects = [name for name in names if name not in FLEET_WIDE and not PERMANENT.match(name)]
     return [name for name in suspects if await redis.pttl(name) == -1]

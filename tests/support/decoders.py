@@ -33,7 +33,7 @@ VFMS: dict[str, tuple[dict[str, Any], int, dict[str, Any]]] = {
 
 @contextmanager
 def generating_fleet(folder: Path) -> Iterator[LocalFleet]:
-    """The fleet, with all of `VFMS` on it."""
+    """Run the fleet, with all of `VFMS` on it."""
     model = save_model(folder / "model")
     backbone = {"name": "tiny", "model": str(model), "pass_units": 64}
     config = write_fleet(folder / "fleet.toml", backbone, worker={"threads": 1, "kv_bytes": 32 << 20})
@@ -49,7 +49,7 @@ def generating_fleet(folder: Path) -> Iterator[LocalFleet]:
 
 
 def save_model(folder: Path) -> Path:
-    """A folder as `save_pretrained` makes it."""
+    """Save the tiny Llama as `save_pretrained` does, with `POSITIONS` of context."""
     tiny_lm.save_model("llama", folder)
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"max_position_embeddings": POSITIONS}))

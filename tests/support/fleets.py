@@ -46,7 +46,7 @@ def write_minilm_fleet(
 
 @contextmanager
 def frozen(process: subprocess.Popen[bytes]) -> Iterator[None]:
-    """The process stands still (SIGSTOP), and goes on afterwards."""
+    """Stop the process (SIGSTOP), and let it go on afterwards."""
     process.send_signal(signal.SIGSTOP)
     os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WNOWAIT)
     try:
@@ -56,7 +56,7 @@ def frozen(process: subprocess.Popen[bytes]) -> Iterator[None]:
 
 
 def spawn(role: str, config: Path, broker_url: str, log: Path, *args: str) -> subprocess.Popen[bytes]:
-    """One more process of a role, `fmplex_gateway` or `fmplex_worker`."""
+    """Start one more process of a role, `fmplex_gateway` or `fmplex_worker`."""
     with log.open("wb") as out:
         return subprocess.Popen(
             [sys.executable, "-m", role, "--config", config, "--broker", broker_url, *args], stdout=out, stderr=out
@@ -70,7 +70,7 @@ def worker_ids(log: str) -> list[str]:
 
 @contextmanager
 def gateway(config: Path, broker_url: str, log: Path) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
-    """One more gateway; its URL, once it lives, and its process."""
+    """Run one more gateway; yield its URL, once it lives, and its process."""
     port = free_port()
     url = f"http://127.0.0.1:{port}"
     process = spawn("fmplex_gateway", config, broker_url, log, "--port", str(port))
@@ -85,7 +85,7 @@ def gateway(config: Path, broker_url: str, log: Path) -> Iterator[tuple[str, sub
 
 @contextmanager
 def worker(config: Path, broker_url: str, log: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """A worker, once it serves."""
+    """Run a worker; yield its process once it serves."""
     process = spawn("fmplex_worker", config, broker_url, log)
     try:
         wait_until(lambda: process.poll() is not None or worker_ids(log.read_text()), "the worker serves")
@@ -97,7 +97,7 @@ def worker(config: Path, broker_url: str, log: Path) -> Iterator[subprocess.Pope
 
 
 def status(url: str) -> int:
-    """Status of a GET, 0 when nobody answers."""
+    """Return the status of a GET, 0 when nobody answers."""
     try:
         return httpx.get(url, timeout=10).status_code
     except httpx.HTTPError:

@@ -49,14 +49,14 @@ _LINEARS = {
 
 
 def write_lora(folder: Path, rank: int) -> Path:
-    """On all linears, as PEFT saves it; large enough to make other texts."""
+    """Write a LoRA on all linears, as PEFT saves it; large enough to make other texts."""
     linears = {f"model.layers.{i}.{path}": widths for i, (path, widths) in product(range(LAYERS), _LINEARS.items())}
     tensors = lora_factors(linears, rank, seed=rank, scale=0.1)
     return write_adapter(folder, tensors, r=rank, lora_alpha=2 * rank)
 
 
 def prompt(tokens: int, seed: int = 0) -> dict[str, list[int]]:
-    """Random token ids."""
+    """Draw token ids."""
     return {"input_ids": np.random.default_rng(seed).integers(2, 250, tokens).tolist()}
 
 
@@ -74,7 +74,7 @@ class Site:
         return self.server.url
 
     def config(self, name: str, backbone: str = BACKBONE, pass_units: int = 256, **worker: Any) -> Path:
-        """A fleet file `NAME.toml`."""
+        """Write a fleet file `NAME.toml`."""
         hosted = {"name": backbone, "model": str(self._model), "pass_units": pass_units}
         return write_fleet(self.folder / f"{name}.toml", hosted, worker={"device": "cpu", "threads": 1, **worker})
 
@@ -82,37 +82,37 @@ class Site:
         return (self.folder / f"{name}.log").read_text(errors="replace")
 
     def start(self, name: str, backbone: str = BACKBONE, **settings: Any) -> subprocess.Popen[bytes]:
-        """A worker; see `serving`."""
+        """Start a worker; see `serving`."""
         config = self.config(name, backbone, **settings)
         self.workers[name] = spawn("fmplex_worker", config, self.url, self.folder / f"{name}.log")
         return self.workers[name]
 
     def serving(self, *names: str) -> None:
-        """Until these workers serve."""
+        """Wait until these workers serve."""
         for name in names:
             process = self.workers[name]
             wait_until(lambda n=name, p=process: p.poll() is not None or self.ids(n), f"{name} serves")  # type: ignore[misc]
             assert process.poll() is None, self.log(name)
 
     def add(self, *names: str, backbone: str = BACKBONE, **settings: Any) -> None:
-        """Workers that serve."""
+        """Start workers, and wait until they serve."""
         for name in names:
             self.start(name, backbone, **settings)
         self.serving(*names)
 
     def ids(self, name: str) -> list[str]:
-        """Under which a worker has served, oldest first."""
+        """Return the ids under which a worker has served, oldest first."""
         return worker_ids(self.log(name))
 
     def deploy(self, *names: str, backbone: str = BACKBONE, prefix: str = "", **operating: Any) -> None:
-        """Some of `VFMS`, on a backbone; their names there begin with `prefix`."""
+        """Deploy some of `VFMS` on a backbone; their names there begin with `prefix`."""
         for name in names:
             self.deploy_as(prefix + name, {"kind": "generation"}, backbone, VFMS[name], **operating)
 
     def deploy_as(
         self, name: str, head: dict[str, Any], backbone: str = BACKBONE, rank: int = 0, seed: int = 0, **operating: Any
     ) -> None:
-        """A vFM with this head. Those of one rank have the same LoRA."""
+        """Deploy a vFM with this head. Those of one rank have the same LoRA."""
         with Client(self.url, artifacts=str(self.folder / "artifacts")) as client:
             client.vfms.deploy(self.package(name, head, backbone, rank, seed, **operating))
 
@@ -130,7 +130,7 @@ class Site:
         return folder if folder.exists() else write_lora(folder, rank)
 
     def kill(self, name: str) -> None:
-        """SIGKILL."""
+        """Send a worker SIGKILL."""
         process = self.workers.pop(name)
         process.kill()
         process.wait()
@@ -183,7 +183,7 @@ class Reading:
         return sum(part.tokens for part in self.parts)
 
     async def output(self) -> dict[str, Any]:
-        """The whole, which is what was read along."""
+        """Wait for the whole, which is what was read along."""
         reply = await self.task
         assert reply.error is None, reply.error
         assert self.text == reply.output["text"]
@@ -205,7 +205,7 @@ async def read(session: QueueClient, vfm: str, value: Any, **params: Any) -> Rea
 
 
 async def write(session: QueueClient, vfm: str, value: Any, **params: Any) -> dict[str, Any]:
-    """The output of one job, read at its end; raises its error."""
+    """Return the output of one job, read at its end; raise its error."""
     reply = await (await submit(session, vfm, value, **params)).result()
     if reply.error is not None:
         raise reply.error
@@ -213,7 +213,7 @@ async def write(session: QueueClient, vfm: str, value: Any, **params: Any) -> di
 
 
 def assert_same(got: dict[str, Any], wanted: dict[str, Any]) -> None:
-    """The same text, token by token, up to a near-tie: there two tokens were as good as equal, and what follows may differ.
+    """Compare two texts, token by token, up to a near-tie: there two tokens were as good as equal, and what follows may differ.
     Both were asked for with `logprobs=2`."""
     for i, (ours, theirs) in enumerate(zip(got["logprobs"], wanted["logprobs"], strict=False)):
         if ours["id"] != theirs["id"]:
@@ -228,13 +228,13 @@ def assert_same(got: dict[str, Any], wanted: dict[str, Any]) -> None:
 
 
 async def stats(session: QueueClient, backbone: str = BACKBONE) -> list[WorkerStats]:
-    """What the workers of a backbone last said of themselves, which they do once a second."""
+    """Return what the workers of a backbone last said of themselves, which they do once a second."""
     view = await look(session.redis, session.registry)
     return [worker for worker in view.workers if worker.backbone == backbone]
 
 
 async def next_stats(session: QueueClient, backbone: str = BACKBONE) -> list[WorkerStats]:
-    """What they say from now on."""
+    """Wait for what they say from now on."""
     before = {worker.worker: worker.uptime_s for worker in await stats(session, backbone)}
 
     async def newer() -> list[WorkerStats] | None:
@@ -247,7 +247,7 @@ async def next_stats(session: QueueClient, backbone: str = BACKBONE) -> list[Wor
 async def holds_nothing(
     session: QueueClient, backbone: str = BACKBONE, patience_s: float = PATIENCE_S
 ) -> list[WorkerStats]:
-    """Until no worker has a job in hand; then there are no keys and values either, and nothing is left in the queues."""
+    """Wait until no worker has a job in hand; then no KV cache is held either, and nothing is left in the queues."""
 
     async def idle() -> list[WorkerStats] | None:
         now = await next_stats(session, backbone)
@@ -263,7 +263,7 @@ async def holds_nothing(
 
 
 async def in_hand(session: QueueClient, vfms: Iterable[str], backbone: str = BACKBONE) -> Counter[str]:
-    """How many jobs of these vFMs each worker has claimed and not answered, now."""
+    """Count the jobs of these vFMs that each worker has claimed and not answered, now."""
     keys, out = Keys(backbone), Counter[str]()
     for flow in [Flow(vfm, cls) for vfm in vfms for cls in CLASSES]:
         if await session.redis.exists(keys.queue(flow)):

@@ -10,7 +10,10 @@ from fmplex_broker.wire.tensors import Tensor
 
 
 def difference(got: Any, wanted: Any) -> float:
-    """Largest difference of two outputs, as a share of the largest value (of a score: of one). Infinite when not alike."""
+    """Return the largest difference of two outputs, as a share of the largest value (of a score: of one).
+
+    Infinite when they are not alike.
+    """
     ours, theirs = list(_leaves(got)), list(_leaves(wanted))
     if len(ours) != len(theirs):
         return math.inf
@@ -24,7 +27,7 @@ def difference(got: Any, wanted: Any) -> float:
 
 
 def _leaves(output: Any) -> Iterator[Any]:
-    """Every value of an output and every key, in a fixed order."""
+    """Yield every value of an output and every key, in a fixed order."""
     if isinstance(output, Tensor):
         output = output.tolist()
     if isinstance(output, dict):

@@ -32,7 +32,7 @@ def write_package(
     folder: Path, head: dict[str, Any], *, name: str | None = None, backbone: str = "minilm", seed: int = 0, rank: int = 0,
     targets: Sequence[str] = QUERY_VALUE, config: dict[str, Any] | None = None, hidden: int = HIDDEN, **operating: Any,
 ) -> Path:  # fmt: skip
-    """A vFM package named like its folder. `rank` > 0 adds an adapter on `targets`; `hidden`: the
+    """Write a vFM package named like its folder. `rank` > 0 adds an adapter on `targets`; `hidden`: the
     model's width; `operating`: weight, limits, slo."""
     folder.mkdir(parents=True)
     write_manifest(folder, {"name": name or folder.name, "backbone": backbone, "head": head, **operating})
@@ -57,7 +57,7 @@ def write_adapter(folder: Path, tensors: Arrays, **config: Any) -> Path:
 
 
 def outputs(head: dict[str, Any]) -> int:
-    """Rows of the head's weight; 0 when it has none."""
+    """Count the rows of the head's weight; 0 when it has none."""
     match head["kind"]:
         case "classification":
             return len(head["labels"])
@@ -78,7 +78,7 @@ def head_weights(rows: int, seed: int = 0, hidden: int = HIDDEN) -> Arrays:
 def lora(
     rank: int, targets: Sequence[str] = QUERY_VALUE, seed: int = 0, layers: int = LAYERS, hidden: int = HIDDEN
 ) -> Arrays:
-    """Random A and B, large enough that an output without them is another one. `hidden` scales every width."""
+    """Draw A and B, large enough that an output without them is another one. `hidden` scales every width."""
     linears = {
         f"encoder.layer.{layer}.{target}": tuple(n * hidden // HIDDEN for n in LINEARS[target])
         for layer in range(layers)
