@@ -108,7 +108,7 @@ def test_memory_comes_back_when_vfms_are_removed(tmp_path: Path) -> None:
     """A dozen LoRAs of 10 MiB are removed: the process gives back four fifths of them at least, and counts none any more."""
     large = write_many(tmp_path / "packages", 12, rank=64)
     assert large[0].nbytes > 10 * MIB
-    with site(tmp_path, "[worker.residency]\nhost_bytes = 0") as (url, _), Client(url) as client:
+    with site(tmp_path, {"host_bytes": 0}) as (url, _), Client(url) as client:
         for package in large:
             client.vfms.deploy(package)
             client.infer(package.spec.name, [TEXT] * 32)
