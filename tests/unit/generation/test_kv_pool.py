@@ -144,6 +144,22 @@ def test_whoever_keeps_slabs_that_nobody_needs_is_asked_for_what_is_missing() ->
     assert kept == []
 
 
+def test_no_more_is_asked_back_than_is_missing() -> None:
+    p = pool(128)
+    kept = [p.take(32) for _ in range(3)]
+    asked: list[int] = []
+
+    def reclaim(nbytes: int) -> bool:
+        asked.append(nbytes)
+        p.give(kept.pop())
+        return True
+
+    p.reclaim = reclaim
+    p.take(48)
+    assert asked == [16 * TOKEN], "32 are free, and 48 are wanted"
+    assert p.used == (32 + 32 + 48) * TOKEN
+
+
 def test_within_the_budget_nobody_is_asked() -> None:
     p = pool(96)
     p.reclaim = lambda nbytes: pytest.fail("there is room")
