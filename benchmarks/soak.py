@@ -39,10 +39,10 @@ from fmplex_broker.streams.keys import Keys
 from fmplex_broker.streams.queue_client import QueueClient
 from fmplex_broker.wire.messages import CLASSES, Flow
 from fmplex_broker.wire.stats import WorkerStats
-from tests.contract.harness import keys_without_ttl
-from tests.integration.decoders import save_model
-from tests.integration.generation_fleet import BACKBONE, TOKEN_BYTES, write_lora
-from tests.integration.packages import write_package
+from tests.support.broker import keys_without_ttl
+from tests.support.decoders import save_model
+from tests.support.generation_fleet import BACKBONE, TOKEN_BYTES, write_lora
+from tests.support.packages import write_package
 
 _KV_TOKENS = 1024
 _WORKERS = 2

@@ -6,7 +6,7 @@ import asyncio
 import subprocess
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
 from itertools import count
 from pathlib import Path
@@ -20,8 +20,10 @@ from fmplex_broker.streams.fleet import read_fleet
 from fmplex_broker.streams.queue_client import Pending, QueueClient
 from fmplex_broker.wire.messages import Reply
 from fmplex_broker.wire.stats import WorkerStats
-from tests.integration.fleets import PATIENCE_S, Broker, until, write_config
-from tests.integration.packages import write_package
+from tests.support.broker import Broker
+from tests.support.fleets import worker_ids, write_minilm_fleet
+from tests.support.packages import write_package
+from tests.support.waiting import PATIENCE_S, until, wait_until
 
 LEASE_S = 0.8
 ROOM = {"max_pending": 100_000}
@@ -60,9 +62,7 @@ class Crew:
 
     def ids(self, name: str) -> list[str]:
         """The ids under which a process has served, oldest first."""
-        return [
-            line.split("worker ")[1].split()[0] for line in self.log(name).splitlines() if " serves backbone " in line
-        ]
+        return worker_ids(self.log(name))
 
     def serves(self, name: str) -> bool:
         return bool(self.ids(name)) and self.ids(name)[-1] in self._broker.workers()
@@ -72,7 +72,7 @@ class Crew:
         self._fleet.processes = {n: p for n, p in self._fleet.processes.items() if p.poll() is None}
         while len(self.processes()) < 2:
             self.add()
-        until(self._whole, "two workers serve", 2 * PATIENCE_S)
+        wait_until(self._whole, "two workers serve", 2 * PATIENCE_S)
 
     def _whole(self) -> bool:
         assert not self._fleet.dead(), {name: self._fleet.log(name) for name in self._fleet.dead()}
@@ -120,7 +120,7 @@ class Load:
 
     async def reaches(self, number: int) -> None:
         """Until that many jobs are answered."""
-        await eventually(lambda: len(self.answered) >= number, f"{number} of {self.sent} jobs are answered")
+        await until(lambda: len(self.answered) >= number, f"{number} of {self.sent} jobs are answered")
 
     async def whole(self) -> None:
         """Every job is answered, without an error, exactly once, and alike for alike; nothing is left in the broker."""
@@ -138,15 +138,6 @@ class Load:
             assert numbers == pytest.approx(first.setdefault(vfm, numbers), abs=1e-5), "the same text, another answer"
 
 
-async def eventually(condition: Callable[[], Any], what: str, patience_s: float = PATIENCE_S) -> Any:
-    """`until`, for code on the event loop, which goes on meanwhile."""
-    end = time.monotonic() + patience_s
-    while not (value := condition()):
-        assert time.monotonic() < end, f"waited {patience_s:.0f} s in vain until {what}"
-        await asyncio.sleep(0.01)
-    return value
-
-
 @pytest.fixture(scope="session")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("chaos")
@@ -154,7 +145,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def started(place: Path) -> Iterator[tuple[LocalFleet, Broker]]:
-    config = write_config(place, worker=f"lease_ms = {LEASE_S * 1000:.0f}", pass_units=256)
+    config = write_minilm_fleet(place, worker={"lease_ms": round(LEASE_S * 1000)}, pass_units=256)
     for name, parts in VFMS.items():
         write_package(place / "vfms" / name, limits=ROOM, **parts)
     with LocalFleet(config, workers=2, port=0, data=place / "data") as fleet:

@@ -18,8 +18,9 @@ from fmplex_broker.errors import VfmClosed
 from fmplex_broker.packages.package import Package
 from fmplex_broker.streams.queue_client import QueueClient
 from fmplex_broker.wire.messages import Reply
-from tests.chaos.conftest import TEXT, Crew, eventually
-from tests.integration.fleets import difference, until
+from tests.chaos.conftest import TEXT, Crew
+from tests.support.outputs import difference
+from tests.support.waiting import until, wait_until
 
 NOT_THERE = (UnknownVfm, VfmClosed)
 
@@ -171,7 +172,7 @@ async def come_and_go(crew: Crew, dice: random.Random, over: asyncio.Event) -> C
     ways: Counter[str] = Counter()
     while not over.is_set():
         name = crew.add()
-        await eventually(lambda name=name: crew.serves(name), "the worker serves")  # type: ignore[misc]
+        await until(lambda name=name: crew.serves(name), "the worker serves")  # type: ignore[misc]
         await asyncio.sleep(dice.uniform(0.2, 1.5))
         way = dice.choice((signal.SIGTERM, signal.SIGKILL)) if ways else signal.SIGKILL
         process = crew.processes()[name]
@@ -203,5 +204,5 @@ def settled(client: Client, name: str, patience_s: float = 30.0) -> dict[str, An
             return "gone"
         return found if found["candidate"] is None and found["status"] != "draining" else None
 
-    found = until(look, f"{name} has settled", patience_s)
+    found = wait_until(look, f"{name} has settled", patience_s)
     return None if found == "gone" else found

@@ -12,8 +12,9 @@ import redis
 from fmplex import AsyncClient, Client, FmplexError, Unavailable, UnknownVfm
 from fmplex.local import LocalFleet
 from fmplex_broker.streams.embedded import EmbeddedServer
-from tests.chaos.conftest import TEXT, VFMS, Crew, Load, eventually
-from tests.integration.fleets import gateway, spawn, status, until, write_config
+from tests.chaos.conftest import TEXT, VFMS, Crew, Load
+from tests.support.fleets import gateway, spawn, status, write_minilm_fleet
+from tests.support.waiting import until, wait_until
 
 
 async def restart(fleet: LocalFleet) -> None:
@@ -47,10 +48,10 @@ async def test_callers_who_may_retry_get_through_a_restart(fleet: LocalFleet) ->
                 seen.append(set((await client.infer(vfm, TEXT)).output) == set(reference[vfm]))
 
         asking = [asyncio.create_task(ask(vfm)) for vfm in VFMS for _ in range(2)]
-        await eventually(lambda: len(seen) > 20, "calls go through")
+        await until(lambda: len(seen) > 20, "calls go through")
         await restart(fleet)
         at = len(seen)
-        await eventually(lambda: len(seen) > at + 50, "calls go through again")
+        await until(lambda: len(seen) > at + 50, "calls go through again")
         over.set()
         await asyncio.gather(*asking)
     assert all(seen)
@@ -72,7 +73,7 @@ async def test_while_the_broker_is_away_everybody_is_told(fleet: LocalFleet) -> 
             assert codes == [200, 503, 200]
         finally:
             await asyncio.to_thread(server.start)
-        await eventually(lambda: status(f"{fleet.gateway_url}/readyz") == 200, "the workers are back")
+        await until(lambda: status(f"{fleet.gateway_url}/readyz") == 200, "the workers are back")
         assert (await client.infer("plain", TEXT)).output
 
 
@@ -83,9 +84,7 @@ async def test_after_the_broker_lost_everything_the_fleet_can_be_used_again(
     empty = redis.Redis.from_url(fleet.broker_url)
     empty.flushall()
     empty.close()
-    await eventually(
-        lambda: all(crew.serves(n) and crew.ids(n)[-1] != old for n, old in before.items()), "new lives began"
-    )
+    await until(lambda: all(crew.serves(n) and crew.ids(n)[-1] != old for n, old in before.items()), "new lives began")
     async with AsyncClient(fleet.gateway_url, retries=5) as client:
         with pytest.raises(UnknownVfm):
             await client.infer("plain", TEXT)
@@ -98,7 +97,7 @@ async def test_a_gateway_told_to_end_answers_what_it_has_taken(fleet: LocalFleet
     with gateway(fleet.config, fleet.broker_url, tmp_path / "gateway.log") as (url, process):
         async with AsyncClient(url, retries=0) as client:
             calls = [asyncio.create_task(client.infer("heavy", [TEXT] * 50)) for _ in range(20)]
-            await eventually(lambda: any(c.done() for c in calls), "calls go through")
+            await until(lambda: any(c.done() for c in calls), "calls go through")
             process.send_signal(signal.SIGTERM)
             results = await asyncio.gather(*calls)
             assert [len(r) for r in results] == [50] * 20
@@ -121,15 +120,17 @@ async def test_a_gateway_that_dies_is_an_error_that_says_so(fleet: LocalFleet, t
 def test_the_roles_may_start_in_any_order(tmp_path: Path) -> None:
     """Worker and gateway first, the broker last: they say what is missing, and serve once it is there."""
     server = EmbeddedServer(tmp_path / "broker")
-    config, log = write_config(tmp_path, worker="lease_ms = 800"), tmp_path / "worker.log"
+    config, log = write_minilm_fleet(tmp_path, worker={"lease_ms": 800}), tmp_path / "worker.log"
     worker = spawn("fmplex_worker", config, server.url, log)
     try:
         with gateway(config, server.url, tmp_path / "gateway.log") as (url, _):
             assert status(f"{url}/readyz") == 503
-            until(lambda: "is it running, and is its URL right?" in log.read_text(), "the worker says what it misses")
+            wait_until(
+                lambda: "is it running, and is its URL right?" in log.read_text(), "the worker says what it misses"
+            )
             assert worker.poll() is None
             with server, Client(url) as client:
-                until(lambda: status(f"{url}/readyz") == 200, "the fleet is ready")
+                wait_until(lambda: status(f"{url}/readyz") == 200, "the fleet is ready")
                 client.vfms.deploy({"name": "e", "backbone": "minilm", "head": {"kind": "embedding"}})
                 assert client.infer("e", TEXT).output
                 worker.terminate()

@@ -13,10 +13,11 @@ from fmplex import AsyncClient, Client
 from fmplex.local import LocalFleet
 from fmplex_broker.packages.package import read_package
 from fmplex_broker.streams.keys import Keys
-from tests.chaos.conftest import CLASSES, TEXT, Crew, eventually
-from tests.chaos.sites import metric
-from tests.integration.fleets import frozen, until, write_config
-from tests.integration.packages import write_package
+from tests.chaos.conftest import CLASSES, TEXT, Crew
+from tests.support.fleets import frozen, write_minilm_fleet
+from tests.support.metrics import metric
+from tests.support.packages import write_package
+from tests.support.waiting import until, wait_until
 
 CONTROL = Keys("minilm").control
 VFMS = Keys("minilm").vfms
@@ -27,7 +28,7 @@ HOLD_S = 20  # a lease so long that standing still costs nothing but words
 def slow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[LocalFleet, redis.Redis]]:
     """One worker with a long lease, so that it may stand still and stay itself."""
     place = tmp_path_factory.mktemp("feed")
-    config = write_config(place, worker=f"lease_ms = {HOLD_S * 300}")  # a beat every two seconds
+    config = write_minilm_fleet(place, worker={"lease_ms": HOLD_S * 300})  # a beat every two seconds
     with LocalFleet(config, port=0, data=place / "data") as fleet:
         broker = redis.Redis.from_url(fleet.broker_url)
         yield fleet, broker
@@ -56,7 +57,7 @@ def test_a_worker_votes_on_offers_of_which_it_did_not_hear(
         async with AsyncClient(fleet.gateway_url, retries=0) as client:
             with frozen(fleet.processes["worker-0"]):
                 offers = [asyncio.create_task(client.vfms.deploy(p)) for p in packages]
-                await eventually(lambda: broker.scard(Keys("minilm").offers) == len(packages), "all are on offer")
+                await until(lambda: broker.scard(Keys("minilm").offers) == len(packages), "all are on offer")
                 lose(broker, how)
             async with asyncio.timeout(HOLD_S):
                 deployed = await asyncio.gather(*offers)
@@ -77,18 +78,20 @@ def test_a_worker_lets_go_of_what_was_removed_and_replaced_unheard(
         old = read_package(write_package(tmp_path / "gone", CLASSES, rank=4, seed=1))
         client.vfms.deploy(old)
         client.vfms.deploy(write_package(tmp_path / "stays", CLASSES, rank=4, seed=2))
-        until(lambda: metric(fleet.gateway_url, "fmplex_residency_versions") == 2, "both are resident")
+        wait_until(lambda: metric(fleet.gateway_url, "fmplex_residency_versions") == 2, "both are resident")
         changes = int(broker.hget(VFMS, ":changes") or 0)
         with frozen(fleet.processes["worker-0"]):
             client.vfms.remove("gone")
             client.vfms.update("stays", weight=7)
             assert int(broker.hget(VFMS, ":changes") or 0) > changes
             lose(broker, how)
-        until(lambda: metric(fleet.gateway_url, "fmplex_residency_versions") == 1, "what was removed is gone", HOLD_S)
+        wait_until(
+            lambda: metric(fleet.gateway_url, "fmplex_residency_versions") == 1, "what was removed is gone", HOLD_S
+        )
         assert client.infer("stays", TEXT).output
-        until(lambda: metric(fleet.gateway_url, "fmplex_vfm_weight", vfm="stays") == 7, "it knows the weight")
+        wait_until(lambda: metric(fleet.gateway_url, "fmplex_vfm_weight", vfm="stays") == 7, "it knows the weight")
         client.vfms.remove("stays")
-        until(lambda: metric(fleet.gateway_url, "fmplex_residency_versions") == 0, "nothing is left")
+        wait_until(lambda: metric(fleet.gateway_url, "fmplex_residency_versions") == 0, "nothing is left")
     assert fleet.dead() == []
 
 
@@ -106,7 +109,7 @@ async def test_a_worker_that_stood_still_during_changes_serves_what_came_of_them
             # The vote of one that stands still is waited for until its lease has run out.
             for version in versions[1:]:
                 assert (await client.vfms.update("still", version))["version"] == version.digest
-        await eventually(lambda: all(crew.serves(name) for name in crew.processes()), "both serve")
+        await until(lambda: all(crew.serves(name) for name in crew.processes()), "both serve")
         with frozen(other):
             results = await asyncio.wait_for(client.infer("still", [TEXT] * 8), 60)
         assert {r.version for r in results} == {versions[-1].digest}

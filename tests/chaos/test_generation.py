@@ -11,22 +11,21 @@ import pytest
 
 from fmplex_broker.streams.keys import Keys
 from fmplex_broker.streams.queue_client import QueueClient
-from tests.integration.fleets import frozen
-from tests.integration.generation_fleet import (
+from tests.support.fleets import frozen
+from tests.support.generation_fleet import (
     BACKBONE,
     GREEDY,
     VFMS,
     Reading,
     Site,
     assert_same,
-    eventually,
-    eventually_says,
     holds_nothing,
     in_hand,
     prompt,
     read,
     write,
 )
+from tests.support.waiting import until
 
 LEASE_MS = 800
 COMPARED = {**GREEDY, "logprobs": 2}
@@ -89,7 +88,7 @@ async def busiest(site: Site, session: QueueClient) -> str:
         names = {site.ids(name)[-1]: name for name in site.workers}
         return next((names[worker] for worker, _ in hands.most_common() if worker in names), None)
 
-    return str(await eventually_says(look, "a worker has work in hand"))
+    return str(await until(look, "a worker has work in hand"))
 
 
 @pytest.mark.parametrize("params", [COMPARED, CHANCE], ids=["greedy", "by chance"])
@@ -126,11 +125,9 @@ async def test_readers_of_a_worker_that_stood_still_are_told_nothing_twice(site:
     gone = site.ids(name)[-1]
     others = [other for other in site.workers if other != name]
     with frozen(site.workers[name]):
-        await eventually(
-            lambda: any(f"took over from worker {gone}" in site.log(n) for n in others), "others took over"
-        )
+        await until(lambda: any(f"took over from worker {gone}" in site.log(n) for n in others), "others took over")
     await whole(session, readings, **COMPARED)
-    await eventually(lambda: site.ids(name)[-1] != gone, "it serves again under a new id")
+    await until(lambda: site.ids(name)[-1] != gone, "it serves again under a new id")
 
 
 async def test_two_workers_die_one_after_the_other(site: Site, session: QueueClient) -> None:
@@ -142,7 +139,7 @@ async def test_two_workers_die_one_after_the_other(site: Site, session: QueueCli
         gone = site.ids(name)[-1]
         await asyncio.to_thread(site.kill, name)
         others = list(site.workers)
-        await eventually(lambda g=gone, o=others: any(f"over from worker {g}" in site.log(n) for n in o), "taken over")  # type: ignore[misc]
+        await until(lambda g=gone, o=others: any(f"over from worker {g}" in site.log(n) for n in o), "taken over")  # type: ignore[misc]
     await whole(session, readings, **COMPARED)
 
 
@@ -174,5 +171,5 @@ async def test_a_worker_told_to_end_while_its_sister_dies_loses_no_text(site: Si
     site.workers[name].send_signal(signal.SIGTERM)
     await asyncio.to_thread(site.kill, other)
     await whole(session, readings, **COMPARED)
-    await eventually(lambda: site.workers[name].poll() is not None, "it has ended")
+    await until(lambda: site.workers[name].poll() is not None, "it has ended")
     assert site.workers[name].returncode == 0, site.log(name)

@@ -17,10 +17,12 @@ from fmplex import Client, UnknownVfm
 from fmplex.local import LocalFleet
 from fmplex_broker.packages.package import Package, read_package
 from fmplex_broker.streams.queue_client import QueueClient
-from tests.chaos.conftest import CLASSES, TEXT, VFMS, Crew, eventually
+from tests.chaos.conftest import CLASSES, TEXT, VFMS, Crew
 from tests.chaos.races import Jobs, Owner, come_and_go, references, settled
-from tests.integration.fleets import Broker, difference
-from tests.integration.packages import write_package
+from tests.support.broker import Broker
+from tests.support.outputs import difference
+from tests.support.packages import write_package
+from tests.support.waiting import until
 
 SEED = int(os.environ.get("FMPLEX_RACE_SEED") or random.randrange(1_000_000))
 SECONDS = float(os.environ.get("FMPLEX_RACE_SECONDS") or 15)
@@ -43,7 +45,7 @@ async def test_changes_race_with_jobs_and_workers(
     print(f"FMPLEX_RACE_SEED={SEED}")
     _, second = crew.any()
     second.send_signal(signal.SIGTERM)  # one stays; the other one comes and goes
-    await eventually(lambda: len(crew.processes()) == 1, "one worker is left")
+    await until(lambda: len(crew.processes()) == 1, "one worker is left")
     owned = [
         {name: write_versions(tmp_path, name, 1000 * i + 100 * j) for j in range(OWNED) if (name := f"race-{i}-{j}")}
         for i in range(OWNERS)

@@ -15,9 +15,12 @@ import pytest
 from fmplex import Client, PackageRejected, Unavailable
 from fmplex_broker.packages.package import Package, read_package
 from fmplex_broker.streams.embedded import EmbeddedServer
-from tests.chaos.sites import FileServer, metric, worker
-from tests.integration.fleets import difference, gateway, until, write_config
-from tests.integration.packages import write_package
+from tests.chaos.sites import FileServer
+from tests.support.fleets import gateway, worker, write_minilm_fleet
+from tests.support.metrics import metric
+from tests.support.outputs import difference
+from tests.support.packages import write_package
+from tests.support.waiting import wait_until
 
 CLASSES = {"kind": "classification", "labels": ["a", "b"]}
 TEXT = "a text"
@@ -67,9 +70,11 @@ def far(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Far]:
     store, cache = place / "store", place / "cache"
     store.mkdir()
     with FileServer(store) as files, EmbeddedServer(place / "broker") as server:
-        residency = f'[worker.residency]\ndevice_bytes = {room}\nhost_bytes = 0\ncache = "{cache}"'
-        here = write_config(place / "here", artifacts=str(store))
-        there = write_config(place / "there", worker=f"lease_ms = 800\n{residency}", artifacts=files.url)
+        residency = {"device_bytes": room, "host_bytes": 0, "cache": str(cache)}
+        here = write_minilm_fleet(place / "here", artifacts=str(store))
+        there = write_minilm_fleet(
+            place / "there", worker={"lease_ms": 800, "residency": residency}, artifacts=files.url
+        )
         with (
             worker(there, server.url, place / "worker.log"),
             gateway(here, server.url, place / "gateway.log") as (url, _),
@@ -98,7 +103,7 @@ def test_a_worker_keeps_what_it_fetched_on_its_own_disk(far: Far) -> None:
     with away(far):
         for name in NAMES * 2:
             far.answers(name)
-    until(lambda: far.loads("disk") >= before + 2 * (len(NAMES) - ROOM), "loads from the disk are counted")
+    wait_until(lambda: far.loads("disk") >= before + 2 * (len(NAMES) - ROOM), "loads from the disk are counted")
     assert metric(far.url, "fmplex_residency_bytes", tier="disk") >= sum(p.nbytes for p in far.packages.values())
 
 
@@ -116,7 +121,7 @@ def test_while_the_store_is_away_residents_serve_and_others_say_why(far: Far) ->
         offered = read_package(write_package(far.store.parent / "away" / first, CLASSES, seed=77))
         offering = threading.Thread(target=far.client.vfms.update, args=(first, offered))
         offering.start()
-        until(lambda: far.client.vfms.show(first)["candidate"] == offered.digest, "the version is on offer")
+        wait_until(lambda: far.client.vfms.show(first)["candidate"] == offered.digest, "the version is on offer")
         shown = far.client.vfms.show(first)
         assert (shown["status"], shown["version"], shown["error"]) == ("serving", far.packages[first].digest, None)
     offering.join()  # nobody could judge it while the store was away; now it is judged
@@ -167,7 +172,7 @@ def test_a_tampered_artifact_is_refused_and_others_go_on(far: Far, what: str) ->
         assert not (far.cache / far.artifact(first).name).exists(), "it is not kept"
     finally:
         far.artifact(first).write_bytes(genuine)
-    until(lambda: _serves(far, first, PackageRejected), "it serves again once it is mended", 20)
+    wait_until(lambda: _serves(far, first, PackageRejected), "it serves again once it is mended", 20)
 
 
 def test_a_torn_file_in_the_cache_is_fetched_again(far: Far) -> None:
@@ -189,7 +194,7 @@ def test_a_version_that_the_store_has_lost_is_named(far: Far) -> None:
     with pytest.raises(PackageRejected, match=f"version {far.packages[first].digest} is not in the artifact store"):
         far.client.infer(first, TEXT)
     far.artifact(first).write_bytes(genuine)
-    until(lambda: _serves(far, first, PackageRejected), "it serves again once it is there", 20)
+    wait_until(lambda: _serves(far, first, PackageRejected), "it serves again once it is there", 20)
 
 
 @pytest.mark.parametrize("code", [500, 403])
@@ -219,4 +224,4 @@ def test_a_store_that_answers_with_an_error_is_unavailable(far: Far, code: int) 
             failing.shutdown()
             thread.join()
             failing.server_close()
-    until(lambda: _serves(far, first, Unavailable), "it serves again", 20)
+    wait_until(lambda: _serves(far, first, Unavailable), "it serves again", 20)

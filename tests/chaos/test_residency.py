@@ -15,10 +15,11 @@ import pytest
 from fmplex import AsyncClient, Client
 from fmplex_broker.packages.package import Package, read_package
 from fmplex_broker.streams.embedded import EmbeddedServer
-from tests.chaos.conftest import eventually
-from tests.chaos.sites import metric, worker
-from tests.integration.fleets import difference, gateway, until, write_config
-from tests.integration.packages import LINEARS, write_package
+from tests.support.fleets import gateway, worker, write_minilm_fleet
+from tests.support.metrics import metric
+from tests.support.outputs import difference
+from tests.support.packages import LINEARS, write_package
+from tests.support.waiting import until, wait_until
 
 CLASSES = {"kind": "classification", "labels": ["a", "b"]}
 TEXT = "a text that every version sees differently"
@@ -37,23 +38,21 @@ def write_many(folder: Path, number: int, rank: int) -> list[Package]:
         return [read_package(m.result()) for m in make]
 
 
-def residency(versions: float, package: Package, host_bytes: int = 0) -> str:
+def residency(versions: float, package: Package, host_bytes: int = 0) -> dict[str, Any]:
     """A budget for so many versions like this one."""
-    return (
-        f"[worker.residency]\ndevice_bytes = {int(versions * (package.nbytes + OVERHEAD))}\nhost_bytes = {host_bytes}"
-    )
+    return {"device_bytes": int(versions * (package.nbytes + OVERHEAD)), "host_bytes": host_bytes}
 
 
 @contextmanager
-def site(folder: Path, table: str) -> Iterator[tuple[str, str]]:
+def site(folder: Path, settings: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """Broker, one worker with these residency settings, gateway: the URLs of gateway and broker."""
-    config = write_config(folder, worker=f"lease_ms = 800\n{table}")
+    config = write_minilm_fleet(folder, worker={"lease_ms": 800, "residency": settings})
     with (
         EmbeddedServer(folder / "broker") as server,
         worker(config, server.url, folder / "worker.log"),
         gateway(config, server.url, folder / "gateway.log") as (url, _),
     ):
-        until(lambda: metric(url, "fmplex_worker_memory_bytes") > 0, "the worker has spoken")
+        wait_until(lambda: metric(url, "fmplex_worker_memory_bytes") > 0, "the worker has spoken")
         yield url, server.url
 
 
@@ -91,9 +90,9 @@ async def test_thirty_vfms_are_served_by_a_worker_with_room_for_five(many: list[
                 held, budget = await asyncio.to_thread(_bytes, five)
                 assert 0 < held <= budget
     # Workers speak once a second.
-    until(lambda: metric(five, "fmplex_residency_loads_total") >= 3 * 25, "loads are counted")
-    until(lambda: metric(five, "fmplex_residency_evictions_total") >= 3 * 25, "evictions are counted")
-    until(lambda: metric(five, "fmplex_residency_jobs_total", found="miss") >= 3 * 25, "misses are counted")
+    wait_until(lambda: metric(five, "fmplex_residency_loads_total") >= 3 * 25, "loads are counted")
+    wait_until(lambda: metric(five, "fmplex_residency_evictions_total") >= 3 * 25, "evictions are counted")
+    wait_until(lambda: metric(five, "fmplex_residency_jobs_total", found="miss") >= 3 * 25, "misses are counted")
     assert resident(five) <= 5
     assert metric(five, "fmplex_residency_bytes", tier="host") == 0
     with Client(five) as last:
@@ -109,20 +108,20 @@ def test_memory_comes_back_when_vfms_are_removed(tmp_path: Path) -> None:
     """A dozen LoRAs of 10 MiB are removed: the process gives back four fifths of them at least, and counts none any more."""
     large = write_many(tmp_path / "packages", 12, rank=64)
     assert large[0].nbytes > 10 * MIB
-    with site(tmp_path, "[worker.residency]\nhost_bytes = 0") as (url, _), Client(url) as client:
+    with site(tmp_path, {"host_bytes": 0}) as (url, _), Client(url) as client:
         for package in large:
             client.vfms.deploy(package)
             client.infer(package.spec.name, [TEXT] * 32)
-        until(lambda: resident(url) == len(large), "all are resident")
+        wait_until(lambda: resident(url) == len(large), "all are resident")
         held = metric(url, "fmplex_residency_bytes", tier="device")
         assert held >= len(large) * 10 * MIB
-        until(lambda: metric(url, "fmplex_worker_memory_bytes") >= held, "they take memory")
+        wait_until(lambda: metric(url, "fmplex_worker_memory_bytes") >= held, "they take memory")
         full = metric(url, "fmplex_worker_memory_bytes")
         for package in large:
             client.vfms.remove(package.spec.name)
-        until(lambda: metric(url, "fmplex_residency_bytes", tier="device") == 0, "nothing is resident")
+        wait_until(lambda: metric(url, "fmplex_residency_bytes", tier="device") == 0, "nothing is resident")
         assert resident(url) == 0
-        until(
+        wait_until(
             lambda: metric(url, "fmplex_worker_memory_bytes") <= full - 0.8 * held,
             f"of {full / MIB:.0f} MiB most of {held / MIB:.0f} MiB has come back",
             30,
@@ -140,7 +139,7 @@ def test_a_version_that_is_replaced_gives_its_memory_back(five: str, tmp_path: P
             client.infer("one", TEXT)
             client.vfms.update("one", package)
         assert client.infer("one", TEXT).version == versions[-1].digest
-        until(lambda: resident(five) == 1, "only what serves is resident")
+        wait_until(lambda: resident(five) == 1, "only what serves is resident")
         assert metric(five, "fmplex_residency_bytes", tier="device") <= versions[0].nbytes + OVERHEAD
         client.vfms.remove("one")
 
@@ -152,11 +151,11 @@ async def test_jobs_that_a_replaced_version_still_has_leave_nothing_behind(five:
         await client.vfms.deploy(old)
         await client.infer("queued", TEXT)
         calls = [asyncio.create_task(client.infer("queued", [TEXT] * 1000)) for _ in range(2)]
-        await eventually(lambda: metric(five, "fmplex_queue_waiting", vfm="queued") > 200, "jobs wait in the broker")
+        await until(lambda: metric(five, "fmplex_queue_waiting", vfm="queued") > 200, "jobs wait in the broker")
         assert (await client.vfms.update("queued", new))["version"] == new.digest
         assert (await client.infer("queued", TEXT)).version == new.digest
         assert {r.version for call in calls for r in await call} == {old.digest}
-    await eventually(lambda: resident(five) == 1, "only what serves is resident", 20)
+    await until(lambda: resident(five) == 1, "only what serves is resident", 20)
     with Client(five) as last:
         last.vfms.remove("queued")
 
@@ -179,8 +178,9 @@ def test_a_version_larger_than_the_budget_is_refused_and_says_so(five: str, tmp_
 def test_a_late_worker_with_room_for_two_serves_twelve(many: list[Package], tmp_path: Path) -> None:
     """It was not there when they were deployed, and whoever checked them is gone."""
     tight = tmp_path / "tight"
-    config = write_config(tmp_path, worker="lease_ms = 800")
-    late = write_config(tight, worker=f"lease_ms = 800\n{residency(2, many[0])}", artifacts=str(tmp_path / "artifacts"))
+    config = write_minilm_fleet(tmp_path, worker={"lease_ms": 800})
+    settings = {"lease_ms": 800, "residency": residency(2, many[0])}
+    late = write_minilm_fleet(tight, worker=settings, artifacts=str(tmp_path / "artifacts"))
     with (
         EmbeddedServer(tmp_path / "broker") as server,
         gateway(config, server.url, tmp_path / "gateway.log") as (url, _),
@@ -198,7 +198,7 @@ def test_a_late_worker_with_room_for_two_serves_twelve(many: list[Package], tmp_
                     result = client.infer(package.spec.name, TEXT)
                     assert result.version == package.digest
                     assert difference(result.output, wanted[package.spec.name]) <= 1e-5
-            until(lambda: 0 < resident(url) <= 2, "it keeps to its budget")
+            wait_until(lambda: 0 < resident(url) <= 2, "it keeps to its budget")
             newer = write_package(tmp_path / "new" / "many-00", CLASSES, rank=4, seed=99)
             assert client.vfms.update("many-00", newer)["status"] == "serving", "it votes"
             assert client.vfms.roll_back("many-00")["version"] == many[0].digest

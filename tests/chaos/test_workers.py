@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import signal
-import time
 
 import pytest
 
@@ -17,8 +16,9 @@ from fmplex_broker.specs.schema import parse
 from fmplex_broker.specs.vfm import VfmSpec
 from fmplex_broker.streams.queue_client import QueueClient
 from fmplex_broker.wire.stats import by_vfm
-from tests.chaos.conftest import TEXT, VFMS, Crew, Load, eventually
-from tests.integration.fleets import frozen
+from tests.chaos.conftest import TEXT, VFMS, Crew, Load
+from tests.support.fleets import frozen
+from tests.support.waiting import until
 
 
 async def test_both_workers_take_work_and_weights_hold_across_both(load: Load, crew: Crew) -> None:
@@ -27,7 +27,7 @@ async def test_both_workers_take_work_and_weights_hold_across_both(load: Load, c
     # after it. Both are backlogged until nine tenths of the heavier one's jobs are answered, and workers speak once a second.
     await load.reaches(len(load.answered) + 1000)
     begin = by_vfm((await load.stats()).values())
-    await eventually(lambda: sum(vfm == "heavy" for _, vfm, _ in load.answered) >= 3000, "most of it is done")
+    await until(lambda: sum(vfm == "heavy" for _, vfm, _ in load.answered) >= 3000, "most of it is done")
     end = by_vfm((await load.stats()).values())
     await load.whole()
     # Of the device's time: a job of the light one costs more, for fewer of them share what its adapter and head cost a pass.
@@ -56,9 +56,9 @@ async def test_no_worker_rests_while_work_waits(load: Load, crew: Crew) -> None:
 async def test_a_worker_told_to_end_under_load_leaves_nothing_behind(load: Load, crew: Crew) -> None:
     name, process = crew.any()
     await load.send_to_all(400)
-    await eventually(lambda: load.workers()[crew.ids(name)[-1]] > 20, "it is in the middle of its work")
+    await until(lambda: load.workers()[crew.ids(name)[-1]] > 20, "it is in the middle of its work")
     process.send_signal(signal.SIGTERM)
-    await eventually(lambda: process.poll() is not None, "it has ended")
+    await until(lambda: process.poll() is not None, "it has ended")
     assert process.returncode == 0, crew.log(name)
     assert "has left" in crew.log(name)
     assert len(load.answered) < load.sent, "there was still work when it left"
@@ -69,7 +69,7 @@ async def test_a_worker_killed_under_load_loses_nothing_and_answers_nothing_twic
     name, process = crew.any()
     (other,) = crew.processes().keys() - {name}
     await load.send_to_all(400)
-    await eventually(lambda: load.workers()[crew.ids(name)[-1]] > 20, "it is in the middle of its work")
+    await until(lambda: load.workers()[crew.ids(name)[-1]] > 20, "it is in the middle of its work")
     process.kill()
     await asyncio.to_thread(process.wait)
     assert len(load.answered) < load.sent, "there was still work when it died"
@@ -80,7 +80,7 @@ async def test_a_worker_killed_under_load_loses_nothing_and_answers_nothing_twic
 async def test_callers_of_a_gateway_notice_nothing_of_a_killed_worker(fleet: LocalFleet, crew: Crew) -> None:
     async with AsyncClient(fleet.gateway_url, retries=0) as client:
         calls = [asyncio.create_task(client.infer(vfm, [TEXT] * 20)) for vfm in VFMS for _ in range(15)]
-        await eventually(lambda: sum(c.done() for c in calls) > 3, "the first are answered")
+        await until(lambda: sum(c.done() for c in calls) > 3, "the first are answered")
         _, process = crew.any()
         process.kill()
         await asyncio.to_thread(process.wait)
@@ -93,12 +93,12 @@ async def test_a_worker_that_stood_still_beyond_its_lease_begins_again(load: Loa
     (other,) = crew.processes().keys() - {name}
     before = crew.ids(name)
     await load.send_to_all(400)
-    await eventually(lambda: load.workers()[before[-1]] > 20, "it is in the middle of its work")
+    await until(lambda: load.workers()[before[-1]] > 20, "it is in the middle of its work")
     with frozen(process):
         # The other one has judged it dead, and took its jobs.
-        await eventually(lambda: f"took over from worker {before[-1]}" in crew.log(other), "the other took over")
+        await until(lambda: f"took over from worker {before[-1]}" in crew.log(other), "the other took over")
     await load.whole()
-    await eventually(lambda: len(crew.ids(name)) > len(before) and crew.serves(name), "it serves again")
+    await until(lambda: len(crew.ids(name)) > len(before) and crew.serves(name), "it serves again")
     assert crew.ids(name)[-1] not in before, "under a new id"
     again = len(load.answered)
 
@@ -107,9 +107,7 @@ async def test_a_worker_that_stood_still_beyond_its_lease_begins_again(load: Loa
         await load.reaches(load.sent)
         return load.workers(since=again)[crew.ids(name)[-1]] > 0
 
-    end = time.monotonic() + 60
-    while not await more():
-        assert time.monotonic() < end, "it takes no work"
+    await until(more, "it takes work", 60)
     await load.whole()
 
 
@@ -117,10 +115,10 @@ async def test_a_late_worker_serves_what_was_deployed_before_it_came(load: Load,
     old = crew.processes()
     late = crew.add()
     await load.send_to_all(100)
-    await eventually(lambda: crew.serves(late), "the late worker serves")
+    await until(lambda: crew.serves(late), "the late worker serves")
     for process in old.values():
         process.send_signal(signal.SIGTERM)
-    await eventually(lambda: all(p.poll() is not None for p in old.values()), "the others have left")
+    await until(lambda: all(p.poll() is not None for p in old.values()), "the others have left")
     before = len(load.answered)
     await load.send_to_all(25)
     await load.whole()
@@ -132,7 +130,7 @@ async def test_a_late_worker_serves_what_was_deployed_before_it_came(load: Load,
 async def test_without_any_worker_a_deployment_says_so_and_serves_once_one_comes(fleet: LocalFleet, crew: Crew) -> None:
     for process in crew.processes().values():
         process.send_signal(signal.SIGTERM)
-    await eventually(lambda: not crew.processes(), "all workers have left")
+    await until(lambda: not crew.processes(), "all workers have left")
     session = QueueClient.connect(fleet.broker_url)
     spec = parse(VfmSpec, {"name": "early", "backbone": "minilm", "head": {"kind": "embedding"}})
     ArtifactStore(fleet.artifacts).put(bare(spec))
@@ -145,10 +143,7 @@ async def test_without_any_worker_a_deployment_says_so_and_serves_once_one_comes
         async def serves() -> bool:
             return (await client.vfms.show("early"))["status"] == "serving"
 
-        end = time.monotonic() + 120
-        while not await serves():
-            assert time.monotonic() < end
-            await asyncio.sleep(0.05)
+        await until(serves, "it serves", 120)
         assert (await client.infer("early", TEXT)).output
         assert (await waiting[0].result()).output, "what waited is answered too"
         await client.vfms.remove("early")

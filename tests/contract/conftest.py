@@ -10,7 +10,9 @@ from fakeredis import FakeAsyncRedis, FakeServer
 
 from fmplex_broker.streams.connection import Scripts, open_redis
 from fmplex_broker.streams.embedded import EmbeddedServer
-from tests.contract.harness import Bench, keys_without_ttl
+from fmplex_broker.streams.queue_client import QueueClient
+from tests.contract.harness import Bench
+from tests.support.broker import keys_without_ttl
 
 
 @pytest.fixture(scope="session")
@@ -32,6 +34,22 @@ async def bench(request: pytest.FixtureRequest) -> AsyncIterator[Bench]:
     yield bench
     assert await keys_without_ttl(redis) == []
     await redis.aclose()
+
+
+@pytest.fixture
+async def session(bench: Bench) -> AsyncIterator[QueueClient]:
+    """A caller, who looks vFMs up anew at every call."""
+    session = QueueClient(bench.redis, scripts=bench.scripts, spec_ttl_s=0)
+    yield session
+    await session.close()
+
+
+@pytest.fixture
+async def other(bench: Bench) -> AsyncIterator[QueueClient]:
+    """A second one."""
+    session = QueueClient(bench.redis, scripts=bench.scripts, spec_ttl_s=0)
+    yield session
+    await session.close()
 
 
 @pytest.fixture

@@ -1,14 +1,11 @@
-"""What the contract tests are written with: a bench on one server, and a way to wait that is not a sleep for luck."""
+"""What the contract tests are written with: a bench on one server, and ways to end tasks and servers."""
 
 from __future__ import annotations
 
 import asyncio
-import re
-import time
-from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import redis.asyncio as aioredis
 from redis.exceptions import ConnectionError
@@ -19,27 +16,13 @@ from fmplex_broker.streams.claims import Claimed
 from fmplex_broker.streams.connection import Scripts
 from fmplex_broker.streams.consumer import Consumer
 from fmplex_broker.streams.embedded import EmbeddedServer
-from fmplex_broker.streams.keys import REGISTRY_BACKBONES, REGISTRY_VFMS, Keys
+from fmplex_broker.streams.keys import REGISTRY_VFMS, Keys
 from fmplex_broker.streams.producer import NewJob, Producer, new_id
 from fmplex_broker.wire.messages import INTERACTIVE, Flow, Reply, decode_reply, encode_reply
+from tests.support.waiting import until_soon
 
 BACKBONE = "minilm"
 LEASE_MS = 60_000  # nobody dies unless the test says so
-T = TypeVar("T")
-
-# "Only q, ready, back, vfms, wake, leases, held, control, offers may lack a TTL", and the fleet-wide registry.
-PERMANENT = re.compile(r"\{[^}]*\}:(q:|ready:|back$|vfms$|wake$|leases$|held:|control$|offers$)")
-FLEET_WIDE = {REGISTRY_BACKBONES, REGISTRY_VFMS}
-
-
-async def until(look: Callable[[], Awaitable[T]], timeout_s: float = 5.0) -> T:
-    """Look again and again until the answer is truthy, and return it."""
-    end = time.monotonic() + timeout_s
-    while True:
-        if seen := await look():
-            return seen
-        assert time.monotonic() < end, f"waited {timeout_s} s in vain"
-        await asyncio.sleep(0.005)
 
 
 async def ended(*tasks: asyncio.Task[Any]) -> None:
@@ -59,7 +42,7 @@ async def connected(redis: aioredis.Redis) -> None:
             return bool(await redis.ping())
         return False
 
-    await until(answers)
+    await until_soon(answers)
 
 
 async def restart(server: EmbeddedServer, redis: aioredis.Redis) -> None:
@@ -67,13 +50,6 @@ async def restart(server: EmbeddedServer, redis: aioredis.Redis) -> None:
     server.kill()
     server.start()
     await connected(redis)
-
-
-async def keys_without_ttl(redis: aioredis.Redis) -> list[str]:
-    """Keys that would stay for ever and are not declared permanent."""
-    names = [key.decode() async for key in redis.scan_iter(count=1000)]
-    suspects = [name for name in names if name not in FLEET_WIDE and not PERMANENT.match(name)]
-    return [name for name in suspects if await redis.pttl(name) == -1]
 
 
 def job(
@@ -149,17 +125,17 @@ class Bench:
             await setup.leave()
 
     async def enqueue(self, *jobs: NewJob, inbox: str = "client") -> list[str]:
-        """Statuses."""
+        """Enqueue jobs; return their statuses."""
         return [got.status for got in await self.producer(inbox).enqueue(jobs)]
 
     async def claimed(self, worker: Consumer, room: int = 256, **classes: int) -> list[Claimed]:
-        """One claim that must succeed."""
+        """Make one claim that must succeed."""
         claim = await worker.claim(classes or {INTERACTIVE: room})
         assert claim.state == "ok"
         return claim.jobs
 
     async def lapse(self, worker: Consumer) -> None:
-        """The worker has not been heard of for a lease: exactly what time passing does to its key."""
+        """Let the worker not have been heard of for a lease: exactly what time passing does to its key."""
         await self.redis.zadd(self.keys.leases, {worker.worker: 1}, xx=True)
 
     # --- what is there ---
@@ -175,7 +151,7 @@ class Bench:
         return int(await self.redis.xlen(self.keys.queue(Flow(vfm, cls))))
 
     async def pending(self, vfm: str = "a", cls: str = INTERACTIVE) -> dict[str, tuple[str, int]]:
-        """entry -> (consumer, attempts)"""
+        """Return entry -> (consumer, attempts)."""
         rows = await self.redis.xpending_range(self.keys.queue(Flow(vfm, cls)), "w", "-", "+", 10_000)
         return {r["message_id"].decode(): (r["consumer"].decode(), r["times_delivered"]) for r in rows}
 
@@ -187,9 +163,9 @@ class Bench:
         return [name.decode() for name in await self.redis.zrange(self.keys.back, 0, -1)]
 
     async def rings(self) -> int:
-        """How often the wake stream has been rung."""
+        """Count how often the wake stream has been rung."""
         return int(await self.redis.xlen(self.keys.wake))
 
     async def names(self) -> set[str]:
-        """All keys of the backbone, without its prefix."""
+        """Return all keys of the backbone, without its prefix."""
         return {k.decode().removeprefix(self.keys.prefix) async for k in self.redis.scan_iter(self.keys.prefix + "*")}

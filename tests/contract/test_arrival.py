@@ -11,7 +11,8 @@ from fmplex_broker.streams.claims import Claim, Claimed
 from fmplex_broker.streams.consumer import Consumer
 from fmplex_broker.streams.producer import NewJob
 from fmplex_broker.wire.messages import INTERACTIVE, OFFLINE, Flow
-from tests.contract.harness import Bench, answer, job, until
+from tests.contract.harness import Bench, answer, job
+from tests.support.waiting import until_soon
 
 WEIGHTS = {"light": 1, "middle": 10, "heavy": 100}
 
@@ -25,7 +26,7 @@ async def arrive(bench: Bench, *jobs: NewJob) -> list[str]:
     """One after the other, none within one ms of another: that has no order across flows."""
     for new in jobs:
         before = await now_ms(bench)
-        await until(lambda before=before: _later(bench, before))
+        await until_soon(lambda before=before: _later(bench, before))
         assert await bench.enqueue(new) == ["new"]
     return [new.job for new in jobs]
 

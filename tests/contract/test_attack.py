@@ -30,9 +30,11 @@ from fmplex_broker.errors import BrokerUnavailable
 from fmplex_broker.streams.embedded import EmbeddedServer
 from fmplex_broker.streams.producer import NewJob
 from fmplex_broker.wire.messages import CLASSES, INTERACTIVE, Flow, decode_reply
-from tests.contract.harness import Bench, Mail, connected, job, keys_without_ttl, until
+from tests.contract.harness import Bench, Mail, connected, job
 from tests.contract.proxy import CuttingProxy
 from tests.contract.swarm import LEASE_MS, POISON, Accounts, Client, Worker
+from tests.support.broker import keys_without_ttl
+from tests.support.waiting import until_soon
 
 ROUND_S = 5.0
 VFMS = [f"v{n}" for n in range(20)]
@@ -208,7 +210,7 @@ async def test_attack(seed: int, crashable: tuple[EmbeddedServer, Bench]) -> Non
                 await asyncio.wait(sending)
             for _ in range(3):
                 await chaos.destroy_a_group()  # now no new job can make up for what it breaks
-            await until(lambda: quiet(bench), timeout_s=20)
+            await until_soon(lambda: quiet(bench), patience_s=20)
         ends = await check(bench, ledger)
     told = sum([m.chunk is not None for n in range(4) for m in await bench.mail(f"client{n}")])
     print(
@@ -222,7 +224,7 @@ async def poison(bench: Bench, ledger: Accounts) -> None:
     while True:
         bad = NewJob(Flow("v0", INTERACTIVE), POISON, 1, 600_000)
         ledger.poison.add(bad.job)
-        await until(lambda bad=bad: accepted(bench, bad), timeout_s=10)
+        await until_soon(lambda bad=bad: accepted(bench, bad), patience_s=10)
         ledger.took(bad.job, "new", "client0")
         await asyncio.sleep(ROUND_S / 3)
 
@@ -250,7 +252,7 @@ async def test_shares_follow_weights_under_attack(crashable: tuple[EmbeddedServe
             return bool(await bench.redis.xlen(bench.keys.inbox("client")) >= 800)
 
         async with background(*(w.run() for w in workers), chaos.at_workers()):
-            await until(enough, timeout_s=60)
+            await until_soon(enough, patience_s=60)
     sent = {j.job: j.flow.vfm for j in jobs}
     served = Counter(sent[m.job] for m in await bench.mail())
     for vfm, weight in weights.items():

@@ -12,7 +12,8 @@ from fmplex_broker.specs.deployments import BackboneInfo, DeployedVfm
 from fmplex_broker.specs.heads import Embedding
 from fmplex_broker.specs.vfm import Slo, VfmChange, VfmSpec
 from fmplex_broker.streams.registry import Registry
-from tests.contract.harness import BACKBONE, Bench, job, until
+from tests.contract.harness import BACKBONE, Bench, job
+from tests.support.waiting import until_soon
 
 
 @pytest.fixture
@@ -240,7 +241,7 @@ async def test_targets_come_with_the_next_claim_and_are_lifted(bench: Bench, reg
 async def test_targets_that_a_vfm_brings_come_with_its_first_job(bench: Bench, registry: Registry) -> None:
     worker = await bench.worker()
     deploying = asyncio.create_task(registry.deploy(spec("a", slo=Slo(ttft_ms=300, inter_token_ms=50)), "v1"))
-    await until(lambda: bench.redis.hexists(bench.keys.vfms, "a:next"))
+    await until_soon(lambda: bench.redis.hexists(bench.keys.vfms, "a:next"))
     await registry.vote(BACKBONE, "a", "v1", "w1")
     await deploying
     await bench.enqueue(job("a"))
@@ -264,7 +265,7 @@ async def test_a_name_that_is_taken_again_while_it_is_dropped_is_not_lost(
     while (await bench.scripts("retire", bench.keys.vfms, ["a", "answer", 256, 1000, b""]))[0] != b"gone":
         pass
     deploying = asyncio.create_task(Slow(bench.redis, bench.scripts).deploy(spec("a"), "v2"))
-    await until(lambda: bench.redis.hexists(bench.keys.vfms, "a:next"))
+    await until_soon(lambda: bench.redis.hexists(bench.keys.vfms, "a:next"))
     if slow == "after the offer":
         await registry._drop_name("a", BACKBONE)
     assert await registry.vote(BACKBONE, "a", "v2", "w1") == "serving"

@@ -6,7 +6,8 @@ import pytest
 
 from fmplex_broker.streams.consumer import Consumer
 from fmplex_broker.wire.messages import INTERACTIVE, decode_reply
-from tests.contract.harness import BACKBONE, Bench, answer, job, until
+from tests.contract.harness import BACKBONE, Bench, answer, job
+from tests.support.waiting import until_soon
 
 STEADY = 10**6  # ms for which the judge has beaten without a gap
 
@@ -28,7 +29,7 @@ async def test_a_worker_id_is_new_for_every_incarnation(bench: Bench) -> None:
 async def test_beat_renews_and_tells_server_time(bench: Bench) -> None:
     worker = await bench.worker(lease_ms=1000)
     first = (await worker.beat()).now_ms
-    beat = await until(lambda: later(worker, first))
+    beat = await until_soon(lambda: later(worker, first))
     expiry = await bench.redis.zscore(bench.keys.leases, "w1")
     assert beat <= expiry <= beat + 1_100
 
@@ -42,7 +43,7 @@ async def test_beat_revives_an_expired_lease(bench: Bench) -> None:
     await bench.serve("a")
     worker = await bench.worker(lease_ms=30)
     await bench.enqueue(job())
-    await until(lambda: state_is(worker, "lost"))  # the lease really runs out
+    await until_soon(lambda: state_is(worker, "lost"))  # the lease really runs out
     assert (await worker.beat()).alive
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -27,21 +26,8 @@ from fmplex_broker.streams.consumer import Consumer
 from fmplex_broker.streams.embedded import EmbeddedServer
 from fmplex_broker.streams.queue_client import Pending, QueueClient, cancel_all, gather_replies
 from fmplex_broker.wire.messages import OFFLINE, Reply, decode_request, encode_reply
-from tests.contract.harness import Bench, answer, job, until
-
-
-@pytest.fixture
-async def session(bench: Bench) -> AsyncIterator[QueueClient]:
-    session = QueueClient(bench.redis, scripts=bench.scripts, spec_ttl_s=0)
-    yield session
-    await session.close()
-
-
-@pytest.fixture
-async def other(bench: Bench) -> AsyncIterator[QueueClient]:
-    session = QueueClient(bench.redis, scripts=bench.scripts, spec_ttl_s=0)
-    yield session
-    await session.close()
+from tests.contract.harness import Bench, answer, job
+from tests.support.waiting import until_soon
 
 
 async def echo(bench: Bench, worker: Consumer) -> list[str]:
@@ -199,7 +185,7 @@ async def test_nothing_stays_queued_when_the_caller_goes_away_while_submitting(
     async def empty() -> bool:
         return await bench.depth() == 0
 
-    await until(empty)
+    await until_soon(empty)
     [pending] = await session.submit("a", ["x"])  # the session is as good as new
     await echo(bench, await bench.worker())
     assert (await pending.result()).output == "X"
@@ -267,7 +253,7 @@ async def test_a_caller_who_hangs_up_cancels_what_still_waits(bench: Bench, sess
     async def only_the_running_one_is_left() -> bool:
         return await bench.depth() == 1
 
-    await until(only_the_running_one_is_left)
+    await until_soon(only_the_running_one_is_left)
     assert len((await worker.listen()).cancelled) == 1
 
 

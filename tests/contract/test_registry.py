@@ -21,7 +21,8 @@ from fmplex_broker.specs.heads import Embedding
 from fmplex_broker.specs.vfm import Limits, VfmChange, VfmSpec
 from fmplex_broker.streams.registry import Registry
 from fmplex_broker.wire.messages import INTERACTIVE
-from tests.contract.harness import BACKBONE, Bench, answer, job, until
+from tests.contract.harness import BACKBONE, Bench, answer, job
+from tests.support.waiting import until_soon
 
 
 def spec(name: str = "a", **more: Any) -> VfmSpec:
@@ -45,7 +46,7 @@ async def offered(registry: Registry, vfm: str, version: str) -> None:
             return False
         return candidate is not None and candidate[0] == version
 
-    await until(look)
+    await until_soon(look)
 
 
 async def accept(registry: Registry, *workers: str, vfm: str = "a", version: str = "v1") -> str:
@@ -332,7 +333,7 @@ async def test_remove_lets_jobs_drain_then_answers_the_rest(bench: Bench, regist
     await bench.enqueue(job(id="running"), job(id="waiting"))
     held = await bench.claimed(worker, room=1)
     removing = asyncio.create_task(registry.remove("a", drain_s=0.01))
-    await until(lambda: bench.mail())
+    await until_soon(lambda: bench.mail())
     assert [(m.job, m.reply.error.code) for m in await bench.mail()] == [("waiting", "vfm_closed")]
     assert not removing.done()
     await worker.settle([(j, answer()) for j in held])

@@ -10,7 +10,8 @@ import pytest
 from fmplex_broker.streams.claims import Claim
 from fmplex_broker.streams.consumer import HERE_TTL_MS, Consumer
 from fmplex_broker.wire.messages import INTERACTIVE, OFFLINE
-from tests.contract.harness import Bench, job, until
+from tests.contract.harness import Bench, job
+from tests.support.waiting import until_soon
 
 LONG_MS = 60_000
 
@@ -65,7 +66,7 @@ async def test_it_is_taken_once_its_oldest_job_has_waited_long_enough(bench: Ben
         waits.append(claim.wait_ms)
         return vfms(claim) == {"a"}
 
-    await until(taken)
+    await until_soon(taken)
     assert len(waits) > 1
     assert waits[:-1] == sorted(waits[:-1], reverse=True)
     assert waits[0] <= 150
@@ -85,7 +86,7 @@ async def test_it_is_the_oldest_undelivered_job_that_counts(bench: Bench) -> Non
         entry = (await bench.redis.xrange(bench.keys.queue(job("a").flow), count=1))[0][0]
         return seconds * 1000 + micros // 1000 - int(entry.split(b"-")[0]) > 120
 
-    await until(aged)
+    await until_soon(aged)
     assert [j.job for j in (await ask(there, room=1)).jobs] == ["old"]
     await bench.enqueue(job("a", id="young"))
     claim = await ask(here, steal_ms=120)
@@ -103,7 +104,7 @@ async def test_the_shortest_wait_is_told(bench: Bench) -> None:
     async def later() -> bool:
         return (await ask(here)).wait_ms < first - 20
 
-    await until(later)
+    await until_soon(later)
     await bench.enqueue(job("young"))
     assert (await ask(here)).wait_ms < first - 20
 
@@ -203,7 +204,7 @@ async def test_many_strangers_are_all_taken_once_they_have_waited(bench: Bench) 
         got.update(vfms(await ask(here, steal_ms=30)))
         return len(got) == 150
 
-    await until(all_taken)
+    await until_soon(all_taken)
 
 
 # --- only what is resident here ---------------------------------------------------------------------------------------

@@ -12,7 +12,8 @@ from fmplex_broker.streams.connection import Scripts, open_redis
 from fmplex_broker.streams.consumer import Consumer
 from fmplex_broker.streams.embedded import EmbeddedServer
 from fmplex_broker.wire.messages import INTERACTIVE, OFFLINE
-from tests.contract.harness import BACKBONE, Bench, answer, job, restart, until
+from tests.contract.harness import BACKBONE, Bench, answer, job, restart
+from tests.support.waiting import until_soon
 
 
 async def state(bench: Bench) -> dict[str, Any]:
@@ -143,7 +144,7 @@ async def test_a_replica_takes_over_with_all_that_was_waited_for(crashable: tupl
         async def in_step() -> bool:
             return bool(await primary.redis.wait(1, 100))
 
-        await until(in_step, timeout_s=15)
+        await until_soon(in_step, patience_s=15)
         before = await state(primary)
         server.kill()
         await redis.replicaof("NO", "ONE")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from contextlib import aclosing
 from typing import Any
 
@@ -18,7 +17,8 @@ from fmplex_broker.streams.consumer import Consumer
 from fmplex_broker.streams.queue_client import Pending, QueueClient
 from fmplex_broker.wire.messages import Reply, decode_request, encode_reply
 from fmplex_broker.wire.streaming import Chunk, Delta, encode_chunk
-from tests.contract.harness import Bench, until
+from tests.contract.harness import Bench
+from tests.support.waiting import until_soon
 
 WORDS = ["Once", " upon", " a", " time"]
 TEXT = "".join(WORDS)
@@ -27,18 +27,9 @@ SOON_S = 10.0
 
 
 @pytest.fixture
-async def session(bench: Bench) -> AsyncIterator[QueueClient]:
+async def session(bench: Bench, session: QueueClient) -> QueueClient:
     await bench.serve("story", head=Generation())
-    session = QueueClient(bench.redis, scripts=bench.scripts, spec_ttl_s=0)
-    yield session
-    await session.close()
-
-
-@pytest.fixture
-async def other(bench: Bench) -> AsyncIterator[QueueClient]:
-    session = QueueClient(bench.redis, scripts=bench.scripts, spec_ttl_s=0)
-    yield session
-    await session.close()
+    return session
 
 
 def ended(text: str = TEXT, tokens: int = len(WORDS)) -> bytes:
@@ -74,7 +65,7 @@ class Story:
         async def there() -> bool:
             return self.text == text
 
-        await until(there)
+        await until_soon(there)
 
     async def whole(self) -> str:
         await asyncio.wait_for(self.reading, SOON_S)

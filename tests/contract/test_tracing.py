@@ -6,7 +6,8 @@ from fmplex_broker.streams.fleet import publish
 from fmplex_broker.streams.tracing import KEPT_MS, TRACING_TTL_MS, Tracer
 from fmplex_broker.wire.passes import PassPart, PassRecord
 from fmplex_broker.wire.stats import WorkerStats
-from tests.contract.harness import BACKBONE, Bench, until
+from tests.contract.harness import BACKBONE, Bench
+from tests.support.waiting import until_soon
 
 
 def ran(number: int, worker: str = "w1") -> PassRecord:
@@ -111,6 +112,6 @@ async def test_a_stream_that_ran_out_begins_again(bench: Bench) -> None:
     async def later() -> bool:
         return await listening.now_ms() > first.at_ms
 
-    await until(later)
+    await until_soon(later)
     await report(bench, ran(2))
     assert await numbers(listening) == [2]

@@ -15,9 +15,11 @@ import pytest
 
 from fmplex import AsyncClient, Client
 from fmplex.local import LocalFleet
-from tests.integration.fleets import Broker, write_config
-from tests.integration.packages import LINEARS, QUERY_VALUE, write_package
+from tests.integration.shell import Shell
 from tests.integration.traffic import Traffic
+from tests.support.broker import Broker
+from tests.support.fleets import write_minilm_fleet
+from tests.support.packages import LINEARS, QUERY_VALUE, write_package
 
 MAX_PACKAGE = 16_777_216  # bytes that the gateway takes
 NEIGHBOURS = ("embed-lora", "sentiment", "entities", "ranker")
@@ -83,7 +85,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def fleet(place: Path) -> Iterator[LocalFleet]:
-    config = write_config(place, gateway=f"max_body_bytes = 4194304\nmax_package_bytes = {MAX_PACKAGE}")
+    config = write_minilm_fleet(place, gateway={"max_body_bytes": 4_194_304, "max_package_bytes": MAX_PACKAGE})
     with LocalFleet(config, port=0, data=place / "data") as running:
         with Client(running.gateway_url) as client:
             for name, task in TASKS.items():
@@ -131,6 +133,12 @@ async def client(url: str, fleet: LocalFleet) -> AsyncIterator[AsyncClient]:
 def http(fleet: LocalFleet) -> Iterator[httpx.Client]:
     with httpx.Client(base_url=fleet.gateway_url, timeout=90) as client:
         yield client
+
+
+@pytest.fixture
+def fmplex(fleet: LocalFleet, tmp_path: Path) -> Shell:
+    """The command line in a folder of the test's own."""
+    return Shell(tmp_path, fleet.gateway_url)
 
 
 @pytest.fixture(scope="session")

@@ -19,10 +19,11 @@ from fmplex_broker.packages.archive import MEDIA_TYPE, pack, unpack
 from fmplex_broker.packages.package import read_package
 from tests.integration.archives import GOOD, HOSTILE, SPEC, folder_archive, upload
 from tests.integration.conftest import MAX_PACKAGE, TEXTS
-from tests.integration.fleets import difference, until
-from tests.integration.packages import LINEARS, write_package
 from tests.integration.sending import refused, send
 from tests.integration.vandals import CLASSES
+from tests.support.outputs import difference
+from tests.support.packages import LINEARS, write_package
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.usefixtures("neighbours")
 
@@ -177,4 +178,4 @@ def test_an_artifact_that_was_tampered_with_is_not_rolled_back_to(
         file.write_bytes(genuine)
         assert client.vfms.roll_back(name)["version"] == first
     assert send(http, f"/v1/vfms/{name}/infer", {"inputs": ["x"]}).json()["version"] == first
-    until(lambda: http.get("/readyz").status_code == 200, "the worker lives")
+    wait_until(lambda: http.get("/readyz").status_code == 200, "the worker lives")

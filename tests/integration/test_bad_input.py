@@ -18,8 +18,9 @@ from fmplex.local import LocalFleet
 from fmplex_broker.streams.embedded import EmbeddedServer, free_port
 from fmplex_broker.wire.messages import packb
 from fmplex_broker.wire.tensors import Tensor
-from tests.integration.fleets import gateway, status, until, write_config
 from tests.integration.sending import refused, send
+from tests.support.fleets import gateway, status, write_minilm_fleet
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.usefixtures("neighbours")
 
@@ -183,7 +184,7 @@ def test_a_gateway_started_before_its_broker_says_so_and_recovers(tmp_path: Path
     broker_url = f"redis://127.0.0.1:{port}"
     log = tmp_path / "gateway.log"
     with (
-        gateway(write_config(tmp_path), broker_url, log) as (url, _),
+        gateway(write_minilm_fleet(tmp_path), broker_url, log) as (url, _),
         httpx.Client(base_url=url, timeout=60) as http,
     ):
         assert http.get("/healthz").status_code == 200
@@ -198,7 +199,7 @@ def test_a_gateway_started_before_its_broker_says_so_and_recovers(tmp_path: Path
             direct.infer("x", "x")
         assert caught.value.code == "broker_unavailable"
         with EmbeddedServer(tmp_path / "broker", port=port):
-            until(lambda: status(f"{url}/v1/models") == 200, "the gateway has found its broker")
+            wait_until(lambda: status(f"{url}/v1/models") == 200, "the gateway has found its broker")
             refused(http.get("/readyz"), 503, "no_worker", None, "start one")
             refused(send(http, "/v1/vfms/x/infer", {"inputs": ["x"]}), 404, "unknown_vfm", None, "fmplex vfms")
             refused(send(http, "/v1/vfms", {"spec": SPEC}), 422, "invalid_input", "backbone", "start a worker first")

@@ -13,9 +13,9 @@ from safetensors.numpy import save_file
 from fmplex import AsyncClient, FmplexError
 from tests.integration.archives import upload
 from tests.integration.conftest import TEXTS
-from tests.integration.packages import head_weights, write_package
 from tests.integration.sending import refused, send
 from tests.integration.vandals import CLASSES, FILES, FOLDERS, MISFITS, Kind
+from tests.support.packages import head_weights, write_package
 
 pytestmark = pytest.mark.usefixtures("neighbours")
 

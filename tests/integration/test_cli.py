@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,46 +14,13 @@ from safetensors.numpy import save_file
 
 from fmplex.local import LocalFleet
 from tests.integration.conftest import LABELS, TEXTS
-from tests.integration.fleets import difference, until, write_config
-from tests.integration.packages import head_weights, write_package
+from tests.integration.shell import FMPLEX, Shell, clean_environment
+from tests.support.fleets import write_minilm_fleet
+from tests.support.outputs import difference
+from tests.support.packages import head_weights, write_package
+from tests.support.waiting import wait_until
 
-FMPLEX = Path(sys.prefix) / "bin" / "fmplex"
 CLASSES = {"kind": "classification", "labels": ["a", "b"]}
-
-
-def clean_environment(**more: str) -> dict[str, str]:
-    return {k: v for k, v in os.environ.items() if not k.startswith("FMPLEX_")} | more
-
-
-class Shell:
-    """Runs `fmplex` in a folder, told by the environment where the gateway is."""
-
-    def __init__(self, folder: Path, url: str) -> None:
-        self.folder = folder
-        self.environment = clean_environment(FMPLEX_URL=url)
-
-    def run(self, *args: str | Path, stdin: str = "") -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [FMPLEX, *args], cwd=self.folder, env=self.environment, input=stdin, capture_output=True, text=True, timeout=120
-        )  # fmt: skip
-
-    def __call__(self, *args: str | Path, stdin: str = "") -> str:
-        done = self.run(*args, stdin=stdin)
-        assert done.returncode == 0, done.stderr
-        assert done.stderr == ""
-        return done.stdout
-
-    def fails(self, *args: str | Path, stdin: str = "") -> str:
-        """One line on stderr, nothing on stdout, exit code 1."""
-        done = self.run(*args, stdin=stdin)
-        assert (done.returncode, done.stdout) == (1, ""), done
-        assert done.stderr.count("\n") == 1, done.stderr
-        return done.stderr
-
-
-@pytest.fixture
-def fmplex(fleet: LocalFleet, tmp_path: Path) -> Shell:
-    return Shell(tmp_path, fleet.gateway_url)
 
 
 def test_a_package_goes_through_its_life_by_hand(fmplex: Shell, place: Path, age: Callable[[str], None]) -> None:
@@ -209,7 +174,7 @@ def test_help_is_there_without_a_fleet(tmp_path: Path) -> None:
 
 def test_up_serves_until_it_is_told_to_stop(tmp_path: Path) -> None:
     """The fleet file's vFMs are deployed, other commands find the fleet by themselves, and nothing is left running."""
-    config = write_config(tmp_path)
+    config = write_minilm_fleet(tmp_path)
     config.write_text(config.read_text() + '[[vfms]]\nname = "e"\nbackbone = "minilm"\nhead = { kind = "embedding" }\n')
     shell = Shell(tmp_path, "")
     shell.environment = clean_environment()
@@ -218,7 +183,9 @@ def test_up_serves_until_it_is_told_to_stop(tmp_path: Path) -> None:
             [FMPLEX, "up", "--config", config, "--port", "0"], cwd=tmp_path, env=shell.environment, stdout=log, stderr=log
         )  # fmt: skip
     try:
-        until(lambda: "Ctrl-C stops" in (tmp_path / "up.log").read_text() or up.poll() is not None, "the fleet is up")
+        wait_until(
+            lambda: "Ctrl-C stops" in (tmp_path / "up.log").read_text() or up.poll() is not None, "the fleet is up"
+        )
         assert up.poll() is None, (tmp_path / "up.log").read_text()
         assert json.loads(shell("infer", "e", "a text", "--json"))["output"]
         assert json.loads(shell("top", "--json"))["workers"]

@@ -15,9 +15,8 @@ from fmplex_broker.errors import DeadlineExceeded, TextTooLong
 from fmplex_broker.streams.queue_client import QueueClient
 from fmplex_broker.streams.tracing import Tracer
 from fmplex_broker.wire.stats import by_vfm, quantile
-from tests.integration.decoders import POSITIONS
-from tests.integration.fleets import difference
-from tests.integration.generation_fleet import (
+from tests.support.decoders import POSITIONS
+from tests.support.generation_fleet import (
     BACKBONE,
     GREEDY,
     PATIENT_MS,
@@ -26,8 +25,6 @@ from tests.integration.generation_fleet import (
     Reading,
     Site,
     assert_same,
-    eventually,
-    eventually_says,
     holds_nothing,
     in_hand,
     next_stats,
@@ -37,6 +34,8 @@ from tests.integration.generation_fleet import (
     submit,
     write,
 )
+from tests.support.outputs import difference
+from tests.support.waiting import until
 
 TIGHT = "tight"  # the same backbone on a worker with little memory for keys and values
 TIGHT_TOKENS = 512
@@ -150,7 +149,7 @@ async def test_a_chat_begins_while_long_prompts_of_others_wait_to_begin(session:
     params = {**GREEDY, "max_tokens": 5, "stream": True}
     pending = await session.submit("rank2", [prompt(300, i) for i in range(40)], params, timeout_ms=PATIENT_MS)
     essays = [Reading(p) for p in pending]
-    await eventually(lambda: any(essay.tokens for essay in essays), "the first has begun")
+    await until(lambda: any(essay.tokens for essay in essays), "the first has begun")
     before = sum(essay.tokens > 0 for essay in essays)
     await write(session, "rank8", prompt(10), **GREEDY, max_tokens=10)
     # By turns: a prompt like that takes two passes if it has all of them, and the chat is in twelve at most.
@@ -240,7 +239,7 @@ async def test_a_chat_is_not_kept_waiting_by_the_long_texts_of_others(session: Q
         (worker,) = await stats(session, TIGHT)
         return worker.waiting_memory > 0 or any(essay.done() for essay in essays)
 
-    await eventually_says(full, "the memory is full")
+    await until(full, "the memory is full")
     before = sum(essay.done() for essay in essays)
     for i in range(5):
         await write(session, "tight-rank8", prompt(10, i), **GREEDY, max_tokens=16)
@@ -260,7 +259,7 @@ async def test_a_cancelled_text_is_in_no_pass_any_more(session: QueueClient) -> 
     async def recorded() -> bool:
         return any(p.parts for heard in await tracer.read() for p in heard.report.passes)
 
-    await eventually_says(recorded, "passes are recorded")
+    await until(recorded, "passes are recorded")
     assert by_vfm(await next_stats(session))["rank32"].kv_bytes > 0
     now_ms = await tracer.now_ms()
     assert await growing.pending.cancel() == "told"
@@ -313,7 +312,7 @@ async def test_a_worker_told_to_end_finishes_its_texts(site: Site, session: Queu
     process.send_signal(signal.SIGTERM)
     for (vfm, value), reading in zip(asks, readings, strict=True):
         assert_same(await reading.output(), await write(session, vfm, value, **COMPARED, max_tokens=200))
-    await eventually(lambda: process.poll() is not None, "it has ended")
+    await until(lambda: process.poll() is not None, "it has ended")
     assert process.returncode == 0, site.log("ending")
     assert "has left" in site.log("ending")
 
@@ -332,7 +331,7 @@ async def test_what_a_worker_cannot_finish_another_one_does_and_readers_notice_n
     name = next(name for name in names if holding[site.ids(name)[-1]])
     process = site.workers.pop(name)
     process.send_signal(signal.SIGTERM)
-    await eventually(lambda: process.poll() is not None, "it has ended")
+    await until(lambda: process.poll() is not None, "it has ended")
     assert process.returncode == 0, site.log(name)
     assert not all(reading.task.done() for reading in readings), "it left in the middle"
     for (vfm, value), reading in zip(asks, readings, strict=True):

@@ -17,9 +17,9 @@ import pytest
 from fmplex import Client
 from fmplex.cli.show import printable
 from fmplex.local import LocalFleet
-from tests.integration.decoders import generating_fleet
-from tests.integration.fleets import until
-from tests.integration.test_cli import FMPLEX, Shell
+from tests.integration.shell import FMPLEX, Shell
+from tests.support.decoders import generating_fleet
+from tests.support.waiting import wait_until
 
 GREEDY = ("--temperature", "0", "--max-tokens", "12")
 
@@ -86,7 +86,7 @@ class Terminal:
 
     def ends(self) -> int:
         """Its exit code."""
-        until(lambda: self.shows("") and self.process.poll() is not None, "it ends")
+        wait_until(lambda: self.shows("") and self.process.poll() is not None, "it ends")
         os.close(self._master)
         return int(self.process.returncode)
 
@@ -94,11 +94,11 @@ class Terminal:
 def test_a_person_is_prompted_told_how_fast_it_went_and_may_interrupt(fmplex: Shell) -> None:
     terminal = Terminal(fmplex, "chat", "plain", "-p", "ignore_eos=true", "--max-tokens", "15000")
     try:
-        until(lambda: terminal.shows("> "), "there is a prompt")
+        wait_until(lambda: terminal.shows("> "), "there is a prompt")
         terminal.types("the cat\n")
-        until(lambda: terminal.shows("") and len(terminal.seen) > 200, "it speaks")
+        wait_until(lambda: terminal.shows("") and len(terminal.seen) > 200, "it speaks")
         terminal.process.send_signal(signal.SIGINT)
-        until(lambda: terminal.shows("") and terminal.seen.endswith("\n> "), "there is a prompt again")
+        wait_until(lambda: terminal.shows("") and terminal.seen.endswith("\n> "), "there is a prompt again")
         terminal.types("\x04")
         assert terminal.ends() == 0
     finally:
@@ -110,10 +110,10 @@ def test_a_person_is_prompted_told_how_fast_it_went_and_may_interrupt(fmplex: Sh
 def test_a_person_who_is_refused_may_go_on(fmplex: Shell) -> None:
     terminal = Terminal(fmplex, "chat", "strict", "--system", "x", *GREEDY)
     try:
-        until(lambda: terminal.shows("> "), "there is a prompt")
+        wait_until(lambda: terminal.shows("> "), "there is a prompt")
         terminal.types("hello\n")
-        until(lambda: terminal.shows("invalid_input"), "it says why")
-        until(lambda: terminal.shows("> ", 2), "there is a prompt again")
+        wait_until(lambda: terminal.shows("invalid_input"), "it says why")
+        wait_until(lambda: terminal.shows("> ", 2), "there is a prompt again")
         terminal.types("\x04")
         assert terminal.ends() == 0
     finally:

@@ -12,8 +12,9 @@ import pytest
 from fmplex import AsyncClient, Client, Tensor
 from fmplex.local import LocalFleet
 from tests.integration.conftest import LABELS, TASKS, TEXTS
-from tests.integration.fleets import MODEL, difference
-from tests.integration.packages import HIDDEN, head_weights, write_package
+from tests.support.fleets import MODEL
+from tests.support.outputs import difference
+from tests.support.packages import HIDDEN, head_weights, write_package
 
 SAME = 1e-5
 

@@ -19,8 +19,9 @@ from fmplex.local import LocalFleet
 from fmplex_broker.wire.messages import packb, unpackb
 from fmplex_broker.wire.tensors import Tensor
 from tests.integration.conftest import TEXTS
-from tests.integration.fleets import difference, until
-from tests.integration.packages import HIDDEN
+from tests.support.outputs import difference
+from tests.support.packages import HIDDEN
+from tests.support.waiting import wait_until
 
 MSGPACK = {"Content-Type": "application/msgpack", "Accept": "application/msgpack"}
 
@@ -104,7 +105,7 @@ def test_metrics_count_every_job(fleet: LocalFleet, http: httpx.Client) -> None:
     def counted() -> list[float]:
         return [value("fmplex_vfm_jobs_total", vfm="counted", outcome=outcome) for outcome in ("done", "failed")]
 
-    until(lambda: counted() == [len(TEXTS), 1], "all jobs are counted, the refusal too")
+    wait_until(lambda: counted() == [len(TEXTS), 1], "all jobs are counted, the refusal too")
     assert value("fmplex_gateway_requests_total", route="/v1/vfms/{name}/infer", status="200") == asked + 1
     assert value("fmplex_worker_busy_seconds_total") > 0
     for what in ("latency", "queue_wait"):

@@ -14,15 +14,14 @@ from fmplex.local import LocalFleet
 from fmplex_broker.errors import VfmClosed
 from fmplex_broker.streams.queue_client import QueueClient
 from tests.integration.conftest import TASKS, TEXTS
-from tests.integration.fleets import Broker, difference, frozen, until
-from tests.integration.packages import write_package
+from tests.support.broker import Broker
+from tests.support.fleets import frozen
+from tests.support.outputs import difference
+from tests.support.packages import write_package
+from tests.support.waiting import until
 
 NewVfm = Callable[..., str]
 CLASSES = {"kind": "classification", "labels": ["a", "b"]}
-
-
-async def eventually(condition: Callable[[], Any], what: str) -> None:
-    await asyncio.to_thread(until, condition, what)
 
 
 async def test_a_vfm_lives_from_deployment_to_removal(client: AsyncClient, place: Path, broker: Broker) -> None:
@@ -104,7 +103,7 @@ async def test_a_new_version_comes_without_a_single_failure(client: AsyncClient,
         assert result.version == changed["version"], "from the answer on, the new version serves"
         outputs.setdefault(result.version, result.output)
         count = len(seen)
-        await eventually(lambda count=count: len(seen) > count + 16, "the others have gone on")
+        await until(lambda count=count: len(seen) > count + 16, "the others have gone on")
     over.set()
     await asyncio.gather(*asking)
     assert len(outputs) == 3, "the last package is the first version again"
@@ -165,7 +164,7 @@ async def test_of_many_who_change_one_vfm_none_is_lost_unheard(client: AsyncClie
 async def test_removal_answers_everybody(client: AsyncClient, broker: Broker, new_vfm: NewVfm) -> None:
     name = new_vfm(rank=2)
     calls = [asyncio.create_task(client.infer(name, [f"text {i} {j}" for j in range(50)])) for i in range(10)]
-    await eventually(lambda: broker.depth(name) > 0 or all(c.done() for c in calls), "jobs are queued")
+    await until(lambda: broker.depth(name) > 0 or all(c.done() for c in calls), "jobs are queued")
     await client.vfms.remove(name)
     results = await asyncio.gather(*calls, return_exceptions=True)
     assert all(isinstance(r, list | VfmClosed | UnknownVfm) for r in results), results

@@ -12,7 +12,8 @@ import pytest
 from fmplex import AsyncClient, Client, Unauthorized
 from fmplex.local import LocalFleet
 from tests.integration.conftest import TASKS, TEXTS
-from tests.integration.fleets import difference, gateway, status, write_config
+from tests.support.fleets import gateway, status, write_minilm_fleet
+from tests.support.outputs import difference
 
 KEY = "a key for tests"
 
@@ -111,7 +112,7 @@ def test_too_many_inputs_are_refused_with_the_limit(ai: openai.OpenAI) -> None:
 def guarded(fleet: LocalFleet, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A second gateway of the same fleet, which asks for a key."""
     folder = tmp_path_factory.mktemp("guarded")
-    config = write_config(folder, gateway=f'api_keys = ["another key", "{KEY}"]')
+    config = write_minilm_fleet(folder, gateway={"api_keys": ["another key", KEY]})
     with gateway(config, fleet.broker_url, folder / "gateway.log") as (url, _):
         yield url
 

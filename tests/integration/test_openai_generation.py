@@ -12,8 +12,9 @@ import pytest
 
 from fmplex import AsyncClient, Client, DeadlineExceeded, InvalidInput, TextTooLong
 from fmplex.local import LocalFleet
-from tests.integration.decoders import generating_fleet, metric
-from tests.integration.fleets import until
+from tests.support.decoders import generating_fleet
+from tests.support.metrics import metric
+from tests.support.waiting import wait_until
 
 HI: list[Any] = [{"role": "user", "content": "the cat sat"}]
 GREEDY: dict[str, Any] = {"temperature": 0, "max_tokens": 24}
@@ -47,7 +48,7 @@ async def client(request: pytest.FixtureRequest, texts: LocalFleet) -> AsyncIter
 
 def idle(fleet: LocalFleet) -> bool:
     """No job is in the worker's hands, and none has keys and values there."""
-    return metric(fleet, "fmplex_worker_held_jobs") == 0 == metric(fleet, "fmplex_kv_bytes")
+    return metric(fleet.gateway_url, "fmplex_worker_held_jobs") == 0 == metric(fleet.gateway_url, "fmplex_kv_bytes")
 
 
 # --- chat --------------------------------------------------------------------------------------------------------------
@@ -344,7 +345,7 @@ def test_what_goes_wrong_half_way_is_raised_by_the_stream(ai: openai.OpenAI, tex
     with pytest.raises(openai.APIError) as caught:
         list(parts)
     assert caught.value.code == "deadline_exceeded"
-    until(lambda: idle(texts), "the job has let go of its memory")
+    wait_until(lambda: idle(texts), "the job has let go of its memory")
 
 
 # --- hanging up --------------------------------------------------------------------------------------------------------
@@ -355,25 +356,32 @@ def test_closing_a_stream_frees_its_memory_on_the_worker(ai: openai.OpenAI, text
     parts = ai.chat.completions.create(model="plain", messages=HI, stream=True, n=n, timeout=90, **ENDLESS)
     for _ in range(3 + 3 * n):
         next(parts)
-    until(lambda: metric(texts, "fmplex_worker_held_jobs") == n, "the worker says that it has the jobs")
+    wait_until(
+        lambda: metric(texts.gateway_url, "fmplex_worker_held_jobs") == n, "the worker says that it has the jobs"
+    )
     parts.close()
-    until(lambda: idle(texts), "the jobs are gone")
-    units = metric(texts, "fmplex_worker_pass_units_total")
+    wait_until(lambda: idle(texts), "the jobs are gone")
+    units = metric(texts.gateway_url, "fmplex_worker_pass_units_total")
     assert ai.chat.completions.create(model="plain", messages=HI, max_tokens=2, temperature=0).choices
-    until(lambda: metric(texts, "fmplex_worker_pass_units_total") > units, "the worker has told of the last call")
-    assert metric(texts, "fmplex_worker_pass_units_total") < units + 1000, "nobody generates for a reader who has gone"
+    wait_until(
+        lambda: metric(texts.gateway_url, "fmplex_worker_pass_units_total") > units,
+        "the worker has told of the last call",
+    )
+    assert metric(texts.gateway_url, "fmplex_worker_pass_units_total") < units + 1000, (
+        "nobody generates for a reader who has gone"
+    )
 
 
 def test_hanging_up_on_a_whole_answer_frees_its_memory_too(ai: openai.OpenAI, texts: LocalFleet) -> None:
     with pytest.raises(openai.APITimeoutError):
         ai.chat.completions.create(model="plain", messages=HI, timeout=1.5, **ENDLESS)
-    until(lambda: idle(texts), "the job is gone")
+    wait_until(lambda: idle(texts), "the job is gone")
 
 
 async def test_leaving_a_stream_of_the_sdk_early_takes_the_job_back(client: AsyncClient, texts: LocalFleet) -> None:
     async with client.stream("plain", "the cat", max_tokens=15_000, ignore_eos=True) as stream:
         assert await anext(stream)
-    until(lambda: idle(texts), "the job is gone")
+    wait_until(lambda: idle(texts), "the job is gone")
 
 
 # --- the SDK -----------------------------------------------------------------------------------------------------------
@@ -414,14 +422,14 @@ def test_metrics_tell_of_tokens_and_how_they_come(ai: openai.OpenAI, texts: Loca
 
     def counts() -> list[float]:
         names = ("generated_tokens_total", "prompt_tokens_total", "ttft_seconds_count", "inter_token_seconds_count")
-        return [metric(texts, f"fmplex_vfm_{name}", vfm="poet") for name in names]
+        return [metric(texts.gateway_url, f"fmplex_vfm_{name}", vfm="poet") for name in names]
 
     before = counts()
     usage = ai.chat.completions.create(model="poet", messages=HI, max_tokens=9, extra_body={"ignore_eos": True}).usage
     assert usage is not None
     wanted = [9, usage.prompt_tokens, 1, 8]
-    until(lambda: [b - a for a, b in zip(before, counts(), strict=True)] == wanted, "the text is counted")
-    assert metric(texts, "fmplex_vfm_ttft_target_seconds", vfm="poet") == 0.4
-    assert metric(texts, "fmplex_vfm_inter_token_target_seconds", vfm="poet") == 0.1
-    assert metric(texts, "fmplex_kv_budget_bytes") == 33_554_432
-    assert metric(texts, "fmplex_vfm_generated_tokens_total", vfm="vectors") == 0
+    wait_until(lambda: [b - a for a, b in zip(before, counts(), strict=True)] == wanted, "the text is counted")
+    assert metric(texts.gateway_url, "fmplex_vfm_ttft_target_seconds", vfm="poet") == 0.4
+    assert metric(texts.gateway_url, "fmplex_vfm_inter_token_target_seconds", vfm="poet") == 0.1
+    assert metric(texts.gateway_url, "fmplex_kv_budget_bytes") == 33_554_432
+    assert metric(texts.gateway_url, "fmplex_vfm_generated_tokens_total", vfm="vectors") == 0

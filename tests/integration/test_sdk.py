@@ -29,7 +29,10 @@ from fmplex import (
 )
 from fmplex.local import LocalFleet
 from tests.integration.conftest import TASKS, TEXTS
-from tests.integration.fleets import Broker, difference, frozen, until
+from tests.support.broker import Broker
+from tests.support.fleets import frozen
+from tests.support.outputs import difference
+from tests.support.waiting import until, wait_until
 
 NewVfm = Callable[..., str]
 
@@ -37,10 +40,6 @@ NewVfm = Callable[..., str]
 def worker_stopped(fleet: LocalFleet) -> AbstractContextManager[None]:
     """The only worker stands still: what is sent waits in the queue."""
     return frozen(fleet.processes["worker-0"])
-
-
-async def eventually(condition: Callable[[], Any], what: str) -> None:
-    await asyncio.to_thread(until, condition, what)
 
 
 # --- calls -----------------------------------------------------------------------------------------------------------
@@ -152,7 +151,7 @@ async def test_a_handle_gives_the_result_when_it_is_there(
     name = new_vfm(rank=2)
     with worker_stopped(fleet):
         handle = await client.enqueue(name, "a text")
-        await eventually(lambda: broker.depth(name) == 1, "the job is queued")
+        await until(lambda: broker.depth(name) == 1, "the job is queued")
         for _ in range(2):
             with pytest.raises(TimeoutError, match="goes on"):
                 await handle.result(timeout=0.05)
@@ -168,11 +167,11 @@ async def test_a_job_that_is_cancelled_before_it_ran_is_gone(
     with worker_stopped(fleet):
         handle = await client.enqueue(name, "a text")
         other = await client.enqueue(name, "another")
-        await eventually(lambda: broker.depth(name) == 2, "both jobs are queued")
+        await until(lambda: broker.depth(name) == 2, "both jobs are queued")
         assert await handle.cancel()
         with pytest.raises(Cancelled):
             await handle.result(timeout=90)
-        await eventually(lambda: broker.depth(name) == 1, "the job has left the queue")
+        await until(lambda: broker.depth(name) == 1, "the job has left the queue")
     assert (await other.result(timeout=90)).output
 
 
@@ -182,11 +181,11 @@ async def test_what_a_caller_stops_waiting_for_leaves_the_queue(
     name = new_vfm()
     with worker_stopped(fleet):
         call = asyncio.create_task(client.infer(name, [f"text {i}" for i in range(100)]))
-        await eventually(lambda: broker.depth(name) == 100, "the jobs are queued")
+        await until(lambda: broker.depth(name) == 100, "the jobs are queued")
         call.cancel()
         with pytest.raises(asyncio.CancelledError):
             await call
-        await eventually(lambda: broker.depth(name) == 0, "the jobs have left the queue")
+        await until(lambda: broker.depth(name) == 0, "the jobs have left the queue")
 
 
 @pytest.mark.parametrize("path", ["infer", "embeddings"])
@@ -203,21 +202,21 @@ def test_a_client_that_hangs_up_takes_its_jobs_with_it(
     with worker_stopped(fleet), httpx.Client(base_url=fleet.gateway_url) as http:
         with pytest.raises(httpx.ReadTimeout):
             http.post(where, json=body, timeout=httpx.Timeout(30, read=2))
-        until(lambda: broker.depth(name) == 0, "the jobs have left the queue")
+        wait_until(lambda: broker.depth(name) == 0, "the jobs have left the queue")
 
 
 async def test_a_key_runs_a_job_once(fleet: LocalFleet, client: AsyncClient, broker: Broker, new_vfm: NewVfm) -> None:
     name = new_vfm()
     with worker_stopped(fleet):
         first = await client.enqueue(name, "a text", idempotency_key="k")
-        await eventually(lambda: broker.depth(name) == 1, "the job is queued")
+        await until(lambda: broker.depth(name) == 1, "the job is queued")
         second = await client.enqueue(name, "a text", idempotency_key="k")
         async with AsyncClient(fleet.broker_url) as elsewhere:
             third = await elsewhere.enqueue(name, "a text", idempotency_key="k")
             with pytest.raises(Conflict, match="idempotency key"):
                 await elsewhere.infer(name, "another text", idempotency_key="k")
             other = await client.enqueue(name, "another text", idempotency_key="another")
-            await eventually(lambda: broker.depth(name) == 2, "the other job is queued")
+            await until(lambda: broker.depth(name) == 2, "the other job is queued")
             everyone = asyncio.gather(*(h.result(timeout=120) for h in (first, second, third, other)))
             await asyncio.sleep(0)
             assert broker.depth(name) == 2, "three callers, one job"
@@ -235,7 +234,7 @@ async def test_giving_up_does_not_end_the_job_of_another_caller(
     name = new_vfm()
     with worker_stopped(fleet):
         mine = await client.enqueue(name, "a text", idempotency_key="shared")
-        await eventually(lambda: broker.depth(name) == 1, "the job is queued")
+        await until(lambda: broker.depth(name) == 1, "the job is queued")
         async with AsyncClient(fleet.broker_url) as elsewhere:
             theirs = await elsewhere.enqueue(name, "a text", idempotency_key="shared")
             await mine.cancel()
@@ -253,7 +252,7 @@ async def test_a_deadline_that_passes_is_an_error_and_leaves_nothing(
     with worker_stopped(fleet):
         with pytest.raises(DeadlineExceeded):
             await client.infer(name, ["a text", "another"], timeout=0.01)
-        await eventually(lambda: broker.depth(name) == 0, "the jobs have left the queue")
+        await until(lambda: broker.depth(name) == 0, "the jobs have left the queue")
     assert (await client.infer(name, "a text")).output
 
 
@@ -263,12 +262,12 @@ async def test_the_worker_does_not_run_what_is_too_late(
     name = new_vfm()
     with worker_stopped(fleet):
         handle = await client.enqueue(name, "a text", timeout=0.3)
-        await eventually(lambda: broker.depth(name) == 1, "the job is queued")
+        await until(lambda: broker.depth(name) == 1, "the job is queued")
         with pytest.raises(TimeoutError):
             await handle.result(timeout=0.31)
     with pytest.raises(DeadlineExceeded):
         await handle.result(timeout=90)
-    await eventually(lambda: broker.depth(name) == 0, "nothing is left")
+    await until(lambda: broker.depth(name) == 0, "nothing is left")
 
 
 def test_a_deadline_is_504_over_http(fleet: LocalFleet, http: httpx.Client, new_vfm: NewVfm) -> None:
@@ -284,7 +283,7 @@ async def test_a_full_queue_says_when_to_come_back(
     name = new_vfm(limits={"max_pending": 3})
     with worker_stopped(fleet):
         handles = [await client.enqueue(name, f"text {i}") for i in range(3)]
-        await eventually(lambda: broker.depth(name) == 3, "the queue is full")
+        await until(lambda: broker.depth(name) == 3, "the queue is full")
         with pytest.raises(QueueFull, match="full") as caught:
             await client.infer(name, "one too many")
         assert caught.value.retry_after > 0
@@ -303,10 +302,10 @@ async def test_a_call_larger_than_the_queue_leaves_nothing_behind(
         await client.infer(name, [f"text {i}" for i in range(11)])
     with worker_stopped(fleet):
         first = asyncio.create_task(client.infer(name, [f"text {i}" for i in range(6)]))
-        await eventually(lambda: broker.depth(name) == 6, "the first call is queued")
+        await until(lambda: broker.depth(name) == 6, "the first call is queued")
         with pytest.raises(QueueFull):
             await client.infer(name, [f"text {i}" for i in range(6)])
-        await eventually(lambda: broker.depth(name) == 6, "nothing of the other is left")
+        await until(lambda: broker.depth(name) == 6, "nothing of the other is left")
     assert len(await first) == 6
     assert len(await client.infer(name, [f"text {i}" for i in range(10)])) == 10
 
@@ -318,7 +317,7 @@ async def test_a_patient_client_waits_out_a_full_queue(
     async with AsyncClient(url, retries=60) as patient:
         with worker_stopped(fleet):
             first = await patient.enqueue(name, "first")
-            await eventually(lambda: broker.depth(name) == 1, "the queue is full")
+            await until(lambda: broker.depth(name) == 1, "the queue is full")
             second = asyncio.create_task(patient.infer(name, "second"))
             done, _ = await asyncio.wait({second}, timeout=0.5)
             assert not done
@@ -361,7 +360,7 @@ async def test_closing_a_client_ends_what_waits(fleet: LocalFleet, url: str, bro
     with worker_stopped(fleet):
         client = AsyncClient(url, retries=0)
         call = asyncio.create_task(client.infer(name, "a text"))
-        await eventually(lambda: broker.depth(name) == 1, "the job is queued")
+        await until(lambda: broker.depth(name) == 1, "the job is queued")
         await asyncio.wait_for(client.close(), 60)
         await asyncio.wait({call}, timeout=60)
         assert call.done(), "nobody waits for ever on a client that is closed"

@@ -13,10 +13,8 @@ from fmplex import Client
 from fmplex.local import LocalFleet
 from fmplex_broker.errors import DeadlineExceeded
 from fmplex_broker.specs.fleet import load_fleet
-from tests.integration.fleets import until
-from tests.integration.test_cli import Shell, fmplex
-
-__all__ = ["fmplex"]  # the fixture
+from tests.integration.shell import Shell
+from tests.support.waiting import wait_until
 
 
 def test_a_latency_target_shortens_passes_while_its_vfm_is_in_use(
@@ -32,11 +30,11 @@ def test_a_latency_target_shortens_passes_while_its_vfm_is_in_use(
 
     assert budget() == full
     fmplex("vfms", "--url", fleet.gateway_url, "update", name, "--latency-ms", "30")
-    until(lambda: budget() < full, "the passes become shorter")
+    wait_until(lambda: budget() < full, "the passes become shorter")
     target = f'fmplex_vfm_latency_target_seconds{{vfm="{name}"}} 0.03'
-    assert target in until(lambda: http.get("/metrics").text, "the metrics are there")
+    assert target in wait_until(lambda: http.get("/metrics").text, "the metrics are there")
     fmplex("vfms", "--url", fleet.gateway_url, "update", name, "--latency-ms", "0")
-    until(lambda: budget() == full, "they are long again")
+    wait_until(lambda: budget() == full, "they are long again")
 
 
 def test_a_target_that_is_none_is_refused(fleet: LocalFleet, new_vfm: Callable[..., str], http: httpx.Client) -> None:

@@ -23,8 +23,11 @@ from fmplex_broker.streams.consumer import Consumer
 from fmplex_broker.streams.embedded import EmbeddedServer
 from fmplex_broker.streams.keys import REGISTRY_VFMS, Keys
 from fmplex_broker.streams.registry import Registry
-from tests.integration.fleets import Broker, difference, gateway, spawn, until, write_config
-from tests.integration.test_cli import Shell
+from tests.integration.shell import Shell
+from tests.support.broker import Broker
+from tests.support.fleets import gateway, spawn, write_minilm_fleet
+from tests.support.outputs import difference
+from tests.support.waiting import wait_until
 
 MANY = 10_000
 AT_MOST_S = 10.0  # for anything that somebody waits for: generous, the machine may be busy
@@ -68,7 +71,7 @@ class Crowd:
 @pytest.fixture(scope="module")
 def crowd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Crowd]:
     place = tmp_path_factory.mktemp("crowd")
-    config, log = write_config(place, worker="lease_ms = 2000"), place / "worker.log"
+    config, log = write_minilm_fleet(place, worker={"lease_ms": 2000}), place / "worker.log"
     store = ArtifactStore(str(place / "artifacts"))
     for i in served():
         store.put(package(i))
@@ -77,7 +80,9 @@ def crowd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Crowd]:
         begun = time.monotonic()
         process = spawn("fmplex_worker", config, server.url, log)
         try:
-            until(lambda: process.poll() is not None or " serves backbone " in log.read_text(), "the worker serves")
+            wait_until(
+                lambda: process.poll() is not None or " serves backbone " in log.read_text(), "the worker serves"
+            )
             began_s = time.monotonic() - begun
             with gateway(config, server.url, place / "gateway.log") as (url, _):
                 yield Crowd(url, server.url, log, began_s)

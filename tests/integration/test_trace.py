@@ -15,8 +15,8 @@ import pytest
 from fmplex import Client
 from fmplex.local import LocalFleet
 from tests.integration.conftest import TEXTS
-from tests.integration.fleets import until
-from tests.integration.test_cli import FMPLEX, Shell, clean_environment
+from tests.integration.shell import FMPLEX, Shell, clean_environment
+from tests.support.waiting import wait_until
 
 JOBS = {"trace-heavy": 60, "trace-light": 20}
 IDS = {"trace-heavy": [101, *[2023] * 50, 102], "trace-light": [101, 2023, 102]}
@@ -48,7 +48,7 @@ def tracing(fleet: LocalFleet, folder: Path, *args: str) -> Iterator[Callable[[]
         return said
 
     try:
-        until(lambda: (folder / "run.jsonl").exists() or process.poll() is not None, "it records")
+        wait_until(lambda: (folder / "run.jsonl").exists() or process.poll() is not None, "it records")
         assert process.poll() is None, process.communicate()[0]
         yield end
     finally:
@@ -89,7 +89,7 @@ def test_what_is_recorded_adds_up_to_what_was_sent(fleet: LocalFleet, vfms: Clie
 def test_a_killed_recording_keeps_what_it_had(fleet: LocalFleet, vfms: Client, tmp_path: Path) -> None:
     with tracing(fleet, tmp_path) as end:
         vfms.infer("trace-light", TEXTS[0])
-        until(lambda: len(recorded(tmp_path)[1]) > 0, "the pass is in the file")
+        wait_until(lambda: len(recorded(tmp_path)[1]) > 0, "the pass is in the file")
         end(signal.SIGKILL)
     shell = Shell(tmp_path, fleet.gateway_url)
     assert "who.png, who.html" in shell("trace", "run.jsonl", "--plot", "who")

@@ -7,7 +7,8 @@ import threading
 from typing import Any
 
 from fmplex import AsyncClient, FmplexError
-from tests.integration.fleets import difference, until
+from tests.support.outputs import difference
+from tests.support.waiting import wait_until
 
 
 class Traffic:
@@ -44,7 +45,7 @@ class Traffic:
 
     def check(self, since: int) -> None:
         """At least one whole round has run after round `since`, and nothing ever went wrong."""
-        until(lambda: self.rounds >= since + 2 or not self._thread.is_alive(), "the good requests went on")
+        wait_until(lambda: self.rounds >= since + 2 or not self._thread.is_alive(), "the good requests went on")
         assert self.failures == []
         assert self._thread.is_alive()
 

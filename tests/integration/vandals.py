@@ -10,7 +10,7 @@ from typing import Any
 
 from safetensors.numpy import save_file
 
-from tests.integration.packages import head_weights, lora, write_adapter, write_manifest
+from tests.support.packages import head_weights, lora, write_adapter, write_manifest
 
 CLASSES = {"kind": "classification", "labels": ["a", "b"]}
 Vandal = Callable[[Path, Path], None]  # what is done to a good package: (package folder, a folder elsewhere)

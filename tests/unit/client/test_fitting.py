@@ -14,6 +14,7 @@ import fmplex
 from fmplex import fitting
 from fmplex_broker.errors import InvalidInput
 from fmplex_broker.specs.fitting import FitDone, FitEvent, FitFailed, FitSpec
+from tests.support.fleets import write_fleet
 
 Seen = list[tuple[FitSpec, list[Any]]]
 
@@ -35,8 +36,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> Seen:
 
 @pytest.fixture(autouse=True)
 def fleet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "configs").mkdir()
-    (tmp_path / "configs" / "minilm.toml").write_text('[backbone]\nname = "mini"\nmodel = "org/mini"\n')
+    write_fleet(tmp_path / "configs" / "minilm.toml", {"name": "mini", "model": "org/mini"})
     monkeypatch.chdir(tmp_path)
 
 

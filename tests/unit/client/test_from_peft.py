@@ -20,9 +20,9 @@ from fmplex_broker.packages.package import read_package
 from fmplex_broker.packages.peft_lora import LORA_TENSOR
 from fmplex_broker.specs.fleet import BackboneSpec, WorkerSpec
 from fmplex_worker.engine.opening import open_engine
+from tests.support.tiny import CONFIGS, run, save_adapter, save_model
+from tests.support.tiny import lora as lora_tensors
 from tests.unit.client.heads import logits, spec_of
-from tests.unit.compute.tiny import CONFIGS, run, save_adapter, save_model
-from tests.unit.compute.tiny import lora as lora_tensors
 
 # PEFT asks transformers by an old name.
 pytestmark = pytest.mark.filterwarnings("ignore")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import signal
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,14 +11,14 @@ import pytest
 
 from fmplex import local
 from fmplex.local import LocalFleet
-
-CONFIG = 'broker = "embedded"\n[backbone]\nname = "b"\nmodel = "/nowhere"\n'
+from tests.support.fleets import write_fleet
+from tests.support.waiting import wait_until
 
 
 @pytest.fixture
 def fleet(tmp_path: Path) -> Iterator[LocalFleet]:
-    (tmp_path / "fleet.toml").write_text(CONFIG)
-    fleet = LocalFleet(tmp_path / "fleet.toml", data=tmp_path)
+    config = write_fleet(tmp_path / "fleet.toml", {"name": "b", "model": "/nowhere"}, broker="embedded")
+    fleet = LocalFleet(config, data=tmp_path)
     yield fleet
     for process in fleet.processes.values():
         process.kill()
@@ -31,25 +30,21 @@ def begin(fleet: LocalFleet, does: str) -> None:
 
 
 def ends(fleet: LocalFleet) -> None:
-    end = time.monotonic() + 30
-    while fleet.dead() != ["worker-0"]:
-        assert time.monotonic() < end
-        time.sleep(0.01)
+    wait_until(lambda: fleet.dead() == ["worker-0"], "it has ended", 30)
 
 
 def test_a_process_that_was_killed_starts_again(fleet: LocalFleet, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(local, "_MIN_UPTIME_S", 0.0)
     begin(fleet, "import time; print('served', flush=True); time.sleep(600)")
     first = fleet.processes["worker-0"]
-    while "served" not in fleet.log("worker-0"):
-        time.sleep(0.01)
+    wait_until(lambda: "served" in fleet.log("worker-0"), "it serves")
     first.send_signal(signal.SIGKILL)
     ends(fleet)
     assert fleet.exit_reason("worker-0") == "was killed by SIGKILL"
     assert fleet.revive("worker-0")
     assert fleet.dead() == []
-    while fleet.log("worker-0").count("served") < 2:  # what it said in its life before is still there
-        time.sleep(0.01)
+    # What it said in its life before is still there.
+    wait_until(lambda: fleet.log("worker-0").count("served") >= 2, "it serves again")
 
 
 def test_a_process_that_cannot_live_is_not_started_for_ever(fleet: LocalFleet) -> None:

@@ -12,7 +12,7 @@ from fmplex_broker.specs.fleet import BackboneSpec, WorkerSpec
 from fmplex_worker.engine import isolation
 from fmplex_worker.engine.engine import PackedEngine
 from fmplex_worker.engine.opening import open_engine
-from tests.unit.compute import tiny
+from tests.support import tiny
 
 torch.set_num_threads(1)
 

@@ -22,7 +22,7 @@ from fmplex_worker.adapters.loading import load_adapter
 from fmplex_worker.engine.engine import PackedEngine
 from fmplex_worker.packed.grouping import group_from
 from fmplex_worker.packed.segments import Adapter, Factors, Segments
-from tests.unit.compute import tiny
+from tests.support import tiny
 
 CPU = torch.device("cpu")
 QUERY, VALUE = "encoder.layer.0.attention.self.query", "encoder.layer.1.attention.self.value"

@@ -17,7 +17,7 @@ from fmplex_broker.wire.messages import Request
 from fmplex_worker.backbones.families import FAMILIES, family_of
 from fmplex_worker.engine.engine import PackedEngine
 from fmplex_worker.packed import attention
-from tests.unit.compute import tiny
+from tests.support import tiny
 
 Engines = Callable[[str], PackedEngine]
 Folders = Callable[[str], Path]

@@ -20,7 +20,7 @@ from fmplex_worker.heads.linear import apply_heads
 from fmplex_worker.heads.loading import Layer, LoadedHead
 from fmplex_worker.heads.pooling import pool
 from fmplex_worker.heads.spans import spans
-from tests.unit.compute import tiny
+from tests.support import tiny
 
 TEXTS = ("the cat sat on the mat", "anna", "a dog in the house of paris", "paris and anna on a mat", "the cat")
 POOLINGS: tuple[specs.Pooling, ...] = ("mean", "cls", "last")

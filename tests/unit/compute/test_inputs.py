@@ -14,7 +14,7 @@ from fmplex_broker.specs import heads as specs
 from fmplex_broker.wire.messages import Request, decode_request, encode_request
 from fmplex_broker.wire.tensors import Tensor
 from fmplex_worker.engine.engine import PackedEngine
-from tests.unit.compute import tiny
+from tests.support import tiny
 
 PAIR = {"text": "the cat", "text_pair": "a dog"}
 MOST = tiny.POSITIONS  # tokens of the tiny bert

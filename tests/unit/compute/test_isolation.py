@@ -16,7 +16,7 @@ from fmplex_broker.wire.messages import Request
 from fmplex_worker.engine.engine import PackedEngine
 from fmplex_worker.engine.isolation import run_isolated
 from fmplex_worker.heads.loading import Layer, LoadedHead
-from tests.unit.compute import tiny
+from tests.support import tiny
 
 pytestmark = pytest.mark.broken_pass
 

@@ -19,7 +19,7 @@ from fmplex_worker.backbones.families import FAMILIES
 from fmplex_worker.backbones.loading import load_backbone
 from fmplex_worker.engine.engine import PackedEngine
 from fmplex_worker.engine.opening import open_engine
-from tests.unit.compute import tiny
+from tests.support import tiny
 
 Folders = Callable[[str], Path]
 

@@ -13,7 +13,7 @@ from fmplex_broker.specs import heads as specs
 from fmplex_broker.specs.fleet import BackboneSpec, WorkerSpec
 from fmplex_worker.engine.engine import PackedEngine
 from fmplex_worker.engine.opening import open_engine
-from tests.unit.compute import tiny
+from tests.support import tiny
 
 TEXTS = [
     "A man is eating food.",

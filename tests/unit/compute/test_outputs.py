@@ -21,7 +21,7 @@ from fmplex_worker.engine.engine import PackedEngine
 from fmplex_worker.heads import running
 from fmplex_worker.heads.linear import apply_heads
 from fmplex_worker.heads.loading import Layer, LoadedHead
-from tests.unit.compute import tiny
+from tests.support import tiny
 
 ACTIVATIONS: dict[specs.Activation, Callable[[torch.Tensor], torch.Tensor]] = {
     "relu": torch.relu,

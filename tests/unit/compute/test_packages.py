@@ -25,7 +25,7 @@ from fmplex_broker.specs.vfm import VfmSpec
 from fmplex_broker.wire.messages import Request
 from fmplex_worker.engine.engine import PackedEngine
 from fmplex_worker.packed.placing import place_on
-from tests.unit.compute import tiny
+from tests.support import tiny
 
 LABELS = ("a", "b", "c")
 GOOD = {"weight": torch.ones(3, tiny.HIDDEN)}

@@ -18,7 +18,7 @@ from fmplex_broker.packages.peft_ia3 import Ia3Config
 from fmplex_broker.packages.peft_prompt import PromptConfig
 from fmplex_worker.adapters.loading import load_adapter
 from fmplex_worker.engine.engine import PackedEngine
-from tests.unit.compute import tiny
+from tests.support import tiny
 
 QUERY, DENSE = "encoder.layer.0.attention.self.query", "encoder.layer.0.output.dense"
 IA3 = {"peft_type": "IA3", "feedforward_modules": ["output.dense"]}

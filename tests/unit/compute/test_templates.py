@@ -12,7 +12,7 @@ from fmplex_broker.specs import heads as specs
 from fmplex_broker.specs.heads import InputSpec
 from fmplex_worker.engine.engine import PackedEngine
 from fmplex_worker.workloads.encoding.preparing import _within
-from tests.unit.compute import tiny
+from tests.support import tiny
 
 TEMPLATES = InputSpec(template="the cat: {text} - on", pair_template="house, {text_pair}!")
 

@@ -11,8 +11,7 @@ import torch
 from fmplex_broker.specs.fleet import BackboneSpec, WorkerSpec
 from fmplex_worker.engine.engine import PackedEngine
 from fmplex_worker.engine.opening import open_engine
-from tests.unit.compute import tiny
-from tests.unit.generation import tiny_lm
+from tests.support import tiny, tiny_lm
 
 torch.set_num_threads(1)
 

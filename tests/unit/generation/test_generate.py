@@ -13,7 +13,7 @@ import torch
 from fmplex_broker.wire.messages import Request
 from fmplex_worker.backbones.backbone import Backbone
 from fmplex_worker.engine.engine import PackedEngine
-from tests.unit.generation import tiny_lm
+from tests.support import tiny_lm
 
 Folders = Callable[[str], Path]
 families = pytest.mark.parametrize("family", tiny_lm.FAMILIES)

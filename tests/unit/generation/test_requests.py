@@ -22,8 +22,7 @@ from fmplex_worker.workloads.generation import sandbox
 from fmplex_worker.workloads.generation.constraints import _too_much
 from fmplex_worker.workloads.generation.sampling import draw
 from fmplex_worker.workloads.generation.sandbox import Sandbox, _Child
-from tests.unit.compute import tiny
-from tests.unit.generation import tiny_lm
+from tests.support import tiny, tiny_lm
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
 Folders = Callable[[str], Path]

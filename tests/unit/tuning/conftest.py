@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from fmplex_broker.specs.fitting import FitSpec
-from tests.unit.compute.tiny import save_model
+from tests.support.tiny import save_model
 from tests.unit.tuning import learnable
 
 

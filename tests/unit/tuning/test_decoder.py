@@ -71,7 +71,7 @@ def test_it_learns_what_it_reads_and_says_so_on_the_way(decoder: tuple[DecoderSp
 
 
 def test_the_folder_is_what_a_worker_opens(decoder: tuple[DecoderSpec, list[TextEvent]]) -> None:
-    from tests.unit.generation import tiny_lm
+    from tests.support import tiny_lm
 
     engine = tiny_lm.open_tiny(decoder[0].out)
     digest = tiny_lm.load(engine)
@@ -83,7 +83,7 @@ def test_the_folder_is_what_a_worker_opens(decoder: tuple[DecoderSpec, list[Text
 def test_a_lora_gives_a_voice_and_leaves_a_package(
     decoder: tuple[DecoderSpec, list[TextEvent]], tmp_path: Path
 ) -> None:
-    from tests.unit.generation import tiny_lm
+    from tests.support import tiny_lm
 
     spec, done = _lora(decoder[0], tmp_path)
     assert done.score > done.baseline

@@ -12,7 +12,7 @@ from fmplex_broker.errors import FmplexError, InvalidInput, NonFiniteOutput, Tex
 from fmplex_broker.packages.package import read_package
 from fmplex_broker.specs.fitting import FitDone, FitEvent, FitSpec
 from fmplex_worker.tuning import fit
-from tests.unit.compute.tiny import save_model
+from tests.support.tiny import save_model
 from tests.unit.tuning.conftest import SpecFor
 
 # PEFT asks transformers by an old name.

@@ -34,15 +34,15 @@ class DeploymentFollower:
         self._rung = asyncio.Event()
         self._rung.set()
 
-    def told(self, counter: int) -> None:
-        """The counter of changes, as a beat tells it. What is not heard of by the next beat was lost."""
+    def count(self, counter: int) -> None:
+        """Take in the counter of changes, as a beat tells it. A change that is not heard of by the next beat was lost."""
         if self._seen < self._promised:
             self._seen = self._promised
             self._note_gap()
         self._promised = counter
 
-    def hear(self, changes: list[tuple[int, str]]) -> None:
-        """Words of the feed: the counter after a change, and of which vFM."""
+    def note(self, changes: list[tuple[int, str]]) -> None:
+        """Take in entries of the feed: the counter after a change, and the vFM that has changed."""
         for counter, vfm in changes:
             # A number that was seen before is no reason to look away: a server that lost its last second counts it again.
             self._heard[vfm] = None
@@ -55,14 +55,14 @@ class DeploymentFollower:
         self._rung.set()
 
     async def follow(self, worker: str) -> None:
-        """Look again whenever something changed."""
+        """Look again whenever something changed; for ever."""
         while True:
             await self._rung.wait()
             self._rung.clear()
             await self.catch_up(worker)
 
     async def catch_up(self, worker: str) -> None:
-        """`sync`, as often as it takes while the broker is away."""
+        """Catch up with what is deployed, trying again while the broker is away."""
         while True:
             try:
                 return await self._sync(worker)

@@ -33,7 +33,7 @@ class Lease:
         self._last = time.monotonic()
 
     async def run(self) -> None:
-        """Raises `LeaseLost`."""
+        """Beat and reap, for ever. Raises `LeaseLost`."""
         while True:
             try:
                 await self._beat()
@@ -51,7 +51,7 @@ class Lease:
             # We were away so long that others may only look dead because the broker was: start judging afresh.
             self._steady_since = now
         self._last = now
-        self._clock.told(beat.now_ms)
+        self._clock.set(beat.now_ms)
         self._changed(beat.changes)
 
     async def _reap(self) -> None:

@@ -173,12 +173,12 @@ class Life:
             )
         )  # fmt: skip
         beat = await self._consumer.join()
-        self._clock.told(beat.now_ms)
-        self._deployments.told(beat.changes)
+        self._clock.set(beat.now_ms)
+        self._deployments.count(beat.changes)
 
     def _lease(self) -> Lease:
         spec = self._lasting.spec
-        return Lease(self._consumer, self._clock, spec.lease_ms, spec.max_attempts, self._deployments.told)
+        return Lease(self._consumer, self._clock, spec.lease_ms, spec.max_attempts, self._deployments.count)
 
     async def _drain(self, intake: asyncio.Task[None], passes: asyncio.Task[None]) -> None:
         """Give unstarted jobs back at once and let running ones end; the lease goes last."""

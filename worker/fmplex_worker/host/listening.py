@@ -34,6 +34,6 @@ class Listener:
                 signals = Signals(True, [], [])  # whatever was said meanwhile; the next beats tell of changes
             if signals.woken:
                 self._intake.ring()
-            self._deployments.hear(signals.changed)
+            self._deployments.note(signals.changed)
             for key in signals.cancelled:
                 self._dispatcher.cancel(key)

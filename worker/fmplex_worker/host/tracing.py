@@ -41,11 +41,12 @@ class Recorder:
             self._records.clear()
 
     def launched(self, plan: Plan) -> None:
+        """Note what is known of a pass as it is launched."""
         if self._on:
             self._planned[plan.number] = _Planned(self._scheduler.budget, len(self._scheduler))
 
     def landed(self, plan: Plan, enqueued_ms: Sequence[int], outcome: Outcome, charges: Sequence[float]) -> None:
-        """`enqueued_ms` (server time) and `charges` (seconds) of each item of the plan."""
+        """Record a pass that has ended; `enqueued_ms` (server time) and `charges` (seconds) are of each item of its plan."""
         planned = self._planned.pop(plan.number, None)
         if planned is None:
             return
@@ -65,7 +66,7 @@ class Recorder:
         )  # fmt: skip
 
     def drain(self, shares: Mapping[str, Share]) -> list[PassRecord] | None:
-        """The records since the last call, with the weights that their vFMs have now; None while it is off."""
+        """Return the records since the last call, with the weights that their vFMs have now; None while it is off."""
         if not self._on:
             return None
         records = list(self._records)

@@ -16,7 +16,7 @@ class PassBudget:
     job's sake (shorter passes under load cost more throughput than they save latency)."""
 
     def __init__(self, cost: CostModel, most: int) -> None:
-        """`most`: units of a pass when there are no targets."""
+        """Begin without targets: then a pass has `most` units."""
         self._cost = cost
         self._most = most
         self._units = most

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import shutil
 import subprocess
-import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import aclosing
 from itertools import product
 from pathlib import Path
@@ -16,7 +14,6 @@ from types import TracebackType
 from typing import Any
 
 import numpy as np
-from safetensors.numpy import save_file
 
 from fmplex import Client
 from fmplex_broker.streams.embedded import EmbeddedServer
@@ -26,10 +23,11 @@ from fmplex_broker.streams.queue_client import Pending, QueueClient
 from fmplex_broker.wire.messages import CLASSES, Flow, Reply
 from fmplex_broker.wire.stats import WorkerStats
 from fmplex_broker.wire.streaming import Delta
-from tests.integration.decoders import save_model
-from tests.integration.fleets import PATIENCE_S, spawn, until
-from tests.integration.packages import Arrays, head_weights, outputs, write_adapter, write_manifest
-from tests.unit.compute import tiny
+from tests.support import tiny
+from tests.support.decoders import save_model
+from tests.support.fleets import spawn, worker_ids, write_fleet
+from tests.support.packages import lora_factors, write_adapter, write_package
+from tests.support.waiting import PATIENCE_S, until, wait_until
 
 BACKBONE = "llama"
 HIDDEN, INNER, LAYERS, KV = tiny.HIDDEN, 48, 2, tiny.HIDDEN // 2  # of that model
@@ -51,18 +49,14 @@ _LINEARS = {
 
 
 def write_lora(folder: Path, rank: int) -> Path:
-    """On all linears, as PEFT saves it; large enough to make other texts."""
-    rng = np.random.default_rng(rank)
-    tensors: Arrays = {}
-    for layer, (path, (inputs, outs)) in product(range(LAYERS), _LINEARS.items()):
-        stem = f"base_model.model.model.layers.{layer}.{path}"
-        tensors[f"{stem}.lora_A.weight"] = rng.normal(0, 0.1, (rank, inputs)).astype(np.float32)
-        tensors[f"{stem}.lora_B.weight"] = rng.normal(0, 0.1, (outs, rank)).astype(np.float32)
+    """Write a LoRA on all linears, as PEFT saves it; large enough to make other texts."""
+    linears = {f"model.layers.{i}.{path}": widths for i, (path, widths) in product(range(LAYERS), _LINEARS.items())}
+    tensors = lora_factors(linears, rank, seed=rank, scale=0.1)
     return write_adapter(folder, tensors, r=rank, lora_alpha=2 * rank)
 
 
 def prompt(tokens: int, seed: int = 0) -> dict[str, list[int]]:
-    """Random token ids."""
+    """Draw token ids."""
     return {"input_ids": np.random.default_rng(seed).integers(2, 250, tokens).tolist()}
 
 
@@ -80,54 +74,45 @@ class Site:
         return self.server.url
 
     def config(self, name: str, backbone: str = BACKBONE, pass_units: int = 256, **worker: Any) -> Path:
-        """A fleet file `NAME.toml`."""
-        settings = {"device": "cpu", "threads": 1, **worker}
-        path = self.folder / f"{name}.toml"
-        path.write_text(
-            f"artifacts = {json.dumps(str(self.folder / 'artifacts'))}\n"
-            f"[backbone]\nname = {json.dumps(backbone)}\nmodel = {json.dumps(str(self._model))}\npass_units = {pass_units}\n"
-            "[worker]\n" + "".join(f"{key} = {json.dumps(value)}\n" for key, value in settings.items())
-        )
-        return path
+        """Write a fleet file `NAME.toml`."""
+        hosted = {"name": backbone, "model": str(self._model), "pass_units": pass_units}
+        return write_fleet(self.folder / f"{name}.toml", hosted, worker={"device": "cpu", "threads": 1, **worker})
 
     def log(self, name: str) -> str:
         return (self.folder / f"{name}.log").read_text(errors="replace")
 
     def start(self, name: str, backbone: str = BACKBONE, **settings: Any) -> subprocess.Popen[bytes]:
-        """A worker; see `serving`."""
+        """Start a worker; see `serving`."""
         config = self.config(name, backbone, **settings)
         self.workers[name] = spawn("fmplex_worker", config, self.url, self.folder / f"{name}.log")
         return self.workers[name]
 
     def serving(self, *names: str) -> None:
-        """Until these workers serve."""
+        """Wait until these workers serve."""
         for name in names:
             process = self.workers[name]
-            until(
-                lambda n=name, p=process: p.poll() is not None or " serves backbone " in self.log(n), f"{name} serves"
-            )  # type: ignore[misc]
+            wait_until(lambda n=name, p=process: p.poll() is not None or self.ids(n), f"{name} serves")  # type: ignore[misc]
             assert process.poll() is None, self.log(name)
 
     def add(self, *names: str, backbone: str = BACKBONE, **settings: Any) -> None:
-        """Workers that serve."""
+        """Start workers, and wait until they serve."""
         for name in names:
             self.start(name, backbone, **settings)
         self.serving(*names)
 
     def ids(self, name: str) -> list[str]:
-        """Under which a worker has served, oldest first."""
-        lines = [line for line in self.log(name).splitlines() if " serves backbone " in line]
-        return [line.split("worker ")[1].split()[0] for line in lines]
+        """Return the ids under which a worker has served, oldest first."""
+        return worker_ids(self.log(name))
 
     def deploy(self, *names: str, backbone: str = BACKBONE, prefix: str = "", **operating: Any) -> None:
-        """Some of `VFMS`, on a backbone; their names there begin with `prefix`."""
+        """Deploy some of `VFMS` on a backbone; their names there begin with `prefix`."""
         for name in names:
             self.deploy_as(prefix + name, {"kind": "generation"}, backbone, VFMS[name], **operating)
 
     def deploy_as(
         self, name: str, head: dict[str, Any], backbone: str = BACKBONE, rank: int = 0, seed: int = 0, **operating: Any
     ) -> None:
-        """A vFM with this head. Those of one rank have the same LoRA."""
+        """Deploy a vFM with this head. Those of one rank have the same LoRA."""
         with Client(self.url, artifacts=str(self.folder / "artifacts")) as client:
             client.vfms.deploy(self.package(name, head, backbone, rank, seed, **operating))
 
@@ -135,10 +120,7 @@ class Site:
         self, name: str, head: dict[str, Any], backbone: str = BACKBONE, rank: int = 0, seed: int = 0, **operating: Any
     ) -> Path:
         folder = self.folder / "vfms" / name
-        folder.mkdir(parents=True)
-        write_manifest(folder, {"name": name, "backbone": backbone, "head": head, **operating})
-        if rows := outputs(head):
-            save_file(head_weights(rows, seed, HIDDEN), folder / "head.safetensors")
+        write_package(folder, head, backbone=backbone, seed=seed, hidden=HIDDEN, **operating)
         if rank:
             shutil.copytree(self._adapter(rank), folder / "adapter")
         return folder
@@ -148,7 +130,7 @@ class Site:
         return folder if folder.exists() else write_lora(folder, rank)
 
     def kill(self, name: str) -> None:
-        """SIGKILL."""
+        """Send a worker SIGKILL."""
         process = self.workers.pop(name)
         process.kill()
         process.wait()
@@ -201,7 +183,7 @@ class Reading:
         return sum(part.tokens for part in self.parts)
 
     async def output(self) -> dict[str, Any]:
-        """The whole, which is what was read along."""
+        """Wait for the whole, which is what was read along."""
         reply = await self.task
         assert reply.error is None, reply.error
         assert self.text == reply.output["text"]
@@ -209,7 +191,7 @@ class Reading:
         return dict(reply.output)
 
     async def reaches(self, tokens: int) -> None:
-        await eventually(lambda: self.tokens >= tokens or self.task.done(), f"{tokens} tokens have come")
+        await until(lambda: self.tokens >= tokens or self.task.done(), f"{tokens} tokens have come")
         assert self.tokens >= tokens, self.task.result().error
 
 
@@ -223,7 +205,7 @@ async def read(session: QueueClient, vfm: str, value: Any, **params: Any) -> Rea
 
 
 async def write(session: QueueClient, vfm: str, value: Any, **params: Any) -> dict[str, Any]:
-    """The output of one job, read at its end; raises its error."""
+    """Return the output of one job, read at its end; raise its error."""
     reply = await (await submit(session, vfm, value, **params)).result()
     if reply.error is not None:
         raise reply.error
@@ -231,7 +213,7 @@ async def write(session: QueueClient, vfm: str, value: Any, **params: Any) -> di
 
 
 def assert_same(got: dict[str, Any], wanted: dict[str, Any]) -> None:
-    """The same text, token by token, up to a near-tie: there two tokens were as good as equal, and what follows may differ.
+    """Compare two texts, token by token, up to a near-tie: there two tokens were as good as equal, and what follows may differ.
     Both were asked for with `logprobs=2`."""
     for i, (ours, theirs) in enumerate(zip(got["logprobs"], wanted["logprobs"], strict=False)):
         if ours["id"] != theirs["id"]:
@@ -245,24 +227,6 @@ def assert_same(got: dict[str, Any], wanted: dict[str, Any]) -> None:
 # ---- looking ----
 
 
-async def eventually(condition: Callable[[], Any], what: str, patience_s: float = PATIENCE_S) -> Any:
-    """Until it holds; its value. The event loop goes on meanwhile."""
-    end = time.monotonic() + patience_s
-    while not (value := condition()):
-        assert time.monotonic() < end, f"waited {patience_s:.0f} s in vain until {what}"
-        await asyncio.sleep(0.01)
-    return value
-
-
-async def eventually_says(look_: Callable[[], Awaitable[Any]], what: str, patience_s: float = PATIENCE_S) -> Any:
-    """The same for what has to be asked for."""
-    end = time.monotonic() + patience_s
-    while not (value := await look_()):
-        assert time.monotonic() < end, f"waited {patience_s:.0f} s in vain until {what}"
-        await asyncio.sleep(0.05)
-    return value
-
-
 async def stats(session: QueueClient, backbone: str = BACKBONE) -> list[WorkerStats]:
     """What the workers of a backbone last said of themselves, which they do once a second."""
     view = await read_fleet(session.redis, session.registry)
@@ -270,26 +234,26 @@ async def stats(session: QueueClient, backbone: str = BACKBONE) -> list[WorkerSt
 
 
 async def next_stats(session: QueueClient, backbone: str = BACKBONE) -> list[WorkerStats]:
-    """What they say from now on."""
+    """Wait for what they say from now on."""
     before = {worker.worker: worker.uptime_s for worker in await stats(session, backbone)}
 
     async def newer() -> list[WorkerStats] | None:
         now = await stats(session, backbone)
         return now if now and all(worker.uptime_s != before.get(worker.worker) for worker in now) else None
 
-    return list(await eventually_says(newer, "the workers have spoken again"))
+    return list(await until(newer, "the workers have spoken again"))
 
 
 async def holds_nothing(
     session: QueueClient, backbone: str = BACKBONE, patience_s: float = PATIENCE_S
 ) -> list[WorkerStats]:
-    """Until no worker has a job in hand; then there are no keys and values either, and nothing is left in the queues."""
+    """Wait until no worker has a job in hand; then no KV cache is held either, and nothing is left in the queues."""
 
     async def idle() -> list[WorkerStats] | None:
         now = await next_stats(session, backbone)
         return now if not any(worker.held for worker in now) else None
 
-    workers = await eventually_says(idle, "no worker has anything in hand", patience_s)
+    workers = await until(idle, "no worker has anything in hand", patience_s)
     for worker in workers:
         left = {name: vfm.kv_bytes for name, vfm in worker.vfms.items() if vfm.kv_bytes}
         left |= {"kv_bytes": worker.kv_bytes, "waiting_memory": worker.waiting_memory}
@@ -299,7 +263,7 @@ async def holds_nothing(
 
 
 async def in_hand(session: QueueClient, vfms: Iterable[str], backbone: str = BACKBONE) -> Counter[str]:
-    """How many jobs of these vFMs each worker has claimed and not answered, now."""
+    """Count the jobs of these vFMs that each worker has claimed and not answered, now."""
     keys, out = Keys(backbone), Counter[str]()
     for flow in [Flow(vfm, cls) for vfm in vfms for cls in CLASSES]:
         if await session.redis.exists(keys.queue(flow)):

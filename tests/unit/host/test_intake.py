@@ -20,8 +20,9 @@ from fmplex_worker.host.jobs import JobTable
 from fmplex_worker.host.passes import PassProgress
 from fmplex_worker.host.preparation import Preparation
 from fmplex_worker.scheduling import CostModel, KvAdmission, PassBudget
-from tests.unit.worker.fakes import Inline, residents, until
-from tests.unit.worker.tables import Encode
+from tests.support.waiting import until_soon
+from tests.unit.host.tables import Encode
+from tests.unit.residency.fakes import Inline, residents
 
 
 def claimed(n: int, version: str, vfm: str = "a") -> Claimed:
@@ -112,7 +113,7 @@ class Bench:
 
 async def running(b: Bench) -> asyncio.Task[None]:
     task = asyncio.create_task(b.intake.run())
-    await until(lambda: b.consumer.strangers)
+    await until_soon(lambda: b.consumer.strangers)
     return task
 
 
@@ -127,12 +128,12 @@ async def test_order_is_kept_by_jobs_that_come_while_their_version_loads() -> No
     task = await running(b)
     for start in range(0, 50, 5):
         b.give(*(claimed(n, "v1") for n in range(start, start + 5)))
-        await until(lambda: not b.consumer.batches)
-    await until(lambda: b.waiting == 50)
+        await until_soon(lambda: not b.consumer.batches)
+    await until_soon(lambda: b.waiting == 50)
     assert b.scheduler.entered == []
     b.fetcher.gate.set()
     b.give(*(claimed(n, "v1") for n in range(50, 60)))
-    await until(lambda: len(b.scheduler.entered) == 60)
+    await until_soon(lambda: len(b.scheduler.entered) == 60)
     assert b.scheduler.entered == list(range(60))
     assert (b.waiting, b.fetcher.asked, b.consumer.orders) == (0, {"v1": 1}, {"arrival"})
     for job in list(b.table):
@@ -148,11 +149,11 @@ async def test_what_is_here_does_not_wait_for_what_is_not() -> None:
     b.fetcher.gate.clear()
     task = await running(b)
     b.give(claimed(1, "cold"), claimed(2, "here", "h"), claimed(3, "cold"))
-    await until(lambda: b.scheduler.entered == [2])
+    await until_soon(lambda: b.scheduler.entered == [2])
     assert (b.residents.stats.hits, b.residents.stats.misses) == (1, 2)
     assert b.scheduler.weights == {"a": 2.0, "h": 2.0}
     b.fetcher.gate.set()
-    await until(lambda: b.scheduler.entered == [2, 1, 3])
+    await until_soon(lambda: b.scheduler.entered == [2, 1, 3])
     await ended(task)
 
 
@@ -161,7 +162,7 @@ async def test_a_version_that_cannot_be_had_answers_its_jobs_alone() -> None:
     b.fetcher.failing["torn"] = PackageRejected("torn")
     task = await running(b)
     b.give(claimed(1, "torn"), claimed(2, "v1"), claimed(3, "torn"))
-    await until(lambda: b.scheduler.entered == [2] and len(b.outbox.answers) == 2)
+    await until_soon(lambda: b.scheduler.entered == [2] and len(b.outbox.answers) == 2)
     assert {job: str(e) for job, e in b.outbox.answers.items()} == {"1": "torn", "3": "torn"}
     assert b.waiting == 0
     await ended(task)
@@ -172,9 +173,9 @@ async def test_while_many_wait_only_resident_vfms_are_asked_for() -> None:
     b.fetcher.gate.clear()
     task = await running(b)
     b.give(*(claimed(n, "cold") for n in range(200)))
-    await until(lambda: b.waiting == 200 and not b.consumer.strangers[-1])
+    await until_soon(lambda: b.waiting == 200 and not b.consumer.strangers[-1])
     b.fetcher.gate.set()
-    await until(lambda: b.consumer.strangers[-1])  # at once when they have come in
+    await until_soon(lambda: b.consumer.strangers[-1])  # at once when they have come in
     assert len(b.scheduler.entered) == 200
     await ended(task)
 
@@ -184,10 +185,10 @@ async def test_a_job_cancelled_while_its_version_loads_does_not_come_in() -> Non
     b.fetcher.gate.clear()
     task = await running(b)
     b.give(claimed(1, "v1"), claimed(2, "v1"))
-    await until(lambda: b.waiting == 2)
+    await until_soon(lambda: b.waiting == 2)
     b.dispatcher.answer(next(iter(b.table)), "cancelled")
     b.fetcher.gate.set()
-    await until(lambda: b.scheduler.entered == [2])
+    await until_soon(lambda: b.scheduler.entered == [2])
     assert b.waiting == 0
     await ended(task)
 
@@ -199,7 +200,7 @@ async def test_a_job_cancelled_before_it_is_here_is_not_run() -> None:
     for n in (2, 7):
         b.dispatcher.cancel(ActiveJob(claimed(n, "v1"), 0.0).key)
     b.give(claimed(1, "v1"), claimed(2, "v1"), claimed(3, "v1"))
-    await until(lambda: b.scheduler.entered == [1, 3])
+    await until_soon(lambda: b.scheduler.entered == [1, 3])
     assert isinstance(b.outbox.answers["2"], Cancelled)
     assert (len(b.outbox.answers), b.waiting) == (1, 0)
     await ended(task)

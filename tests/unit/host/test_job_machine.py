@@ -27,7 +27,7 @@ from fmplex_worker.host.landing import Landing
 from fmplex_worker.host.passes import PassProgress
 from fmplex_worker.protocol import Outcome, Work
 from fmplex_worker.scheduling import CostModel, KvAdmission, Room, Scheduler, make_scheduler
-from tests.unit.worker.test_dispatch import MEMORY, PASS, Engine, Text, Whole
+from tests.unit.host.test_dispatch import MEMORY, PASS, Engine, Text, Whole
 
 ROOM_TAKERS = {JobState.CLAIMED, JobState.PREPARING, JobState.READY, JobState.RUNNING}
 UNPINNED = {JobState.CLAIMED, JobState.AWAITING_VERSION, JobState.ANSWERED, JobState.RELEASED}

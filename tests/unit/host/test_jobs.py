@@ -10,7 +10,7 @@ from fmplex_broker.streams.claims import CLAIM_ROOM
 from fmplex_broker.wire.messages import INTERACTIVE, OFFLINE
 from fmplex_worker.host.active_job import ActiveJob
 from fmplex_worker.host.job_state import ENDS, JobState, may_follow
-from tests.unit.worker.tables import PASS, Encode, Table, claimed
+from tests.unit.host.tables import PASS, Encode, Table, claimed
 
 NOW = 100.0
 

@@ -10,7 +10,8 @@ import pytest
 from fmplex_broker.errors import JobFailed, PackageRejected, Unavailable
 from fmplex_worker.residency import residents as residents_module
 from fmplex_worker.residency.residents import Residents
-from tests.unit.worker.fakes import MB, residents, until
+from tests.support.waiting import until_soon
+from tests.unit.residency.fakes import MB, residents
 
 
 async def use(r: Residents, *versions: str) -> None:
@@ -41,7 +42,7 @@ async def test_it_is_fetched_and_loaded_once_however_many_wait() -> None:
     r, engine, fetcher = residents()
     fetcher.gate.clear()
     waiting = [asyncio.create_task(r.load("v1", "a")) for _ in range(50)]
-    await until(lambda: fetcher.asked["v1"])
+    await until_soon(lambda: fetcher.asked["v1"])
     fetcher.gate.set()
     await asyncio.gather(*waiting)
     assert (fetcher.asked, engine.loads) == ({"v1": 1}, {"v1": 1})
@@ -56,7 +57,7 @@ async def test_a_waiter_that_gives_up_leaves_no_pin_and_the_others_alone() -> No
     r, engine, fetcher = residents(1)
     fetcher.gate.clear()
     waiting = [asyncio.create_task(r.load("v1", "a")) for _ in range(3)]
-    await until(lambda: fetcher.asked["v1"])
+    await until_soon(lambda: fetcher.asked["v1"])
     waiting[0].cancel()
     await asyncio.wait(waiting[:1])
     fetcher.gate.set()
@@ -101,7 +102,7 @@ async def test_a_hot_version_makes_room_for_one_that_waits_and_everybody_is_serv
     r, engine, _ = residents(1)
     await r.load("hot", "hot")
     cold = asyncio.create_task(r.load("cold", "cold"))
-    await until(lambda: not r.has("hot"))  # leaving: its new jobs wait
+    await until_soon(lambda: not r.has("hot"))  # leaving: its new jobs wait
     more = asyncio.create_task(r.load("hot", "hot"))
     await asyncio.sleep(0)
     assert "hot" in engine.loaded  # it still runs
@@ -121,7 +122,7 @@ async def test_what_did_not_have_to_leave_is_there_again() -> None:
     await r.load("v1", "a")
     await r.load("v2", "b")
     third = asyncio.create_task(r.load("v3", "c"))
-    await until(lambda: not r.has("v1"))
+    await until_soon(lambda: not r.has("v1"))
     r.unpin("v2")
     await asyncio.wait_for(third, 5)
     assert r.has("v1")
@@ -169,7 +170,7 @@ async def test_all_who_wait_hear_of_a_failure() -> None:
     fetcher.gate.clear()
     fetcher.failing["v1"] = PackageRejected("torn")
     waiting = [asyncio.create_task(r.load("v1", "a")) for _ in range(5)]
-    await until(lambda: fetcher.asked["v1"])
+    await until_soon(lambda: fetcher.asked["v1"])
     fetcher.gate.set()
     errors = await asyncio.gather(*waiting, return_exceptions=True)
     assert {str(e) for e in errors} == {"torn"}
@@ -236,7 +237,7 @@ async def test_a_vfm_that_is_removed_while_its_version_loads() -> None:
     r, engine, fetcher = residents(1)
     fetcher.gate.clear()
     loading = asyncio.create_task(r.load("v1", "a"))
-    await until(lambda: fetcher.asked["v1"])
+    await until_soon(lambda: fetcher.asked["v1"])
     r.forget("a")
     fetcher.gate.set()
     await asyncio.wait_for(loading, 5)  # its last jobs are answered in order
@@ -261,7 +262,7 @@ async def test_close_ends_what_is_being_loaded() -> None:
     r, engine, fetcher = residents(1)
     await r.load("v1", "a")
     waiting = [asyncio.create_task(r.load(v, v)) for v in ("v2", "v3")]
-    await until(lambda: fetcher.asked["v2"] and fetcher.asked["v3"])
+    await until_soon(lambda: fetcher.asked["v2"] and fetcher.asked["v3"])
     await asyncio.wait_for(r.close(), 5)
     await asyncio.wait(waiting)
     assert all(w.cancelled() for w in waiting)

@@ -11,7 +11,7 @@ from fmplex_broker.streams.claims import Claimed
 from fmplex_worker.host.active_job import ActiveJob
 from fmplex_worker.host.blame import Blame
 from fmplex_worker.host.flight import Flight
-from tests.unit.worker.tables import claimed
+from tests.unit.host.tables import claimed
 
 
 class Broker:

@@ -29,7 +29,7 @@ from fmplex_worker.host.job_state import JobState
 from fmplex_worker.host.landing import Landing
 from fmplex_worker.protocol import Kind, Outcome, Piece, Progress, Work
 from fmplex_worker.scheduling import CostModel, KvAdmission, Room, Scheduler, make_scheduler
-from tests.unit.worker.tables import Table
+from tests.unit.host.tables import Table
 
 PASS = 32  # units
 MEMORY = 64  # bytes, of which a token takes one

@@ -12,7 +12,8 @@ from fmplex_broker.errors import BrokerUnavailable, FmplexError, PackageRejected
 from fmplex_broker.specs.deployments import DeployedVfm
 from fmplex_worker.host import deployments as library_module
 from fmplex_worker.host.deployments import DeploymentFollower
-from tests.unit.worker.fakes import residents, until
+from tests.support.waiting import until_soon
+from tests.unit.residency.fakes import residents
 
 
 class FakeRegistry:
@@ -79,9 +80,9 @@ class Fixture:
 
     async def caught_up(self, counter: int = 0) -> None:
         """A worker that has joined at this counter and heard all up to it."""
-        self.library.told(counter)
+        self.library.count(counter)
         if counter:
-            self.library.hear([(counter, "somebody")])
+            self.library.note([(counter, "somebody")])
         await self.look()
         self.registry.snapshots, self.registry.asked = 0, []
 
@@ -94,7 +95,7 @@ def f() -> Fixture:
 async def test_what_is_on_offer_is_voted_on_before_the_first_claim(f: Fixture) -> None:
     f.offer("a", "v1")
     f.registry.record["b"] = DeployedVfm("x", 1.0, "")
-    f.library.told(7)
+    f.library.count(7)
     await f.look()
     assert f.registry.votes == [("a", "v1", None)]
     assert f.registry.asked == [["a"]]  # what only serves is not even read
@@ -104,9 +105,9 @@ async def test_the_vote_comes_after_the_load(f: Fixture) -> None:
     await f.caught_up(1)
     f.fetcher.gate.clear()
     f.offer("a", "v2", serving="v1")
-    f.library.hear([(2, "a")])
+    f.library.note([(2, "a")])
     looking = asyncio.create_task(f.look())
-    await until(lambda: f.fetcher.asked["v2"])
+    await until_soon(lambda: f.fetcher.asked["v2"])
     assert f.registry.votes == []
     f.fetcher.gate.set()
     await looking
@@ -121,7 +122,7 @@ async def test_a_refusal_is_voted_with_its_words_and_holds_nothing(f: Fixture) -
     f.registry.state = "rejected"
     await f.caught_up(1)
     f.offer("a", "v1")
-    f.library.hear([(2, "a")])
+    f.library.note([(2, "a")])
     await f.look()
     assert f.registry.votes == [("a", "v1", refusal)]
     assert f.engine.loaded == {}
@@ -131,8 +132,8 @@ async def test_words_in_order_need_no_snapshot(f: Fixture) -> None:
     await f.caught_up(5)
     for counter in range(6, 20):
         f.registry.record["a"] = DeployedVfm("v1", counter, "")
-        f.library.hear([(counter, "a")])
-        f.library.told(counter)
+        f.library.note([(counter, "a")])
+        f.library.count(counter)
         await f.look()
         assert f.scheduler.weights["a"] == counter
     assert f.registry.snapshots == 0
@@ -142,7 +143,7 @@ async def test_words_in_order_need_no_snapshot(f: Fixture) -> None:
 async def test_a_word_that_is_missing_brings_a_snapshot(f: Fixture) -> None:
     await f.caught_up(5)
     f.offer("lost", "v1")
-    f.library.hear([(7, "a")])  # 6 was of `lost`
+    f.library.note([(7, "a")])  # 6 was of `lost`
     await f.look()
     assert f.registry.snapshots == 1
     assert f.registry.votes == [("lost", "v1", None)]
@@ -151,27 +152,27 @@ async def test_a_word_that_is_missing_brings_a_snapshot(f: Fixture) -> None:
 async def test_words_that_are_all_lost_are_noticed_by_the_beats(f: Fixture) -> None:
     await f.caught_up(5)
     f.offer("lost", "v1")
-    f.library.told(6)  # the word may still be on its way
+    f.library.count(6)  # the word may still be on its way
     await f.look()
     assert f.registry.votes == []
-    f.library.told(6)
+    f.library.count(6)
     await f.look()
     assert f.registry.votes == [("lost", "v1", None)]
-    f.library.told(6)
+    f.library.count(6)
     await f.look()
     assert f.registry.snapshots == 1
-    f.library.hear([(7, "a")])  # and on it goes, in order
+    f.library.note([(7, "a")])  # and on it goes, in order
     await f.look()
     assert f.registry.snapshots == 1
 
 
 async def test_a_word_that_comes_late_is_looked_at(f: Fixture) -> None:
     await f.caught_up(5)
-    f.library.told(6)
-    f.library.told(6)
+    f.library.count(6)
+    f.library.count(6)
     await f.look()
     f.offer("a", "v1")
-    f.library.hear([(6, "a")])
+    f.library.note([(6, "a")])
     await f.look()
     assert f.registry.votes == [("a", "v1", None)]
 
@@ -180,11 +181,11 @@ async def test_changes_that_a_server_counts_again_are_looked_at(f: Fixture) -> N
     """It was killed and has lost its last second: numbers that were heard before now mean something else."""
     await f.caught_up(105)
     f.offer("a", "v1")
-    f.library.hear([(101, "a")])
+    f.library.note([(101, "a")])
     await f.look()
     assert f.registry.votes == [("a", "v1", None)]
     f.offer("b", "v1")
-    f.library.hear([(102, "b")])
+    f.library.note([(102, "b")])
     await f.look()
     assert f.registry.votes[1:] == [("b", "v1", None)]
     assert f.registry.snapshots == 0
@@ -215,7 +216,7 @@ async def test_a_broker_that_is_away_only_delays(f: Fixture, monkeypatch: pytest
     monkeypatch.setattr(library_module, "_BACKOFF_S", 0.001)
     await f.caught_up(1)
     f.offer("a", "v1")
-    f.library.hear([(2, "a")])
+    f.library.note([(2, "a")])
     f.registry.away = 5
     await f.look()
     assert f.registry.votes == [("a", "v1", None)]
@@ -234,7 +235,7 @@ async def test_a_vote_that_is_lost_is_repeated_and_leaves_no_pin(f: Fixture, mon
         return await vote(*args)
 
     monkeypatch.setattr(f.registry, "vote", once_lost)
-    f.library.hear([(2, "a")])
+    f.library.note([(2, "a")])
     await f.look()
     assert f.registry.votes == [("a", "v1", None)]
     assert f.engine.loads == {"v1": 1}

@@ -24,8 +24,8 @@ from fmplex_worker.host.stats import Meter
 from fmplex_worker.host.streaming import ChunkSender
 from fmplex_worker.protocol import EngineInfo
 from fmplex_worker.scheduling import CostModel
-from tests.unit.worker.fakes import until
-from tests.unit.worker.tables import Encode, Table, claimed
+from tests.support.waiting import until_soon
+from tests.unit.host.tables import Encode, Table, claimed
 
 
 @dataclass
@@ -156,14 +156,14 @@ async def test_first_words_go_at_once_and_later_ones_together(bench: Bench, monk
     one.streams = two.streams = True
     async with bench.running():
         bench.outbox.stream(one, delta(0, "He"))
-        await until(lambda: bench.told())
+        await until_soon(lambda: bench.told())
         bench.outbox.stream(one, delta(2, "ll"))
         bench.outbox.stream(one, delta(4, "o"))
         for _ in range(5):
             await asyncio.sleep(0)
         assert len(bench.told()) == 1, "more of a text is gathered"
         bench.outbox.stream(two, delta(0, "Yes"))  # somebody's first words: all that has gathered goes with them
-        await until(lambda: len(bench.told()) == 3)
+        await until_soon(lambda: len(bench.told()) == 3)
     told = {(job, chunk.number): chunk.delta for job, chunk in bench.told()}
     assert told == {
         ("job1", 1): delta(0, "He"),
@@ -191,9 +191,9 @@ async def test_a_chunk_that_cannot_be_sent_leaves_a_gap_in_the_numbers(bench: Be
     async with bench.running():
         bench.broker.away = 1
         bench.outbox.stream(job, delta(0, "a"))
-        await until(lambda: not bench.broker.away)
+        await until_soon(lambda: not bench.broker.away)
         bench.outbox.stream(job, delta(1, "b"))
-        await until(lambda: bench.told())
+        await until_soon(lambda: bench.told())
     assert [(chunk.number, chunk.delta.text) for _, chunk in bench.told()] == [(2, "b")]
 
 

@@ -61,7 +61,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
 
 
 def save_model(family: str, folder: Path, **changes: Any) -> Path:
-    """A folder as `save_pretrained` makes it: config, safetensors, fast tokenizer."""
+    """Save a model as `save_pretrained` does: config, safetensors, fast tokenizer."""
     torch.manual_seed(sum(map(ord, family)))
     config = AutoConfig.for_model(family, **{**_COMMON, **CONFIGS[family], **changes})
     model = AutoModel.from_config(config)  # type: ignore[no-untyped-call]
@@ -91,7 +91,7 @@ _numbers = itertools.count()
 def package(
     head: Head | None = None, *, adapter: Path | None = None, weights: Path | None = None, **spec: Any
 ) -> Package:
-    """A package as `read_package` would make it, unchecked, with a digest of its own. `spec`: `heads`, `input`."""
+    """Make a package as `read_package` would, unchecked, with a digest of its own. `spec`: `heads`, `input`."""
     number = next(_numbers)
     files = {HEAD: weights} if weights is not None else {}
     if adapter is not None:
@@ -113,7 +113,7 @@ def head_file(path: Path, outputs: int, *, hidden: int = HIDDEN, seed: int = 0, 
 
 
 def stack_file(path: Path, heads: Mapping[str, Head], seed: int = 0) -> Path:
-    """The tensors of any heads (one with an empty name, or several), random."""
+    """Save random tensors of any heads (one with an empty name, or several)."""
     g = torch.Generator().manual_seed(seed)
     tensors = {
         f"{name}.{key}" if name else key: torch.randn(*shape, generator=g) * 0.5
@@ -153,7 +153,7 @@ def tensors_of(engine: PackedEngine, digest: str) -> list[torch.Tensor]:
 
 
 def ids(*lengths: int, seed: int = 0) -> list[list[int]]:
-    """Random texts as token ids."""
+    """Draw texts as token ids."""
     rng = np.random.default_rng(seed)
     return [rng.integers(FIRST_WORD, len(VOCABULARY), n).tolist() for n in lengths]
 
@@ -183,13 +183,13 @@ def features(engine: PackedEngine, *jobs: tuple[str, list[int]]) -> list[torch.T
 
 
 def relative(ours: torch.Tensor, theirs: torch.Tensor) -> float:
-    """Largest difference, as a share of the largest value."""
+    """Return the largest difference, as a share of the largest value."""
     assert ours.shape == theirs.shape
     return float((ours - theirs).abs().max() / theirs.abs().max())
 
 
 def reference(folder: Path) -> Any:
-    """The model as transformers runs it."""
+    """Load the model as transformers runs it."""
     return AutoModel.from_pretrained(folder, attn_implementation="eager").eval()
 
 
@@ -203,7 +203,7 @@ _LORA = {"peft_type": "LORA", "r": 4, "lora_alpha": 8}
 
 
 def save_adapter(folder: Path, tensors: dict[str, torch.Tensor], **config: Any) -> Path:
-    """A PEFT folder from parts, to be as wrong as a test needs it; a LoRA if `config` does not say otherwise."""
+    """Save a PEFT folder from parts, to be as wrong as a test needs it; a LoRA if `config` does not say otherwise."""
     folder.mkdir(parents=True, exist_ok=True)
     whole = config if "peft_type" in config else _LORA | config
     (folder / "adapter_config.json").write_text(json.dumps(whole))
@@ -212,13 +212,13 @@ def save_adapter(folder: Path, tensors: dict[str, torch.Tensor], **config: Any) 
 
 
 def save_prompt(folder: Path, virtual: int, width: int = HIDDEN, **config: Any) -> Path:
-    """A soft prompt of `virtual` random tokens."""
+    """Save a soft prompt of `virtual` random tokens."""
     tensors = {"prompt_embeddings": torch.randn(virtual, width, generator=torch.Generator().manual_seed(virtual))}
     return save_adapter(folder, tensors, **{"peft_type": "PROMPT_TUNING", "num_virtual_tokens": virtual, **config})
 
 
 def lora(module: str, rank: int = 4, inputs: int = HIDDEN, outputs: int = HIDDEN) -> dict[str, torch.Tensor]:
-    """The two tensors of one module, as PEFT names them."""
+    """Draw the two tensors of one module, as PEFT names them."""
     g = torch.Generator().manual_seed(rank)
     stem = f"base_model.model.{module}"
     return {

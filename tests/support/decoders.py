@@ -9,13 +9,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import httpx
-from prometheus_client.parser import text_string_to_metric_families
-
 from fmplex import Client
 from fmplex.local import LocalFleet
-from tests.integration.packages import write_package
-from tests.unit.generation import tiny_lm
+from tests.support import tiny_lm
+from tests.support.fleets import write_fleet
+from tests.support.packages import write_package
 
 POSITIONS = 20_000  # so many tokens take the tiny model longer than any test waits
 STRICT = (
@@ -35,13 +33,10 @@ VFMS: dict[str, tuple[dict[str, Any], int, dict[str, Any]]] = {
 
 @contextmanager
 def generating_fleet(folder: Path) -> Iterator[LocalFleet]:
-    """The fleet, with all of `VFMS` on it."""
+    """Run the fleet, with all of `VFMS` on it."""
     model = save_model(folder / "model")
-    config = folder / "fleet.toml"
-    config.write_text(
-        f'artifacts = "{folder / "artifacts"}"\n[backbone]\nname = "tiny"\nmodel = "{model}"\npass_units = 64\n'
-        "[worker]\nthreads = 1\nkv_bytes = 33554432\n"
-    )
+    backbone = {"name": "tiny", "model": str(model), "pass_units": 64}
+    config = write_fleet(folder / "fleet.toml", backbone, worker={"threads": 1, "kv_bytes": 32 << 20})
     with LocalFleet(config, port=0, data=folder / "data") as fleet:
         with Client(fleet.gateway_url) as client:
             for seed, (name, (head, rank, operating)) in enumerate(VFMS.items()):
@@ -54,7 +49,7 @@ def generating_fleet(folder: Path) -> Iterator[LocalFleet]:
 
 
 def save_model(folder: Path) -> Path:
-    """A folder as `save_pretrained` makes it."""
+    """Save the tiny Llama as `save_pretrained` does, with `POSITIONS` of context."""
     tiny_lm.save_model("llama", folder)
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"max_position_embeddings": POSITIONS}))
@@ -65,10 +60,3 @@ def _save_lora(model: Path, folder: Path, seed: int, rank: int) -> None:
     with warnings.catch_warnings():  # PEFT still asks transformers by a name of old
         warnings.simplefilter("ignore", FutureWarning)
         tiny_lm.save_lora(model, folder, seed, rank)
-
-
-def metric(fleet: LocalFleet, name: str, **labels: str) -> float:
-    """The sum of what /metrics says under a name."""
-    families = text_string_to_metric_families(httpx.get(f"{fleet.gateway_url}/metrics").text)
-    samples = [s for family in families for s in family.samples]
-    return sum(s.value for s in samples if s.name == name and labels.items() <= s.labels.items())

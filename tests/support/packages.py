@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
+
+from tests.support.toml import write_toml
 
 HIDDEN, LAYERS, INNER = 384, 6, 1536  # of MiniLM-L6
 # The linears of a BERT layer: name -> (inputs, outputs).
@@ -28,20 +30,23 @@ Arrays = dict[str, NDArray[np.float32]]
 
 def write_package(
     folder: Path, head: dict[str, Any], *, name: str | None = None, backbone: str = "minilm", seed: int = 0, rank: int = 0,
-    targets: Sequence[str] = QUERY_VALUE, config: dict[str, Any] | None = None, **operating: Any,
+    targets: Sequence[str] = QUERY_VALUE, config: dict[str, Any] | None = None, hidden: int = HIDDEN, **operating: Any,
 ) -> Path:  # fmt: skip
-    """A vFM package named like its folder. `rank` > 0 adds an adapter on `targets`; `operating`: weight, limits, slo."""
+    """Write a vFM package named like its folder. `rank` > 0 adds an adapter on `targets`; `hidden`: the
+    model's width; `operating`: weight, limits, slo."""
     folder.mkdir(parents=True)
     write_manifest(folder, {"name": name or folder.name, "backbone": backbone, "head": head, **operating})
     if rows := outputs(head):
-        save_file(head_weights(rows, seed), folder / "head.safetensors")
+        save_file(head_weights(rows, seed, hidden), folder / "head.safetensors")
     if rank:
-        write_adapter(folder / "adapter", lora(rank, targets, seed), r=rank, lora_alpha=2 * rank, **(config or {}))
+        write_adapter(
+            folder / "adapter", lora(rank, targets, seed, hidden=hidden), r=rank, lora_alpha=2 * rank, **(config or {})
+        )
     return folder
 
 
 def write_manifest(folder: Path, spec: dict[str, Any]) -> None:
-    (folder / "vfm.toml").write_text("".join(f"{key} = {_toml(value)}\n" for key, value in spec.items()))
+    write_toml(folder / "vfm.toml", spec)
 
 
 def write_adapter(folder: Path, tensors: Arrays, **config: Any) -> Path:
@@ -52,7 +57,7 @@ def write_adapter(folder: Path, tensors: Arrays, **config: Any) -> Path:
 
 
 def outputs(head: dict[str, Any]) -> int:
-    """Rows of the head's weight; 0 when it has none."""
+    """Count the rows of the head's weight; 0 when it has none."""
     match head["kind"]:
         case "classification":
             return len(head["labels"])
@@ -73,21 +78,20 @@ def head_weights(rows: int, seed: int = 0, hidden: int = HIDDEN) -> Arrays:
 def lora(
     rank: int, targets: Sequence[str] = QUERY_VALUE, seed: int = 0, layers: int = LAYERS, hidden: int = HIDDEN
 ) -> Arrays:
-    """Random A and B, large enough that an output without them is another one. `hidden` scales every width."""
-    rng = np.random.default_rng(seed + 1000)
+    """Draw A and B, large enough that an output without them is another one. `hidden` scales every width."""
+    linears = {
+        f"encoder.layer.{layer}.{target}": tuple(n * hidden // HIDDEN for n in LINEARS[target])
+        for layer in range(layers)
+        for target in targets
+    }
+    return lora_factors(linears, rank, seed + 1000, 0.05)
+
+
+def lora_factors(linears: Mapping[str, tuple[int, ...]], rank: int, seed: int, scale: float) -> Arrays:
+    """Draw A and B for each linear (its name -> inputs, outputs), as PEFT names them."""
+    rng = np.random.default_rng(seed)
     tensors: Arrays = {}
-    for layer in range(layers):
-        for target in targets:
-            inputs, outs = (n * hidden // HIDDEN for n in LINEARS[target])
-            stem = f"base_model.model.encoder.layer.{layer}.{target}"
-            tensors[f"{stem}.lora_A.weight"] = rng.normal(0, 0.05, (rank, inputs)).astype(np.float32)
-            tensors[f"{stem}.lora_B.weight"] = rng.normal(0, 0.05, (outs, rank)).astype(np.float32)
+    for name, (inputs, outs) in linears.items():
+        tensors[f"base_model.model.{name}.lora_A.weight"] = rng.normal(0, scale, (rank, inputs)).astype(np.float32)
+        tensors[f"base_model.model.{name}.lora_B.weight"] = rng.normal(0, scale, (outs, rank)).astype(np.float32)
     return tensors
-
-
-def _toml(value: Any) -> str:
-    if isinstance(value, dict):
-        return "{ " + ", ".join(f"{key} = {_toml(v)}" for key, v in value.items()) + " }"
-    if isinstance(value, list | tuple):
-        return "[" + ", ".join(_toml(v) for v in value) + "]"
-    return json.dumps(value)

@@ -11,7 +11,7 @@ from fmplex_broker.streams.claims import CLAIM_ROOM
 from fmplex_broker.wire.messages import INTERACTIVE
 from fmplex_worker.host.claim_pacing import ClaimPacer
 from fmplex_worker.host.job_state import JobState
-from tests.unit.worker.tables import PASS, Table, claimed
+from tests.unit.host.tables import PASS, Table, claimed
 
 LONG_S = 60.0
 

@@ -12,7 +12,7 @@ from fmplex_broker.errors import DeadlineExceeded
 from fmplex_broker.wire.messages import OFFLINE
 from fmplex_worker.host.active_job import ActiveJob
 from fmplex_worker.host.deadline_guard import DeadlineGuard
-from tests.unit.worker.tables import PASS, Table, claimed
+from tests.unit.host.tables import PASS, Table, claimed
 
 
 class Bench:

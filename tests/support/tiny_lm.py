@@ -21,7 +21,7 @@ from fmplex_worker.engine.engine import PackedEngine
 from fmplex_worker.engine.opening import open_engine
 from fmplex_worker.protocol import Progress, Work
 from fmplex_worker.workloads.generation.workload import GenerationWorkload
-from tests.unit.compute import tiny
+from tests.support import tiny
 
 FAMILIES = ("llama", "qwen2", "qwen3", "mistral", "gpt2")
 POSITIONS = 200
@@ -99,7 +99,7 @@ def save_lora(model_folder: Path, folder: Path, seed: int, rank: int) -> Path:
 
 
 def save_adapter(model_folder: Path, folder: Path, config: peft.PeftConfig, seed: int = 0) -> Path:
-    """With random weights, as PEFT saves it."""
+    """Save an adapter with random weights, as PEFT does."""
     torch.manual_seed(seed)
     peft.get_peft_model(AutoModelForCausalLM.from_pretrained(model_folder), config).save_pretrained(folder)
     return folder
@@ -162,13 +162,14 @@ def drive(
 
 
 def reference(folder: Path, adapter: Path | None = None) -> Any:
-    """As transformers and PEFT run it."""
+    """Load the model as transformers and PEFT run it."""
     model = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager").eval()
     return model if adapter is None else peft.PeftModel.from_pretrained(model, adapter).eval()
 
 
 def assert_greedy(model: Any, prompt: list[int], text: list[int]) -> None:
-    """`text` is what `generate` gives for the prompt, up to near-ties: where they part, the two tokens are as good as equal."""
+    """Check that `text` is what `generate` gives for the prompt, up to near-ties: where they part, two
+    tokens are as good as equal."""
     inputs = torch.tensor([prompt])
     out = model.generate(
         input_ids=inputs, attention_mask=torch.ones_like(inputs), max_new_tokens=len(text), do_sample=False, pad_token_id=1,

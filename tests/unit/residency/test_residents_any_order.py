@@ -8,7 +8,7 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.unit.worker.fakes import residents
+from tests.unit.residency.fakes import residents
 
 VERSIONS, VFMS = [f"v{i}" for i in range(5)], ["a", "b", "c"]
 steps = st.one_of(

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import threading
-import time
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
@@ -18,13 +16,6 @@ from fmplex_worker.residency.fetching import OVERHEAD
 from fmplex_worker.residency.residents import Residents
 
 MB = 1 << 20
-
-
-async def until(look: Callable[[], Any], timeout_s: float = 5.0) -> None:
-    end = time.monotonic() + timeout_s
-    while not look():
-        assert time.monotonic() < end, f"waited {timeout_s} s in vain"
-        await asyncio.sleep(0.001)
 
 
 class Inline(Executor):

@@ -1,0 +1,1 @@
+"""What several suites share: waiting, fleet files, processes, packages, tiny models."""
