@@ -530,3 +530,27 @@ def test_a_text_cancelled_at_any_time_is_in_no_later_pass(when: int) -> None:
     assert "victim" not in loop.admission.held_bytes
     assert victim in loop.answers or held is None
     loop.finish()
+
+
+def test_a_piece_that_a_cached_prefix_made_needless_does_not_run_while_its_text_waits_for_memory() -> None:
+    """An offline text, of which a second chunk is queued, has drawn its first token and outgrown its slab; nobody gives way."""
+    loop = Loop("drr", known=8)
+    loop.scheduler._offline_slice = 1e-9  # type: ignore[attr-defined]  # one chunk an offline pass
+    loop.send("x", Text(33, 15))
+    loop.claim()
+    while not loop.held[0].prepared.generated:  # type: ignore[attr-defined]
+        loop.launch()
+        loop.land()
+    grows = loop.send("o", Text(16, 4), OFFLINE)  # the memory is full now; of its two chunks 8 tokens are cached
+    loop.claim()
+    loop.send("x", Text(20, 2))  # interactive, of a flow that holds as much already: nobody gives way for it
+    loop.claim()
+    for _ in range(3):
+        loop.send("w", Whole(PASS))
+    waited = False
+    while loop.held:
+        loop.scheduler._arrears = 1.0  # type: ignore[attr-defined]  # the offline class is due
+        assert loop.turn()
+        waited |= grows in loop.held and loop.held[grows].state is JobState.AWAITING_MEMORY and loop.held[grows].begun
+    assert waited
+    loop.finish()

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from fmplex_broker.streams.claims import CLAIM_ROOM
 from fmplex_broker.wire.messages import INTERACTIVE, OFFLINE
 from fmplex_worker.host.active_job import ActiveJob
-from fmplex_worker.host.job_state import ENDS, JobState, may_follow
+from fmplex_worker.host.job_state import ENDS, TRANSITIONS, JobState
 from tests.unit.host.tables import PASS, Encode, Table, claimed
 
 NOW = 100.0
@@ -194,12 +194,24 @@ def test_a_job_in_a_pass_stays_running_until_that_has_landed() -> None:
     t.move(job, JobState.ANSWERED)
 
 
+def test_of_a_job_that_cannot_run_no_piece_waits() -> None:
+    """The scheduler would put it into a pass all the same."""
+    t = Table(1)
+    job = t.take(claimed(1))
+    t.ready(job, 10)
+    for state in (JobState.AWAITING_MEMORY, JobState.ANSWERED, JobState.RELEASED):
+        with pytest.raises(RuntimeError, match="from READY to"):
+            t.move(job, state)
+    t.withdraw(job)
+    t.move(job, JobState.AWAITING_MEMORY)
+
+
 @pytest.mark.parametrize("end", sorted(ENDS, key=lambda state: state.name))
 def test_what_has_ended_stays_so(end: JobState) -> None:
     t = Table(1)
     job = t.take(claimed(1))
     t.move(job, end)
-    assert not any(may_follow(end, state) for state in JobState)
+    assert TRANSITIONS[end] == {}
     with pytest.raises(RuntimeError, match="job1 cannot go from"):
         t.move(job, JobState.PREPARING)
 

@@ -66,10 +66,6 @@ class Dispatcher:
 
     # ---- in passes ----
 
-    def start(self, key: str) -> tuple[ActiveJob, Piece]:
-        """Put a piece, by its key in the plan, into a pass; return it with its job."""
-        return self._table.start(key)
-
     def go_on(self, job: ActiveJob) -> None:
         """Queue what a job asks for next, after a pass that has not ended it."""
         self._pass_turn(job)
@@ -128,6 +124,7 @@ class Dispatcher:
 
     def _request(self, job: ActiveJob) -> None:
         """Ask for the memory that a job needs for its next pass."""
+        self._withdraw(job)  # pieces that a cached prefix made needless must not run meanwhile
         self._table.move(job, JobState.AWAITING_MEMORY)
         self._holders[job.key] = job
         self._admission.request(job.key, job.flow, job.prepared.memory)

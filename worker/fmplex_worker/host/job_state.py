@@ -9,6 +9,7 @@ state can end in ANSWERED (a reply is on its way) but RUNNING only once its pass
 from __future__ import annotations
 
 from enum import Enum, auto
+from typing import NamedTuple
 
 
 class JobState(Enum):
@@ -26,6 +27,8 @@ class JobState(Enum):
     RUNNING = auto()  # a piece of it is in a pass
     ANSWERED = auto()  # it has a reply that is not settled yet
     RELEASED = auto()  # given back to the broker, for another worker
+
+    __hash__ = object.__hash__  # of enums by name it is a Python function, and states are looked up several times a token
 
 
 ENDS = frozenset({JobState.ANSWERED, JobState.RELEASED})
@@ -56,6 +59,25 @@ _MAY_FOLLOW: dict[JobState, frozenset[JobState]] = {
 }  # fmt: skip
 
 
-def may_follow(before: JobState, after: JobState) -> bool:
-    """Tell whether a job may go from one state to another."""
-    return after in _MAY_FOLLOW[before]
+class Transition(NamedTuple):
+    """What changes with a job that goes from one state to another: whether its units of claim room come (1) or go (-1), whether
+    its version is pinned (1) or unpinned (-1), whether pieces of it may wait from now on, whether it ends."""
+
+    room: int
+    pin: int
+    queued: bool
+    ends: bool
+
+
+def _transition(before: JobState, after: JobState) -> Transition:
+    return Transition(
+        (after in TAKES_ROOM) - (before in TAKES_ROOM),
+        (after in PINNED) - (before in PINNED),
+        after in {JobState.READY, JobState.RUNNING},
+        after in ENDS,
+    )
+
+
+TRANSITIONS: dict[JobState, dict[JobState, Transition]] = {
+    before: {after: _transition(before, after) for after in states} for before, states in _MAY_FOLLOW.items()
+}

@@ -7,7 +7,7 @@ brought up to date there and nowhere else.
 from __future__ import annotations
 
 import asyncio
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 
 from fmplex_broker.streams.claims import CLAIM_ROOM, Claimed
@@ -15,7 +15,7 @@ from fmplex_broker.wire.messages import CLASSES
 from fmplex_worker.host.active_job import ActiveJob
 from fmplex_worker.host.claim_room import ClaimRoom
 from fmplex_worker.host.deadlines import DeadlineHeap
-from fmplex_worker.host.job_state import ENDS, PINNED, JobState, may_follow
+from fmplex_worker.host.job_state import TRANSITIONS, JobState
 from fmplex_worker.protocol import Piece, Prepared
 
 _UNWANTED = 4096
@@ -34,7 +34,7 @@ class JobTable:
         self._pieces: dict[str, ActiveJob] = {}  # key of a piece that waits -> its job
         self._deadlines = DeadlineHeap()
         self._unwanted: OrderedDict[str, None] = OrderedDict()  # jobs that were cancelled and are not here
-        self._count: Counter[JobState] = Counter()
+        self._count = dict.fromkeys(JobState, 0)
         self.waiting = dict.fromkeys(CLASSES, 0)  # units of the pieces that wait for a pass
         self.arrived = asyncio.Event()  # something became runnable
         self.freed = asyncio.Event()  # there may be claim room again
@@ -80,20 +80,24 @@ class JobTable:
         return job
 
     def move(self, job: ActiveJob, state: JobState) -> None:
-        """Put a job into its next state; of one that ends, no piece waits any more.
+        """Put a job into its next state.
 
-        Raises `RuntimeError` if that state may not follow: a job in a pass stays RUNNING until that has landed.
+        Raises `RuntimeError` if that may not follow: a job in a pass stays RUNNING until that has landed, and pieces wait of jobs
+        that can run alone.
         """
-        before, room = job.state, job.room
-        if not may_follow(before, state) or (before is JobState.RUNNING and job.in_pass):
+        before = job.state
+        transition = TRANSITIONS[before].get(state)
+        stays = (before is JobState.RUNNING and job.in_pass) or (job.pieces and transition and not transition.queued)
+        if transition is None or stays:
             raise RuntimeError(f"job {job.claimed.job} cannot go from {before.name} to {state.name}")
         job.state = state
         self._count[before] -= 1
         self._count[state] += 1
-        self.room.add(job.flow, job.room - room)
-        if (before in PINNED) != (state in PINNED):
-            (self._pin if state in PINNED else self._unpin)(job.digest)
-        if state in ENDS:
+        if transition.room and not job.begun:
+            self.room.add(job.flow, transition.room * job.units)
+        if transition.pin:
+            (self._pin if transition.pin > 0 else self._unpin)(job.digest)
+        if transition.ends:
             self.freed.set()
 
     def accept(self, job: ActiveJob, prepared: Prepared) -> None:
@@ -145,12 +149,11 @@ class JobTable:
 
     def land(self, job: ActiveJob, wait_ms: float) -> None:
         """Note that a job's pass has ended; `wait_ms`: how long after it was enqueued that pass began."""
-        room = job.room
         job.in_pass = 0
         if job.wait_ms is None:
+            self.room.add(job.flow, -job.room)
             job.wait_ms = wait_ms
             self.freed.set()
-        self.room.add(job.flow, job.room - room)
 
     # ---- ends that nobody here decides ----
 
