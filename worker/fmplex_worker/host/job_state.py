@@ -28,7 +28,9 @@ class JobState(Enum):
     ANSWERED = auto()  # it has a reply that is not settled yet
     RELEASED = auto()  # given back to the broker, for another worker
 
-    __hash__ = object.__hash__  # of enums by name it is a Python function, and states are looked up several times a token
+    __hash__ = (
+        object.__hash__
+    )  # of enums by name it is a Python function, and states are looked up several times a token
 
 
 ENDS = frozenset({JobState.ANSWERED, JobState.RELEASED})
