@@ -85,11 +85,8 @@ def run_async(work: Coroutine[Any, Any, _Result]) -> _Result:
         task, loop = asyncio.current_task(), asyncio.get_running_loop()
         assert task is not None
 
-        def cancel() -> None:
-            task.cancel()
-            loop.call_soon_threadsafe(lambda: None)  # the loop may be asleep
-
-        _ENDING.cancel = cancel
+        # Not at once: of a task that runs just now, `asyncio.wait_for` forgets it (up to Python 3.11).
+        _ENDING.cancel = lambda: loop.call_soon_threadsafe(task.cancel)
         try:
             return await work
         finally:

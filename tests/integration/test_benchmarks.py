@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -81,6 +82,16 @@ class Run:
             time.sleep(0.005)
 
 
+@pytest.fixture
+def run(tmp_path: Path) -> Iterator[Run]:
+    run = Run(tmp_path)
+    yield run
+    left = psutil.Process(run.process.pid).children(recursive=True) if run.process.poll() is None else []
+    for process in (*left, run.process):  # it did not end, and the test has failed
+        process.kill()
+    run.process.wait()
+
+
 def gone(processes: list[psutil.Process]) -> bool:
     end = time.monotonic() + DEADLINE_S
     while any(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in processes):
@@ -92,9 +103,8 @@ def gone(processes: list[psutil.Process]) -> bool:
 
 @pytest.mark.parametrize(("how", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_one_that_is_stopped_prints_what_it_has_and_leaves_no_process(
-    how: signal.Signals, status: int, tmp_path: Path
+    how: signal.Signals, status: int, run: Run
 ) -> None:
-    run = Run(tmp_path)
     below = run.started()
     run.measured(next(process for process in below if "benchmarks.noop" in process.cmdline()))
     run.process.send_signal(how)
@@ -107,8 +117,7 @@ def test_one_that_is_stopped_prints_what_it_has_and_leaves_no_process(
     assert result["samples"]["drain_per_s"]
 
 
-def test_one_that_is_killed_leaves_no_process(tmp_path: Path) -> None:
-    run = Run(tmp_path)
+def test_one_that_is_killed_leaves_no_process(run: Run) -> None:
     below = run.started()
     run.process.kill()
     out, _ = run.process.communicate(timeout=DEADLINE_S)
@@ -116,8 +125,7 @@ def test_one_that_is_killed_leaves_no_process(tmp_path: Path) -> None:
     assert json.loads(out)["complete"] is False
 
 
-def test_one_whose_own_process_is_killed_leaves_no_process(tmp_path: Path) -> None:
-    run = Run(tmp_path)
+def test_one_whose_own_process_is_killed_leaves_no_process(run: Run) -> None:
     below = run.started()
     bench = next(process for process in below if process.ppid() == run.process.pid)
     bench.kill()
