@@ -46,7 +46,7 @@ class Traffic:
     def check(self, since: int) -> None:
         """At least one whole round has run after round `since`, and nothing ever went wrong."""
         wait_until(lambda: self.rounds >= since + 2 or not self._thread.is_alive(), "the good requests went on")
-        assert self.failures == []
+        assert self.failures == [], self.failures[:3]
         assert self._thread.is_alive()
 
     def close(self) -> None:
