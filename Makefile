@@ -1,6 +1,6 @@
 # make demo   the main job from end to end (embedded broker, real encoder, under two minutes)
 # make test   all test suites but what takes longer (under 12 minutes on two cores)
-# make test-all  what takes longer: the demo of generated text, every benchmark in its quick form
+# make test-all  what takes longer: chaos, the demo of generated text, every benchmark in its quick form
 # make test-deep  the scheduler's promises, ten thousand random traces each
 # make check  ruff, mypy, import-linter
 # make bench  the benchmarks, as JSON into benchmarks/results/ (ten minutes each at most)
@@ -24,15 +24,22 @@ $(STAMP): pyproject.toml constraints.txt
 demo: setup
 	$(BIN)/fmplex demo
 
-# Tests of real processes mostly wait for each other, so these run beside the others; what they print comes at the end.
-BESIDE := tests/unit tests/tutorial tests/chaos/test_soak.py $(wildcard tests/chaos/test_generation*.py tests/integration/test_generation*.py)
-test: setup
-	@$(BIN)/python -m pytest $(BESIDE) $(PYTEST_ARGS) > $(VENV)/beside.log 2>&1 & beside=$$!; \
-	$(BIN)/python -m pytest tests $(addprefix --ignore=,$(BESIDE)) $(PYTEST_ARGS); rest=$$?; \
-	wait $$beside; status=$$?; cat $(VENV)/beside.log; test $$rest -eq 0 && test $$status -eq 0
+# Two runs of pytest side by side, for tests of real processes mostly wait for each other; what the first prints comes at the end.
+define side_by_side
+@$(BIN)/python -m pytest $(1) $(PYTEST_ARGS) > $(VENV)/beside.log 2>&1 & beside=$$!; \
+$(BIN)/python -m pytest $(2) $(PYTEST_ARGS); rest=$$?; \
+wait $$beside; status=$$?; cat $(VENV)/beside.log; test $$rest -eq 0 && test $$status -eq 0
+endef
 
+BESIDE := tests/unit tests/tutorial/test_generation.py $(wildcard tests/integration/test_generation*.py)
+test: setup
+	$(call side_by_side,$(BESIDE),tests --ignore=tests/chaos $(addprefix --ignore=,$(BESIDE)))
+
+# The benchmarks by themselves: they put their processes ahead of all others.
+BENCHMARK_TESTS := tests/integration/test_benchmarks.py
 test-all: setup
-	$(BIN)/python -m pytest -m long
+	$(call side_by_side,tests/chaos,-m long --ignore=$(BENCHMARK_TESTS))
+	$(MAKE) bench-quick
 
 test-deep: setup
 	$(BIN)/python -m pytest tests/unit/scheduling --hypothesis-profile=deep --timeout=0
@@ -50,7 +57,7 @@ bench: setup
 	for name in $(BENCHMARKS); do $(BIN)/python -m benchmarks.$$name --json > benchmarks/results/$$name.json || exit 1; done
 
 bench-quick: setup
-	$(BIN)/python -m pytest -m long tests/integration/test_benchmarks.py $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m long $(BENCHMARK_TESTS) $(PYTEST_ARGS)
 
 up: setup
 	$(BIN)/fmplex up
