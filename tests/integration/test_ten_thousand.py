@@ -29,6 +29,8 @@ from tests.support.fleets import gateway, spawn, write_minilm_fleet
 from tests.support.outputs import difference
 from tests.support.waiting import wait_until
 
+pytestmark = pytest.mark.long
+
 MANY = 10_000
 AT_MOST_S = 10.0  # for anything that somebody waits for: generous, the machine may be busy
 AT_ONCE = 64

@@ -58,6 +58,7 @@ def test_good_and_bad_specs_in_one_process(spec_for: SpecFor, tmp_path: Path) ->
     assert not (tmp_path / "no").exists()
 
 
+@pytest.mark.long
 def test_versions_do_not_depend_on_the_process_or_its_hash_seed(spec_for: SpecFor, tmp_path: Path) -> None:
     spec = spec_for("classification", lora={"r": 2}, epochs=1, threads=1)
     versions = []
