@@ -35,6 +35,11 @@ class Version:
         return frozenset(head.spec.kind for head in self.heads.values())
 
     @property
+    def segment(self) -> int:
+        """Number of the adapter segment of its jobs; 0 if they need none."""
+        return self.adapter.segment if self.adapter is not None else 0
+
+    @property
     def virtual(self) -> int:
         """Virtual tokens before each of its texts."""
         return self.adapter.virtual if self.adapter is not None else 0

@@ -92,7 +92,7 @@ class TokenSpan(NamedTuple):
     @property
     def segment(self) -> int:
         """Number of the adapter whose segment it belongs to; 0: no adapter changes linear layers for it."""
-        return self.adapter.number if self.adapter is not None and self.adapter.updates else 0
+        return self.adapter.segment if self.adapter is not None else 0
 
 
 def packed_order(texts: Sequence[TokenSpan]) -> list[int]:

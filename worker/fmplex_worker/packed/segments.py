@@ -52,6 +52,11 @@ class Adapter:
     tokens: Factors | None = None
 
     @property
+    def segment(self) -> int:
+        """Its number, as that of its segment in a pass; 0 if it changes no linear layer and needs none."""
+        return self.number if self.updates else 0
+
+    @property
     def virtual(self) -> int:
         """Number of virtual tokens that it puts before a text."""
         return 0 if self.prompt is None else self.prompt.shape[0]

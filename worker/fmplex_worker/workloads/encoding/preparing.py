@@ -39,8 +39,7 @@ class EncodeJob(OnePass):
     @property
     def adapter(self) -> int:
         """Number of its adapter segment; see `Prepared.adapter`."""
-        adapter = self.version.adapter
-        return adapter.number if adapter is not None and adapter.updates else 0
+        return self.version.segment
 
     @property
     def head(self) -> int:
