@@ -52,9 +52,9 @@ def loop(backbone: Backbone, jobs: list[Text]) -> None:
 
 def serve(config: Path, count: int) -> None:
     """Load the model and the jobs, and run them for every line on stdin."""
-    fleet = load_fleet(config)
-    torch.set_num_threads(fleet.worker.threads or 1)
-    backbone = load_backbone(fleet.backbone, "cpu")
+    spec = load_fleet(config).find(None)
+    torch.set_num_threads(spec.worker.threads or 1)
+    backbone = load_backbone(spec, "cpu")
     jobs = backbone.tokenizer.encode(texts(count))
     for _ in sys.stdin:
         begun, cpu = time.perf_counter(), time.process_time()

@@ -16,7 +16,7 @@ from contextlib import suppress
 from tempfile import TemporaryDirectory
 
 from benchmarks.harness import Benchmark, Ratios, Report, interleave_async, main
-from benchmarks.noop import BACKBONE, UNITS
+from benchmarks.noop import BACKBONE, FINGERPRINT, UNITS
 from benchmarks.processes import start_module
 from benchmarks.stopping import run_async
 from fmplex_broker.errors import Unavailable
@@ -24,6 +24,7 @@ from fmplex_broker.packages.artifacts import ArtifactStore
 from fmplex_broker.packages.package import bare
 from fmplex_broker.specs.deployments import BackboneInfo
 from fmplex_broker.specs.heads import Features
+from fmplex_broker.specs.versions import version_of
 from fmplex_broker.specs.vfm import Limits, VfmSpec
 from fmplex_broker.streams.connection import Client, Scripts, open_redis
 from fmplex_broker.streams.consumer import Consumer
@@ -118,15 +119,16 @@ class Claims:
 
     async def open(self) -> None:
         """Register the vFMs and accept them all."""
-        await self._consumer.join()
+        await self._consumer.join(FINGERPRINT)
         await self._registry.register_backbone(
             BackboneInfo(name=self._backbone, model="none", hidden=1, max_tokens=512)
         )
+        version = version_of("v", FINGERPRINT.digest)
         for i in range(self._registered):
             name = f"{self._backbone}-{i}"
             with suppress(Unavailable):  # it does not wait for the vote, which comes next
                 await self._registry.deploy(_spec(name, self._backbone), "v", timeout_s=0.0)
-            await self._registry.vote(self._backbone, name, "v", self._consumer.worker)
+            await self._registry.vote(self._backbone, name, version, self._consumer.worker)
 
     async def once(self) -> dict[str, float]:
         """Measure the seconds of one claim of 32 jobs over 16 ready flows."""

@@ -14,12 +14,14 @@ import uvloop
 from fmplex_broker.errors import FmplexError
 from fmplex_broker.packages.artifacts import ArtifactStore
 from fmplex_broker.packages.package import Package
+from fmplex_broker.specs.fingerprint import Fingerprint
 from fmplex_broker.specs.fleet import BackboneSpec, WorkerSpec
 from fmplex_broker.wire.messages import Request
 from fmplex_worker.host.service import Worker
 from fmplex_worker.protocol import Capacity, EngineInfo, Fitted, OnePass, Outcome, Prepared, Work
 
 BACKBONE = "noop"
+FINGERPRINT = Fingerprint(model="none", config="", weights="", tokenizer="", dtype="float32")
 UNITS = 8  # a job
 
 
@@ -39,7 +41,7 @@ class NoopEngine:
     def __init__(self) -> None:
         self._loaded: dict[str, int] = {}
 
-    info = EngineInfo(BACKBONE, "text", 1, 512, "cpu", 0)
+    info = EngineInfo(BACKBONE, "text", 1, 512, "cpu", 0, FINGERPRINT)
     capacity = Capacity(2048)
 
     @property

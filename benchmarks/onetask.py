@@ -21,7 +21,7 @@ import uvloop
 from fmplex_broker.errors import FmplexError
 from fmplex_broker.packages.artifacts import ArtifactStore
 from fmplex_broker.packages.package import Package
-from fmplex_broker.specs.fleet import FleetSpec, load_fleet
+from fmplex_broker.specs.fleet import BackboneSpec, FleetSpec, artifacts_of, load_fleet
 from fmplex_broker.wire.messages import Request
 from fmplex_worker.engine.opening import open_engine
 from fmplex_worker.host.profile import profile
@@ -103,12 +103,12 @@ class Copies:
         return self._of[work[0].prepared.digest].step(work)
 
 
-def engine_of(fleet: FleetSpec, copies: Sequence[Path]) -> Engine:
+def engine_of(backbone: BackboneSpec, copies: Sequence[Path]) -> Engine:
     """Open the engine of the fleet's backbone, or one of a copy per task."""
     if not copies:
-        return open_engine(fleet.backbone, fleet.worker)
-    specs = [fleet.backbone.model_copy(update={"model": str(folder)}) for folder in copies]
-    return Copies([open_engine(spec, fleet.worker) for spec in specs])
+        return open_engine(backbone, backbone.worker)
+    specs = [backbone.model_copy(update={"model": str(folder)}) for folder in copies]
+    return Copies([open_engine(spec, backbone.worker) for spec in specs])
 
 
 async def serve(url: str, fleet: FleetSpec, copies: Sequence[Path]) -> None:
@@ -117,10 +117,11 @@ async def serve(url: str, fleet: FleetSpec, copies: Sequence[Path]) -> None:
     def one_task(_name: str, cost: CostModel, budget: int, **_: object) -> OneTask:
         return OneTask(cost, budget)
 
-    torch.set_num_threads(fleet.worker.threads or 1)
-    engine = engine_of(fleet, copies)
-    cost = profile(engine, fleet.backbone.pass_units)
-    worker = Worker(url, fleet.backbone, fleet.worker, engine, ArtifactStore(fleet.artifacts), cost, one_task)
+    backbone, store = fleet.find(None), ArtifactStore(artifacts_of(fleet, url))
+    torch.set_num_threads(backbone.worker.threads or 1)
+    engine = engine_of(backbone, copies)
+    cost = profile(engine, backbone.pass_units)
+    worker = Worker(url, backbone, backbone.worker, engine, store, cost, one_task)
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, worker.stop)
     await worker.run()
 

@@ -7,6 +7,7 @@ FmplexError
 ├── Unauthorized (401)
 ├── UnknownVfm (404)
 ├── Conflict (409)             duplicate name, stale generation, idempotency key used for another request
+│   └── StaleVersion           the version was made for other weights than the fleet hosts; deploy the package again
 ├── TooLarge (413)             too many inputs or too many bytes
 ├── Busy (429)                 `retry_after` seconds says when to come back
 │   ├── QueueFull
@@ -84,6 +85,12 @@ class Conflict(FmplexError):
     """The name is taken, the generation is stale, or the idempotency key was used for another request."""
 
     code, status = "conflict", 409
+
+
+class StaleVersion(Conflict):
+    """The version was made for other weights than the fleet hosts now; deploy its package again."""
+
+    code = "stale_version"
 
 
 class TooLarge(FmplexError):

@@ -88,12 +88,9 @@ def backbone_of(config: Path, backbone: str | None, model: str | None) -> tuple[
         )
     fleet = load_fleet(config)
     if model is not None:
-        return backbone or fleet.backbone.name, model
-    if backbone not in (None, fleet.backbone.name):
-        raise InvalidInput(
-            f"{config} describes backbone {fleet.backbone.name!r}, not {backbone!r}; give its model", field="backbone"
-        )
-    return fleet.backbone.name, fleet.backbone.model
+        return backbone or fleet.find(None).name, model
+    found = fleet.find(backbone)
+    return found.name, found.model
 
 
 @contextmanager

@@ -16,9 +16,11 @@ from fmplex_broker.streams.claims import Claimed
 from fmplex_broker.streams.connection import Scripts
 from fmplex_broker.streams.consumer import Consumer
 from fmplex_broker.streams.embedded import EmbeddedServer
+from fmplex_broker.streams.keys import HOSTED as HOSTED_FIELD
 from fmplex_broker.streams.keys import REGISTRY_VFMS, Keys
 from fmplex_broker.streams.producer import NewJob, Producer, new_id
 from fmplex_broker.wire.messages import INTERACTIVE, Flow, Reply, decode_reply, encode_reply
+from tests.support.hosting import HOSTED
 from tests.support.waiting import until_soon
 
 BACKBONE = "minilm"
@@ -98,8 +100,13 @@ class Bench:
 
     async def worker(self, name: str = "w1", lease_ms: int = LEASE_MS) -> Consumer:
         consumer = Consumer(self.redis, self.scripts, BACKBONE, name, lease_ms=lease_ms)
-        assert (await consumer.join()).alive
+        assert (await consumer.join(HOSTED)).alive
         return consumer
+
+    async def hosts(self, backbone: str) -> None:
+        """Let workers that host the usual have been on a backbone, and have gone."""
+        told = f"{HOSTED.digest}|{HOSTED.model_dump_json()}"
+        await self.redis.hset(Keys(backbone).vfms, HOSTED_FIELD, told)
 
     async def serve(
         self,

@@ -18,6 +18,7 @@ from fmplex_broker.streams.consumer import Consumer
 from fmplex_broker.streams.producer import NewJob, Producer, new_id
 from fmplex_broker.wire.messages import CLASSES, INTERACTIVE, OFFLINE, Flow, Reply, encode_reply
 from tests.contract.harness import BACKBONE
+from tests.support.hosting import HOSTED
 
 LEASE_MS = 250
 MAX_ATTEMPTS = 5
@@ -93,7 +94,7 @@ class Worker:
         self.now_ms = 0
         async with asyncio.TaskGroup() as life:
             try:
-                if not (await self.consumer.join()).alive:
+                if not (await self.consumer.join(HOSTED)).alive:
                     raise Lost
             except BrokerUnavailable:
                 raise Lost from None  # whether or not it has arrived: ids are never used twice

@@ -13,6 +13,7 @@ from fmplex_broker.specs.heads import Embedding
 from fmplex_broker.specs.vfm import Slo, VfmChange, VfmSpec
 from fmplex_broker.streams.registry import Registry
 from tests.contract.harness import BACKBONE, Bench, job
+from tests.support.hosting import on_hosted
 from tests.support.waiting import until_soon
 
 
@@ -98,18 +99,18 @@ async def test_nothing_of_the_past_stays_when_the_vfm_is_removed(bench: Bench, r
     assert await past(registry) == []
 
 
-async def test_versions_are_all_that_may_yet_be_fetched(bench: Bench, registry: Registry) -> None:
+async def test_artifacts_are_all_that_may_yet_be_fetched(bench: Bench, registry: Registry) -> None:
     """What serves, what is on offer, what could be rolled back to: artifacts of all others may be deleted."""
     await bench.worker()
-    assert await registry.versions() == set()
+    assert await registry.artifacts() == set()
     await bench.serve("a", "b", digest="v1")
     await replace(bench, "v2")
     await offer(bench, "v3")
     await offer(bench, "x", vfm="b")
-    assert await registry.versions() == {"v1", "v2", "v3", "x"}
+    assert await registry.artifacts() == {"v1", "v2", "v3", "x"}
     await registry.vote(BACKBONE, "b", "x", "w1", PackageRejected("no"))
     await registry.remove("a")
-    assert await registry.versions() == {"v1"}
+    assert await registry.artifacts() == {"v1"}
 
 
 # --- what is on offer -------------------------------------------------------------------------------------------------
@@ -242,7 +243,7 @@ async def test_targets_that_a_vfm_brings_come_with_its_first_job(bench: Bench, r
     worker = await bench.worker()
     deploying = asyncio.create_task(registry.deploy(spec("a", slo=Slo(ttft_ms=300, inter_token_ms=50)), "v1"))
     await until_soon(lambda: bench.redis.hexists(bench.keys.vfms, "a:next"))
-    await registry.vote(BACKBONE, "a", "v1", "w1")
+    await registry.vote(BACKBONE, "a", on_hosted("v1"), "w1")
     await deploying
     await bench.enqueue(job("a"))
     assert (await worker.claim({"interactive": 1})).terms["a"].pass_ms == 0.8 * 50
@@ -268,6 +269,6 @@ async def test_a_name_that_is_taken_again_while_it_is_dropped_is_not_lost(
     await until_soon(lambda: bench.redis.hexists(bench.keys.vfms, "a:next"))
     if slow == "after the offer":
         await registry._drop_name("a", BACKBONE)
-    assert await registry.vote(BACKBONE, "a", "v2", "w1") == "serving"
+    assert await registry.vote(BACKBONE, "a", on_hosted("v2"), "w1") == "serving"
     assert (await deploying).status == "serving"
-    assert (await registry.show("a")).version == "v2"
+    assert (await registry.show("a")).version == on_hosted("v2")

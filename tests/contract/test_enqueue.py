@@ -34,7 +34,7 @@ async def test_serving_digest_is_stamped_into_the_job(bench: Bench) -> None:
     await bench.scripts("propose", bench.keys.vfms, ["a", "v2", "{}", 2, 100, 1.0, 0, 0])
     await bench.scripts("vote", bench.keys.vfms, ["a", "v2", "w1", ""])
     await bench.enqueue(job(id="new"))
-    assert {j.job: j.digest for j in await bench.claimed(worker)} == {"old": "v1", "new": "v2"}
+    assert {j.job: j.version for j in await bench.claimed(worker)} == {"old": "v1", "new": "v2"}
 
 
 async def test_empty_payload_travels(bench: Bench) -> None:

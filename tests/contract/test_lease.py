@@ -7,6 +7,7 @@ import pytest
 from fmplex_broker.streams.consumer import Consumer
 from fmplex_broker.wire.messages import INTERACTIVE, decode_reply
 from tests.contract.harness import BACKBONE, Bench, answer, job
+from tests.support.hosting import HOSTED
 from tests.support.waiting import until_soon
 
 STEADY = 10**6  # ms for which the judge has beaten without a gap
@@ -23,7 +24,7 @@ async def condemn(bench: Bench, victim: Consumer) -> None:
 async def test_a_worker_id_is_new_for_every_incarnation(bench: Bench) -> None:
     await bench.worker("w1")
     twin = Consumer(bench.redis, bench.scripts, BACKBONE, "w1", lease_ms=1000)
-    assert not (await twin.join()).alive
+    assert not (await twin.join(HOSTED)).alive
 
 
 async def test_beat_renews_and_tells_server_time(bench: Bench) -> None:
@@ -56,7 +57,7 @@ async def test_beat_never_revives_the_condemned_nor_the_absent(bench: Bench) -> 
     await condemn(bench, worker)
     for _ in range(2):
         assert not (await worker.beat()).alive
-        assert not (await worker.join()).alive
+        assert not (await worker.join(HOSTED)).alive
     stranger = Consumer(bench.redis, bench.scripts, BACKBONE, "stranger", lease_ms=1000)
     assert not (await stranger.beat()).alive
     assert await bench.redis.zscore(bench.keys.leases, "stranger") is None

@@ -22,7 +22,10 @@ from fmplex_broker.specs.vfm import Limits, VfmChange, VfmSpec
 from fmplex_broker.streams.registry import Registry
 from fmplex_broker.wire.messages import INTERACTIVE
 from tests.contract.harness import BACKBONE, Bench, answer, job
+from tests.support.hosting import on_hosted
 from tests.support.waiting import until_soon
+
+V0, V1, V2, V3, V9 = map(on_hosted, ("v0", "v1", "v2", "v3", "v9"))
 
 
 def spec(name: str = "a", **more: Any) -> VfmSpec:
@@ -33,6 +36,7 @@ def spec(name: str = "a", **more: Any) -> VfmSpec:
 async def registry(bench: Bench) -> Registry:
     registry = Registry(bench.redis, bench.scripts)
     await registry.register_backbone(BackboneInfo(name=BACKBONE, model="m", hidden=4, max_tokens=64))
+    await bench.hosts(BACKBONE)
     return registry
 
 
@@ -49,7 +53,7 @@ async def offered(registry: Registry, vfm: str, version: str) -> None:
     await until_soon(look)
 
 
-async def accept(registry: Registry, *workers: str, vfm: str = "a", version: str = "v1") -> str:
+async def accept(registry: Registry, *workers: str, vfm: str = "a", version: str = V1) -> str:
     await offered(registry, vfm, version)
     for worker in workers:
         state = await registry.vote(BACKBONE, vfm, version, worker)
@@ -58,7 +62,7 @@ async def accept(registry: Registry, *workers: str, vfm: str = "a", version: str
 
 async def deployed(registry: Registry, *workers: str, **more: Any) -> None:
     status, _ = await asyncio.gather(registry.deploy(spec(**more), "v1"), accept(registry, *workers))
-    assert (status.status, status.version) == ("serving", "v1")
+    assert (status.status, status.version) == ("serving", V1)
 
 
 async def changes(bench: Bench) -> int:
@@ -74,9 +78,9 @@ async def test_every_live_worker_must_accept(bench: Bench, registry: Registry) -
     deploying = asyncio.create_task(registry.deploy(spec(), "v1"))
     assert await accept(registry, "w1", "w1", "stranger") == "waiting"
     assert await bench.enqueue(job()) == ["closed"]
-    assert await registry.vote(BACKBONE, "a", "v1", "w2") == "serving"
+    assert await registry.vote(BACKBONE, "a", V1, "w2") == "serving"
     status = await deploying
-    assert (status.status, status.version, status.candidate, status.spec) == ("serving", "v1", None, spec())
+    assert (status.status, status.version, status.candidate, status.spec) == ("serving", V1, None, spec())
     assert await bench.enqueue(job()) == ["new"]
 
 
@@ -85,7 +89,7 @@ async def test_a_similar_name_is_no_vote(bench: Bench, registry: Registry) -> No
     await bench.worker("w11")
     deploying = asyncio.create_task(registry.deploy(spec(), "v1"))
     assert await accept(registry, "w11") == "waiting"
-    assert await registry.vote(BACKBONE, "a", "v1", "w1") == "serving"
+    assert await registry.vote(BACKBONE, "a", V1, "w1") == "serving"
     await deploying
 
 
@@ -104,11 +108,11 @@ async def test_a_refusal_is_told_and_the_version_never_serves(bench: Bench, regi
     deploying = asyncio.create_task(registry.deploy(spec(), "v1"))
     await accept(registry, "w1")
     refusal = PackageRejected("head has 3 rows, 2 labels", field="head")
-    assert await registry.vote(BACKBONE, "a", "v1", "w2", refusal) == "rejected"
+    assert await registry.vote(BACKBONE, "a", V1, "w2", refusal) == "rejected"
     with pytest.raises(PackageRejected, match="3 rows") as caught:
         await deploying
     assert caught.value.field == "head"
-    assert await registry.vote(BACKBONE, "a", "v1", "w2") == "rejected"  # too late to change one's mind
+    assert await registry.vote(BACKBONE, "a", V1, "w2") == "rejected"  # too late to change one's mind
     status = await registry.show("a")
     assert (status.status, status.error["code"]) == ("rejected", "package_rejected")
     assert await bench.enqueue(job()) == ["closed"]
@@ -117,8 +121,8 @@ async def test_a_refusal_is_told_and_the_version_never_serves(bench: Bench, regi
 async def test_a_rejected_name_can_be_deployed_again(bench: Bench, registry: Registry) -> None:
     await bench.worker("w1")
     deploying = asyncio.create_task(registry.deploy(spec(), "v0"))
-    await offered(registry, "a", "v0")
-    await registry.vote(BACKBONE, "a", "v0", "w1", PackageRejected("no"))
+    await offered(registry, "a", V0)
+    await registry.vote(BACKBONE, "a", V0, "w1", PackageRejected("no"))
     with pytest.raises(PackageRejected):
         await deploying
     await deployed(registry, "w1")
@@ -130,10 +134,10 @@ async def test_conflict_when_the_name_is_taken(bench: Bench, registry: Registry)
     await deployed(registry, "w1")
     with pytest.raises(Conflict, match="already"):
         await registry.deploy(spec(), "v2")
-    await registry.register_backbone(BackboneInfo(name="other", model="m", hidden=4, max_tokens=64))
+    await bench.hosts("other")
     with pytest.raises(Conflict, match="already"):
         await registry.deploy(VfmSpec(name="a", backbone="other", head=Embedding()), "v1")
-    assert (await registry.show("a")).version == "v1"
+    assert (await registry.show("a")).version == V1
 
 
 async def test_of_two_who_deploy_one_name_one_wins(bench: Bench, registry: Registry) -> None:
@@ -160,7 +164,7 @@ async def test_without_workers_it_waits_and_serves_when_one_comes(bench: Bench, 
         await registry.deploy(spec(), "v1", timeout_s=0.01)
     assert (await registry.show("a")).status == "validating"
     await bench.worker("w1")
-    assert await registry.vote(BACKBONE, "a", "v1", "w1") == "serving"
+    assert await registry.vote(BACKBONE, "a", V1, "w1") == "serving"
 
 
 async def test_slow_workers_are_reported(bench: Bench, registry: Registry) -> None:
@@ -182,13 +186,13 @@ async def test_compare_and_set_on_the_generation(bench: Bench) -> None:
     assert await call("alter", "a", 1, 10, 2.0, 0, 0, "{}") == ("stale", 2)
     assert await call("alter", "a", 2, 10, 2.0, 0, 0, "{}") == ("ok", 3)
     assert await call("alter", "a", 2, 10, 3.0, 0, 0, "{}") == ("stale", 3)
-    assert await call("propose", "a", "v2", "{}", 2, 10, 1.0, 0, 0) == ("stale", 3)
-    assert await call("propose", "a", "v2", "{}", 3, 10, 1.0, 0, 0) == ("ok", 4)
-    assert await call("propose", "a", "v3", "{}", -1, 10, 1.0, 0, 0) == ("exists", 4)
+    assert await call("propose", "a", V2, "{}", 2, 10, 1.0, 0, 0) == ("stale", 3)
+    assert await call("propose", "a", V2, "{}", 3, 10, 1.0, 0, 0) == ("ok", 4)
+    assert await call("propose", "a", V3, "{}", -1, 10, 1.0, 0, 0) == ("exists", 4)
     assert await call("alter", "b", 1, 10, 1.0, 0, 0, "{}") == ("unknown", 0)
-    assert await call("propose", "b", "v1", "{}", 1, 10, 1.0, 0, 0) == ("unknown", 0)
+    assert await call("propose", "b", V1, "{}", 1, 10, 1.0, 0, 0) == ("unknown", 0)
     await call("retire", "a", "drain", 1, 1000, b"")
-    assert await call("propose", "a", "v1", "{}", -1, 10, 1.0, 0, 0) == ("ok", 1)
+    assert await call("propose", "a", V1, "{}", -1, 10, 1.0, 0, 0) == ("ok", 1)
 
 
 async def test_alter_makes_no_version(bench: Bench, registry: Registry) -> None:
@@ -196,7 +200,7 @@ async def test_alter_makes_no_version(bench: Bench, registry: Registry) -> None:
     await deployed(registry, "w1")
     limits = Limits(max_pending=1, rate=1000, max_input_bytes=99)
     status = await registry.change("a", VfmChange(weight=4, limits=limits))
-    assert (status.version, status.spec.weight, status.spec.limits) == ("v1", 4, limits)
+    assert (status.version, status.spec.weight, status.spec.limits) == (V1, 4, limits)
     assert await bench.enqueue(job(), job()) == ["new", "full"]
 
 
@@ -221,10 +225,10 @@ async def test_nothing_is_altered_while_a_version_is_offered(bench: Bench, regis
     await bench.worker("w1")
     await deployed(registry, "w1", weight=3)
     changing = asyncio.create_task(registry.offer("a", spec(), "v2"))
-    await offered(registry, "a", "v2")
+    await offered(registry, "a", V2)
     with pytest.raises(Conflict):
         await registry.change("a", VfmChange(weight=5))
-    await registry.vote(BACKBONE, "a", "v2", "w1")
+    await registry.vote(BACKBONE, "a", V2, "w1")
     assert (await changing).spec.weight == 3
     assert (await registry.change("a", VfmChange(weight=5))).spec.weight == 5
 
@@ -243,25 +247,25 @@ async def test_a_take_over_is_a_change(bench: Bench, registry: Registry) -> None
     judge, dead = await bench.worker("w1"), await bench.worker("dead")
     with pytest.raises(Unavailable):
         await registry.deploy(spec(), "v1", timeout_s=0.01)
-    assert await registry.vote(BACKBONE, "a", "v1", "w1") == "waiting"
+    assert await registry.vote(BACKBONE, "a", V1, "w1") == "waiting"
     before = await changes(bench)
     await bench.lapse(dead)
     assert (await judge.reap(10**6, max_attempts=3)).victim == "dead"
     assert await changes(bench) > before
-    assert await registry.vote(BACKBONE, "a", "v1", "w1") == "serving"
+    assert await registry.vote(BACKBONE, "a", V1, "w1") == "serving"
 
 
 async def test_the_old_version_serves_until_the_new_one_is_accepted(bench: Bench, registry: Registry) -> None:
     worker = await bench.worker("w1")
     await deployed(registry, "w1", weight=3)
     changing = asyncio.create_task(registry.offer("a", spec(weight=1), "v2"))
-    await offered(registry, "a", "v2")
+    await offered(registry, "a", V2)
     await bench.enqueue(job(id="before"))
-    assert await registry.vote(BACKBONE, "a", "v2", "w1") == "serving"
+    assert await registry.vote(BACKBONE, "a", V2, "w1") == "serving"
     status = await changing
     await bench.enqueue(job(id="after"))
-    assert {j.job: j.digest for j in await bench.claimed(worker)} == {"before": "v1", "after": "v2"}
-    assert status.version == "v2"
+    assert {j.job: j.version for j in await bench.claimed(worker)} == {"before": V1, "after": V2}
+    assert status.version == V2
     assert status.spec.weight == 3  # the operator's, not the package's
 
 
@@ -269,18 +273,18 @@ async def test_a_refused_version_keeps_the_old_one_serving(bench: Bench, registr
     worker = await bench.worker("w1")
     await deployed(registry, "w1")
     changing = asyncio.create_task(registry.offer("a", spec(), "v2"))
-    await offered(registry, "a", "v2")
-    await registry.vote(BACKBONE, "a", "v2", "w1", PackageRejected("NaN in the head"))
+    await offered(registry, "a", V2)
+    await registry.vote(BACKBONE, "a", V2, "w1", PackageRejected("NaN in the head"))
     with pytest.raises(PackageRejected, match="NaN"):
         await changing
     status = await registry.show("a")
-    assert (status.status, status.version, status.candidate) == ("serving", "v1", None)
+    assert (status.status, status.version, status.candidate) == ("serving", V1, None)
     assert status.error["message"] == "NaN in the head"
     await bench.enqueue(job())
-    assert [j.digest for j in await bench.claimed(worker)] == ["v1"]
+    assert [j.version for j in await bench.claimed(worker)] == [V1]
     changing = asyncio.create_task(registry.offer("a", spec(), "v3"))
-    await accept(registry, "w1", version="v3")
-    assert ((await changing).version, (await registry.show("a")).error) == ("v3", None)
+    await accept(registry, "w1", version=V3)
+    assert ((await changing).version, (await registry.show("a")).error) == (V3, None)
 
 
 async def test_the_same_version_again_is_no_change(bench: Bench, registry: Registry) -> None:
@@ -310,7 +314,7 @@ async def test_the_changes_counter_moves_with_every_change_and_nothing_else(benc
     with pytest.raises(Unavailable):
         await registry.deploy(spec(), "v1", timeout_s=0.01)
     assert await moved()
-    await registry.vote(BACKBONE, "a", "v1", "w1")
+    await registry.vote(BACKBONE, "a", V1, "w1")
     assert await moved()
     await registry.change("a", VfmChange(weight=2))
     assert await moved()
@@ -352,7 +356,7 @@ async def test_what_can_be_read(bench: Bench, registry: Registry) -> None:
         await registry.deploy(spec("b"), "v9", timeout_s=0.01)
     a, b = await registry.every()
     assert (a.name, a.status, b.name, b.status) == ("a", "serving", "b", "validating")
-    assert (b.candidate[0], b.candidate[1].name, b.serving, b.spec.name) == ("v9", "b", None, "b")
+    assert (b.candidate[0], b.candidate[1].name, b.serving, b.spec.name) == (V9, "b", None, "b")
     assert list(await registry.backbones()) == [BACKBONE]
     assert await registry.live_workers(BACKBONE) == ["w1"]
 

@@ -16,13 +16,18 @@ import pytest
 from fmplex import AsyncClient, Client
 from fmplex_broker.packages.artifacts import ArtifactStore
 from fmplex_broker.packages.package import Package, bare
+from fmplex_broker.specs.fingerprint import Fingerprint
+from fmplex_broker.specs.fleet import load_fleet
 from fmplex_broker.specs.heads import Embedding, InputSpec
+from fmplex_broker.specs.versions import version_of
 from fmplex_broker.specs.vfm import VfmSpec
 from fmplex_broker.streams.connection import Scripts, open_redis
 from fmplex_broker.streams.consumer import Consumer
 from fmplex_broker.streams.embedded import EmbeddedServer
 from fmplex_broker.streams.keys import REGISTRY_VFMS, Keys
 from fmplex_broker.streams.registry import Registry
+from fmplex_worker.backbones.fingerprint import take_fingerprint
+from fmplex_worker.backbones.loading import load_backbone
 from tests.integration.shell import Shell
 from tests.support.broker import Broker
 from tests.support.fleets import gateway, spawn, write_minilm_fleet
@@ -42,19 +47,20 @@ def package(i: int) -> Package:
     return bare(VfmSpec(name=f"team-{i % 100:02}-{i:05}", backbone="minilm", head=Embedding(), input=template))
 
 
-async def register(url: str) -> None:
+async def register(url: str, hosts: Fingerprint) -> None:
     """As `Registry.deploy` does, with one voter that accepts everything, in as few round trips."""
     redis = open_redis(url)
     scripts, keys = Scripts(redis), Keys("minilm")
     voter = Consumer(redis, scripts, "minilm", "voter", lease_ms=600_000)
     registry = Registry(redis, scripts)
-    await voter.join()
+    await voter.join(hosts)
     packages = [package(i) for i in range(MANY)]
     await redis.hset(REGISTRY_VFMS, mapping={p.spec.name: "minilm" for p in packages})
 
     async def one(p: Package) -> None:
-        await scripts("propose", keys.vfms, [p.spec.name, p.digest, p.spec.model_dump_json(), -1, 4096, 1.0, 0, 0])
-        assert await registry.vote("minilm", p.spec.name, p.digest, "voter") == "serving"
+        version = version_of(p.digest, hosts.digest)
+        await scripts("propose", keys.vfms, [p.spec.name, version, p.spec.model_dump_json(), -1, 4096, 1.0, 0, 0])
+        assert await registry.vote("minilm", p.spec.name, version, "voter") == "serving"
 
     for start in range(0, MANY, AT_ONCE):
         await asyncio.gather(*(one(p) for p in packages[start : start + AT_ONCE]))
@@ -68,6 +74,7 @@ class Crowd:
     broker_url: str
     log: Path
     began_s: float  # what the worker needed
+    hosts: Fingerprint
 
 
 @pytest.fixture(scope="module")
@@ -77,8 +84,9 @@ def crowd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Crowd]:
     store = ArtifactStore(str(place / "artifacts"))
     for i in served():
         store.put(package(i))
+    hosts = take_fingerprint(load_backbone(load_fleet(config).find(None), "cpu"))
     with EmbeddedServer(place / "broker") as server:
-        asyncio.run(register(server.url))
+        asyncio.run(register(server.url, hosts))
         begun = time.monotonic()
         process = spawn("fmplex_worker", config, server.url, log)
         try:
@@ -87,7 +95,7 @@ def crowd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Crowd]:
             )
             began_s = time.monotonic() - begun
             with gateway(config, server.url, place / "gateway.log") as (url, _):
-                yield Crowd(url, server.url, log, began_s)
+                yield Crowd(url, server.url, log, began_s, hosts)
             assert process.poll() is None, log.read_text()
         finally:
             process.terminate()
@@ -123,7 +131,7 @@ async def test_any_of_ten_thousand_vfms_serves_on_a_worker_that_has_just_come(cr
         begun = time.monotonic()
         results = await asyncio.gather(*(client.infer(p.spec.name, "a text") for p in some))
         assert time.monotonic() - begun < AT_MOST_S
-    assert [r.version for r in results] == [p.digest for p in some]
+    assert [r.version for r in results] == [version_of(p.digest, crowd.hosts.digest) for p in some]
     assert difference(results[0].output, results[1].output) > 1e-4, "each has its own template"
 
 

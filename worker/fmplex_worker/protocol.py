@@ -1,7 +1,8 @@
 """The protocol of an engine, whatever the backbone: load versions, prepare jobs, run passes.
 
 Several threads may call one engine at the same time: fetchers (`fit`), a loader (`load`, `unload`), the intake (`prepare`) and
-the device thread (`step`). A version is keyed by its digest, never by its name.
+the device thread (`step`). A version is keyed by the digest of its artifact, never by its name: all that one engine loads is for
+the same weights.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 from fmplex_broker.errors import FmplexError
 from fmplex_broker.packages.package import Package
+from fmplex_broker.specs.fingerprint import Fingerprint
 from fmplex_broker.wire.messages import Request
 from fmplex_broker.wire.streaming import Delta
 
@@ -21,7 +23,8 @@ Kind = Literal["encode", "generate"]
 
 @dataclass(frozen=True, slots=True)
 class EngineInfo:
-    """Facts that a worker tells the registry. `max_tokens` bounds one encoded text; `memory_bytes` is the backbone alone."""
+    """Facts that a worker tells the registry. `max_tokens` bounds one encoded text; `memory_bytes` is the backbone alone;
+    `fingerprint`: of what decides its outputs."""
 
     name: str
     modality: str
@@ -29,6 +32,7 @@ class EngineInfo:
     max_tokens: int
     device: str
     memory_bytes: int
+    fingerprint: Fingerprint
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,9 @@ import json
 from typing import Any, NamedTuple
 
 from fmplex_broker.errors import VfmClosed
+from fmplex_broker.specs.fingerprint import Fingerprint
 from fmplex_broker.specs.schema import Spec
+from fmplex_broker.specs.versions import is_stale
 from fmplex_broker.specs.vfm import VfmSpec
 
 
@@ -29,8 +31,9 @@ class PastVersion(Spec):
 
 
 class VfmStatus(Spec):
-    """A vFM as the fleet sees it. `status`: validating | serving | rejected | draining; `serving`: the spec that serves;
-    `candidate`: version and spec on offer; `error`: why the last version offered was refused; `past`: newest first."""
+    """A vFM as the fleet sees it. `status`: validating | serving | stale | rejected | draining; `serving`: the spec that serves;
+    `candidate`: version and spec on offer; `error`: why the last version offered was refused; `past`: newest first. A `stale` one
+    was deployed for other weights than those `hosted` (a fingerprint): it answers nothing until it is deployed again."""
 
     name: str
     backbone: str
@@ -41,6 +44,7 @@ class VfmStatus(Spec):
     candidate: tuple[str, VfmSpec] | None = None
     error: dict[str, Any] | None = None
     past: tuple[PastVersion, ...] = ()
+    hosted: str = ""
 
     @property
     def known(self) -> VfmSpec | None:
@@ -72,8 +76,7 @@ class VfmStatus(Spec):
 
 
 class VfmRecord(NamedTuple):
-    """A vFM's record in the hash `vfms`: `status|digest|generation|cap|weight|rate|pass_ms` (see
-    `fmplex_broker.streams.keys`)."""
+    """A vFM's record in the hash `vfms`: `name=value` pairs joined by `|`, as the scripts write them (`prelude.lua`)."""
 
     status: str
     version: str
@@ -82,9 +85,14 @@ class VfmRecord(NamedTuple):
 
     @classmethod
     def parse(cls, record: bytes) -> VfmRecord:
-        """Read what is needed here of a record; the scripts alone need the cap, rate and pass length."""
-        status, version, generation, _, weight, *_ = record.decode().split("|")
-        return cls(status, version, int(generation), float(weight))
+        """Read what is needed here of a record; the scripts alone need the limits and the pass length."""
+        named = dict(part.split("=", 1) for part in record.decode().split("|"))
+        return cls(named["status"], named["version"], int(named["generation"]), float(named["weight"]))
+
+
+def parse_hosted(raw: bytes | None) -> Fingerprint | None:
+    """Read what the workers of a backbone host: the field `:hosted` of the hash `vfms`, `digest|description`."""
+    return Fingerprint.model_validate_json(raw.partition(b"|")[2]) if raw else None
 
 
 class DeployedVfm(NamedTuple):
@@ -113,22 +121,25 @@ def parse_status(
     offered: bytes | None,
     error: bytes | None,
     past: bytes | None,
+    *,
+    hosted: str = "",
 ) -> VfmStatus:
-    """Read a vFM's status from the values of `STATUS_FIELDS`."""
+    """Read a vFM's status from the values of `STATUS_FIELDS`; `hosted`: the fingerprint that its backbone's workers host."""
     now = VfmRecord.parse(record)
     candidate = None
     if offered:
-        digest, _, body = offered.partition(b"|")
-        candidate = (digest.decode(), VfmSpec.model_validate_json(body))
+        version, _, body = offered.partition(b"|")
+        candidate = (version.decode(), VfmSpec.model_validate_json(body))
     lines = [line.split() for line in (past or b"").decode().splitlines()]
     return VfmStatus(
         name=name,
         backbone=backbone,
-        status=now.status,
+        status="stale" if now.status == "serving" and is_stale(now.version, hosted) else now.status,
         version=now.version,
         generation=now.generation,
         serving=VfmSpec.model_validate_json(spec) if spec else None,
         candidate=candidate,
         error=json.loads(error) if error else None,
-        past=tuple(PastVersion(version=digest, until_ms=int(ms)) for digest, ms in lines),
+        past=tuple(PastVersion(version=version, until_ms=int(ms)) for version, ms in lines),
+        hosted=hosted,
     )

@@ -5,9 +5,12 @@ An unknown key is an error that names it. Everything here is immutable: a change
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Iterable
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
+from urllib.parse import urlsplit
 
 from pydantic import Field, StringConstraints, model_validator
 
@@ -15,21 +18,7 @@ from fmplex_broker.errors import InvalidInput
 from fmplex_broker.specs.schema import Name, Spec, load_toml, parse
 from fmplex_broker.specs.vfm import VfmSpec
 
-
-class BackboneSpec(Spec):
-    """A foundation model to host. `model` is a local folder, a hub id (whatever transformers loads), or `package://NAME/FOLDER`:
-    a folder inside an installed Python package.
-
-    `max_tokens` bounds one text (default: what the model can take); `pass_units` is the pass budget in packed
-    tokens, which latency targets of vFMs may shorten.
-    """
-
-    name: Name
-    model: str = Field(min_length=1)
-    revision: str | None = None
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    max_tokens: int | None = Field(default=None, ge=1)
-    pass_units: int = Field(default=2048, ge=16, le=1_000_000)
+S = TypeVar("S", bound=Spec)
 
 
 class ResidencySpec(Spec):
@@ -70,6 +59,25 @@ class WorkerSpec(Spec):
     offline_slice_ms: float = Field(default=50.0, gt=0)
 
 
+class BackboneSpec(Spec):
+    """A foundation model to host. `model` is a local folder, a hub id (whatever transformers loads), or `package://NAME/FOLDER`:
+    a folder inside an installed Python package.
+
+    `dtype` of the weights: `auto` is bfloat16 where the device computes in it, else float32. `max_tokens` bounds one text
+    (default: what the model can take); `pass_units` is the pass budget in packed tokens, which latency targets of vFMs may
+    shorten. `workers`: how many processes `fmplex up` starts for it; `worker`: settings of theirs that differ from the fleet's.
+    """
+
+    name: Name
+    model: str = Field(min_length=1)
+    revision: str | None = None
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "float32"
+    max_tokens: int | None = Field(default=None, ge=1)
+    pass_units: int = Field(default=2048, ge=16, le=1_000_000)
+    workers: int = Field(default=1, ge=1, le=1024)
+    worker: WorkerSpec = WorkerSpec()
+
+
 class GatewaySpec(Spec):
     """The HTTP server. Loopback by default; with `api_keys` every /v1 call needs `Authorization: Bearer`."""
 
@@ -81,39 +89,102 @@ class GatewaySpec(Spec):
 
 
 class FleetSpec(Spec):
-    """A fleet file: where the broker is, one backbone per worker process, and vFMs to deploy at start.
+    """A fleet file: where the broker is, the backbones (one to a worker process), and vFMs to deploy at start.
 
     `broker` is a URL (`redis://`, `rediss://`, `unix://`) or `embedded` (a child valkey-server; one machine only).
     `artifacts` is where gateways put deployed packages and workers fetch them: a folder or any URL that fsspec takes
-    (`s3://bucket/prefix`); `vfms` are bare specs without files; `packages` are package folders.
+    (`s3://bucket/prefix`); by default a folder of this user's for the fleets of that broker. One `backbone`, or several
+    `backbones`; `worker`: settings of the workers of all of them. `vfms` are bare specs without files; `packages` are package
+    folders.
     """
 
     broker: str = Field(default="embedded", pattern=r"^(embedded|(redis|rediss|unix)://.+)$")
-    artifacts: str = Field(default="~/.local/share/fmplex/artifacts", min_length=1)
-    backbone: BackboneSpec
+    artifacts: str | None = Field(default=None, min_length=1)
     worker: WorkerSpec = WorkerSpec()
+    backbone: BackboneSpec | None = None
+    backbones: tuple[BackboneSpec, ...] = ()
     gateway: GatewaySpec = GatewaySpec()
     vfms: tuple[VfmSpec, ...] = ()
     packages: tuple[Path, ...] = ()
 
     @model_validator(mode="after")
-    def _one_backbone(self) -> FleetSpec:
-        for vfm in self.vfms:
-            if vfm.backbone != self.backbone.name:
-                raise ValueError(
-                    f"vFM {vfm.name!r} wants backbone {vfm.backbone!r}, this fleet hosts {self.backbone.name!r}"
+    def _belongs_together(self) -> FleetSpec:
+        if (self.backbone is None) == (not self.backbones):
+            raise InvalidInput("give either one [backbone], or [[backbones]]", field="backbones")
+        _refuse_twice("backbones", [b.name for b in self.backbones])
+        _refuse_twice("vfms", [v.name for v in self.vfms])
+        for i, vfm in enumerate(self.vfms):
+            if vfm.backbone not in self.names:
+                raise InvalidInput(
+                    f"vFM {vfm.name!r} wants backbone {vfm.backbone!r}, this fleet hosts {', '.join(self.names)}",
+                    field=f"vfms.{i}.backbone",
                 )
         return self
+
+    @property
+    def hosted(self) -> tuple[BackboneSpec, ...]:
+        """The backbones, each with the settings of its workers: its own, and the fleet's where it has none."""
+        listed = self.backbones if self.backbone is None else (self.backbone,)
+        return tuple(b.model_copy(update={"worker": _overlay(self.worker, b.worker)}) for b in listed)
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the backbones."""
+        return [b.name for b in self.backbones] if self.backbone is None else [self.backbone.name]
+
+    def find(self, name: str | None) -> BackboneSpec:
+        """Return the backbone of a name, as in `hosted`; None: the only one. Raises `InvalidInput`."""
+        if name is None and len(self.names) > 1:
+            raise InvalidInput(
+                f"the fleet file has several backbones; say which: {', '.join(self.names)}", field="backbone"
+            )
+        for backbone in self.hosted:
+            if name in (None, backbone.name):
+                return backbone
+        raise InvalidInput(
+            f"the fleet file has no backbone {name!r}; it has {', '.join(self.names)}", field="backbone"
+        )
+
+
+def _overlay(base: S, over: S) -> S:
+    """Return a spec with the values of `over` that were given, and those of `base` for the others."""
+    given = {key: getattr(over, key) for key in over.model_fields_set}
+    inner = {key: _overlay(getattr(base, key), value) for key, value in given.items() if isinstance(value, Spec)}
+    return base.model_copy(update=given | inner)
+
+
+def _refuse_twice(key: str, names: list[str]) -> None:
+    for i, name in enumerate(names):
+        if name in names[:i]:
+            raise InvalidInput(f"there are two {key} of the name {name!r}; rename one", field=f"{key}.{i}.name")
 
 
 def load_fleet(path: Path) -> FleetSpec:
     """Read a fleet file. Relative paths in it are relative to the file."""
     fleet = parse(FleetSpec, load_toml(path), source=str(path))
     base = path.resolve().parent
-    backbone = fleet.backbone.model_copy(update={"model": locate_model(fleet.backbone.model, base)})
+    backbone, *_ = _located([fleet.backbone], base) if fleet.backbone else (None,)
+    backbones = tuple(_located(fleet.backbones, base))
     packages = tuple(base / package for package in fleet.packages)
-    artifacts = str((base / fleet.artifacts).resolve()) if fleet.artifacts.startswith(".") else fleet.artifacts
-    return fleet.model_copy(update={"backbone": backbone, "artifacts": artifacts, "packages": packages})
+    artifacts = fleet.artifacts
+    if artifacts is not None and artifacts.startswith("."):
+        artifacts = str((base / artifacts).resolve())
+    located = {"backbone": backbone, "backbones": backbones, "artifacts": artifacts, "packages": packages}
+    return fleet.model_copy(update=located)
+
+
+def _located(backbones: Iterable[BackboneSpec], base: Path) -> list[BackboneSpec]:
+    return [b.model_copy(update={"model": locate_model(b.model, base)}) for b in backbones]
+
+
+def artifacts_of(fleet: FleetSpec, broker: str) -> str:
+    """Return where the artifacts of a fleet are: as the fleet file says; else in a folder that is only for the fleet of this
+    broker (host, port and database; `broker` is its URL), so that no fleet prunes what another one serves."""
+    if fleet.artifacts is not None:
+        return fleet.artifacts
+    url = urlsplit(broker)
+    place = f"{url.hostname or ''}:{url.port or ''}{url.path}"
+    return f"~/.local/share/fmplex/artifacts/{hashlib.blake2b(place.encode(), digest_size=6).hexdigest()}"
 
 
 def locate_model(model: str, base: Path) -> str:

@@ -31,6 +31,8 @@ def parse(kind: type[S], value: Any, *, source: str = "") -> S:
         return TypeAdapter(kind).validate_python(value)
     except ValidationError as e:
         raise invalid(e, source) from None
+    except InvalidInput as e:  # of a check that knows better which key is at fault
+        raise InvalidInput(f"{source + ': ' if source else ''}{e.field}: {e.message}", field=e.field) from None
 
 
 def invalid(error: ValidationError, source: str = "") -> InvalidInput:

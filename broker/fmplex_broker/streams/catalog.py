@@ -13,10 +13,13 @@ from fmplex_broker.specs.deployments import (
     DeployedVfm,
     VfmStatus,
     parse_deployed,
+    parse_hosted,
     parse_status,
 )
+from fmplex_broker.specs.fingerprint import Fingerprint
+from fmplex_broker.specs.versions import artifact_of
 from fmplex_broker.streams.connection import Client, broker_errors
-from fmplex_broker.streams.keys import REGISTRY_BACKBONES, REGISTRY_VFMS, Keys
+from fmplex_broker.streams.keys import HOSTED, REGISTRY_BACKBONES, REGISTRY_VFMS, Keys
 
 _NAMES = 500  # a round trip
 
@@ -57,11 +60,17 @@ class Catalog:
             part = names[start : start + _NAMES]
             fields = [name + suffix for name in part for suffix in STATUS_FIELDS]
             async with broker_errors():
-                raw = await self._redis.hmget(Keys(backbone).vfms, fields)
+                *raw, described = await self._redis.hmget(Keys(backbone).vfms, [*fields, HOSTED])
+            hosted = (described or b"").partition(b"|")[0].decode()
             for i, name in enumerate(part):
                 values = raw[i * len(STATUS_FIELDS) : (i + 1) * len(STATUS_FIELDS)]
-                out.append(parse_status(name, backbone, *values) if values[0] is not None else None)
+                out.append(parse_status(name, backbone, *values, hosted=hosted) if values[0] is not None else None)
         return out
+
+    async def hosted(self, backbone: str) -> Fingerprint | None:
+        """Read what the workers of a backbone host, or hosted last; None if none has ever joined."""
+        async with broker_errors():
+            return parse_hosted(await self._redis.hget(Keys(backbone).vfms, HOSTED))
 
     async def deployed(self, backbone: str, names: Sequence[str]) -> dict[str, DeployedVfm | None]:
         """Read what workers need of vFMs of one backbone, by name; None where there is no such vFM."""
@@ -97,12 +106,12 @@ class Catalog:
         """Read all vFMs by name. For ten thousand it takes a second; ask for a `page` where one will do."""
         return (await self.page(limit=sys.maxsize))[0]
 
-    async def versions(self) -> set[str]:
-        """Collect every version that any vFM serves, has on offer, or could be rolled back to."""
+    async def artifacts(self) -> set[str]:
+        """Collect the artifacts of every version that any vFM serves, has on offer, or has served before."""
         used: set[str] = set()
         for s in await self.every():
             used |= {s.version, *(p.version for p in s.past), *([s.candidate[0]] if s.candidate else [])}
-        return used - {""}
+        return {artifact_of(version) for version in used - {""}}
 
     async def live_workers(self, backbone: str) -> list[str]:
         """Return the ids of the workers whose lease has not expired on the server's clock."""

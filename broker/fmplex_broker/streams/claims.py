@@ -20,7 +20,7 @@ class Claimed:
     entry: str
     job: str
     inbox: str
-    digest: str
+    version: str
     units: int
     deadline_ms: int
     payload: bytes
@@ -87,13 +87,13 @@ def read_claim(reply: Any, order: Order) -> Claim:
 
 def _claimed(flow: Flow, entry: bytes, f: list[Any], attempts: int) -> Claimed:
     # Fields come in the order enqueue.lua writes them: j c g u t d b.
-    job, inbox, digest, units, deadline, payload = f[1], f[3], f[5], f[7], f[9], f[11]
+    job, inbox, version, units, deadline, payload = f[1], f[3], f[5], f[7], f[9], f[11]
     return Claimed(
         flow,
         entry.decode(),
         job.decode(),
         inbox.decode(),
-        digest.decode(),
+        version.decode(),
         int(units),
         int(deadline),
         payload,

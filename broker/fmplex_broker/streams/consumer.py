@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 from fmplex_broker.errors import BrokerUnavailable, Poisoned
+from fmplex_broker.specs.fingerprint import Fingerprint, refusal
 from fmplex_broker.streams.claims import CLAIM_FLOWS, CLAIM_ROOM, Claim, Claimed, Order, read_claim
 from fmplex_broker.streams.connection import BLOCK_MS, Arg, Client, Scripts, broker_errors
 from fmplex_broker.streams.keys import Keys
@@ -66,6 +67,7 @@ class Consumer:
     ) -> None:
         self.keys = Keys(backbone)
         self.worker = worker
+        self._backbone = backbone
         self._redis = redis
         self._scripts = scripts
         self._lease_ms = lease_ms
@@ -77,9 +79,12 @@ class Consumer:
 
     # --- life ---
 
-    async def join(self) -> Beat:
-        """Begin this incarnation: take a lease."""
-        state, now, changes = await self._call("join", [self.worker, self._lease_ms])
+    async def join(self, hosts: Fingerprint) -> Beat:
+        """Begin this incarnation: take a lease. Raises `Conflict` while live workers of this backbone host something else."""
+        args: list[Arg] = [self.worker, self._lease_ms, hosts.digest, hosts.model_dump_json()]
+        state, now, changes, live = await self._call("join", args)
+        if state == b"other":
+            raise refusal(self._backbone, hosts, Fingerprint.model_validate_json(live))
         return Beat(state == b"ok", int(now), int(changes))
 
     async def beat(self) -> Beat:

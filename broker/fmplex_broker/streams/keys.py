@@ -5,7 +5,8 @@
 | `q:<class>:<vfm>` | stream + group `w` | jobs |
 | `ready:<class>` | zset | vFMs with undelivered entries, score = virtual start |
 | `back` | zset | flows with entries given back (pending under the pseudo-consumer `released`) |
-| `vfms` | hash | vFM -> `status|digest|generation|cap|weight|rate|pass_ms`; `<vfm>:<field>` and `:<field>` hold the rest |
+| `vfms` | hash | vFM -> its record, `status=…|version=…|generation=…|…`; `<vfm>:<field>` and `:<field>` hold the rest |
+| … `:hosted` | field of it | `fingerprint|description` of what the live workers host |
 | `wake` | capped stream | rung when a flow becomes ready or something is given back |
 | `leases` | zset | worker -> expiry (server ms); 0 = condemned |
 | `held:<worker>` | hash | flows this worker has touched; `#` = its epoch; `#run` = entries of the passes now running |
@@ -28,6 +29,7 @@ from fmplex_broker.wire.messages import Flow
 REGISTRY_BACKBONES = "fmplex:backbones"
 REGISTRY_VFMS = "fmplex:vfms"
 GROUP = "w"
+HOSTED = ":hosted"  # field of the hash `vfms`
 
 
 class Keys:

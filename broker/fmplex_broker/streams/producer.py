@@ -50,8 +50,8 @@ class NewJob:
 
 @dataclass(frozen=True, slots=True)
 class EnqueueResult:
-    """Outcome for one job. `status`: new | dup | done | conflict | full | closed | unknown | limited. `job` is the job that
-    will answer (the first one when the idempotency key was known); `wait_ms`: when to come back if limited."""
+    """Outcome for one job. `status`: new | dup | done | conflict | full | closed | stale | unknown | limited. `job` is the job
+    that will answer (the first one when the idempotency key was known); `wait_ms`: when to come back if limited."""
 
     status: str
     job: str

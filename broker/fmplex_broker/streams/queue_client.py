@@ -24,6 +24,7 @@ from fmplex_broker.errors import (
 )
 from fmplex_broker.specs.deployments import VfmStatus
 from fmplex_broker.specs.heads import Generation
+from fmplex_broker.specs.versions import stale_error
 from fmplex_broker.streams.backbone_channel import BackboneChannel
 from fmplex_broker.streams.connection import Client, Scripts, open_redis
 from fmplex_broker.streams.producer import EnqueueResult, NewJob, new_id
@@ -171,8 +172,12 @@ class QueueClient:
             mine = [p for p, g in zip(pending, got, strict=True) if g.status in ("new", "dup") and g.job == p.job]
             if mine:
                 await channel.producer.cancel([(p.flow, p.job, p.idem) for p in mine])
-            if refused.status in ("closed", "unknown"):
+            if refused.status in ("closed", "stale", "unknown"):
                 self.forget(vfm)
+            if refused.status == "stale":
+                now = await self.registry.show(vfm)
+                if now.status == "stale":  # else it has been deployed again just now
+                    raise stale_error(vfm, now.version, now.hosted)
             raise _refusal(vfm, refused)
         for p, g in zip(pending, got, strict=True):
             if g.job != p.job:  # an earlier job with this idempotency key answers
@@ -206,7 +211,7 @@ def _refusal(vfm: str, got: EnqueueResult) -> FmplexError:
             return QueueFull(f"the queue of {vfm!r} is full; come back later", retry_after=1.0)
         case "limited":
             return RateLimited(f"{vfm!r} is over its rate; come back later", retry_after=max(got.wait_ms, 1) / 1000)
-        case "closed":
+        case "closed" | "stale":
             return VfmClosed(f"vFM {vfm!r} is not serving")
         case "conflict":
             return Conflict("this idempotency key was used for another request", field="idempotency_key")

@@ -17,6 +17,7 @@ from fmplex_broker.errors import (
     from_wire,
 )
 from fmplex_broker.specs.deployments import BackboneInfo, VfmStatus
+from fmplex_broker.specs.versions import stale_error, version_of
 from fmplex_broker.specs.vfm import VfmChange, VfmSpec
 from fmplex_broker.streams.catalog import Catalog
 from fmplex_broker.streams.connection import Arg, Client, Scripts, broker_errors
@@ -40,18 +41,16 @@ class Registry(Catalog):
         async with broker_errors():
             await self._redis.hset(REGISTRY_BACKBONES, info.name, info.model_dump_json())
 
-    async def deploy(self, spec: VfmSpec, version: str, *, timeout_s: float = 60.0) -> VfmStatus:
-        """Create a vFM and wait until every live worker of its backbone has accepted it.
+    async def deploy(self, spec: VfmSpec, artifact: str, *, timeout_s: float = 60.0) -> VfmStatus:
+        """Create a vFM and wait until every live worker of its backbone has accepted it; one of this name that is stale gets a
+        new version instead, as by `offer`.
 
         Raises `Conflict` (the name is taken), `InvalidInput` (no such backbone), the worker's refusal (`PackageRejected`), or
         `Unavailable` when the workers did not answer in time (the vFM stays `validating` and serves as soon as they do).
         """
-        known = await self.backbones()
-        if spec.backbone not in known:
-            listed = ", ".join(known) or "none; start a worker first"
-            raise InvalidInput(
-                f"no worker has ever hosted backbone {spec.backbone!r} (known: {listed})", field="backbone"
-            )
+        version = await self._version(spec.backbone, artifact)
+        if await self._is_stale(spec):
+            return await self.offer(spec.name, spec, artifact, timeout_s=timeout_s)
         await self._take_name(spec)
         try:
             await self._propose(spec, version, expect=-1)
@@ -79,21 +78,24 @@ class Registry(Catalog):
             self._check_state(state.decode(), vfm)
         return await self.show(vfm)
 
-    async def offer(self, vfm: str, spec: VfmSpec, version: str, *, timeout_s: float = 60.0) -> VfmStatus:
-        """Make `version` what the vFM serves, once every live worker has accepted it; until then the old one serves.
+    async def offer(self, vfm: str, spec: VfmSpec, artifact: str, *, timeout_s: float = 60.0) -> VfmStatus:
+        """Make an artifact what the vFM serves, once every live worker has accepted it; until then the old version serves.
 
         Operating values (weight, limits, SLO) are the operator's: those of `spec` are ignored. Raises as `deploy` and
         `change` do.
         """
         if spec.name != vfm:
             raise InvalidInput(f"the package is of vFM {spec.name!r}, not {vfm!r}", field="package")
-        now = await self._serving(vfm)
+        now = await self.show(vfm)
+        if now.status not in ("serving", "stale"):
+            raise _closed(now)
         if spec.backbone != now.backbone:
             raise InvalidInput(
                 f"the package is for backbone {spec.backbone!r} and {vfm!r} lives on {now.backbone!r}; deploy it as "
                 "another vFM",
                 field="package",
             )
+        version = await self._version(spec.backbone, artifact)
         if version == now.version:
             return now
         kept = {k: getattr(now.spec, k) for k in ("weight", "limits", "slo")}
@@ -133,9 +135,27 @@ class Registry(Catalog):
 
     async def _serving(self, vfm: str) -> VfmStatus:
         now = await self.show(vfm)
+        if now.status == "stale":
+            raise stale_error(vfm, now.version, now.hosted)
         if now.status != "serving":
-            raise VfmClosed(f"vFM {vfm!r} is {now.status}; it can be changed while it is serving")
+            raise _closed(now)
         return now
+
+    async def _version(self, backbone: str, artifact: str) -> str:
+        """Return the version of an artifact on what the workers of a backbone host. Raises `InvalidInput`."""
+        hosted = await self.hosted(backbone)
+        if hosted is None:
+            listed = ", ".join(await self.backbones()) or "none; start a worker first"
+            raise InvalidInput(f"no worker has ever hosted backbone {backbone!r} (known: {listed})", field="backbone")
+        return version_of(artifact, hosted.digest)
+
+    async def _is_stale(self, spec: VfmSpec) -> bool:
+        """Tell whether a vFM has the name and the backbone of `spec`, and is stale."""
+        try:
+            owner = await self.show(spec.name)
+        except UnknownVfm:
+            return False
+        return owner.status == "stale" and owner.backbone == spec.backbone
 
     async def _take_name(self, spec: VfmSpec) -> None:
         async with broker_errors():
@@ -191,6 +211,10 @@ class Registry(Catalog):
         if state == "gone":
             raise Conflict(f"vFM {spec.name!r} was changed or removed by somebody else meanwhile")
         return await self.show(spec.name)
+
+
+def _closed(now: VfmStatus) -> VfmClosed:
+    return VfmClosed(f"vFM {now.name!r} is {now.status}; it can be changed while it is serving")
 
 
 def _taken(vfm: str) -> Conflict:

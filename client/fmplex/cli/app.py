@@ -7,7 +7,6 @@ import json
 import signal
 import sys
 import time
-from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -31,11 +30,12 @@ from fmplex.cli.common import (
     print_json,
 )
 from fmplex.cli.top import run_top
+from fmplex.listed import apply_listed
 from fmplex.local import LocalFleet, without_password
+from fmplex.running import announce
 from fmplex.sync import Client
 from fmplex_broker.errors import Conflict, InvalidInput
 from fmplex_broker.packages.archive import open_package
-from fmplex_broker.specs.vfm import VfmSpec
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
                   help="Serve many customised versions of one foundation model on one shared backbone.")  # fmt: skip
@@ -50,7 +50,8 @@ for command in (pack_commands.pack, pack_commands.inspect, pack_commands.schema)
 @app.command()
 def up(
     config: Annotated[Path, typer.Option("--config", "-c", help="Fleet file (TOML).")] = Path("configs/minilm.toml"),
-    workers: Annotated[int, typer.Option(min=1, help="Worker processes on this machine.")] = 1,
+    workers: Annotated[list[str] | None, typer.Option(metavar="N or NAME=N", help="Worker processes on this machine for every "
+                       "backbone, or for one; may be given often. Default: as the fleet file says.", show_default=False)] = None,
     port: Annotated[int | None, typer.Option(help="Gateway port; 0 takes a free one.")] = None,
     data: Annotated[Path, typer.Option(help="Folder for the embedded broker's data and the logs.")] = Path(".fmplex"),
 ) -> None:
@@ -58,16 +59,19 @@ def up(
     # From here on a signal ends the fleet in order, also while it starts.
     for sig in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(sig, _interrupt)
-    fleet = LocalFleet(config, workers=workers, port=port, data=data)
+    fleet = LocalFleet(config, workers=_worker_counts(workers), port=port, data=data)
     try:
         with out.status("starting") as status:
             fleet.start(status.update)
-        fleet.write_state()
-        with Client(fleet.gateway_url, api_key=next(iter(fleet.spec.gateway.api_keys), None)) as client:
-            _deploy_listed(fleet, client)
+        announced = announce(fleet.gateway_url, fleet.broker_url, fleet.artifacts)
+        with Client(fleet.broker_url, artifacts=fleet.artifacts) as client:  # beside the broker nobody asks for a key
+            for line in apply_listed(client, [*fleet.spec.vfms, *fleet.spec.packages]):
+                out.print(line, markup=False, soft_wrap=True)
             show.print_vfms(client.vfms.list(limit=50), client.vfms.count())
         broker = without_password(fleet.broker_url)
         out.print(f"gateway [bold]{fleet.gateway_url}[/]   broker [bold]{broker}[/]   logs {fleet.data}/*.log")
+        if not announced:
+            out.print(f"commands in this folder speak to another fleet that runs; --url {fleet.gateway_url} is this one")
         out.print("Ctrl-C stops; waiting jobs stay in the broker's file and are served after the next start.")
         _watch(fleet)
     except KeyboardInterrupt:
@@ -77,11 +81,17 @@ def up(
             fleet.stop()
 
 
-def _deploy_listed(fleet: LocalFleet, client: Client) -> None:
-    listed: list[VfmSpec | Path] = [*fleet.spec.vfms, *fleet.spec.packages]
-    for wanted in listed:
-        with suppress(Conflict):  # it is there from an earlier run
-            client.vfms.deploy(wanted)
+def _worker_counts(given: list[str] | None) -> int | dict[str, int] | None:
+    """Read `--workers`: N for all backbones, or NAME=N. Raises `InvalidInput`."""
+    if not given:
+        return None
+    counts: dict[str, int] = {}
+    for item in given:
+        name, _, number = item.rpartition("=")
+        if not (number.isascii() and number.isdigit() and 1 <= int(number) <= 1024) or (not name and len(given) > 1):
+            raise InvalidInput(f"--workers {item!r}: write N, or NAME=N for each backbone; N from 1 to 1024", field="workers")
+        counts[name] = int(number)
+    return counts.get("", counts)
 
 
 def _interrupt(*_: object) -> None:

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from fmplex.local import running
+from fmplex.running import running
 from fmplex.sync import Client
 from fmplex_broker.errors import InvalidInput
 

@@ -12,6 +12,7 @@ from fmplex_broker.errors import BrokerUnavailable, FmplexError, PackageRejected
 from fmplex_broker.specs.deployments import DeployedVfm
 from fmplex_worker.host import deployments as library_module
 from fmplex_worker.host.deployments import DeploymentFollower
+from tests.support.hosting import HOSTED
 from tests.support.waiting import until_soon
 from tests.unit.residency.fakes import residents
 
@@ -67,7 +68,7 @@ class Fixture:
     def __init__(self) -> None:
         self.registry, self.scheduler = FakeRegistry(), FakeScheduler()
         self.residents, self.engine, self.fetcher = residents(8)
-        self.library = DeploymentFollower(self.registry, "b", self.scheduler, self.residents)  # type: ignore[arg-type]
+        self.library = DeploymentFollower(self.registry, "b", self.scheduler, self.residents, HOSTED.digest)  # type: ignore[arg-type]
 
     def offer(self, vfm: str, version: str, serving: str = "") -> None:
         self.registry.record[vfm] = DeployedVfm(serving, 1.0, version)

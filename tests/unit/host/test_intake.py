@@ -20,6 +20,7 @@ from fmplex_worker.host.jobs import JobTable
 from fmplex_worker.host.passes import PassProgress
 from fmplex_worker.host.preparation import Preparation
 from fmplex_worker.scheduling import CostModel, KvAdmission, PassBudget
+from tests.support.hosting import HOSTED
 from tests.support.waiting import until_soon
 from tests.unit.host.tables import Encode
 from tests.unit.residency.fakes import Inline, residents
@@ -99,7 +100,7 @@ class Bench:
         claimer = Claimer(self.consumer, self.table, self.scheduler, budget, 50, "arrival")  # type: ignore[arg-type]
         preparation = Preparation(engine, self.dispatcher, Clock(), Inline())  # type: ignore[arg-type]
         pacer = ClaimPacer(self.table, passes)
-        self.intake = Intake(claimer, pacer, self.table, self.residents, self.dispatcher, preparation)
+        self.intake = Intake(claimer, pacer, self.table, self.residents, self.dispatcher, preparation, HOSTED.digest)
 
     @property
     def waiting(self) -> int:

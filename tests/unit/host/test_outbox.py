@@ -24,6 +24,7 @@ from fmplex_worker.host.stats import Meter
 from fmplex_worker.host.streaming import ChunkSender
 from fmplex_worker.protocol import EngineInfo
 from fmplex_worker.scheduling import CostModel
+from tests.support.hosting import HOSTED
 from tests.support.waiting import until_soon
 from tests.unit.host.tables import Encode, Table, claimed
 
@@ -59,7 +60,7 @@ class Bench:
         self.now_ms = 1000.0
         self.table = Table(3)
         consumer: Any = self.broker
-        engine: Any = SimpleNamespace(info=EngineInfo("b", "text", 8, 64, "cpu", 1), device_bytes=0)
+        engine: Any = SimpleNamespace(info=EngineInfo("b", "text", 8, 64, "cpu", 1, HOSTED), device_bytes=0)
         self.meter = Meter("w", engine, CostModel(100))
         self.chunks = ChunkSender(consumer)
         clock: Any = SimpleNamespace(now_ms=lambda: self.now_ms)

@@ -57,6 +57,11 @@ class Backbone:
     lm_head: LmHead | None = None
 
     @property
+    def dtype(self) -> torch.dtype:
+        """Type of its weights."""
+        return next(self.model.parameters()).dtype
+
+    @property
     def hidden(self) -> int:
         """Width of the hidden states that heads read."""
         return int(self.model.config.hidden_size)  # type: ignore[union-attr, arg-type]

@@ -40,7 +40,7 @@ def load_backbone(spec: BackboneSpec, device: str = "auto") -> Backbone:
     config = _read(spec, "config", AutoConfig.from_pretrained)
     family = family_of(config)
     tokenizer = _read(spec, "tokenizer", AutoTokenizer.from_pretrained)
-    model = _load_model(spec, family, config).to(where)
+    model = _load_model(spec, family, config, where).to(where)
     model, lm_head = _split_lm_head(model, tokenizer, config) if _generates(family, config) else (model, None)
     targets = wrap_linears(model)
     first = family.first_position(config)
@@ -93,7 +93,7 @@ def _read(spec: BackboneSpec, what: str, load: Callable[..., T], **options: Any)
         ) from e
 
 
-def _load_model(spec: BackboneSpec, family: Family, config: Any) -> nn.Module:
+def _load_model(spec: BackboneSpec, family: Family, config: Any, where: torch.device) -> nn.Module:
     """Load the bare model in eval mode, with its language-model head if it has one. Weights that the checkpoint lacks would be
     random, so that is an error."""
     transformers_logging.set_verbosity_error()  # its report of unused weights (the pooler) and its progress bar
@@ -103,7 +103,7 @@ def _load_model(spec: BackboneSpec, family: Family, config: Any) -> nn.Module:
         spec,
         "weights",
         (AutoModelForCausalLM if _generates(family, config) else AutoModel).from_pretrained,
-        dtype=getattr(torch, spec.dtype),
+        dtype=_dtype(spec, where),
         attn_implementation=attention.NAME,
         use_safetensors=True,
         output_loading_info=True,
@@ -142,6 +142,14 @@ def _device(name: str) -> torch.device:
             f"this machine has {torch.cuda.device_count()} CUDA devices, not {name}", field="worker.device"
         )
     return device
+
+
+def _dtype(spec: BackboneSpec, device: torch.device) -> torch.dtype:
+    """Return the dtype of the weights: what the spec says; for `auto` bfloat16 where the device computes in it, else float32."""
+    if spec.dtype != "auto":
+        return getattr(torch, spec.dtype)  # type: ignore[no-any-return]
+    fast = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+    return torch.bfloat16 if fast else torch.float32
 
 
 def _max_tokens(spec: BackboneSpec, usual: int, most: int) -> int:

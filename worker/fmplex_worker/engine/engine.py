@@ -14,6 +14,7 @@ import torch
 
 from fmplex_broker.errors import FmplexError, PackageRejected, VfmClosed
 from fmplex_broker.packages.package import Package
+from fmplex_broker.specs.fingerprint import Fingerprint
 from fmplex_broker.wire.messages import Request
 from fmplex_worker.backbones.backbone import Backbone
 from fmplex_worker.engine.isolation import PassUnits, run_isolated
@@ -27,18 +28,21 @@ from fmplex_worker.workloads.base import PassOutput, PassText, PlacedWork, Workl
 class PackedEngine:
     """`fmplex_worker.protocol.Engine` of one backbone and the workloads that it can do."""
 
-    def __init__(self, backbone: Backbone, workloads: Sequence[Workload]) -> None:
+    def __init__(self, backbone: Backbone, workloads: Sequence[Workload], fingerprint: Fingerprint) -> None:
         self._backbone = backbone
+        self._fingerprint = fingerprint
         self._workloads: dict[Kind, Workload] = {workload.kind: workload for workload in workloads}
         self._versions = Versions(backbone)
-        self._group_from = group_from(backbone.device, getattr(torch, backbone.spec.dtype), backbone.hidden)
+        self._group_from = group_from(backbone.device, backbone.dtype, backbone.hidden)
         self._units = PassUnits(backbone.spec.pass_units, backbone.device)
 
     @property
     def info(self) -> EngineInfo:
         """Facts for the registry; see `Engine.info`."""
         b = self._backbone
-        return EngineInfo(b.spec.name, "text", b.hidden, b.max_tokens, str(b.device), b.memory_bytes)
+        return EngineInfo(
+            b.spec.name, "text", b.hidden, b.max_tokens, str(b.device), b.memory_bytes, self._fingerprint
+        )
 
     @property
     def capacity(self) -> Capacity:

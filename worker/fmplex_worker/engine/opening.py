@@ -5,6 +5,7 @@ from __future__ import annotations
 from fmplex_broker.errors import InvalidInput
 from fmplex_broker.specs.fleet import BackboneSpec, WorkerSpec
 from fmplex_worker.backbones.backbone import Backbone, LmHead
+from fmplex_worker.backbones.fingerprint import take_fingerprint
 from fmplex_worker.backbones.loading import load_backbone
 from fmplex_worker.engine.engine import PackedEngine
 from fmplex_worker.workloads.base import Workload
@@ -20,7 +21,7 @@ def open_engine(spec: BackboneSpec, worker: WorkerSpec) -> PackedEngine:
     workloads: list[Workload] = [EncodingWorkload(backbone)]
     if backbone.lm_head is not None:
         workloads.append(_generation(backbone, backbone.lm_head, worker.kv_bytes))
-    return PackedEngine(backbone, workloads)
+    return PackedEngine(backbone, workloads, take_fingerprint(backbone))
 
 
 def _generation(backbone: Backbone, lm_head: LmHead, kv_bytes: int) -> GenerationWorkload:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from fmplex_broker.errors import FmplexError
+from fmplex_broker.specs.versions import artifact_of
 from fmplex_broker.streams.claims import Claimed
 from fmplex_broker.wire.messages import Flow
 from fmplex_worker.host.job_state import ENDS, TAKES_ROOM, JobState
@@ -53,9 +54,14 @@ class ActiveJob:
         return self.claimed.flow
 
     @property
-    def digest(self) -> str:
+    def version(self) -> str:
         """The version that it runs on."""
-        return self.claimed.digest
+        return self.claimed.version
+
+    @property
+    def digest(self) -> str:
+        """Digest of the artifact of its version: what is loaded here under that key."""
+        return artifact_of(self.claimed.version)
 
     @property
     def begun(self) -> bool:

@@ -6,6 +6,7 @@ import asyncio
 import logging
 
 from fmplex_broker.errors import BrokerUnavailable, FmplexError, Unavailable
+from fmplex_broker.specs.versions import artifact_of, is_stale, stale_error
 from fmplex_broker.streams.registry import Registry
 from fmplex_broker.wire.messages import CLASSES, Flow
 from fmplex_worker.residency.residents import Residents
@@ -22,8 +23,12 @@ class DeploymentFollower:
     that serves is loaded when its first job comes, whatever this worker has heard of it.
     """
 
-    def __init__(self, registry: Registry, backbone: str, scheduler: Scheduler, residents: Residents) -> None:
+    def __init__(
+        self, registry: Registry, backbone: str, scheduler: Scheduler, residents: Residents, hosted: str
+    ) -> None:
+        """`hosted`: the fingerprint of what this worker hosts."""
         self._registry = registry
+        self._hosted = hosted
         self._backbone = backbone
         self._scheduler = scheduler
         self._residents = residents
@@ -82,7 +87,7 @@ class DeploymentFollower:
                 self._forget(name)
                 continue
             if now.version:
-                self._residents.serves(name, now.version)
+                self._residents.serves(name, artifact_of(now.version))
                 self._scheduler.set_weight(name, now.weight)
             if now.offered:
                 await self._judge(name, now.offered, worker)
@@ -90,8 +95,11 @@ class DeploymentFollower:
     async def _judge(self, vfm: str, version: str, worker: str) -> None:
         """Load an offered version and vote; whatever goes wrong with it is the vFM's misfortune, not the worker's."""
         refusal: FmplexError | None = None
+        artifact = artifact_of(version)
         try:
-            await self._residents.load(version, vfm)
+            if is_stale(version, self._hosted):
+                raise stale_error(vfm, version, self._hosted)
+            await self._residents.load(artifact, vfm)
         except Unavailable as e:  # the store is away, which says nothing of the version: look again
             log.warning("vFM %s version %s cannot be judged yet: %s", vfm, version, e)
             asyncio.get_running_loop().call_later(_LOOK_AGAIN_S, self._note_gap)
@@ -101,10 +109,10 @@ class DeploymentFollower:
         try:
             state = await self._registry.vote(self._backbone, vfm, version, worker, refusal)
             if state == "serving":
-                self._residents.serves(vfm, version)
+                self._residents.serves(vfm, artifact)
         finally:
             if refusal is None:
-                self._residents.unpin(version)
+                self._residents.unpin(artifact)
         log.info("vFM %s version %s: %s", vfm, version, refusal or state)
 
     def _forget(self, vfm: str) -> None:

@@ -7,6 +7,7 @@ import time
 from contextlib import suppress
 
 from fmplex_broker.errors import Cancelled
+from fmplex_broker.specs.versions import is_stale, stale_error
 from fmplex_worker.host.active_job import ActiveJob
 from fmplex_worker.host.claim_pacing import ClaimPacer
 from fmplex_worker.host.claiming import Claimer, Wanted
@@ -31,12 +32,15 @@ class Intake:
         residents: Residents,
         dispatcher: Dispatcher,
         preparation: Preparation,
+        hosted: str,
     ) -> None:
+        """`hosted`: the fingerprint of what this worker hosts."""
         self._claimer = claimer
         self._pacer = pacer
         self._table = table
         self._residents = residents
         self._dispatcher = dispatcher
+        self._hosted = hosted
         self._loads = asyncio.TaskGroup()
         self._versions = VersionWaiting(residents, dispatcher, preparation, self._loads, self.ring)
         self._rung = False
@@ -86,6 +90,9 @@ class Intake:
                     await self._pacer.room_freed()
 
     def _unwanted(self, job: ActiveJob) -> bool:
-        if unwanted := self._table.unwanted(job):
+        """Answer a job that is not to run: it was cancelled, or waited for weights that nobody hosts any more."""
+        if self._table.unwanted(job):
             self._dispatcher.answer(job, Cancelled("the job was cancelled before it ran"))
-        return unwanted
+        elif is_stale(job.version, self._hosted):
+            self._dispatcher.answer(job, stale_error(job.flow.vfm, job.version, self._hosted))
+        return job.ended

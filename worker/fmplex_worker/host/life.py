@@ -7,17 +7,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable
 from concurrent.futures import Executor
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from fmplex_broker.errors import BrokerUnavailable
+from fmplex_broker.errors import BrokerUnavailable, Conflict
 from fmplex_broker.specs.deployments import BackboneInfo
 from fmplex_broker.specs.fleet import BackboneSpec, WorkerSpec
 from fmplex_broker.streams.claims import Order
 from fmplex_broker.streams.connection import Client, Scripts
-from fmplex_broker.streams.consumer import Consumer
+from fmplex_broker.streams.consumer import Beat, Consumer
 from fmplex_broker.streams.producer import new_id
 from fmplex_broker.streams.registry import Registry
 from fmplex_worker.host.blame import Blame
@@ -92,7 +93,9 @@ class Life:
         self._budget = PassBudget(lasting.cost, lasting.backbone.pass_units)
         self._recorder = Recorder(name, self._id, self._scheduler, self._clock)
         self._meter = Meter(self._id, lasting.engine, lasting.cost)
-        self._deployments = DeploymentFollower(self._registry, name, self._scheduler, lasting.residents)
+        self._deployments = DeploymentFollower(
+            self._registry, name, self._scheduler, lasting.residents, lasting.engine.info.fingerprint.digest
+        )
         lasting.residents.unpin_all()  # by jobs of an earlier life, which are not ours any more
         self._lay_out_jobs()
         self._lay_out_tasks()
@@ -117,7 +120,10 @@ class Life:
         )
         preparation = Preparation(has.engine, self._dispatcher, self._clock, has.intake_thread)
         pacer = ClaimPacer(self._table, self._passes)
-        self._intake = Intake(self._claimer, pacer, self._table, has.residents, self._dispatcher, preparation)
+        hosted = has.engine.info.fingerprint.digest
+        self._intake = Intake(
+            self._claimer, pacer, self._table, has.residents, self._dispatcher, preparation, hosted
+        )
         guard = DeadlineGuard(
             self._table, self._dispatcher, self._scheduler, has.engine, has.cost, self._passes, self._clock
         )
@@ -166,15 +172,27 @@ class Life:
 
     async def _join(self) -> None:
         info = self._lasting.engine.info
+        beat = await self._take_lease()
         await self._registry.register_backbone(
             BackboneInfo(
                 name=info.name, model=self._lasting.backbone.model, modality=info.modality, hidden=info.hidden,
                 max_tokens=info.max_tokens,
             )
         )  # fmt: skip
-        beat = await self._consumer.join()
         self._clock.set(beat.now_ms)
         self._deployments.count(beat.changes)
+
+    async def _take_lease(self) -> Beat:
+        """Take a lease. Raises `Conflict` if workers that host something else still live once any that had died has lost its."""
+        lease_s = self._lasting.spec.lease_ms / 1000
+        end = time.monotonic() + 1.5 * lease_s
+        while True:
+            try:
+                return await self._consumer.join(self._lasting.engine.info.fingerprint)
+            except Conflict:
+                if time.monotonic() > end or self._lasting.stop.is_set():
+                    raise
+            await asyncio.sleep(lease_s / 10)
 
     def _lease(self) -> Lease:
         spec = self._lasting.spec

@@ -60,7 +60,7 @@ class Outbox:
         reply = Reply(
             output=None if error else output,
             error=error,
-            version=job.digest,
+            version=job.version,
             worker=self._consumer.worker,
             units=job.units,
             queue_ms=max(0.0, total_ms if job.wait_ms is None else job.wait_ms),

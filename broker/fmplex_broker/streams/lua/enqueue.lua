@@ -1,8 +1,8 @@
 -- Add many jobs.
 -- ARGV: inbox, result_ttl ms, then 9 a job: class, vfm, job, idempotency key, request digest, units, charge, timeout ms,
 -- payload. `charge`: what the job costs its vFM's rate; a call of many jobs is charged once, on its first job.
--- Per job: {status, job, extra}: new | dup | done | conflict | full | closed | unknown | limited (extra = ms to wait).
-local inbox, result_ttl, now = ARGV[1], tonumber(ARGV[2]), now_ms()
+-- Per job: {status, job, extra}: new | dup | done | conflict | full | closed | stale | unknown | limited (extra = ms to wait).
+local inbox, result_ttl, now, hosts = ARGV[1], tonumber(ARGV[2]), now_ms(), hosted()
 
 local function take_tokens(vfm, rate, charge)
   -- Token bucket in units; holds one second's worth, and always lets a full bucket pay for one larger job.
@@ -39,12 +39,13 @@ local function add(class, vfm, job, idem, request, units, charge, timeout, paylo
   local r = record(vfm)
   if not r then return {'unknown', job, 0} end
   if r.status ~= 'serving' then return {'closed', job, 0} end
+  if is_stale(r.version, hosts) then return {'stale', job, 0} end
   local flow = class .. ':' .. vfm
   local idem_key = P .. 'idem:' .. idem
   local before = known(idem_key, request, job, flow)
   if before then return before end
   local q = queue(flow)
-  if redis.call('XLEN', q) >= r.cap then return {'full', job, 0} end
+  if redis.call('XLEN', q) >= r.max_pending then return {'full', job, 0} end
   local wait = take_tokens(vfm, r.rate, charge)
   if wait > 0 then return {'limited', job, wait} end
   local large = ''
@@ -52,7 +53,7 @@ local function add(class, vfm, job, idem, request, units, charge, timeout, paylo
     redis.call('SET', P .. 'blob:' .. job, payload, 'PX', timeout + result_ttl)
     payload, large = '', '1'
   end
-  local id = redis.call('XADD', q, '*', 'j', job, 'c', inbox, 'g', r.digest, 'u', units,
+  local id = redis.call('XADD', q, '*', 'j', job, 'c', inbox, 'g', r.version, 'u', units,
                         't', string.format('%d', now + timeout), 'd', payload, 'b', large)
   redis.call('SET', idem_key, job .. '|' .. request .. '|' .. id, 'PX', timeout + result_ttl)
   local rang = mark_ready(class, vfm)

@@ -14,15 +14,28 @@ local function flow_parts(flow) return string.match(flow, '^([^:]+):(.+)$') end
 
 local function is_error(reply) return type(reply) == 'table' and reply.err ~= nil end
 
--- The record of a vFM: status|digest|generation|cap|weight|rate|pass_ms (the longest pass with which its targets can be kept, 0:
--- any). nil if there is none.
+-- The record of a vFM: `name=value` pairs, joined by `|`. `pass_ms`: the longest pass with which its targets can be kept, 0: any.
+local FIELDS = {'status', 'version', 'generation', 'max_pending', 'weight', 'rate', 'pass_ms'}
+local NUMBERS = {generation = '%d', max_pending = '%d', weight = '%.17g', rate = '%.17g', pass_ms = '%.17g'}
+
+-- A table by these names; nil if there is no such vFM.
 local function record(vfm)
   local raw = redis.call('HGET', VFMS, vfm)
   if not raw then return nil end
-  local status, digest, generation, cap, weight, rate, pass_ms =
-    string.match(raw, '^([^|]*)|([^|]*)|([^|]*)|([^|]*)|([^|]*)|([^|]*)|([^|]*)$')
-  return {status = status, digest = digest, generation = tonumber(generation), cap = tonumber(cap),
-          weight = tonumber(weight), rate = tonumber(rate), pass_ms = tonumber(pass_ms)}
+  local r = {}
+  for name, value in string.gmatch(raw, '([^=|]+)=([^|]*)') do
+    r[name] = NUMBERS[name] and tonumber(value) or value
+  end
+  return r
+end
+
+-- Fingerprint of what the live workers of this backbone host; nil while nobody has said so.
+local function hosted() return string.match(redis.call('HGET', VFMS, ':hosted') or '', '^([^|]+)') end
+
+-- True if a version was deployed for another fingerprint (what follows its `-`) than `now`, the one that is hosted.
+local function is_stale(version, now)
+  local made_for = string.match(version, '-(.+)$')
+  return now ~= nil and made_for ~= nil and made_for ~= now
 end
 
 -- The counter is the truth (every beat tells it); the word on `control` says which vFM, and saves the wait for the next beat.
@@ -32,9 +45,11 @@ local function changed(vfm)
 end
 
 local function put_record(vfm, r)
-  redis.call('HSET', VFMS, vfm, table.concat(
-    {r.status, r.digest, string.format('%d', r.generation), string.format('%d', r.cap),
-     string.format('%.17g', r.weight), string.format('%.17g', r.rate), string.format('%.17g', r.pass_ms)}, '|'))
+  local parts = {}
+  for i, name in ipairs(FIELDS) do
+    parts[i] = name .. '=' .. (NUMBERS[name] and string.format(NUMBERS[name], r[name]) or r[name])
+  end
+  redis.call('HSET', VFMS, vfm, table.concat(parts, '|'))
   changed(vfm)
 end
 
@@ -104,7 +119,7 @@ local function reply(inbox, job, payload, ttl)
   return true
 end
 
--- Entry fields are written in one fixed order: j job, c inbox, g digest, u units, t deadline, d payload, b blob flag.
+-- Entry fields are written in one fixed order: j job, c inbox, g version, u units, t deadline, d payload, b blob flag.
 local function entry_job(entry) return entry[2][2] end
 local function entry_inbox(entry) return entry[2][4] end
 local function entry_units(entry) return tonumber(entry[2][8]) or 1 end
