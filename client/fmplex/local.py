@@ -202,7 +202,9 @@ def _listen(host: str, port: int) -> socket.socket:
                 "(--port, or gateway.port in the fleet file)",
                 field="gateway.port",
             ) from None
-        raise InvalidInput(f"the gateway cannot listen on {host}:{port} ({e}); check gateway.host", field="gateway.host") from e
+        raise InvalidInput(
+            f"the gateway cannot listen on {host}:{port} ({e}); check gateway.host", field="gateway.host"
+        ) from e
 
 
 def _end(processes: list[subprocess.Popen[bytes]]) -> None:
@@ -220,4 +222,3 @@ def _end(processes: list[subprocess.Popen[bytes]]) -> None:
 def without_password(url: str) -> str:
     """Return a broker's URL as it may be shown: its password hidden."""
     return re.sub(r"(://[^/@]*):[^/@]*@", r"\1:***@", url)
-

@@ -11,8 +11,8 @@ STATE_FILE = Path(".fmplex") / "up.json"
 
 
 def running() -> dict[str, Any]:
-    """Read the addresses of the fleet that `fmplex up` runs from this folder: `gateway`, `broker`, `artifacts`, and its `pid`; empty
-    if there is none."""
+    """Read the addresses of the fleet that `fmplex up` runs from this folder: `gateway`, `broker`, `artifacts`, and its `pid`;
+    empty if there is none."""
     try:
         state: dict[str, Any] = json.loads(STATE_FILE.read_text())
     except (OSError, ValueError):

@@ -10,6 +10,7 @@ from typing import Any
 import redis.asyncio as aioredis
 from redis.exceptions import ConnectionError
 
+from fmplex_broker.specs.fingerprint import Fingerprint
 from fmplex_broker.specs.heads import Embedding, Head
 from fmplex_broker.specs.vfm import VfmSpec
 from fmplex_broker.streams.claims import Claimed
@@ -98,9 +99,9 @@ class Bench:
     def producer(self, inbox: str = "client") -> Producer:
         return Producer(self.redis, self.scripts, BACKBONE, inbox)
 
-    async def worker(self, name: str = "w1", lease_ms: int = LEASE_MS) -> Consumer:
+    async def worker(self, name: str = "w1", lease_ms: int = LEASE_MS, hosts: Fingerprint = HOSTED) -> Consumer:
         consumer = Consumer(self.redis, self.scripts, BACKBONE, name, lease_ms=lease_ms)
-        assert (await consumer.join(HOSTED)).alive
+        assert (await consumer.join(hosts)).alive
         return consumer
 
     async def hosts(self, backbone: str) -> None:

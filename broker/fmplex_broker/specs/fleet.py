@@ -141,9 +141,7 @@ class FleetSpec(Spec):
         for backbone in self.hosted:
             if name in (None, backbone.name):
                 return backbone
-        raise InvalidInput(
-            f"the fleet file has no backbone {name!r}; it has {', '.join(self.names)}", field="backbone"
-        )
+        raise InvalidInput(f"the fleet file has no backbone {name!r}; it has {', '.join(self.names)}", field="backbone")
 
 
 def _overlay(base: S, over: S) -> S:

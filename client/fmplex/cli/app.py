@@ -50,8 +50,15 @@ for command in (pack_commands.pack, pack_commands.inspect, pack_commands.schema)
 @app.command()
 def up(
     config: Annotated[Path, typer.Option("--config", "-c", help="Fleet file (TOML).")] = Path("configs/minilm.toml"),
-    workers: Annotated[list[str] | None, typer.Option(metavar="N or NAME=N", help="Worker processes on this machine for every "
-                       "backbone, or for one; may be given often. Default: as the fleet file says.", show_default=False)] = None,
+    workers: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="N or NAME=N",
+            help="Worker processes on this machine for every "
+            "backbone, or for one; may be given often. Default: as the fleet file says.",
+            show_default=False,
+        ),
+    ] = None,
     port: Annotated[int | None, typer.Option(help="Gateway port; 0 takes a free one.")] = None,
     data: Annotated[Path, typer.Option(help="Folder for the embedded broker's data and the logs.")] = Path(".fmplex"),
 ) -> None:
@@ -71,7 +78,9 @@ def up(
         broker = without_password(fleet.broker_url)
         out.print(f"gateway [bold]{fleet.gateway_url}[/]   broker [bold]{broker}[/]   logs {fleet.data}/*.log")
         if not announced:
-            out.print(f"commands in this folder speak to another fleet that runs; --url {fleet.gateway_url} is this one")
+            out.print(
+                f"commands in this folder speak to another fleet that runs; --url {fleet.gateway_url} is this one"
+            )
         out.print("Ctrl-C stops; waiting jobs stay in the broker's file and are served after the next start.")
         _watch(fleet)
     except KeyboardInterrupt:
@@ -89,7 +98,9 @@ def _worker_counts(given: list[str] | None) -> int | dict[str, int] | None:
     for item in given:
         name, _, number = item.rpartition("=")
         if not (number.isascii() and number.isdigit() and 1 <= int(number) <= 1024) or (not name and len(given) > 1):
-            raise InvalidInput(f"--workers {item!r}: write N, or NAME=N for each backbone; N from 1 to 1024", field="workers")
+            raise InvalidInput(
+                f"--workers {item!r}: write N, or NAME=N for each backbone; N from 1 to 1024", field="workers"
+            )
         counts[name] = int(number)
     return counts.get("", counts)
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from fmplex_broker.errors import InvalidInput
-from fmplex_broker.specs.fleet import BackboneSpec, FleetSpec, GatewaySpec, WorkerSpec, load_fleet
+from fmplex_broker.specs.fleet import BackboneSpec, FleetSpec, GatewaySpec, WorkerSpec, artifacts_of, load_fleet
 from fmplex_broker.specs.heads import Embedding, InputSpec
 from fmplex_broker.specs.schema import load_toml, parse
 from fmplex_broker.specs.vfm import Slo, VfmChange, VfmSpec
@@ -228,6 +228,12 @@ def test_paths_are_relative_to_the_fleet_file(tmp_path: Path, monkeypatch: pytes
 
 
 @pytest.mark.parametrize("model", ["org/name", "/abs/model"])
+def test_models_of_several_backbones_are_relative_to_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "fleet.toml"
+    path.write_text('[[backbones]]\nname = "a"\nmodel = "./one"\n[[backbones]]\nname = "b"\nmodel = "org/two"\n')
+    assert [b.model for b in load_fleet(path).hosted] == [str(tmp_path / "one"), "org/two"]
+
+
 def test_hub_ids_and_absolute_models_stay(tmp_path: Path, model: str) -> None:
     assert load_fleet(fleet_file(tmp_path, model)).backbone.model == model
 
@@ -239,6 +245,70 @@ def test_a_model_may_lie_in_the_home_folder(tmp_path: Path) -> None:
 def test_a_vfm_of_another_backbone_is_refused() -> None:
     error = refused(FleetSpec, {"backbone": {"name": "m", "model": "x"}, "vfms": [{**GOOD, "backbone": "other"}]})
     assert "other" in error.message
+    assert error.field == "vfms.0.backbone"
+
+
+BACKBONES: list[dict[str, Any]] = [{"name": "m", "model": "x"}, {"name": "n", "model": "y", "workers": 2}]
+
+
+def test_several_backbones_each_with_its_settings() -> None:
+    inner = {"threads": 4, "residency": {"host_bytes": 5}}
+    fleet = parse(
+        FleetSpec,
+        {
+            "worker": {"threads": 1, "lease_ms": 500, "residency": {"device_bytes": 7}},
+            "backbones": [BACKBONES[0], {**BACKBONES[1], "worker": inner}],
+            "vfms": [GOOD, {**GOOD, "name": "w", "backbone": "n"}],
+        },
+    )
+    m, n = fleet.hosted
+    assert (m.name, m.workers, n.name, n.workers) == ("m", 1, "n", 2)
+    assert (m.worker.threads, m.worker.lease_ms) == (1, 500)
+    assert (n.worker.threads, n.worker.lease_ms) == (4, 500)
+    assert (n.worker.residency.device_bytes, n.worker.residency.host_bytes) == (7, 5)
+    assert (fleet.find("n"), fleet.find("m")) == (n, m)
+    assert fleet.names == ["m", "n"]
+
+
+def test_one_backbone_need_not_be_named() -> None:
+    fleet = parse(FleetSpec, {"backbone": {**BACKBONES[1], "worker": {"threads": 3}}, "worker": {"kv_bytes": 1 << 20}})
+    found = fleet.find(None)
+    assert (found, found.worker.threads, found.worker.kv_bytes) == (fleet.find("n"), 3, 1 << 20)
+
+
+@pytest.mark.parametrize("name", [None, "o"])
+def test_which_of_several_backbones_must_be_said(name: str | None) -> None:
+    with pytest.raises(InvalidInput, match="m, n") as caught:
+        parse(FleetSpec, {"backbones": BACKBONES}).find(name)
+    assert caught.value.field == "backbone"
+
+
+@pytest.mark.parametrize(
+    ("value", "field"),
+    [
+        ({}, "backbones"),
+        ({"backbones": []}, "backbones"),
+        ({"backbone": BACKBONES[0], "backbones": BACKBONES}, "backbones"),
+        ({"backbones": [*BACKBONES, {"name": "m", "model": "z"}]}, "backbones.2.name"),
+        ({"backbones": BACKBONES, "vfms": [GOOD, GOOD]}, "vfms.1.name"),
+        ({"backbones": BACKBONES, "vfms": [GOOD, {**GOOD, "name": "w", "backbone": "o"}]}, "vfms.1.backbone"),
+        ({"backbones": [BACKBONES[0], {**BACKBONES[1], "worker": {"thread": 1}}]}, "backbones.1.worker.thread"),
+        ({"backbones": [{**BACKBONES[0], "workers": 0}]}, "backbones.0.workers"),
+    ],
+)
+def test_what_does_not_go_together_in_a_fleet_is_named(value: dict[str, Any], field: str) -> None:
+    assert refused(FleetSpec, value).field == field
+
+
+def test_fleets_of_two_brokers_share_no_artifacts() -> None:
+    fleet = parse(FleetSpec, {"backbone": BACKBONES[0]})
+    places = [
+        artifacts_of(fleet, url) for url in ("redis://a:6379", "redis://b:6379", "redis://a:6380", "redis://a:6379/1")
+    ]
+    assert len(set(places)) == len(places)
+    # Who asks with which password is the same fleet.
+    assert artifacts_of(fleet, "redis://:secret@a:6379") == places[0]
+    assert artifacts_of(fleet.model_copy(update={"artifacts": "s3://b"}), "redis://a") == "s3://b"
 
 
 @pytest.mark.parametrize("broker", ["http://x", "redis:", "", "localhost:6379"])

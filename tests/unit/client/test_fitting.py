@@ -93,7 +93,7 @@ WRONG: dict[str, tuple[dict[str, Any], str, str]] = {
         "config",
         "none.toml: .* that the fleet was",
     ),
-    "another backbone": ({"data": [("a", "x")], "name": "v", "backbone": "other"}, "backbone", "'mini', not 'other'"),
+    "another backbone": ({"data": [("a", "x")], "name": "v", "backbone": "other"}, "backbone", "no backbone 'other'"),
     "an odd example": ({"data": [("a", "x"), 5], "name": "v"}, "data", "example 2 is a int"),
     "a long tuple": ({"data": [("a", "b", "c", "d")], "name": "v"}, "data", "example 1"),
     "an object": ({"data": [("a", object())], "name": "v"}, "data", "example 1 cannot be written"),

@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 
-from fmplex_broker.errors import BrokerUnavailable, FmplexError, PackageRejected
+from fmplex_broker.errors import BrokerUnavailable, FmplexError, PackageRejected, StaleVersion
 from fmplex_broker.specs.deployments import DeployedVfm
+from fmplex_broker.specs.versions import version_of
 from fmplex_worker.host import deployments as library_module
 from fmplex_worker.host.deployments import DeploymentFollower
-from tests.support.hosting import HOSTED
+from tests.support.hosting import HOSTED, OTHER
 from tests.support.waiting import until_soon
 from tests.unit.residency.fakes import residents
 
@@ -115,6 +116,18 @@ async def test_the_vote_comes_after_the_load(f: Fixture) -> None:
     assert f.registry.votes == [("a", "v2", None)]
     assert (list(f.engine.loaded), f.residents.here()) == (["v2"], {"a"})
     assert not f.residents._lru.pinned("v2")
+
+
+async def test_what_is_offered_for_other_weights_is_refused_unread(f: Fixture) -> None:
+    f.registry.state = "rejected"
+    await f.caught_up(1)
+    f.offer("a", version_of("v1", OTHER.digest))
+    f.library.note([(2, "a")])
+    await f.look()
+    ((_, version, refusal),) = f.registry.votes
+    assert version == version_of("v1", OTHER.digest)
+    assert isinstance(refusal, StaleVersion)
+    assert f.fetcher.asked == {}
 
 
 async def test_a_refusal_is_voted_with_its_words_and_holds_nothing(f: Fixture) -> None:

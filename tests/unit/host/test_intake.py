@@ -6,7 +6,8 @@ import asyncio
 from collections.abc import Collection, Sequence
 from typing import Any
 
-from fmplex_broker.errors import Cancelled, FmplexError, PackageRejected
+from fmplex_broker.errors import Cancelled, FmplexError, PackageRejected, StaleVersion
+from fmplex_broker.specs.versions import version_of
 from fmplex_broker.streams.claims import Claim, Claimed, Order, Terms
 from fmplex_broker.wire.messages import INTERACTIVE, Flow, Request, encode_request
 from fmplex_worker.host.active_job import ActiveJob
@@ -20,7 +21,7 @@ from fmplex_worker.host.jobs import JobTable
 from fmplex_worker.host.passes import PassProgress
 from fmplex_worker.host.preparation import Preparation
 from fmplex_worker.scheduling import CostModel, KvAdmission, PassBudget
-from tests.support.hosting import HOSTED
+from tests.support.hosting import HOSTED, OTHER, on_hosted
 from tests.support.waiting import until_soon
 from tests.unit.host.tables import Encode
 from tests.unit.residency.fakes import Inline, residents
@@ -166,6 +167,18 @@ async def test_a_version_that_cannot_be_had_answers_its_jobs_alone() -> None:
     await until_soon(lambda: b.scheduler.entered == [2] and len(b.outbox.answers) == 2)
     assert {job: str(e) for job, e in b.outbox.answers.items()} == {"1": "torn", "3": "torn"}
     assert b.waiting == 0
+    await ended(task)
+
+
+async def test_a_job_for_other_weights_is_answered_and_nothing_is_loaded_for_it() -> None:
+    b = Bench()
+    task = await running(b)
+    b.give(claimed(1, version_of("v1", OTHER.digest)), claimed(2, on_hosted("v1")))
+    await until_soon(lambda: b.scheduler.entered == [2])
+    error = b.outbox.answers["1"]
+    assert isinstance(error, StaleVersion)
+    assert all(part in error.message for part in ("'a'", OTHER.digest, HOSTED.digest))
+    assert (b.fetcher.asked, b.residents.stats.misses) == ({"v1": 1}, 1)
     await ended(task)
 
 

@@ -40,9 +40,7 @@ class PackedEngine:
     def info(self) -> EngineInfo:
         """Facts for the registry; see `Engine.info`."""
         b = self._backbone
-        return EngineInfo(
-            b.spec.name, "text", b.hidden, b.max_tokens, str(b.device), b.memory_bytes, self._fingerprint
-        )
+        return EngineInfo(b.spec.name, "text", b.hidden, b.max_tokens, str(b.device), b.memory_bytes, self._fingerprint)
 
     @property
     def capacity(self) -> Capacity:

@@ -121,9 +121,7 @@ class Life:
         preparation = Preparation(has.engine, self._dispatcher, self._clock, has.intake_thread)
         pacer = ClaimPacer(self._table, self._passes)
         hosted = has.engine.info.fingerprint.digest
-        self._intake = Intake(
-            self._claimer, pacer, self._table, has.residents, self._dispatcher, preparation, hosted
-        )
+        self._intake = Intake(self._claimer, pacer, self._table, has.residents, self._dispatcher, preparation, hosted)
         guard = DeadlineGuard(
             self._table, self._dispatcher, self._scheduler, has.engine, has.cost, self._passes, self._clock
         )
