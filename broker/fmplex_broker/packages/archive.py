@@ -1,7 +1,7 @@
 """A package as one blob, for the wire and for the artifact store: a plain tar of `vfm.json` and the package's files.
 
 The same package always gives the same bytes. Reading trusts nothing: only the names below, only regular files, and the
-package is checked and its version computed anew.
+package is checked and its digest computed anew.
 """
 
 from __future__ import annotations

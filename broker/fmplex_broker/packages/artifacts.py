@@ -1,4 +1,4 @@
-"""The artifact store: every version that was ever offered, by digest, wherever fsspec can read and write."""
+"""The artifact store: every package that was ever deployed, by digest, wherever fsspec can read and write."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from fmplex_broker.packages.package import Package
 
 
 class ArtifactStore:
-    """Stores packages by version. Blocking; call it off the event loop. `url`: a folder, or anything fsspec takes (`s3://…`
+    """Stores packages by digest. Blocking; call it off the event loop. `url`: a folder, or anything fsspec takes (`s3://…`
     needs s3fs, and so on).
 
     Raises `InvalidInput` for a URL that fsspec does not know, `Unavailable` when the store does not answer.
@@ -54,18 +54,18 @@ class ArtifactStore:
                 raise
 
     def get(self, digest: str) -> bytes:
-        """Read the blob of a version; see `open_artifact`. Raises `PackageRejected` when the store does not have it."""
+        """Read the blob of an artifact; see `open_artifact`. Raises `PackageRejected` when the store does not have it."""
         with self._answers():
             try:
                 blob: bytes = self._fs.cat_file(self._path(digest))
             except FileNotFoundError:
                 raise PackageRejected(
-                    f"version {digest} is not in the artifact store {self.url}; deploy it again", field="package"
+                    f"artifact {digest} is not in the store {self.url}; deploy it again", field="package"
                 ) from None
         return blob
 
     def prune(self, keep: set[str], older_than_s: float) -> list[str]:
-        """Delete versions that nobody refers to and that are older than that: a new one may be about to be offered."""
+        """Delete artifacts that nobody refers to and that are older than that: a new one may be about to be offered."""
         gone = []
         with self._answers():
             self._fs.invalidate_cache()
@@ -94,13 +94,13 @@ class ArtifactStore:
 
 
 def open_artifact(blob: bytes, digest: str) -> Package:
-    """Open the package of a version; whatever was stored under the digest, only what has it is ever served.
+    """Open the package of an artifact; whatever was stored under the digest, only what has it is ever served.
 
-    Raises `PackageRejected` when the blob is another version, or what `unpack` raises.
+    Raises `PackageRejected` when the blob is another one, or what `unpack` raises.
     """
     package = unpack(blob)
     if package.digest != digest:
         raise PackageRejected(
-            f"the stored artifact of version {digest} is another one; deploy it again", field="package"
+            f"what is stored as artifact {digest} is another one; deploy it again", field="package"
         )
     return package

@@ -1,6 +1,6 @@
 """vFM packages: a folder with `vfm.toml` and, as the task needs, `adapter/` (PEFT format) and `head.safetensors`.
 
-A package is read into memory once, whole; its version is the digest of exactly those bytes, and exactly those bytes are
+A package is read into memory once, whole; its digest is that of exactly those bytes, and exactly those bytes are
 loaded. Pure: whoever packs, stores or serves a package checks it here. What needs a backbone (shapes) is the worker's job.
 """
 
@@ -33,7 +33,7 @@ _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib")
 
 @dataclass(frozen=True, slots=True)
 class Package:
-    """A checked package: its spec, its version, and its files by their name in the folder (see `FILES`)."""
+    """A checked package: its spec, its digest as an artifact, and its files by their name in the folder (see `FILES`)."""
 
     spec: VfmSpec
     digest: str
@@ -46,7 +46,7 @@ class Package:
 
 
 def make_package(spec: VfmSpec, files: Mapping[str, bytes] | None = None) -> Package:
-    """Check that spec and files belong together and give the package its version. Raises `PackageRejected` that names the part
+    """Check that spec and files belong together and give the package its digest. Raises `PackageRejected` that names the part
     and what to do."""
     files = {name: files[name] for name in FILES if name in files} if files else {}
     weights = sorted(spec.kinds & HEADS_WITH_WEIGHTS)
@@ -120,9 +120,9 @@ def _real(path: Path) -> Path:
 
 
 def _digest(spec: VfmSpec, files: Mapping[str, bytes]) -> str:
-    """Compute a version: 16 hex digits of SHA-256 over backbone, heads, input template, and the bytes of the files.
+    """Compute the digest: 16 hex digits of SHA-256 over backbone, heads, input template, and the bytes of the files.
 
-    Values that are the default are left out, so that a new option does not make new versions of everything.
+    Values that are the default are left out, so that a new option does not make new artifacts of everything.
     """
     heads = {name: _non_defaults(head) | {"kind": head.kind} for name, head in spec.outputs.items()}
     for head in heads.values():

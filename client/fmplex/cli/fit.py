@@ -80,6 +80,6 @@ def _draw(progress: Progress, bar: Any, event: FitEvent) -> None:
 def _summary(done: FitDone) -> None:
     out.print(
         f"[bold]{done.name}[/]: held-out {done.metric} [bold]{done.score:.3f}[/] (baseline {done.baseline:.3f}) after "
-        f"{done.epochs} epochs, {done.seconds:.1f} s\nversion {done.version} in {done.out}; "
+        f"{done.epochs} epochs, {done.seconds:.1f} s\nartifact {done.artifact} in {done.out}; "
         f"serve it with: fmplex deploy {done.out}"
     )

@@ -29,13 +29,13 @@ def pack(
     target = output or Path(package.spec.name + archive.SUFFIX)
     blob = archive.pack(package)
     _write(target, blob)
-    facts = {"name": package.spec.name, "version": package.digest, "files": list(package.files), "bytes": len(blob)}
+    facts = {"name": package.spec.name, "artifact": package.digest, "files": list(package.files), "bytes": len(blob)}
     if as_json:
         print_json({**facts, "archive": str(target)})
         return
     files = ", ".join(package.files) or "no files (the bare backbone)"
     out.print(
-        f"[bold]{package.spec.name}[/] version {package.digest}: {files}\n{escape(str(target))} has {len(blob):,} bytes"
+        f"[bold]{package.spec.name}[/] artifact {package.digest}: {files}\n{escape(str(target))} has {len(blob):,} bytes"
     )
 
 
@@ -56,13 +56,13 @@ def inspect(
     package: Annotated[Path, typer.Argument(help="Package folder or archive.")],
     as_json: AsJson = False,
 ) -> None:
-    """Show what is in a package: specification, version, files, tensors, adapter."""
+    """Show what is in a package: specification, digest, files, tensors, adapter."""
     found = archive.open_package(package)
     facts = describe(found)
     if as_json:
         print_json(facts)
         return
-    out.print(f"[bold]{facts['name']}[/] version {facts['version']} on {found.spec.backbone}, {facts['bytes']:,} bytes")
+    out.print(f"[bold]{facts['name']}[/] artifact {facts['artifact']} on {found.spec.backbone}, {facts['bytes']:,} bytes")
     for name, head in found.spec.outputs.items():
         options = head.model_dump(mode="json", exclude_defaults=True)
         keys = ", ".join(f"{key} {value}" for key, value in options.items() if key != "kind")

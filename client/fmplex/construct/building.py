@@ -17,10 +17,10 @@ PACKAGES = Path("vfms")  # where packages go that are given no folder
 
 
 class WrittenPackage(NamedTuple):
-    """A package on disk: its folder `out`, its version and its spec."""
+    """A package on disk: its folder `out`, the digest of what it serves as an `artifact`, and its spec."""
 
     out: Path
-    version: str
+    artifact: str
     spec: VfmSpec
 
 
@@ -30,7 +30,7 @@ def write_package(
     head: Mapping[str, Any] | None = None,
     adapter: str | Path | None = None,
 ) -> WrittenPackage:
-    """Write a package from parts, or replace the one in `out`; return its folder, version and spec.
+    """Write a package from parts, or replace the one in `out`; return its folder, digest and spec.
 
     `spec` is what vfm.toml holds. `head` are its arrays (numpy, torch or nested lists): `weight` [outputs, hidden], `bias`
     [outputs], and for a stack `hidden.0.weight`, …; with several heads one such mapping a name. `adapter` is a folder that

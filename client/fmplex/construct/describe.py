@@ -15,10 +15,10 @@ _MODULES = (LORA_TENSOR, EMBEDDING_TENSOR, IA3_TENSOR)
 
 
 def describe(package: Package) -> dict[str, Any]:
-    """Describe a package: name, version, spec, files (bytes), tensors, and kind, ranks and targets of the adapter."""
+    """Describe a package: name, digest (`artifact`), spec, files (bytes), tensors, and kind, ranks and targets of the adapter."""
     return {
         "name": package.spec.name,
-        "version": package.digest,
+        "artifact": package.digest,
         "bytes": package.nbytes,
         "spec": package.spec.model_dump(mode="json"),
         "files": {name: len(data) for name, data in package.files.items()},

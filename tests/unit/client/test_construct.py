@@ -83,11 +83,11 @@ def test_a_package_from_parts(tmp_path: Path) -> None:
         (tmp_path / "mine" / Path(name).name).write_bytes(data)
     built = fmplex.write_package(tmp_path / "p", SPEC | {"weight": 2.0}, head=head, adapter=tmp_path / "mine")
     package = read_package(built.out)
-    assert (package.digest, package.spec) == (built.version, built.spec)
+    assert (package.digest, package.spec) == (built.artifact, built.spec)
     assert package.spec.weight == 2.0
     assert {name: data for name, data in package.files.items() if "adapter" in name} == made.adapter()
     again = fmplex.write_package(tmp_path / "p", built.spec, head=head)
-    assert read_package(again.out).digest == again.version != built.version
+    assert read_package(again.out).digest == again.artifact != built.artifact
 
 
 def test_several_heads(tmp_path: Path) -> None:

@@ -313,7 +313,7 @@ def _worker(backbone: int, process: int, adapters: int) -> WorkerStats:
 
 def _done(name: str, out: Path) -> FitDone:
     return FitDone(
-        name=name, out=out, version="v", metric="accuracy", score=0.5, baseline=0.1, epochs=1, seconds=1.0
+        name=name, out=out, artifact="v", metric="accuracy", score=0.5, baseline=0.1, epochs=1, seconds=1.0
     )  # fmt: skip
 
 

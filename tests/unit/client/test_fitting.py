@@ -27,7 +27,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> Seen:
     def trainer(given: list[FitSpec]) -> Iterator[FitEvent]:
         spec = given[0]
         specs.append((spec, [json.loads(line) for line in spec.data.read_text().splitlines()]))
-        yield FitDone(name=spec.name, out=spec.out, version="0" * 16, metric="accuracy", score=1.0, baseline=0.5,
+        yield FitDone(name=spec.name, out=spec.out, artifact="0" * 16, metric="accuracy", score=1.0, baseline=0.5,
                       epochs=1, seconds=1.0)  # fmt: skip
 
     monkeypatch.setattr(fitting, "fit_all", trainer)

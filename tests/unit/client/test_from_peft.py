@@ -112,7 +112,7 @@ def test_classifiers_give_the_logits_of_peft(tmp_path: Path, family: str) -> Non
     config = json.loads((built.out / "adapter" / "adapter_config.json").read_text())
     said = json.loads((adapter / "adapter_config.json").read_text())
     assert config == said | {"modules_to_save": None}
-    assert read_package(built.out).digest == built.version
+    assert read_package(built.out).digest == built.artifact
 
 
 def test_the_adapter_says_which_base_model_it_had(tmp_path: Path) -> None:
@@ -160,7 +160,7 @@ def test_served_scores_are_those_of_peft(tmp_path: Path, family: str) -> None:
     built = fmplex.from_peft(adapter, name="v", backbone="m", labels=LABELS, out=tmp_path / "p", model=str(base))
     engine = open_engine(BackboneSpec(name="m", model=str(base)), WorkerSpec(device="cpu"))
     engine.load(engine.fit(read_package(built.out)))
-    got = run(engine, *((built.version, {"input_ids": ids}) for ids in IDS.tolist()))
+    got = run(engine, *((built.artifact, {"input_ids": ids}) for ids in IDS.tolist()))
     theirs = torch.tensor(states_and_logits(model)[1]).softmax(1).numpy()
     np.testing.assert_allclose([[one["scores"][label] for label in LABELS] for one in got], theirs, atol=1e-4)
 

@@ -177,7 +177,7 @@ def test_what_is_written_is_what_was_asked(tmp_path: Path) -> None:
     again = fmplex.from_sklearn(
         model, name="spam", backbone="minilm", out=tmp_path / "q", pooling="cls", normalize=True, labels=["ham", "spam"]
     )
-    assert again.version == built.version
+    assert again.artifact == built.artifact
     assert sorted(path.name for path in built.out.iterdir()) == ["head.safetensors", "vfm.toml"]
 
 

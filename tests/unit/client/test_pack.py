@@ -46,7 +46,7 @@ def test_pack_writes_what_unpack_reads(folder: Path, tmp_path: Path) -> None:
     said = json.loads(run("pack", folder, "--json").output)
     assert said == {
         "name": "v",
-        "version": package.digest,
+        "artifact": package.digest,
         "files": list(package.files),
         "bytes": len(pack(package)),
         "archive": "v.fmplex",
@@ -77,7 +77,7 @@ def test_inspect_tells_the_same_of_folder_and_archive(folder: Path, tmp_path: Pa
     said = json.loads(run("inspect", folder, "--json").output)
     assert said == json.loads(run("inspect", tmp_path / "a.fmplex", "--json").output)
     package = made.package()
-    assert (said["name"], said["version"], said["bytes"]) == ("v", package.digest, package.nbytes)
+    assert (said["name"], said["artifact"], said["bytes"]) == ("v", package.digest, package.nbytes)
     assert said["spec"] == package.spec.model_dump(mode="json")
     assert said["files"] == {name: len(data) for name, data in package.files.items()}
     assert said["tensors"][HEAD] == {
@@ -90,7 +90,7 @@ def test_inspect_tells_the_same_of_folder_and_archive(folder: Path, tmp_path: Pa
 def test_inspect_in_words(folder: Path, tmp_path: Path) -> None:
     told = run("inspect", folder).output
     for part in (
-        "version",
+        "artifact",
         "on m",
         "classification",
         "no",

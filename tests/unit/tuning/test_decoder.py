@@ -88,7 +88,7 @@ def test_a_lora_gives_a_voice_and_leaves_a_package(
     spec, done = _lora(decoder[0], tmp_path)
     assert done.score > done.baseline
     package = read_package(spec.out)
-    assert package.digest == done.version
+    assert package.digest == done.artifact
     assert package.spec.head is not None
     assert package.spec.head.model_dump(include={"kind", "max_tokens"}) == {"kind": "generation", "max_tokens": 17}
     engine = tiny_lm.open_tiny(decoder[0].out)
@@ -102,7 +102,7 @@ def test_the_same_spec_gives_the_same_version(decoder: tuple[DecoderSpec, list[T
     _, one = _lora(decoder[0], tmp_path / "a", steps=3)
     _, two = _lora(decoder[0], tmp_path / "b", steps=3)
     _, other = _lora(decoder[0], tmp_path / "c", steps=3, seed=1)
-    assert one.version == two.version != other.version
+    assert one.artifact == two.artifact != other.artifact
 
 
 def _lora(decoder: DecoderSpec, folder: Path, **options: Any) -> tuple[TextLoraSpec, FitDone]:

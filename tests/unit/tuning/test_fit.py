@@ -54,7 +54,7 @@ def test_every_head_beats_its_baseline(spec_for: SpecFor, head: str, lora: dict[
         assert done.score >= done.baseline + 0.25, done
 
     package = read_package(spec.out)
-    assert package.digest == done.version
+    assert package.digest == done.artifact
     assert (ADAPTER_CONFIG in package.files) == (lora is not None)
     shapes = {name: tuple(t.shape) for name, t in load(package.files[HEAD]).items()} if HEAD in package.files else {}
     assert shapes == ({"weight": (OUTPUTS[head], 32), "bias": (OUTPUTS[head],)} if head in OUTPUTS else {})
@@ -67,7 +67,7 @@ def test_a_head_with_hidden_layers_learns_too(spec_for: SpecFor, head: str, lora
     done, _ = _fitted(spec)
     assert done.score >= done.baseline + 0.1, done
     package = read_package(spec.out)
-    assert package.digest == done.version
+    assert package.digest == done.artifact
     assert package.spec.head.hidden == (32,)  # type: ignore[union-attr]
     shapes = {name: tuple(tensor.shape) for name, tensor in load(package.files[HEAD]).items()}
     assert shapes["hidden.0.weight"] == (32, 32)
@@ -105,7 +105,7 @@ def test_serving_reaches_the_score_that_was_reported(
     engine = open_engine(BackboneSpec(name="tiny", model=str(model)), WorkerSpec(device="cpu"))
     engine.load(engine.fit(read_package(spec.out)))
     held = learnable.MAKERS[head]()[-50:]
-    answers = _answers(engine, done.version, held)
+    answers = _answers(engine, done.artifact, held)
     right = [_right(answer, line) for answer, line in zip(answers, held, strict=True)]
     if done.metric == "accuracy" and head not in ("similarity", "embedding"):
         assert done.score == pytest.approx(sum(right) / len(right))

@@ -54,7 +54,7 @@ def test_good_and_bad_specs_in_one_process(spec_for: SpecFor, tmp_path: Path) ->
     assert [e.name for e in done] == ["good", "again"]
     assert [e.event for e in events if e.name == "good"] == ["started", "epoch", "epoch", "done"]
     for event in done:
-        assert read_package(event.out).digest == event.version
+        assert read_package(event.out).digest == event.artifact
     assert not (tmp_path / "no").exists()
 
 
@@ -66,7 +66,7 @@ def test_versions_do_not_depend_on_the_process_or_its_hash_seed(spec_for: SpecFo
         code, events, stderr = _run((spec.model_dump_json() + "\n").encode(), PYTHONHASHSEED=seed)
         assert (code, stderr) == (0, "")
         assert [type(e) for e in events] == [FitStarted, FitEpoch, FitDone]
-        versions.append(events[-1].version)  # type: ignore[union-attr]
+        versions.append(events[-1].artifact)  # type: ignore[union-attr]
     assert versions[0] == versions[1]
 
 

@@ -41,7 +41,7 @@ def test_the_same_seed_gives_the_same_version_and_another_does_not(
 ) -> None:
     lora = {"r": 4, "dropout": 0.1}
     versions = [
-        _fit(spec_for(head, lora=lora, epochs=3, seed=seed, out=tmp_path / str(i))).version
+        _fit(spec_for(head, lora=lora, epochs=3, seed=seed, out=tmp_path / str(i))).artifact
         for i, seed in enumerate((5, 5, 6))
     ]
     assert versions[0] == versions[1] != versions[2]
@@ -49,9 +49,9 @@ def test_the_same_seed_gives_the_same_version_and_another_does_not(
 
 def test_a_fit_leaves_the_cached_backbone_and_the_callers_torch_as_they_were(spec_for: SpecFor, tmp_path: Path) -> None:
     torch.manual_seed(0)
-    before = _fit(spec_for("classification", out=tmp_path / "a")).version
+    before = _fit(spec_for("classification", out=tmp_path / "a")).artifact
     _fit(spec_for("classification", lora={"r": 4}, epochs=2, threads=2, out=tmp_path / "b"))
-    assert _fit(spec_for("classification", out=tmp_path / "c")).version == before
+    assert _fit(spec_for("classification", out=tmp_path / "c")).artifact == before
     assert torch.get_num_threads() == 1
     drawn = torch.rand(3)
     torch.manual_seed(0)
@@ -64,7 +64,7 @@ def test_held_out_lines_are_never_trained_on(spec_for: SpecFor, tmp_path: Path, 
     done = _fit(spec_for("classification", lines, lora=lora, epochs=3, out=tmp_path / "a"))
     turned = [*lines[:100], *({**line, "label": "mat"} for line in lines[100:])]
     other = _fit(spec_for("classification", turned, lora=lora, epochs=3, out=tmp_path / "b"))
-    assert other.version == done.version
+    assert other.artifact == done.artifact
     assert other.score < done.score
 
 
@@ -137,11 +137,11 @@ def test_labels_with_quotes_newlines_and_emoji(spec_for: SpecFor) -> None:
 
 def test_an_older_package_is_replaced_and_other_files_stay(spec_for: SpecFor) -> None:
     spec = spec_for("classification", lora={"r": 2}, epochs=1)
-    old = _fit(spec).version
+    old = _fit(spec).artifact
     (spec.out / "NOTES.md").write_text("mine")
     (spec.out / "data").mkdir()
     (spec.out / "data" / "more.jsonl").write_text("{}")
-    new = _fit(spec_for("classification", out=spec.out)).version
+    new = _fit(spec_for("classification", out=spec.out)).artifact
     assert new != old
     assert sorted(p.name for p in spec.out.iterdir()) == ["NOTES.md", "data", "head.safetensors", "vfm.toml"]
     assert (spec.out / "data" / "more.jsonl").read_text() == "{}"
@@ -171,7 +171,7 @@ def test_a_failed_write_leaves_the_older_package_whole(
     spec_for: SpecFor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spec = spec_for("classification")
-    version = _fit(spec).version
+    version = _fit(spec).artifact
     real = Path.rename
 
     def broken(self: Path, target: Path) -> Path:
@@ -188,7 +188,7 @@ def test_a_failed_write_leaves_the_older_package_whole(
 
 def test_a_pickle_in_the_older_package_stops_the_write(spec_for: SpecFor) -> None:
     spec = spec_for("classification")
-    version = _fit(spec).version
+    version = _fit(spec).artifact
     (spec.out / "old.bin").write_bytes(b"")
     with pytest.raises(InvalidInput, match="pickle"):
         _fit(spec_for("classification", epochs=1))

@@ -91,7 +91,7 @@ def test_other_families_can_be_tuned(spec_for: SpecFor, tmp_path: Path, family: 
     model = save_model(family, tmp_path / family)
     spec = spec_for("ranking", model=str(model), lora={"r": 2}, epochs=2, pooling="last")
     done = _fit(spec)
-    assert read_package(spec.out).digest == done.version
+    assert read_package(spec.out).digest == done.artifact
 
 
 def test_on_event_may_fail_without_harm(spec_for: SpecFor) -> None:

@@ -67,11 +67,11 @@ def fit(spec: FitSpec, on_event: Callable[[FitEvent], None]) -> FitDone:
         on_event(FitStarted(name=spec.name, train=len(train), held_out=len(held), labels=task.labels))
         trained = _train(spec, encoder, task, train, _reporter(spec, on_event))
         score = _score(trained, task, train, held)
-    version = write_package(spec.out, vfm, trained.head, trained.adapter)
+    artifact = write_package(spec.out, vfm, trained.head, trained.adapter)
     done = FitDone(
         name=spec.name,
         out=spec.out,
-        version=version,
+        artifact=artifact,
         metric=task.metric,
         score=score,
         baseline=task.baseline(train, held),

@@ -16,7 +16,7 @@ from fmplex_broker.specs.vfm import VfmSpec
 
 
 def write_package(out: Path, spec: VfmSpec, head: Mapping[str, Tensor], adapter: PeftModel | None) -> str:
-    """Write or replace the package in `out`. Returns its version. Raises as `fmplex_broker.packages.writing.write_package`
+    """Write or replace the package in `out`. Returns its digest. Raises as `fmplex_broker.packages.writing.write_package`
     does."""
     files = {HEAD: safetensors.torch.save(dict(head))} if head else {}
     if adapter is not None:
@@ -26,7 +26,7 @@ def write_package(out: Path, spec: VfmSpec, head: Mapping[str, Tensor], adapter:
 
 def _adapter_files(model: PeftModel) -> dict[str, bytes]:
     config = model.peft_config["default"]
-    # PEFT writes the set in hash order, which differs from process to process; the version must not.
+    # PEFT writes the set in hash order, which differs from process to process; the digest must not.
     config.target_modules = sorted(config.target_modules)  # type: ignore[attr-defined]
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder, save_embedding_layers=False)

@@ -47,7 +47,7 @@ def train_lora(spec: TextLoraSpec, on_event: Callable[[TextEvent], None]) -> Fit
         accuracy = loop.score(model, held, spec.batch_tokens)
     vfm = VfmSpec(name=spec.name, backbone=spec.backbone, head=Generation(max_tokens=spec.max_tokens))
     done = FitDone(
-        name=spec.name, out=spec.out, version=write_package(spec.out, vfm, {}, model), metric="accuracy", score=accuracy,
+        name=spec.name, out=spec.out, artifact=write_package(spec.out, vfm, {}, model), metric="accuracy", score=accuracy,
         baseline=baseline, epochs=max(1, round(spec.steps * spec.batch_tokens / tokens)), seconds=time.perf_counter() - began,
     )  # fmt: skip
     on_event(done)

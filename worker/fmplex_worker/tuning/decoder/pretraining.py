@@ -43,9 +43,9 @@ def train_decoder(spec: DecoderSpec, on_event: Callable[[TextEvent], None]) -> F
         on_event(TextStarted(name=spec.name, texts=len(records), tokens=_tokens(train), parameters=size, trained=size))
         loop.train(model, train, spec, DECAY, _reporter(spec, model, tokenizer, on_event))
         accuracy = loop.score(model, held, spec.batch_tokens)
-    version = _save(spec.out, model, tokenizer)
+    artifact = _save(spec.out, model, tokenizer)
     done = FitDone(
-        name=spec.name, out=spec.out, version=version, metric="accuracy", score=accuracy, baseline=_most_frequent(held),
+        name=spec.name, out=spec.out, artifact=artifact, metric="accuracy", score=accuracy, baseline=_most_frequent(held),
         epochs=max(1, round(spec.steps * spec.batch_tokens / _tokens(train))), seconds=time.perf_counter() - began,
     )  # fmt: skip
     on_event(done)
