@@ -75,8 +75,8 @@ class FitEpoch(Spec):
 
 
 class FitDone(Spec):
-    """The package, of the digest `artifact`, lies in `out`. `score` and `baseline` are on the held-out part, by `metric`; `baseline` is what
-    always answering the most frequent label (or the mean) would score."""
+    """The package, of the digest `artifact`, lies in `out`. `score` and `baseline` are on the held-out part, by `metric`;
+    `baseline` is what always answering the most frequent label (or the mean) would score."""
 
     event: Literal["done"] = "done"
     name: str
