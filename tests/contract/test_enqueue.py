@@ -21,7 +21,7 @@ async def test_new_job_is_queued_with_what_the_broker_must_read(bench: Bench) ->
     before = (await worker.beat()).now_ms
     assert await bench.enqueue(sent) == ["new"]
     [got] = await bench.claimed(worker)
-    assert (got.flow, got.job, got.inbox, got.digest) == (Flow("a", INTERACTIVE), sent.job, "client", "v7")
+    assert (got.flow, got.job, got.inbox, got.version) == (Flow("a", INTERACTIVE), sent.job, "client", "v7")
     assert (got.units, got.payload, got.attempts) == (5, b"payload", 1)
     assert before <= got.enqueued_ms <= before + 5_000
     assert 9_000 <= got.deadline_ms - before <= 14_000

@@ -60,7 +60,7 @@ class ArtifactStore:
                 blob: bytes = self._fs.cat_file(self._path(digest))
             except FileNotFoundError:
                 raise PackageRejected(
-                    f"artifact {digest} is not in the store {self.url}; deploy it again", field="package"
+                    f"artifact {digest} is not in the artifact store {self.url}; deploy it again", field="package"
                 ) from None
         return blob
 
