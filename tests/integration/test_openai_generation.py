@@ -66,7 +66,7 @@ def test_a_chat_is_answered(ai: openai.OpenAI, texts: LocalFleet) -> None:
     assert 0 < usage.completion_tokens <= 24
     assert usage.total_tokens == usage.prompt_tokens + usage.completion_tokens
     with Client(texts.gateway_url) as client:
-        assert answer.system_fingerprint == client.vfms.show("plain")["version"]
+        assert answer.system_fingerprint == client.vfms.show("plain").version
         same = client.infer("plain", {"messages": HI}, **GREEDY).output
     assert (same["text"], same["finish_reason"]) == (choice.message.content, choice.finish_reason)
     assert same["completion_tokens"] == usage.completion_tokens

@@ -50,7 +50,7 @@ async def test_one_input_gives_one_result_and_a_list_gives_a_list(
 ) -> None:
     one = await client.infer("stars", TEXTS[0])
     assert difference(one.output, references["stars"][0]) <= 1e-5
-    assert one.version == (await client.vfms.show("stars"))["version"]
+    assert one.version == (await client.vfms.show("stars")).version
     many = await client.infer("stars", list(TEXTS))
     assert [difference(r.output, w) <= 1e-5 for r, w in zip(many, references["stars"], strict=True)] == [True] * len(
         TEXTS

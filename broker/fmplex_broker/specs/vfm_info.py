@@ -58,7 +58,7 @@ class VfmInfo(Spec):
 
     @classmethod
     def read(cls, wire: object) -> VfmInfo:
-        """Read a vFM as it travels; keys that only a newer gateway knows are left out. Raises `ValidationError`."""
+        """Read a vFM as it travels, `wire`; keys that only a newer gateway knows are left out. Raises `ValidationError`."""
         return cls.model_validate(wire, extra="ignore")
 
     def plain(self) -> dict[str, Any]:

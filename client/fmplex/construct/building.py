@@ -17,7 +17,7 @@ PACKAGES = Path("vfms")  # where packages go that are given no folder
 
 
 class WrittenPackage(NamedTuple):
-    """A package on disk: its folder `out`, its version and its spec."""
+    """A package on disk: its folder `out`, its `version` (content digest) and its `spec`."""
 
     out: Path
     version: str

@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
-import fmplex.aio
+import fmplex.caller
 from fmplex import Cancelled, Client, InvalidInput, QueueFull, Result, Unavailable
 from fmplex.call import Call
+from tests.support.results import made_result
 
 
 class Echo:
@@ -30,7 +31,7 @@ class Echo:
         if self.full:
             self.full -= 1
             raise QueueFull("full", retry_after=0.01)
-        return [Result(value, "v1") for value in call.inputs]
+        return [made_result(value, call.vfm) for value in call.inputs]
 
     async def close(self) -> None:
         pass
@@ -39,7 +40,7 @@ class Echo:
 @pytest.fixture
 def echo(monkeypatch: pytest.MonkeyPatch) -> Echo:
     transport = Echo()
-    monkeypatch.setattr(fmplex.aio, "open_transport", lambda *_: transport)
+    monkeypatch.setattr(fmplex.caller, "open_transport", lambda *_: transport)
     return transport
 
 

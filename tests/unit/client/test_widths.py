@@ -11,6 +11,9 @@ from rich.console import Console, RenderableType
 from fmplex.cli import show
 from fmplex.cli.top.tables import draw
 from fmplex.columns import Column, FittedTable
+from fmplex_broker.specs.heads import Generation
+from fmplex_broker.specs.vfm import Limits, Slo
+from fmplex_broker.specs.vfm_info import Refusal, VfmInfo
 
 WIDTHS = [80, 100, 120, 160]
 
@@ -108,22 +111,22 @@ def test_vfms_are_one_line_each(width: int, monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.mark.parametrize("width", WIDTHS)
 def test_why_a_version_was_refused_takes_more_lines_and_is_not_cut(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
     why = "adapter: DoRA is not supported, [use] LoRA"
-    told = listed(width, monkeypatch, [listing("stars", status="failed", error={"message": why})])
+    told = listed(
+        width, monkeypatch, [listing("stars", status="failed", error=Refusal(code="package_rejected", message=why))]
+    )
     assert "…" not in told
     for word in ("stars", "2500, first 500, next 80", "DoRA", "supported,", "[use]", "LoRA)"):
         assert word in told
 
 
-def listing(name: str, **changed: Any) -> dict[str, Any]:
-    row = {
-        "name": name, "backbone": "qwen3-0.6b", "head": {"kind": "generation"}, "heads": None, "version": "0123456789abcdef",
-        "status": "serving", "error": None, "weight": 2.5, "limits": {"max_pending": 4096, "rate": 20000.0},
-        "slo": {"latency_ms": 2500, "ttft_ms": 500, "inter_token_ms": 80},
-    }  # fmt: skip
-    return row | changed
+def listing(name: str, status: str = "serving", error: Refusal | None = None) -> VfmInfo:
+    return VfmInfo(
+        name=name, backbone="qwen3-0.6b", status=status, version="0123456789abcdef", error=error, head=Generation(), heads={},
+        weight=2.5, limits=Limits(rate=20000.0), slo=Slo(latency_ms=2500, ttft_ms=500, inter_token_ms=80),
+    )  # fmt: skip
 
 
-def listed(width: int, monkeypatch: pytest.MonkeyPatch, vfms: list[dict[str, Any]]) -> str:
+def listed(width: int, monkeypatch: pytest.MonkeyPatch, vfms: list[VfmInfo]) -> str:
     console = Console(width=width, record=True, file=io.StringIO())
     monkeypatch.setattr(show, "out", console)
     show.print_vfms(vfms, len(vfms))
