@@ -26,8 +26,8 @@ def rendered(what: RenderableType, width: int) -> str:
 
 def vfm(name: str, **changed: Any) -> dict[str, Any]:
     row = {
-        "vfm": name, "status": "serving", "waiting": 12345, "pending": 4096, "oldest_ms": 163_840, "jobs_per_s": 1638.4,
-        "failed_per_s": 12.3, "p50_ms": 819.2, "p99_ms": 16384.0, "target_ms": 2500, "wait_p99_ms": 11585.2,
+        "vfm": name, "backbone": "b", "status": "serving", "waiting": 12345, "pending": 4096, "oldest_ms": 163_840,
+        "jobs_per_s": 1638.4, "failed_per_s": 12.3, "p50_ms": 819.2, "p99_ms": 16384.0, "target_ms": 2500, "wait_p99_ms": 11585.2,
         "device_s_per_s": 0.987, "share_received": 0.364, "share_promised": 0.333, "deficit_s": -12.345,
     }  # fmt: skip
     return row | changed
@@ -39,8 +39,8 @@ TEXT = {
     "kv_bytes": 1717986918,
 }  # fmt: skip
 WORKER = {
-    "worker": "gpu-node-17-4242", "device": "cuda:0", "passes_per_s": 123.4, "tokens_per_pass": 4093.0, "budget_units": 8192,
-    "budget_s": 0.057, "busy": 0.97, "held": 511, "resident": 27, "resident_bytes": 345 << 20, "hit_rate": 0.991,
+    "worker": "gpu-node-17-4242", "backbone": "b", "device": "cuda:0", "passes_per_s": 123.4, "tokens_per_pass": 4093.0,
+    "budget_units": 8192, "budget_s": 0.057, "busy": 0.97, "held": 511, "resident": 27, "resident_bytes": 345 << 20, "hit_rate": 0.991,
     "loads_per_s": 2.7, "memory_bytes": 5432 << 20, "device_bytes": 70 << 30, "uptime_s": 86399.0, "kv_bytes": 1717986918,
     "kv_budget_bytes": 42949672960, "prefix_bytes": 323223552, "waiting_memory": 19,
 }  # fmt: skip
