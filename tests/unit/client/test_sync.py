@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -96,13 +96,20 @@ def test_a_full_queue_is_waited_out_and_only_so_often(client: Client, echo: Echo
         client.infer("a", "x")
 
 
-def test_closing_ends_the_calls_of_other_threads(echo: Echo) -> None:
+CALLS: dict[str, Callable[[Client], Any]] = {
+    "infer": lambda client: client.infer("stuck", "x"),
+    "map": lambda client: list(client.map("stuck", ["x", "y"])),
+}
+
+
+@pytest.mark.parametrize("which", CALLS)
+def test_closing_ends_the_calls_of_other_threads(echo: Echo, which: str) -> None:
     client = Client("http://nowhere")
     seen: list[Exception] = []
 
     def call() -> None:
         try:
-            client.infer("stuck", "x")
+            CALLS[which](client)
         except Exception as e:
             seen.append(e)
 

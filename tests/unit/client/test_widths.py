@@ -40,9 +40,9 @@ TEXT = {
 }  # fmt: skip
 WORKER = {
     "worker": "gpu-node-17-4242", "backbone": "b", "device": "cuda:0", "passes_per_s": 123.4, "tokens_per_pass": 4093.0,
-    "budget_units": 8192, "budget_s": 0.057, "busy": 0.97, "held": 511, "resident": 27, "resident_bytes": 345 << 20, "hit_rate": 0.991,
-    "loads_per_s": 2.7, "memory_bytes": 5432 << 20, "device_bytes": 70 << 30, "uptime_s": 86399.0, "kv_bytes": 1717986918,
-    "kv_budget_bytes": 42949672960, "prefix_bytes": 323223552, "waiting_memory": 19,
+    "budget_units": 8192, "budget_s": 0.057, "busy": 0.97, "held": 511, "resident": 27, "resident_bytes": 345 << 20,
+    "hit_rate": 0.991, "loads_per_s": 2.7, "memory_bytes": 5432 << 20, "device_bytes": 70 << 30, "uptime_s": 86399.0,
+    "kv_bytes": 1717986918, "kv_budget_bytes": 42949672960, "prefix_bytes": 323223552, "waiting_memory": 19,
 }  # fmt: skip
 NAMES = ("customer-support-bot", "acme-legal-v2", "stars")
 
