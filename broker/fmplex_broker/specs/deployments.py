@@ -50,13 +50,19 @@ class VfmStatus(Spec):
 
     def describe(self) -> VfmInfo:
         """Return the vFM as the API and the SDK show it."""
-        known, error = self.known, None if self.error is None else Refusal.model_validate(self.error, extra="ignore")
-        parts = ("head", "heads", "input", "weight", "limits", "slo")
+        known, parts = self.known, ("head", "heads", "input", "weight", "limits", "slo")
+        spec: dict[str, Any] = {} if known is None else {part: getattr(known, part) for part in parts}
         return VfmInfo(
-            name=self.name, backbone=self.backbone, status=self.status, version=self.version or None,
-            generation=self.generation, candidate=self.candidate[0] if self.candidate else None, error=error, past=self.past,
-            **({} if known is None else {part: getattr(known, part) for part in parts}),
-        )  # fmt: skip
+            name=self.name,
+            backbone=self.backbone,
+            status=self.status,
+            version=self.version or None,
+            generation=self.generation,
+            candidate=self.candidate[0] if self.candidate else None,
+            error=None if self.error is None else Refusal.model_validate(self.error, extra="ignore"),
+            past=self.past,
+            **spec,
+        )
 
 
 class VfmRecord(NamedTuple):
