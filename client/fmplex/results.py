@@ -20,9 +20,9 @@ class Result:
     """The result of one input, the same through a gateway and straight to the streams.
 
     `output`: what the vFM's head gives, as `{"label": …, "scores": {…}}`, `{"embedding": tensor}` or `{"text": …, …}`. `vfm`: its
-    name; `version`: the version (content digest) that ran. `units`: its size (tokens). Milliseconds: `queue_ms`
-    from enqueue to the start of its first pass, `run_ms` in passes, and `load_ms`, a part of `queue_ms`, while the version was
-    being loaded (0: it was there).
+    name; `version`: the version (content digest) that ran. `units`: how much work it was (tokens). Milliseconds: `queue_ms` from
+    enqueue to the start of its first pass, `run_ms` in passes, and `load_ms`, a part of `queue_ms`, while the version was being
+    loaded (0: it was there).
     """
 
     output: Any

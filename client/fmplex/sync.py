@@ -83,8 +83,12 @@ class Client:
         `vfm`: its name. `inputs`: texts, `{"text": …, "text_pair": …}`, `{"input_ids": […]}`, `{"inputs_embeds": tensor}` or,
         for a vFM that generates, `{"messages": […]}`; at most 2,048 of them (`map` takes more). `timeout`: seconds until the
         deadline, by default the vFM's. `idempotency_key`: a call that is repeated with the same key does not run twice; by
-        default a random one. `params`: `truncate`, `dimensions`, `top_k`; of a vFM that generates, those of `GenerationParams`
-        (`max_tokens`, `temperature`, `stop`, …). Raises the first typed error among the inputs, see `Client`.
+        default a random one. `params`: `truncate` cuts over-long texts, `dimensions` shortens embeddings, `top_k` keeps the best
+        labels; of a vFM that generates, those of `GenerationParams` (`max_tokens`, `temperature`, `stop`, …).
+
+        Raises the first error among the inputs: `UnknownVfm`, `InvalidInput` (its `field` is at fault), `TextTooLong`,
+        `TooLarge`, `QueueFull` or `RateLimited` (after all tries), `DeadlineExceeded`, `Unavailable`, `JobFailed`, …: see
+        `Client`.
 
             result = client.infer("spam", "you have WON a cruise", timeout=5)
             result.output, result.version, result.queue_ms  # ({'label': 'spam', …}, …)
