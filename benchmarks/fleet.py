@@ -68,7 +68,7 @@ def artifact_folder(folder: Path) -> str:
 
 async def deploy(client: AsyncClient, packages: Iterable[Path | VfmSpec]) -> list[str]:
     """Deploy packages, or specs of vFMs without files. Returns their names."""
-    return [str((await client.vfms.deploy(package))["name"]) for package in packages]
+    return [(await client.vfms.deploy(package)).name for package in packages]
 
 
 def cores() -> list[int]:

@@ -168,7 +168,7 @@ class Soak:
         """Remove the vFMs: then there are no prompts to keep and no queues, and only what is for ever may be for ever."""
         left, redis = self.found.left, session.redis
         for vfm in await client.vfms.list():
-            await client.vfms.remove(vfm["name"])
+            await client.vfms.remove(vfm.name)
         workers = await self._after(session, lambda workers: not any(worker.prefix_bytes for worker in workers))
         left["prefix_bytes"] = sum(worker.prefix_bytes for worker in workers)
         living = {worker.worker for worker in workers}

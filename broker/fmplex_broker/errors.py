@@ -30,7 +30,11 @@ from typing import Any, ClassVar
 
 
 class FmplexError(Exception):
-    """Base of all errors that FMplex raises on purpose."""
+    """Base of all errors that FMplex raises on purpose, each with a `code` and the HTTP `status` that stands for it.
+
+    `message`: what is wrong and what to do; `field`: the part of the request at fault, None if it is none; `retry_after`: seconds
+    after which to try again, None where that is not known.
+    """
 
     code: ClassVar[str] = "internal"
     status: ClassVar[int] = 500

@@ -4,6 +4,10 @@ from fmplex import Client
 
 with Client("http://127.0.0.1:8080") as fm:
     fm.infer("sentiment", "what a lovely day").output
+
+Calls: `Client`, `AsyncClient` and what they give (`Result`, handles, text streams); `client.vfms` shows vFMs as `VfmInfo`.
+Packages: `fit`, `from_peft`, `from_sklearn`, `write_package`. Specifications: `VfmSpec` and its parts, a class for each kind of
+head. Errors: all are `FmplexError`.
 """
 
 from fmplex.aio import AsyncClient
@@ -11,7 +15,9 @@ from fmplex.construct import WrittenPackage, from_peft, from_sklearn, write_pack
 from fmplex.fitting import fit
 from fmplex.results import AsyncHandle, AsyncTextStream, Handle, Result, TextStream
 from fmplex.sync import Client
+from fmplex.vfms import AsyncVfms, Vfms
 from fmplex_broker.errors import (
+    BrokerUnavailable,
     Busy,
     Cancelled,
     Conflict,
@@ -20,6 +26,7 @@ from fmplex_broker.errors import (
     InvalidInput,
     JobFailed,
     NonFiniteOutput,
+    NoWorker,
     PackageRejected,
     Poisoned,
     QueueFull,
@@ -30,34 +37,64 @@ from fmplex_broker.errors import (
     Unauthorized,
     Unavailable,
     UnknownVfm,
+    VfmClosed,
 )
-from fmplex_broker.specs.fitting import LoraSpec
+from fmplex_broker.specs.fitting import FitDone, LoraSpec
+from fmplex_broker.specs.heads import (
+    Classification,
+    Embedding,
+    Features,
+    Generation,
+    InputSpec,
+    Ranking,
+    Regression,
+    Similarity,
+    Tagging,
+)
+from fmplex_broker.specs.sampling import GenerationParams
 from fmplex_broker.specs.vfm import Limits, Slo, VfmSpec
+from fmplex_broker.specs.vfm_info import PastVersion, Refusal, VfmInfo
 from fmplex_broker.wire.tensors import Tensor
 
 __all__ = [
     "AsyncClient",
     "AsyncHandle",
     "AsyncTextStream",
+    "AsyncVfms",
+    "BrokerUnavailable",
     "Busy",
     "Cancelled",
+    "Classification",
     "Client",
     "Conflict",
     "DeadlineExceeded",
+    "Embedding",
+    "Features",
+    "FitDone",
     "FmplexError",
+    "Generation",
+    "GenerationParams",
     "Handle",
+    "InputSpec",
     "InvalidInput",
     "JobFailed",
     "Limits",
     "LoraSpec",
+    "NoWorker",
     "NonFiniteOutput",
     "PackageRejected",
+    "PastVersion",
     "Poisoned",
     "QueueFull",
+    "Ranking",
     "RateLimited",
+    "Refusal",
+    "Regression",
     "Result",
+    "Similarity",
     "Slo",
     "StreamRestarted",
+    "Tagging",
     "Tensor",
     "TextStream",
     "TextTooLong",
@@ -65,7 +102,10 @@ __all__ = [
     "Unauthorized",
     "Unavailable",
     "UnknownVfm",
+    "VfmClosed",
+    "VfmInfo",
     "VfmSpec",
+    "Vfms",
     "WrittenPackage",
     "fit",
     "from_peft",

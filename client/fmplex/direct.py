@@ -15,6 +15,7 @@ from fmplex_broker.packages.artifacts import ArtifactStore
 from fmplex_broker.packages.package import Package
 from fmplex_broker.specs.deployments import VfmStatus
 from fmplex_broker.specs.vfm import VfmChange
+from fmplex_broker.specs.vfm_info import VfmInfo
 from fmplex_broker.streams.deployer import Deployer
 from fmplex_broker.streams.queue_client import Pending, QueueClient, cancel_all, gather_replies, raise_first_error
 from fmplex_broker.wire.messages import INTERACTIVE, OFFLINE, Reply
@@ -38,7 +39,7 @@ class DirectTransport:
         """Run a call; see `Transport.infer`."""
         replies = await gather_replies(await self._submit(call))
         raise_first_error(replies)
-        return [_result(reply) for reply in replies]
+        return [_result(call, reply) for reply in replies]
 
     async def enqueue(self, call: Call) -> AsyncHandle:
         """Enqueue a call; see `Transport.enqueue`. The job lives on when this client is closed."""
@@ -46,7 +47,7 @@ class DirectTransport:
 
         async def wait(timeout: float | None) -> Result:
             try:
-                return _result(await pending.result(timeout))
+                return _result(call, await pending.result(timeout))
             except asyncio.CancelledError:
                 if pending.future.cancelled():
                     raise Cancelled("the job was cancelled") from None
@@ -69,17 +70,17 @@ class DirectTransport:
             with suppress(BrokerUnavailable):
                 await cancel_all(pending)
         raise_first_error([reply])
-        yield _result(reply)
+        yield _result(call, reply)
 
-    async def deploy(self, package: Package) -> dict[str, Any]:
+    async def deploy(self, package: Package) -> VfmInfo:
         """Deploy a vFM; see `Transport.deploy`. Raises `InvalidInput` when the artifact store is not known."""
         return (await self._deployer().deploy(package)).describe()
 
-    async def offer(self, name: str, package: Package) -> dict[str, Any]:
+    async def offer(self, name: str, package: Package) -> VfmInfo:
         """Offer a version; see `Transport.offer`. Raises `InvalidInput` when the artifact store is not known."""
         return self._changed(name, await self._deployer().update(name, package))
 
-    async def roll_back(self, name: str, version: str | None) -> dict[str, Any]:
+    async def roll_back(self, name: str, version: str | None) -> VfmInfo:
         """Serve an earlier version; see `Transport.roll_back`."""
         return self._changed(name, await self._deployer().roll_back(name, version))
 
@@ -96,21 +97,21 @@ class DirectTransport:
             )
         return Deployer(self._queue.registry, ArtifactStore(self._artifacts))
 
-    def _changed(self, name: str, status: VfmStatus) -> dict[str, Any]:
+    def _changed(self, name: str, status: VfmStatus) -> VfmInfo:
         """Describe a vFM that has changed, and forget what was cached of it."""
         self._queue.forget(name)
         return status.describe()
 
-    async def page(self, match: str, limit: int, after: str) -> tuple[list[dict[str, Any]], int]:
+    async def page(self, match: str, limit: int, after: str) -> tuple[list[VfmInfo], int]:
         """List vFMs; see `Transport.page`."""
         found, total = await self._queue.registry.page(match, limit, after)
         return [v.describe() for v in found], total
 
-    async def show(self, name: str) -> dict[str, Any]:
-        """Return a vFM's status; see `Transport.show`."""
+    async def show(self, name: str) -> VfmInfo:
+        """Return a vFM; see `Transport.show`."""
         return (await self._queue.registry.show(name)).describe()
 
-    async def update(self, name: str, change: VfmChange) -> dict[str, Any]:
+    async def update(self, name: str, change: VfmChange) -> VfmInfo:
         """Change a vFM; see `Transport.update`."""
         return self._changed(name, await self._queue.registry.change(name, change))
 
@@ -124,7 +125,11 @@ class DirectTransport:
         await self._queue.close()
 
 
-def _result(reply: Reply) -> Result:
+def _result(call: Call, reply: Reply) -> Result:
+    """Return the result of a call's input. Raises the error that the reply carries."""
     if reply.error is not None:
         raise reply.error
-    return Result(reply.output, reply.version)
+    return Result(
+        reply.output, call.vfm, reply.version, reply.units,
+        queue_ms=reply.queue_ms, run_ms=reply.run_ms, load_ms=reply.load_ms,
+    )  # fmt: skip

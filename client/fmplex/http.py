@@ -10,13 +10,16 @@ from typing import Any
 from urllib.parse import urlencode
 
 import httpx
+from pydantic import ValidationError
 
 from fmplex.call import Call
 from fmplex.results import AsyncHandle, Result, wait_task
 from fmplex_broker.errors import Cancelled, FmplexError, InvalidInput, Unavailable, from_wire
 from fmplex_broker.packages.archive import MEDIA_TYPE, pack
 from fmplex_broker.packages.package import Package
+from fmplex_broker.specs.schema import invalid
 from fmplex_broker.specs.vfm import VfmChange
+from fmplex_broker.specs.vfm_info import VfmInfo
 from fmplex_broker.wire.messages import packb, unpackb
 
 _MSGPACK = "application/msgpack"
@@ -68,18 +71,29 @@ class HttpTransport:
         return Unavailable(f"the gateway at {self.url} does not answer ({type(e).__name__}: {e})")
 
     def _not_a_gateway(self, e: Exception) -> Unavailable:
-        return Unavailable(f"{self.url} does not answer like an FMplex gateway ({e})")
+        return Unavailable(f"{self.url} does not answer like an FMplex gateway of this client's version ({e})")
+
+    def _info(self, answer: Any) -> VfmInfo:
+        """Read the vFM that an answer shows."""
+        try:
+            return VfmInfo.read(answer)
+        except ValidationError as e:
+            raise self._not_a_gateway(invalid(e)) from e
 
     async def infer(self, call: Call) -> list[Result]:
         """Run a call; see `Transport.infer`."""
         answer = await self._send("POST", _path(call.vfm, "/infer"), _body(call), _read_s(call))
-        return [Result(output, answer["version"]) for output in answer["outputs"]]
+        try:
+            return _results(call, answer)
+        except (ValueError, KeyError, TypeError) as e:
+            raise self._not_a_gateway(e) from e
 
     async def stream(self, call: Call) -> AsyncGenerator[str | Result, None]:
         """Generate a text; see `Transport.stream`."""
         content = _encode(_body(call, stream=True))
         timeout = httpx.Timeout(90.0, connect=5.0, read=_read_s(call), pool=_read_s(call))
-        path, result = _path(call.vfm, "/infer"), None
+        path = _path(call.vfm, "/infer")
+        result: Result | None = None
         try:
             async with next(self._next).stream("POST", path, content=content, timeout=timeout) as response:
                 if response.is_error:
@@ -87,12 +101,12 @@ class HttpTransport:
                     raise _response_error(response)
                 async for event in _events(response):
                     if "outputs" in event:
-                        result = Result(event["outputs"][0], event["version"])
+                        (result,) = _results(call, event)
                     elif event["text"]:
                         yield event["text"]
         except httpx.HTTPError as e:
             raise self._no_answer(e) from e
-        except (ValueError, KeyError, TypeError, IndexError) as e:
+        except (ValueError, KeyError, TypeError) as e:
             raise self._not_a_gateway(e) from e
         if result is None:
             raise self._not_a_gateway(EOFError("the stream ended before the text did"))
@@ -119,35 +133,39 @@ class HttpTransport:
 
         return AsyncHandle(wait, cancel)
 
-    async def deploy(self, package: Package) -> dict[str, Any]:
+    async def deploy(self, package: Package) -> VfmInfo:
         """Deploy a vFM; see `Transport.deploy`."""
-        return dict(await self._send("POST", "/v1/vfms", pack(package)))
+        return self._info(await self._send("POST", "/v1/vfms", pack(package)))
 
-    async def offer(self, name: str, package: Package) -> dict[str, Any]:
+    async def offer(self, name: str, package: Package) -> VfmInfo:
         """Offer a version; see `Transport.offer`."""
-        return dict(await self._send("POST", _path(name, "/versions"), pack(package)))
+        return self._info(await self._send("POST", _path(name, "/versions"), pack(package)))
 
-    async def roll_back(self, name: str, version: str | None) -> dict[str, Any]:
+    async def roll_back(self, name: str, version: str | None) -> VfmInfo:
         """Serve an earlier version; see `Transport.roll_back`."""
-        return dict(await self._send("POST", _path(name, "/rollback"), {"version": version}))
+        return self._info(await self._send("POST", _path(name, "/rollback"), {"version": version}))
 
     async def prune(self) -> list[str]:
         """Delete artifacts; see `Transport.prune`."""
         return list((await self._send("POST", "/v1/artifacts/prune"))["pruned"])
 
-    async def page(self, match: str, limit: int, after: str) -> tuple[list[dict[str, Any]], int]:
+    async def page(self, match: str, limit: int, after: str) -> tuple[list[VfmInfo], int]:
         """List vFMs; see `Transport.page`."""
         query = urlencode({"match": match, "limit": limit, "after": after})
         answer = await self._send("GET", f"/v1/vfms?{query}")
-        return list(answer["vfms"]), int(answer["total"])
+        try:
+            return [self._info(vfm) for vfm in answer["vfms"]], int(answer["total"])
+        except (ValueError, KeyError, TypeError) as e:
+            raise self._not_a_gateway(e) from e
 
-    async def show(self, name: str) -> dict[str, Any]:
-        """Return a vFM's status; see `Transport.show`."""
-        return dict(await self._send("GET", _path(name)))
+    async def show(self, name: str) -> VfmInfo:
+        """Return a vFM; see `Transport.show`."""
+        return self._info(await self._send("GET", _path(name)))
 
-    async def update(self, name: str, change: VfmChange) -> dict[str, Any]:
+    async def update(self, name: str, change: VfmChange) -> VfmInfo:
         """Change a vFM; see `Transport.update`."""
-        return dict(await self._send("PATCH", _path(name), change.model_dump(mode="json", exclude_unset=True)))
+        body = change.model_dump(mode="json", exclude_unset=True)
+        return self._info(await self._send("PATCH", _path(name), body))
 
     async def remove(self, name: str) -> None:
         """Remove a vFM; see `Transport.remove`."""
@@ -181,6 +199,17 @@ def _body(call: Call, **params: Any) -> dict[str, Any]:
         "inputs": list(call.inputs), "params": {**call.params, **params}, "idempotency_key": call.idempotency_key
     }  # fmt: skip
     return body if call.timeout_ms is None else body | {"timeout_ms": call.timeout_ms}
+
+
+def _results(call: Call, answer: dict[str, Any]) -> list[Result]:
+    """Read the results of a call's inputs. Raises `ValueError`, `KeyError` or `TypeError` for what is no answer to it."""
+    return [
+        Result(
+            output, call.vfm, run["version"], run["units"],
+            queue_ms=run["queue_ms"], run_ms=run["run_ms"], load_ms=run["load_ms"],
+        )
+        for output, run in zip(answer["outputs"], answer["runs"], strict=True)
+    ]  # fmt: skip
 
 
 def _read_s(call: Call) -> float:

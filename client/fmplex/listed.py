@@ -6,8 +6,6 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from fmplex_broker.specs.vfm_info import VfmInfo
-
 from fmplex.sync import Client
 from fmplex.vfms import as_package
 from fmplex_broker.errors import UnknownVfm
@@ -15,6 +13,7 @@ from fmplex_broker.packages.package import Package
 from fmplex_broker.specs.schema import Spec
 from fmplex_broker.specs.versions import artifact_of
 from fmplex_broker.specs.vfm import VfmSpec
+from fmplex_broker.specs.vfm_info import VfmInfo
 
 
 def apply_listed(client: Client, listed: Iterable[VfmSpec | Path]) -> Iterator[str]:

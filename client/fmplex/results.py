@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, TypeVar
 
+from fmplex.loop_thread import LoopThread
 from fmplex_broker.errors import Unavailable
 
 T = TypeVar("T")
@@ -16,14 +17,26 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """The `output` of one input, and the `version` (content digest) of the vFM that gave it."""
+    """The result of one input, the same through a gateway and straight to the streams.
+
+    `output`: what the vFM's head gives, as `{"label": …, "scores": {…}}`, `{"embedding": tensor}` or `{"text": …, …}`. `vfm`: its
+    name; `version`: the version (content digest) that ran. `units`: how much work it was (tokens). Milliseconds: `queue_ms` from
+    enqueue to the start of its first pass, `run_ms` in passes, and `load_ms`, a part of `queue_ms`, while the version was being
+    loaded (0: it was there).
+    """
 
     output: Any
+    vfm: str
     version: str
+    units: int
+    queue_ms: float
+    run_ms: float
+    load_ms: float
 
 
 class AsyncHandle:
-    """An enqueued job. It runs whether or not anybody waits for it; through a gateway, until the client is closed.
+    """An enqueued job, as `AsyncClient.enqueue` gives it. It runs whether or not anybody waits for it; through a gateway, until
+    the client is closed.
 
     `wait` (at most so many seconds) and `cancel`: how the transport does them.
     """
@@ -37,9 +50,9 @@ class AsyncHandle:
         self._cancel = cancel
 
     async def result(self, timeout: float | None = None) -> Result:
-        """Wait for the result, at most `timeout` seconds.
+        """Wait for the result, at most `timeout` seconds (None: until the job's deadline), and return it, again and again.
 
-        Raises `TimeoutError` (the job goes on; ask again), `Cancelled`, or the job's typed error.
+        Raises `TimeoutError` (the job goes on; ask again), `Cancelled`, `DeadlineExceeded`, or the job's typed error.
         """
         return await self._wait(timeout)
 
@@ -49,31 +62,30 @@ class AsyncHandle:
 
 
 class Handle:
-    """An enqueued job, for code without an event loop. It runs whether or not anybody waits for it; see `AsyncHandle`.
+    """An enqueued job, as `Client.enqueue` gives it. It runs whether or not anybody waits for it; through a gateway, until the
+    client is closed.
 
-    `run`: how to run what `handle` awaits.
+    `handle`: the job; `loop`: where it is waited for.
     """
 
-    def __init__(self, handle: AsyncHandle, run: Callable[[Coroutine[Any, Any, Any]], Any]) -> None:
+    def __init__(self, handle: AsyncHandle, loop: LoopThread) -> None:
         self._handle = handle
-        self._run = run
+        self._loop = loop
 
     def result(self, timeout: float | None = None) -> Result:
-        """Wait for the result, at most `timeout` seconds.
+        """Wait for the result, at most `timeout` seconds (None: until the job's deadline), and return it, again and again.
 
-        Raises `TimeoutError` (the job goes on; ask again), `Cancelled`, or the job's typed error.
+        Raises `TimeoutError` (the job goes on; ask again), `Cancelled`, `DeadlineExceeded`, or the job's typed error.
         """
-        result: Result = self._run(self._handle.result(timeout))
-        return result
+        return self._loop.run(self._handle.result(timeout))
 
     def cancel(self) -> bool:
         """Cancel the job; return True if that was before it ran: its `result` raises `Cancelled` then."""
-        return bool(self._run(self._handle.cancel()))
+        return self._loop.run(self._handle.cancel())
 
 
 class AsyncTextStream(AsyncIterator[str]):
-    """A text as it comes: iterate for its pieces. When they have ended, `result` has the whole output: the text, why it ended,
-    and its tokens; until then it is None.
+    """A text as it comes, as `AsyncClient.stream` gives it: iterate (`async for`) for its pieces.
 
     Close a text that is left early (`aclose`, or the end of `async with`): that cancels the job. `pieces`: of the text; the
     result comes last.
@@ -81,13 +93,18 @@ class AsyncTextStream(AsyncIterator[str]):
 
     def __init__(self, pieces: AsyncGenerator[str | Result, None]) -> None:
         self._pieces = pieces
-        self.result: Result | None = None
+        self._result: Result | None = None
+
+    @property
+    def result(self) -> Result | None:
+        """The whole output once the pieces have ended: the text, why it ended, and its tokens; None until then."""
+        return self._result
 
     async def __anext__(self) -> str:
         async for piece in self._pieces:
             if isinstance(piece, str):
                 return piece
-            self.result = piece
+            self._result = piece
         raise StopAsyncIteration
 
     async def aclose(self) -> None:
@@ -105,22 +122,23 @@ class AsyncTextStream(AsyncIterator[str]):
 
 
 class TextStream(Iterator[str]):
-    """A text as it comes, for code without an event loop: iterate for its pieces.
+    """A text as it comes, as `Client.stream` gives it: iterate for its pieces.
 
-    Close a text that is left early (`close`, or the end of `with`): that cancels the job. `run`: how to run what `stream` awaits.
+    Close a text that is left early (`close`, or the end of `with`): that cancels the job. `stream`: the text; `loop`: where it is
+    read.
     """
 
-    def __init__(self, stream: AsyncTextStream, run: Callable[[Coroutine[Any, Any, Any]], Any]) -> None:
+    def __init__(self, stream: AsyncTextStream, loop: LoopThread) -> None:
         self._stream = stream
-        self._run = run
+        self._loop = loop
 
     @property
     def result(self) -> Result | None:
-        """The whole output once the pieces have ended, None until then; see `AsyncTextStream`."""
+        """The whole output once the pieces have ended: the text, why it ended, and its tokens; None until then."""
         return self._stream.result
 
     def __next__(self) -> str:
-        piece: str | None = self._run(self._next())
+        piece = self._loop.run(self._next())
         if piece is None:
             raise StopIteration
         return piece
@@ -131,7 +149,7 @@ class TextStream(Iterator[str]):
     def close(self) -> None:
         """Stop reading; cancel the job if its text has not ended."""
         with suppress(Unavailable):  # the client is closed: so is this
-            self._run(self._stream.aclose())
+            self._loop.run(self._stream.aclose())
 
     def __enter__(self) -> TextStream:
         return self

@@ -1,33 +1,37 @@
-"""The client for code without an event loop: the asynchronous one, on a thread of its own."""
+"""The client for code without an event loop: its calls run on a loop of their own, on a thread of their own."""
 
 from __future__ import annotations
 
-import asyncio
-import threading
 from collections import deque
-from collections.abc import Coroutine, Iterable, Iterator, Sequence
-from concurrent.futures import CancelledError, Future
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future
 from types import TracebackType
-from typing import Any, TypeVar, overload
+from typing import Any, overload
 
-from fmplex.aio import AsyncClient
 from fmplex.batches import MapPlan, progress_bar
+from fmplex.call import embed_call, make_call
+from fmplex.caller import Caller
+from fmplex.loop_thread import LoopThread
 from fmplex.results import Handle, Result, TextStream
-from fmplex.vfms import Vfms
-from fmplex_broker.errors import Cancelled, Unavailable
-
-T = TypeVar("T")
+from fmplex.vfms import AsyncVfms, Vfms
 
 
 class Client:
-    """A client of a fleet for code without an event loop: runs jobs on its vFMs, and manages the vFMs as `client.vfms`.
+    """A client of a fleet, for code without an event loop: runs jobs on its vFMs, and manages the vFMs as `client.vfms`.
 
     `url`: `http://…` (a gateway), or `redis://…`, `unix://…` (straight to the streams). `api_key`: for a gateway that asks for
-    one. `artifacts`: the fleet's artifact store, which is needed to deploy straight to the streams. `retries`: how often a call
-    is repeated at most, where that cannot run a job twice for the caller. Raises `InvalidInput` for a URL that is neither.
+    one. `artifacts`: the fleet's artifact store, which is needed to deploy straight to the streams. Raises `InvalidInput` for a
+    URL that is neither. Safe to use from many threads. Close it, or use `with`; a closed client raises `Unavailable`.
 
-    Safe to use from many threads. Close it, or use `with`; a closed client raises `Unavailable`. See `AsyncClient` for the typed
-    errors that every call may raise.
+    Calls are repeated, at most `retries` times, where that cannot run a job twice for the caller: every call carries an
+    idempotency key. Full queues and rate limits (429) are waited out as the fleet asks, within the same number of tries.
+
+    Every call may raise `Unauthorized`, `UnknownVfm`, `InvalidInput` (its `field` is at fault), `TextTooLong`, `TooLarge`,
+    `Conflict` (the idempotency key was used for another call), `QueueFull`, `RateLimited`, `Unavailable`, `DeadlineExceeded`,
+    `JobFailed`, `NonFiniteOutput`, `Poisoned`, or `Cancelled` (another thread closed the client); all of them are `FmplexError`.
+
+        with Client("http://127.0.0.1:8080") as client:
+            print(client.infer("spam", "you have WON a cruise").output)
     """
 
     def __init__(
@@ -38,36 +42,18 @@ class Client:
         artifacts: str | None = None,
         retries: int = 2,
     ) -> None:
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="fmplex-client", daemon=True)
-        self._thread.start()
-        self._closed = False
+        self._loop = LoopThread()
         try:
-            self._client = self._run(self._open(url, api_key, artifacts, retries))
+            self._caller = self._loop.run(_open(url, api_key, artifacts, retries))
         except BaseException:
-            self._stop_loop()
+            self._loop.close()
             raise
-        self.vfms = Vfms(self._client.vfms, self._run)
+        self._vfms = Vfms(AsyncVfms(self._caller.transport), self._loop)
 
-    @staticmethod
-    async def _open(url: str, api_key: str | None, artifacts: str | None, retries: int) -> AsyncClient:
-        return AsyncClient(url, api_key=api_key, artifacts=artifacts, retries=retries)
-
-    def _submit(self, work: Coroutine[Any, Any, T]) -> Future[T]:
-        if self._closed:
-            work.close()
-            raise Unavailable("this client is closed; make a new one")
-        return asyncio.run_coroutine_threadsafe(work, self._loop)
-
-    def _run(self, work: Coroutine[Any, Any, T]) -> T:
-        future = self._submit(work)
-        try:
-            return future.result()
-        except CancelledError:
-            raise Cancelled("the client was closed while this call was under way") from None
-        except BaseException:
-            future.cancel()  # Ctrl-C here takes the job back there
-            raise
+    @property
+    def vfms(self) -> Vfms:
+        """The vFMs of the fleet: to deploy, list, show, change and remove them."""
+        return self._vfms
 
     @overload
     def infer(
@@ -94,21 +80,33 @@ class Client:
     ) -> Result | list[Result]:
         """Run one input, or a list of them, through a vFM; return its result, or a list of results in the same order.
 
-        `inputs`: texts, `{"text": …, "text_pair": …}`, `{"input_ids": […]}` or `{"messages": […]}`, at most 2,048 (use `map` for
-        more). `timeout`: seconds until the deadline, by default the vFM's. `params`: of the vFM's head, as `truncate`, `top_k` or
-        `max_tokens`. Raises the first typed error among the inputs; `Cancelled` if another thread closes the client meanwhile.
-        See `AsyncClient.infer`.
+        `vfm`: its name. `inputs`: texts, `{"text": …, "text_pair": …}`, `{"input_ids": […]}`, `{"inputs_embeds": tensor}` or,
+        for a vFM that generates, `{"messages": […]}`; at most 2,048 of them (`map` takes more). `timeout`: seconds until the
+        deadline, by default the vFM's. `idempotency_key`: a call that is repeated with the same key does not run twice; by
+        default a random one. `params`: `truncate` cuts over-long texts, `dimensions` shortens embeddings, `top_k` keeps the best
+        labels; of a vFM that generates, those of `GenerationParams` (`max_tokens`, `temperature`, `stop`, …).
+
+        Raises the first error among the inputs: `UnknownVfm`, `InvalidInput` (its `field` is at fault), `TextTooLong`,
+        `TooLarge`, `QueueFull` or `RateLimited` (after all tries), `DeadlineExceeded`, `Unavailable`, `JobFailed`, …: see
+        `Client`.
+
+            result = client.infer("spam", "you have WON a cruise", timeout=5)
+            result.output, result.version, result.queue_ms  # ({'label': 'spam', …}, …)
         """
-        results: Result | list[Result] = self._run(
-            self._client.infer(vfm, inputs, timeout=timeout, idempotency_key=idempotency_key, **params)
-        )
-        return results
+        call = make_call(vfm, inputs if isinstance(inputs, list) else [inputs], params, timeout, idempotency_key)
+        results = self._loop.run(self._caller.infer(call))
+        return results if isinstance(inputs, list) else results[0]
 
     def embed(
         self, vfm: str, texts: Sequence[str], *, timeout: float | None = None, **params: Any
     ) -> list[list[float]]:
-        """Embed texts with a vFM that has an embedding head; return one vector a text. See `AsyncClient.embed`."""
-        return self._run(self._client.embed(vfm, texts, timeout=timeout, **params))
+        """Embed texts with a vFM that has an embedding head; return one vector a text, in the same order.
+
+        `vfm`: its name. `texts`: at most 2,048. `timeout`: seconds until the deadline, by default the vFM's. `params`:
+        `dimensions` shortens the vectors, `truncate` cuts over-long texts. Raises `InvalidInput` if the vFM gives no embeddings,
+        and what `infer` raises.
+        """
+        return self._loop.run(self._caller.embed(embed_call(vfm, texts, params, timeout)))
 
     def stream(
         self,
@@ -119,13 +117,18 @@ class Client:
         idempotency_key: str | None = None,
         **params: Any,
     ) -> TextStream:
-        """Generate a text and read it as it comes: `for piece in client.stream(…)`.
+        """Generate a text and read it as it comes. Returns at once.
 
-        `value`: a text, `{"messages": […]}` or `{"input_ids": […]}`; the rest as in `infer`. Returns at once; the stream raises
-        typed errors as it is read. See `AsyncClient.stream`.
+        `vfm`: its name. `value`: a text, `{"messages": […]}` or `{"input_ids": […]}`. `timeout`: seconds until the deadline, by
+        default the vFM's. `idempotency_key`: by default a random one; the call is repeated only before the first piece. `params`:
+        those of `GenerationParams`. The stream raises typed errors as it is read: what `infer` raises, and `StreamRestarted` (a
+        repeated text came out differently: send it again).
+
+            for piece in client.stream("support-bot", "Dear customer,", max_tokens=100):
+                print(piece, end="")
         """
-        stream = self._client.stream(vfm, value, timeout=timeout, idempotency_key=idempotency_key, **params)
-        return TextStream(stream, self._run)
+        stream = self._caller.stream(make_call(vfm, [value], params, timeout, idempotency_key))
+        return TextStream(stream, self._loop)
 
     def enqueue(
         self,
@@ -139,13 +142,16 @@ class Client:
     ) -> Handle:
         """Enqueue one job and return its handle without waiting for the result.
 
-        `value` and the rest as in `infer`. `offline`: run it from spare capacity (broker URLs only). Raises what `infer` raises
-        on admission; errors of the job itself are raised by `Handle.result`. See `AsyncClient.enqueue`.
+        `vfm`: its name. `value`: one input, as of `infer`. `timeout`: seconds until the deadline, by default the vFM's.
+        `idempotency_key`: a job that is enqueued again with the same key does not run twice; by default a random one. `offline`:
+        run it from spare capacity (broker URLs only). `params` as in `infer`. Raises what `infer` raises on admission; errors of
+        the job itself are raised by `Handle.result`.
+
+            handle = client.enqueue("sentiment", "what a lovely day")
+            handle.result(timeout=5).output
         """
-        work = self._client.enqueue(
-            vfm, value, timeout=timeout, idempotency_key=idempotency_key, offline=offline, **params
-        )
-        return Handle(self._run(work), self._run)
+        call = make_call(vfm, [value], params, timeout, idempotency_key, offline=offline)
+        return Handle(self._loop.run(self._caller.enqueue(call)), self._loop)
 
     def map(
         self,
@@ -159,8 +165,12 @@ class Client:
     ) -> Iterator[Result]:
         """Run any number of inputs through a vFM; yield their results in the same order.
 
-        `inputs` is drawn, in the caller's thread, as results are read: at most about `window` inputs are under way. `progress`
-        draws a bar. `timeout` (seconds, for each input) and `params` as in `infer`. See `AsyncClient.map`.
+        `vfm`: its name. `inputs`: each as of `infer`; drawn in the caller's thread as results are read: at most about `window` of
+        them are under way. `progress`: draw a bar. `timeout`: seconds, for each input. `params` as in `infer`. Raises what
+        `infer` raises; the inputs under way are cancelled then, and when the iterator is closed early.
+
+            for result in client.map("spam", open("mails.txt"), progress=True):
+                print(result.output["label"])
         """
         # The inputs are drawn here, not on the loop: they may be slow, or come from another `map` of this client.
         plan = MapPlan(inputs, window)
@@ -169,10 +179,11 @@ class Client:
             try:
                 while True:
                     while len(running) < plan.calls and (chunk := next(plan.chunks, None)) is not None:
-                        running.append(self._submit(self._client.infer(vfm, chunk, timeout=timeout, **params)))
+                        call = make_call(vfm, chunk, params, timeout)
+                        running.append(self._loop.submit(self._caller.infer(call)))
                     if not running:
                         return
-                    for result in running.popleft().result():
+                    for result in self._loop.wait(running.popleft()):
                         advance()
                         yield result
             finally:
@@ -181,25 +192,15 @@ class Client:
 
     def close(self) -> None:
         """Close all connections and cancel what is under way: calls of other threads raise `Cancelled` there."""
-        if not self._closed:
-            self._closed = True
-            asyncio.run_coroutine_threadsafe(self._close_all(), self._loop).result()
-            self._stop_loop()
-
-    async def _close_all(self) -> None:
-        others = asyncio.all_tasks() - {asyncio.current_task()}
-        for task in others:
-            task.cancel()
-        await asyncio.gather(*others, return_exceptions=True)
-        await self._client.close()
-
-    def _stop_loop(self) -> None:
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
+        self._loop.close(self._caller.close)
 
     def __enter__(self) -> Client:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, e: BaseException | None, tb: TracebackType | None) -> None:
         self.close()
+
+
+async def _open(url: str, api_key: str | None, artifacts: str | None, retries: int) -> Caller:
+    """Open a caller on the event loop that it will belong to."""
+    return Caller(url, api_key, artifacts, retries)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
-from typing import Any, Protocol
+from typing import Protocol
 
 import httpx
 
@@ -14,13 +14,11 @@ from fmplex.results import AsyncHandle, Result
 from fmplex_broker.errors import InvalidInput
 from fmplex_broker.packages.package import Package
 from fmplex_broker.specs.vfm import VfmChange
+from fmplex_broker.specs.vfm_info import VfmInfo
 
 
 class Transport(Protocol):
-    """The operations that a client asks of a transport. Every method raises typed errors (`fmplex_broker.errors`).
-
-    A vFM's status is a mapping, as `GET /v1/vfms/{name}` answers it.
-    """
+    """The operations that a client asks of a transport. Every method raises typed errors (`fmplex_broker.errors`)."""
 
     async def infer(self, call: Call) -> list[Result]:
         """Run the inputs of a call; return their results in order, or raise the first error among them."""
@@ -37,32 +35,32 @@ class Transport(Protocol):
         """
         ...
 
-    async def deploy(self, package: Package) -> dict[str, Any]:
-        """Deploy a new vFM; return its status once it serves."""
+    async def deploy(self, package: Package) -> VfmInfo:
+        """Deploy a new vFM; return it once it serves."""
         ...
 
-    async def offer(self, name: str, package: Package) -> dict[str, Any]:
-        """Offer a new version of a vFM; return its status once every worker has accepted the version."""
+    async def offer(self, name: str, package: Package) -> VfmInfo:
+        """Offer a new version of a vFM; return the vFM once every worker has accepted the version."""
         ...
 
-    async def roll_back(self, name: str, version: str | None) -> dict[str, Any]:
-        """Serve an earlier version again (None: the last one before); return the status."""
+    async def roll_back(self, name: str, version: str | None) -> VfmInfo:
+        """Serve an earlier version again (None: the last one before); return the vFM."""
         ...
 
     async def prune(self) -> list[str]:
         """Delete artifacts that nothing needs; return their versions."""
         ...
 
-    async def page(self, match: str, limit: int, after: str) -> tuple[list[dict[str, Any]], int]:
+    async def page(self, match: str, limit: int, after: str) -> tuple[list[VfmInfo], int]:
         """List up to `limit` vFMs whose names match, from the name that follows `after`; and how many match in all."""
         ...
 
-    async def show(self, name: str) -> dict[str, Any]:
-        """Return the status of a vFM."""
+    async def show(self, name: str) -> VfmInfo:
+        """Return a vFM as it is now."""
         ...
 
-    async def update(self, name: str, change: VfmChange) -> dict[str, Any]:
-        """Change weight, limits or SLO of a vFM at once; return its status."""
+    async def update(self, name: str, change: VfmChange) -> VfmInfo:
+        """Change weight, limits or SLO of a vFM at once; return it."""
         ...
 
     async def remove(self, name: str) -> None:

@@ -22,8 +22,9 @@ router = APIRouter()
 
 @router.post("/v1/vfms/{name}/infer")
 async def infer(name: str, request: Request) -> Response:
-    """Run every input through the vFM; outputs come back in the order of the inputs. With `params.stream` the one text comes as
-    events with its parts, and at last one with what would have been the answer."""
+    """Run every input through the vFM; outputs come back in the order of the inputs, and for each of them a run: which version
+    it was, its units and times. With `params.stream` the one text comes as events with its parts, and at last one with what would
+    have been the answer."""
     body = await parse_body(request, InferBody, request.app.state.spec.max_body_bytes)
     if body.params.get("stream") is True:
         if len(body.inputs) != 1:
@@ -34,11 +35,26 @@ async def infer(name: str, request: Request) -> Response:
     replies = await call(
         request, name, body.inputs, body.params, timeout_ms=body.timeout_ms, idempotency_key=body.idempotency_key
     )
-    return await answer(request, _envelope(name, replies), "outputs", [reply.output for reply in replies])
+    return await answer(request, _envelope(name, replies), _lists(replies))
 
 
 def _envelope(name: str, replies: list[Reply]) -> dict[str, Any]:
     return {"vfm": name, "version": replies[0].version, "usage": {"units": sum(reply.units for reply in replies)}}
+
+
+def _lists(replies: list[Reply]) -> dict[str, list[Any]]:
+    """Return the parts of the answer that have one entry an input."""
+    return {"runs": [_run(reply) for reply in replies], "outputs": [reply.output for reply in replies]}
+
+
+def _run(reply: Reply) -> dict[str, Any]:
+    return {
+        "version": reply.version,
+        "units": reply.units,
+        "queue_ms": reply.queue_ms,
+        "run_ms": reply.run_ms,
+        "load_ms": reply.load_ms,
+    }
 
 
 async def _stream(queue: QueueClient, name: str, body: InferBody) -> AsyncGenerator[dict[str, Any], None]:
@@ -50,6 +66,6 @@ async def _stream(queue: QueueClient, name: str, body: InferBody) -> AsyncGenera
         async for _, got in coming:
             if isinstance(got, Reply):
                 raise_first_error([got])
-                yield _envelope(name, [got]) | {"outputs": [got.output]}
+                yield _envelope(name, [got]) | _lists([got])
             else:
                 yield {"text": got.text, "tokens": got.tokens, **({"logprobs": got.logprobs} if got.logprobs else {})}

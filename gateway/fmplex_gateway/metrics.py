@@ -51,7 +51,7 @@ class _Fleet(Collector):
         yield from _queues(self._view)
         yield from _workers(self._view.workers)
         yield from _residency(self._view.workers)
-        vfms = [(w.worker, name, stats) for w in self._view.workers for name, stats in w.vfms.items()]
+        vfms = [([w.backbone, name, w.worker], stats) for w in self._view.workers for name, stats in w.vfms.items()]
         yield from _vfms(vfms)
         yield from generation.targets(self._view.vfms)
         yield from generation.memory(self._view.workers)
@@ -60,17 +60,19 @@ class _Fleet(Collector):
 
 def _queues(view: FleetView) -> Iterator[Metric]:
     yield GaugeMetricFamily("fmplex_vfms_registered", "vFMs, idle ones included", value=view.registered)
-    waiting = GaugeMetricFamily("fmplex_queue_waiting", "Jobs waiting for a worker", labels=["vfm"])
-    pending = GaugeMetricFamily("fmplex_queue_pending", "Jobs in a worker's hands", labels=["vfm"])
-    oldest = GaugeMetricFamily("fmplex_queue_oldest_seconds", "Age of the oldest job", labels=["vfm"])
-    target = GaugeMetricFamily("fmplex_vfm_latency_target_seconds", "What the vFM's SLO asks for", labels=["vfm"])
+    labels = ["backbone", "vfm"]
+    waiting = GaugeMetricFamily("fmplex_queue_waiting", "Jobs waiting for a worker", labels=labels)
+    pending = GaugeMetricFamily("fmplex_queue_pending", "Jobs in a worker's hands", labels=labels)
+    oldest = GaugeMetricFamily("fmplex_queue_oldest_seconds", "Age of the oldest job", labels=labels)
+    target = GaugeMetricFamily("fmplex_vfm_latency_target_seconds", "What the vFM's SLO asks for", labels=labels)
     for vfm in view.vfms:
+        which = [vfm.backbone, vfm.name]
         if vfm.serving and vfm.serving.slo.latency_ms:
-            target.add_metric([vfm.name], vfm.serving.slo.latency_ms / 1000)
-    for name, depth in view.depths.items():
-        waiting.add_metric([name], depth.waiting)
-        pending.add_metric([name], depth.pending)
-        oldest.add_metric([name], depth.oldest_ms / 1000)
+            target.add_metric(which, vfm.serving.slo.latency_ms / 1000)
+        if (depth := view.depths.get(vfm.name)) is not None:
+            waiting.add_metric(which, depth.waiting)
+            pending.add_metric(which, depth.pending)
+            oldest.add_metric(which, depth.oldest_ms / 1000)
     yield from (waiting, pending, oldest, target)
 
 
@@ -123,8 +125,9 @@ def _residency(workers: list[WorkerStats]) -> Iterator[Metric]:
     yield from (held, versions, budget, jobs, loads, evictions, seconds)
 
 
-def _vfms(rows: list[tuple[str, str, VfmStats]]) -> Iterator[Metric]:
-    labels = ["vfm", "worker"]
+def _vfms(rows: list[tuple[list[str], VfmStats]]) -> Iterator[Metric]:
+    """Yield the counters of vFMs. A row: backbone, vFM and worker, and the counters."""
+    labels = ["backbone", "vfm", "worker"]
     jobs = CounterMetricFamily("fmplex_vfm_jobs", "Jobs answered", labels=[*labels, "outcome"])
     units = CounterMetricFamily("fmplex_vfm_units", "Units (tokens) run", labels=labels)
     charged = CounterMetricFamily("fmplex_vfm_charged_seconds", "Device time charged", labels=labels)
@@ -132,13 +135,13 @@ def _vfms(rows: list[tuple[str, str, VfmStats]]) -> Iterator[Metric]:
     weight = GaugeMetricFamily("fmplex_vfm_weight", "Share promised", labels=labels)
     latency = HistogramMetricFamily("fmplex_vfm_latency_seconds", "Enqueue to reply", labels=labels)
     wait = HistogramMetricFamily("fmplex_vfm_queue_wait_seconds", "Enqueue to the start of its pass", labels=labels)
-    for worker, name, s in rows:
-        jobs.add_metric([name, worker, "done"], s.done)
-        jobs.add_metric([name, worker, "failed"], s.failed)
-        units.add_metric([name, worker], s.units)
-        charged.add_metric([name, worker], s.charged_s)
-        deficit.add_metric([name, worker], s.deficit_s)
-        weight.add_metric([name, worker], s.weight)
-        latency.add_metric([name, worker], buckets(s.latency), sum_value=s.latency_s)
-        wait.add_metric([name, worker], buckets(s.wait), sum_value=s.wait_s)
+    for which, s in rows:
+        jobs.add_metric([*which, "done"], s.done)
+        jobs.add_metric([*which, "failed"], s.failed)
+        units.add_metric(which, s.units)
+        charged.add_metric(which, s.charged_s)
+        deficit.add_metric(which, s.deficit_s)
+        weight.add_metric(which, s.weight)
+        latency.add_metric(which, buckets(s.latency), sum_value=s.latency_s)
+        wait.add_metric(which, buckets(s.wait), sum_value=s.wait_s)
     yield from (jobs, units, charged, deficit, weight, latency, wait)

@@ -33,7 +33,7 @@ async def embeddings(request: Request) -> Response:
     ]
     usage = {"prompt_tokens": tokens, "total_tokens": tokens}
     around = {"object": "list", "model": body.model, "usage": usage}
-    response = await answer(request, around, "data", data)
+    response = await answer(request, around, {"data": data})
     response.headers["FMplex-Version"] = replies[0].version  # OpenAI's body has no place for it
     return response
 

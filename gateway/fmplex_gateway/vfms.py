@@ -37,7 +37,11 @@ async def _package(request: Request) -> Package:
 def _changed(queue: QueueClient, status: VfmStatus) -> Response:
     """Answer with the status of a vFM that has changed, and forget what this gateway has cached of it."""
     queue.forget(status.name)
-    return json_response(status.describe())
+    return _shown(status)
+
+
+def _shown(status: VfmStatus, code: int = 200) -> Response:
+    return json_response(status.describe().plain(), code)
 
 
 @router.get("/v1/vfms")
@@ -48,21 +52,21 @@ async def list_vfms(request: Request, match: str = "*", limit: str = "100", afte
         raise InvalidInput(f"limit: must be a whole number from 1 to {_MAX_PAGE}", field="limit")
     queue: QueueClient = request.app.state.queue
     found, total = await queue.registry.page(match, int(limit), after)
-    return json_response({"vfms": [v.describe() for v in found], "total": total})
+    return json_response({"vfms": [v.describe().plain() for v in found], "total": total})
 
 
 @router.post("/v1/vfms")
 async def deploy(request: Request) -> Response:
     """Deploy a vFM: answer when every live worker of the backbone has accepted it (201), or say why it cannot serve."""
     deployer: Deployer = request.app.state.deployer
-    return json_response((await deployer.deploy(await _package(request))).describe(), 201)
+    return _shown(await deployer.deploy(await _package(request)), 201)
 
 
 @router.get("/v1/vfms/{name}")
 async def show(name: str, request: Request) -> Response:
     """Show the status of a vFM."""
     queue: QueueClient = request.app.state.queue
-    return json_response((await queue.registry.show(name)).describe())
+    return _shown(await queue.registry.show(name))
 
 
 @router.patch("/v1/vfms/{name}")

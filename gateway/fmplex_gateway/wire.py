@@ -61,18 +61,24 @@ def _is_msgpack(content_type: str) -> bool:
     return content_type.partition(";")[0].strip().lower() in (MSGPACK, "application/x-msgpack")
 
 
-async def answer(request: Request, envelope: dict[str, Any], key: str, values: list[Any]) -> Response:
-    """Answer with `envelope` and in it `values` under `key`: msgpack if the client asks for it (tensors stay tensors), else JSON
+async def answer(request: Request, envelope: dict[str, Any], lists: dict[str, list[Any]]) -> Response:
+    """Answer with `envelope` and in it `lists` by their keys: msgpack if the client asks for it (tensors stay tensors), else JSON
     (tensors become lists). Thousands of values take their time: other requests get their turns in between."""
     if _is_msgpack(request.headers.get("accept", "")):
-        return Response(packb(envelope | {key: values}), media_type=MSGPACK)
+        return Response(packb(envelope | lists), media_type=MSGPACK)
+    fields = [dump(envelope)[1:-1]]
+    for key, values in lists.items():
+        fields.append(f"{dump(key)}:[{await _dump_in_turns(values)}]")
+    return Response(f"{{{','.join(fields)}}}", media_type="application/json")
+
+
+async def _dump_in_turns(values: list[Any]) -> str:
     parts = []
     for i, value in enumerate(values, 1):
         parts.append(dump(value))
         if i % _TURN == 0:
             await asyncio.sleep(0)
-    body = f"{dump(envelope)[:-1]},{dump(key)}:[{','.join(parts)}]}}"
-    return Response(body, media_type="application/json")
+    return ",".join(parts)
 
 
 def json_response(value: Any, status: int = 200) -> Response:

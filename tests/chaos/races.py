@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from fmplex import Client, Conflict, UnknownVfm
+from fmplex import Client, Conflict, UnknownVfm, VfmInfo
 from fmplex_broker.errors import VfmClosed
 from fmplex_broker.packages.package import Package
 from fmplex_broker.streams.queue_client import QueueClient
@@ -86,7 +86,7 @@ class Owner(threading.Thread):
             self._serves(name, client.vfms.roll_back(name), now.past[0])
         elif action == "weigh":
             now.weight = self._random.randint(1, 9)
-            assert client.vfms.update(name, weight=now.weight)["version"] == now.version
+            assert client.vfms.update(name, weight=now.weight).version == now.version
         elif action == "remove":
             client.vfms.remove(name)
             self.wanted[name] = Wanted()
@@ -94,14 +94,14 @@ class Owner(threading.Thread):
                 with pytest.raises(UnknownVfm):
                     asking.enqueue(name, TEXT).result(timeout=60)
 
-    def _serves(self, name: str, status: dict[str, Any], version: str) -> None:
+    def _serves(self, name: str, vfm: VfmInfo, version: str) -> None:
         """From the answer on, this and nothing else serves."""
         now = self.wanted[name]
-        assert (status["status"], status["version"], status["error"]) == ("serving", version, None)
+        assert (vfm.status, vfm.version, vfm.error) == ("serving", version, None)
         if now.version not in (version, None):
             now.past = [now.version, *(v for v in now.past if v not in (version, now.version))]
         now.version = version
-        assert [p["version"] for p in status["past"]] == now.past
+        assert [p.version for p in vfm.past] == now.past
 
     def _fight(self, client: Client, name: str) -> None:
         """Somebody else may have been faster, but nothing worse may happen."""
@@ -194,7 +194,7 @@ def references(url: str, folder: Path, packages: list[Package]) -> dict[str, Any
     return outputs
 
 
-def settled(client: Client, name: str, patience_s: float = 30.0) -> dict[str, Any] | None:
+def settled(client: Client, name: str, patience_s: float = 30.0) -> VfmInfo | None:
     """The vFM once nothing is on offer any more; None where there is none."""
 
     def look() -> Any:
@@ -202,7 +202,7 @@ def settled(client: Client, name: str, patience_s: float = 30.0) -> dict[str, An
             found = client.vfms.show(name)
         except UnknownVfm:
             return "gone"
-        return found if found["candidate"] is None and found["status"] != "draining" else None
+        return found if found.candidate is None and found.status != "draining" else None
 
     found = wait_until(look, f"{name} has settled", patience_s)
     return None if found == "gone" else found

@@ -61,7 +61,7 @@ def test_a_worker_votes_on_offers_of_which_it_did_not_hear(
                 lose(broker, how)
             async with asyncio.timeout(HOLD_S):
                 deployed = await asyncio.gather(*offers)
-            assert [d["status"] for d in deployed] == ["serving"] * len(packages)
+            assert [vfm.status for vfm in deployed] == ["serving"] * len(packages)
             for package in packages:
                 assert (await client.infer(package.spec.name, TEXT)).version == package.digest
                 await client.vfms.remove(package.spec.name)
@@ -108,7 +108,7 @@ async def test_a_worker_that_stood_still_during_changes_serves_what_came_of_them
         with frozen(process):
             # The vote of one that stands still is waited for until its lease has run out.
             for version in versions[1:]:
-                assert (await client.vfms.update("still", version))["version"] == version.digest
+                assert (await client.vfms.update("still", version)).version == version.digest
         await until(lambda: all(crew.serves(name) for name in crew.processes()), "both serve")
         with frozen(other):
             results = await asyncio.wait_for(client.infer("still", [TEXT] * 8), 60)

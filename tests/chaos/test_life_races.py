@@ -54,7 +54,7 @@ async def test_changes_race_with_jobs_and_workers(
     packages = [p for vfms in (*owned, shared) for versions in vfms.values() for p in versions]
     outputs = await asyncio.to_thread(references, fleet.gateway_url, tmp_path, packages)
     with Client(fleet.gateway_url) as client:
-        always = {name: client.vfms.show(name)["version"] for name in VFMS}
+        always = {name: client.vfms.show(name).version for name in VFMS}
         outputs |= {version: client.infer(name, TEXT).output for name, version in always.items()}
     owners = [Owner(SEED + i, fleet.gateway_url, fleet.broker_url, owned[i], shared) for i in range(OWNERS)]
     names = [name for vfms in owned for name in vfms] + [SHARED, *VFMS]
@@ -91,13 +91,13 @@ def _check_end(fleet: LocalFleet, broker: Broker, owners: list[Owner], outputs: 
                     client.vfms.show(name)
             else:
                 shown = client.vfms.show(name)
-                assert (shown["version"], shown["weight"], shown["candidate"]) == (wanted.version, wanted.weight, None)
-                assert [p["version"] for p in shown["past"]] == wanted.past
+                assert (shown.version, shown.weight, shown.candidate) == (wanted.version, wanted.weight, None)
+                assert [p.version for p in shown.past] == wanted.past
         for name in [SHARED, *(name for owner in owners for name in owner.wanted)]:
-            status = settled(client, name)
-            if status is not None:
+            vfm = settled(client, name)
+            if vfm is not None:
                 result = client.infer(name, TEXT)
-                assert result.version == status["version"]
+                assert result.version == vfm.version
                 assert difference(result.output, outputs[result.version]) <= 1e-5
                 client.vfms.remove(name)
             assert broker.traces(name) == [], "a removed vFM leaves nothing in the broker"

@@ -121,12 +121,12 @@ def test_while_the_store_is_away_residents_serve_and_others_say_why(far: Far) ->
         offered = read_package(write_package(far.store.parent / "away" / first, CLASSES, seed=77))
         offering = threading.Thread(target=far.client.vfms.update, args=(first, offered))
         offering.start()
-        wait_until(lambda: far.client.vfms.show(first)["candidate"] == offered.digest, "the version is on offer")
+        wait_until(lambda: far.client.vfms.show(first).candidate == offered.digest, "the version is on offer")
         shown = far.client.vfms.show(first)
-        assert (shown["status"], shown["version"], shown["error"]) == ("serving", far.packages[first].digest, None)
+        assert (shown.status, shown.version, shown.error) == ("serving", far.packages[first].digest, None)
     offering.join()  # nobody could judge it while the store was away; now it is judged
-    assert far.client.vfms.show(first)["version"] == offered.digest
-    assert far.client.vfms.roll_back(first)["version"] == far.packages[first].digest
+    assert far.client.vfms.show(first).version == offered.digest
+    assert far.client.vfms.roll_back(first).version == far.packages[first].digest
     far.answers(first)
 
 

@@ -152,7 +152,7 @@ async def test_jobs_that_a_replaced_version_still_has_leave_nothing_behind(five:
         await client.infer("queued", TEXT)
         calls = [asyncio.create_task(client.infer("queued", [TEXT] * 1000)) for _ in range(2)]
         await until(lambda: metric(five, "fmplex_queue_waiting", vfm="queued") > 200, "jobs wait in the broker")
-        assert (await client.vfms.update("queued", new))["version"] == new.digest
+        assert (await client.vfms.update("queued", new)).version == new.digest
         assert (await client.infer("queued", TEXT)).version == new.digest
         assert {r.version for call in calls for r in await call} == {old.digest}
     await until(lambda: resident(five) == 1, "only what serves is resident", 20)
@@ -168,7 +168,7 @@ def test_a_version_larger_than_the_budget_is_refused_and_says_so(five: str, tmp_
         ) as caught:
             client.vfms.deploy(large)
         assert getattr(caught.value, "code", None) == "package_rejected"
-        assert client.vfms.show("large")["status"] == "rejected"
+        assert client.vfms.show("large").status == "rejected"
         client.vfms.deploy({"name": "small", "backbone": "minilm", "head": {"kind": "embedding"}})
         assert client.infer("small", TEXT).output
         for name in ("large", "small"):
@@ -200,6 +200,6 @@ def test_a_late_worker_with_room_for_two_serves_twelve(many: list[Package], tmp_
                     assert difference(result.output, wanted[package.spec.name]) <= 1e-5
             wait_until(lambda: 0 < resident(url) <= 2, "it keeps to its budget")
             newer = write_package(tmp_path / "new" / "many-00", CLASSES, rank=4, seed=99)
-            assert client.vfms.update("many-00", newer)["status"] == "serving", "it votes"
-            assert client.vfms.roll_back("many-00")["version"] == many[0].digest
+            assert client.vfms.update("many-00", newer).status == "serving", "it votes"
+            assert client.vfms.roll_back("many-00").version == many[0].digest
             assert difference(client.infer("many-00", TEXT).output, wanted["many-00"]) <= 1e-5

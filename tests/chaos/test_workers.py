@@ -141,7 +141,7 @@ async def test_without_any_worker_a_deployment_says_so_and_serves_once_one_comes
     async with AsyncClient(fleet.broker_url) as client:
 
         async def serves() -> bool:
-            return (await client.vfms.show("early"))["status"] == "serving"
+            return (await client.vfms.show("early")).status == "serving"
 
         await until(serves, "it serves", 120)
         assert (await client.infer("early", TEXT)).output

@@ -164,7 +164,7 @@ def new_vfm(fleet: LocalFleet, place: Path) -> Iterator[Callable[..., str]]:
             return name
 
         yield make
-        left = {v["name"] for v in client.vfms.list()}
+        left = {vfm.name for vfm in client.vfms.list()}
         for name in names:
             if name in left:
                 client.vfms.remove(name)

@@ -115,7 +115,7 @@ def test_what_is_stored_is_what_serves(fleet: LocalFleet, http: httpx.Client, tm
     with Client(fleet.gateway_url) as client:
         (package / "vfm.toml").write_text((package / "vfm.toml").read_text().replace('"kept"', '"kept-too"'))
         again = client.vfms.deploy(package)
-        assert again["version"] == deployed["version"]
+        assert again.version == deployed["version"]
         assert stored(fleet) == before
         outputs = [client.infer(name, TEXTS[0]).output for name in ("kept", "kept-too")]
         assert difference(*outputs) <= 1e-5
@@ -128,7 +128,7 @@ async def test_many_uploads_of_one_package_store_it_once(
 ) -> None:
     folders = [write_package(tmp_path / f"twin-{i}", CLASSES, rank=4, seed=123) for i in range(8)]
     deployed = await asyncio.gather(*(client.vfms.deploy(folder) for folder in folders))
-    (version,) = {d["version"] for d in deployed}
+    (version,) = {vfm.version for vfm in deployed}
     assert f"{version}.fmplex" in stored(fleet)
     assert [name for name in stored(fleet) if not name.endswith(".fmplex")] == [], "nothing unfinished is left"
     await asyncio.gather(*(client.vfms.remove(folder.name) for folder in folders))
@@ -140,9 +140,9 @@ def test_prune_keeps_what_can_serve(
     name = new_vfm(CLASSES, seed=201)
     first = http.get(f"/v1/vfms/{name}").json()["version"]
     with Client(fleet.gateway_url) as client:
-        second = client.vfms.update(name, package=write_package(tmp_path / name, CLASSES, seed=202))["version"]
-        young = client.vfms.deploy(write_package(tmp_path / "young", CLASSES, seed=203))["version"]
-        gone = client.vfms.deploy(write_package(tmp_path / "gone", CLASSES, seed=204))["version"]
+        second = client.vfms.update(name, package=write_package(tmp_path / name, CLASSES, seed=202)).version
+        young = client.vfms.deploy(write_package(tmp_path / "young", CLASSES, seed=203)).version
+        gone = client.vfms.deploy(write_package(tmp_path / "gone", CLASSES, seed=204)).version
         for other in ("young", "gone"):
             client.vfms.remove(other)
         for version in (first, second, gone):
@@ -151,10 +151,10 @@ def test_prune_keeps_what_can_serve(
         assert gone in pruned
         assert not {first, second, young} & set(pruned), "what serves, could be rolled back to, or is new stays"
         assert f"{gone}.fmplex" not in stored(fleet)
-        assert client.vfms.roll_back(name)["version"] == first
+        assert client.vfms.roll_back(name).version == first
         assert client.infer(name, "x").version == first
         # A version that went is stored anew when it is deployed again.
-        assert client.vfms.deploy(tmp_path / "gone")["version"] == gone
+        assert client.vfms.deploy(tmp_path / "gone").version == gone
         assert f"{gone}.fmplex" in stored(fleet)
         client.vfms.remove("gone")
 
@@ -164,8 +164,8 @@ def test_an_artifact_that_was_tampered_with_is_not_rolled_back_to(
 ) -> None:
     name = new_vfm(CLASSES, seed=211)
     with Client(fleet.gateway_url) as client:
-        first = client.vfms.show(name)["version"]
-        second = client.vfms.update(name, package=write_package(tmp_path / name, CLASSES, seed=212))["version"]
+        first = client.vfms.show(name).version
+        second = client.vfms.update(name, package=write_package(tmp_path / name, CLASSES, seed=212)).version
         file = Path(fleet.artifacts) / f"{first}.fmplex"
         genuine = file.read_bytes()
         file.write_bytes((Path(fleet.artifacts) / f"{second}.fmplex").read_bytes())
@@ -176,6 +176,6 @@ def test_an_artifact_that_was_tampered_with_is_not_rolled_back_to(
             client.vfms.roll_back(name)
         assert client.infer(name, "x").version == second
         file.write_bytes(genuine)
-        assert client.vfms.roll_back(name)["version"] == first
+        assert client.vfms.roll_back(name).version == first
     assert send(http, f"/v1/vfms/{name}/infer", {"inputs": ["x"]}).json()["version"] == first
     wait_until(lambda: http.get("/readyz").status_code == 200, "the worker lives")

@@ -67,12 +67,12 @@ async def test_a_bad_new_version_never_serves_and_its_error_is_shown(
     after = await client.infer(name, TEXTS[0])
     assert after.version == before.version
     shown = await client.vfms.show(name)
-    assert (shown["status"], shown["version"], shown["candidate"]) == ("serving", before.version, None)
-    assert shown["past"] == [], "what never served cannot be rolled back to"
+    assert (shown.status, shown.version, shown.candidate) == ("serving", before.version, None)
+    assert shown.past == (), "what never served cannot be rolled back to"
     if what in MISFITS:
-        assert says in shown["error"]["message"]
+        assert says in shown.error.message
         await client.vfms.update(name, package=write_package(tmp_path / name, CLASSES, seed=9))
-        assert (await client.vfms.show(name))["error"] is None, "mended"
+        assert (await client.vfms.show(name)).error is None, "mended"
 
 
 async def test_a_refused_package_can_be_mended_and_deployed_again(client: AsyncClient, tmp_path: Path) -> None:
@@ -80,10 +80,10 @@ async def test_a_refused_package_can_be_mended_and_deployed_again(client: AsyncC
     with pytest.raises(FmplexError):
         await client.vfms.deploy(package)
     shown = await client.vfms.show("mended")
-    assert (shown["status"], shown["version"]) == ("rejected", None)
-    assert "needed: weight (2, 384)" in shown["error"]["message"]
+    assert (shown.status, shown.version) == ("rejected", None)
+    assert "needed: weight (2, 384)" in shown.error.message
     save_file(head_weights(2), package / "head.safetensors")
-    assert (await client.vfms.deploy(package))["status"] == "serving"
+    assert (await client.vfms.deploy(package)).status == "serving"
     assert (await client.infer("mended", "x")).output
     await client.vfms.remove("mended")
 

@@ -51,7 +51,9 @@ def test_curl_gets_an_answer(fleet: LocalFleet, references: dict[str, list[Any]]
     ] * 2
     _, shown = curl(fleet, "/v1/vfms/sentiment")
     assert answer["version"] == shown["version"]
-    assert answer["usage"]["units"] > 0
+    assert [set(run) for run in answer["runs"]] == [{"version", "units", "queue_ms", "run_ms", "load_ms"}] * 2
+    assert {run["version"] for run in answer["runs"]} == {shown["version"]}
+    assert answer["usage"]["units"] == sum(run["units"] for run in answer["runs"]) > 0
 
 
 def test_curl_needs_no_content_type(fleet: LocalFleet) -> None:

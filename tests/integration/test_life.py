@@ -9,9 +9,22 @@ from typing import Any
 
 import pytest
 
-from fmplex import AsyncClient, Client, Conflict, FmplexError, InvalidInput, TooLarge, UnknownVfm
+from fmplex import (
+    AsyncClient,
+    Classification,
+    Client,
+    Conflict,
+    Embedding,
+    FmplexError,
+    InputSpec,
+    InvalidInput,
+    Slo,
+    TooLarge,
+    UnknownVfm,
+    VfmClosed,
+    VfmInfo,
+)
 from fmplex.local import LocalFleet
-from fmplex_broker.errors import VfmClosed
 from fmplex_broker.streams.queue_client import QueueClient
 from tests.integration.conftest import TASKS, TEXTS
 from tests.support.broker import Broker
@@ -29,13 +42,12 @@ async def test_a_vfm_lives_from_deployment_to_removal(client: AsyncClient, place
     if not folder.exists():
         write_package(folder, CLASSES, rank=4, weight=2.5, slo={"deadline_ms": 5000})
     deployed = await client.vfms.deploy(folder)
-    assert (deployed["name"], deployed["status"], deployed["weight"]) == ("life", "serving", 2.5)
-    assert deployed["head"]["labels"] == ["a", "b"]
-    targets = dict.fromkeys(("latency_ms", "ttft_ms", "inter_token_ms"))
-    assert deployed["slo"] == {**targets, "deadline_ms": 5000}
+    assert (deployed.name, deployed.status, deployed.weight) == ("life", "serving", 2.5)
+    assert deployed.head == Classification(labels=("a", "b"))
+    assert deployed.slo == Slo(deadline_ms=5000)
     assert await client.vfms.show("life") == deployed
     assert deployed in await client.vfms.list()
-    assert (await client.infer("life", "a text")).version == deployed["version"]
+    assert (await client.infer("life", "a text")).version == deployed.version
     await client.vfms.remove("life")
     for call in (
         client.vfms.show("life"),
@@ -47,18 +59,14 @@ async def test_a_vfm_lives_from_deployment_to_removal(client: AsyncClient, place
             await call
     assert broker.traces("life") == [], "a removed vFM leaves nothing in the broker"
     again = await client.vfms.deploy(folder)
-    assert again["version"] == deployed["version"], "the version is its content"
+    assert again.version == deployed.version, "the version is its content"
     await client.vfms.remove("life")
 
 
 async def test_a_bare_backbone_is_deployable(client: AsyncClient, references: dict[str, list[Any]]) -> None:
     spec = {"name": "bare", "backbone": "minilm", "head": {"kind": "embedding"}}
     deployed = await client.vfms.deploy(spec)
-    assert (deployed["input"], deployed["past"], "package" in deployed) == (
-        {"template": "{text}", "pair_template": "{text_pair}"},
-        [],
-        False,
-    )
+    assert (deployed.head, deployed.heads, deployed.input, deployed.past) == (Embedding(), {}, InputSpec(), ())
     assert difference((await client.infer("bare", TEXTS[0])).output, references["embed"][0]) <= 1e-5
     with pytest.raises(Conflict, match="already a vFM 'bare'"):
         await client.vfms.deploy(spec)
@@ -71,20 +79,20 @@ async def test_weight_limits_and_slo_change_at_once_and_make_no_version(
     name = new_vfm(weight=1.0, limits={"max_pending": 100})
     before = await client.vfms.show(name)
     after = await client.vfms.update(name, weight=4, limits={"max_pending": 2}, slo={"deadline_ms": 1234})
-    assert (after["weight"], after["limits"]["max_pending"], after["slo"]["deadline_ms"]) == (4, 2, 1234)
-    assert after["version"] == before["version"]
-    assert after["generation"] > before["generation"]
+    assert (after.weight, after.limits.max_pending, after.slo.deadline_ms) == (4, 2, 1234)
+    assert after.version == before.version
+    assert after.generation > before.generation
     with pytest.raises(TooLarge, match="holds 2"):
         await client.infer(name, ["a", "b", "c"])
     assert await client.vfms.update(name, weight=5) == await client.vfms.show(name)
-    assert (await client.vfms.show(name))["limits"]["max_pending"] == 2, "what is not named stays"
+    assert (await client.vfms.show(name)).limits.max_pending == 2, "what is not named stays"
     with pytest.raises(InvalidInput, match="colour"):
         await client.vfms.update(name, colour="red")
 
 
 async def test_a_new_version_comes_without_a_single_failure(client: AsyncClient, place: Path, new_vfm: NewVfm) -> None:
     name = new_vfm(CLASSES, rank=4, seed=1)
-    versions = [(await client.vfms.show(name))["version"]]
+    versions = [(await client.vfms.show(name)).version]
     outputs = {versions[0]: (await client.infer(name, TEXTS[0])).output}
     seen: list[tuple[str, Any]] = []
     over = asyncio.Event()
@@ -98,9 +106,9 @@ async def test_a_new_version_comes_without_a_single_failure(client: AsyncClient,
     for seed in (2, 3, 1):
         folder = place / "vfms" / f"{name}-{client_kind(client)}-{seed}"
         changed = await client.vfms.update(name, package=write_package(folder, CLASSES, name=name, rank=4, seed=seed))
-        assert changed["status"] == "serving"
+        assert changed.status == "serving"
         result = await client.infer(name, TEXTS[0])
-        assert result.version == changed["version"], "from the answer on, the new version serves"
+        assert result.version == changed.version, "from the answer on, the new version serves"
         outputs.setdefault(result.version, result.output)
         count = len(seen)
         await until(lambda count=count: len(seen) > count + 16, "the others have gone on")
@@ -112,7 +120,7 @@ async def test_a_new_version_comes_without_a_single_failure(client: AsyncClient,
 
 
 def client_kind(client: AsyncClient) -> str:
-    return type(client._transport).__name__
+    return type(client._caller.transport).__name__
 
 
 async def test_jobs_that_wait_run_on_the_version_they_were_sent_to(
@@ -121,13 +129,13 @@ async def test_jobs_that_wait_run_on_the_version_they_were_sent_to(
     name = new_vfm(CLASSES, seed=1)
     folder = write_package(place / "vfms" / f"{name}-new", CLASSES, name=name, seed=2)
     async with AsyncClient(fleet.broker_url, artifacts=fleet.artifacts) as client:
-        old = (await client.vfms.show(name))["version"]
+        old = (await client.vfms.show(name)).version
         with frozen(fleet.processes["worker-0"]):
             waiting = [await client.enqueue(name, TEXTS[0]) for _ in range(5)]
             update = asyncio.create_task(client.vfms.update(name, package=folder))
             await asyncio.wait({update}, timeout=0.5)
             assert not update.done(), "no version serves that no worker has checked"
-        new = (await update)["version"]
+        new = (await update).version
         assert {(await handle.result(timeout=90)).version for handle in waiting} == {old}
         assert (await client.infer(name, TEXTS[0])).version == new
 
@@ -146,7 +154,7 @@ async def test_a_package_of_another_vfm_is_no_new_version(client: AsyncClient, p
 async def test_of_many_who_deploy_one_name_one_wins(client: AsyncClient) -> None:
     spec = {"name": "wanted", "backbone": "minilm", "head": {"kind": "features"}}
     got = await asyncio.gather(*(client.vfms.deploy(spec) for _ in range(8)), return_exceptions=True)
-    assert sum(isinstance(g, dict) for g in got) == 1
+    assert sum(isinstance(g, VfmInfo) for g in got) == 1
     assert sum(isinstance(g, Conflict) for g in got) == 7
     assert (await client.infer("wanted", "x")).output
     await client.vfms.remove("wanted")
@@ -155,10 +163,10 @@ async def test_of_many_who_deploy_one_name_one_wins(client: AsyncClient) -> None
 async def test_of_many_who_change_one_vfm_none_is_lost_unheard(client: AsyncClient, new_vfm: NewVfm) -> None:
     name = new_vfm()
     got = await asyncio.gather(*(client.vfms.update(name, weight=10 + i) for i in range(8)), return_exceptions=True)
-    done = [g["weight"] for g in got if isinstance(g, dict)]
+    done = [vfm.weight for vfm in got if isinstance(vfm, VfmInfo)]
     assert done
-    assert all(isinstance(g, dict | Conflict) for g in got)
-    assert (await client.vfms.show(name))["weight"] in done
+    assert all(isinstance(g, VfmInfo | Conflict) for g in got)
+    assert (await client.vfms.show(name)).weight in done
 
 
 async def test_removal_answers_everybody(client: AsyncClient, broker: Broker, new_vfm: NewVfm) -> None:
@@ -202,11 +210,11 @@ async def test_a_client_that_remembers_a_removed_vfm_is_told(fleet: LocalFleet, 
 def test_the_list_is_whole_and_sorted(url: str) -> None:
     with Client(url) as client:
         listed = client.vfms.list()
-    names = [v["name"] for v in listed]
+    names = [vfm.name for vfm in listed]
     assert set(TASKS) <= set(names)
     assert names == sorted(names)
-    assert all(v["status"] in ("serving", "rejected") for v in listed)
-    assert {v["head"]["kind"] for v in listed if v["name"] in TASKS} == {task.head["kind"] for task in TASKS.values()}
+    assert all(vfm.status in ("serving", "rejected") for vfm in listed)
+    assert {vfm.head.kind for vfm in listed if vfm.name in TASKS} == {task.head["kind"] for task in TASKS.values()}
 
 
 async def test_every_error_of_a_life_is_typed(client: AsyncClient) -> None:

@@ -66,7 +66,7 @@ def test_a_chat_is_answered(ai: openai.OpenAI, texts: LocalFleet) -> None:
     assert 0 < usage.completion_tokens <= 24
     assert usage.total_tokens == usage.prompt_tokens + usage.completion_tokens
     with Client(texts.gateway_url) as client:
-        assert answer.system_fingerprint == client.vfms.show("plain")["version"]
+        assert answer.system_fingerprint == client.vfms.show("plain").version
         same = client.infer("plain", {"messages": HI}, **GREEDY).output
     assert (same["text"], same["finish_reason"]) == (choice.message.content, choice.finish_reason)
     assert same["completion_tokens"] == usage.completion_tokens
@@ -402,6 +402,17 @@ async def test_a_call_that_is_repeated_under_its_name_gives_the_same_text(client
     first = [piece async for piece in client.stream("poet", "x", idempotency_key="again", max_tokens=9)]
     second = [piece async for piece in client.stream("poet", "x", idempotency_key="again", max_tokens=9)]
     assert "".join(first) == "".join(second)
+
+
+async def test_the_result_of_a_stream_is_the_same_both_ways(texts: LocalFleet) -> None:
+    results = []
+    for url in (texts.gateway_url, texts.broker_url):
+        async with AsyncClient(url, retries=0) as fm:
+            stream = fm.stream("poet", "x", idempotency_key="both-ways", max_tokens=9)
+            assert "".join([piece async for piece in stream]) == stream.result.output["text"]
+            results.append(stream.result)
+    assert results[0] == results[1]
+    assert (results[0].vfm, results[0].units > 0, results[0].run_ms > 0) == ("poet", True, True)
 
 
 async def test_the_sdk_raises_typed_errors_from_a_stream(client: AsyncClient) -> None:

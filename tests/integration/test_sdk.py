@@ -50,12 +50,39 @@ async def test_one_input_gives_one_result_and_a_list_gives_a_list(
 ) -> None:
     one = await client.infer("stars", TEXTS[0])
     assert difference(one.output, references["stars"][0]) <= 1e-5
-    assert one.version == (await client.vfms.show("stars"))["version"]
+    assert one.version == (await client.vfms.show("stars")).version
     many = await client.infer("stars", list(TEXTS))
     assert [difference(r.output, w) <= 1e-5 for r, w in zip(many, references["stars"], strict=True)] == [True] * len(
         TEXTS
     )
     assert len(await client.infer("stars", [TEXTS[0]])) == 1
+
+
+async def test_a_result_is_the_same_through_a_gateway_and_straight_to_the_streams(fleet: LocalFleet) -> None:
+    """A call that is repeated under its key has the first one's results, whichever way it comes."""
+    async with AsyncClient(fleet.gateway_url, retries=0) as http, AsyncClient(fleet.broker_url, retries=0) as direct:
+        for name, task in TASKS.items():
+            version = (await http.vfms.show(name)).version
+            assert await http.vfms.show(name) == await direct.vfms.show(name)
+            results = await http.infer(name, list(task.inputs), idempotency_key="both-ways")
+            assert await direct.infer(name, list(task.inputs), idempotency_key="both-ways") == results
+            for result in results:
+                assert (result.vfm, result.version) == (name, version)
+                assert (result.units > 0, result.queue_ms >= 0, result.run_ms > 0, result.load_ms >= 0) == (True,) * 4
+        handle = await direct.enqueue("stars", TEXTS[0], idempotency_key="both-ways-alone")
+        assert await handle.result(90) == await http.infer("stars", TEXTS[0], idempotency_key="both-ways-alone")
+
+
+async def test_a_result_tells_of_the_wait_for_a_worker(fleet: LocalFleet, client: AsyncClient, new_vfm: NewVfm) -> None:
+    name = new_vfm(rank=2)
+    short, long = await client.infer(name, ["text", "text " * 100])
+    assert long.units > 100 > short.units
+    with worker_stopped(fleet):
+        handle = await client.enqueue(name, "a text")
+        with pytest.raises(TimeoutError):
+            await handle.result(timeout=0.3)
+    result = await handle.result(timeout=90)
+    assert result.queue_ms > 200
 
 
 async def test_embed_gives_plain_lists(client: AsyncClient) -> None:

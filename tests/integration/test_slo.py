@@ -31,7 +31,7 @@ def test_a_latency_target_shortens_passes_while_its_vfm_is_in_use(
     assert budget() == full
     fmplex("vfms", "--url", fleet.gateway_url, "update", name, "--latency-ms", "30")
     wait_until(lambda: budget() < full, "the passes become shorter")
-    target = f'fmplex_vfm_latency_target_seconds{{vfm="{name}"}} 0.03'
+    target = f'fmplex_vfm_latency_target_seconds{{backbone="minilm",vfm="{name}"}} 0.03'
     assert target in wait_until(lambda: http.get("/metrics").text, "the metrics are there")
     fmplex("vfms", "--url", fleet.gateway_url, "update", name, "--latency-ms", "0")
     wait_until(lambda: budget() == full, "they are long again")

@@ -168,13 +168,13 @@ def test_a_change_among_them_is_quick_and_no_loop_stands_still(crowd: Crowd) -> 
     with Client(crowd.url, retries=0) as client:
         broker._redis.delete(Keys("minilm").control)
         begun = time.monotonic()
-        assert client.vfms.update(name, weight=3)["weight"] == 3
+        assert client.vfms.update(name, weight=3).weight == 3
         newer = package(MANY // 2).spec.model_copy(update={"input": InputSpec(template="new: {text}")})
-        assert client.vfms.update(name, newer)["version"] == bare(newer).digest
+        assert client.vfms.update(name, newer).version == bare(newer).digest
         assert client.infer(name, "a text").version == bare(newer).digest
         client.vfms.remove(name)
         assert client.vfms.count() == MANY - 1
-        assert [p["name"] for p in client.vfms.list("team-99-*", limit=2)] == ["team-99-00099", "team-99-00199"]
+        assert [vfm.name for vfm in client.vfms.list("team-99-*", limit=2)] == ["team-99-00099", "team-99-00199"]
         assert time.monotonic() - begun < AT_MOST_S
         assert len(client.vfms.list()) == MANY - 1
     assert broker.workers() == {worker}, "the same life: its loop never stood still for a lease"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from fmplex import Client
+from fmplex import Client, Slo
 from fmplex.local import LocalFleet
 from tests.support.decoders import save_model
 from tests.tutorial.documents import Document, copy_fleet_file, shell, up
@@ -45,7 +45,7 @@ def test_a_lora_is_deployed_called_and_streamed(
     built = DOCUMENT.run("Deploy a LoRA", fleet, folder, monkeypatch)["built"]
     with Client(fleet.gateway_url) as fm:
         shown = fm.vfms.show("acme")
-    assert (shown["version"], shown["head"]["system"]) == (built.version, "You answer for Acme, in one sentence.")
+    assert (shown.version, shown.head.system) == (built.version, "You answer for Acme, in one sentence.")
     left = DOCUMENT.run("Call it", fleet, folder, monkeypatch)
     assert left["answer"].usage.completion_tokens <= 60
     assert left["output"]["text"] in capsys.readouterr().out
@@ -63,5 +63,5 @@ def test_targets_are_set(fleet: LocalFleet, folder: Path) -> None:
         shell(line, fleet, folder)
     with Client(fleet.gateway_url) as fm:
         shown = fm.vfms.show("acme")
-    assert shown["weight"] == 2
-    assert shown["slo"] == {"latency_ms": None, "ttft_ms": 500, "inter_token_ms": 80, "deadline_ms": 300_000}
+    assert shown.weight == 2
+    assert shown.slo == Slo(ttft_ms=500, inter_token_ms=80, deadline_ms=300_000)

@@ -43,7 +43,7 @@ def test_train_a_head(fleet: LocalFleet, folder: Path, monkeypatch: pytest.Monke
 def test_train_a_lora(fleet: LocalFleet, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     done = DOCUMENT.run("Train a LoRA", fleet, folder, monkeypatch)["done"]
     with Client(fleet.gateway_url) as fm:
-        assert fm.vfms.show("sentiment")["version"] == done.version
+        assert fm.vfms.show("sentiment").version == done.version
     assert {answer["label"] for answer in answers(fleet, "sentiment")} <= {"negative", "positive"}
 
 

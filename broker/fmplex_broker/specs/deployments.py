@@ -10,6 +10,7 @@ from fmplex_broker.specs.fingerprint import Fingerprint
 from fmplex_broker.specs.schema import Spec
 from fmplex_broker.specs.versions import is_stale
 from fmplex_broker.specs.vfm import VfmSpec
+from fmplex_broker.specs.vfm_info import PastVersion, Refusal, VfmInfo
 
 
 class BackboneInfo(Spec):
@@ -21,13 +22,6 @@ class BackboneInfo(Spec):
     modality: str = "text"
     hidden: int
     max_tokens: int
-
-
-class PastVersion(Spec):
-    """A version that served before, until `until_ms` (server time)."""
-
-    version: str
-    until_ms: int
 
 
 class VfmStatus(Spec):
@@ -58,21 +52,21 @@ class VfmStatus(Spec):
             raise VfmClosed(f"vFM {self.name!r} has no accepted version; deploy one")
         return self.known
 
-    def describe(self) -> dict[str, Any]:
-        """Return the vFM as the API and the SDK show it, in plain values. A single head is `head`, several named ones are
-        `heads`."""
-        spec = self.known.model_dump(mode="json") if self.known else {}
-        return {
-            "name": self.name,
-            "backbone": self.backbone,
-            "status": self.status,
-            "version": self.version or None,
-            "generation": self.generation,
-            "candidate": self.candidate[0] if self.candidate else None,
-            "error": self.error,
-            "past": [p.model_dump() for p in self.past],
-            **{key: spec.get(key) for key in ("head", "heads", "input", "weight", "limits", "slo")},
-        }
+    def describe(self) -> VfmInfo:
+        """Return the vFM as the API and the SDK show it."""
+        known, parts = self.known, ("head", "heads", "input", "weight", "limits", "slo")
+        spec: dict[str, Any] = {} if known is None else {part: getattr(known, part) for part in parts}
+        return VfmInfo(
+            name=self.name,
+            backbone=self.backbone,
+            status=self.status,
+            version=self.version or None,
+            generation=self.generation,
+            candidate=self.candidate[0] if self.candidate else None,
+            error=None if self.error is None else Refusal.model_validate(self.error, extra="ignore"),
+            past=self.past,
+            **spec,
+        )
 
 
 class VfmRecord(NamedTuple):

@@ -18,10 +18,11 @@ FitHead = Literal["embedding", "classification", "regression", "tagging", "simil
 
 
 class LoraSpec(Spec):
-    """LoRA as PEFT names it. `targets` None: every linear layer of the encoder blocks."""
+    """LoRA as PEFT names it: rank `r`, scale `alpha` (None: 2 `r`), `dropout` while it is trained, `targets`: names of layers
+    (None: every linear layer of the encoder blocks)."""
 
     r: int = Field(default=8, ge=1, le=512)
-    alpha: float | None = Field(default=None, gt=0)  # None: 2 * r
+    alpha: float | None = Field(default=None, gt=0)
     dropout: float = Field(default=0.0, ge=0, lt=1)
     targets: tuple[str, ...] | None = None
 
@@ -75,8 +76,9 @@ class FitEpoch(Spec):
 
 
 class FitDone(Spec):
-    """The package, of the digest `artifact`, lies in `out`. `score` and `baseline` are on the held-out part, by `metric`;
-    `baseline` is what always answering the most frequent label (or the mean) would score."""
+    """The package of the vFM `name`, with the digest `artifact`, lies in `out`; training took `epochs` and `seconds`. `score` and
+    `baseline` are on the held-out part, by `metric`; `baseline` is what always answering the most frequent label (or the mean)
+    would score."""
 
     event: Literal["done"] = "done"
     name: str

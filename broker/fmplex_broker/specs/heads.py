@@ -30,7 +30,10 @@ class _PooledLayers(_Layers):
 
 
 class Embedding(Spec):
-    """Pooled hidden state, [hidden]. Has no weights."""
+    """Pooled hidden state, [hidden]. Has no weights.
+
+    `pooling`: over all tokens (mean), the first one (cls) or the last one; `normalize`: scale it to length 1.
+    """
 
     kind: Literal["embedding"] = "embedding"
     pooling: Pooling = "mean"
@@ -38,7 +41,11 @@ class Embedding(Spec):
 
 
 class Classification(_PooledLayers):
-    """Scores per label from the layers on the pooled state: softmax, or one sigmoid a label if `multi_label`."""
+    """Scores per label from the layers on the pooled state: softmax, or one sigmoid a label if `multi_label`.
+
+    `labels`: in the order of the outputs; `pooling`: mean, cls or last; `normalize`: scale the state to length 1 first; `hidden`:
+    widths of the layers before the last one, each followed by `activation`.
+    """
 
     kind: Literal["classification"] = "classification"
     labels: tuple[Label, ...] = Field(min_length=2, max_length=10_000)
@@ -47,7 +54,11 @@ class Classification(_PooledLayers):
 
 
 class Regression(_PooledLayers):
-    """One number from the layers on the pooled state."""
+    """One number from the layers on the pooled state.
+
+    `pooling`: mean, cls or last; `normalize`: scale the state to length 1 first; `hidden`: widths of the layers before the last
+    one, each followed by `activation`.
+    """
 
     kind: Literal["regression"] = "regression"
     pooling: Pooling = "mean"
@@ -55,21 +66,31 @@ class Regression(_PooledLayers):
 
 class Tagging(_Layers):
     """Labelled spans of the text, from the layers on every token. The last one has 1 + len(labels) rows; row 0 means
-    'outside'. Neighbouring tokens of one label make one span."""
+    'outside'. Neighbouring tokens of one label make one span.
+
+    `labels`: in the order of the rows; `hidden`: widths of the layers before the last one, each followed by `activation`.
+    """
 
     kind: Literal["tagging"] = "tagging"
     labels: tuple[Label, ...] = Field(min_length=1, max_length=1_000)
 
 
 class Similarity(Spec):
-    """Cosine of the pooled states of `text` and `text_pair`, each encoded by itself (bi-encoder). Has no weights."""
+    """Cosine of the pooled states of `text` and `text_pair`, each encoded by itself (bi-encoder). Has no weights.
+
+    `pooling`: mean, cls or last.
+    """
 
     kind: Literal["similarity"] = "similarity"
     pooling: Pooling = "mean"
 
 
 class Ranking(_PooledLayers):
-    """Relevance of `text_pair` to `text`, both encoded together (cross-encoder): sigmoid of the one output of the layers."""
+    """Relevance of `text_pair` to `text`, both encoded together (cross-encoder): sigmoid of the one output of the layers.
+
+    `pooling`: mean, cls or last; `normalize`: scale the state to length 1 first; `hidden`: widths of the layers before the last
+    one, each followed by `activation`.
+    """
 
     kind: Literal["ranking"] = "ranking"
     pooling: Pooling = "cls"
@@ -148,11 +169,11 @@ class InputSpec(Spec):
         return self
 
     def text(self, value: str) -> str:
-        """Put the template around a text."""
+        """Put the template around a text, `value`."""
         return self.template.replace("{text}", value)
 
     def text_pair(self, value: str) -> str:
-        """Put the pair template around a second text."""
+        """Put the pair template around a second text, `value`."""
         return self.pair_template.replace("{text_pair}", value)
 
     @property

@@ -17,7 +17,8 @@ Stop = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 
 class GenerationParams(Spec):
     """Parameters of a call to a generating vFM. `temperature` 0 takes the most likely token always (greedy); `top_k` 0, `top_p`
-    1 and `min_p` 0 filter nothing.
+    1 and `min_p` 0 filter nothing; `repetition_penalty` 1 (as transformers has it), `presence_penalty` 0 and `frequency_penalty`
+    0 (as OpenAI has them) change nothing.
 
     `max_tokens`: what the vFM says if absent; `seed`: the same seed gives the same text, drawn at enqueue if absent; `stop`:
     texts before which the text ends (one, or several); `stop_token_ids`: tokens that end it beside the backbone's own, which

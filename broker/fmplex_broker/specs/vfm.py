@@ -51,8 +51,9 @@ class Slo(Spec):
 class VfmSpec(Spec):
     """One virtual FM, as in a package's `vfm.toml`. Either `head`, or `heads`: several named outputs of one pass.
 
-    The version (content digest) covers `backbone`, the heads, `input` and the package's files; weight, limits and SLO can
-    change without making a version.
+    `name`; `backbone`: the one it lives on; `input`: templates around the caller's texts; `weight`: its share of the device
+    against the other vFMs; `limits`; `slo`: targets and deadline. The version (content digest) covers `backbone`, the heads,
+    `input` and the package's files; weight, limits and SLO can change without making a version.
     """
 
     name: Name

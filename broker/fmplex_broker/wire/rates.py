@@ -98,6 +98,7 @@ def _worker_row(now: WorkerStats, before: WorkerStats, seconds: float) -> dict[s
     hits = r.hits - before.residency.hits
     return {
         "worker": now.worker,
+        "backbone": now.backbone,
         "host": now.host,
         "device": now.device,
         "passes_per_s": passes / seconds,

@@ -22,7 +22,7 @@ DTYPES: dict[str, tuple[int, str]] = {
 
 @dataclass(frozen=True, slots=True)
 class Tensor:
-    """A dense little-endian row-major tensor.
+    """A dense little-endian row-major tensor: `dtype` (float32, float64, int32 or int64), `shape`, and its bytes, `data`.
 
     Raises `ValueError` when dtype is unknown, a dimension is negative, or the number of bytes does not fit the shape.
     """
@@ -55,7 +55,7 @@ class Tensor:
 
     @classmethod
     def of(cls, array: Any) -> Tensor:
-        """Make a tensor of a numpy array (or what numpy can view); copies only if it is not contiguous."""
+        """Make a tensor of a numpy `array` (or what numpy can view); copies only if it is not contiguous."""
         import numpy as np
 
         a = np.ascontiguousarray(array)

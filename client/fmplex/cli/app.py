@@ -7,6 +7,7 @@ import json
 import signal
 import sys
 import time
+from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -155,15 +156,15 @@ def deploy(
     """Deploy a vFM package; returns when it serves."""
     with open_client(url, api_key) as client:
         try:
-            status = client.vfms.deploy(package)
+            deployed = client.vfms.deploy(package)
         except Conflict as e:
             if not update:
                 raise Conflict(f"{e.message.partition(';')[0]}; --update makes this its new version") from None
-            status = client.vfms.update(open_package(package).spec.name, package)
+            deployed = client.vfms.update(open_package(package).spec.name, package)
     if as_json:
-        print_json(status)
+        print_json(deployed.plain())
     else:
-        out.print(f"[bold]{status['name']}[/] serves version {status['version']} on {status['backbone']}")
+        out.print(f"[bold]{deployed.name}[/] serves version {deployed.version} on {deployed.backbone}")
 
 
 @app.command()
@@ -186,7 +187,7 @@ def infer(
     with open_client(url, api_key) as client:
         for value, result in zip(values, client.map(vfm, values, timeout=timeout, **params), strict=True):
             if as_json:
-                print_json({"vfm": vfm, "version": result.version, "output": result.output})
+                print_json({f.name: getattr(result, f.name) for f in fields(result)})
             else:
                 show.print_output(value, result.output)
 

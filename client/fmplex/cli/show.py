@@ -10,6 +10,8 @@ from rich.markup import escape
 
 from fmplex.cli.common import out
 from fmplex.columns import Column, FittedTable
+from fmplex_broker.specs.vfm import Slo
+from fmplex_broker.specs.vfm_info import VfmInfo
 from fmplex_broker.wire.tensors import Tensor
 
 _REASON = 48  # characters of why a version was refused; `vfms show` prints all of it
@@ -20,31 +22,31 @@ _VFMS = (
 )  # fmt: skip
 
 
-def print_vfms(vfms: list[dict[str, Any]], total: int) -> None:
-    """Print a table of vFMs by their status; `total`: how many there are in all."""
+def print_vfms(vfms: list[VfmInfo], total: int) -> None:
+    """Print a table of vFMs; `total`: how many there are in all."""
     out.print(FittedTable(_VFMS, map(_vfm, vfms)))
     if total > len(vfms):
         out.print(f"… {total} in all; --match narrows, --all lists them")
 
 
-def _vfm(v: dict[str, Any]) -> list[str]:
-    limits = v["limits"] or {}
-    why = f" ({shorten(v['error']['message'], _REASON)})" if v["error"] else ""
+def _vfm(v: VfmInfo) -> list[str]:
+    why = f" ({shorten(v.error.message, _REASON)})" if v.error else ""
     return [
-        v["name"], v["backbone"], _heads(v), v["version"] or "-", v["status"] + why, f"{v['weight'] or 0:g}",
-        str(limits.get("max_pending", "-")), f"{limits['rate']:g}" if limits.get("rate") else "-", _targets(v["slo"] or {}),
+        v.name, v.backbone, _heads(v), v.version or "-", v.status + why, f"{v.weight or 0:g}",
+        str(v.limits.max_pending) if v.limits else "-", f"{v.limits.rate:g}" if v.limits and v.limits.rate else "-",
+        _targets(v.slo) if v.slo else "-",
     ]  # fmt: skip
 
 
-def _heads(v: dict[str, Any]) -> str:
-    if v["head"]:
-        return str(v["head"]["kind"])
-    return ", ".join(f"{name} ({head['kind']})" for name, head in (v["heads"] or {}).items()) or "-"
+def _heads(v: VfmInfo) -> str:
+    if v.head is not None:
+        return v.head.kind
+    return ", ".join(f"{name} ({head.kind})" for name, head in (v.heads or {}).items()) or "-"
 
 
-def _targets(slo: dict[str, Any]) -> str:
-    named = (("", "latency_ms"), ("first ", "ttft_ms"), ("next ", "inter_token_ms"))
-    return ", ".join(f"{name}{slo[key]}" for name, key in named if slo.get(key)) or "-"
+def _targets(slo: Slo) -> str:
+    named = (("", slo.latency_ms), ("first ", slo.ttft_ms), ("next ", slo.inter_token_ms))
+    return ", ".join(f"{name}{ms}" for name, ms in named if ms) or "-"
 
 
 def print_output(value: Any, output: Any) -> None:

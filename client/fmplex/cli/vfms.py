@@ -10,6 +10,7 @@ import typer
 from fmplex.cli import show as tables
 from fmplex.cli.common import ApiKey, AsJson, Url, open_client, out, print_json
 from fmplex_broker.errors import InvalidInput
+from fmplex_broker.specs.vfm_info import VfmInfo
 
 app = typer.Typer(help="List vFMs (default), show, update or remove one.", invoke_without_command=True)
 Name = Annotated[str, typer.Argument(help="Name of the vFM.")]
@@ -33,7 +34,7 @@ def list_vfms(
         found = client.vfms.list(match, None if everything else limit)
         total = len(found) if len(found) < limit else client.vfms.count(match)
     if as_json:
-        print_json(found)
+        print_json([vfm.plain() for vfm in found])
     else:
         tables.print_vfms(found, total)
 
@@ -42,7 +43,7 @@ def list_vfms(
 def show(context: typer.Context, name: Name, url: Url = None, api_key: ApiKey = None) -> None:
     """Show everything known of one vFM, as JSON."""
     with open_client(url or context.obj["url"], api_key or context.obj["api_key"]) as client:
-        print_json(client.vfms.show(name))
+        print_json(client.vfms.show(name).plain())
 
 
 @app.command()
@@ -73,8 +74,8 @@ def update(
         )
         raise InvalidInput(f"nothing to change: give {options}")
     with open_client(url or context.obj["url"], api_key or context.obj["api_key"]) as client:
-        status = client.vfms.update(name, package, **change)
-    _print_status(status)
+        changed = client.vfms.update(name, package, **change)
+    _print_changed(changed)
 
 
 def _given(**options: Any) -> dict[str, Any]:
@@ -91,13 +92,11 @@ def rollback(
 ) -> None:
     """Serve an earlier version again; `vfms show` lists them."""
     with open_client(url or context.obj["url"], api_key or context.obj["api_key"]) as client:
-        _print_status(client.vfms.roll_back(name, version))
+        _print_changed(client.vfms.roll_back(name, version))
 
 
-def _print_status(status: dict[str, Any]) -> None:
-    out.print(
-        f"[bold]{status['name']}[/]: weight {status['weight']:g}, version {status['version']}, {status['status']}"
-    )
+def _print_changed(vfm: VfmInfo) -> None:
+    out.print(f"[bold]{vfm.name}[/]: weight {vfm.weight or 0:g}, version {vfm.version}, {vfm.status}")
 
 
 @app.command()

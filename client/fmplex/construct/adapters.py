@@ -31,11 +31,11 @@ def from_peft(
 ) -> WrittenPackage:
     """Write a package, to `out` (default: `vfms/NAME`), of an adapter that PEFT has saved: LoRA, (IA)³ or a soft prompt.
 
-    An adapter trained as SEQ_CLS or TOKEN_CLS holds its classifier, which becomes the head: `labels` in the order of its
-    outputs (default: what the config of `model` says; one output and no labels: regression). `model` is the folder of the
-    base model it was trained on, asked for where the classifier needs a layer of it (BERT's pooler). `head` overrides the
-    kind (`{"kind": "ranking"}`). An adapter without a classifier gets `head` as it is (default: embedding), with its
-    `weights` if it has any. `spec`: other keys of vfm.toml.
+    `adapter`: its folder; `name`: of the vFM; `backbone`: the one it will live on; `spec`: other keys of vfm.toml. An adapter
+    trained as SEQ_CLS or TOKEN_CLS holds its classifier, which becomes the head: `labels` in the order of its outputs (default:
+    what the config of `model` says; one output and no labels: regression). `model` is the folder of the base model it was
+    trained on, asked for where the classifier needs a layer of it (BERT's pooler). `head` overrides the kind (`{"kind":
+    "ranking"}`). An adapter without a classifier gets `head` as it is (default: embedding), with its `weights` if it has any.
 
     Raises `PackageRejected` or `InvalidInput` that names what cannot be served and what to do.
     """

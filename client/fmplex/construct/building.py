@@ -17,7 +17,7 @@ PACKAGES = Path("vfms")  # where packages go that are given no folder
 
 
 class WrittenPackage(NamedTuple):
-    """A package on disk: its folder `out`, the digest of what it serves as an `artifact`, and its spec."""
+    """A package on disk: its folder `out`, its digest as an `artifact`, and its `spec`."""
 
     out: Path
     artifact: str

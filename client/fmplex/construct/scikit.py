@@ -24,9 +24,10 @@ def from_sklearn(
     labels: Sequence[str] = (),
     **spec: Any,
 ) -> WrittenPackage:
-    """Write a package, to `out` (default: `vfms/NAME`), of a fitted scikit-learn model: linear, MLP, or a Pipeline of scalers and
-    projections before one.
+    """Write a package, to `out` (default: `vfms/NAME`), of a fitted scikit-learn `model`: linear, MLP, or a Pipeline of scalers
+    and projections before one.
 
+    `name`: of the vFM; `backbone`: the one it will live on.
     `pooling` and `normalize` say which embeddings it was fitted on: as the vFM that gave them has it. `labels`: names for its
     classes, in their order, if its own will not do. `spec`: other keys of vfm.toml (weight, limits, slo, input). The model is
     read as numbers, never pickled. Scores are softmax (sigmoid for several labels) of its margins, which is its

@@ -14,14 +14,15 @@ from fmplex_gateway.histograms import buckets
 
 def targets(vfms: Iterable[VfmStatus]) -> Iterator[Metric]:
     """Yield the latency targets of the vFMs' SLOs, in seconds."""
-    ttft = GaugeMetricFamily("fmplex_vfm_ttft_target_seconds", "What the vFM's SLO asks for", labels=["vfm"])
-    gap = GaugeMetricFamily("fmplex_vfm_inter_token_target_seconds", "What the vFM's SLO asks for", labels=["vfm"])
+    labels = ["backbone", "vfm"]
+    ttft = GaugeMetricFamily("fmplex_vfm_ttft_target_seconds", "What the vFM's SLO asks for", labels=labels)
+    gap = GaugeMetricFamily("fmplex_vfm_inter_token_target_seconds", "What the vFM's SLO asks for", labels=labels)
     for vfm in vfms:
         slo = vfm.serving.slo if vfm.serving else None
         if slo is not None and slo.ttft_ms:
-            ttft.add_metric([vfm.name], slo.ttft_ms / 1000)
+            ttft.add_metric([vfm.backbone, vfm.name], slo.ttft_ms / 1000)
         if slo is not None and slo.inter_token_ms:
-            gap.add_metric([vfm.name], slo.inter_token_ms / 1000)
+            gap.add_metric([vfm.backbone, vfm.name], slo.inter_token_ms / 1000)
     yield from (ttft, gap)
 
 
@@ -42,24 +43,24 @@ def memory(workers: Iterable[WorkerStats]) -> Iterator[Metric]:
     yield from (used, budget, prefixes, waiting)
 
 
-def texts(rows: Iterable[tuple[str, str, VfmStats]]) -> Iterator[Metric]:
+def texts(rows: Iterable[tuple[list[str], VfmStats]]) -> Iterator[Metric]:
     """Yield the counters of the vFMs that have generated: thousands of others need no histograms of tokens.
 
-    A row: worker, vFM, counters.
+    A row: backbone, vFM and worker, and the counters.
     """
-    labels = ["vfm", "worker"]
+    labels = ["backbone", "vfm", "worker"]
     tokens = CounterMetricFamily("fmplex_vfm_generated_tokens", "Tokens generated", labels=labels)
     prompt = CounterMetricFamily("fmplex_vfm_prompt_tokens", "Tokens of prompts", labels=labels)
     cached = CounterMetricFamily("fmplex_vfm_cached_tokens", "Those that were not computed again", labels=labels)
     held = GaugeMetricFamily("fmplex_vfm_kv_bytes", "Keys and values of its growing texts", labels=labels)
     ttft = HistogramMetricFamily("fmplex_vfm_ttft_seconds", "Enqueue to the first token", labels=labels)
     gap = HistogramMetricFamily("fmplex_vfm_inter_token_seconds", "Each token to the next", labels=labels)
-    for worker, name, s in rows:
+    for which, s in rows:
         if s.tokens or s.prompt_tokens or s.kv_bytes:
-            tokens.add_metric([name, worker], s.tokens)
-            prompt.add_metric([name, worker], s.prompt_tokens)
-            cached.add_metric([name, worker], s.cached_tokens)
-            held.add_metric([name, worker], s.kv_bytes)
-            ttft.add_metric([name, worker], buckets(s.ttft), sum_value=s.ttft_s)
-            gap.add_metric([name, worker], buckets(s.gaps), sum_value=s.gaps_s)
+            tokens.add_metric(which, s.tokens)
+            prompt.add_metric(which, s.prompt_tokens)
+            cached.add_metric(which, s.cached_tokens)
+            held.add_metric(which, s.kv_bytes)
+            ttft.add_metric(which, buckets(s.ttft), sum_value=s.ttft_s)
+            gap.add_metric(which, buckets(s.gaps), sum_value=s.gaps_s)
     yield from (tokens, prompt, cached, held, ttft, gap)

@@ -11,6 +11,7 @@ from fmplex.cli import vfms
 from fmplex.cli.app import app
 from fmplex_broker.specs.schema import parse
 from fmplex_broker.specs.vfm import VfmChange
+from fmplex_broker.specs.vfm_info import VfmInfo
 
 
 class _Fleet:
@@ -26,9 +27,9 @@ class _Fleet:
     def __exit__(self, *_: object) -> None:
         pass
 
-    def update(self, name: str, package: Any, **change: Any) -> dict[str, Any]:
+    def update(self, name: str, package: Any, **change: Any) -> VfmInfo:
         self.change = change
-        return {"name": name, "weight": 1.0, "version": "0" * 16, "status": "serving"}
+        return VfmInfo(name=name, backbone="minilm", status="serving", version="0" * 16, weight=1.0)
 
 
 @pytest.mark.parametrize("option", ["deadline-ms", "latency-ms", "ttft-ms", "inter-token-ms"])

@@ -29,6 +29,7 @@ from fmplex_broker.errors import NonFiniteOutput
 from fmplex_broker.specs.fitting import FitDone, FitFailed
 from fmplex_broker.specs.fitting_text import TextEvent, TextSpec, TextStarted, TextStep
 from fmplex_broker.wire.stats import ResidencyStats, WorkerStats
+from tests.support.results import made_result
 
 PAIRS = [
     QuestionAnswer(f"What does f{i} do?", f"Return number {i} of the list, or None if there are fewer. It is fast.")
@@ -222,7 +223,7 @@ class Speaker:
         await self.together.wait()
         for piece in (vfm, " says\n", question):
             yield piece
-        yield Result({"text": "", "completion_tokens": 3}, "v")
+        yield made_result({"text": "", "completion_tokens": 3})
 
 
 @pytest.mark.parametrize("terminal", [True, False])

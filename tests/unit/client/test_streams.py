@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-import fmplex.aio
-from fmplex import AsyncClient, Client, InvalidInput, QueueFull, Result, Unavailable
+import fmplex.caller
+from fmplex import AsyncClient, Client, InvalidInput, QueueFull, Result, Unavailable, VfmClosed
 from fmplex.call import Call
-from fmplex_broker.errors import VfmClosed
+from tests.support.results import made_result
 
-TEXT = Result({"text": "one two"}, "v1")
+TEXT = made_result({"text": "one two"})
 
 
 class ChunkSender:
@@ -53,7 +53,7 @@ class ChunkSender:
 @pytest.fixture
 def teller(monkeypatch: pytest.MonkeyPatch) -> ChunkSender:
     transport = ChunkSender()
-    monkeypatch.setattr(fmplex.aio, "open_transport", lambda *_: transport)
+    monkeypatch.setattr(fmplex.caller, "open_transport", lambda *_: transport)
     return transport
 
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
-import fmplex.aio
+import fmplex.caller
 from fmplex import Cancelled, Client, InvalidInput, QueueFull, Result, Unavailable
 from fmplex.call import Call
+from tests.support.results import made_result
 
 
 class Echo:
@@ -30,7 +31,7 @@ class Echo:
         if self.full:
             self.full -= 1
             raise QueueFull("full", retry_after=0.01)
-        return [Result(value, "v1") for value in call.inputs]
+        return [made_result(value, call.vfm) for value in call.inputs]
 
     async def close(self) -> None:
         pass
@@ -39,7 +40,7 @@ class Echo:
 @pytest.fixture
 def echo(monkeypatch: pytest.MonkeyPatch) -> Echo:
     transport = Echo()
-    monkeypatch.setattr(fmplex.aio, "open_transport", lambda *_: transport)
+    monkeypatch.setattr(fmplex.caller, "open_transport", lambda *_: transport)
     return transport
 
 
@@ -95,13 +96,20 @@ def test_a_full_queue_is_waited_out_and_only_so_often(client: Client, echo: Echo
         client.infer("a", "x")
 
 
-def test_closing_ends_the_calls_of_other_threads(echo: Echo) -> None:
+CALLS: dict[str, Callable[[Client], Any]] = {
+    "infer": lambda client: client.infer("stuck", "x"),
+    "map": lambda client: list(client.map("stuck", ["x", "y"])),
+}
+
+
+@pytest.mark.parametrize("which", CALLS)
+def test_closing_ends_the_calls_of_other_threads(echo: Echo, which: str) -> None:
     client = Client("http://nowhere")
     seen: list[Exception] = []
 
     def call() -> None:
         try:
-            client.infer("stuck", "x")
+            CALLS[which](client)
         except Exception as e:
             seen.append(e)
 

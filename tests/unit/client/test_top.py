@@ -28,13 +28,15 @@ from fmplex_broker.wire.stats import (
 )
 
 
-def worker(name: str, **vfms: VfmStats) -> WorkerStats:
-    return WorkerStats(name, "b", "cpu", 1, "host", vfms=vfms)
+def worker(name: str, backbone: str = "b", **vfms: VfmStats) -> WorkerStats:
+    return WorkerStats(name, backbone, "cpu", 1, "host", vfms=vfms)
 
 
-def vfm(name: str, weight: float = 1.0, head: Head | None = None, slo: Slo | None = None) -> VfmStatus:
-    spec = VfmSpec(name=name, backbone="b", head=head or Embedding(), weight=weight, slo=slo or Slo())
-    return VfmStatus(name=name, backbone="b", status="serving", version="v", generation=1, serving=spec)
+def vfm(
+    name: str, weight: float = 1.0, head: Head | None = None, slo: Slo | None = None, backbone: str = "b"
+) -> VfmStatus:
+    spec = VfmSpec(name=name, backbone=backbone, head=head or Embedding(), weight=weight, slo=slo or Slo())
+    return VfmStatus(name=name, backbone=backbone, status="serving", version="v", generation=1, serving=spec)
 
 
 @given(st.floats(min_value=0, max_value=1e7))
@@ -127,3 +129,18 @@ def test_fleets_that_generate_nothing_have_no_columns_for_it() -> None:
     assert "jobs/s" in told
     assert "tokens/s" not in told
     assert "KV" not in told
+
+
+def test_backbones_are_told_where_there_are_several() -> None:
+    names = {"minilm": "small", "qwen": "large"}
+    vfms = [vfm(name, backbone=backbone) for backbone, name in names.items()]
+    workers = [worker(f"of-{name}", backbone) for backbone, name in names.items()]
+    told = drawn(fleet_rates(FleetView(0, 2, workers), FleetView(1_000, 2, workers, vfms)))
+    for backbone, name in names.items():
+        lines = [line.split()[:2] for line in told.splitlines()]
+        assert [name, backbone] in lines
+        assert [f"of-{name}", backbone] in lines
+    assert told.count("backbone") == 2
+    one = drawn(fleet_rates(FleetView(0, 1, workers[:1]), FleetView(1_000, 1, workers[:1], vfms[:1])))
+    assert "backbone" not in one
+    assert "minilm" not in one

@@ -11,6 +11,9 @@ from rich.console import Console, RenderableType
 from fmplex.cli import show
 from fmplex.cli.top.tables import draw
 from fmplex.columns import Column, FittedTable
+from fmplex_broker.specs.heads import Generation
+from fmplex_broker.specs.vfm import Limits, Slo
+from fmplex_broker.specs.vfm_info import Refusal, VfmInfo
 
 WIDTHS = [80, 100, 120, 160]
 
@@ -23,8 +26,8 @@ def rendered(what: RenderableType, width: int) -> str:
 
 def vfm(name: str, **changed: Any) -> dict[str, Any]:
     row = {
-        "vfm": name, "status": "serving", "waiting": 12345, "pending": 4096, "oldest_ms": 163_840, "jobs_per_s": 1638.4,
-        "failed_per_s": 12.3, "p50_ms": 819.2, "p99_ms": 16384.0, "target_ms": 2500, "wait_p99_ms": 11585.2,
+        "vfm": name, "backbone": "b", "status": "serving", "waiting": 12345, "pending": 4096, "oldest_ms": 163_840,
+        "jobs_per_s": 1638.4, "failed_per_s": 12.3, "p50_ms": 819.2, "p99_ms": 16384.0, "target_ms": 2500, "wait_p99_ms": 11585.2,
         "device_s_per_s": 0.987, "share_received": 0.364, "share_promised": 0.333, "deficit_s": -12.345,
     }  # fmt: skip
     return row | changed
@@ -36,10 +39,10 @@ TEXT = {
     "kv_bytes": 1717986918,
 }  # fmt: skip
 WORKER = {
-    "worker": "gpu-node-17-4242", "device": "cuda:0", "passes_per_s": 123.4, "tokens_per_pass": 4093.0, "budget_units": 8192,
-    "budget_s": 0.057, "busy": 0.97, "held": 511, "resident": 27, "resident_bytes": 345 << 20, "hit_rate": 0.991,
-    "loads_per_s": 2.7, "memory_bytes": 5432 << 20, "device_bytes": 70 << 30, "uptime_s": 86399.0, "kv_bytes": 1717986918,
-    "kv_budget_bytes": 42949672960, "prefix_bytes": 323223552, "waiting_memory": 19,
+    "worker": "gpu-node-17-4242", "backbone": "b", "device": "cuda:0", "passes_per_s": 123.4, "tokens_per_pass": 4093.0,
+    "budget_units": 8192, "budget_s": 0.057, "busy": 0.97, "held": 511, "resident": 27, "resident_bytes": 345 << 20,
+    "hit_rate": 0.991, "loads_per_s": 2.7, "memory_bytes": 5432 << 20, "device_bytes": 70 << 30, "uptime_s": 86399.0,
+    "kv_bytes": 1717986918, "kv_budget_bytes": 42949672960, "prefix_bytes": 323223552, "waiting_memory": 19,
 }  # fmt: skip
 NAMES = ("customer-support-bot", "acme-legal-v2", "stars")
 
@@ -108,22 +111,22 @@ def test_vfms_are_one_line_each(width: int, monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.mark.parametrize("width", WIDTHS)
 def test_why_a_version_was_refused_takes_more_lines_and_is_not_cut(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
     why = "adapter: DoRA is not supported, [use] LoRA"
-    told = listed(width, monkeypatch, [listing("stars", status="failed", error={"message": why})])
+    told = listed(
+        width, monkeypatch, [listing("stars", status="failed", error=Refusal(code="package_rejected", message=why))]
+    )
     assert "…" not in told
     for word in ("stars", "2500, first 500, next 80", "DoRA", "supported,", "[use]", "LoRA)"):
         assert word in told
 
 
-def listing(name: str, **changed: Any) -> dict[str, Any]:
-    row = {
-        "name": name, "backbone": "qwen3-0.6b", "head": {"kind": "generation"}, "heads": None, "version": "0123456789abcdef",
-        "status": "serving", "error": None, "weight": 2.5, "limits": {"max_pending": 4096, "rate": 20000.0},
-        "slo": {"latency_ms": 2500, "ttft_ms": 500, "inter_token_ms": 80},
-    }  # fmt: skip
-    return row | changed
+def listing(name: str, status: str = "serving", error: Refusal | None = None) -> VfmInfo:
+    return VfmInfo(
+        name=name, backbone="qwen3-0.6b", status=status, version="0123456789abcdef", error=error, head=Generation(), heads={},
+        weight=2.5, limits=Limits(rate=20000.0), slo=Slo(latency_ms=2500, ttft_ms=500, inter_token_ms=80),
+    )  # fmt: skip
 
 
-def listed(width: int, monkeypatch: pytest.MonkeyPatch, vfms: list[dict[str, Any]]) -> str:
+def listed(width: int, monkeypatch: pytest.MonkeyPatch, vfms: list[VfmInfo]) -> str:
     console = Console(width=width, record=True, file=io.StringIO())
     monkeypatch.setattr(show, "out", console)
     show.print_vfms(vfms, len(vfms))

@@ -1,10 +1,14 @@
-"""Errors as replies."""
+"""Answers, and errors as replies."""
 
 from __future__ import annotations
+
+import json
+from typing import Any
 
 import httpx
 import openai
 import pytest
+from starlette.requests import Request
 
 from fmplex_broker.errors import (
     DeadlineExceeded,
@@ -15,7 +19,25 @@ from fmplex_broker.errors import (
     QueueFull,
     StreamRestarted,
 )
-from fmplex_gateway.wire import error_response
+from fmplex_broker.wire.messages import unpackb
+from fmplex_broker.wire.tensors import Tensor
+from fmplex_gateway.wire import MSGPACK, answer, error_response
+
+TENSOR = Tensor("float32", (2,), bytes(8))
+
+
+def asking(accept: str) -> Request:
+    return Request({"type": "http", "headers": [(b"accept", accept.encode())]})
+
+
+@pytest.mark.parametrize("many", [1, 16, 100])
+async def test_an_answer_holds_its_lists(many: int) -> None:
+    envelope: dict[str, Any] = {"vfm": "v", "usage": {"units": 7}}
+    lists: dict[str, list[Any]] = {"runs": [{"units": i} for i in range(many)], "outputs": [TENSOR] * many}
+    in_json = await answer(asking("application/json"), envelope, lists)
+    assert json.loads(bytes(in_json.body)) == envelope | lists | {"outputs": [[0.0, 0.0]] * many}
+    in_msgpack = await answer(asking(MSGPACK), envelope, lists)
+    assert unpackb(bytes(in_msgpack.body)) == envelope | lists
 
 
 @pytest.mark.parametrize(

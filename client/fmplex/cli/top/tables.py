@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -9,6 +10,7 @@ from rich.console import Group, RenderableType
 from fmplex.columns import Column, FittedTable
 
 # The numbers say what a narrow terminal leaves out first: the highest.
+_BACKBONE = Column("backbone", 3, left=True)  # second of vFMs and of workers, where there are several
 _VFMS = (
     Column("vFM"), Column("waiting"), Column("pending", 5), Column("oldest", 3), Column("jobs/s"), Column("failed/s", 2),
     Column("p50 ms"), Column("p99 ms"), Column("target", 4), Column("wait\np99 ms", 6), Column("device", 7), Column("share"),
@@ -29,19 +31,36 @@ _MEMORY = (
 
 
 def draw(rows: dict[str, Any], limit: int) -> Group:
-    """Draw the rows of `compare` as tables, the first `limit` vFMs; tokens and KV cache where there is a vFM that generates."""
+    """Draw the rows of `fleet_rates` as tables, the first `limit` vFMs; tokens and KV cache where there is a vFM that generates,
+    backbones where there are several."""
     shown = rows["vfms"][:limit]
     more = rows["registered"] - len(shown)
+    several = len({row["backbone"] for row in (*rows["vfms"], *rows["workers"])}) > 1
     tables: list[RenderableType] = [
-        FittedTable(_VFMS, map(_vfm, shown)),
+        _table(_VFMS, shown, _vfm, several),
         f"[dim]… and {more} quieter vFMs[/]" if more > 0 else "",
     ]
     texts = [_text(r["vfm"], r["text"]) for r in shown if "text" in r]
     tables += [FittedTable(_TEXTS, texts), ""] if texts else []
-    tables.append(FittedTable(_WORKERS, map(_worker, rows["workers"])))
+    tables.append(_table(_WORKERS, rows["workers"], _worker, several))
     memory = [_memory(w) for w in rows["workers"] if w["kv_budget_bytes"]]
     tables += ["", FittedTable(_MEMORY, memory)] if texts and memory else []
     return Group(*tables)
+
+
+def _table(
+    columns: Sequence[Column],
+    rows: Sequence[dict[str, Any]],
+    cells: Callable[[dict[str, Any]], list[str]],
+    several: bool,
+) -> FittedTable:
+    """Make a table of rows, with the backbone behind the name if there are `several`."""
+    if not several:
+        return FittedTable(columns, map(cells, rows))
+    told = ((row["backbone"], cells(row)) for row in rows)
+    return FittedTable(
+        [columns[0], _BACKBONE, *columns[1:]], ([name, backbone, *others] for backbone, (name, *others) in told)
+    )
 
 
 def _vfm(r: dict[str, Any]) -> list[str]:

@@ -1,0 +1,74 @@
+"""What /metrics tells of a fleet."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.samples import Sample
+
+from fmplex_broker.specs.deployments import VfmStatus
+from fmplex_broker.specs.heads import Generation
+from fmplex_broker.specs.vfm import Slo, VfmSpec
+from fmplex_broker.wire.fleet_view import Depth, FleetView
+from fmplex_broker.wire.stats import ResidencyStats, VfmStats, WorkerStats
+from fmplex_gateway.metrics import Metrics
+
+BACKBONES = ("minilm", "qwen")
+
+
+def vfm(backbone: str) -> VfmStatus:
+    slo = Slo(latency_ms=30, ttft_ms=500, inter_token_ms=80)
+    spec = VfmSpec(name=f"of-{backbone}", backbone=backbone, head=Generation(), slo=slo)
+    return VfmStatus(name=spec.name, backbone=backbone, status="serving", version="v", generation=1, serving=spec)
+
+
+def worker(backbone: str) -> WorkerStats:
+    histogram = Counter({5: 4})
+    counted = VfmStats(
+        done=4, latency=histogram, wait=histogram, tokens=9, ttft=histogram, gaps=histogram, prompt_tokens=3, kv_bytes=1
+    )
+    return WorkerStats(
+        f"w-{backbone}", backbone, "cpu", 1, "host", kv_budget_bytes=8, residency=ResidencyStats(loads={"host": 1}),
+        vfms={f"of-{backbone}": counted},
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def samples() -> list[Sample]:
+    """The samples of a fleet of two backbones, a vFM and a worker on each, and a queue of each vFM."""
+    vfms, workers = [vfm(b) for b in BACKBONES], [worker(b) for b in BACKBONES]
+    view = FleetView(1_000, 2, workers, vfms, {v.name: Depth(waiting=7, pending=1, oldest_ms=90) for v in vfms})
+    families = text_string_to_metric_families(Metrics().render(view).decode())
+    return [sample for family in families for sample in family.samples if not sample.name.endswith("_created")]
+
+
+def test_every_series_of_a_vfm_or_a_worker_tells_its_backbone(samples: list[Sample]) -> None:
+    theirs = [s for s in samples if s.labels.keys() & {"vfm", "worker"}]
+    assert len({s.name for s in theirs}) > 30
+    for s in theirs:
+        assert s.labels.get("backbone") in BACKBONES, s
+        assert s.labels.get("vfm", f"of-{s.labels['backbone']}") == f"of-{s.labels['backbone']}", s
+        assert s.labels.get("worker", f"w-{s.labels['backbone']}") == f"w-{s.labels['backbone']}", s
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_queues_and_targets_are_told(samples: list[Sample], backbone: str) -> None:
+    told = {s.name: s.value for s in samples if s.labels == {"backbone": backbone, "vfm": f"of-{backbone}"}}
+    assert told == {
+        "fmplex_queue_waiting": 7,
+        "fmplex_queue_pending": 1,
+        "fmplex_queue_oldest_seconds": 0.09,
+        "fmplex_vfm_latency_target_seconds": 0.03,
+        "fmplex_vfm_ttft_target_seconds": 0.5,
+        "fmplex_vfm_inter_token_target_seconds": 0.08,
+    }
+
+
+def test_without_a_broker_it_tells_of_itself() -> None:
+    metrics = Metrics()
+    metrics.request("/v1/models", 200, 0.01)
+    told = metrics.render(None).decode()
+    assert 'fmplex_gateway_requests_total{route="/v1/models",status="200"} 1.0' in told
+    assert "fmplex_vfms_registered" not in told
