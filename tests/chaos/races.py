@@ -16,6 +16,7 @@ import pytest
 from fmplex import Client, Conflict, UnknownVfm, VfmInfo
 from fmplex_broker.errors import VfmClosed
 from fmplex_broker.packages.package import Package
+from fmplex_broker.specs.versions import artifact_of
 from fmplex_broker.streams.queue_client import QueueClient
 from fmplex_broker.wire.messages import Reply
 from tests.chaos.conftest import TEXT, Crew
@@ -83,7 +84,7 @@ class Owner(threading.Thread):
         elif action == "update":
             self._serves(name, client.vfms.update(name, package), package.digest)
         elif action == "roll back" and now.past:
-            self._serves(name, client.vfms.roll_back(name), now.past[0])
+            self._serves(name, client.vfms.roll_back(name), artifact_of(now.past[0]))
         elif action == "weigh":
             now.weight = self._random.randint(1, 9)
             assert client.vfms.update(name, weight=now.weight).version == now.version
@@ -94,10 +95,11 @@ class Owner(threading.Thread):
                 with pytest.raises(UnknownVfm):
                     asking.enqueue(name, TEXT).result(timeout=60)
 
-    def _serves(self, name: str, vfm: VfmInfo, version: str) -> None:
+    def _serves(self, name: str, vfm: VfmInfo, artifact: str) -> None:
         """From the answer on, this and nothing else serves."""
-        now = self.wanted[name]
-        assert (vfm.status, vfm.version, vfm.error) == ("serving", version, None)
+        now, version = self.wanted[name], vfm.version
+        assert version is not None
+        assert (vfm.status, artifact_of(version), vfm.error) == ("serving", artifact, None)
         if now.version not in (version, None):
             now.past = [now.version, *(v for v in now.past if v not in (version, now.version))]
         now.version = version
@@ -162,7 +164,7 @@ class Jobs:
                     wrong.append(f"{name}: {type(reply.error).__name__}: {reply.error}")
             elif name in always and reply.version != always[name]:
                 wrong.append(f"{name}: version {reply.version}")
-            elif (off := difference(reply.output, outputs[reply.version])) > 1e-5:
+            elif (off := difference(reply.output, outputs[artifact_of(reply.version)])) > 1e-5:
                 wrong.append(f"{name}: version {reply.version} is off by {off}")
         assert wrong == []
 

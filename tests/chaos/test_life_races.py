@@ -16,6 +16,7 @@ import pytest
 from fmplex import Client, UnknownVfm
 from fmplex.local import LocalFleet
 from fmplex_broker.packages.package import Package, read_package
+from fmplex_broker.specs.versions import artifact_of
 from fmplex_broker.streams.queue_client import QueueClient
 from tests.chaos.conftest import CLASSES, TEXT, VFMS, Crew
 from tests.chaos.races import Jobs, Owner, come_and_go, references, settled
@@ -98,6 +99,6 @@ def _check_end(fleet: LocalFleet, broker: Broker, owners: list[Owner], outputs: 
             if vfm is not None:
                 result = client.infer(name, TEXT)
                 assert result.version == vfm.version
-                assert difference(result.output, outputs[result.version]) <= 1e-5
+                assert difference(result.output, outputs[artifact_of(result.version)]) <= 1e-5
                 client.vfms.remove(name)
             assert broker.traces(name) == [], "a removed vFM leaves nothing in the broker"

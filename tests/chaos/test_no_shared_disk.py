@@ -14,6 +14,7 @@ import pytest
 
 from fmplex import Client, PackageRejected, Unavailable
 from fmplex_broker.packages.package import Package, read_package
+from fmplex_broker.specs.versions import artifact_of
 from fmplex_broker.streams.embedded import EmbeddedServer
 from tests.chaos.sites import FileServer
 from tests.support.fleets import gateway, worker, write_minilm_fleet
@@ -42,7 +43,7 @@ class Far:
 
     def answers(self, name: str) -> None:
         result = self.client.infer(name, TEXT)
-        assert result.version == self.packages[name].digest
+        assert artifact_of(result.version) == self.packages[name].digest
         assert difference(result.output, self.wanted[name]) <= 1e-5
 
     def loads(self, source: str) -> float:
@@ -121,12 +122,19 @@ def test_while_the_store_is_away_residents_serve_and_others_say_why(far: Far) ->
         offered = read_package(write_package(far.store.parent / "away" / first, CLASSES, seed=77))
         offering = threading.Thread(target=far.client.vfms.update, args=(first, offered))
         offering.start()
-        wait_until(lambda: far.client.vfms.show(first).candidate == offered.digest, "the version is on offer")
+        wait_until(
+            lambda: artifact_of(far.client.vfms.show(first).candidate or "") == offered.digest,
+            "the version is on offer",
+        )
         shown = far.client.vfms.show(first)
-        assert (shown.status, shown.version, shown.error) == ("serving", far.packages[first].digest, None)
+        assert (shown.status, artifact_of(shown.version or ""), shown.error) == (
+            "serving",
+            far.packages[first].digest,
+            None,
+        )
     offering.join()  # nobody could judge it while the store was away; now it is judged
-    assert far.client.vfms.show(first).version == offered.digest
-    assert far.client.vfms.roll_back(first).version == far.packages[first].digest
+    assert artifact_of(far.client.vfms.show(first).version or "") == offered.digest
+    assert artifact_of(far.client.vfms.roll_back(first).version or "") == far.packages[first].digest
     far.answers(first)
 
 
@@ -191,7 +199,7 @@ def test_a_version_that_the_store_has_lost_is_named(far: Far) -> None:
     far.forget_cache()
     genuine = far.artifact(first).read_bytes()
     far.artifact(first).unlink()
-    with pytest.raises(PackageRejected, match=f"version {far.packages[first].digest} is not in the artifact store"):
+    with pytest.raises(PackageRejected, match=f"artifact {far.packages[first].digest} is not in the artifact store"):
         far.client.infer(first, TEXT)
     far.artifact(first).write_bytes(genuine)
     wait_until(lambda: _serves(far, first, PackageRejected), "it serves again once it is there", 20)

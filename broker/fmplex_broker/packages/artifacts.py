@@ -100,7 +100,5 @@ def open_artifact(blob: bytes, digest: str) -> Package:
     """
     package = unpack(blob)
     if package.digest != digest:
-        raise PackageRejected(
-            f"what is stored as artifact {digest} is another one; deploy it again", field="package"
-        )
+        raise PackageRejected(f"what is stored as artifact {digest} is another one; deploy it again", field="package")
     return package

@@ -62,7 +62,9 @@ def inspect(
     if as_json:
         print_json(facts)
         return
-    out.print(f"[bold]{facts['name']}[/] artifact {facts['artifact']} on {found.spec.backbone}, {facts['bytes']:,} bytes")
+    out.print(
+        f"[bold]{facts['name']}[/] artifact {facts['artifact']} on {found.spec.backbone}, {facts['bytes']:,} bytes"
+    )
     for name, head in found.spec.outputs.items():
         options = head.model_dump(mode="json", exclude_defaults=True)
         keys = ", ".join(f"{key} {value}" for key, value in options.items() if key != "kind")
