@@ -53,7 +53,7 @@ def _update(client: Client, now: VfmInfo, package: Package) -> Iterator[str]:
     change = _differing(now, package.spec)
     if change:
         client.vfms.update(now.name, **change)
-        yield "as the fleet file says: " + ", ".join(f"{key} {_written(value)}" for key, value in change.items())
+        yield "as the fleet file says: " + ", ".join(_written(key, value) for key, value in change.items())
 
 
 def _differing(now: VfmInfo, spec: VfmSpec) -> dict[str, Any]:
@@ -69,7 +69,7 @@ def _differing(now: VfmInfo, spec: VfmSpec) -> dict[str, Any]:
     return change
 
 
-def _written(value: Any) -> str:
+def _written(key: str, value: Any) -> str:
     if isinstance(value, dict):
-        return ", ".join(f"{key} {inner}" for key, inner in value.items())
-    return f"{value:g}"
+        return ", ".join(_written(inner, part) for inner, part in value.items())
+    return f"{key} {value}"

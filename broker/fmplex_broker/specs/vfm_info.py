@@ -33,9 +33,9 @@ class Refusal(Spec):
 class VfmInfo(Spec):
     """A vFM as `client.vfms` gives it and `GET /v1/vfms/{name}` answers it.
 
-    `name`; `backbone`: its name; `status`: validating, serving, stale (deployed for other weights than the fleet hosts), rejected or
-    draining; `version`: the one that serves, None if none has yet; `generation`: grows with every change; `candidate`: the version
-    on offer; `error`: why the last one offered was refused; `past`: versions that served before, newest first.
+    `name`; `backbone`: its name; `status`: validating, serving, stale (deployed for other weights than the fleet hosts), rejected
+    or draining; `version`: the one that serves, None if none has yet; `generation`: grows with every change; `candidate`: the
+    version on offer; `error`: why the last one offered was refused; `past`: versions that served before, newest first.
 
     Of the version that serves, else of the one on offer: `head` (a single one) or `heads` by name, `input` (its templates),
     `weight`, `limits` and `slo`; None when there is neither.

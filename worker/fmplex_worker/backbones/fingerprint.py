@@ -12,7 +12,7 @@ import json
 from pathlib import Path
 from typing import BinaryIO
 
-from transformers.utils import cached_file
+from transformers.utils.hub import cached_file
 
 from fmplex_broker.specs.fingerprint import Fingerprint
 from fmplex_worker.backbones.backbone import Backbone
@@ -32,7 +32,9 @@ _TOKENIZER = (
 def take_fingerprint(backbone: Backbone) -> Fingerprint:
     """Take the fingerprint of a model that has just been loaded: its files are on this machine."""
     spec, config = backbone.spec, backbone.model.config
-    folder = Path(cached_file(spec.model, "config.json", revision=spec.revision or "main")).parent
+    found = cached_file(spec.model, "config.json", revision=spec.revision or "main")
+    assert found is not None, "it has been loaded from there"
+    folder = Path(found).parent
     return Fingerprint(
         model=spec.model,
         config=_digest_configs(folder),
