@@ -6,6 +6,7 @@ import json
 from typing import Any, NamedTuple
 
 from fmplex_broker.errors import VfmClosed
+from fmplex_broker.specs.heads import PROMPTS
 from fmplex_broker.specs.schema import Spec
 from fmplex_broker.specs.vfm import VfmSpec
 
@@ -54,10 +55,13 @@ class VfmStatus(Spec):
             raise VfmClosed(f"vFM {self.name!r} has no accepted version; deploy one")
         return self.known
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self, *, prompts: bool = True) -> dict[str, Any]:
         """Return the vFM as the API and the SDK show it, in plain values. A single head is `head`, several named ones are
-        `heads`."""
+        `heads`. `prompts` False: without what its team has written as prompts."""
         spec = self.known.model_dump(mode="json") if self.known else {}
+        error = self.error
+        if not prompts:
+            spec, error = _without_prompts(spec), _without_quotes(error)
         return {
             "name": self.name,
             "backbone": self.backbone,
@@ -65,10 +69,27 @@ class VfmStatus(Spec):
             "version": self.version or None,
             "generation": self.generation,
             "candidate": self.candidate[0] if self.candidate else None,
-            "error": self.error,
+            "error": error,
             "past": [p.model_dump() for p in self.past],
             **{key: spec.get(key) for key in ("head", "heads", "input", "weight", "limits", "slo")},
         }
+
+
+def _without_prompts(spec: dict[str, Any]) -> dict[str, Any]:
+    """Leave `PROMPTS` out of the heads and the input of a spec; one that is empty stays empty."""
+
+    def rest(part: dict[str, Any] | None) -> dict[str, Any] | None:
+        return part and {key: value for key, value in part.items() if key not in PROMPTS}
+
+    heads = {name: rest(head) for name, head in spec.get("heads", {}).items()}
+    return spec and {**spec, "head": rest(spec["head"]), "heads": heads, "input": rest(spec["input"])}
+
+
+def _without_quotes(error: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Leave out the message of an error about a prompt, which may quote it."""
+    if error is None or str(error.get("field", "")).rpartition(".")[2] not in PROMPTS:
+        return error
+    return {**error, "message": "a prompt was refused; ask those who deploy this vFM"}
 
 
 class VfmRecord(NamedTuple):
