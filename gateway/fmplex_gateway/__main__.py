@@ -11,7 +11,7 @@ from pathlib import Path
 
 import uvicorn
 
-from fmplex_broker.errors import FmplexError
+from fmplex_broker.errors import FmplexError, InvalidInput
 from fmplex_broker.packages.artifacts import ArtifactStore
 from fmplex_broker.specs.fleet import load_fleet
 from fmplex_broker.streams.queue_client import QueueClient
@@ -30,14 +30,14 @@ def main() -> int:
     try:
         fleet = load_fleet(args.config)
         store = ArtifactStore(os.environ.get("FMPLEX_ARTIFACTS") or fleet.artifacts)
+        url = args.broker or os.environ.get("FMPLEX_BROKER") or fleet.broker
+        if url == "embedded":
+            raise InvalidInput("a gateway needs a broker URL: --broker redis://…; `fmplex up` starts an embedded one")
+        backbones = [fleet.backbone.name]
+        app = create_app(lambda: QueueClient.connect(url), fleet.gateway, store, backbones)
     except FmplexError as e:
         print(f"{e.code}: {e}", file=sys.stderr)
         return 2
-    url = args.broker or os.environ.get("FMPLEX_BROKER") or fleet.broker
-    if url == "embedded":
-        print("a gateway needs a broker URL: --broker redis://…; `fmplex up` starts an embedded one", file=sys.stderr)
-        return 2
-    app = create_app(lambda: QueueClient.connect(url), fleet.gateway, store)
     host = args.host or fleet.gateway.host
     port = fleet.gateway.port if args.port is None else args.port
     gc.collect()

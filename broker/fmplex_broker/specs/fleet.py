@@ -1,4 +1,4 @@
-"""Specifications that an operator writes down: backbones, workers, gateways, fleets. Pydantic; TOML on disk.
+"""Specifications that an operator writes down: backbones, workers, fleets. Pydantic; TOML on disk.
 
 An unknown key is an error that names it. Everything here is immutable: a change is a new value.
 """
@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import Field, StringConstraints, model_validator
+from pydantic import Field, model_validator
 
 from fmplex_broker.errors import InvalidInput
+from fmplex_broker.specs.gateway import GatewaySpec
 from fmplex_broker.specs.schema import Name, Spec, load_toml, parse
 from fmplex_broker.specs.vfm import VfmSpec
 
@@ -70,16 +71,6 @@ class WorkerSpec(Spec):
     offline_slice_ms: float = Field(default=50.0, gt=0)
 
 
-class GatewaySpec(Spec):
-    """The HTTP server. Loopback by default; with `api_keys` every /v1 call needs `Authorization: Bearer`."""
-
-    host: str = "127.0.0.1"
-    port: int = Field(default=8080, ge=0, le=65535)
-    api_keys: tuple[Annotated[str, StringConstraints(min_length=8)], ...] = ()
-    max_body_bytes: int = Field(default=33_554_432, ge=1024)
-    max_package_bytes: int = Field(default=536_870_912, ge=1024)
-
-
 class FleetSpec(Spec):
     """A fleet file: where the broker is, one backbone per worker process, and vFMs to deploy at start.
 
@@ -113,7 +104,10 @@ def load_fleet(path: Path) -> FleetSpec:
     backbone = fleet.backbone.model_copy(update={"model": locate_model(fleet.backbone.model, base)})
     packages = tuple(base / package for package in fleet.packages)
     artifacts = str((base / fleet.artifacts).resolve()) if fleet.artifacts.startswith(".") else fleet.artifacts
-    return fleet.model_copy(update={"backbone": backbone, "artifacts": artifacts, "packages": packages})
+    gateway = fleet.gateway.located(base)
+    return fleet.model_copy(
+        update={"backbone": backbone, "artifacts": artifacts, "gateway": gateway, "packages": packages}
+    )
 
 
 def locate_model(model: str, base: Path) -> str:

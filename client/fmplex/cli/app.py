@@ -35,6 +35,7 @@ from fmplex.local import LocalFleet, without_password
 from fmplex.sync import Client
 from fmplex_broker.errors import Conflict, InvalidInput
 from fmplex_broker.packages.archive import open_package
+from fmplex_broker.specs.gateway import admin_key
 from fmplex_broker.specs.vfm import VfmSpec
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
@@ -59,11 +60,12 @@ def up(
     for sig in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(sig, _interrupt)
     fleet = LocalFleet(config, workers=workers, port=port, data=data)
+    key = admin_key(fleet.spec.gateway)
     try:
         with out.status("starting") as status:
             fleet.start(status.update)
         fleet.write_state()
-        with Client(fleet.gateway_url, api_key=next(iter(fleet.spec.gateway.api_keys), None)) as client:
+        with Client(fleet.gateway_url, api_key=key) as client:
             _deploy_listed(fleet, client)
             show.print_vfms(client.vfms.list(limit=50), client.vfms.count())
         broker = without_password(fleet.broker_url)
