@@ -1,4 +1,4 @@
-"""`python -m fmplex_gateway --config FLEET.toml [--broker URL] [--host H] [--port P]`: run one gateway until SIGTERM."""
+"""`python -m fmplex_gateway --config FLEET.toml [--broker URL] [--host H] [--port P | --fd N]`: run one gateway until SIGTERM."""
 
 from __future__ import annotations
 
@@ -6,10 +6,13 @@ import argparse
 import gc
 import logging
 import os
+import socket
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import uvicorn
+from fastapi import FastAPI
 
 from fmplex_broker.errors import FmplexError, InvalidInput
 from fmplex_broker.packages.artifacts import ArtifactStore
@@ -17,18 +20,16 @@ from fmplex_broker.specs.fleet import load_fleet
 from fmplex_broker.streams.queue_client import QueueClient
 from fmplex_gateway.app import create_app
 
+_NOT_STARTED = 3  # the exit code of uvicorn's own command
+
 
 def main() -> int:
-    """Run one gateway until SIGTERM; return the exit code: 0, or 2 for a wrong configuration."""
-    parser = argparse.ArgumentParser(prog="fmplex_gateway", description="The HTTP front of a fleet.")
-    parser.add_argument("--config", type=Path, required=True, help="fleet file (TOML)")
-    parser.add_argument("--broker", help="broker URL; overrides the file (and FMPLEX_BROKER)")
-    parser.add_argument("--host", help="address to bind; overrides the file")
-    parser.add_argument("--port", type=int, help="port to bind; overrides the file")
-    args = parser.parse_args()
+    """Run one gateway until SIGTERM; return the exit code: 0, 2 for a wrong configuration, 3 if it could not begin to serve."""
+    args = _arguments()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     try:
         fleet = load_fleet(args.config)
+        listening = None if args.fd is None else _inherited(args.fd)
         store = ArtifactStore(os.environ.get("FMPLEX_ARTIFACTS") or fleet.artifacts)
         url = args.broker or os.environ.get("FMPLEX_BROKER") or fleet.broker
         if url == "embedded":
@@ -40,12 +41,44 @@ def main() -> int:
         return 2
     host = args.host or fleet.gateway.host
     port = fleet.gateway.port if args.port is None else args.port
+    return _serve(app, host, port, listening)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="fmplex_gateway", description="The HTTP front of a fleet.")
+    parser.add_argument("--config", type=Path, required=True, help="fleet file (TOML)")
+    parser.add_argument("--broker", help="broker URL; overrides the file (and FMPLEX_BROKER)")
+    parser.add_argument("--host", help="address to bind; overrides the file")
+    parser.add_argument("--port", type=int, help="port to bind; overrides the file")
+    parser.add_argument("--fd", type=int, help="descriptor of an inherited, bound TCP socket to serve on instead")
+    args = parser.parse_args()
+    if args.fd is not None and (args.host is not None or args.port is not None):
+        parser.error("--fd goes without --host and --port: the socket has its address")
+    return args
+
+
+def _inherited(fd: int) -> socket.socket:
+    """Return the socket that the parent process has left open. Raises `InvalidInput` if there is none of TCP."""
+    try:
+        found = socket.socket(fileno=fd)
+    except (OSError, ValueError, OverflowError) as e:
+        raise InvalidInput(f"--fd {fd}: no open socket ({e}); let the child inherit it", field="fd") from e
+    if found.family not in (socket.AF_INET, socket.AF_INET6) or found.type != socket.SOCK_STREAM:
+        raise InvalidInput(f"--fd {fd}: not a TCP socket; give one that is bound to an address", field="fd")
+    return found
+
+
+def _serve(app: FastAPI, host: str, port: int, listening: socket.socket | None) -> int:
+    """Serve on the socket, or without one on `host` and `port`; return the exit code."""
     gc.collect()
     gc.freeze()  # a collection that goes through all that was imported would halt every request
-    uvicorn.run(
+    config = uvicorn.Config(
         app, host=host, port=port, loop="uvloop", log_level="warning", access_log=False, timeout_graceful_shutdown=20
     )
-    return 0
+    server = uvicorn.Server(config)
+    with suppress(KeyboardInterrupt):
+        server.run(sockets=None if listening is None else [listening])
+    return 0 if server.started else _NOT_STARTED
 
 
 if __name__ == "__main__":
