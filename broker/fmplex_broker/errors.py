@@ -4,7 +4,8 @@ FmplexError
 ├── InvalidInput (422)         the request is wrong; `field` names the part
 │   ├── TextTooLong (422)      more tokens than the backbone takes, or than its cache of keys and values holds
 │   └── PackageRejected (422)  a vFM package cannot be served; the message says what to change
-├── Unauthorized (401)
+├── Unauthorized (401)         no API key, or one that is not known
+├── Forbidden (403)            the API key may not do this; the message says what it lacks
 ├── UnknownVfm (404)
 ├── Conflict (409)             duplicate name, stale generation, idempotency key used for another request
 │   └── StaleVersion           the version was made for other weights than the fleet hosts; deploy the package again
@@ -77,6 +78,12 @@ class Unauthorized(FmplexError):
     """The API key is missing or not known."""
 
     code, status = "unauthorized", 401
+
+
+class Forbidden(FmplexError):
+    """The API key may not do this; the message says what it lacks."""
+
+    code, status = "forbidden", 403
 
 
 class UnknownVfm(FmplexError):

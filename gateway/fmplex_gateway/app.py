@@ -1,11 +1,10 @@
-"""The application: wiring, authentication, and the one place where exceptions become replies."""
+"""The application: wiring, who asks, and the one place where exceptions become replies."""
 
 from __future__ import annotations
 
-import hmac
 import logging
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI, Request
@@ -13,12 +12,13 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from fmplex_broker.errors import FmplexError, InvalidInput, Unauthorized, UnknownVfm
+from fmplex_broker.errors import FmplexError, InvalidInput, UnknownVfm
 from fmplex_broker.packages.artifacts import ArtifactStore
-from fmplex_broker.specs.fleet import GatewaySpec
+from fmplex_broker.specs.gateway import GatewaySpec
 from fmplex_broker.streams.deployer import Deployer
 from fmplex_broker.streams.queue_client import QueueClient
 from fmplex_gateway import health, inference, openai, vfms
+from fmplex_gateway.access import Access, check_declared
 from fmplex_gateway.generation import routes as generation
 from fmplex_gateway.metrics import Metrics
 from fmplex_gateway.wire import ClientDisconnected, error_response
@@ -26,9 +26,14 @@ from fmplex_gateway.wire import ClientDisconnected, error_response
 log = logging.getLogger(__name__)
 
 
-def create_app(queue: Callable[[], QueueClient], spec: GatewaySpec, store: ArtifactStore) -> FastAPI:
+def create_app(
+    queue: Callable[[], QueueClient], spec: GatewaySpec, store: ArtifactStore, backbones: Sequence[str]
+) -> FastAPI:
     """Make the gateway's application. `queue`: opens the connection to the broker, called once the event loop runs; `store`: of
-    packages that are deployed."""
+    packages that are deployed; `backbones`: names of those without which it is not ready.
+
+    Raises `InvalidInput` when a key file cannot be read, `RuntimeError` for a route that does not say who may call it.
+    """
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -37,23 +42,24 @@ def create_app(queue: Callable[[], QueueClient], spec: GatewaySpec, store: Artif
         yield
         await app.state.queue.close()
 
-    app = FastAPI(title="FMplex gateway", lifespan=lifespan)
-    app.state.spec, app.state.metrics = spec, Metrics()
+    app = FastAPI(title="FMplex gateway", lifespan=lifespan, swagger_ui_oauth2_redirect_url=None)
+    app.state.spec, app.state.metrics, app.state.backbones = spec, Metrics(), tuple(backbones)
     for part in (inference, openai, generation, vfms, health):
+        check_declared(part.router)
         app.include_router(part.router)
     app.add_exception_handler(FmplexError, _typed_error)
     app.add_exception_handler(ClientDisconnected, _client_disconnected)
     app.add_exception_handler(HTTPException, _no_route)
-    app.add_middleware(_Middleware, spec=spec, metrics=app.state.metrics)
+    app.add_middleware(_Middleware, access=Access(spec), metrics=app.state.metrics)
     return app
 
 
 class _Middleware:
-    """The outermost layer: authenticates, counts, and lets no exception out. Plain ASGI, so that a disconnect is seen at once."""
+    """The outermost layer: says who asks, counts, and lets no exception out. Plain ASGI, so that a disconnect is seen at once."""
 
-    def __init__(self, app: ASGIApp, spec: GatewaySpec, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, access: Access, metrics: Metrics) -> None:
         self._app = app
-        self._keys = [key.encode() for key in spec.api_keys]
+        self._access = access
         self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -69,7 +75,7 @@ class _Middleware:
             await send(message)
 
         try:
-            self._authorize(Request(scope))
+            scope.setdefault("state", {})["principal"] = self._access.principal(scope)
             await self._app(scope, receive, counting_send)
         except Exception as e:
             if not isinstance(e, FmplexError):
@@ -79,16 +85,6 @@ class _Middleware:
                 await error_response(e)(scope, receive, counting_send)
         route = getattr(scope.get("route"), "path", "(none)")
         self._metrics.request(route, status, time.monotonic() - start)
-
-    def _authorize(self, request: Request) -> None:
-        """Check the API key of a request, where keys are asked for. Raises `Unauthorized`."""
-        if not self._keys or not request.scope["path"].startswith("/v1/"):
-            return
-        scheme, _, given = request.headers.get("authorization", "").partition(" ")
-        # Every key is compared, in constant time, so that timing reveals nothing.
-        same = [hmac.compare_digest(given.encode(), key) for key in self._keys]
-        if scheme.lower() != "bearer" or not any(same):
-            raise Unauthorized("give an API key: Authorization: Bearer <key>")
 
 
 async def _typed_error(request: Request, e: Exception) -> Response:

@@ -1,4 +1,4 @@
-"""/healthz (the process lives), /readyz (it can serve: broker and at least one worker answer), /metrics."""
+"""/healthz (the process lives), /readyz (it can serve: the broker and a worker of every backbone answer), /metrics."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from starlette.responses import Response
 from fmplex_broker.errors import FmplexError, NoWorker
 from fmplex_broker.streams.fleet import read_fleet
 from fmplex_broker.streams.queue_client import QueueClient
-from fmplex_gateway.wire import error_response, json_response
+from fmplex_gateway.access import requires_all_models
+from fmplex_gateway.wire import error_body, error_response, json_response
 
 router = APIRouter()
 
@@ -21,19 +22,22 @@ async def healthz() -> Response:
 
 @router.get("/readyz")
 async def readyz(request: Request) -> Response:
-    """Answer whether the gateway can serve: the broker answers and a worker is alive; 503 if not."""
+    """Answer whether the gateway can serve: the broker answers, and for each backbone of the fleet file a worker is alive; 503 if
+    not. `workers` counts the live ones by backbone, of those too that only other fleet files name."""
     queue: QueueClient = request.app.state.queue
+    wanted: tuple[str, ...] = request.app.state.backbones
     try:
-        backbones = await queue.registry.backbones()
-        workers = {name: len(await queue.registry.live_workers(name)) for name in backbones}
-        if not any(workers.values()):
-            raise NoWorker("no worker is alive; start one")
+        names = dict.fromkeys([*wanted, *await queue.registry.backbones()])
+        workers = {name: len(await queue.registry.live_workers(name)) for name in names}
     except FmplexError as e:
         return error_response(e)
+    if missing := [name for name in wanted if not workers[name]]:
+        error = NoWorker(f"no live worker hosts {', '.join(map(repr, missing))}; start one")
+        return json_response(error_body(error) | {"workers": workers}, error.status)
     return json_response({"status": "ready", "workers": workers})
 
 
-@router.get("/metrics")
+@router.get("/metrics", dependencies=[requires_all_models()])
 async def metrics(request: Request) -> Response:
     """Answer with Prometheus text: this gateway's requests, and the fleet as the broker shows it."""
     queue: QueueClient = request.app.state.queue

@@ -12,6 +12,7 @@ from starlette.responses import Response
 from fmplex_broker.errors import InvalidInput
 from fmplex_broker.streams.queue_client import QueueClient, raise_first_error
 from fmplex_broker.wire.messages import Reply
+from fmplex_gateway.access import requires
 from fmplex_gateway.calls import call
 from fmplex_gateway.events import EventStream, follow
 from fmplex_gateway.schemas import InferBody
@@ -20,7 +21,7 @@ from fmplex_gateway.wire import answer, parse_body
 router = APIRouter()
 
 
-@router.post("/v1/vfms/{name}/infer")
+@router.post("/v1/vfms/{name}/infer", dependencies=[requires("infer")])
 async def infer(name: str, request: Request) -> Response:
     """Run every input through the vFM; outputs come back in the order of the inputs, and for each of them a run: which version
     it was, its units and times. With `params.stream` the one text comes as events with its parts, and at last one with what would

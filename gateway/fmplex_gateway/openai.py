@@ -10,6 +10,7 @@ from starlette.responses import Response
 
 from fmplex_broker.streams.queue_client import QueueClient
 from fmplex_broker.wire.tensors import Tensor
+from fmplex_gateway.access import principal_of, require_model, requires
 from fmplex_gateway.calls import call
 from fmplex_gateway.kinds import require_kind
 from fmplex_gateway.schemas import EmbeddingsBody
@@ -18,10 +19,11 @@ from fmplex_gateway.wire import answer, json_response, parse_body
 router = APIRouter()
 
 
-@router.post("/v1/embeddings")
+@router.post("/v1/embeddings", dependencies=[requires("infer")])
 async def embeddings(request: Request) -> Response:
     """Embed texts or token ids, as OpenAI does."""
     body = await parse_body(request, EmbeddingsBody, request.app.state.spec.max_body_bytes)
+    require_model(request, body.model)
     queue: QueueClient = request.app.state.queue
     require_kind((await queue.vfm(body.model)).spec, "embedding")
     params = {} if body.dimensions is None else {"dimensions": body.dimensions}
@@ -50,15 +52,16 @@ def _vector(tensor: Tensor, encoding: str) -> Any:
     return base64.b64encode(tensor.data).decode() if encoding == "base64" else tensor.tolist()
 
 
-@router.get("/v1/models")
+@router.get("/v1/models", dependencies=[requires("infer")])
 async def models(request: Request) -> Response:
-    """List the vFMs that serve, as OpenAI lists models."""
+    """List the vFMs that serve, as OpenAI lists models; those that the key may use."""
     queue: QueueClient = request.app.state.queue
-    serving = [v for v in await queue.registry.every() if v.status == "serving"]
+    usable = await queue.registry.every(only=principal_of(request).may_use)
+    serving = [v for v in usable if v.status == "serving"]
     return json_response({"object": "list", "data": [_model(v.name, v.backbone) for v in serving]})
 
 
-@router.get("/v1/models/{name}")
+@router.get("/v1/models/{name}", dependencies=[requires("infer")])
 async def model(name: str, request: Request) -> Response:
     """Show one vFM, as OpenAI shows a model."""
     queue: QueueClient = request.app.state.queue

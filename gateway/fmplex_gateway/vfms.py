@@ -14,6 +14,7 @@ from fmplex_broker.specs.deployments import VfmStatus
 from fmplex_broker.specs.vfm import VfmChange
 from fmplex_broker.streams.deployer import Deployer
 from fmplex_broker.streams.queue_client import QueueClient
+from fmplex_gateway.access import principal_of, require_name, requires
 from fmplex_gateway.schemas import DeployBody, RollBackBody
 from fmplex_gateway.wire import json_response, parse_body, read_body
 
@@ -44,32 +45,37 @@ def _shown(status: VfmStatus, code: int = 200) -> Response:
     return json_response(status.describe().plain(), code)
 
 
-@router.get("/v1/vfms")
+@router.get("/v1/vfms", dependencies=[requires("infer", "deploy")])
 async def list_vfms(request: Request, match: str = "*", limit: str = "100", after: str = "") -> Response:
-    """List a page of vFMs by name; `after` the last name of one page begins the next; `total` counts all that match."""
+    """List a page of the vFMs that the key may use, by name; `after` the last name of one page begins the next; `total` counts
+    all that match."""
     # Digits of other scripts are digits to Python, and some of them are no numbers.
     if not (limit.isascii() and limit.isdigit() and len(limit) <= 9 and 1 <= int(limit) <= _MAX_PAGE):
         raise InvalidInput(f"limit: must be a whole number from 1 to {_MAX_PAGE}", field="limit")
     queue: QueueClient = request.app.state.queue
-    found, total = await queue.registry.page(match, int(limit), after)
-    return json_response({"vfms": [v.describe().plain() for v in found], "total": total})
+    who = principal_of(request)
+    found, total = await queue.registry.page(match, int(limit), after, only=who.may_use)
+    return json_response({"vfms": [v.describe().plain(prompts=who.sees_prompts) for v in found], "total": total})
 
 
-@router.post("/v1/vfms")
+@router.post("/v1/vfms", dependencies=[requires("deploy")])
 async def deploy(request: Request) -> Response:
     """Deploy a vFM: answer when every live worker of the backbone has accepted it (201), or say why it cannot serve."""
     deployer: Deployer = request.app.state.deployer
-    return _shown(await deployer.deploy(await _package(request)), 201)
+    package = await _package(request)
+    require_name(request, package.spec.name)
+    return _shown(await deployer.deploy(package), 201)
 
 
-@router.get("/v1/vfms/{name}")
+@router.get("/v1/vfms/{name}", dependencies=[requires("infer", "deploy")])
 async def show(name: str, request: Request) -> Response:
-    """Show the status of a vFM."""
+    """Show the status of a vFM; its prompts only to those who may deploy."""
     queue: QueueClient = request.app.state.queue
-    return _shown(await queue.registry.show(name))
+    status = await queue.registry.show(name)
+    return json_response(status.describe().plain(prompts=principal_of(request).sees_prompts))
 
 
-@router.patch("/v1/vfms/{name}")
+@router.patch("/v1/vfms/{name}", dependencies=[requires("deploy")])
 async def change(name: str, request: Request) -> Response:
     """Change weight, limits and SLO of a vFM, at once."""
     queue: QueueClient = request.app.state.queue
@@ -77,7 +83,7 @@ async def change(name: str, request: Request) -> Response:
     return _changed(queue, status)
 
 
-@router.post("/v1/vfms/{name}/versions")
+@router.post("/v1/vfms/{name}/versions", dependencies=[requires("deploy")])
 async def offer(name: str, request: Request) -> Response:
     """Offer a new version; it serves once every live worker has accepted it, and until then the old one does."""
     queue: QueueClient = request.app.state.queue
@@ -87,7 +93,7 @@ async def offer(name: str, request: Request) -> Response:
     return _changed(queue, status)
 
 
-@router.post("/v1/vfms/{name}/rollback")
+@router.post("/v1/vfms/{name}/rollback", dependencies=[requires("deploy")])
 async def roll_back(name: str, request: Request) -> Response:
     """Go back to the version that served before, or to the one that is named."""
     queue: QueueClient = request.app.state.queue
@@ -96,7 +102,7 @@ async def roll_back(name: str, request: Request) -> Response:
     return _changed(queue, status)
 
 
-@router.delete("/v1/vfms/{name}")
+@router.delete("/v1/vfms/{name}", dependencies=[requires("deploy")])
 async def remove(name: str, request: Request) -> Response:
     """Remove a vFM: answer when its last key is gone. Jobs that wait get ten seconds to run, then an answer."""
     queue: QueueClient = request.app.state.queue
@@ -105,7 +111,7 @@ async def remove(name: str, request: Request) -> Response:
     return json_response({"name": name, "status": "gone"})
 
 
-@router.post("/v1/artifacts/prune")
+@router.post("/v1/artifacts/prune", dependencies=[requires("admin")])
 async def prune(request: Request) -> Response:
     """Delete artifacts, older than an hour, that no vFM serves, has on offer or could be rolled back to."""
     deployer: Deployer = request.app.state.deployer

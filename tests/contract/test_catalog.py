@@ -172,6 +172,20 @@ async def test_pages_by_name_pattern_and_what_comes_after(bench: Bench, registry
     assert [s.name for s in await registry.every()] == (await names(registry))[0]
 
 
+async def test_a_page_of_some_is_as_if_the_others_were_not_there(bench: Bench, registry: Registry) -> None:
+    await bench.serve("a-1", "b-1", "a-2", "b-2", "a-3")
+
+    def of_a(name: str) -> bool:
+        return name.startswith("a-")
+
+    assert await names(registry, only=of_a) == (["a-1", "a-2", "a-3"], 3)
+    assert await names(registry, only=of_a, limit=2) == (["a-1", "a-2"], 3)
+    assert await names(registry, only=of_a, limit=2, after="a-2") == (["a-3"], 3)
+    assert await names(registry, only=of_a, match="*-2") == (["a-2"], 1)
+    assert await names(registry, only=of_a, match="b-*") == ([], 0)
+    assert [s.name for s in await registry.every(only=of_a)] == ["a-1", "a-2", "a-3"]
+
+
 async def test_many_are_read_in_several_round_trips_and_none_is_missed(bench: Bench, registry: Registry) -> None:
     everybody = [f"v{i:04}" for i in range(1201)]
     await bench.serve(*everybody)

@@ -9,13 +9,14 @@ from typing import Any
 import openai
 import pytest
 
-from fmplex import AsyncClient, Client, Unauthorized
+from fmplex import AsyncClient, Client, Forbidden, Unauthorized, UnknownVfm
 from fmplex.local import LocalFleet
 from tests.integration.conftest import TASKS, TEXTS
 from tests.support.fleets import gateway, status, write_minilm_fleet
 from tests.support.outputs import difference
 
-KEY = "a key for tests"
+KEY = "a-key-for-tests"
+TEAM_KEY = "a-key-of-a-team"
 
 
 def connect(url: str, key: str = "anything") -> openai.OpenAI:
@@ -112,7 +113,9 @@ def test_too_many_inputs_are_refused_with_the_limit(ai: openai.OpenAI) -> None:
 def guarded(fleet: LocalFleet, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A second gateway of the same fleet, which asks for a key."""
     folder = tmp_path_factory.mktemp("guarded")
-    config = write_minilm_fleet(folder, gateway={"api_keys": ["another key", KEY]})
+    (folder / "team.key").write_text(f"{TEAM_KEY}\n")
+    team = {"name": "team", "key_file": "team.key", "scopes": ["infer"], "models": ["embed*"]}
+    config = write_minilm_fleet(folder, gateway={"api_keys": ["another-key", KEY], "keys": [team]})
     with gateway(config, fleet.broker_url, folder / "gateway.log") as (url, _):
         yield url
 
@@ -120,7 +123,7 @@ def guarded(fleet: LocalFleet, tmp_path_factory: pytest.TempPathFactory) -> Iter
 def test_a_gateway_with_keys_takes_the_right_key_and_no_other(guarded: str) -> None:
     with connect(guarded, KEY) as right:
         assert right.embeddings.create(model="embed", input="x").data
-    for wrong in ("a key for test", "a key for testsx", "A KEY FOR TESTS"):
+    for wrong in ("a-key-for-test", "a-key-for-testsx", "A-KEY-FOR-TESTS"):
         with pytest.raises(openai.AuthenticationError), connect(guarded, wrong) as client:
             client.models.list()
 
@@ -135,10 +138,25 @@ async def test_the_sdk_gives_its_key_too(guarded: str) -> None:
         none.infer("embed", "x")
 
 
+def test_a_team_sees_and_calls_its_own_vfms_and_no_others(guarded: str) -> None:
+    with connect(guarded, TEAM_KEY) as team:
+        models = {model.id for model in team.models.list()}
+        assert models >= {"embed", "embed-lora", "embed-cls"}
+        assert all(model.startswith("embed") for model in models)
+        assert team.embeddings.create(model="embed-lora", input="x").data
+        with pytest.raises(openai.NotFoundError, match="there is no vFM 'sentiment'"):
+            team.embeddings.create(model="sentiment", input="x")
+
+
+async def test_the_sdk_says_what_a_key_may_not_do(guarded: str) -> None:
+    async with AsyncClient(guarded, api_key=TEAM_KEY, retries=0) as team:
+        assert (await team.infer("embed", "x")).output
+        with pytest.raises(Forbidden, match="needs scope deploy; the key 'team' has infer"):
+            await team.vfms.remove("embed")
+        with pytest.raises(UnknownVfm, match="no vFM 'sentiment'"):
+            await team.infer("sentiment", "x")
+
+
 def test_health_checks_need_no_key(guarded: str) -> None:
-    assert [status(guarded + path) for path in ("/healthz", "/readyz", "/metrics", "/v1/models")] == [
-        200,
-        200,
-        200,
-        401,
-    ]
+    codes = {path: status(guarded + path) for path in ("/healthz", "/readyz", "/metrics", "/v1/models")}
+    assert codes == {"/healthz": 200, "/readyz": 200, "/metrics": 401, "/v1/models": 401}

@@ -1,4 +1,4 @@
-"""Specifications that an operator writes down: backbones, workers, gateways, fleets. Pydantic; TOML on disk.
+"""Specifications that an operator writes down: backbones, workers, fleets. Pydantic; TOML on disk.
 
 An unknown key is an error that names it. Everything here is immutable: a change is a new value.
 """
@@ -9,12 +9,13 @@ import hashlib
 from collections.abc import Iterable
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import Literal, TypeVar
 from urllib.parse import urlsplit
 
-from pydantic import Field, StringConstraints, model_validator
+from pydantic import Field, model_validator
 
 from fmplex_broker.errors import InvalidInput
+from fmplex_broker.specs.gateway import GatewaySpec
 from fmplex_broker.specs.schema import Name, Spec, load_toml, parse
 from fmplex_broker.specs.vfm import VfmSpec
 
@@ -76,16 +77,6 @@ class BackboneSpec(Spec):
     pass_units: int = Field(default=2048, ge=16, le=1_000_000)
     workers: int = Field(default=1, ge=1, le=1024)
     worker: WorkerSpec = WorkerSpec()
-
-
-class GatewaySpec(Spec):
-    """The HTTP server. Loopback by default; with `api_keys` every /v1 call needs `Authorization: Bearer`."""
-
-    host: str = "127.0.0.1"
-    port: int = Field(default=8080, ge=0, le=65535)
-    api_keys: tuple[Annotated[str, StringConstraints(min_length=8)], ...] = ()
-    max_body_bytes: int = Field(default=33_554_432, ge=1024)
-    max_package_bytes: int = Field(default=536_870_912, ge=1024)
 
 
 class FleetSpec(Spec):
@@ -168,7 +159,7 @@ def load_fleet(path: Path) -> FleetSpec:
     if artifacts is not None and artifacts.startswith("."):
         artifacts = str((base / artifacts).resolve())
     located = {"backbone": backbone, "backbones": backbones, "artifacts": artifacts, "packages": packages}
-    return fleet.model_copy(update=located)
+    return fleet.model_copy(update={**located, "gateway": fleet.gateway.located(base)})
 
 
 def _located(backbones: Iterable[BackboneSpec], base: Path) -> list[BackboneSpec]:

@@ -10,6 +10,8 @@ from fmplex_broker.specs.schema import Label, Spec
 
 Pooling = Literal["mean", "cls", "last"]
 Activation = Literal["relu", "gelu", "tanh"]
+# What a team writes around its callers' texts, of heads and of `InputSpec`. It is not for everybody who may call the vFM.
+PROMPTS = frozenset({"system", "chat_template", "template", "pair_template"})
 
 
 class _Layers(Spec):

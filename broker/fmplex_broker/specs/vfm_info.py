@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import SerializerFunctionWrapHandler, model_serializer
 
-from fmplex_broker.specs.heads import Head, InputSpec
+from fmplex_broker.specs.heads import PROMPTS, Head, InputSpec
 from fmplex_broker.specs.schema import Spec
 from fmplex_broker.specs.vfm import Limits, Slo
 
@@ -61,6 +61,20 @@ class VfmInfo(Spec):
         """Read a vFM as it travels, `wire`; keys that only a newer gateway knows are left out. Raises `ValidationError`."""
         return cls.model_validate(wire, extra="ignore")
 
-    def plain(self) -> dict[str, Any]:
-        """Return the vFM in plain values, as it travels."""
-        return self.model_dump(mode="json")
+    def plain(self, *, prompts: bool = True) -> dict[str, Any]:
+        """Return the vFM in plain values, as it travels; without `prompts`, not what its team has written as such."""
+        told = self.model_dump(mode="json")
+        return told if prompts else _without_prompts(told)
+
+
+def _without_prompts(told: dict[str, Any]) -> dict[str, Any]:
+    """Leave `PROMPTS` out of the heads and the input, and the message of an error about one, which may quote it."""
+
+    def rest(part: dict[str, Any] | None) -> dict[str, Any] | None:
+        return part and {key: value for key, value in part.items() if key not in PROMPTS}
+
+    heads = told["heads"] and {name: rest(head) for name, head in told["heads"].items()}
+    error = told["error"]
+    if error is not None and str(error.get("field") or "").rpartition(".")[2] in PROMPTS:
+        error = {**error, "message": "a prompt was refused; ask those who deploy this vFM"}
+    return {**told, "head": rest(told["head"]), "heads": heads, "input": rest(told["input"]), "error": error}

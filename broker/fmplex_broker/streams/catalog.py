@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
 
 from fmplex_broker.errors import UnknownVfm
@@ -24,6 +24,15 @@ from fmplex_broker.streams.keys import HOSTED, REGISTRY_BACKBONES, REGISTRY_VFMS
 _NAMES = 500  # a round trip
 
 
+def unknown_vfm(vfm: str) -> UnknownVfm:
+    """Make the error for a name that no vFM has."""
+    return UnknownVfm(f"there is no vFM {vfm[:128]!r}; `fmplex vfms` lists them")
+
+
+def _any(name: str) -> bool:
+    return True
+
+
 class Catalog:
     """Reads deployments. What it costs grows with what is asked for, not with what is registered."""
 
@@ -39,18 +48,18 @@ class Catalog:
     async def find(self, vfm: str) -> str:
         """Return the name of a vFM's backbone. Raises `UnknownVfm`."""
         if not vfm.isascii() or len(vfm) > 128:  # no such name can exist, and not every text can be sent to ask
-            raise _unknown(vfm[:128])
+            raise unknown_vfm(vfm)
         async with broker_errors():
             raw = await self._redis.hget(REGISTRY_VFMS, vfm)
         if raw is None:
-            raise _unknown(vfm)
+            raise unknown_vfm(vfm)
         return str(raw.decode())
 
     async def show(self, vfm: str) -> VfmStatus:
         """Read a vFM's status. Raises `UnknownVfm`."""
         status = (await self.states(await self.find(vfm), [vfm]))[0]
         if status is None:
-            raise _unknown(vfm)
+            raise unknown_vfm(vfm)
         return status
 
     async def states(self, backbone: str, names: Sequence[str]) -> list[VfmStatus | None]:
@@ -89,12 +98,15 @@ class Catalog:
             raw = await self._redis.smembers(Keys(backbone).offers)
         return sorted(name.decode() for name in raw)
 
-    async def page(self, match: str = "*", limit: int = 100, after: str = "") -> tuple[list[VfmStatus], int]:
+    async def page(
+        self, match: str = "*", limit: int = 100, after: str = "", *, only: Callable[[str], bool] = _any
+    ) -> tuple[list[VfmStatus], int]:
         """Read the first `limit` vFMs by name that match a pattern (`*`, `?`, `[…]`) and come after a name; count all that
-        match."""
+        match. Those whose name `only` does not accept are not there."""
         async with broker_errors():
             raw = await self._redis.hgetall(REGISTRY_VFMS)
-        matching = sorted((k.decode(), v.decode()) for k, v in raw.items() if fnmatchcase(k.decode(), match))
+        named = ((k.decode(), v.decode()) for k, v in raw.items())
+        matching = sorted((name, backbone) for name, backbone in named if fnmatchcase(name, match) and only(name))
         wanted = [(name, backbone) for name, backbone in matching if name > after][:limit]
         found: list[VfmStatus] = []
         for backbone in {b for _, b in wanted}:
@@ -102,9 +114,10 @@ class Catalog:
             found += [status for status in states if status is not None]
         return sorted(found, key=lambda s: s.name), len(matching)
 
-    async def every(self) -> list[VfmStatus]:
-        """Read all vFMs by name. For ten thousand it takes a second; ask for a `page` where one will do."""
-        return (await self.page(limit=sys.maxsize))[0]
+    async def every(self, *, only: Callable[[str], bool] = _any) -> list[VfmStatus]:
+        """Read all vFMs by name, of those that `only` accepts. For ten thousand it takes a second; ask for a `page` where one
+        will do."""
+        return (await self.page(limit=sys.maxsize, only=only))[0]
 
     async def artifacts(self) -> set[str]:
         """Collect the artifacts of every version that any vFM serves, has on offer, or has served before."""
@@ -119,7 +132,3 @@ class Catalog:
             seconds, micros = await self._redis.time()
             live = await self._redis.zrangebyscore(Keys(backbone).leases, f"({seconds * 1000 + micros // 1000}", "+inf")
         return [w.decode() for w in live]
-
-
-def _unknown(vfm: str) -> UnknownVfm:
-    return UnknownVfm(f"there is no vFM {vfm!r}; `fmplex vfms` lists them")

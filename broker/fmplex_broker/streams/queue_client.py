@@ -19,13 +19,13 @@ from fmplex_broker.errors import (
     InvalidInput,
     QueueFull,
     RateLimited,
-    UnknownVfm,
     VfmClosed,
 )
 from fmplex_broker.specs.deployments import VfmStatus
 from fmplex_broker.specs.heads import Generation
 from fmplex_broker.specs.versions import stale_error
 from fmplex_broker.streams.backbone_channel import BackboneChannel
+from fmplex_broker.streams.catalog import unknown_vfm
 from fmplex_broker.streams.connection import Client, Scripts, open_redis
 from fmplex_broker.streams.producer import EnqueueResult, NewJob, new_id
 from fmplex_broker.streams.registry import Registry
@@ -216,7 +216,7 @@ def _refusal(vfm: str, got: EnqueueResult) -> FmplexError:
         case "conflict":
             return Conflict("this idempotency key was used for another request", field="idempotency_key")
         case _:
-            return UnknownVfm(f"there is no vFM {vfm!r}; `fmplex vfms` lists them")
+            return unknown_vfm(vfm)
 
 
 async def gather_replies(pending: Sequence[Pending]) -> list[Reply]:

@@ -19,7 +19,7 @@ from fmplex_broker.errors import (
 from fmplex_broker.specs.deployments import BackboneInfo, VfmStatus
 from fmplex_broker.specs.versions import stale_error, version_of
 from fmplex_broker.specs.vfm import VfmChange, VfmSpec
-from fmplex_broker.streams.catalog import Catalog
+from fmplex_broker.streams.catalog import Catalog, unknown_vfm
 from fmplex_broker.streams.connection import Arg, Client, Scripts, broker_errors
 from fmplex_broker.streams.keys import REGISTRY_BACKBONES, REGISTRY_VFMS, Keys
 from fmplex_broker.streams.producer import RESULT_TTL_MS
@@ -188,7 +188,7 @@ class Registry(Catalog):
         if state == "exists":
             raise _taken(vfm)
         if state == "unknown":
-            raise UnknownVfm(f"there is no vFM {vfm!r}")
+            raise unknown_vfm(vfm)
         if state == "stale":
             raise Conflict(f"vFM {vfm!r} was changed by somebody else meanwhile; look at it and try again")
         if state == "draining":

@@ -11,6 +11,7 @@ from starlette.responses import Response
 
 from fmplex_broker.streams.queue_client import QueueClient, gather_replies
 from fmplex_broker.wire.messages import Reply
+from fmplex_gateway.access import require_model, requires
 from fmplex_gateway.calls import unless_disconnected
 from fmplex_gateway.events import EventStream, follow
 from fmplex_gateway.generation.bodies import ChatBody, CompletionBody, TextBody
@@ -22,7 +23,7 @@ from fmplex_gateway.wire import json_response, parse_body
 router = APIRouter()
 
 
-@router.post("/v1/chat/completions")
+@router.post("/v1/chat/completions", dependencies=[requires("infer")])
 async def chat(request: Request) -> Response:
     """Answer a chat, as OpenAI does: whole, or as events with `stream`."""
     return await _answer(
@@ -30,7 +31,7 @@ async def chat(request: Request) -> Response:
     )
 
 
-@router.post("/v1/completions")
+@router.post("/v1/completions", dependencies=[requires("infer")])
 async def completions(request: Request) -> Response:
     """Complete prompts, as OpenAI does: whole, or as events with `stream`."""
     body = await parse_body(request, CompletionBody, request.app.state.spec.max_body_bytes)
@@ -38,6 +39,7 @@ async def completions(request: Request) -> Response:
 
 
 async def _answer(request: Request, body: TextBody, shape: Shape) -> Response:
+    require_model(request, body.model)
     queue: QueueClient = request.app.state.queue
     status = await queue.vfm(body.model)
     require_kind(status.spec, "generation")

@@ -61,6 +61,7 @@ def test_codes_are_unique_and_the_tree_at_the_top_is_complete() -> None:
         (errors.NoWorker, errors.Unavailable, 503),
         (errors.DeadlineExceeded, FmplexError, 504),
         (errors.Unauthorized, FmplexError, 401),
+        (errors.Forbidden, FmplexError, 403),
     ],
 )
 def test_family_and_http_status(kind: type[FmplexError], parent: type[FmplexError], status: int) -> None:

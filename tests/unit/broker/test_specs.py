@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from fmplex_broker.errors import InvalidInput
-from fmplex_broker.specs.fleet import BackboneSpec, FleetSpec, GatewaySpec, WorkerSpec, artifacts_of, load_fleet
+from fmplex_broker.specs.fleet import BackboneSpec, FleetSpec, WorkerSpec, artifacts_of, load_fleet
+from fmplex_broker.specs.gateway import GatewaySpec
 from fmplex_broker.specs.heads import Embedding, InputSpec
 from fmplex_broker.specs.schema import load_toml, parse
 from fmplex_broker.specs.vfm import Slo, VfmChange, VfmSpec
