@@ -22,7 +22,7 @@ from fmplex_broker.streams.consumer import Consumer
 from fmplex_broker.streams.keys import REGISTRY_VFMS, Keys
 from fmplex_broker.streams.queue_client import QueueClient
 from fmplex_gateway.app import create_app
-from tests.support.hosting import HOSTED
+from tests.support.hosting import HOSTED, on_hosted
 
 BACKBONE = "minilm"
 EMBEDDING: dict[str, Any] = {"head": {"kind": "embedding"}}
@@ -53,7 +53,7 @@ class Site:
         setup = await self.worker("setup")
         vfms, scripts = Keys(BACKBONE).vfms, self.queue.scripts
         for one in specs:
-            version = bare(one).digest
+            version = on_hosted(bare(one).digest)
             await self.queue.redis.hset(REGISTRY_VFMS, one.name, BACKBONE)
             terms = [one.limits.max_pending, one.weight, 0, one.slo.pass_ms]
             state, _ = await scripts("propose", vfms, [one.name, version, one.model_dump_json(), -1, *terms])
