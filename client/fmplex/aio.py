@@ -25,9 +25,10 @@ class AsyncClient:
     Calls are repeated, at most `retries` times, where that cannot run a job twice for the caller: every call carries an
     idempotency key. Full queues and rate limits (429) are waited out as the fleet asks, within the same number of tries.
 
-    Every call may raise `Unauthorized`, `UnknownVfm`, `InvalidInput` (its `field` is at fault), `TextTooLong`, `TooLarge`,
-    `Conflict` (the idempotency key was used for another call), `QueueFull`, `RateLimited`, `Unavailable`, `DeadlineExceeded`,
-    `JobFailed`, `NonFiniteOutput` or `Poisoned`; all of them are `FmplexError`.
+    Every call may raise `Unauthorized`, `Forbidden`, `UnknownVfm`, `InvalidInput` (its `field` is at fault), `TextTooLong`,
+    `TooLarge`, `Conflict` (the idempotency key was used for another call), `StaleVersion` (the vFM was deployed for other weights
+    than the fleet hosts now), `QueueFull`, `RateLimited`, `Unavailable`, `DeadlineExceeded`, `JobFailed`,
+    `NonFiniteOutput` or `Poisoned`; all of them are `FmplexError`.
 
         async with AsyncClient("http://127.0.0.1:8080") as client:
             print((await client.infer("spam", "you have WON a cruise")).output)

@@ -31,7 +31,7 @@ def as_package(given: Deployable) -> Package:
 class AsyncVfms:
     """The vFMs of a fleet, over one `transport`: `client.vfms` of an `AsyncClient`. A vFM is shown as a `VfmInfo`.
 
-    Methods that name a vFM raise `UnknownVfm`; all raise `Unauthorized` or `Unavailable`.
+    Methods that name a vFM raise `UnknownVfm`; all raise `Unauthorized`, `Forbidden` or `Unavailable`.
     """
 
     def __init__(self, transport: Transport) -> None:
@@ -41,7 +41,8 @@ class AsyncVfms:
         """Deploy a new vFM; return it once it serves.
 
         `package`: a package, its folder or archive, or the spec of a vFM without files (`VfmSpec`, or a mapping as vfm.toml).
-        Raises why it cannot serve: `PackageRejected`, `InvalidInput`, `Conflict` (the name is taken) or `NoWorker`.
+        Raises why it cannot serve: `PackageRejected`, `InvalidInput`, `Conflict` (the name is taken) or `NoWorker`. A vFM that
+        is stale gets a new version for what the fleet hosts now.
 
             await client.vfms.deploy("vfms/spam")
             await client.vfms.deploy({"name": "embed", "backbone": "minilm", "head": {"kind": "embedding"}})
@@ -103,8 +104,8 @@ class AsyncVfms:
 class Vfms:
     """The vFMs of a fleet, for code without an event loop: `client.vfms` of a `Client`. A vFM is shown as a `VfmInfo`.
 
-    Methods that name a vFM raise `UnknownVfm`; all raise `Unauthorized` or `Unavailable`. `vfms`: those that it shows; `loop`:
-    where it asks for them.
+    Methods that name a vFM raise `UnknownVfm`; all raise `Unauthorized`, `Forbidden` or `Unavailable`. `vfms`: those that it
+    shows; `loop`: where it asks for them.
     """
 
     def __init__(self, vfms: AsyncVfms, loop: LoopThread) -> None:
@@ -115,7 +116,8 @@ class Vfms:
         """Deploy a new vFM; return it once it serves.
 
         `package`: a package, its folder or archive, or the spec of a vFM without files (`VfmSpec`, or a mapping as vfm.toml).
-        Raises why it cannot serve: `PackageRejected`, `InvalidInput`, `Conflict` (the name is taken) or `NoWorker`.
+        Raises why it cannot serve: `PackageRejected`, `InvalidInput`, `Conflict` (the name is taken) or `NoWorker`. A vFM that
+        is stale gets a new version for what the fleet hosts now.
 
             client.vfms.deploy("vfms/spam")
             client.vfms.deploy({"name": "embed", "backbone": "minilm", "head": {"kind": "embedding"}})
