@@ -20,13 +20,17 @@ from fmplex_broker.specs.vfm import VfmSpec
 MEDIA_TYPE = "application/x-tar"
 SUFFIX = ".fmplex"
 _SPEC = "vfm.json"
+# Bytes of a spec. It is read by every gateway and worker; with all the labels that a fleet has ever seen it has a few thousand.
+MAX_SPEC_BYTES = 4_194_304
 
 
 def pack(package: Package) -> bytes:
-    """Write a package as an archive: the same package always gives the same bytes."""
+    """Write a package as an archive: the same package always gives the same bytes. Raises `PackageRejected` for a spec that is
+    too long."""
+    spec = _bounded_spec(package.spec.model_dump_json().encode())
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w", format=tarfile.USTAR_FORMAT) as tar:
-        for name, data in {_SPEC: package.spec.model_dump_json().encode(), **package.files}.items():
+        for name, data in {_SPEC: spec, **package.files}.items():
             member = tarfile.TarInfo(name)  # owner, times and modes are tarfile's fixed defaults
             member.size = len(data)
             tar.addfile(member, io.BytesIO(data))
@@ -42,7 +46,7 @@ def unpack(blob: bytes, limit: int | None = None) -> Package:
     if _SPEC not in files:
         raise _rejected(f"the archive holds no {_SPEC}")
     try:
-        spec = VfmSpec.model_validate_json(files.pop(_SPEC))
+        spec = VfmSpec.model_validate_json(_bounded_spec(files.pop(_SPEC)))
     except ValidationError as e:
         raise invalid(e, _SPEC) from None
     return make_package(spec, files)
@@ -82,6 +86,15 @@ def _members(blob: bytes) -> dict[str, bytes]:
     if not header or blob[at:].strip(b"\0"):
         raise _rejected("the archive is cut off" if not header else "the archive goes on after its end")
     return files
+
+
+def _bounded_spec(spec: bytes) -> bytes:
+    if len(spec) > MAX_SPEC_BYTES:
+        raise PackageRejected(
+            f"{_SPEC} has {len(spec)} bytes, at most {MAX_SPEC_BYTES} are taken; give the vFM fewer labels or shorter ones",
+            field="package",
+        )
+    return spec
 
 
 def _rejected(what: str) -> PackageRejected:
