@@ -83,7 +83,8 @@ def _members(blob: bytes) -> dict[str, bytes]:
         if member.size < 0 or at > len(blob):
             raise _rejected("the archive is cut off")
         files[member.name] = blob[start : start + member.size]
-    if not header or blob[at:].strip(b"\0"):
+    # `tarfile` pads to whole records; whatever is beyond would only be carried about.
+    if not header or len(blob) - at > 2 * tarfile.RECORDSIZE or blob[at:].strip(b"\0"):
         raise _rejected("the archive is cut off" if not header else "the archive goes on after its end")
     return files
 
