@@ -18,7 +18,7 @@ def read_object(data: bytes, most: int) -> dict[str, Any]:
     if len(data) > most:
         raise ValueError(f"it has {len(data)} bytes, at most {most} are taken")
     try:
-        value = json.loads(data.decode(), object_pairs_hook=_without_twins)
+        value = json.loads(str(data, "utf-8"), object_pairs_hook=_without_twins)
     except RecursionError:
         raise _too_deep() from None
     if not isinstance(value, dict):
