@@ -29,7 +29,7 @@ from tests.support.hanging import within
 from tests.support.steps import count_steps
 from tests.unit.broker import made
 
-# Of any package. The largest that is taken needs a third of them, a fraction of a second.
+# Of any package. A header of as many tensors as are taken needs most of them: a tenth of a second.
 MOST_STEPS = 1_500_000
 MEGA = 1_000_000
 
