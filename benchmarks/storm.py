@@ -37,7 +37,8 @@ from benchmarks.storm_vfms import TEXTS, write_backbone, write_vfms
 from fmplex import AsyncClient, Unavailable
 
 _WORKERS, _GATEWAYS, _VFMS, _CALLERS = 3, 2, 32, 12
-_CALM_S = (0.1, 0.6)  # between two faults
+_CALM_S = (0.1, 0.5)  # between two faults
+_IN_BURST_S = (0.05, 0.3)  # after the beginning of a burst, so that it hits those who have work in hand
 COUNTED = ("lost", "doubled", "stuck", "wrong", "untyped", "ended", "left", "grown")
 
 
@@ -136,15 +137,28 @@ class Storm:
             await asyncio.sleep(self._random.uniform(*_CALM_S))
 
     async def _strike(self, fault: Fault) -> float:
-        """Do a fault; return the seconds from its end (from its beginning, where it has no end) until every vFM has answered over
-        every route and every call that was open while it lasted has been answered."""
-        begun, hit = time.monotonic(), set(self._calls.open)
-        async with self._faults(fault):
-            await asyncio.sleep(fault.seconds)
-        since = time.monotonic() if fault.seconds else begun
-        hit |= self._calls.open
-        await asyncio.gather(self._calls.probe(), self._calls.answered(hit))
-        return time.monotonic() - since
+        """Do a fault in the middle of a burst of calls. Returns the seconds until the fleet has recovered: from its end, or from
+        its beginning if it has none."""
+        burst = asyncio.create_task(self._calls.probe(len(TEXTS)))
+        try:
+            await asyncio.sleep(self._random.uniform(*_IN_BURST_S))
+            begun = time.time()
+            async with self._faults(fault):
+                await asyncio.sleep(fault.seconds)
+            since = time.time() if fault.seconds else begun
+            await self._recovered(fault, since)
+            return time.time() - since
+        finally:
+            burst.cancel()
+            await asyncio.gather(burst, return_exceptions=True)
+
+    async def _recovered(self, fault: Fault, since: float) -> None:
+        """Wait until every vFM has answered over every route, every call that was open during the fault has been answered, and
+        the process that was hit is back, if it is a worker that has survived."""
+        back = [self._calls.probe(), self._calls.answered(set(self._calls.open))]
+        if fault.on in self._site.workers and not fault.ends_process:
+            back.append(self._site.heard(fault.on, since))
+        await asyncio.gather(*back)
 
     def _measure(self) -> None:
         self._sizes.sample()

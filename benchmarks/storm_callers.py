@@ -82,9 +82,9 @@ class Calls:
             await self._answered(case, routes, again=rng.random() < _AGAIN, handle=rng.random() < _HANDLES)
             await asyncio.sleep(rng.uniform(0, _THINK_S))
 
-    async def probe(self) -> None:
-        """Ask every vFM over every route until each has answered."""
-        cases = [Case(vfm, (known[0][0],), (known[0][1],)) for vfm, known in self._known.items()]
+    async def probe(self, texts: int = 1) -> None:
+        """Ask every vFM over every route, so many of its texts a call, until each call has been answered."""
+        cases = [Case(vfm, *zip(*known[:texts], strict=True)) for vfm, known in self._known.items()]
         await asyncio.gather(
             *(self._answered(case, itertools.repeat(route)) for route in self._routes for case in cases)
         )

@@ -61,6 +61,11 @@ class Fault:
     on: str
     seconds: float
 
+    @property
+    def ends_process(self) -> bool:
+        """True if the process that it hits does not survive it."""
+        return self.kind.endswith(("_sigkill", "_sigterm"))
+
     def __str__(self) -> str:
         return f"{self.kind} on {self.on}" + (f" for {self.seconds:.2f} s" if self.seconds else "")
 

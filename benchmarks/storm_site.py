@@ -13,8 +13,10 @@ from typing import Any, Self
 
 from benchmarks.fleet import artifact_folder, write_fleet
 from benchmarks.processes import start_module
+from benchmarks.storm_server import administrator
 from fmplex_broker.errors import Unavailable
 from fmplex_broker.streams.embedded import EmbeddedServer, free_port
+from fmplex_broker.streams.keys import Keys
 from tests.support.fleets import worker_ids
 from tests.support.proxy import FaultProxy
 
@@ -112,6 +114,7 @@ class Site:
         self.urls: dict[str, str] = {}  # of the gateways
         self.members: dict[str, Member] = {}
         self.ended: list[str] = []
+        self._leases = Keys(str(backbone["name"])).leases
         self._stack = AsyncExitStack()
         worker = {"device": "cpu", "threads": 1, "lease_ms": round(LEASE_S * 1000)}
         tables = {"backbone": backbone, "worker": worker}
@@ -155,6 +158,18 @@ class Site:
             if time.monotonic() > end:
                 raise Unavailable(f"{name} did not serve within {_START_S:.0f} s: {self.members[name].words()[-1500:]}")
             await asyncio.sleep(0.05)
+
+    async def heard(self, worker: str, since: float) -> None:
+        """Wait until a worker has renewed its lease, or taken another, since a time (seconds, as of `time.time`). Raises
+        `Unavailable` if it does not."""
+        async with administrator(self.server) as admin:
+            while True:
+                lease_ms = await admin.zscore(self._leases, worker_ids(self.members[worker].words())[-1])
+                if lease_ms and lease_ms / 1000 - LEASE_S > since:
+                    return
+                if time.time() > since + _START_S:
+                    raise Unavailable(f"{worker} was not heard for {_START_S:.0f} s")
+                await asyncio.sleep(0.05)
 
     async def end(self, name: str, how: signal.Signals) -> None:
         """End a process by a signal and start it again."""
