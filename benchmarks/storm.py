@@ -17,21 +17,20 @@ from __future__ import annotations
 import argparse
 import asyncio
 import random
-import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.fleet import artifact_folder, deploy
 from benchmarks.harness import Benchmark, Ratios, Report, main
 from benchmarks.stopping import run_async
-from benchmarks.storm_callers import Calls, Found, learn
+from benchmarks.storm_callers import Calls, learn
 from benchmarks.storm_faults import KINDS, QUICK, Fault, Faults, schedule
 from benchmarks.storm_left import Sizes, left_in_broker
+from benchmarks.storm_record import COUNTED, Record, Recovery, table, words_of
 from benchmarks.storm_site import LEASE_S, SDK, Site
 from benchmarks.storm_vfms import TEXTS, write_backbone, write_vfms
 from fmplex import AsyncClient, Unavailable
@@ -39,7 +38,6 @@ from fmplex import AsyncClient, Unavailable
 _WORKERS, _GATEWAYS, _VFMS, _CALLERS = 3, 2, 32, 12
 _CALM_S = (0.1, 0.5)  # between two faults
 _IN_BURST_S = (0.05, 0.3)  # after the beginning of a burst, so that it hits those who have work in hand
-COUNTED = ("lost", "doubled", "stuck", "wrong", "untyped", "ended", "left", "grown")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,38 +48,6 @@ class Settings:
     seconds: float = 120.0
     times: int = 2
     kinds: tuple[str, ...] = tuple(KINDS)
-
-
-@dataclass(frozen=True, slots=True)
-class Recovery:
-    """A fault that came `at_s` after the beginning, and the `seconds` until the fleet had recovered from it."""
-
-    fault: Fault
-    at_s: float
-    seconds: float
-
-
-@dataclass
-class Record:
-    """Everything that a storm has come to, filled as it goes."""
-
-    found: Found = field(default_factory=Found)
-    recoveries: list[Recovery] = field(default_factory=list)
-    sizes: dict[str, dict[str, list[float]]] = field(default_factory=dict)
-
-    def counts(self) -> dict[str, int]:
-        """Return the number of findings of each sort, all of them 0 if nothing is wrong."""
-        return {name: len(getattr(self.found, name)) for name in COUNTED}
-
-    def recovery(self) -> dict[str, dict[str, float]]:
-        """Return by kind of fault: how many `times`, `p50_s` and `max_s`, and its `goal_s` if it has one."""
-        out = {}
-        for kind in sorted({one.fault.kind for one in self.recoveries}):
-            seconds = [one.seconds for one in self.recoveries if one.fault.kind == kind]
-            out[kind] = {"times": float(len(seconds)), "p50_s": statistics.median(seconds), "max_s": max(seconds)}
-            if (goal_s := KINDS[kind].goal_s) is not None:
-                out[kind]["goal_s"] = goal_s
-        return out
 
 
 class Storm:
@@ -220,13 +186,7 @@ def _fill(report: Report, record: Record) -> None:
     report.config["found"] = words_of(record.found)
     for one in record.recoveries:
         report.add({f"recovery_{one.fault.kind}": one.seconds})
-    _say(*report.config["found"])
-
-
-def words_of(found: Found, most: int = 10) -> list[str]:
-    """Return the first findings of each sort, in words."""
-    sorts: Mapping[str, Sequence[str]] = {name: getattr(found, name) for name in COUNTED}
-    return [f"{name}: {words}" for name, all_words in sorts.items() for words in all_words[:most]]
+    _say(*table(record), *report.config["found"])
 
 
 def ratios(report: Report) -> Ratios:

@@ -7,11 +7,11 @@ import itertools
 import random
 import secrets
 import time
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
+from benchmarks.storm_record import Found
 from fmplex import AsyncClient, FmplexError, Result
 from tests.support.outputs import difference
 
@@ -29,23 +29,6 @@ _HANDLES = 0.2  # of those with one text are enqueued first and asked for their 
 
 # vFM -> its texts, each with what it answers
 Known = Mapping[str, Sequence[tuple[str, Any]]]
-
-
-@dataclass
-class Found:
-    """Findings of a storm, in words; all but `did` and `errors` (typed ones that callers were told, by code) should be empty.
-    See docs/reliability.md for what each means."""
-
-    did: Counter[str] = field(default_factory=Counter)
-    errors: Counter[str] = field(default_factory=Counter)
-    lost: list[str] = field(default_factory=list)
-    doubled: list[str] = field(default_factory=list)
-    stuck: list[str] = field(default_factory=list)
-    wrong: list[str] = field(default_factory=list)
-    untyped: list[str] = field(default_factory=list)
-    ended: list[str] = field(default_factory=list)
-    left: list[str] = field(default_factory=list)
-    grown: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)

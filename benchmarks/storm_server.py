@@ -17,7 +17,6 @@ from fmplex_broker.streams.embedded import EmbeddedServer
 _POLL_S = 0.01
 _PATIENCE_S = 10.0
 _NOBODY = 1  # a port on which nobody listens
-_UNLIMITED = 10_000
 
 
 def administrator(server: EmbeddedServer) -> Client:
@@ -62,19 +61,19 @@ class Refusals:
     @asynccontextmanager
     async def noreplicas(self) -> AsyncIterator[None]:
         """Refuse writes for want of a replica."""
-        async with self._setting("min-replicas-to-write", 1, 0):
+        async with self._setting("min-replicas-to-write", 1):
             yield
 
     @asynccontextmanager
     async def maxmemory(self) -> AsyncIterator[None]:
         """Refuse what needs memory."""
-        async with self._setting("maxmemory", 1, 0):
+        async with self._setting("maxmemory", 1):
             yield
 
     @asynccontextmanager
     async def maxclients(self) -> AsyncIterator[None]:
         """End every connection but the administrator's, which leaves no room for another."""
-        async with self._setting("maxclients", 1, _UNLIMITED) as admin:
+        async with self._setting("maxclients", 1) as admin:
             await admin.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
             yield
 
@@ -91,7 +90,7 @@ class Refusals:
     @asynccontextmanager
     async def busy(self) -> AsyncIterator[None]:
         """Run a script without end, which is killed in the end; it has written nothing."""
-        async with self._setting("busy-reply-threshold", 10, 5000) as admin, administrator(self._server) as hog:
+        async with self._setting("busy-reply-threshold", 10) as admin, administrator(self._server) as hog:
             running = asyncio.create_task(_run_for_ever(hog))
             try:
                 await _until_busy(admin)
@@ -101,8 +100,9 @@ class Refusals:
                 await running
 
     @asynccontextmanager
-    async def _setting(self, name: str, value: int, usual: int) -> AsyncIterator[Client]:
+    async def _setting(self, name: str, value: int) -> AsyncIterator[Client]:
         async with administrator(self._server) as admin:
+            usual = (await admin.config_get(name))[name]
             await admin.config_set(name, value)
             try:
                 yield admin

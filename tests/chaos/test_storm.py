@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.storm import Record, Settings, storm, words_of
+from benchmarks.storm import Settings, storm
 from benchmarks.storm_faults import KINDS
+from benchmarks.storm_record import Record, words_of
 
 SECONDS = float(os.environ.get("FMPLEX_STORM_SECONDS") or 120)
 SEED = int(os.environ.get("FMPLEX_STORM_SEED") or random.randrange(1_000_000))

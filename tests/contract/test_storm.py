@@ -17,8 +17,9 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
 from benchmarks import storm_callers
-from benchmarks.storm_callers import Calls, Found
+from benchmarks.storm_callers import Calls
 from benchmarks.storm_faults import KINDS, QUICK, Fault, Faults, schedule
+from benchmarks.storm_record import Found
 from benchmarks.storm_server import Refusals
 from benchmarks.storm_site import Site
 from fmplex import BrokerUnavailable, DeadlineExceeded, Result
