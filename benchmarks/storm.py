@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.fleet import artifact_folder, deploy
-from benchmarks.harness import Benchmark, Ratios, Report, main
+from benchmarks.harness import Benchmark, Ratios, Report, main, without_pauses
 from benchmarks.stopping import run_async
 from benchmarks.storm_callers import Calls, learn
 from benchmarks.storm_faults import KINDS, QUICK, Fault, Faults, schedule
@@ -167,6 +167,7 @@ def run(report: Report) -> None:
     settings = Settings(seed, seconds, 1, QUICK) if quick else Settings(seed, seconds)
     report.config |= {"seed": seed, "seconds": seconds, "lease_s": LEASE_S}
     report.config |= {"workers": _WORKERS, "gateways": _GATEWAYS, "vfms": _VFMS, "callers": _CALLERS}
+    without_pauses()  # the proxies are in this process
     try:
         with tempfile.TemporaryDirectory(prefix="fmplex-storm-") as folder:
             run_async(storm(Path(folder), settings, record))
