@@ -1,4 +1,4 @@
-"""The processes of `benchmarks.storm`: each behind a proxy of its own, started again when it ends, and noted if it ends by itself."""
+"""The processes of `benchmarks.storm`: each has a proxy of its own, and whoever ends by itself is noted and started again."""
 
 from __future__ import annotations
 
