@@ -94,7 +94,7 @@ class Sizes:
 
     def judged(self) -> dict[str, tuple[Sample, Sample]]:
         """Return, of each process that lives and was sampled long enough, a sample once it was warm and the last one."""
-        pairs = {}
+        pairs: dict[str, tuple[Sample, Sample]] = {}
         for name, pid in self._now():
             samples = self._samples.get((name, pid), [])
             warm = [sample for sample in samples if sample.at >= samples[0].at + _WARM_S]

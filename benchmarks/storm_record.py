@@ -52,7 +52,7 @@ class Record:
 
     def recovery(self) -> dict[str, dict[str, float]]:
         """Return by kind of fault: how many `times`, `p50_s` and `max_s`, and its `goal_s` if it has one."""
-        out = {}
+        out: dict[str, dict[str, float]] = {}
         for kind in sorted({one.fault.kind for one in self.recoveries}):
             seconds = [one.seconds for one in self.recoveries if one.fault.kind == kind]
             out[kind] = {"times": float(len(seconds)), "p50_s": statistics.median(seconds), "max_s": max(seconds)}
