@@ -50,8 +50,8 @@ check: setup
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# Every script that has a claim; what the soak says is whether something is left, which needs no picture.
-BENCHMARKS := $(filter-out soak,$(basename $(notdir $(shell grep -lE '^ +main.Benchmark.' benchmarks/*.py))))
+# Every script that has a claim; what soak and storm say is whether something is left or lost, which needs no picture.
+BENCHMARKS := $(filter-out soak storm,$(basename $(notdir $(shell grep -lE '^ +main.Benchmark.' benchmarks/*.py))))
 bench: setup
 	mkdir -p benchmarks/results
 	for name in $(BENCHMARKS); do $(BIN)/python -m benchmarks.$$name --json > benchmarks/results/$$name.json || exit 1; done
