@@ -6,7 +6,6 @@ import asyncio
 from collections import Counter
 
 import pytest
-from redis.exceptions import ResponseError
 
 from tests.contract.harness import Bench, answer, job
 

@@ -20,6 +20,7 @@ from fmplex_broker.specs.schema import Name, Spec, load_toml, parse
 from fmplex_broker.specs.vfm import VfmSpec
 
 S = TypeVar("S", bound=Spec)
+BACKBONE_BYTES = 1_000_000_000
 
 
 class ResidencySpec(Spec):
@@ -66,7 +67,8 @@ class BackboneSpec(Spec):
 
     `dtype` of the weights: `auto` is bfloat16 where the device computes in it, else float32. `max_tokens` bounds one text
     (default: what the model can take); `pass_units` is the pass budget in packed tokens, which latency targets of vFMs may
-    shorten. `workers`: how many processes `fmplex up` starts for it; `worker`: settings of theirs that differ from the fleet's.
+    shorten. `max_pending_bytes`: of all jobs that wait or run on it, in the broker. `workers`: how many processes `fmplex up`
+    starts for it; `worker`: settings of theirs that differ from the fleet's.
     """
 
     name: Name
@@ -75,6 +77,7 @@ class BackboneSpec(Spec):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "float32"
     max_tokens: int | None = Field(default=None, ge=1)
     pass_units: int = Field(default=2048, ge=16, le=1_000_000)
+    max_pending_bytes: int = Field(default=BACKBONE_BYTES, ge=1024, le=1_000_000_000_000)
     workers: int = Field(default=1, ge=1, le=1024)
     worker: WorkerSpec = WorkerSpec()
 

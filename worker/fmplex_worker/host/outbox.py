@@ -41,6 +41,7 @@ class Outbox:
         """Send on what has been added to a job's text, to a caller who reads along: the first words at once, more together with
         what comes meanwhile."""
         self._count(job, news.tokens)
+        job.generated += news.tokens
         if job.streams:
             self._chunks.add(job, news)
 
@@ -67,7 +68,7 @@ class Outbox:
             run_ms=job.run_ms,
             load_ms=job.load_ms,
         )
-        job.claimed.spent = job.charged
+        job.claimed.spent, job.claimed.tokens = job.charged, _tokens(job, output)
         self._chunks.end(job)
         self._meter.answered(job.flow.vfm, failed=error is not None, latency_ms=total_ms, wait_ms=reply.queue_ms)
         if error is None and job.prepared.kind == "generate":
@@ -101,3 +102,13 @@ class Outbox:
     async def flushed(self) -> None:
         """Wait until all that was answered is settled."""
         await self._empty.wait()
+
+
+def _tokens(job: ActiveJob, output: object) -> int:
+    """Return the tokens that a job's vFM is charged for it, against its rate: none if no pass of it has run; else those that it
+    has read and, if it generates, written, once each, however often they were computed."""
+    if not job.begun:
+        return 0
+    if job.prepared.kind == "generate" and isinstance(output, dict):
+        return int(output["prompt_tokens"]) + int(output["completion_tokens"])
+    return job.units + job.generated
