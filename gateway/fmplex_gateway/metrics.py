@@ -76,9 +76,9 @@ def _queues(view: FleetView) -> Iterator[Metric]:
             waiting.add_metric(which, depth.waiting)
             pending.add_metric(which, depth.pending)
             oldest.add_metric(which, depth.oldest_ms / 1000)
-            held.add_metric(which, depth.nbytes)
-        if vfm.serving:
-            most.add_metric(which, vfm.serving.limits.max_pending_bytes)
+            if depth.nbytes and vfm.serving:
+                held.add_metric(which, depth.nbytes)
+                most.add_metric(which, vfm.serving.limits.max_pending_bytes)
     yield from (waiting, pending, oldest, held, most, target)
 
 

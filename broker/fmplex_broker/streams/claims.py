@@ -84,7 +84,7 @@ class Claim:
 
 
 def read_claim(reply: Any, order: Order) -> Claim:
-    """Read the reply of the `claim` script. Large payloads are not in it (their jobs come with empty ones), nor what is shared."""
+    """Read the reply of the `claim` script. Large payloads are not in it (their jobs come with empty ones), nor shared parts."""
     state, flows, more, wait = reply
     claim = Claim(state.decode(), [], bool(more), {}, {}, int(wait))
     for name, attempts, entries, rest, weight, pass_ms in flows:

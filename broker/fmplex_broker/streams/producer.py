@@ -14,7 +14,7 @@ from fmplex_broker.streams.connection import Arg, Client, Scripts, broker_errors
 from fmplex_broker.streams.keys import Keys
 from fmplex_broker.wire.messages import Flow, Payload, Reply, encode_reply, read_reply, split
 
-ENTRY_BYTES = 512  # that a job takes in the broker beside its payload, as enqueue.lua counts them
+ENTRY_BYTES = 256  # that a job takes in the broker beside its payload, as enqueue.lua counts them
 RESULT_TTL_MS = 60_000  # how long a reply can be asked for again; at thousands a second, minutes would fill the server
 _CANCELLED = encode_reply(Reply(error=Cancelled("the job was cancelled before it ran")))
 

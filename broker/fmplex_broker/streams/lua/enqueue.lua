@@ -6,7 +6,7 @@
 -- Per job: {status, job, extra}: new | dup | done | conflict | full | closed | stale | unknown | limited (extra = ms to wait)
 -- | full_bytes, full_backbone (as many bytes wait as may; extra = how many that is) | large_bytes, large_backbone (it never fits).
 local inbox, result_ttl, now, hosts = ARGV[1], tonumber(ARGV[2]), now_ms(), hosted()
-local ENTRY = 512  -- bytes that an entry and its keys take beside the payload
+local ENTRY = 256  -- bytes that an entry and its keys take beside the payload
 local VFM_BYTES, BACKBONE_BYTES = 256000000, 1000000000
 local most_units, most_wait = 1e9, 86400000
 local backbone_most = tonumber(redis.call('HGET', VFMS, ':max_bytes') or 0)

@@ -13,8 +13,8 @@ from fmplex.columns import Column, FittedTable
 _BACKBONE = Column("backbone", 3, left=True)  # second of vFMs and of workers, where there are several
 _VFMS = (
     Column("vFM"), Column("waiting"), Column("pending", 5), Column("oldest", 3), Column("queued", 9), Column("jobs/s"),
-    Column("failed/s", 2), Column("p50 ms"), Column("p99 ms"), Column("target", 4), Column("wait\np99 ms", 6), Column("device", 7), Column("share"),
-    Column("promised", 1), Column("deficit", 8),
+    Column("failed/s", 2), Column("p50 ms"), Column("p99 ms"), Column("target", 4), Column("wait\np99 ms", 6),
+    Column("device", 7), Column("share"), Column("promised", 1), Column("deficit", 8),
 )  # fmt: skip
 _TEXTS = (
     Column("text"), Column("tokens/s"), Column("prompt\ntokens/s", 4), Column("cached", 3), Column("first\np50 ms"),
