@@ -10,7 +10,7 @@ import json
 from collections.abc import Sequence
 from typing import Any, NamedTuple, TypeVar
 
-from fmplex_broker.admission.inputs import INT_MAX, check_input, check_prompt
+from fmplex_broker.admission.inputs import INT_MAX, check_input, check_prompt, utf8_bytes
 from fmplex_broker.errors import InvalidInput, TooLarge
 from fmplex_broker.specs.heads import Generation
 from fmplex_broker.specs.sampling import GenerationParams, derive_seed, nth_seed
@@ -19,6 +19,7 @@ from fmplex_broker.specs.vfm import VfmSpec
 from fmplex_broker.wire.messages import Part, Payload, Request, SharedPayload, encode_request, packb
 
 MAX_INPUTS = 2048
+MAX_KEY_BYTES = 1024  # of an idempotency key
 MAX_SCHEMA_BYTES = 65_536
 _SHARED_FROM = 1024  # bytes; what is smaller travels with every job: to name it costs as much
 _BYTES_PER_UNIT = 4  # of English text a token; only an estimate until the worker has tokenised
@@ -98,6 +99,12 @@ def check_bytes(vfm: VfmSpec, nbytes: int) -> None:
                 f"the call has {nbytes} bytes, {vfm.name!r} takes at most {most} (limits.{key}); split it",
                 field="inputs",
             )
+
+
+def check_key(key: str | None) -> None:
+    """Check the idempotency key of a call, which is kept for every input. Raises `InvalidInput`."""
+    if key is not None and not 1 <= utf8_bytes(key, "idempotency_key") <= MAX_KEY_BYTES:
+        raise InvalidInput(f"must have 1 to {MAX_KEY_BYTES} bytes", field="idempotency_key")
 
 
 def timeout_ms(vfm: VfmSpec, wanted: float | None) -> int:

@@ -127,6 +127,7 @@ class QueueClient:
     ) -> list[Pending]:
         """Enqueue one job an input (`n` that stand next to each other), all or none. Raises what `admission.admit` raises,
         `TooLarge`, `UnknownVfm`, `VfmClosed`, `QueueFull`, `RateLimited`, `Conflict`, `BrokerUnavailable`."""
+        admission.check_key(idempotency_key)
         status = await self.vfm(vfm)
         spec = status.spec
         call = new_id() if idempotency_key is None else idempotency_key
@@ -136,13 +137,12 @@ class QueueClient:
         ms = admission.timeout_ms(spec, timeout_ms)
         flow, until = Flow(vfm, cls), time.monotonic() + ms / 1000
         channel = self._channel(status.backbone)
-        jobs = []
-        for i, (payload, units) in enumerate(payloads):
-            key = None if idempotency_key is None else f"{vfm}:{idempotency_key}:{i}"
-            jobs.append(NewJob(flow, payload, units, ms, idempotency_key=key, charge=0))
+        keys = [None if idempotency_key is None else f"{vfm}:{idempotency_key}:{i}" for i in range(len(payloads))]
+        jobs = [
+            NewJob(flow, *priced, ms, idempotency_key=key, charge=0) for priced, key in zip(payloads, keys, strict=True)
+        ]
         jobs[0] = replace(jobs[0], charge=sum(units for _, units in payloads), call_bytes=nbytes)
-        generates = isinstance(spec.head, Generation)
-        pending = [_pending(channel, job, until, generates) for job in jobs]
+        pending = [_pending(channel, job, until, isinstance(spec.head, Generation)) for job in jobs]
         try:
             try:
                 got = await channel.enqueue(jobs)

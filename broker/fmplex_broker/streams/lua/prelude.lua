@@ -35,11 +35,9 @@ local LEAST_RATE = 1e-3
 local function record(vfm)
   local raw = redis.call('HGET', VFMS, vfm)
   if not raw then return nil end
-  local r = {max_bytes = 0}
-  for name, value in string.gmatch(raw, '([^=|]+)=([^|]*)') do
-    local number = NUMBERS[name]
-    r[name] = number and within(tonumber(value), number[2], number[3]) or value
-  end
+  local r = {}
+  for name, value in string.gmatch(raw, '([^=|]+)=([^|]*)') do r[name] = value end
+  for name, number in pairs(NUMBERS) do r[name] = within(tonumber(r[name]), number[2], number[3]) end
   if r.rate > 0 then r.rate = math.max(r.rate, LEAST_RATE) end
   return r
 end
