@@ -16,8 +16,8 @@ from fmplex_broker.specs.heads import Generation
 from fmplex_broker.specs.versions import stale_error
 from fmplex_broker.streams.backbone_channel import BackboneChannel
 from fmplex_broker.streams.connection import Client, Scripts, open_redis
+from fmplex_broker.streams.not_taken import not_taken
 from fmplex_broker.streams.producer import EnqueueResult, NewJob, new_id, stored_bytes
-from fmplex_broker.streams.refusals import refusal
 from fmplex_broker.streams.registry import Registry
 from fmplex_broker.streams.stream_buffer import StreamBuffer
 from fmplex_broker.streams.vfm_cache import VfmCache
@@ -170,7 +170,7 @@ class QueueClient:
                 now = await self.registry.show(vfm)
                 if now.status == "stale":  # else it has been deployed again just now
                     raise stale_error(vfm, now.version, now.hosted)
-            raise refusal(vfm, refused)
+            raise not_taken(vfm, refused)
         for p, g in zip(pending, got, strict=True):
             if g.job != p.job:  # an earlier job with this idempotency key answers
                 channel.inbox.forget(p.job)

@@ -10,7 +10,7 @@ _RETRY_S = 1.0
 _CAPS = {"bytes": "limits.max_pending_bytes of {vfm!r}", "backbone": "max_pending_bytes of its backbone, for all vFMs"}
 
 
-def refusal(vfm: str, got: EnqueueResult) -> FmplexError:
+def not_taken(vfm: str, got: EnqueueResult) -> FmplexError:
     """Return the error of a call, one of whose jobs was not taken."""
     word, _, what = got.status.partition("_")
     cap = f"{got.most} bytes ({_CAPS[what].format(vfm=vfm)})" if what else ""
