@@ -40,7 +40,8 @@ local function known(idem, request, job, flow)
   return {'dup', first, 0}
 end
 
-local records, waits = {}, {}  -- of vFMs, as they are during this script
+-- What many jobs of this script ask for, as it has become: records of vFMs, bytes that wait, lengths of flows.
+local records, waits, lengths, ready = {}, {}, {}, {}
 local function look_up(vfm)
   if records[vfm] == nil then records[vfm] = record(vfm) or false end
   return records[vfm]
@@ -92,7 +93,8 @@ local function add(class, vfm, job, idem, request, units, charge, timeout, call,
   local before = known(idem_key, request, job, flow)
   if before then return before end
   local q = queue(flow)
-  if redis.call('XLEN', q) >= r.max_pending then return {'full', job, 0} end
+  lengths[flow] = lengths[flow] or redis.call('XLEN', q)
+  if lengths[flow] >= r.max_pending then return {'full', job, 0} end
   local mine, shared = read_parts(vfm, numbers)
   local own = #payload + ENTRY
   local cap, most = over(vfm, r, math.max(own + shared, call))
@@ -109,7 +111,10 @@ local function add(class, vfm, job, idem, request, units, charge, timeout, call,
                         't', string.format('%d', now + timeout), 'd', payload, 'b', large, 's', stored)
   waits[vfm], waits[''] = add_bytes(vfm, own + shared)
   redis.call('SET', idem_key, job .. '|' .. request .. '|' .. id, 'PX', ttl)
-  return {'new', job, mark_ready(class, vfm) and 1 or 0}
+  lengths[flow] = lengths[flow] + 1
+  local newly = not ready[flow] and mark_ready(class, vfm)
+  ready[flow] = true
+  return {'new', job, newly and 1 or 0}
 end
 
 local out, rung = {}, false

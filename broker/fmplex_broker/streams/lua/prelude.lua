@@ -127,8 +127,9 @@ local function reply(inbox, job, payload, ttl)
   end
   if inbox ~= '' then post(inbox) end
   local subs = P .. 'subs:' .. job
-  for _, other in ipairs(redis.call('SMEMBERS', subs)) do post(other) end
-  redis.call('DEL', subs)
+  local others = redis.call('SMEMBERS', subs)
+  for _, other in ipairs(others) do post(other) end
+  if #others > 0 then redis.call('DEL', subs) end
   return true
 end
 
@@ -176,10 +177,7 @@ local function add_bytes(vfm, bytes)
   return redis.call('HINCRBY', VFMS, vfm .. ':bytes', n), redis.call('HINCRBY', VFMS, ':bytes', n)
 end
 
-local function subtract_bytes(vfm, stored)
-  local own, parts = string.match(stored, '^(%d+)(.*)$')
-  if not own then return end
-  local bytes = tonumber(own)
+local function subtract_bytes(vfm, bytes, parts)
   for id, size in string.gmatch(parts, ' (%w+):(%d+)') do
     if redis.call('HINCRBY', VFMS, part_users(vfm, id), -1) <= 0 then
       redis.call('HDEL', VFMS, part_users(vfm, id))
@@ -197,11 +195,13 @@ local function drop_entry(flow, id, job, stored)
     stored = e and entry_stored(e) or ''
   end
   redis.pcall('XACK', queue(flow), 'w', id)
-  if redis.call('XDEL', queue(flow), id) == 1 then
+  local own, parts = string.match(stored, '^(%d+)(.*)$')
+  local there, bytes = redis.call('XDEL', queue(flow), id) == 1, tonumber(own or 0)
+  if there and own then
     local _, vfm = flow_parts(flow)
-    subtract_bytes(vfm, stored)
+    subtract_bytes(vfm, bytes, parts)
   end
-  redis.call('DEL', P .. 'blob:' .. job)
+  if bytes > LARGE then redis.call('DEL', P .. 'blob:' .. job) end
 end
 
 -- Scores in `back` of the flows of one class, [from, to): when it was given back, in a span of its own for each class.
