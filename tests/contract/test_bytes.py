@@ -286,6 +286,22 @@ async def retired(bench: Bench, jobs: list[NewJob]) -> None:
         assert (await bench.scripts("retire", bench.keys.vfms, [vfm, "answer", 99, 1000, answer()]))[0] == b"gone"
 
 
+@pytest.mark.parametrize("key", ["k", "5 a:1|b|", None])
+async def test_a_long_deadline_does_not_keep_the_key_of_a_job_that_is_done(bench: Bench, key: str | None) -> None:
+    await bench.serve("a")
+    worker, day_ms, one = await bench.worker(), 86_400_000, part(1)
+    sent = job(payload=shared("x", one), key=key, timeout_ms=day_ms)
+    await bench.enqueue(sent)
+    idem = f"{bench.keys.prefix}idem:{sent.idem}"
+    assert await bench.redis.pttl(idem) > day_ms
+    [held] = await bench.claimed(worker)
+    assert held.part_sizes == {one.id: len(one.data)}
+    await worker.settle([(held, answer())])
+    assert 50_000 < await bench.redis.pttl(idem) <= 60_000  # as long as the reply can be asked for again
+    assert await bench.enqueue(sent) == ["done"]
+    assert (await bench.counted("a"), await bench.counted()) == (0, 0)
+
+
 @pytest.mark.parametrize("end", [settled, cancelled, buried, retired])
 async def test_bytes_are_free_again(bench: Bench, end: Callable[[Bench, list[NewJob]], Awaitable[None]]) -> None:
     await bench.serve("a", "b")

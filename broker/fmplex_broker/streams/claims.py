@@ -49,15 +49,19 @@ class Claimed:
     @property
     def stored_bytes(self) -> int:
         """Bytes of its own that the broker keeps for it."""
-        own, _, _ = self.stored.partition(" ")
+        own, _, _ = self._told.partition(" ")
         return int(own or 0)
 
     @property
     def part_sizes(self) -> dict[str, int]:
         """Bytes of the parts that it shares with other jobs, by their ids."""
-        _, _, parts = self.stored.partition(" ")
+        _, _, parts = self._told.partition(" ")
         named = (part.split(":") for part in parts.split())
         return {name: int(size) for name, size in named}
+
+    @property
+    def _told(self) -> str:
+        return self.stored.partition("|")[0]  # behind it is a key that callers have made
 
 
 class Terms(NamedTuple):

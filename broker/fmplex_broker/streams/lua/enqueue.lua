@@ -102,7 +102,7 @@ local function add(class, vfm, job, idem, request, units, charge, timeout, call,
   local wait = take_tokens(vfm, r.rate, charge, units)
   if wait > 0 then return {'limited', job, wait} end
   local large, ttl = '', timeout + result_ttl
-  local stored = string.format('%d', own) .. keep_parts(vfm, mine, ttl)
+  local stored = string.format('%d', own) .. keep_parts(vfm, mine, ttl) .. (timeout > LONG_MS and '|' .. idem or '')
   if #payload > LARGE then
     redis.call('SET', P .. 'blob:' .. job, payload, 'PX', ttl)
     payload, large = '', '1'

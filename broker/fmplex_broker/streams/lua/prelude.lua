@@ -167,7 +167,8 @@ end
 
 -- Bytes that wait: of a vFM in `<vfm>:bytes`, of the backbone in `:bytes`. What jobs have in common is kept once, in `part:<vfm>:<id>`,
 -- and counted once, while `<vfm>:part:<id>` entries refer to it. The field `s` of an entry says what it has added: its own bytes, then
--- ` id:bytes` for every part.
+-- ` id:bytes` for every part, then `|` and its idempotency key if that would stay for long after it.
+local LONG_MS, REPEAT_MS = 600000, 60000
 local function part_key(vfm, id) return P .. 'part:' .. vfm .. ':' .. id end
 local function part_users(vfm, id) return vfm .. ':part:' .. id end
 
@@ -195,13 +196,14 @@ local function drop_entry(flow, id, job, stored)
     stored = e and entry_stored(e) or ''
   end
   redis.pcall('XACK', queue(flow), 'w', id)
-  local own, parts = string.match(stored, '^(%d+)(.*)$')
+  local own, parts, idem = string.match(stored, '^(%d+)([^|]*)|?(.*)$')
   local there, bytes = redis.call('XDEL', queue(flow), id) == 1, tonumber(own or 0)
   if there and own then
     local _, vfm = flow_parts(flow)
     subtract_bytes(vfm, bytes, parts)
   end
   if bytes > LARGE then redis.call('DEL', P .. 'blob:' .. job) end
+  if idem and idem ~= '' then redis.call('PEXPIRE', P .. 'idem:' .. idem, REPEAT_MS) end
 end
 
 -- Scores in `back` of the flows of one class, [from, to): when it was given back, in a span of its own for each class.
