@@ -102,8 +102,8 @@ class Producer:
 
     async def results(self, jobs: Sequence[str]) -> list[Reply | None]:
         """Read the stored replies, None where there is none (yet, or any more). Raises `BrokerUnavailable`."""
-        if not jobs:
-            return []
-        async with broker_errors():
-            raw: list[Any] = await self._redis.mget([self.keys.result(job) for job in jobs])
+        raw: list[Any] = []
+        for start in range(0, len(jobs), PER_CALL):
+            async with broker_errors():
+                raw += await self._redis.mget([self.keys.result(job) for job in jobs[start : start + PER_CALL]])
         return [read_reply(r) if r is not None else None for r in raw]
