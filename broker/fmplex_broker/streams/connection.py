@@ -99,7 +99,7 @@ class _PlainFailures:
         except ValueError as e:  # an error line that redis-py cannot read
             raise redis_errors.InvalidResponse(str(e)) from e
         except redis_errors.ReadOnlyError:
-            await self.disconnect(nowait=True)  # after a failover the name stands for another server
+            self.mark_for_reconnect()  # type: ignore[attr-defined]  # after a failover the name stands for another server
             raise
 
     async def disconnect(self, nowait: bool = False, **kwargs: Any) -> None:

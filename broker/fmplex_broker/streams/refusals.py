@@ -25,7 +25,10 @@ _TUPLE = re.compile(r"""\((["'])(.*)\1,\)""", re.DOTALL)
 _OURS = frozenset({"ERR", "WRONGTYPE", "NOGROUP", "BUSYGROUP"})
 _FORBIDDEN = frozenset({"NOPERM", "NOAUTH", "WRONGPASS", "DENIED"})
 _CLUSTER = frozenset({"MOVED", "ASK", "CROSSSLOT"})
-# Some of the many meanings of `ERR` are no mistake in what was asked.
+# Some of the many meanings of `ERR` are no mistake in what was asked; a script says some of them in words of its own.
+_ERR_FORBIDDEN = ("ACL failure", "The user executing the script can't")
+_ERR_CLUSTER = "Script attempted to access"
+_ERR_CLIENTS = "max number of clients"
 _NOT_SERVED = re.compile(
     r"unknown |(invalid db|db) index|select is not allowed|operation not permitted|error compiling script .*near '#'",
     re.IGNORECASE,
@@ -36,6 +39,8 @@ def as_ours(e: Exception) -> FmplexError:
     """Return what an error of redis-py or of a connection means: `BrokerUnavailable`, `BrokerMisconfigured`, `BrokerFault`."""
     code, words = _read(e)
     said = f"{code} {words}".strip()
+    if code == "ERR":
+        code = _meant(words)
     if code in _FORBIDDEN or isinstance(e, redis_errors.AuthenticationError | redis_errors.AuthorizationError):
         return BrokerMisconfigured(
             f"the broker forbids it ({said}); let the user in the broker's URL run scripts and all commands on all keys of this "
@@ -49,14 +54,10 @@ def as_ours(e: Exception) -> FmplexError:
         return BrokerMisconfigured(
             f"what answers at the broker's URL does not speak the Redis protocol ({said}); check host and port"
         )
-    if code == "ERR" and _NOT_SERVED.match(words):
+    if code == "NOT_SERVED":
         return BrokerMisconfigured(
             f"the server at the broker's URL does not do what FMplex asks ({said}); is it Redis 7 or newer, or Valkey, no "
             "Sentinel, and is the database right?"
-        )
-    if code == "ERR" and words.startswith("max number of clients"):
-        return BrokerUnavailable(
-            f"the broker takes no more connections ({said}); raise its maxclients, or run fewer processes"
         )
     if code in _OURS and isinstance(e, redis_errors.ResponseError):
         return BrokerFault(
@@ -66,11 +67,26 @@ def as_ours(e: Exception) -> FmplexError:
     return _refused(code, said)
 
 
+def _meant(words: str) -> str:
+    """Return the code that `ERR` with these words should have been."""
+    if words.startswith(_ERR_FORBIDDEN):
+        return "NOPERM"
+    if words.startswith(_ERR_CLUSTER):
+        return "CROSSSLOT"
+    if words.startswith(_ERR_CLIENTS):
+        return "MAXCLIENTS"
+    return "NOT_SERVED" if _NOT_SERVED.match(words) else "ERR"
+
+
 def _refused(code: str, said: str) -> BrokerUnavailable:
     """Return what it means that the server refuses or is silent, if that may pass by itself."""
     match code:
         case "":
             return BrokerUnavailable(f"the broker does not answer ({said}); is it running, and is its URL right?")
+        case "MAXCLIENTS":
+            return BrokerUnavailable(
+                f"the broker takes no more connections ({said}); raise its maxclients, or run fewer processes"
+            )
         case "OOM":
             return BrokerUnavailable("the broker is out of memory; jobs are taken again once it has drained")
         case "READONLY":
