@@ -45,7 +45,7 @@ class TroubledProxy:
     async def __aexit__(self, *_: object) -> None:
         assert self._server
         self._server.close()
-        await asyncio.gather(*(line.end() for line in list(self._lines)))
+        await self.cut()
 
     def refuse(self, line: str) -> None:
         """Answer every command with an error line, from now on."""
@@ -56,6 +56,10 @@ class TroubledProxy:
         for line in self._lines:
             line.stalled = True
         return len(self._lines)
+
+    async def cut(self) -> None:
+        """End all connections that are there."""
+        await asyncio.gather(*(line.end() for line in list(self._lines)))
 
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.accepted += 1
