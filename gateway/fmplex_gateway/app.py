@@ -12,13 +12,14 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from fmplex_broker.errors import FmplexError, InvalidInput, UnknownVfm
+from fmplex_broker.errors import BrokerFault, FmplexError, InvalidInput, UnknownVfm
 from fmplex_broker.packages.artifacts import ArtifactStore
 from fmplex_broker.specs.gateway import GatewaySpec
 from fmplex_broker.streams.deployer import Deployer
 from fmplex_broker.streams.queue_client import QueueClient
 from fmplex_gateway import health, inference, openai, vfms
 from fmplex_gateway.access import Access, check_declared
+from fmplex_gateway.broker_watch import watching
 from fmplex_gateway.generation import routes as generation
 from fmplex_gateway.metrics import Metrics
 from fmplex_gateway.wire import ClientDisconnected, error_response
@@ -39,7 +40,8 @@ def create_app(
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         app.state.queue = queue()
         app.state.deployer = Deployer(app.state.queue.registry, store)
-        yield
+        async with watching(app.state.queue.registry):
+            yield
         await app.state.queue.close()
 
     app = FastAPI(title="FMplex gateway", lifespan=lifespan, swagger_ui_oauth2_redirect_url=None)
@@ -89,6 +91,8 @@ class _Middleware:
 
 async def _typed_error(request: Request, e: Exception) -> Response:
     assert isinstance(e, FmplexError)
+    if isinstance(e, BrokerFault):
+        log.error("%s %s failed", request.method, request.url.path, exc_info=e)
     return error_response(e)
 
 

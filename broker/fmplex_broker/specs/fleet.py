@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Literal, TypeVar
 from urllib.parse import urlsplit
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from fmplex_broker.errors import InvalidInput
+from fmplex_broker.specs.broker_url import check_broker_url
 from fmplex_broker.specs.gateway import GatewaySpec
 from fmplex_broker.specs.schema import Name, Spec, load_toml, parse
 from fmplex_broker.specs.vfm import VfmSpec
@@ -92,7 +93,7 @@ class FleetSpec(Spec):
     folders.
     """
 
-    broker: str = Field(default="embedded", pattern=r"^(embedded|(redis|rediss|unix)://.+)$")
+    broker: str = "embedded"
     artifacts: str | None = Field(default=None, min_length=1)
     worker: WorkerSpec = WorkerSpec()
     backbone: BackboneSpec | None = None
@@ -100,6 +101,11 @@ class FleetSpec(Spec):
     gateway: GatewaySpec = GatewaySpec()
     vfms: tuple[VfmSpec, ...] = ()
     packages: tuple[Path, ...] = ()
+
+    @field_validator("broker")
+    @classmethod
+    def _is_a_broker(cls, url: str) -> str:
+        return url if url == "embedded" else check_broker_url(url)
 
     @model_validator(mode="after")
     def _belongs_together(self) -> FleetSpec:

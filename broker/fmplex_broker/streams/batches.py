@@ -6,7 +6,7 @@ import logging
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import TypeVar
 
-from redis.exceptions import ResponseError
+from fmplex_broker.errors import BrokerFault
 
 log = logging.getLogger(__name__)
 PER_CALL = 64  # larger scripts hold the server without being faster
@@ -37,7 +37,7 @@ async def send_all(
     for batch in cut(items, size):
         try:
             out += await send(batch)
-        except ResponseError as e:
+        except BrokerFault as e:
             if len(batch) > 1:
                 log.warning("a script fails on one of %d (%s); sending them one by one", len(batch), e)
             out += [await _alone(send, item) for item in batch]
@@ -47,6 +47,6 @@ async def send_all(
 async def _alone(send: Callable[[Sequence[T]], Awaitable[Sequence[R]]], item: T) -> R | None:
     try:
         return (await send([item]))[0]
-    except ResponseError as e:
+    except BrokerFault as e:
         log.error("a script fails: %s", e)
         return None

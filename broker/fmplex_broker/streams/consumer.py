@@ -11,7 +11,7 @@ from fmplex_broker.specs.fingerprint import Fingerprint, refusal
 from fmplex_broker.specs.fleet import BACKBONE_BYTES
 from fmplex_broker.streams.batches import PER_CALL, cut, send_all
 from fmplex_broker.streams.claims import CLAIM_FLOWS, CLAIM_ROOM, Claim, Claimed, Order, read_claim
-from fmplex_broker.streams.connection import BLOCK_MS, Arg, Client, Scripts, broker_errors
+from fmplex_broker.streams.connection import ANSWER_S, BLOCK_MS, BLOCKED_S, Arg, Client, Scripts, broker_errors
 from fmplex_broker.streams.keys import Keys
 from fmplex_broker.streams.payloads import fetch_payloads
 from fmplex_broker.streams.producer import RESULT_TTL_MS
@@ -19,6 +19,7 @@ from fmplex_broker.wire.messages import Flow, Reply, encode_reply
 
 HERE_TTL_MS = 60_000
 _NAMES = 1000  # a command
+_BEAT_S = 0.6  # even with the shortest lease a beat has so long: the machine may be busy
 _POISONED = encode_reply(
     Reply(error=Poisoned("the worker died every time it ran this job; it was put aside as a dead letter"))
 )
@@ -74,11 +75,13 @@ class Consumer:
         self._redis = redis
         self._scripts = scripts
         self._lease_ms = lease_ms
+        # Time enough is left in the lease for another one, over another connection.
+        self._beat_s = min(ANSWER_S, max(lease_ms / 3000, _BEAT_S))
         self._epoch = 1
         self._seen = {self.keys.wake: "0-0", self.keys.control: "0-0"}
 
-    async def _call(self, name: str, args: Sequence[Arg]) -> Any:
-        return await self._scripts(name, self.keys.vfms, args)
+    async def _call(self, name: str, args: Sequence[Arg], within_s: float = ANSWER_S) -> Any:
+        return await self._scripts(name, self.keys.vfms, args, within_s=within_s)
 
     # --- life ---
 
@@ -95,7 +98,7 @@ class Consumer:
 
     async def beat(self) -> Beat:
         """Renew the lease. Not alive: another worker has taken over, or the server lost its data."""
-        state, now, changes = await self._call("beat", [self.worker, self._lease_ms])
+        state, now, changes = await self._call("beat", [self.worker, self._lease_ms], self._beat_s)
         return Beat(state == b"ok", int(now), int(changes))
 
     async def reap(self, steady_ms: int, *, max_attempts: int, budget: int = 256, victim: str = "") -> ReapResult:
@@ -110,7 +113,7 @@ class Consumer:
             _POISONED,
             victim,
         ]
-        state, who, given, dead, more = await self._call("reap", args)
+        state, who, given, dead, more = await self._call("reap", args, self._beat_s)
         return ReapResult(state.decode(), who.decode(), int(given), int(dead), bool(more))
 
     async def leave(self) -> None:
@@ -213,7 +216,7 @@ class Consumer:
 
     async def listen(self) -> Signals:
         """Block (at most `BLOCK_MS`) for signals. Needs a connection of its own for as long as it blocks."""
-        async with broker_errors():
+        async with broker_errors(BLOCKED_S):
             got: Any = await self._redis.xread(dict(self._seen), block=BLOCK_MS, count=256)
         woken = False
         cancelled: list[str] = []

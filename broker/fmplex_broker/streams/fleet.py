@@ -104,6 +104,9 @@ async def _depths(redis: Client, keys: Keys, names: list[str], now_ms: int) -> d
         for flow, _ in busy:
             pipe.xpending(keys.queue(flow), GROUP)
         pendings = await pipe.execute(raise_on_error=False)
+        for refused in pendings:
+            if isinstance(refused, Exception) and not str(refused).startswith("NOGROUP"):
+                raise refused
         pipe = redis.pipeline(transaction=False)
         for flow, _ in busy[:_WAITED]:
             pipe.xrange(keys.queue(flow), count=1)

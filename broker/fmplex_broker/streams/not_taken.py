@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fmplex_broker.errors import BrokerUnavailable, Conflict, FmplexError, QueueFull, RateLimited, TooLarge, VfmClosed
+from fmplex_broker.errors import BrokerFault, Conflict, FmplexError, QueueFull, RateLimited, TooLarge, VfmClosed
 from fmplex_broker.streams.catalog import unknown_vfm
 from fmplex_broker.streams.producer import EnqueueResult
 
@@ -30,6 +30,8 @@ def not_taken(vfm: str, got: EnqueueResult) -> FmplexError:
         case "conflict":
             return Conflict("this idempotency key was used for another request", field="idempotency_key")
         case "failed":
-            return BrokerUnavailable(f"the broker fails on this call of {vfm!r}, not on others; its log says why")
+            return BrokerFault(
+                f"the broker finds a mistake in this call of {vfm!r}, and not in others; the log says which"
+            )
         case _:
             return unknown_vfm(vfm)

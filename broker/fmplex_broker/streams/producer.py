@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fmplex_broker.errors import Cancelled
-from fmplex_broker.streams.batches import send_all
+from fmplex_broker.streams.batches import PER_CALL, send_all
 from fmplex_broker.streams.connection import Arg, Client, Scripts, broker_errors
 from fmplex_broker.streams.keys import Keys
 from fmplex_broker.wire.messages import Flow, Payload, Reply, encode_reply, read_reply, split
@@ -117,10 +117,10 @@ class Producer:
 
     async def results(self, jobs: Sequence[str]) -> list[Reply | None]:
         """Read the stored replies, None where there is none (yet, or any more). Raises `BrokerUnavailable`."""
-        if not jobs:
-            return []
-        async with broker_errors():
-            raw: list[Any] = await self._redis.mget([self.keys.result(job) for job in jobs])
+        raw: list[Any] = []
+        for start in range(0, len(jobs), PER_CALL):
+            async with broker_errors():
+                raw += await self._redis.mget([self.keys.result(job) for job in jobs[start : start + PER_CALL]])
         return [read_reply(r) if r is not None else None for r in raw]
 
 

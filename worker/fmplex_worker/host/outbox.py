@@ -8,6 +8,7 @@ from typing import Any, cast
 
 from fmplex_broker.errors import BrokerUnavailable, FmplexError
 from fmplex_broker.streams.consumer import Consumer
+from fmplex_broker.streams.outages import Outage
 from fmplex_broker.wire.messages import Reply, encode_reply
 from fmplex_broker.wire.streaming import Delta
 from fmplex_worker.host.active_job import ActiveJob
@@ -36,6 +37,7 @@ class Outbox:
         self._filled = asyncio.Event()
         self._empty = asyncio.Event()
         self._empty.set()
+        self._outage = Outage(log, "settling")
 
     def stream(self, job: ActiveJob, news: Delta) -> None:
         """Send on what has been added to a job's text, to a caller who reads along: the first words at once, more together with
@@ -94,8 +96,9 @@ class Outbox:
                 await self._consumer.settle([(job.claimed, payload) for job, payload in batch])
                 break
             except BrokerUnavailable as e:
-                log.warning("settle: %s; trying again", e)
+                self._outage.say(e)
                 await asyncio.sleep(_BACKOFF_S)
+        self._outage.over()
         for job, _ in batch:
             self._table.forget(job)
 

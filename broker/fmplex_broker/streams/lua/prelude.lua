@@ -14,6 +14,14 @@ local function flow_parts(flow) return string.match(flow, '^([^:]+):(.+)$') end
 
 local function is_error(reply) return type(reply) == 'table' and reply.err ~= nil end
 
+-- Tell whether stream or group are missing. Any other error is the server's refusal: taken for an empty answer it would lose jobs.
+local function is_missing(reply)
+  if not is_error(reply) then return false end
+  local words = tostring(reply.err)
+  if string.find(words, 'NOGROUP', 1, true) or string.find(words, 'no such key', 1, true) then return true end
+  error(reply)
+end
+
 -- A number, kept between two others; what is none (nil, NaN) becomes the least.
 local function within(value, least, most)
   if not value or not (value >= least) then return least end
@@ -99,7 +107,7 @@ local function ensure_group(flow)
   local made = redis.pcall('XGROUP', 'CREATE', queue(flow), 'w', '0', 'MKSTREAM')
   if not is_error(made) then
     if redis.call('XLEN', queue(flow)) > 0 and mark_ready(class, vfm) then ring() end
-  end
+  elseif not string.find(tostring(made.err), 'BUSYGROUP', 1, true) then error(made) end
 end
 
 -- XPENDING over a range; an empty list when stream or group are gone.
@@ -107,7 +115,7 @@ local function pending(flow, from, to, count, consumer)
   local reply
   if consumer then reply = redis.pcall('XPENDING', queue(flow), 'w', from, to, count, consumer)
   else reply = redis.pcall('XPENDING', queue(flow), 'w', from, to, count) end
-  if is_error(reply) then
+  if is_missing(reply) then
     ensure_group(flow)
     return {}
   end
