@@ -28,6 +28,7 @@ from fmplex_broker.streams.consumer import Consumer
 from fmplex_broker.streams.deployer import Deployer
 from fmplex_broker.streams.embedded import EmbeddedServer
 from fmplex_broker.streams.fleet import publish, read_fleet
+from fmplex_broker.streams.payloads import fetch_payloads
 from fmplex_broker.streams.producer import Producer
 from fmplex_broker.streams.queue_client import Pending, QueueClient, cancel_all
 from fmplex_broker.streams.refusals import as_ours
@@ -160,6 +161,7 @@ CALLS: dict[str, Call] = {
     "read_fleet": lambda h: read_fleet(h.redis, h.registry),
     "QueueClient.vfm": lambda h: h.queue.vfm("a"),
     "QueueClient.submit": lambda h: h.queue.submit("a", ["text"]),
+    "fetch_payloads": lambda h: fetch_payloads(h.redis, h.producer.keys, [HELD]),
     "BackboneChannel.enqueue": lambda h: h.channel.enqueue([job()]),
     "Inbox.look_up": lambda h: h.channel.inbox.look_up(["j1"]),
     "Pending.cancel": lambda h: h.pending().cancel(),
@@ -169,7 +171,7 @@ CALLS: dict[str, Call] = {
 }
 # What asks the broker nothing by itself, or whose failure at the end of things tells nobody anything.
 SILENT = {"BackboneChannel.close", "Inbox.close", "QueueClient.close", "Pending.result", "Pending.reply", "Pending.stream",
-          "StreamBuffer.next", "gather_replies", "broker_errors"}  # fmt: skip
+          "StreamBuffer.next", "gather_replies", "broker_errors", "send_all"}  # fmt: skip
 
 
 def asynchronous() -> set[str]:

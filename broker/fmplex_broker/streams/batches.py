@@ -32,21 +32,27 @@ async def send_all(
     send: Callable[[Sequence[T]], Awaitable[Sequence[R]]], items: Sequence[T], size: Callable[[T], int]
 ) -> list[R | None]:
     """Send items in batches by `send`, which answers each of them and may be repeated. An item that breaks the script harms no
-    other: the items of its batch are sent one by one, and its own answer is None. Raises `BrokerUnavailable`."""
+    other: the items of its batch are sent one by one, and its own answer is None. Raises `BrokerFault` if all of a batch break
+    it, and `BrokerUnavailable`."""
     out: list[R | None] = []
     for batch in cut(items, size):
         try:
             out += await send(batch)
-        except BrokerFault as e:
-            if len(batch) > 1:
-                log.warning("a script fails on one of %d (%s); sending them one by one", len(batch), e)
-            out += [await _alone(send, item) for item in batch]
+        except BrokerFault as fault:
+            out += await _one_by_one(send, batch, fault)
     return out
 
 
-async def _alone(send: Callable[[Sequence[T]], Awaitable[Sequence[R]]], item: T) -> R | None:
-    try:
-        return (await send([item]))[0]
-    except BrokerFault as e:
-        log.error("a script fails: %s", e)
-        return None
+async def _one_by_one(
+    send: Callable[[Sequence[T]], Awaitable[Sequence[R]]], batch: Sequence[T], fault: BrokerFault
+) -> list[R | None]:
+    out: list[R | None] = []
+    for item in batch if len(batch) > 1 else ():
+        try:
+            out += await send([item])
+        except BrokerFault as e:
+            log.error("one of %d in a call of the broker: %s", len(batch), e.message)
+            out.append(None)
+    if all(answer is None for answer in out):
+        raise fault
+    return out

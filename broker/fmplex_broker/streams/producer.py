@@ -85,7 +85,7 @@ class Producer:
 
     async def enqueue(self, jobs: Sequence[NewJob]) -> list[EnqueueResult]:
         """Add many jobs. Safe to repeat with the same jobs: a job that is there already comes back as `dup` or `done`. One that
-        breaks the script comes back as `failed`, the others are added. Raises `BrokerUnavailable`."""
+        breaks the script comes back as `failed`, the others are added. Raises as `send_all` does."""
         got = await send_all(self._add, jobs, lambda job: len(split(job.payload)[0]))
         return [result or EnqueueResult("failed", job.job) for job, result in zip(jobs, got, strict=True)]
 
