@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from fmplex_broker.errors import BrokerUnavailable
+from fmplex_broker.errors import BrokerFault, BrokerUnavailable
 from fmplex_broker.streams import outages
 from fmplex_broker.streams.outages import Outage
 
@@ -59,6 +59,14 @@ def test_two_causes_that_take_turns_are_said_once_each(said: Said) -> None:
 def test_again_when_it_has_lasted_a_minute(said: Said) -> None:
     said.fails("it is full", 121)
     assert len(said.lines) == 2
+
+
+def test_of_a_fault_it_is_said_where_it_came_from(said: Said, caplog: pytest.LogCaptureFixture) -> None:
+    try:
+        raise BrokerFault("WRONGTYPE")
+    except BrokerFault as e:
+        said.outage.say(e)
+    assert "in test_of_a_fault" in caplog.text
 
 
 def test_nothing_was_wrong(said: Said) -> None:
