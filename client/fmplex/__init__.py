@@ -17,6 +17,8 @@ from fmplex.results import AsyncHandle, AsyncTextStream, Handle, Result, TextStr
 from fmplex.sync import Client
 from fmplex.vfms import AsyncVfms, Vfms
 from fmplex_broker.errors import (
+    BrokerFault,
+    BrokerMisconfigured,
     BrokerUnavailable,
     Busy,
     Cancelled,
@@ -63,6 +65,8 @@ __all__ = [
     "AsyncHandle",
     "AsyncTextStream",
     "AsyncVfms",
+    "BrokerFault",
+    "BrokerMisconfigured",
     "BrokerUnavailable",
     "Busy",
     "Cancelled",

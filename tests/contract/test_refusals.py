@@ -318,6 +318,30 @@ async def test_a_user_with_too_few_rights_loses_no_job(crashable: tuple[Embedded
     await redis.aclose()
 
 
+async def test_a_user_needs_neither_admin_nor_dangerous_commands(
+    crashable: tuple[EmbeddedServer, Bench], tmp_path: Path
+) -> None:
+    """What docs/protocol.md says that the user of a fleet needs."""
+    server, bench = crashable
+    rights = ["~*", "+@all", "-@admin", "-@dangerous"]
+    await bench.redis.execute_command("ACL", "SETUSER", "fmplex", "on", ">word", *rights)
+    hands = Hands(f"redis://fmplex:word@127.0.0.1:{server.port}", tmp_path)
+    mine = Bench(hands.redis, hands.queue.scripts)
+    assert (await hands.consumer.join(HOSTED)).alive
+    refused: dict[str, str] = {}
+    await mine.serve("a")
+    for name, call in CALLS.items():
+        try:
+            async with asyncio.timeout(1):
+                await call(hands)
+        except TimeoutError:
+            pass  # of those that wait for a worker's vote
+        except FmplexError as e:
+            refused[name] = type(e).__name__
+    assert {name for name, kind in refused.items() if kind.startswith("Broker")} == set(), refused
+    await hands.queue.close()
+
+
 async def test_a_wrong_password_is_named(crashable: tuple[EmbeddedServer, Bench]) -> None:
     server, bench = crashable
     await bench.redis.execute_command("ACL", "SETUSER", "someone", "on", ">word", "~*", "+@all")

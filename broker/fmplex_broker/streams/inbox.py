@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any, NamedTuple
 
-from fmplex_broker.errors import BrokerUnavailable, FmplexError
+from fmplex_broker.errors import FmplexError
 from fmplex_broker.streams.connection import BLOCK_MS, BLOCKED_S, Client, broker_errors
 from fmplex_broker.streams.keys import Keys
 from fmplex_broker.streams.outages import Outage
@@ -97,7 +97,7 @@ class Inbox:
                     async with broker_errors():
                         await self._redis.xtrim(self._key, minid=self._last, approximate=False)
                 outage.over()
-            except BrokerUnavailable as e:
+            except FmplexError as e:
                 outage.say(e)
                 await asyncio.sleep(_BACKOFF_S)
             except Exception:  # whatever it was, the replies to come must still be read
@@ -133,7 +133,7 @@ class Inbox:
             for start in range(0, len(late), 512):
                 try:
                     await self.look_up(late[start : start + 512])
-                except BrokerUnavailable:
+                except FmplexError:  # the reader says why
                     break
                 except Exception:
                     log.exception("looking for late replies failed; trying again")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 
-from fmplex_broker.errors import FmplexError
+from fmplex_broker.errors import BrokerFault, FmplexError
 
 _AGAIN_S = 60.0
 _KNOWN = 32  # causes that are remembered
@@ -27,7 +27,10 @@ class Outage:
             if len(self._said) >= _KNOWN:
                 self._said.clear()
             self._said[words] = now
-            self._log.warning("%s: %s (trying again until it works)", self._what, words)
+            trace = (
+                cause if isinstance(cause, BrokerFault) else None
+            )  # whoever mends it needs to know where it came from
+            self._log.warning("%s: %s (trying again until it works)", self._what, words, exc_info=trace)
 
     def over(self) -> None:
         """Log that it works again, if a cause was logged before."""

@@ -90,7 +90,7 @@ class Worker:
                 except* BrokerUnavailable as away:
                     outage.say(_first(away))
                 except* BrokerFault as fault:
-                    log.error("the broker found a mistake; beginning again", exc_info=fault)
+                    outage.say(_first(fault))
                 if time.monotonic() - begun > _STEADY_S:
                     pause_s = _BACKOFF_S
                 with suppress(TimeoutError):
