@@ -44,7 +44,8 @@ def draw(rows: dict[str, Any], limit: int) -> Group:
     texts = [_text(r["vfm"], r["text"]) for r in shown if "text" in r]
     tables += [FittedTable(_TEXTS, texts), ""] if texts else []
     tables.append(_table(_WORKERS, rows["workers"], _worker, several))
-    tables += ["", FittedTable(_QUEUES, map(_queues, rows["backbones"]))] if rows["backbones"] else []
+    queues = [_queues(b) for b in rows.get("backbones", ())]
+    tables += ["", FittedTable(_QUEUES, queues)] if queues else []
     memory = [_memory(w) for w in rows["workers"] if w["kv_budget_bytes"]]
     tables += ["", FittedTable(_MEMORY, memory)] if texts and memory else []
     return Group(*tables)
@@ -69,7 +70,7 @@ def _vfm(r: dict[str, Any]) -> list[str]:
     return [
         r["vfm"] if r["status"] == "serving" else f"{r['vfm']} ({r['status']})",
         str(r["waiting"]), str(r["pending"]), f"{r['oldest_ms'] / 1000:.1f}s" if r["oldest_ms"] else "-",
-        _part(r["queued_bytes"], r["max_queued_bytes"]),
+        _part(r.get("queued_bytes"), r.get("max_queued_bytes")),
         f"{r['jobs_per_s']:.1f}", f"{r['failed_per_s']:.1f}", _ms(r["p50_ms"]), _ms(r["p99_ms"]),
         f"{r['target_ms']}" if r["target_ms"] else "-", _ms(r["wait_p99_ms"]),
         f"{100 * r['device_s_per_s']:.1f}%", _percent(r["share_received"]), _percent(r["share_promised"]),
@@ -109,7 +110,7 @@ def _memory(w: dict[str, Any]) -> list[str]:
     ]
 
 
-def _part(nbytes: int, most: int | None) -> str:
+def _part(nbytes: int | None, most: int | None) -> str:
     """Say bytes, and of what may be how much that is."""
     return f"{_mib(nbytes)} ({100 * nbytes / most:.0f}%)" if nbytes and most else "-"
 
