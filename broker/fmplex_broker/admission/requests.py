@@ -64,15 +64,17 @@ def admit(
             raise TooLarge(
                 f"input {i} has {size} bytes, {vfm.name!r} takes at most {limit}; shorten it", field=f"inputs.{i}"
             )
-        nbytes += size
-        check_bytes(vfm, nbytes)  # before more of them are encoded
         units = max(1, size // _BYTES_PER_UNIT) + checked.tokens
         text = _part("input", value) if n > 1 else None
         parts = tuple(part for part in (common, text) if part is not None)
         for k in range(n):
             own = _seed(checked, k, f"{vfm.name}:{call}:{i * n + k}")
             request = Request(None if text else value, own if common else checked.params | own)
-            out.append((_payload(request, parts), units))
+            encoded = encode_request(request)
+            out.append((SharedPayload(encoded, parts) if parts else encoded, units))
+            nbytes += len(encoded)
+        nbytes += len(text.data) if text else 0
+        check_bytes(vfm, nbytes)  # before more of them are encoded
     return out
 
 
@@ -83,11 +85,6 @@ def _part(key: str, value: Any) -> Part | None:
     except TypeError:
         return None
     return part if len(part.data) >= _SHARED_FROM else None
-
-
-def _payload(request: Request, parts: tuple[Part, ...]) -> Payload:
-    own = encode_request(request)
-    return SharedPayload(own, parts) if parts else own
 
 
 def check_bytes(vfm: VfmSpec, nbytes: int) -> None:

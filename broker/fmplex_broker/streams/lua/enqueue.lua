@@ -8,7 +8,7 @@
 local inbox, result_ttl, now, hosts = ARGV[1], tonumber(ARGV[2]), now_ms(), hosted()
 local ENTRY = 256  -- bytes that an entry and its keys take beside the payload
 local VFM_BYTES, BACKBONE_BYTES = 256000000, 1000000000
-local most_units, most_wait = 1e9, 86400000
+local MOST_UNITS, MOST_WAIT_MS = 1e9, 86400000
 local backbone_most = tonumber(redis.call('HGET', VFMS, ':max_bytes') or 0)
 if backbone_most <= 0 then backbone_most = BACKBONE_BYTES end
 
@@ -20,7 +20,7 @@ local function take_tokens(vfm, rate, needs, units)
   if rate <= 0 then return 0 end
   local level = bucket(vfm, rate, now)
   needs = math.min(needs, rate)
-  if needs > 0 and level < needs then return within(math.ceil((needs - level) * 1000 / rate), 1, most_wait) end
+  if needs > 0 and level < needs then return within(math.ceil((needs - level) * 1000 / rate), 1, MOST_WAIT_MS) end
   set_bucket(vfm, rate, level - units, now)
   return 0
 end
@@ -119,7 +119,7 @@ end
 
 local out, rung = {}, false
 for i = 4 + 2 * #parts, #ARGV, 11 do
-  local units, charge = within(tonumber(ARGV[i + 5]), 1, most_units), within(tonumber(ARGV[i + 6]), 0, most_units)
+  local units, charge = within(tonumber(ARGV[i + 5]), 1, MOST_UNITS), within(tonumber(ARGV[i + 6]), 0, MOST_UNITS)
   local got = add(ARGV[i], ARGV[i + 1], ARGV[i + 2], ARGV[i + 3], ARGV[i + 4], units, charge, tonumber(ARGV[i + 7]),
                   tonumber(ARGV[i + 8]), ARGV[i + 9], ARGV[i + 10])
   if got[1] == 'new' then
