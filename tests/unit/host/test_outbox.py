@@ -233,3 +233,18 @@ async def test_what_never_ran_is_given_back_to_its_rate(bench: Bench) -> None:
     job = bench.job(1)
     bench.answer(job, JobFailed("refused before its first pass"))
     assert job.claimed.tokens == 0
+
+
+async def test_a_clock_that_is_set_back_makes_no_negative_times(bench: Bench) -> None:
+    job = bench.job(1, "generate")
+    bench.now_ms = 100.0  # it was enqueued at 400
+    bench.outbox.stream(job, delta(0, "a"))
+    bench.now_ms = 50.0
+    bench.outbox.stream(job, delta(1, "b"))
+    job.wait_ms = -350.0
+    bench.answer(job, {"text": "ab", "prompt_tokens": 3, "completion_tokens": 3, "cached_tokens": 0})
+    async with bench.running():
+        await bench.outbox.flushed()
+    stats = bench.meter._vfm("a")
+    assert min(stats.ttft_s, stats.gaps_s, stats.latency_s, stats.wait_s) >= 0
+    assert decode_reply(bench.broker.settled[0][0][1]).queue_ms == 0

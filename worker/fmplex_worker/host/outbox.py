@@ -51,9 +51,9 @@ class Outbox:
         """Record the times to first and to next tokens."""
         now, vfm = self._clock.now_ms(), job.flow.vfm
         if not job.token_ms:
-            self._meter.first_token(vfm, now - job.claimed.enqueued_ms)
+            self._meter.first_token(vfm, max(0.0, now - job.claimed.enqueued_ms))  # the clock may have been set back
         elif tokens:
-            self._meter.next_tokens(vfm, tokens, now - job.token_ms)
+            self._meter.next_tokens(vfm, tokens, max(0.0, now - job.token_ms))
         job.token_ms = now
 
     def send(self, job: ActiveJob, output: object) -> None:
