@@ -6,8 +6,8 @@ import asyncio
 from collections import Counter
 
 import pytest
-from redis.exceptions import ResponseError
 
+from fmplex_broker.errors import BrokerFault
 from tests.contract.harness import Bench, answer, job
 
 
@@ -157,7 +157,7 @@ async def test_a_failure_half_way_loses_nothing(bench: Bench) -> None:
     await bench.enqueue(job(id="second"), inbox="client")
     held = [(j, answer()) for j in await bench.claimed(worker)]
     await bench.redis.set(bench.keys.inbox("broken"), "not a stream", px=5_000)
-    with pytest.raises(ResponseError, match="WRONGTYPE"):
+    with pytest.raises(BrokerFault, match="WRONGTYPE"):
         await worker.settle(held)
     assert await worker.settle(held) == [False, True]
     assert await bench.result("first") is not None
