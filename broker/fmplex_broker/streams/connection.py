@@ -113,9 +113,9 @@ class _PlainFailures:
 async def broker_errors(within_s: float | None = None) -> AsyncIterator[None]:
     """Bound in time what is asked of the broker, and turn whatever redis-py raises into errors of ours.
 
-    Raises `BrokerUnavailable` when the server is away, full or refuses, or has not answered after `within_s` seconds, by
-    default `ANSWER_S` (the connection is dropped: a late answer reaches nobody), `BrokerMisconfigured` when that will not pass by itself, and
-    `BrokerFault` for a mistake in what was asked.
+    Raises `BrokerUnavailable` when the server is away, full or refuses, or has not answered after `within_s` seconds, by default
+    `ANSWER_S` (the connection is dropped: a late answer reaches nobody), `BrokerMisconfigured` when that will not pass by itself,
+    and `BrokerFault` for a mistake in what was asked.
     """
     within_s = ANSWER_S if within_s is None else within_s
     try:
