@@ -14,7 +14,6 @@ from types import TracebackType
 
 from fmplex_broker.errors import BrokerUnavailable
 
-
 _PATIENCE_S = 15.0
 
 
