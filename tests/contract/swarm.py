@@ -41,9 +41,9 @@ class Pausable(Scripts):
         super().__init__(redis)
         self._running = running
 
-    async def __call__(self, name: str, vfms_key: str, args: Sequence[Arg]) -> Any:
+    async def __call__(self, name: str, vfms_key: str, args: Sequence[Arg], **more: Any) -> Any:
         await self._running.wait()
-        return await super().__call__(name, vfms_key, args)
+        return await super().__call__(name, vfms_key, args, **more)
 
 
 class Worker:
