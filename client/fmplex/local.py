@@ -134,7 +134,7 @@ class LocalFleet:
 
     def log(self, name: str) -> str:
         """Return the end of a process's log, at most 3,000 characters."""
-        path = self.data / f"{name}.log"
+        path = self.data / (f"{name}/{name}.log" if name == _BROKER else f"{name}.log")
         return path.read_text(errors="replace")[-3000:] if path.exists() else ""
 
     def dead(self) -> list[str]:

@@ -13,7 +13,7 @@ from typing import Any
 
 from fmplex_broker.errors import BrokerUnavailable, Cancelled, DeadlineExceeded, FmplexError
 from fmplex_broker.streams.claims import Claimed, Order
-from fmplex_broker.streams.connection import ANSWER_S, Arg, Scripts, open_redis
+from fmplex_broker.streams.connection import Arg, Scripts, open_redis
 from fmplex_broker.streams.consumer import Consumer
 from fmplex_broker.streams.producer import NewJob, Producer, new_id
 from fmplex_broker.wire.messages import (
@@ -52,9 +52,9 @@ class Pausable(Scripts):
         super().__init__(redis)
         self._running = running
 
-    async def __call__(self, name: str, vfms_key: str, args: Sequence[Arg], *, within_s: float = ANSWER_S) -> Any:
+    async def __call__(self, name: str, vfms_key: str, args: Sequence[Arg], **more: Any) -> Any:
         await self._running.wait()
-        return await super().__call__(name, vfms_key, args, within_s=within_s)
+        return await super().__call__(name, vfms_key, args, **more)
 
 
 class Worker:

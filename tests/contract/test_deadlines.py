@@ -95,17 +95,17 @@ async def test_a_blocking_read_is_given_more_time(proxy: TroubledProxy, monkeypa
     assert BLOCKED_S > under_test.BLOCK_MS / 1000
 
 
-async def test_large_arguments_are_given_time_to_travel(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_large_arguments_are_given_time_to_travel(real: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     given: list[float] = []
 
     def noting(within_s: float) -> Any:
         given.append(within_s)
         return broker_errors(within_s)
 
-    await bench.serve("a")
+    await real.serve("a")
     monkeypatch.setattr(under_test, "broker_errors", noting)
-    await bench.enqueue(job())
-    await bench.enqueue(job(payload=b"x" * (16 << 20)))
+    await real.enqueue(job())
+    await real.enqueue(job(payload=b"x" * (16 << 20)))
     assert given == [pytest.approx(ANSWER_S, abs=0.01), pytest.approx(ANSWER_S + 4, abs=0.01)]
 
 

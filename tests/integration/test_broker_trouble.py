@@ -11,16 +11,16 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
-from benchmarks.noop import BACKBONE, NoopEngine
+from benchmarks.noop import BACKBONE, FINGERPRINT, NoopEngine
 from fmplex import AsyncClient
-from fmplex_broker.errors import BrokerFault, BrokerMisconfigured, BrokerUnavailable, FmplexError
+from fmplex_broker.errors import BrokerFault, BrokerMisconfigured, BrokerUnavailable, Conflict, FmplexError
 from fmplex_broker.packages.artifacts import ArtifactStore
 from fmplex_broker.packages.package import bare
 from fmplex_broker.specs.fleet import BackboneSpec, WorkerSpec
@@ -188,6 +188,24 @@ async def test_a_stall_longer_than_a_lease_ends_in_a_new_life_or_the_old_one(
         place.lives()
         place.proxy.trouble = "none"
         await place.serves()
+
+
+class OtherWeights(NoopEngine):
+    """Hosts something else than its colleagues."""
+
+    info = replace(NoopEngine.info, fingerprint=FINGERPRINT.model_copy(update={"weights": "others"}))
+
+
+@on_loops("uvloop")
+async def test_only_live_colleagues_that_host_something_else_end_a_worker(
+    valkey: EmbeddedServer, tmp_path: Path
+) -> None:
+    async with behind(valkey, tmp_path) as place:
+        await asyncio.wait_for(place.worker.ready.wait(), 30)
+        backbone, spec = BackboneSpec(name=BACKBONE, model="none"), WorkerSpec(lease_ms=300)
+        other = Worker(place.proxy.url, backbone, spec, OtherWeights(), place.store)
+        with pytest.raises(Conflict, match="weights"):
+            await asyncio.wait_for(other.run(), 30)
 
 
 async def _none(place: Place) -> bool:

@@ -110,13 +110,14 @@ class _PlainFailures:
 
 
 @asynccontextmanager
-async def broker_errors(within_s: float = ANSWER_S) -> AsyncIterator[None]:
+async def broker_errors(within_s: float | None = None) -> AsyncIterator[None]:
     """Bound in time what is asked of the broker, and turn whatever redis-py raises into errors of ours.
 
-    Raises `BrokerUnavailable` when the server is away, full or refuses, or has not answered after `within_s` seconds (the
-    connection is dropped: a late answer reaches nobody), `BrokerMisconfigured` when that will not pass by itself, and
-    `BrokerFault` for a mistake in what was asked.
+    Raises `BrokerUnavailable` when the server is away, full or refuses, or has not answered after `within_s` seconds, by default
+    `ANSWER_S` (the connection is dropped: a late answer reaches nobody), `BrokerMisconfigured` when that will not pass by itself,
+    and `BrokerFault` for a mistake in what was asked.
     """
+    within_s = ANSWER_S if within_s is None else within_s
     try:
         async with asyncio.timeout(within_s):
             yield
@@ -150,13 +151,15 @@ class Scripts:
             return "#!lua flags=allow-oom\n" + _source(name)
         return _source(name)
 
-    async def __call__(self, name: str, vfms_key: str, args: Sequence[Arg], *, within_s: float = ANSWER_S) -> Any:
-        """Run script `name` on the backbone whose `vfms` key is given; it has `within_s` seconds, and time to send large
-        arguments. Raises as `broker_errors` does."""
+    async def __call__(self, name: str, vfms_key: str, args: Sequence[Arg], *, within_s: float | None = None) -> Any:
+        """Run script `name` on the backbone whose `vfms` key is given; it has `within_s` seconds, by default `ANSWER_S`, and time
+        to send large arguments. Raises as `broker_errors` does."""
         sha = self._sha.get(name)
         if sha is None:
             sha = self._sha[name] = hashlib.sha1(self._text(name).encode(), usedforsecurity=False).hexdigest()
-        within_s += sum(len(arg) for arg in args if isinstance(arg, bytes)) / _BYTES_S
+        within_s = (ANSWER_S if within_s is None else within_s) + sum(
+            len(arg) for arg in args if isinstance(arg, bytes)
+        ) / _BYTES_S
         async with self._slots, broker_errors(within_s):
             try:
                 return await self._redis.evalsha(sha, 1, vfms_key, *args)

@@ -80,7 +80,7 @@ class Consumer:
         self._epoch = 1
         self._seen = {self.keys.wake: "0-0", self.keys.control: "0-0"}
 
-    async def _call(self, name: str, args: Sequence[Arg], within_s: float = ANSWER_S) -> Any:
+    async def _call(self, name: str, args: Sequence[Arg], within_s: float | None = None) -> Any:
         return await self._scripts(name, self.keys.vfms, args, within_s=within_s)
 
     # --- life ---

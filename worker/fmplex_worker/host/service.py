@@ -11,7 +11,7 @@ import logging
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from typing import TypeVar
+from typing import Any
 
 from fmplex_broker.errors import BrokerFault, BrokerUnavailable
 from fmplex_broker.packages.artifacts import ArtifactStore
@@ -25,7 +25,6 @@ from fmplex_worker.residency.fetching import Fetcher
 from fmplex_worker.residency.residents import Residents
 from fmplex_worker.scheduling import CostModel, make_scheduler
 
-E = TypeVar("E", bound=BaseException)
 log = logging.getLogger(__name__)
 _BACKOFF_S, _LONGEST_BACKOFF_S = 0.1, 1.0
 _STEADY_S = 5.0  # a life that lasted so long had a broker
@@ -105,7 +104,7 @@ class Worker:
             await lasting.blocking.aclose()
 
 
-def _first(errors: BaseExceptionGroup[E]) -> E:
+def _first(errors: BaseExceptionGroup[Any]) -> Any:
     """Return the first error of a group, which may be one of groups."""
     first = errors.exceptions[0]
     return _first(first) if isinstance(first, BaseExceptionGroup) else first

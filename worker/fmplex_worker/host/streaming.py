@@ -7,7 +7,7 @@ import logging
 import time
 from contextlib import suppress
 
-from fmplex_broker.errors import BrokerUnavailable
+from fmplex_broker.errors import FmplexError
 from fmplex_broker.streams.consumer import Consumer
 from fmplex_broker.streams.outages import Outage
 from fmplex_broker.wire.streaming import Chunk, Delta, encode_chunk
@@ -65,5 +65,5 @@ class ChunkSender:
         try:
             await self._consumer.send_chunks(chunks)
             self._outage.over()
-        except BrokerUnavailable as e:
+        except FmplexError as e:
             self._outage.say(e)
