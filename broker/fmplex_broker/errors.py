@@ -9,6 +9,7 @@ FmplexError
 ├── UnknownVfm (404)
 ├── Conflict (409)             duplicate name, stale generation, idempotency key used for another request
 │   └── StaleVersion           the version was made for other weights than the fleet hosts; deploy the package again
+├── TooSlow (408)              the request did not come in time
 ├── TooLarge (413)             too many inputs or too many bytes
 ├── Busy (429)                 `retry_after` seconds says when to come back
 │   ├── QueueFull
@@ -102,6 +103,12 @@ class StaleVersion(Conflict):
     """The version was made for other weights than the fleet hosts now; deploy its package again."""
 
     code = "stale_version"
+
+
+class TooSlow(FmplexError):
+    """The request did not come in time: its body was sent too slowly."""
+
+    code, status = "too_slow", 408
 
 
 class TooLarge(FmplexError):

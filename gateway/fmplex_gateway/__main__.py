@@ -19,6 +19,7 @@ from fmplex_broker.packages.artifacts import ArtifactStore
 from fmplex_broker.specs.fleet import artifacts_of, load_fleet
 from fmplex_broker.streams.queue_client import QueueClient
 from fmplex_gateway.app import create_app
+from fmplex_gateway.protocol import Connection
 
 _NOT_STARTED = 3  # the exit code of uvicorn's own command
 
@@ -72,8 +73,9 @@ def _serve(app: FastAPI, host: str, port: int, listening: socket.socket | None) 
     gc.collect()
     gc.freeze()  # a collection that goes through all that was imported would halt every request
     config = uvicorn.Config(
-        app, host=host, port=port, loop="uvloop", log_level="warning", access_log=False, timeout_graceful_shutdown=20
-    )
+        app, host=host, port=port, loop="uvloop", http=Connection, log_level="warning", access_log=False,
+        timeout_graceful_shutdown=20,
+    )  # fmt: skip
     server = uvicorn.Server(config)
     with suppress(KeyboardInterrupt):
         server.run(sockets=None if listening is None else [listening])

@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI, Request
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
+from starlette.routing import Match, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from fmplex_broker.errors import FmplexError, InvalidInput, UnknownVfm
@@ -21,7 +22,9 @@ from fmplex_gateway import health, inference, openai, vfms
 from fmplex_gateway.access import Access, check_declared
 from fmplex_gateway.generation import routes as generation
 from fmplex_gateway.metrics import Metrics
-from fmplex_gateway.wire import ClientDisconnected, error_response
+from fmplex_gateway.reader import Reader
+from fmplex_gateway.receiving import ClientDisconnected
+from fmplex_gateway.wire import error_response
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +42,9 @@ def create_app(
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         app.state.queue = queue()
         app.state.deployer = Deployer(app.state.queue.registry, store)
+        app.state.reader = Reader()
         yield
+        app.state.reader.close()
         await app.state.queue.close()
 
     app = FastAPI(title="FMplex gateway", lifespan=lifespan, swagger_ui_oauth2_redirect_url=None)
@@ -107,5 +112,16 @@ class _WrongMethod(InvalidInput):
 async def _no_route(request: Request, e: Exception) -> Response:
     assert isinstance(e, HTTPException)
     where = f"{request.method} {request.url.path}"
-    kind = _WrongMethod if e.status_code == 405 else _NoRoute
-    return error_response(kind(f"there is no {where}; /docs lists what there is"))
+    if e.status_code != 405:
+        return error_response(_NoRoute(f"there is no {where}; /docs lists what there is"))
+    allowed = ", ".join(_methods(request))
+    response = error_response(_WrongMethod(f"there is no {where}; this path has {allowed}"))
+    response.headers["Allow"] = allowed
+    return response
+
+
+def _methods(request: Request) -> list[str]:
+    """Return the methods that the path of a request has, on all of its routes."""
+    routes = [route for route in request.app.routes if isinstance(route, Route)]
+    matching = [route for route in routes if route.matches(request.scope)[0] is not Match.NONE]
+    return sorted({method for route in matching for method in route.methods or ()})
