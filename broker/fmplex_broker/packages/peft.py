@@ -41,7 +41,7 @@ _REFUSED: dict[str, str] = {
 }  # fmt: skip
 
 
-def check_adapter(config: bytes, weights: bytes) -> AdapterConfig:
+def check_adapter(config: bytes | memoryview, weights: bytes | memoryview) -> AdapterConfig:
     """Check that an adapter can be served in common passes and return its config. Raises `PackageRejected` that names what
     cannot."""
     read = read_config(config)
@@ -49,10 +49,10 @@ def check_adapter(config: bytes, weights: bytes) -> AdapterConfig:
     return read
 
 
-def read_config(data: bytes) -> AdapterConfig:
+def read_config(data: bytes | memoryview) -> AdapterConfig:
     """Read an `adapter_config.json`, by its `peft_type`. Raises `PackageRejected` that names the option and says what to do."""
     try:
-        raw = json.loads(data)
+        raw = json.loads(bytes(data))
         name = raw.get("peft_type") if isinstance(raw, dict) else None
         if not isinstance(name, str):
             raise ValueError("peft_type is missing")

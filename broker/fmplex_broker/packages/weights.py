@@ -13,13 +13,13 @@ _LONGEST_HEADER = 100_000_000  # the format's own limit
 _FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
 
 
-def tensor_shapes(data: bytes, name: str, field: str) -> dict[str, tuple[int, ...]]:
+def tensor_shapes(data: bytes | memoryview, name: str, field: str) -> dict[str, tuple[int, ...]]:
     """Read tensor name → shape. Raises `PackageRejected` when it is no whole safetensors file of floating point tensors."""
     try:
         length = int.from_bytes(data[:8], "little")
         if len(data) < 8 or length > min(len(data) - 8, _LONGEST_HEADER):
             raise ValueError("its header is cut off")
-        header: dict[str, Any] = json.loads(data[8 : 8 + length])
+        header: dict[str, Any] = json.loads(bytes(data[8 : 8 + length]))
         header.pop("__metadata__", None)
         shapes = {key: tuple(int(n) for n in entry["shape"]) for key, entry in header.items()}
         ends = [int(entry["data_offsets"][1]) for entry in header.values()]
@@ -36,7 +36,7 @@ def tensor_shapes(data: bytes, name: str, field: str) -> dict[str, tuple[int, ..
     return shapes
 
 
-def check_head(heads: Mapping[str, Head], data: bytes, hidden: int = 0) -> None:
+def check_head(heads: Mapping[str, Head], data: bytes | memoryview, hidden: int = 0) -> None:
     """Check that `head.safetensors` is what these heads need on hidden states of width `hidden` (0: any; the backbone knows).
 
     Several heads: each tensor's name begins with its head's (`topic.weight`). Raises `PackageRejected`.
