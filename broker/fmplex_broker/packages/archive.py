@@ -21,11 +21,14 @@ from fmplex_broker.specs.vfm import VfmSpec
 MEDIA_TYPE = "application/x-tar"
 SUFFIX = ".fmplex"
 _SPEC = "vfm.json"
+# Bytes of a spec. It is read by every gateway and worker; with all the labels that a fleet has ever seen it has a few thousand.
+MAX_SPEC_BYTES = 4_194_304
 _LOOK = 1 << 20  # bytes looked at at a time
 
 
 def pack(package: Package) -> bytes:
-    """Write a package as an archive: the same package always gives the same bytes."""
+    """Write a package as an archive: the same package always gives the same bytes. Raises `PackageRejected` for a spec that is
+    too long."""
     out = io.BytesIO()
     write_archive(package, out)
     return out.getvalue()
@@ -33,8 +36,8 @@ def pack(package: Package) -> bytes:
 
 def write_archive(package: Package, out: BinaryIO) -> None:
     """Write a package as `pack` does, into a file; its files are not copied in memory."""
-    size = 0
-    for name, data in {_SPEC: package.spec.model_dump_json().encode(), **package.files}.items():
+    spec, size = _bounded_spec(package.spec.model_dump_json().encode()), 0
+    for name, data in {_SPEC: spec, **package.files}.items():
         member = tarfile.TarInfo(name)  # owner, times and modes are tarfile's fixed defaults
         member.size = len(data)
         for part in (member.tobuf(tarfile.USTAR_FORMAT), data, bytes(-len(data) % tarfile.BLOCKSIZE)):
@@ -54,7 +57,7 @@ def unpack(blob: bytes | memoryview, limit: int | None = None) -> Package:
     if _SPEC not in files:
         raise _rejected(f"the archive holds no {_SPEC}")
     try:
-        spec = VfmSpec.model_validate_json(bytes(files.pop(_SPEC)))
+        spec = VfmSpec.model_validate_json(_bounded_spec(bytes(files.pop(_SPEC))))
     except ValidationError as e:
         raise invalid(e, _SPEC) from None
     return make_package(spec, files)
@@ -94,6 +97,15 @@ def _members(blob: bytes | memoryview) -> dict[str, Data]:
     if not header or any(bytes(blob[i : i + _LOOK]).strip(b"\0") for i in range(at, len(blob), _LOOK)):
         raise _rejected("the archive is cut off" if not header else "the archive goes on after its end")
     return files
+
+
+def _bounded_spec(spec: bytes) -> bytes:
+    if len(spec) > MAX_SPEC_BYTES:
+        raise PackageRejected(
+            f"{_SPEC} has {len(spec)} bytes, at most {MAX_SPEC_BYTES} are taken; give the vFM fewer labels or shorter ones",
+            field="package",
+        )
+    return spec
 
 
 def _rejected(what: str) -> PackageRejected:

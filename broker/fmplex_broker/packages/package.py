@@ -61,7 +61,7 @@ def make_package(spec: VfmSpec, files: Mapping[str, Data] | None = None) -> Pack
         gone = next(name for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS) if name not in files)
         raise PackageRejected(f"{gone} is missing; save the adapter with PEFT's save_pretrained", field="adapter")
     if ADAPTER_CONFIG in files:
-        check_adapter(files[ADAPTER_CONFIG], files[ADAPTER_WEIGHTS])
+        check_adapter(bytes(files[ADAPTER_CONFIG]), files[ADAPTER_WEIGHTS])
     return Package(spec, _digest(spec, files), files)
 
 
