@@ -1,5 +1,5 @@
-"""One HTTP/1.1 connection: uvicorn's own, and what it lacks: limits of time for those who send and for those who read, small turns,
-and answers for those who have closed only their side."""
+"""One HTTP/1.1 connection: uvicorn's, and what that lacks: limits of time for those who send and those who read, small turns, and
+answers for those who have closed only their side."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""Reading of large bodies beside the event loop: in processes, since a parser holds the interpreter from beginning to end, and what
-it makes of a few megabytes may be gigabytes."""
+"""Reading of large bodies beside the event loop: in processes, since a parser holds the interpreter from beginning to end, and
+what it makes of a few megabytes may be gigabytes."""
 
 from __future__ import annotations
 

@@ -17,6 +17,7 @@ from fmplex_broker.errors import TooLarge, TooSlow, Unavailable
 
 # A body has to come at a thousand bytes a second: so many in each window of so many seconds, or what is left of it.
 WINDOW_S, LEAST_BYTES = 10.0, 10_000
+RECEIVED = "received_bytes"  # in the state of a request
 _PART = 1 << 20  # so much of a body is held in memory, the rest in a file
 # Threads of its own: those of the event loop may all wait for an artifact store that does not answer.
 _disk = ThreadPoolExecutor(4, thread_name_prefix="bodies")
@@ -85,8 +86,8 @@ class Body:
 async def received(request: Request, limit: int) -> AsyncGenerator[Body, None]:
     """Receive the whole body of a request, for as long as the context lasts.
 
-    Raises `TooLarge` once it has more than `limit` bytes, `TooSlow` when it does not come, `Unavailable` when there is no room for
-    it, `ClientDisconnected` if it is cut off.
+    Raises `TooLarge` once it has more than `limit` bytes, `TooSlow` when it does not come, `Unavailable` when there is no room
+    for it, `ClientDisconnected` if it is cut off.
     """
     declared = request.headers.get("content-length", "")
     if declared.isdigit() and int(declared) > limit:
@@ -94,6 +95,7 @@ async def received(request: Request, limit: int) -> AsyncGenerator[Body, None]:
     body = Body()
     try:
         await _receive(request, limit, body)
+        request.scope["state"][RECEIVED] = body.size
         yield body
     finally:
         body.close()

@@ -5,10 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
-from typing import TypeVar
 
 from fastapi import APIRouter, Request
-from pydantic import BaseModel
 from starlette.responses import Response
 
 from fmplex_broker.errors import InvalidInput
@@ -24,8 +22,7 @@ from fmplex_gateway.schemas import DeployBody, RollBackBody
 from fmplex_gateway.wire import json_response, parse_body
 
 router = APIRouter()
-B = TypeVar("B", bound=BaseModel)
-_MAX_BODY, _SMALL_BODY = 4_194_304, 4096
+_MAX_BODY = 4_194_304
 _MAX_PAGE = 1000
 
 
@@ -37,16 +34,10 @@ async def _package(request: Request) -> AsyncGenerator[Package, None]:
     `received` raises.
     """
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != MEDIA_TYPE:
-        yield bare((await _parse(request, DeployBody)).spec)
+        yield bare((await parse_body(request, DeployBody, _MAX_BODY)).spec)
         return
     async with received(request, request.app.state.spec.max_package_bytes) as body:
         yield await asyncio.to_thread(unpack, body.view())
-
-
-async def _parse(request: Request, kind: type[B]) -> B:
-    """Read the body of a call for managers. What is wrong with it may be many things: more than a small one is read beside the
-    event loop."""
-    return await parse_body(request, kind, _MAX_BODY, small=_SMALL_BODY)
 
 
 def _changed(queue: QueueClient, status: VfmStatus) -> Response:
@@ -93,7 +84,7 @@ async def show(name: str, request: Request) -> Response:
 async def change(name: str, request: Request) -> Response:
     """Change weight, limits and SLO of a vFM, at once."""
     queue: QueueClient = request.app.state.queue
-    status = await queue.registry.change(name, await _parse(request, VfmChange))
+    status = await queue.registry.change(name, await parse_body(request, VfmChange, _MAX_BODY))
     return _changed(queue, status)
 
 
@@ -112,7 +103,7 @@ async def roll_back(name: str, request: Request) -> Response:
     """Go back to the version that served before, or to the one that is named."""
     queue: QueueClient = request.app.state.queue
     deployer: Deployer = request.app.state.deployer
-    status = await deployer.roll_back(name, (await _parse(request, RollBackBody)).version)
+    status = await deployer.roll_back(name, (await parse_body(request, RollBackBody, _MAX_BODY)).version)
     return _changed(queue, status)
 
 

@@ -24,14 +24,14 @@ _TURN = 16  # values encoded before others get a turn
 B = TypeVar("B", bound=BaseModel)
 
 
-async def parse_body(request: Request, kind: type[B], limit: int, *, small: int = _SMALL) -> B:
-    """Read the body as `kind`; one of more than `small` bytes beside the event loop, so that others are answered meanwhile.
+async def parse_body(request: Request, kind: type[B], limit: int) -> B:
+    """Read the body as `kind`; a large one beside the event loop, so that others are answered meanwhile.
 
     Raises `InvalidInput` naming the field, `TooLarge`, `TooSlow` or `ClientDisconnected`.
     """
     msgpack = _is_msgpack(request.headers.get("content-type", ""))
     async with received(request, limit) as body:
-        if body.size <= small:
+        if body.size <= _SMALL:
             return validate(kind, decode(bytes(body.view()), msgpack=msgpack))
         reader: Reader = request.app.state.reader
         return await reader.read(kind, body, principal_of(request).name, msgpack=msgpack)
