@@ -8,7 +8,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 
-from fastapi import FastAPI, Request
+from fastapi import APIRouter, FastAPI, Request
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.routing import Match, Route
@@ -29,7 +29,6 @@ from fmplex_gateway.receiving import RECEIVED, ClientDisconnected
 from fmplex_gateway.wire import error_response
 
 log = logging.getLogger(__name__)
-_ROUTERS = tuple(part.router for part in (inference, openai, generation, vfms, health))
 _TRIM_S = 2.0
 _LARGE = 1 << 20  # bytes of a request and its answer after which the heap may hold much that is free
 
@@ -57,7 +56,7 @@ def create_app(
     trimmer = Trimmer()
     app = FastAPI(title="FMplex gateway", lifespan=lifespan, swagger_ui_oauth2_redirect_url=None)
     app.state.spec, app.state.metrics, app.state.backbones = spec, Metrics(), tuple(backbones)
-    for router in _ROUTERS:
+    for router in _routers():
         check_declared(router)
         app.include_router(router)
     app.add_exception_handler(FmplexError, _typed_error)
@@ -65,6 +64,10 @@ def create_app(
     app.add_exception_handler(HTTPException, _no_route)
     app.add_middleware(_Middleware, access=Access(spec), metrics=app.state.metrics, trimmer=trimmer)
     return app
+
+
+def _routers() -> list[APIRouter]:
+    return [part.router for part in (inference, openai, generation, vfms, health)]
 
 
 async def _trim(trimmer: Trimmer) -> None:
@@ -142,7 +145,7 @@ async def _no_route(request: Request, e: Exception) -> Response:
 
 def _methods(request: Request) -> list[str]:
     """Return the methods that the path of a request has, on all of its routes."""
-    known = [*request.app.routes, *(route for router in _ROUTERS for route in router.routes)]
+    known = [*request.app.routes, *(route for router in _routers() for route in router.routes)]
     routes = [route for route in known if isinstance(route, Route)]
     matching = [route for route in routes if route.matches(request.scope)[0] is not Match.NONE]
     return sorted({method for route in matching for method in route.methods or ()})

@@ -15,17 +15,18 @@ Items = Annotated[list[T], Field(fail_fast=True)]  # pydantic makes an error of 
 
 
 def _prompts(value: Any) -> Any:
-    """Return texts as a list, one or many; what is in a list of token ids is checked on admission."""
+    """Return texts as a list, one or many; what is in it is checked on admission."""
     if isinstance(value, str):
         return [value]
-    if isinstance(value, list) and value:
-        if type(value[0]) is int:
+    if isinstance(value, list):
+        if value and type(value[0]) is int:
             return [value]
         if all(isinstance(prompt, str | list) for prompt in value):
             return value
-    raise PydanticCustomError("prompt", "must be a text, token ids, or a list of either")
+    raise PydanticCustomError("prompt", NO_PROMPTS)
 
 
+NO_PROMPTS = "must be a text, token ids, or a list of either"
 Prompts = Annotated[list[Any], BeforeValidator(_prompts)]
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from fmplex_broker.errors import InvalidInput
 from fmplex_gateway.generation.fields import BestOf, Content, MediumOnly, Refused, Role, Stops, Tools
-from fmplex_gateway.schemas import Body, Items, Prompts, as_inputs
+from fmplex_gateway.schemas import NO_PROMPTS, Body, Items, Prompts, as_inputs
 
 _MAX_CHOICES = 128
 # Parameters with the same name and meaning in the body and in `GenerationParams`.
@@ -198,10 +198,16 @@ class ChatBody(TextBody):
         return self.max_completion_tokens if self.max_tokens is None else self.max_tokens
 
 
+def _some(prompts: list[Any]) -> list[Any]:
+    if not prompts:
+        raise PydanticCustomError("prompt", NO_PROMPTS)
+    return prompts
+
+
 class CompletionBody(TextBody):
     """The body of /v1/completions."""
 
-    prompt: Prompts
+    prompt: Annotated[Prompts, AfterValidator(_some)]
     logprobs: Annotated[int | None, BeforeValidator(lambda value: None if value is False else value)] = None
     best_of: BestOf = None
     echo: Refused = None
