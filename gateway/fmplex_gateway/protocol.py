@@ -19,12 +19,47 @@ _READ_BYTES = 16_384
 _TOO_SLOW = b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
 
 
-class Connection(H11Protocol, asyncio.BufferedProtocol):
-    """A connection with limits. How fast a body must come is not decided here: whoever reads it knows (`receiving.py`)."""
+class Connection(asyncio.BufferedProtocol):
+    """A connection that is read in small turns. It takes what uvicorn makes its protocols of."""
 
-    def __init__(self, *args: Any, **named: Any) -> None:
-        super().__init__(*args, **named)
+    def __init__(self, **named: Any) -> None:
+        self._http = LimitedHttp(**named)
         self._buffer = memoryview(bytearray(_READ_BYTES))
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Begin."""
+        self._http.connection_made(transport)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """End."""
+        self._http.connection_lost(exc)
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        """Return the room for the next read."""
+        return self._buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """Take what has been read."""
+        self._http.data_received(bytes(self._buffer[:nbytes]))
+
+    def eof_received(self) -> bool:
+        """Note that the client has closed its side; True if the connection is kept for an answer."""
+        return self._http.eof_received()
+
+    def pause_writing(self) -> None:
+        """Stop writing."""
+        self._http.pause_writing()
+
+    def resume_writing(self) -> None:
+        """Write again."""
+        self._http.resume_writing()
+
+
+class LimitedHttp(H11Protocol):
+    """HTTP with limits. How fast a body must come is not decided here: whoever reads it knows (`receiving.py`)."""
+
+    def __init__(self, **named: Any) -> None:
+        super().__init__(**named)
         self._owed: Any = (
             None  # h11.IDLE: the client has to send a head; h11.SEND_BODY: the rest of a body; None: nothing
         )
@@ -48,13 +83,9 @@ class Connection(H11Protocol, asyncio.BufferedProtocol):
 
     # --- what the client sends ---------------------------------------------------------------------------------------
 
-    def get_buffer(self, sizehint: int) -> memoryview:
-        """Return the room for the next read."""
-        return self._buffer
-
-    def buffer_updated(self, nbytes: int) -> None:
+    def data_received(self, data: bytes) -> None:
         """Take what has been read."""
-        self.data_received(bytes(self._buffer[:nbytes]))
+        super().data_received(data)
         self._watch()
         self._begun = self._owed is h11.IDLE
 
