@@ -66,14 +66,6 @@ def status(client: socket.socket) -> int:
     return response.status
 
 
-def status(client: socket.socket) -> int:
-    """Read one answer, and no more; return its status."""
-    response = HTTPResponse(client)
-    response.begin()
-    response.read()
-    return response.status
-
-
 def answer(client: socket.socket) -> bytes:
     """Read until the gateway closes the connection."""
     read = b""

@@ -1,5 +1,5 @@
-"""Large bodies: they are read in a process beside the gateway, which answers others meanwhile, and what is wrong with them is told
-as of small ones."""
+"""Large bodies: they are read in a process beside the gateway, which answers others meanwhile, and what is wrong with them is
+told as of small ones."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from fmplex_gateway.reader import Reader
 from fmplex_gateway.receiving import Body
 from fmplex_gateway.schemas import Body as AnyBody
 from fmplex_gateway.schemas import DeployBody, EmbeddingsBody, InferBody
-from tests.unit.gateway.serving import answer, request, serving
+from tests.unit.gateway.serving import answer, request, serving, status
 from tests.unit.gateway.site import site
 
 
@@ -187,7 +187,7 @@ def test_others_are_answered_while_a_large_body_is_read(tmp_path: Path) -> None:
         answered = 0
         while not said:
             other.sendall(request("GET", "/healthz"))
-            assert other.recv(4096).startswith(b"HTTP/1.1 200")
+            assert status(other) == 200
             answered += not said
         waiting.join()
     assert said[0].startswith(b"HTTP/1.1 4")
@@ -203,7 +203,7 @@ def test_others_are_answered_while_a_large_body_is_read(tmp_path: Path) -> None:
         ("/v1/vfms/v/infer", lambda text: {"inputs": text}, 422, "inputs"),
         ("/v1/completions", lambda text: {"model": "v", "prompt": text}, 404, None),
         ("/v1/embeddings", lambda text: {"model": "v", "input": [text, 5]}, 422, "input"),
-        ("/v1/chat/completions", lambda text: {"model": "v", "messages": [{"role": text, "content": ""}]}, 422, "messages.0.role"),
+        ("/v1/chat/completions", lambda text: {"model": "v", "messages": [{"role": text}]}, 422, "messages.0.role"),
         ("/v1/vfms", lambda text: {"spec": {"name": "v", "backbone": "m", "head": {"kind": text}}}, 422, "spec.head"),
     ],
 )  # fmt: skip
