@@ -86,7 +86,7 @@ def _serve(app: FastAPI, host: str, port: int, listening: socket.socket | None) 
 
 
 def _allow_connections() -> None:
-    """Allow as many open sockets as the system lets this process have; the usual thousand is soon used up by clients that wait."""
+    """Allow as many open sockets as the system lets this process have: the usual thousand is soon used up by idle clients."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     most = _CONNECTIONS if hard == resource.RLIM_INFINITY else min(hard, _CONNECTIONS)
     if soft != resource.RLIM_INFINITY and soft < most:

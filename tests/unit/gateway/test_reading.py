@@ -195,21 +195,19 @@ def test_others_are_answered_while_a_large_body_is_read(tmp_path: Path) -> None:
     assert answered >= 10
 
 
+WRONG: list[tuple[str, Callable[[str], Any], int, str | None]] = [
+    ("/v1/vfms/v/infer", lambda text: {"inputs": [text]}, 404, None),
+    ("/v1/vfms/v/infer", lambda text: {"inputs": text}, 422, "inputs"),
+    ("/v1/completions", lambda text: {"model": "v", "prompt": text}, 404, None),
+    ("/v1/embeddings", lambda text: {"model": "v", "input": [text, 5]}, 422, "input"),
+    ("/v1/chat/completions", lambda text: {"model": "v", "messages": [{"role": text}]}, 422, "messages.0.role"),
+    ("/v1/vfms", lambda text: {"spec": {"name": "v", "backbone": "m", "head": {"kind": text}}}, 422, "spec.head"),
+]
+
+
 @pytest.mark.parametrize("size", [10, 200_000, 3_000_000], ids=["small", "large", "on disk"])
-@pytest.mark.parametrize(
-    ("path", "make", "code", "field"),
-    [
-        ("/v1/vfms/v/infer", lambda text: {"inputs": [text]}, 404, None),
-        ("/v1/vfms/v/infer", lambda text: {"inputs": text}, 422, "inputs"),
-        ("/v1/completions", lambda text: {"model": "v", "prompt": text}, 404, None),
-        ("/v1/embeddings", lambda text: {"model": "v", "input": [text, 5]}, 422, "input"),
-        ("/v1/chat/completions", lambda text: {"model": "v", "messages": [{"role": text}]}, 422, "messages.0.role"),
-        ("/v1/vfms", lambda text: {"spec": {"name": "v", "backbone": "m", "head": {"kind": text}}}, 422, "spec.head"),
-    ],
-)  # fmt: skip
-async def test_what_is_wrong_is_told_whatever_the_size(
-    tmp_path: Path, size: int, path: str, make: Callable[[str], Any], code: int, field: str | None
-) -> None:
+async def test_what_is_wrong_is_told_whatever_the_size(tmp_path: Path, size: int) -> None:
     async with site(tmp_path) as place:
-        got = await place.ask("POST", path, body=make("x" * size))
-    assert (got.status_code, got.json()["error"].get("field")) == (code, field)
+        for path, make, code, field in WRONG:
+            got = await place.ask("POST", path, body=make("x" * size))
+            assert (path, got.status_code, got.json()["error"].get("field")) == (path, code, field)
