@@ -1,4 +1,4 @@
-"""What one client may do to a gateway: heads and bodies that do not come, junk, large uploads. A process of its own, without a broker."""
+"""What one client may do to a gateway: heads and bodies that do not come, junk, large uploads. One process, without a broker."""
 
 from __future__ import annotations
 
@@ -69,8 +69,8 @@ def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
 
 
 def posted(path: str, body: bytes, length: int | None = None) -> bytes:
-    head = f"POST {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: {len(body) if length is None else length}\r\n\r\n"
-    return head.encode() + body
+    length = len(body) if length is None else length
+    return f"POST {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: {length}\r\n\r\n".encode() + body
 
 
 def answer(client: socket.socket) -> bytes:
