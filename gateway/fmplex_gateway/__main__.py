@@ -36,6 +36,7 @@ def main() -> int:
         url = args.broker or os.environ.get("FMPLEX_BROKER") or fleet.broker
         if url == "embedded":
             raise InvalidInput("a gateway needs a broker URL: --broker redis://…; `fmplex up` starts an embedded one")
+        QueueClient.connect(url)  # it does not connect yet: what no broker's URL can be is said here
         store = ArtifactStore(os.environ.get("FMPLEX_ARTIFACTS") or artifacts_of(fleet, url))
         app = create_app(lambda: QueueClient.connect(url), fleet.gateway, store, fleet.names)
     except FmplexError as e:

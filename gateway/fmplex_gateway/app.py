@@ -14,7 +14,7 @@ from starlette.responses import Response
 from starlette.routing import Match, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from fmplex_broker.errors import FmplexError, InvalidInput, UnknownVfm
+from fmplex_broker.errors import BrokerFault, FmplexError, InvalidInput, UnknownVfm
 from fmplex_broker.memory import Trimmer
 from fmplex_broker.packages.artifacts import ArtifactStore
 from fmplex_broker.specs.gateway import GatewaySpec
@@ -22,6 +22,7 @@ from fmplex_broker.streams.deployer import Deployer
 from fmplex_broker.streams.queue_client import QueueClient
 from fmplex_gateway import health, inference, openai, vfms
 from fmplex_gateway.access import Access, check_declared
+from fmplex_gateway.broker_watch import watching
 from fmplex_gateway.generation import routes as generation
 from fmplex_gateway.metrics import Metrics
 from fmplex_gateway.reader import Reader
@@ -48,7 +49,8 @@ def create_app(
         app.state.deployer = Deployer(app.state.queue.registry, store)
         app.state.reader = Reader()
         trimming = asyncio.create_task(_trim(trimmer))
-        yield
+        async with watching(app.state.queue.registry):
+            yield
         trimming.cancel()
         app.state.reader.close()
         await app.state.queue.close()
@@ -117,6 +119,8 @@ class _Middleware:
 
 async def _typed_error(request: Request, e: Exception) -> Response:
     assert isinstance(e, FmplexError)
+    if isinstance(e, BrokerFault):
+        log.error("%s %s failed", request.method, request.url.path, exc_info=e)
     return error_response(e)
 
 

@@ -10,16 +10,18 @@ import json
 from collections.abc import Sequence
 from typing import Any, NamedTuple, TypeVar
 
-from fmplex_broker.admission.inputs import INT_MAX, check_input, check_prompt
+from fmplex_broker.admission.inputs import INT_MAX, check_input, check_prompt, utf8_bytes
 from fmplex_broker.errors import InvalidInput, TooLarge
 from fmplex_broker.specs.heads import Generation
 from fmplex_broker.specs.sampling import GenerationParams, derive_seed, nth_seed
 from fmplex_broker.specs.schema import Spec, parse
 from fmplex_broker.specs.vfm import VfmSpec
-from fmplex_broker.wire.messages import Request, encode_request, packb
+from fmplex_broker.wire.messages import Part, Payload, Request, SharedPayload, encode_request, packb
 
 MAX_INPUTS = 2048
-MAX_SCHEMA_BYTES = 65_536  # it travels with every input of a call
+MAX_KEY_BYTES = 1024  # of an idempotency key
+MAX_SCHEMA_BYTES = 65_536
+_SHARED_FROM = 1024  # bytes; what is smaller travels with every job: to name it costs as much
 _BYTES_PER_UNIT = 4  # of English text a token; only an estimate until the worker has tokenised
 
 
@@ -40,8 +42,9 @@ _ANY_PARAMS = frozenset(
 
 def admit(
     vfm: VfmSpec, inputs: Sequence[Any], params: dict[str, Any] | None = None, *, call: str = "", n: int = 1
-) -> list[tuple[bytes, int]]:
-    """Check a call and encode one payload an input (`n` that stand next to each other), with its estimated units.
+) -> list[tuple[Payload, int]]:
+    """Check a call and encode one payload an input (`n` that stand next to each other), with its estimated units. What several of
+    them have in common (parameters, and the input of `n` texts) they share, if it is not small.
 
     `call`: the call's name. Texts that need a seed and were sent without one get theirs from it, each another one: a call that is
     repeated under its name gives the same payloads. With a seed, the `n` texts of each input count up from it.
@@ -51,7 +54,9 @@ def admit(
     _check_count(vfm, inputs, n)
     head = vfm.head if isinstance(vfm.head, Generation) else None
     checked = _params(vfm, params or {}) if head is None else _generation_params(vfm, head, params or {})
-    out = []
+    common = _part("params", checked.params) if n * len(inputs) > 1 else None
+    out: list[tuple[Payload, int]] = []
+    nbytes = 0
     for i, value in enumerate(inputs):
         size = (check_input if head is None else check_prompt)(vfm, value, f"inputs.{i}")
         if size > vfm.limits.max_input_bytes:
@@ -59,11 +64,47 @@ def admit(
             raise TooLarge(
                 f"input {i} has {size} bytes, {vfm.name!r} takes at most {limit}; shorten it", field=f"inputs.{i}"
             )
+        nbytes += size
+        check_bytes(vfm, nbytes)  # before more of them are encoded
         units = max(1, size // _BYTES_PER_UNIT) + checked.tokens
+        text = _part("input", value) if n > 1 else None
+        parts = tuple(part for part in (common, text) if part is not None)
         for k in range(n):
-            seed = _seed(checked, k, f"{vfm.name}:{call}:{i * n + k}")
-            out.append((encode_request(Request(value, checked.params | seed)), units))
+            own = _seed(checked, k, f"{vfm.name}:{call}:{i * n + k}")
+            request = Request(None if text else value, own if common else checked.params | own)
+            out.append((_payload(request, parts), units))
     return out
+
+
+def _part(key: str, value: Any) -> Part | None:
+    """Make what jobs share of a value, None if it is small. What cannot travel is refused with the job itself."""
+    try:
+        part = Part.of(key, value)
+    except TypeError:
+        return None
+    return part if len(part.data) >= _SHARED_FROM else None
+
+
+def _payload(request: Request, parts: tuple[Part, ...]) -> Payload:
+    own = encode_request(request)
+    return SharedPayload(own, parts) if parts else own
+
+
+def check_bytes(vfm: VfmSpec, nbytes: int) -> None:
+    """Refuse a call whose jobs take so many bytes in the broker that they would never be taken. Raises `TooLarge`."""
+    for key in ("max_call_bytes", "max_pending_bytes"):
+        most = getattr(vfm.limits, key)
+        if nbytes > most:
+            raise TooLarge(
+                f"the call has {nbytes} bytes, {vfm.name!r} takes at most {most} (limits.{key}); split it",
+                field="inputs",
+            )
+
+
+def check_key(key: str | None) -> None:
+    """Check the idempotency key of a call, which is kept for every input. Raises `InvalidInput`."""
+    if key is not None and not 1 <= utf8_bytes(key, "idempotency_key") <= MAX_KEY_BYTES:
+        raise InvalidInput(f"must have 1 to {MAX_KEY_BYTES} bytes", field="idempotency_key")
 
 
 def timeout_ms(vfm: VfmSpec, wanted: float | None) -> int:

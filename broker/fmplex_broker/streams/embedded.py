@@ -43,6 +43,7 @@ class EmbeddedServer:
         self._own_folder = folder is None
         self.folder = folder or Path(tempfile.mkdtemp(prefix="fmplex-broker-"))
         self._process: subprocess.Popen[bytes] | None = None
+        self._wanted = False  # from `start` until it is ended on purpose
 
     @property
     def url(self) -> str:
@@ -55,6 +56,11 @@ class EmbeddedServer:
         if self._process is None:
             raise BrokerUnavailable("the embedded broker is not running; call start()")
         return self._process.pid
+
+    @property
+    def has_died(self) -> bool:
+        """Whether it was started and has ended by itself; `start` brings it back."""
+        return self._wanted and (self._process is None or self._process.poll() is not None)
 
     def start(self) -> EmbeddedServer:
         """Start and wait until it answers. Raises `BrokerUnavailable` with the server's own words when it does not."""
@@ -73,11 +79,13 @@ class EmbeddedServer:
         args = [part for key, value in options.items() for part in (f"--{key}", value)]
         # A session of its own: Ctrl-C in a terminal must not reach the server before the workers have drained.
         self._process = subprocess.Popen([server_binary(), *args], start_new_session=True)
+        self._wanted = True
         end = time.monotonic() + 15
         while not self._answers():
             if self._process.poll() is not None or time.monotonic() > end:
                 log_tail = log.read_text()[-800:] if log.exists() else ""
                 self.stop()
+                self._wanted = True  # still: whoever started it may try again
                 raise BrokerUnavailable(f"the embedded broker did not start: {log_tail}")
             time.sleep(0.02)
         return self
@@ -101,6 +109,7 @@ class EmbeddedServer:
         self._end(signal.SIGKILL)
 
     def _end(self, how: signal.Signals) -> None:
+        self._wanted = False
         if self._process is not None:
             self._process.send_signal(how)
             try:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from fmplex_broker.errors import BrokerUnavailable, JobFailed
+from fmplex_broker.errors import BrokerUnavailable, Cancelled, JobFailed
 from fmplex_broker.streams.claims import Claimed
 from fmplex_broker.wire.messages import decode_reply
 from fmplex_broker.wire.streaming import Chunk, Delta, decode_chunk
@@ -209,3 +209,27 @@ async def test_times_to_tokens_are_counted_of_texts_alone(bench: Bench) -> None:
     stats = bench.meter._vfm("a")
     assert (stats.tokens, stats.ttft_s, stats.prompt_tokens, stats.cached_tokens) == (4, 0.6, 5, 2)
     assert stats.gaps_s == pytest.approx(0.05)
+
+
+@pytest.mark.parametrize(
+    ("kind", "output", "tokens"),
+    [
+        ("encode", {"label": "x"}, 10),
+        ("encode", JobFailed("no"), 10),
+        ("generate", {"text": "He", "prompt_tokens": 7, "completion_tokens": 4, "cached_tokens": 0}, 11),
+        ("generate", Cancelled("gave up"), 13),  # its prompt, and the three tokens that have come
+    ],
+)
+async def test_a_rate_is_charged_what_was_read_and_written(bench: Bench, kind: str, output: Any, tokens: int) -> None:
+    job = bench.job(1, kind)
+    if kind == "generate":
+        bench.outbox.stream(job, delta(0, "Hel"))
+    job.wait_ms = 5.0  # it has begun
+    bench.answer(job, output)
+    assert job.claimed.tokens == tokens
+
+
+async def test_what_never_ran_is_given_back_to_its_rate(bench: Bench) -> None:
+    job = bench.job(1)
+    bench.answer(job, JobFailed("refused before its first pass"))
+    assert job.claimed.tokens == 0

@@ -8,6 +8,7 @@ from typing import Any, cast
 
 from fmplex_broker.errors import BrokerUnavailable, FmplexError
 from fmplex_broker.streams.consumer import Consumer
+from fmplex_broker.streams.outages import Outage
 from fmplex_broker.wire.messages import Reply, encode_reply
 from fmplex_broker.wire.streaming import Delta
 from fmplex_worker.host.active_job import ActiveJob
@@ -36,11 +37,13 @@ class Outbox:
         self._filled = asyncio.Event()
         self._empty = asyncio.Event()
         self._empty.set()
+        self._outage = Outage(log, "settling")
 
     def stream(self, job: ActiveJob, news: Delta) -> None:
         """Send on what has been added to a job's text, to a caller who reads along: the first words at once, more together with
         what comes meanwhile."""
         self._count(job, news.tokens)
+        job.generated += news.tokens
         if job.streams:
             self._chunks.add(job, news)
 
@@ -67,7 +70,7 @@ class Outbox:
             run_ms=job.run_ms,
             load_ms=job.load_ms,
         )
-        job.claimed.spent = job.charged
+        job.claimed.spent, job.claimed.tokens = job.charged, _tokens(job, output)
         self._chunks.end(job)
         self._meter.answered(job.flow.vfm, failed=error is not None, latency_ms=total_ms, wait_ms=reply.queue_ms)
         if error is None and job.prepared.kind == "generate":
@@ -93,11 +96,22 @@ class Outbox:
                 await self._consumer.settle([(job.claimed, payload) for job, payload in batch])
                 break
             except BrokerUnavailable as e:
-                log.warning("settle: %s; trying again", e)
+                self._outage.say(e)
                 await asyncio.sleep(_BACKOFF_S)
+        self._outage.over()
         for job, _ in batch:
             self._table.forget(job)
 
     async def flushed(self) -> None:
         """Wait until all that was answered is settled."""
         await self._empty.wait()
+
+
+def _tokens(job: ActiveJob, output: object) -> int:
+    """Return the tokens that a job's vFM is charged for it, against its rate: none if no pass of it has run; else those that it
+    has read and, if it generates, written, once each, however often they were computed."""
+    if not job.begun:
+        return 0
+    if job.prepared.kind == "generate" and isinstance(output, dict):
+        return int(output["prompt_tokens"]) + int(output["completion_tokens"])
+    return job.units + job.generated
