@@ -8,7 +8,8 @@ is what both engines read alike. Names are printable ASCII (`weights.tensor_shap
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
+from functools import cached_property
 
 from pydantic_core import SchemaError, SchemaValidator, core_schema
 
@@ -17,6 +18,7 @@ from fmplex_broker.packages.peft_config import rejected
 MAX_PATTERNS = 1024  # PEFT's EVA writes a name for every module; 405 billion parameters have 882
 MAX_LENGTH = 256  # characters of one pattern
 MAX_EXPRESSIONS = 4096  # characters of all those of a config that are more than names
+_BLOCK = 32  # patterns; about the root of the most
 _NAME = re.compile(r"[A-Za-z0-9_.-]+")
 _CHARACTER = (
     r"(?:[A-Za-z0-9_.-]|\\[.dw-]|\[\^?(?:[A-Za-z0-9_.]|\\[.dw-]|-(?!-))+\])(?:(?:[*+?]|\{[0-9](?:,[0-9]?)?\})\??)?"
@@ -32,15 +34,34 @@ class NamePatterns:
     """
 
     def __init__(self, patterns: Iterable[str], before: str = "") -> None:
-        self._patterns = [(pattern, _compiled(pattern, before)) for pattern in patterns]
+        listed = list(patterns)
+        self._blocks = [_Block(listed[at : at + _BLOCK], before) for at in range(0, len(listed), _BLOCK)]
         self._found: dict[str, str | None] = {}
 
     def first(self, name: str) -> str | None:
         """Return the first pattern that matches, None if none does. Names are remembered: each is matched once."""
         if name not in self._found:
-            matching = (pattern for pattern, matcher in self._patterns if matcher.isinstance_python(name))
-            self._found[name] = next(matching, None)
+            self._found[name] = next(
+                (found for block in self._blocks if (found := block.first(name)) is not None), None
+            )
         return self._found[name]
+
+
+class _Block:
+    """Patterns that are first tried all at once: one for each of a thousand modules is the usual thing."""
+
+    def __init__(self, patterns: Sequence[str], before: str) -> None:
+        self._patterns, self._before = patterns, before
+        self._any = _compiled("|".join(f"(?:{pattern})" for pattern in patterns), before)
+
+    def first(self, name: str) -> str | None:
+        if not self._any.isinstance_python(name):
+            return None
+        return next(pattern for pattern, matcher in self._each if matcher.isinstance_python(name))
+
+    @cached_property
+    def _each(self) -> list[tuple[str, SchemaValidator]]:
+        return [(pattern, _compiled(pattern, self._before)) for pattern in self._patterns]
 
 
 def check_patterns(option: str, patterns: Collection[str]) -> None:

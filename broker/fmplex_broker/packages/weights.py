@@ -20,6 +20,7 @@ MAX_TENSORS = 8192
 _MAX_DIMENSIONS = 8
 _LONGEST_NAME = 256
 _BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
+_ENTRY = {"dtype", "shape", "data_offsets"}
 _SHOWN = 8  # tensors in an error
 
 Shape = tuple[int, ...]
@@ -33,28 +34,40 @@ def tensor_shapes(data: bytes | memoryview, name: str, field: str) -> dict[str, 
         if len(data) < 8 or length > len(data) - 8:
             raise ValueError("its header is cut off")
         if length > MAX_HEADER_BYTES:
-            raise ValueError(f"its header has {length} bytes, at most {MAX_HEADER_BYTES} are taken")
+            raise _too_much(f"{name} has a header of {length} bytes, at most {MAX_HEADER_BYTES} are taken", field)
         header = read_object(bytes(data[8 : 8 + length]), MAX_HEADER_BYTES)
-        header.pop("__metadata__", None)
+        _check_metadata(header.pop("__metadata__", {}))
         if len(header) > MAX_TENSORS:
-            raise ValueError(f"it holds {len(header)} tensors, at most {MAX_TENSORS} are taken")
-        for key in header:
-            _check_name(key)
-        kinds = {key: str(entry["dtype"]) for key, entry in header.items()}
-        if foreign := [key for key, kind in kinds.items() if kind not in _BYTES]:
-            raise PackageRejected(f"{name}: {foreign[0]} is {kinds[foreign[0]]}; save it as float32", field=field)
-        shapes = {key: _shape_of(key, entry["shape"]) for key, entry in header.items()}
-        spans = [_span(key, entry, shapes[key]) for key, entry in header.items()]
+            raise _too_much(f"{name} holds {len(header)} tensors, at most {MAX_TENSORS} are taken", field)
+        shapes: dict[str, Shape] = {}
+        spans = []
+        for key, entry in header.items():
+            _check_entry(key, entry)
+            if str(entry["dtype"]) not in _BYTES:
+                raise PackageRejected(f"{name}: {key} is {str(entry['dtype'])[:16]}; save it as float32", field=field)
+            shapes[key] = _shape_of(key, entry["shape"])
+            spans.append(_span(key, entry, shapes[key]))
         _check_spans(spans, len(data) - 8 - length)
-    except (ValueError, KeyError, TypeError, AttributeError) as e:
+    except ValueError as e:
         raise PackageRejected(f"{name} is not a whole safetensors file ({e}); save it again", field=field) from e
     return shapes
 
 
-def _check_name(key: str) -> None:
-    """Check that a tensor's name is one that modules have. Raises `ValueError`."""
+def _too_much(what: str, field: str) -> PackageRejected:
+    return PackageRejected(f"{what}; save fewer tensors, under the names that their modules have", field=field)
+
+
+def _check_metadata(metadata: Any) -> None:
+    if not isinstance(metadata, dict) or not all(isinstance(text, str) for text in metadata.values()):
+        raise ValueError("its __metadata__ is not texts by name")
+
+
+def _check_entry(key: str, entry: Any) -> None:
+    """Check that a tensor's name is one that modules have, and that it is described as the format says. Raises `ValueError`."""
     if not 1 <= len(key) <= _LONGEST_NAME or not key.isascii() or not key.isprintable():
         raise ValueError(f"the name {key[:64]!r} is not 1 to {_LONGEST_NAME} printable ASCII characters")
+    if not isinstance(entry, dict) or entry.keys() != _ENTRY:
+        raise ValueError(f"{key} is not described by dtype, shape and data_offsets")
 
 
 def _shape_of(key: str, shape: Any) -> Shape:

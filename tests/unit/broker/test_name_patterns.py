@@ -21,7 +21,7 @@ MODULE = "model.layers." + "1" * 60 + ".mlp.up_proj"
 # Each keeps Python's `re` busy for longer than anybody waits.
 ENDLESS = [
     ".?" * 60 + "z",
-    "(a|a)?" * 40 + "z",
+    "(1|1)?" * 40 + "z",
     "(.?.?)*z",
     "(.+)+z",
     "(.*)*z",
