@@ -12,8 +12,8 @@ from fmplex_broker.errors import InvalidInput, TooLarge
 from fmplex_broker.specs.schema import invalid
 from fmplex_broker.wire.messages import unpackb
 
-# What one body may hold. 2048 texts in token ids have about so many numbers; a long chat has a few thousand mappings.
-MOST_VALUES, MOST_CONTAINERS = 1 << 20, 1 << 16
+# What one body may hold. 2048 texts in token ids have about so many numbers; with parameters they are 4,096 objects and lists.
+MOST_VALUES, MOST_CONTAINERS = 1 << 20, 1 << 14
 B = TypeVar("B", bound=BaseModel)
 
 

@@ -97,7 +97,7 @@ GOOD: dict[str, tuple[type[AnyBody], dict[str, Any]]] = {
     "texts": (InferBody, {"inputs": ["é" * 10_000] * 100, "params": {"truncate": True}, "timeout_ms": 5.5}),
     "ids": (CompletionBody, {"model": "m", "prompt": [list(range(1000))] * 500}),
     "one long text": (EmbeddingsBody, {"model": "m", "input": "x" * 3_000_000}),
-    "a chat": (ChatBody, {"model": "m", "messages": [{"role": "user", "content": "x" * 50}] * 20_000}),
+    "a chat": (ChatBody, {"model": "m", "messages": [{"role": "user", "content": "x" * 100}] * 10_000}),
 }
 
 
