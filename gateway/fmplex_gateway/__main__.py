@@ -77,9 +77,16 @@ def _serve(app: FastAPI, host: str, port: int, listening: socket.socket | None) 
     gc.collect()
     gc.freeze()  # a collection that goes through all that was imported would halt every request
     config = uvicorn.Config(
-        app, host=host, port=port, loop="uvloop", http=Connection, log_level="warning", access_log=False,
+        app,
+        host=host,
+        port=port,
+        loop="uvloop",
+        http=Connection,  # type: ignore[arg-type]  # it is a protocol of asyncio, if not of the kind that uvicorn's are
+        ws="none",
+        log_level="warning",
+        access_log=False,
         timeout_graceful_shutdown=20,
-    )  # fmt: skip
+    )
     server = uvicorn.Server(config)
     with suppress(KeyboardInterrupt):
         server.run(sockets=None if listening is None else [listening])

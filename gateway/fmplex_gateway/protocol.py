@@ -60,16 +60,14 @@ class LimitedHttp(H11Protocol):
 
     def __init__(self, **named: Any) -> None:
         super().__init__(**named)
-        self._owed: Any = (
-            None  # h11.IDLE: the client has to send a head; h11.SEND_BODY: the rest of a body; None: nothing
-        )
+        self._owed: Any = None  # what the client has to send: h11.IDLE, a head; h11.SEND_BODY, the rest of a body
         self._owed_timer: asyncio.TimerHandle | None = None
         self._begun = False  # some of a head has come
         self._unread = 0.0  # bytes of answers that the client had not taken when last looked at
         self._read_timer: asyncio.TimerHandle | None = None
         self._half_closed = False
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+    def connection_made(self, transport: asyncio.Transport) -> None:
         """Begin: a request is to come."""
         super().connection_made(transport)
         self._watch()
@@ -128,12 +126,13 @@ class LimitedHttp(H11Protocol):
 
     def eof_received(self) -> bool:  # type: ignore[override]
         """Keep the connection for the answer, if a whole request is being answered; True if so."""
-        self._half_closed = self._being_answered()
-        if self._half_closed:
-            self.loop.call_later(PROBE_S, self._probe)
-        else:
+        if not self._being_answered():
             self.loop.call_soon(self._watch)  # it is closed then
-        return self._half_closed
+            return False
+        if not self._half_closed:
+            self._half_closed = True
+            self.loop.call_later(PROBE_S, self._probe)
+        return True
 
     def _being_answered(self) -> bool:
         whole = self.conn.their_state in (h11.DONE, h11.MUST_CLOSE)
@@ -142,14 +141,17 @@ class LimitedHttp(H11Protocol):
     def _probe(self) -> None:
         """Find out whether the client still listens. One that has closed everything looks like one that has closed its side only,
         until it is sent something: then its system resets the connection."""
-        if self.transport.is_closing() or not self._being_answered():
+        if self.transport.is_closing():
             return
         sock: socket.socket = self.transport.get_extra_info("socket")
         if sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
             self.transport.abort()
             return
         # What is harmless to send: HTTP/1.1 allows any number of these before an answer (RFC 9110, 15.2).
-        if self.conn.our_state is h11.SEND_RESPONSE and self.scope["http_version"] == "1.1":
+        waiting = (
+            self._being_answered() and self.conn.our_state is h11.SEND_RESPONSE and not self.cycle.response_started
+        )
+        if waiting and self.scope["http_version"] == "1.1":
             event = h11.InformationalResponse(status_code=100, headers=[], reason="Continue")
             self.transport.write(self.conn.send(event) or b"")
         self.loop.call_later(PROBE_S, self._probe)
