@@ -150,6 +150,14 @@ def test_others_are_answered_while_33_mb_of_junk_are_read(gateway: Gateway, path
     assert gateway.most_bytes() < memory + 64 * MB
 
 
+def test_memory_of_large_bodies_is_given_back(gateway: Gateway) -> None:
+    before = gateway.process.memory_info().rss
+    body = json.dumps({"inputs": ["x" * 16_000] * 2000}).encode()
+    for _ in range(3):
+        assert gateway.http.post("/v1/vfms/v/infer", content=body).status_code == 503, "there is no broker"
+    wait_until(lambda: gateway.process.memory_info().rss < before + 32 * MB, "the memory is given back", SOON_S)
+
+
 def test_an_upload_of_250_mb_takes_no_more_memory_than_that(gateway: Gateway) -> None:
     """It is refused in the end, as there is no broker; but it has been checked and stored then."""
     memory = gateway.most_bytes()
