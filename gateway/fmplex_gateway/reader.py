@@ -13,6 +13,7 @@ import time
 import weakref
 from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from typing import Any, TypeVar
 
 from pydantic import BaseModel
@@ -37,6 +38,7 @@ class Reader:
     def __init__(self) -> None:
         self._threads = ThreadPoolExecutor(_PROCESSES, thread_name_prefix="reader")
         self._idle: list[_Child] = []
+        self._busy: set[_Child] = set()
         self._turns: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
 
     async def read(self, kind: type[B], body: Body, who: str, *, msgpack: bool) -> B:
@@ -49,6 +51,7 @@ class Reader:
 
     def _read(self, kind: type[B], body: Body, msgpack: bool) -> B:
         child = self._ready()
+        self._busy.add(child)
         try:
             error, value, last = child.ask([f"{kind.__module__}:{kind.__qualname__}", msgpack, body.size], body)
         except (EOFError, OSError, TimeoutError) as e:
@@ -57,6 +60,8 @@ class Reader:
         except BaseException:
             child.end()
             raise
+        finally:
+            self._busy.discard(child)
         # The next one is started at once, so that nobody waits for its start.
         self._idle.append(_Child() if last else child)
         if error is not None:
@@ -74,6 +79,8 @@ class Reader:
     def close(self) -> None:
         """End the processes."""
         self._threads.shutdown(wait=False, cancel_futures=True)
+        for child in [*self._busy]:
+            child.kill()  # whoever waits for it sees that, and ends it
         while self._idle:
             self._idle.pop().end()
 
@@ -100,6 +107,9 @@ class _Child:
     def alive(self) -> bool:
         return self._process.poll() is None
 
+    def kill(self) -> None:
+        self._process.kill()
+
     def ask(self, about: list[Any], body: Body) -> tuple[dict[str, Any] | None, dict[str, Any], bool]:
         """Ask about a body; return the error, if there is one, or the value, and whether the process ends now.
 
@@ -109,7 +119,7 @@ class _Child:
             self._wait()
         until = time.monotonic() + _MOST_S
         head = packb(about)
-        for part in (len(head).to_bytes(8), head, *body.parts()):
+        for part in chain((len(head).to_bytes(8), head), body.parts()):
             self._send(part, until)
         size, last = int.from_bytes(self._receive(8, until)), self._receive(1, until) != b"\0"
         error, value = unpackb(bytes(self._receive(size, until)))

@@ -14,6 +14,7 @@ from fmplex_broker.errors import DeadlineExceeded, FmplexError, JobFailed
 from fmplex_broker.wire.messages import packb
 from fmplex_broker.wire.tensors import Tensor
 from fmplex_gateway.access import principal_of
+from fmplex_gateway.calls import unless_disconnected
 from fmplex_gateway.parsing import decode, validate
 from fmplex_gateway.reader import Reader
 from fmplex_gateway.receiving import received
@@ -34,7 +35,8 @@ async def parse_body(request: Request, kind: type[B], limit: int) -> B:
         if body.size <= _SMALL:
             return validate(kind, decode(bytes(body.view()), msgpack=msgpack))
         reader: Reader = request.app.state.reader
-        return await reader.read(kind, body, principal_of(request).name, msgpack=msgpack)
+        reading = reader.read(kind, body, principal_of(request).name, msgpack=msgpack)
+        return await unless_disconnected(request.receive, reading)
 
 
 def _is_msgpack(content_type: str) -> bool:

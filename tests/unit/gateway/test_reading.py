@@ -22,6 +22,7 @@ from fmplex_gateway.reader import Reader
 from fmplex_gateway.receiving import Body
 from fmplex_gateway.schemas import Body as AnyBody
 from fmplex_gateway.schemas import DeployBody, EmbeddingsBody, InferBody
+from tests.support.waiting import until
 from tests.unit.gateway.serving import answer, request, serving, status
 from tests.unit.gateway.site import site
 
@@ -142,6 +143,18 @@ async def test_a_process_that_takes_too_long_is_ended(alone: Reader, monkeypatch
     monkeypatch.undo()
     assert child._process.poll() is not None
     assert await read(alone, InferBody, b'{"inputs": []}') == InferBody(inputs=[])
+
+
+async def test_closing_ends_the_process_of_a_body_that_is_being_read(alone: Reader) -> None:
+    await read(alone, InferBody, b'{"inputs": []}')
+    [child] = alone._idle
+    child._process.send_signal(19)  # SIGSTOP
+    waiting = asyncio.create_task(read(alone, InferBody, b'{"inputs": []}'))
+    await until(lambda: child in alone._busy)
+    alone.close()
+    with pytest.raises(TooLarge):
+        await waiting
+    assert child._process.poll() is not None
 
 
 async def test_a_process_that_does_not_start_says_so(alone: Reader, monkeypatch: pytest.MonkeyPatch) -> None:
