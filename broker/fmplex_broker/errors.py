@@ -9,6 +9,7 @@ FmplexError
 ├── UnknownVfm (404)
 ├── Conflict (409)             duplicate name, stale generation, idempotency key used for another request
 │   └── StaleVersion           the version was made for other weights than the fleet hosts; deploy the package again
+├── TooSlow (408)              the request did not come in time
 ├── TooLarge (413)             too many inputs or too many bytes
 ├── Busy (429)                 `retry_after` seconds says when to come back
 │   ├── QueueFull
@@ -31,21 +32,26 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+# Characters. Errors quote what they refuse, which is as long as its author likes; and they are logged, stored and sent.
+MAX_MESSAGE, MAX_FIELD = 2000, 256
+_LAST = 400  # of a message that is too long: what to do stands there
+
 
 class FmplexError(Exception):
     """Base of all errors that FMplex raises on purpose, each with a `code` and the HTTP `status` that stands for it.
 
     `message`: what is wrong and what to do; `field`: the part of the request at fault, None if it is none; `retry_after`: seconds
-    after which to try again, None where that is not known.
+    after which to try again, None where that is not known. A message of more than 2,000 characters loses its middle, a field of
+    more than 256 its end; what is no Unicode becomes question marks.
     """
 
     code: ClassVar[str] = "internal"
     status: ClassVar[int] = 500
 
     def __init__(self, message: str, *, field: str | None = None, retry_after: float | None = None) -> None:
-        super().__init__(message)
-        self.message = message
-        self.field = field
+        self.message = _shortened(message)
+        super().__init__(self.message)
+        self.field = None if field is None else _sendable(field[:MAX_FIELD])
         self.retry_after = retry_after
 
     def to_wire(self) -> dict[str, Any]:
@@ -56,6 +62,18 @@ class FmplexError(Exception):
         if self.retry_after is not None:
             wire["retry_after"] = self.retry_after
         return wire
+
+
+def _shortened(message: str) -> str:
+    if len(message) > MAX_MESSAGE:
+        cut = f" … ({len(message)} characters) … "
+        message = message[: MAX_MESSAGE - _LAST - len(cut)] + cut + message[-_LAST:]
+    return _sendable(message)
+
+
+def _sendable(text: str) -> str:
+    """Return a text that every encoding on the way takes: half a surrogate pair is no Unicode."""
+    return text.encode(errors="replace").decode()
 
 
 class InvalidInput(FmplexError):
@@ -104,6 +122,12 @@ class StaleVersion(Conflict):
     """The version was made for other weights than the fleet hosts now; deploy its package again."""
 
     code = "stale_version"
+
+
+class TooSlow(FmplexError):
+    """The request did not come in time: its body was sent too slowly."""
+
+    code, status = "too_slow", 408
 
 
 class TooLarge(FmplexError):
@@ -215,4 +239,9 @@ _BY_CODE = _tree(FmplexError)
 def from_wire(wire: dict[str, Any]) -> FmplexError:
     """Rebuild the typed error from its wire form; an unknown code becomes the base class, never a crash."""
     kind = _BY_CODE.get(str(wire.get("code")), FmplexError)
-    return kind(str(wire.get("message", "unknown error")), field=wire.get("field"), retry_after=wire.get("retry_after"))
+    field = wire.get("field")
+    return kind(
+        str(wire.get("message", "unknown error")),
+        field=None if field is None else str(field),
+        retry_after=wire.get("retry_after"),
+    )

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from fmplex_broker.errors import PackageRejected, UnknownVfm
+from fmplex_broker.errors import InvalidInput, PackageRejected, UnknownVfm
 from fmplex_broker.specs.deployments import BackboneInfo, DeployedVfm
 from fmplex_broker.specs.heads import Embedding
 from fmplex_broker.specs.vfm import Slo, VfmChange, VfmSpec
@@ -170,6 +170,15 @@ async def test_pages_by_name_pattern_and_what_comes_after(bench: Bench, registry
     assert await names(registry, match="nothing*") == ([], 0)
     assert await names(registry, limit=0) == ([], 4)
     assert [s.name for s in await registry.every()] == (await names(registry))[0]
+
+
+async def test_a_pattern_of_a_page_is_not_much_longer_than_a_name(bench: Bench, registry: Registry) -> None:
+    """It becomes a regular expression, and every name is held against it."""
+    await bench.serve("a")
+    assert await names(registry, match="*a" * 100) == ([], 0)
+    with pytest.raises(InvalidInput) as caught:
+        await registry.page("*a" * 10_000)
+    assert caught.value.field == "match"
 
 
 async def test_a_page_of_some_is_as_if_the_others_were_not_there(bench: Bench, registry: Registry) -> None:

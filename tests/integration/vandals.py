@@ -105,6 +105,24 @@ def _wrong_rank(package: Path, _: Path) -> None:
     _adapter(package, tensors=lora(4), r=8, lora_alpha=8)
 
 
+def _endless_pattern(package: Path, _: Path) -> None:
+    _adapter(package, tensors=lora(4), r=4, lora_alpha=8, rank_pattern={".?" * 60 + "!": 1})
+
+
+def _long_pattern(package: Path, _: Path) -> None:
+    _adapter(package, tensors=lora(4), r=4, lora_alpha=8, alpha_pattern={"q" * 100_000: 1})
+
+
+def _infinite_shape(package: Path, _: Path) -> None:
+    header = b'{"weight": {"dtype": "F32", "shape": [1e999, 384], "data_offsets": [0, 3072]}}'
+    (package / "head.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(3072))
+
+
+def _many_tensors(package: Path, _: Path) -> None:
+    header = ",".join(f'"{i}":{{"dtype":"F32","shape":[0],"data_offsets":[0,0]}}' for i in range(20_000))
+    (package / "head.safetensors").write_bytes((len(header) + 2).to_bytes(8, "little") + f"{{{header}}}".encode())
+
+
 def _linked(package: Path, outside: Path, part: str) -> None:
     """`part` moves out of the package, and a link is left in its place."""
     moved = outside / part.replace("/", "-")
@@ -162,6 +180,10 @@ FILES: Kind = {
     "an empty head": ("head", "not a whole safetensors file", _empty_head),
     "a head with more rows than labels": ("head", "needed: weight (2, 384)", _more_labels),
     "a DoRA": ("adapter", "DoRA is not served", _dora),
+    "an adapter with a pattern that never ends": ("adapter", "rank_pattern: pattern '.?.?", _endless_pattern),
+    "an adapter with a pattern of pages": ("adapter", "100000 characters, at most 256", _long_pattern),
+    "a head of infinite shape": ("head", "not a whole safetensors file", _infinite_shape),
+    "a head of 20,000 tensors": ("head", "holds 20000 tensors, at most 8192", _many_tensors),
     "an adapter whose rank is another": ("adapter", "has rank 4, adapter_config.json says 8", _wrong_rank),
 }  # fmt: skip
 # … only beside the backbone: refused by the worker.

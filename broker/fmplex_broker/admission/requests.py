@@ -7,7 +7,7 @@ What only the worker can know (tokens, finite numbers, label names) is checked b
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 from fmplex_broker.admission.inputs import INT_MAX, check_input, check_prompt, utf8_bytes
@@ -51,11 +51,18 @@ def admit(
 
     Raises `TooLarge` (too many inputs, an input over the vFM's byte limit) or `InvalidInput` naming the field.
     """
+    return [job for jobs in admitting(vfm, inputs, params, call=call, n=n) for job in jobs]
+
+
+def admitting(
+    vfm: VfmSpec, inputs: Sequence[Any], params: dict[str, Any] | None = None, *, call: str = "", n: int = 1
+) -> Iterator[list[tuple[Payload, int]]]:
+    """Do what `admit` does step by step: yield the jobs of one input after the other, so that a large call need not be checked
+    in one go. Raises as `admit` does."""
     _check_count(vfm, inputs, n)
     head = vfm.head if isinstance(vfm.head, Generation) else None
     checked = _params(vfm, params or {}) if head is None else _generation_params(vfm, head, params or {})
     common = _part("params", checked.params) if n * len(inputs) > 1 else None
-    out: list[tuple[Payload, int]] = []
     nbytes = 0
     for i, value in enumerate(inputs):
         size = (check_input if head is None else check_prompt)(vfm, value, f"inputs.{i}")
@@ -67,15 +74,16 @@ def admit(
         units = max(1, size // _BYTES_PER_UNIT) + checked.tokens
         text = _part("input", value) if n > 1 else None
         parts = tuple(part for part in (common, text) if part is not None)
+        jobs: list[tuple[Payload, int]] = []
         for k in range(n):
             own = _seed(checked, k, f"{vfm.name}:{call}:{i * n + k}")
             request = Request(None if text else value, own if common else checked.params | own)
             encoded = encode_request(request)
-            out.append((SharedPayload(encoded, parts) if parts else encoded, units))
+            jobs.append((SharedPayload(encoded, parts) if parts else encoded, units))
             nbytes += len(encoded)
         nbytes += len(text.data) if text else 0
         check_bytes(vfm, nbytes)  # before more of them are encoded
-    return out
+        yield jobs
 
 
 def _part(key: str, value: Any) -> Part | None:
@@ -187,13 +195,19 @@ def _seed(checked: _CallParams, k: int, name: str) -> dict[str, int]:
 def _schema(value: dict[str, Any]) -> Any:
     """Return the schema as JSON has it, so that whoever compiles it finds nothing else in it."""
     try:
-        text = json.dumps(value, allow_nan=False)
-        plain = json.loads(text)
+        plain = json.loads(_short_json(value))
         packb([{"schema": plain}])
     except (TypeError, ValueError, RecursionError) as e:
         raise InvalidInput(f"schema: not JSON that can travel ({e})", field="schema") from None
-    if len(text) > MAX_SCHEMA_BYTES:
-        raise TooLarge(
-            f"the schema has {len(text)} bytes, at most {MAX_SCHEMA_BYTES} are taken; simplify it", field="schema"
-        )
     return plain
+
+
+def _short_json(value: Any) -> str:
+    """Write a schema as JSON, no further than it may be long. Raises `TooLarge`, or what the encoder raises."""
+    parts, size = [], 0
+    for part in json.JSONEncoder(allow_nan=False).iterencode(value):
+        size += len(part)
+        if size > MAX_SCHEMA_BYTES:
+            raise TooLarge(f"the schema has more than {MAX_SCHEMA_BYTES} bytes; simplify it", field="schema")
+        parts.append(part)
+    return "".join(parts)

@@ -5,11 +5,13 @@ Served are LoRA, (IA)³ and soft prompts. Whatever else would change outputs is 
 
 from __future__ import annotations
 
-import json
+from collections.abc import Mapping
+from typing import Any
 
 from pydantic import ValidationError
 
 from fmplex_broker.errors import PackageRejected
+from fmplex_broker.packages.json_object import read_object
 from fmplex_broker.packages.peft_config import AdapterConfig, rejected
 from fmplex_broker.packages.peft_ia3 import Ia3Config
 from fmplex_broker.packages.peft_lora import LoraConfig
@@ -23,6 +25,7 @@ SERVED: dict[str, type[AdapterConfig]] = {
     "PROMPT_TUNING": PromptConfig,
     "P_TUNING": PromptConfig,
 }
+_LONGEST_CONFIG = 524_288  # bytes; one that names every module of a large model three times has a third of it
 _INSTEAD = "train a LoRA (LORA), (IA)³ (IA3) or a soft prompt (PROMPT_TUNING)"
 _MERGE = "merge it into a backbone of its own with PEFT's merge_and_unload, or train a plain LoRA"
 # peft_type → why not, and what to do instead.
@@ -41,26 +44,37 @@ _REFUSED: dict[str, str] = {
 }  # fmt: skip
 
 
-def check_adapter(config: bytes, weights: bytes) -> AdapterConfig:
+def check_adapter(config: bytes, weights: bytes | memoryview) -> AdapterConfig:
     """Check that an adapter can be served in common passes and return its config. Raises `PackageRejected` that names what
     cannot."""
-    read = read_config(config)
+    read = read_config(read_options(config))
     read.check_tensors(tensor_shapes(weights, "adapter_model.safetensors", "adapter"))
     return read
 
 
-def read_config(data: bytes) -> AdapterConfig:
-    """Read an `adapter_config.json`, by its `peft_type`. Raises `PackageRejected` that names the option and says what to do."""
+def read_options(data: bytes) -> dict[str, Any]:
+    """Read the options of an `adapter_config.json`, whatever they are. Raises `PackageRejected`: no JSON, too long, too deep."""
     try:
-        raw = json.loads(data)
-        name = raw.get("peft_type") if isinstance(raw, dict) else None
-        if not isinstance(name, str):
-            raise ValueError("peft_type is missing")
-        if name not in SERVED:
-            raise rejected(f"peft_type {name!r} is not served: {_REFUSED.get(name, _INSTEAD)}")
-        config = SERVED[name].model_validate(raw)
-    except (ValueError, RecursionError) as e:
-        why = invalid(e).message if isinstance(e, ValidationError) else str(e)
-        raise PackageRejected(f"adapter_config.json is not a PEFT config: {why}", field="adapter") from e
+        return read_object(data, _LONGEST_CONFIG)
+    except ValueError as e:
+        raise _no_config(str(e)) from e
+
+
+def read_config(options: Mapping[str, Any]) -> AdapterConfig:
+    """Make the config of an adapter from its options, by its `peft_type`. Raises `PackageRejected` that names the option and says
+    what to do."""
+    name = options.get("peft_type")
+    if not isinstance(name, str):
+        raise _no_config("peft_type is missing")
+    if name not in SERVED:
+        raise rejected(f"peft_type {name!r} is not served: {_REFUSED.get(name, _INSTEAD)}")
+    try:
+        config = SERVED[name].model_validate(options)
+    except ValidationError as e:
+        raise _no_config(invalid(e).message) from e
     config.check()
     return config
+
+
+def _no_config(why: str) -> PackageRejected:
+    return PackageRejected(f"adapter_config.json is not a PEFT config: {why}", field="adapter")

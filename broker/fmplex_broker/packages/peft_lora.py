@@ -5,19 +5,21 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from functools import cached_property
+from typing import Annotated, Any, ClassVar
 
-from pydantic import Field, FiniteFloat, PositiveInt
+from pydantic import Field, FiniteFloat
 
+from fmplex_broker.packages.name_patterns import MAX_PATTERNS, NamePatterns, check_patterns
 from fmplex_broker.packages.peft_config import (
     HARMLESS,
     MODULES_TO_SAVE,
     AdapterConfig,
-    check_pattern,
     rejected,
     rejected_tensor,
     whole_weight,
 )
+from fmplex_broker.specs.schema import at_most
 
 _MERGE = "merge it into a backbone of its own, or train a plain LoRA"
 # The two tensors of one linear layer, [rank, in] and [out, rank], and of an embedding, [rank, tokens] and [width, rank].
@@ -31,6 +33,9 @@ _TRAINING = """
 """
 # Other initialisations (PiSSA, OLoRA, CorDA, LoftQ, LoRA-GA) subtract what they put into the adapter from the backbone.
 _BASE_KEPT = (None, True, False, "gaussian", "eva", "orthogonal", "mica")
+
+_BEFORE = r".*\."  # PEFT 0.21 `utils.other.get_pattern_key`: a pattern matches a whole dotted suffix
+_Rank = Annotated[int, Field(ge=1, le=65_536)]
 
 
 class LoraConfig(AdapterConfig):
@@ -53,23 +58,32 @@ class LoraConfig(AdapterConfig):
     }
     harmless: ClassVar[frozenset[str]] = HARMLESS | frozenset(_TRAINING.split())
 
-    r: PositiveInt
+    r: _Rank
     lora_alpha: FiniteFloat
     use_rslora: bool = False
     bias: str = "none"
     init_lora_weights: Any = True
-    rank_pattern: dict[str, PositiveInt] | None = Field(default=None)
-    alpha_pattern: dict[str, FiniteFloat] | None = Field(default=None)
+    rank_pattern: Annotated[dict[str, _Rank], at_most(MAX_PATTERNS)] | None = None
+    alpha_pattern: Annotated[dict[str, FiniteFloat], at_most(MAX_PATTERNS)] | None = None
 
     def rank(self, module: str) -> int:
         """Return the rank of a module, by the name it has in the model that PEFT wrapped."""
-        return int(_matching(self.rank_pattern or {}, module, self.r))
+        pattern = self._ranks.first(module)
+        return (self.rank_pattern or {})[pattern] if pattern is not None else self.r
 
     def scaling(self, module: str) -> float:
         """Return a module's alpha / r, or alpha / √r with `use_rslora` (Kalajdzievski 2023)."""
-        rank = self.rank(module)
-        alpha = float(_matching(self.alpha_pattern or {}, module, self.lora_alpha))
+        rank, pattern = self.rank(module), self._alphas.first(module)
+        alpha = (self.alpha_pattern or {})[pattern] if pattern is not None else self.lora_alpha
         return alpha / math.sqrt(rank) if self.use_rslora else alpha / rank
+
+    @cached_property
+    def _ranks(self) -> NamePatterns:
+        return NamePatterns(self.rank_pattern or (), _BEFORE)
+
+    @cached_property
+    def _alphas(self) -> NamePatterns:
+        return NamePatterns(self.alpha_pattern or (), _BEFORE)
 
     def check(self) -> None:
         """Check the options; see `AdapterConfig.check`."""
@@ -81,8 +95,8 @@ class LoraConfig(AdapterConfig):
                 "with PEFT's save_pretrained(path_initial_model_for_weight_conversion=...)"
             )
         super().check()
-        for pattern in (*(self.rank_pattern or {}), *(self.alpha_pattern or {})):
-            check_pattern(pattern)
+        check_patterns("rank_pattern", self.rank_pattern or {})
+        check_patterns("alpha_pattern", self.alpha_pattern or {})
 
     def check_tensors(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
         """Check the tensors; see `AdapterConfig.check_tensors`."""
@@ -101,12 +115,3 @@ def _unknown(key: str) -> str:
     if "lora_" in key:
         return f"{key!r}: not a LoRA weight of a linear layer; save it with PEFT's save_pretrained"
     return whole_weight(key)
-
-
-def _matching(patterns: Mapping[str, float], module: str, default: float) -> float:
-    """Return the value of the first pattern that matches (PEFT 0.21 `utils.other.get_pattern_key`: a whole dotted suffix, as a
-    regex)."""
-    for pattern, value in patterns.items():
-        if re.match(rf"(.*\.)?({pattern})$", module):
-            return value
-    return default

@@ -7,9 +7,9 @@ whose encoder has run when PEFT saves it, so that both files hold `prompt_embedd
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
-from pydantic import PositiveInt
+from pydantic import Field, PositiveInt
 
 from fmplex_broker.packages.peft_config import (
     HARMLESS,
@@ -35,7 +35,7 @@ class PromptConfig(AdapterConfig):
     refused: ClassVar[Mapping[str, str]] = {"modules_to_save": MODULES_TO_SAVE}
     harmless: ClassVar[frozenset[str]] = HARMLESS | frozenset(_TRAINING.split())
 
-    num_virtual_tokens: PositiveInt
+    num_virtual_tokens: Annotated[int, Field(ge=1, le=1_000_000)]
     num_transformer_submodules: PositiveInt | None = None
 
     def check(self) -> None:

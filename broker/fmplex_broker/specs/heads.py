@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from fmplex_broker.specs.schema import Label, Spec
+from fmplex_broker.specs.schema import Label, Several, Spec
 
 Pooling = Literal["mean", "cls", "last"]
 Activation = Literal["relu", "gelu", "tanh"]
@@ -20,7 +20,7 @@ class _Layers(Spec):
     `hidden`: widths of the layers between the hidden state and the last one, each followed by `activation`; empty: none.
     """
 
-    hidden: tuple[Annotated[int, Field(ge=1, le=65_536)], ...] = Field(default=(), max_length=8)
+    hidden: Several[Annotated[int, Field(ge=1, le=65_536)]] = Field(default=(), max_length=8)
     activation: Activation = "relu"
 
 
@@ -50,7 +50,7 @@ class Classification(_PooledLayers):
     """
 
     kind: Literal["classification"] = "classification"
-    labels: tuple[Label, ...] = Field(min_length=2, max_length=10_000)
+    labels: Several[Label] = Field(min_length=2, max_length=10_000)
     multi_label: bool = False
     pooling: Pooling = "mean"
 
@@ -74,7 +74,7 @@ class Tagging(_Layers):
     """
 
     kind: Literal["tagging"] = "tagging"
-    labels: tuple[Label, ...] = Field(min_length=1, max_length=1_000)
+    labels: Several[Label] = Field(min_length=1, max_length=1_000)
 
 
 class Similarity(Spec):

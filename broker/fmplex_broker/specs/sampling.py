@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, FiniteFloat, StringConstraints, ValidationInfo, field_validator
 
-from fmplex_broker.specs.schema import Spec
+from fmplex_broker.specs.schema import Several, Spec
 
 _INT64 = 2**63 - 1
 MAX_STOPS = 16
@@ -35,8 +35,8 @@ class GenerationParams(Spec):
     presence_penalty: FiniteFloat = Field(default=0.0, ge=-2, le=2)
     frequency_penalty: FiniteFloat = Field(default=0.0, ge=-2, le=2)
     seed: int | None = Field(default=None, ge=-_INT64, le=_INT64)
-    stop: tuple[Stop, ...] = Field(default=(), max_length=MAX_STOPS)
-    stop_token_ids: tuple[Annotated[int, Field(ge=0, le=2**31 - 1)], ...] = Field(default=(), max_length=MAX_STOPS)
+    stop: Several[Stop] = Field(default=(), max_length=MAX_STOPS)
+    stop_token_ids: Several[Annotated[int, Field(ge=0, le=2**31 - 1)]] = Field(default=(), max_length=MAX_STOPS)
     ignore_eos: bool = False
     logprobs: int | None = Field(default=None, ge=0, le=MAX_LOGPROBS)
     schema_: dict[str, Any] | None = Field(default=None, alias="schema")

@@ -6,8 +6,17 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, StringConstraints, TypeAdapter, ValidationError
-from pydantic_core import ErrorDetails
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    FailFast,
+    StringConstraints,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
+from pydantic_core import ErrorDetails, PydanticKnownError
 
 from fmplex_broker.errors import InvalidInput
 
@@ -16,13 +25,37 @@ Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,1
 Label = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 
 
+S = TypeVar("S")
+# Pydantic makes an error of every wrong item, millions of them if it comes to that, and we show one.
+Several = Annotated[tuple[S, ...], FailFast()]
+
+
+def at_most(many: int) -> BeforeValidator:
+    """Make the check that a mapping or list has `many` entries at most, before any of them is looked at."""
+
+    def check(value: Any) -> Any:
+        if isinstance(value, dict | list | tuple) and len(value) > many:
+            counts = {"max_length": many, "actual_length": len(value)}
+            raise PydanticKnownError("too_long", {"field_type": type(value).__name__, **counts})
+        return value
+
+    return BeforeValidator(check)
+
+
 class Spec(BaseModel):
     """Base of all specs: immutable, and an unknown key is an error that names it."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-
-S = TypeVar("S")
+    @model_validator(mode="before")
+    @classmethod
+    def _one_unknown_key(cls, value: Any) -> Any:
+        """Leave the first of many unknown keys, for the error."""
+        if not isinstance(value, dict) or len(value) <= len(cls.model_fields):
+            return value
+        known = {field.alias or name for name, field in cls.model_fields.items()}
+        first = next((key for key in value if key not in known), None)
+        return {key: part for key, part in value.items() if key in known or key == first}
 
 
 def parse(kind: type[S], value: Any, *, source: str = "") -> S:
@@ -37,7 +70,7 @@ def parse(kind: type[S], value: Any, *, source: str = "") -> S:
 
 def invalid(error: ValidationError, source: str = "") -> InvalidInput:
     """Turn a pydantic error into ours: the path of the wrong key, and what is wrong with it."""
-    first = error.errors(include_url=False)[0]
+    first = error.errors(include_url=False, include_input=False)[0]
     field = ".".join(str(part) for part in first["loc"]) or "(whole)"
     return InvalidInput(f"{source + ': ' if source else ''}{field}: {_what(first)}", field=field)
 

@@ -11,7 +11,7 @@ from typing import Annotated
 from pydantic import Field, model_validator
 
 from fmplex_broker.specs.heads import Head, InputSpec
-from fmplex_broker.specs.schema import Name, Spec
+from fmplex_broker.specs.schema import Name, Spec, at_most
 
 # Parts of a target that one pass may take. A job waits for one pass and runs in the next; the rest is for the way. A text's next
 # token waits for one pass only.
@@ -63,7 +63,7 @@ class VfmSpec(Spec):
     name: Name
     backbone: Name
     head: Head | None = None
-    heads: dict[Name, Head] = Field(default_factory=dict, max_length=64)
+    heads: Annotated[dict[Name, Head], at_most(64)] = Field(default_factory=dict, max_length=64)
     input: InputSpec = InputSpec()
     weight: Weight = 1.0
     limits: Limits = Limits()

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
 
-from fmplex_broker.errors import UnknownVfm
+from fmplex_broker.errors import InvalidInput, UnknownVfm
 from fmplex_broker.specs.deployments import (
     STATUS_FIELDS,
     BackboneInfo,
@@ -21,7 +21,8 @@ from fmplex_broker.specs.versions import artifact_of
 from fmplex_broker.streams.connection import Client, broker_errors
 from fmplex_broker.streams.keys import HOSTED, REGISTRY_BACKBONES, REGISTRY_VFMS, Keys
 
-_NAMES = 500  # a round trip
+_NAMES = 100  # a round trip; more would hold the event loop of whoever asks
+_LONGEST_MATCH = 256  # characters
 
 
 def unknown_vfm(vfm: str) -> UnknownVfm:
@@ -102,7 +103,9 @@ class Catalog:
         self, match: str = "*", limit: int = 100, after: str = "", *, only: Callable[[str], bool] = _any
     ) -> tuple[list[VfmStatus], int]:
         """Read the first `limit` vFMs by name that match a pattern (`*`, `?`, `[…]`) and come after a name; count all that
-        match. Those whose name `only` does not accept are not there."""
+        match. Those whose name `only` does not accept are not there. Raises `InvalidInput` for a pattern that is too long."""
+        if len(match) > _LONGEST_MATCH:
+            raise InvalidInput(f"match has {len(match)} characters, at most {_LONGEST_MATCH} are taken", field="match")
         async with broker_errors():
             raw = await self._redis.hgetall(REGISTRY_VFMS)
         named = ((k.decode(), v.decode()) for k, v in raw.items())

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from fmplex_broker.admission import requests as admission
 from fmplex_broker.errors import BrokerUnavailable, Cancelled, DeadlineExceeded, InvalidInput
@@ -24,7 +24,9 @@ from fmplex_broker.streams.vfm_cache import VfmCache
 from fmplex_broker.wire.messages import INTERACTIVE, Flow, Reply
 from fmplex_broker.wire.streaming import Delta
 
+T = TypeVar("T")
 SPEC_TTL_S = 1.0  # how old a cached spec may be; caps, rates and removal are enforced by the script all the same
+_TURN_S = 0.005  # so long the checks of a large call may take before others get a turn
 _GRACE_S = 2.0  # beyond the deadline, for the worker's own answer to arrive
 
 
@@ -131,7 +133,7 @@ class QueueClient:
         status = await self.vfm(vfm)
         spec = status.spec
         call = new_id() if idempotency_key is None else idempotency_key
-        payloads = admission.admit(spec, inputs, params, call=call, n=n)
+        payloads = await _in_turns(admission.admitting(spec, inputs, params, call=call, n=n))
         nbytes = stored_bytes([payload for payload, _ in payloads])
         admission.check_bytes(spec, nbytes)
         ms = admission.timeout_ms(spec, timeout_ms)
@@ -190,6 +192,18 @@ class QueueClient:
             await channel.close()
         self._channels.clear()
         await self.redis.aclose()
+
+
+async def _in_turns(parts: Iterable[list[T]]) -> list[T]:
+    """Join the parts of something that takes its time; whatever else runs on the event loop gets turns in between."""
+    found: list[T] = []
+    began = time.monotonic()
+    for part in parts:
+        found += part
+        if time.monotonic() - began > _TURN_S:
+            await asyncio.sleep(0)
+            began = time.monotonic()
+    return found
 
 
 def _pending(channel: BackboneChannel, job: NewJob, until: float, generates: bool) -> Pending:

@@ -122,7 +122,7 @@ def unpackb(data: bytes) -> Any:
     """Decode what `packb` has encoded. Raises `ValueError` for anything that is not one whole msgpack value."""
     try:
         return msgpack.unpackb(data, raw=False, ext_hook=_ext_hook, strict_map_key=True)
-    except ValueError:
+    except (ValueError, MemoryError):
         raise
     except Exception as e:  # msgpack raises several unrelated types for broken bytes
         raise ValueError(f"not msgpack: {e}") from e

@@ -19,12 +19,15 @@ DTYPES: dict[str, tuple[int, str]] = {
     "int32": (4, "i"),
 }
 
+MAX_DIMENSIONS = 8
+
 
 @dataclass(frozen=True, slots=True)
 class Tensor:
     """A dense little-endian row-major tensor: `dtype` (float32, float64, int32 or int64), `shape`, and its bytes, `data`.
 
-    Raises `ValueError` when dtype is unknown, a dimension is negative, or the number of bytes does not fit the shape.
+    Raises `ValueError` when dtype is unknown, there are more than 8 dimensions or a negative one, or the number of bytes does not
+    fit the shape.
     """
 
     dtype: str
@@ -34,6 +37,8 @@ class Tensor:
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
             raise ValueError(f"dtype {self.dtype!r} is not one of {', '.join(DTYPES)}")
+        if len(self.shape) > MAX_DIMENSIONS:  # the product of very many takes for ever
+            raise ValueError(f"a tensor has at most {MAX_DIMENSIONS} dimensions, not {len(self.shape)}")
         if any(type(n) is not int or n < 0 for n in self.shape):
             raise ValueError(f"shape {self.shape} must hold whole numbers >= 0")
         want = math.prod(self.shape) * DTYPES[self.dtype][0]

@@ -10,9 +10,9 @@ from typing import Any
 from fmplex.construct import tensors
 from fmplex.construct.building import WrittenPackage, adapter_files, build, head_tensors
 from fmplex.construct.classifiers import BaseModel, SavedAdapter, classifier
-from fmplex_broker.errors import InvalidInput, PackageRejected
+from fmplex_broker.errors import InvalidInput
 from fmplex_broker.packages.package import ADAPTER_CONFIG, ADAPTER_WEIGHTS, HEAD
-from fmplex_broker.packages.peft import read_config
+from fmplex_broker.packages.peft import read_config, read_options
 from fmplex_broker.packages.weights import tensor_shapes
 from fmplex_broker.specs.heads import Head
 
@@ -61,12 +61,9 @@ def from_peft(
 
 def _read_adapter(files: Mapping[str, bytes]) -> SavedAdapter:
     """Read a PEFT adapter, its modules that were saved whole left out of its config. Raises `PackageRejected`."""
-    try:
-        options = json.loads(files[ADAPTER_CONFIG])
-        without = json.dumps(options | {"modules_to_save": None}).encode()
-    except (ValueError, TypeError, RecursionError) as e:
-        raise PackageRejected(f"adapter_config.json is not a PEFT config: {e}", field="adapter") from e
-    return SavedAdapter(options, read_config(without), tensors.read(files[ADAPTER_WEIGHTS]))
+    options = read_options(files[ADAPTER_CONFIG])
+    config = read_config(options | {"modules_to_save": None})
+    return SavedAdapter(options, config, tensors.read(files[ADAPTER_WEIGHTS]))
 
 
 def _base_model(options: Mapping[str, Any]) -> str | None:

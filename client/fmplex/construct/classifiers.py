@@ -127,11 +127,14 @@ class _LayerReader:
                 f"it was trained on, or train with modules_to_save naming it",
                 field="model",
             )
+        _check_linear(module, weight, bias)
         matrix = tensors.as_numpy(weight)
         sides = [f"{_WRAP}{module}.lora_{side}.weight" for side in "AB"]
         if isinstance(self.saved.config, LoraConfig) and all(key in self.saved.tensors for key in sides):
-            a, b = (tensors.as_numpy(self.saved.tensors[key]) for key in sides)
-            matrix = matrix + self.saved.config.scaling(module) * (b @ a)
+            a, b = (self.saved.tensors[key] for key in sides)
+            if (*b.shape[:1], *a.shape[1:]) != weight.shape or b.shape[1:] != a.shape[:1]:
+                raise _ill_shaped(f"{module} with lora_A {a.shape}, lora_B {b.shape}, weight {weight.shape}")
+            matrix = matrix + self.saved.config.scaling(module) * (tensors.as_numpy(b) @ tensors.as_numpy(a))
             self.used.update(sides)
         left = [key for key in self.saved.tensors if key.startswith(f"{_WRAP}{module}.") and key not in self.used]
         if left:
@@ -145,6 +148,16 @@ class _LayerReader:
             self.used.add(_WRAP + name)
             return self.saved.tensors[_WRAP + name]
         return self.base.tensor(name)
+
+
+def _check_linear(module: str, weight: tensors.StoredTensor, bias: tensors.StoredTensor | None) -> None:
+    """Check that weight and bias are those of a linear layer. Raises `PackageRejected`."""
+    if len(weight.shape) != 2 or not all(weight.shape) or (bias is not None and bias.shape != weight.shape[:1]):
+        raise _ill_shaped(f"{module} with weight {weight.shape}, bias {None if bias is None else bias.shape}")
+
+
+def _ill_shaped(made: str) -> PackageRejected:
+    return PackageRejected(f"the classifier's {made} is no linear layer; save it again", field="adapter")
 
 
 def classifier(saved: SavedAdapter, base: BaseModel, labels: tuple[str, ...], wanted: Mapping[str, Any]) -> Classifier:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
+import tarfile
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -36,6 +39,17 @@ def adapter(value: float = 1.0, **config: Any) -> dict[str, bytes]:
 def spec(kind: str = "classification", **more: Any) -> VfmSpec:
     said = {"kind": kind, **({"labels": ["no", "yes"]} if kind == "classification" else {})}
     return VfmSpec(**{"name": "v", "backbone": "m", "head": parse(Head, said), **more})  # type: ignore[arg-type]
+
+
+def archive(spec: Any, files: Mapping[str, bytes] | None = None) -> bytes:
+    """An archive of whatever is given as its spec, unchecked."""
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+        for name, data in {"vfm.json": json.dumps(spec).encode(), **(files or {})}.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    return out.getvalue()
 
 
 def package(kind: str = "classification", **more: Any) -> Package:

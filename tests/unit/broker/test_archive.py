@@ -155,6 +155,7 @@ HOSTILE: dict[str, Callable[[], bytes]] = {
     "pax sparse": lambda: pax(**{"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.realsize": str(1 << 40)}),
     "gnu long name": gnu_long,
     "after the end": lambda: pack(made.package()) + archive(("evil", b"1")),
+    "zeros after the end": lambda: pack(made.package()) + bytes(1_000_000),
     "nothing": lambda: b"",
     "zeros": lambda: bytes(10_240),
     "text": lambda: b"name = 'v'" * 1000,

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fmplex_broker import errors
-from fmplex_broker.errors import FmplexError, from_wire
+from fmplex_broker.errors import MAX_FIELD, MAX_MESSAGE, FmplexError, from_wire
 from fmplex_broker.wire.messages import packb, unpackb
 from tests.unit.broker.strategies import values
 
@@ -77,6 +77,28 @@ def test_an_unknown_code_becomes_the_base_class() -> None:
     got = from_wire({"code": "from_the_future", "message": "hello", "field": "f"})
     assert type(got) is FmplexError
     assert (got.message, got.field) == ("hello", "f")
+
+
+@pytest.mark.parametrize("kind", tree(), ids=lambda kind: kind.code)
+def test_no_error_is_longer_than_a_screen(kind: type[FmplexError]) -> None:
+    """Whatever it quotes: what is wrong comes first, what to do last, and both stay."""
+    error = kind("t330000 is unknown: " + "x" * 4_500_000 + "; save it again", field="f" * 100_000)
+    assert len(error.message) == len(str(error)) == MAX_MESSAGE
+    assert error.message.startswith("t330000 is unknown: xxx")
+    assert error.message.endswith("xxx; save it again")
+    assert "(4500035 characters)" in error.message
+    assert error.field == "f" * MAX_FIELD
+    assert len(packb(error.to_wire())) < MAX_MESSAGE + MAX_FIELD + 100
+    again = from_wire({"code": kind.code, "message": "x" * 9999, "field": "f" * 9999})
+    assert (len(again.message), len(again.field or "")) == (MAX_MESSAGE, MAX_FIELD)
+
+
+@given(st.text(st.characters(), max_size=30), st.text(st.characters(categories=["Cs", "Lu"]), max_size=30))
+def test_what_is_no_unicode_can_travel_all_the_same(message: str, field: str) -> None:
+    sent = FmplexError(message, field=field)
+    got = from_wire(unpackb(packb(sent.to_wire())))
+    assert (got.message, got.field) == (sent.message, sent.field)
+    assert "\ud800" not in sent.message
 
 
 @given(st.dictionaries(st.sampled_from(["code", "message", "field", "retry_after", "else"]), values))

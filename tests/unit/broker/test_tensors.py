@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fmplex_broker.wire.tensors import DTYPES, Tensor
+from tests.support.hanging import within
 from tests.unit.broker.strategies import tensors
 
 
@@ -48,6 +49,14 @@ def test_unknown_dtypes_are_named(dtype: str) -> None:
 def test_a_shape_is_whole_numbers(shape: tuple[Any, ...]) -> None:
     with pytest.raises(ValueError, match="whole numbers"):
         Tensor("float32", shape, bytes(4))
+
+
+@pytest.mark.parametrize("shape", [(1,) * 9, (2**63 - 1,) * 200_000, (0,) * 9])
+def test_a_shape_has_few_dimensions(shape: tuple[int, ...]) -> None:
+    """The product of 30,000 large ones takes seconds."""
+    with within(20), pytest.raises(ValueError, match="at most 8 dimensions"):
+        Tensor("float32", shape, bytes(4))
+    assert Tensor("float32", (1,) * 8, bytes(4)).shape == (1,) * 8
 
 
 @pytest.mark.parametrize("data", ["1234", [1, 2, 3, 4], bytearray(4), None])

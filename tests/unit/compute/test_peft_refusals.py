@@ -59,7 +59,7 @@ def test_kind_is_refused(tmp_path: Path, kind: str) -> None:
     ("config", "says"),
     [
         ({**IA3, "modules_to_save": ["classifier"]}, "modules_to_save: .* head.safetensors"),
-        ({**IA3, "feedforward_modules": "(a+)+b"}, "too complex"),
+        ({**IA3, "feedforward_modules": "(?=a)b"}, "too complex"),
         ({**IA3, "feedforward_modules": "["}, "not a regular expression"),
         ({**IA3, "feedforward_modules": None}, "feedforward_modules: "),
         ({**IA3, "idea": 1}, "idea: this option is not known here"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import resource
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -270,6 +271,19 @@ def test_a_process_that_does_not_start_is_nobodys_mistake(monkeypatch: pytest.Mo
     for _ in range(2):
         with pytest.raises(JobFailed, match="log"):
             Sandbox("", 0, ()).try_schema("{}")
+
+
+def test_a_process_that_does_not_read_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As one that was stopped: a pipe takes 64 kB, and then nothing."""
+    deaf = 'import os, time; os.write(1, (18).to_bytes(8) + b\'{"value": "ready"}\'); time.sleep(600)'
+    monkeypatch.setattr(sandbox, "_COMMAND", (sys.executable, "-c", deaf))
+    box = Sandbox("", 0, ())
+    begun = time.monotonic()
+    with pytest.raises(sandbox.Refused, match="too long"):
+        box.render("x", [{"role": "user", "content": "x" * 1_000_000}], {})
+    assert time.monotonic() - begun < 30, "it ends at all"
+    assert box._child is not None
+    box._child.end()
 
 
 def test_the_process_ends_with_the_worker() -> None:

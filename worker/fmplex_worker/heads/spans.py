@@ -22,7 +22,8 @@ def spans(
             continue
         if label and label == before:
             kind, start, _, scored = runs[-1]
-            runs[-1] = kind, start, last, [*scored, score]
+            scored.append(score)
+            runs[-1] = kind, start, last, scored
         elif label:
             runs.append((label, first, last, [score]))
         before = label

@@ -78,8 +78,7 @@ class Sandbox:
         if "schema" in question:
             self._ready(child, self._tokenizer)
         try:
-            child.send(question)
-            answer = child.receive(most_s)
+            answer = child.ask(question, most_s)
         except (EOFError, OSError) as e:
             child.end()
             self._child = _Child()  # at once, so that the next question need not wait for its start
@@ -137,22 +136,20 @@ class _Child:
     def code(self) -> int | None:
         return self._process.returncode
 
+    def ask(self, question: Mapping[str, Any], most_s: float) -> dict[str, Any]:
+        """Send a question and wait for its answer, `most_s` seconds at most. Raises `TimeoutError`, `OSError` or `EOFError`."""
+        until = time.monotonic() + most_s
+        write(self._to, question, until)
+        return read(self._from, until)
+
     def wait(self, tokenizer: Mapping[str, Any] | None) -> None:
         """Wait until it has started and, if one is given, knows the tokenizer. Raises `EOFError` or `OSError`."""
         if not self._started:
-            self.receive(_START_S)
+            read(self._from, time.monotonic() + _START_S)
             self._started = True
         if tokenizer is not None and not self._taught:
-            self.send(tokenizer)
-            self.receive(_START_S)
+            self.ask(tokenizer, _START_S)
             self._taught = True
-
-    def send(self, value: Mapping[str, Any]) -> None:
-        write(self._to, value)
-
-    def receive(self, most_s: float) -> dict[str, Any]:
-        """Wait for an answer, `most_s` seconds at most. Raises `TimeoutError`, or `EOFError`."""
-        return read(self._from, time.monotonic() + most_s)
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
@@ -163,12 +160,14 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
-def write(fd: int, value: Mapping[str, Any]) -> None:
-    """Write a value with its length before it; in plain ASCII, so that half a surrogate pair comes through too."""
+def write(fd: int, value: Mapping[str, Any], until: float | None = None) -> None:
+    """Write a value with its length before it; in plain ASCII, so that half a surrogate pair comes through too. Raises
+    `TimeoutError` if nobody has read it `until` then (monotonic seconds)."""
     data = json.dumps(value).encode()
     left = memoryview(len(data).to_bytes(8) + data)
     while left:
-        left = left[os.write(fd, left) :]
+        _wait(fd, select.POLLOUT, until)
+        left = left[os.write(fd, left[: select.PIPE_BUF]) :]  # so much, and no more, is written without waiting
 
 
 def read(fd: int, until: float | None = None) -> dict[str, Any]:
@@ -179,13 +178,20 @@ def read(fd: int, until: float | None = None) -> dict[str, Any]:
 
 def _bytes(fd: int, count: int, until: float | None) -> bytearray:
     data = bytearray()
-    poll = select.poll()
-    poll.register(fd, select.POLLIN)
     while len(data) < count:
-        if until is not None and not poll.poll(max(0.0, until - time.monotonic()) * 1000):
-            raise TimeoutError
+        _wait(fd, select.POLLIN, until)
         part = os.read(fd, min(count - len(data), 1 << 20))
         if not part:
             raise EOFError
         data += part
     return data
+
+
+def _wait(fd: int, event: int, until: float | None) -> None:
+    """Wait until a pipe can be read or written. Raises `TimeoutError`."""
+    if until is None:
+        return
+    poll = select.poll()
+    poll.register(fd, event)
+    if not poll.poll(max(0.0, until - time.monotonic()) * 1000):
+        raise TimeoutError
