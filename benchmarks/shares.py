@@ -45,7 +45,7 @@ from fmplex_broker.streams.fleet import read_fleet
 from fmplex_broker.streams.producer import NewJob, Producer
 from fmplex_broker.streams.registry import Registry
 from fmplex_broker.wire.fleet_view import Depth, FleetView
-from fmplex_broker.wire.messages import INTERACTIVE, Flow
+from fmplex_broker.wire.messages import INTERACTIVE, Flow, Payload
 from fmplex_broker.wire.stats import by_vfm
 
 _BACKBONE = "shared"
@@ -104,7 +104,7 @@ class Queues:
         spec = VfmSpec(name="any", backbone=_BACKBONE, head=Embedding())
         self._producer = producer
         self._payloads = {tokens: admit(spec, some) for tokens, some in lengths.items()}
-        self._sources: dict[str, Iterator[tuple[bytes, int]]] = {}
+        self._sources: dict[str, Iterator[tuple[Payload, int]]] = {}
         self._sent: dict[str, deque[NewJob]] = {}
 
     def estimate(self, tokens: int) -> float:

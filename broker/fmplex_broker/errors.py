@@ -9,6 +9,7 @@ FmplexError
 ├── UnknownVfm (404)
 ├── Conflict (409)             duplicate name, stale generation, idempotency key used for another request
 │   └── StaleVersion           the version was made for other weights than the fleet hosts; deploy the package again
+├── TooSlow (408)              the request did not come in time
 ├── TooLarge (413)             too many inputs or too many bytes
 ├── Busy (429)                 `retry_after` seconds says when to come back
 │   ├── QueueFull
@@ -17,9 +18,11 @@ FmplexError
 ├── JobFailed (500)            the job ran and failed; retrying gives the same
 │   ├── NonFiniteOutput
 │   └── Poisoned               its worker died every time it ran
+├── BrokerFault (500)          the broker found a mistake in what it was asked: a bug, or another program's data
 ├── StreamRestarted (500)      a text that was being streamed was generated again and came out differently; send it again
 ├── Unavailable (503)          nobody can answer now; retry later
-│   ├── BrokerUnavailable
+│   ├── BrokerUnavailable      the broker does not answer, or refuses
+│   │   └── BrokerMisconfigured  it will refuse until somebody changes its configuration, or its URL
 │   ├── VfmClosed              the vFM is draining or not serving yet
 │   └── NoWorker               no live worker hosts the backbone
 └── DeadlineExceeded (504)
@@ -121,6 +124,12 @@ class StaleVersion(Conflict):
     code = "stale_version"
 
 
+class TooSlow(FmplexError):
+    """The request did not come in time: its body was sent too slowly."""
+
+    code, status = "too_slow", 408
+
+
 class TooLarge(FmplexError):
     """Too many inputs or too many bytes."""
 
@@ -169,6 +178,12 @@ class Poisoned(JobFailed):
     code = "poisoned"
 
 
+class BrokerFault(FmplexError):
+    """The broker found a mistake in what it was asked: a bug of FMplex, or data of another program under the same keys."""
+
+    code = "broker_fault"
+
+
 class StreamRestarted(FmplexError):
     """A text that was being streamed was generated again and came out differently; send the request again."""
 
@@ -185,6 +200,12 @@ class BrokerUnavailable(Unavailable):
     """The broker does not answer, or refuses."""
 
     code = "broker_unavailable"
+
+
+class BrokerMisconfigured(BrokerUnavailable):
+    """The broker goes on refusing until somebody changes its configuration, or the URL; the message says what."""
+
+    code = "broker_misconfigured"
 
 
 class VfmClosed(Unavailable):

@@ -17,6 +17,8 @@ from fmplex.results import AsyncHandle, AsyncTextStream, Handle, Result, TextStr
 from fmplex.sync import Client
 from fmplex.vfms import AsyncVfms, Vfms
 from fmplex_broker.errors import (
+    BrokerFault,
+    BrokerMisconfigured,
     BrokerUnavailable,
     Busy,
     Cancelled,
@@ -36,6 +38,7 @@ from fmplex_broker.errors import (
     StreamRestarted,
     TextTooLong,
     TooLarge,
+    TooSlow,
     Unauthorized,
     Unavailable,
     UnknownVfm,
@@ -63,6 +66,8 @@ __all__ = [
     "AsyncHandle",
     "AsyncTextStream",
     "AsyncVfms",
+    "BrokerFault",
+    "BrokerMisconfigured",
     "BrokerUnavailable",
     "Busy",
     "Cancelled",
@@ -103,6 +108,7 @@ __all__ = [
     "TextStream",
     "TextTooLong",
     "TooLarge",
+    "TooSlow",
     "Unauthorized",
     "Unavailable",
     "UnknownVfm",

@@ -25,7 +25,7 @@ from fmplex_broker.streams.embedded import EmbeddedServer
 
 _START_S = 120.0
 _STOP_S = 40.0
-_MIN_UPTIME_S = 30.0  # a process that ends sooner after its start would end again
+_BROKER = "broker"
 
 
 class LocalFleet:
@@ -57,7 +57,7 @@ class LocalFleet:
         beside = self.spec.artifacts or str(self.data / "artifacts")
         self.artifacts = beside if self._server else artifacts_of(self.spec, self.broker_url)
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
-        self._commands: dict[str, tuple[list[str], float]] = {}  # and when they were run last
+        self._commands: dict[str, list[str]] = {}
         self._lock: IO[str] | None = None
 
     @property
@@ -115,30 +115,32 @@ class LocalFleet:
                 pass_fds=[self._listening.fileno()] if name == "gateway" and self._listening else (),
             )  # fmt: skip
         self.processes[name] = process
-        self._commands[name] = command, time.monotonic()
+        self._commands[name] = command
         return process
 
-    def revive(self, name: str) -> bool:
-        """Start a process that has ended once more; return False if it ended too soon after its start for that."""
-        command, begun = self._commands[name]
-        if time.monotonic() - begun < _MIN_UPTIME_S:
-            return False
-        self._run(name, command, "ab")
-        return True
+    def revive(self, name: str) -> None:
+        """Start a process that has ended once more. Raises `BrokerUnavailable` if it is the broker, and that does not start."""
+        if name == _BROKER and self._server is not None:
+            self._server.start()
+        else:
+            self._run(name, self._commands[name], "ab")
 
     def exit_reason(self, name: str) -> str:
         """Say how a process ended."""
+        if name == _BROKER:
+            return "has ended"
         code = self.processes[name].returncode
         return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
 
     def log(self, name: str) -> str:
         """Return the end of a process's log, at most 3,000 characters."""
-        path = self.data / f"{name}.log"
+        path = self.data / (f"{name}/{name}.log" if name == _BROKER else f"{name}.log")
         return path.read_text(errors="replace")[-3000:] if path.exists() else ""
 
     def dead(self) -> list[str]:
-        """List the names of processes that have ended."""
-        return [name for name, process in self.processes.items() if process.poll() is not None]
+        """List the names of processes that have ended, the embedded broker first."""
+        broker = [_BROKER] if self._server is not None and self._server.has_died else []
+        return broker + [name for name, process in self.processes.items() if process.poll() is not None]
 
     def _complete(self) -> bool:
         """Tell whether the gateway sees as many workers of every backbone as were started."""

@@ -13,6 +13,7 @@ from fmplex.http import HttpTransport
 from fmplex.results import AsyncHandle, Result
 from fmplex_broker.errors import InvalidInput
 from fmplex_broker.packages.package import Package
+from fmplex_broker.specs.broker_url import BROKER_SCHEMES, better_broker_url
 from fmplex_broker.specs.vfm import VfmChange
 from fmplex_broker.specs.vfm_info import VfmInfo
 
@@ -79,10 +80,12 @@ def open_transport(url: str, api_key: str | None, artifacts: str | None) -> Tran
     try:
         if scheme in ("http", "https"):
             return HttpTransport(url, api_key)
-        if scheme in ("redis", "rediss", "unix"):
+        if scheme in BROKER_SCHEMES:
             return DirectTransport(url, artifacts)
     except (ValueError, httpx.InvalidURL) as e:
         raise InvalidInput(f"{url!r} is not a URL: {e}", field="url") from None
     raise InvalidInput(
-        f"{url!r} is neither http(s):// (a gateway) nor redis(s):// or unix:// (the broker)", field="url"
+        better_broker_url(scheme)
+        or f"{url!r} is neither http(s):// (a gateway) nor redis(s):// or unix:// (the broker)",
+        field="url",
     )

@@ -6,6 +6,7 @@ import argparse
 import gc
 import logging
 import os
+import resource
 import socket
 import sys
 from contextlib import suppress
@@ -19,7 +20,9 @@ from fmplex_broker.packages.artifacts import ArtifactStore
 from fmplex_broker.specs.fleet import artifacts_of, load_fleet
 from fmplex_broker.streams.queue_client import QueueClient
 from fmplex_gateway.app import create_app
+from fmplex_gateway.protocol import Connection
 
+_CONNECTIONS = 65_536
 _NOT_STARTED = 3  # the exit code of uvicorn's own command
 
 
@@ -33,6 +36,7 @@ def main() -> int:
         url = args.broker or os.environ.get("FMPLEX_BROKER") or fleet.broker
         if url == "embedded":
             raise InvalidInput("a gateway needs a broker URL: --broker redis://…; `fmplex up` starts an embedded one")
+        QueueClient.connect(url)  # it does not connect yet: what no broker's URL can be is said here
         store = ArtifactStore(os.environ.get("FMPLEX_ARTIFACTS") or artifacts_of(fleet, url))
         app = create_app(lambda: QueueClient.connect(url), fleet.gateway, store, fleet.names)
     except FmplexError as e:
@@ -69,15 +73,32 @@ def _inherited(fd: int) -> socket.socket:
 
 def _serve(app: FastAPI, host: str, port: int, listening: socket.socket | None) -> int:
     """Serve on the socket, or without one on `host` and `port`; return the exit code."""
+    _allow_connections()
     gc.collect()
     gc.freeze()  # a collection that goes through all that was imported would halt every request
     config = uvicorn.Config(
-        app, host=host, port=port, loop="uvloop", log_level="warning", access_log=False, timeout_graceful_shutdown=20
+        app,
+        host=host,
+        port=port,
+        loop="uvloop",
+        http=Connection,  # type: ignore[arg-type]  # it is a protocol of asyncio, if not of the kind that uvicorn's are
+        ws="none",
+        log_level="warning",
+        access_log=False,
+        timeout_graceful_shutdown=20,
     )
     server = uvicorn.Server(config)
     with suppress(KeyboardInterrupt):
         server.run(sockets=None if listening is None else [listening])
     return 0 if server.started else _NOT_STARTED
+
+
+def _allow_connections() -> None:
+    """Allow as many open sockets as the system lets this process have: the usual thousand is soon used up by idle clients."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = _CONNECTIONS if hard == resource.RLIM_INFINITY else min(hard, _CONNECTIONS)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 if __name__ == "__main__":

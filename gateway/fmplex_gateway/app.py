@@ -2,28 +2,36 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 
-from fastapi import FastAPI, Request
+from fastapi import APIRouter, FastAPI, Request
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
+from starlette.routing import Match, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from fmplex_broker.errors import FmplexError, InvalidInput, UnknownVfm
+from fmplex_broker.errors import BrokerFault, FmplexError, InvalidInput, UnknownVfm
+from fmplex_broker.memory import Trimmer
 from fmplex_broker.packages.artifacts import ArtifactStore
 from fmplex_broker.specs.gateway import GatewaySpec
 from fmplex_broker.streams.deployer import Deployer
 from fmplex_broker.streams.queue_client import QueueClient
 from fmplex_gateway import health, inference, openai, vfms
 from fmplex_gateway.access import Access, check_declared
+from fmplex_gateway.broker_watch import watching
 from fmplex_gateway.generation import routes as generation
 from fmplex_gateway.metrics import Metrics
-from fmplex_gateway.wire import ClientDisconnected, error_response
+from fmplex_gateway.reader import Reader
+from fmplex_gateway.receiving import RECEIVED, ClientDisconnected
+from fmplex_gateway.wire import error_response
 
 log = logging.getLogger(__name__)
+_TRIM_S = 2.0
+_LARGE = 1 << 20  # bytes of a request and its answer after which the heap may hold much that is free
 
 
 def create_app(
@@ -39,43 +47,62 @@ def create_app(
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         app.state.queue = queue()
         app.state.deployer = Deployer(app.state.queue.registry, store)
-        yield
+        app.state.reader = Reader()
+        trimming = asyncio.create_task(_trim(trimmer))
+        async with watching(app.state.queue.registry):
+            yield
+        trimming.cancel()
+        app.state.reader.close()
         await app.state.queue.close()
 
+    trimmer = Trimmer()
     app = FastAPI(title="FMplex gateway", lifespan=lifespan, swagger_ui_oauth2_redirect_url=None)
     app.state.spec, app.state.metrics, app.state.backbones = spec, Metrics(), tuple(backbones)
-    for part in (inference, openai, generation, vfms, health):
-        check_declared(part.router)
-        app.include_router(part.router)
+    for router in _routers():
+        check_declared(router)
+        app.include_router(router)
     app.add_exception_handler(FmplexError, _typed_error)
     app.add_exception_handler(ClientDisconnected, _client_disconnected)
     app.add_exception_handler(HTTPException, _no_route)
-    app.add_middleware(_Middleware, access=Access(spec), metrics=app.state.metrics)
+    app.add_middleware(_Middleware, access=Access(spec), metrics=app.state.metrics, trimmer=trimmer)
     return app
+
+
+def _routers() -> list[APIRouter]:
+    return [part.router for part in (inference, openai, generation, vfms, health)]
+
+
+async def _trim(trimmer: Trimmer) -> None:
+    while True:
+        await asyncio.sleep(_TRIM_S)
+        await asyncio.to_thread(trimmer.trim)
 
 
 class _Middleware:
     """The outermost layer: says who asks, counts, and lets no exception out. Plain ASGI, so that a disconnect is seen at once."""
 
-    def __init__(self, app: ASGIApp, access: Access, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, access: Access, metrics: Metrics, trimmer: Trimmer) -> None:
         self._app = app
         self._access = access
         self._metrics = metrics
+        self._trimmer = trimmer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        start, status = time.monotonic(), 0
+        start, status, moved = time.monotonic(), 0, 0
+        state = scope.setdefault("state", {})
 
         async def counting_send(message: Message) -> None:
-            nonlocal status
+            nonlocal status, moved
             if message["type"] == "http.response.start":
                 status = message["status"]
+            moved += len(message.get("body", b""))
             await send(message)
 
         try:
-            scope.setdefault("state", {})["principal"] = self._access.principal(scope)
+            state["principal"] = self._access.principal(scope)
             await self._app(scope, receive, counting_send)
         except Exception as e:
             if not isinstance(e, FmplexError):
@@ -85,10 +112,15 @@ class _Middleware:
                 await error_response(e)(scope, receive, counting_send)
         route = getattr(scope.get("route"), "path", "(none)")
         self._metrics.request(route, status, time.monotonic() - start)
+        moved += state.get(RECEIVED, 0)
+        if moved >= _LARGE:
+            self._trimmer.freed(moved)
 
 
 async def _typed_error(request: Request, e: Exception) -> Response:
     assert isinstance(e, FmplexError)
+    if isinstance(e, BrokerFault):
+        log.error("%s %s failed", request.method, request.url.path, exc_info=e)
     return error_response(e)
 
 
@@ -107,5 +139,17 @@ class _WrongMethod(InvalidInput):
 async def _no_route(request: Request, e: Exception) -> Response:
     assert isinstance(e, HTTPException)
     where = f"{request.method} {request.url.path}"
-    kind = _WrongMethod if e.status_code == 405 else _NoRoute
-    return error_response(kind(f"there is no {where}; /docs lists what there is"))
+    if e.status_code != 405:
+        return error_response(_NoRoute(f"there is no {where}; /docs lists what there is"))
+    allowed = ", ".join(_methods(request))
+    response = error_response(_WrongMethod(f"there is no {where}; this path has {allowed}"))
+    response.headers["Allow"] = allowed
+    return response
+
+
+def _methods(request: Request) -> list[str]:
+    """Return the methods that the path of a request has, on all of its routes."""
+    known = [*request.app.routes, *(route for router in _routers() for route in router.routes)]
+    routes = [route for route in known if isinstance(route, Route)]
+    matching = [route for route in routes if route.matches(request.scope)[0] is not Match.NONE]
+    return sorted({method for route in matching for method in route.methods or ()})

@@ -11,7 +11,7 @@ from starlette.types import Receive
 
 from fmplex_broker.streams.queue_client import QueueClient, gather_replies, raise_first_error
 from fmplex_broker.wire.messages import Reply
-from fmplex_gateway.wire import ClientDisconnected
+from fmplex_gateway.receiving import ClientDisconnected
 
 T = TypeVar("T")
 

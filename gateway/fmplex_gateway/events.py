@@ -16,7 +16,8 @@ from fmplex_broker.streams.queue_client import Pending, cancel_all
 from fmplex_broker.wire.messages import Reply
 from fmplex_broker.wire.streaming import Delta
 from fmplex_gateway.calls import unless_disconnected
-from fmplex_gateway.wire import ClientDisconnected, dump, error_body, error_response
+from fmplex_gateway.receiving import ClientDisconnected
+from fmplex_gateway.wire import dump, error_body, error_response
 
 log = logging.getLogger(__name__)
 _HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}  # the latter: a proxy must not gather the events

@@ -49,6 +49,7 @@ class _Fleet(Collector):
 
     def collect(self) -> Iterator[Metric]:
         yield from _queues(self._view)
+        yield from _stored(self._view)
         yield from _workers(self._view.workers)
         yield from _residency(self._view.workers)
         vfms = [([w.backbone, name, w.worker], stats) for w in self._view.workers for name, stats in w.vfms.items()]
@@ -64,6 +65,8 @@ def _queues(view: FleetView) -> Iterator[Metric]:
     waiting = GaugeMetricFamily("fmplex_queue_waiting", "Jobs waiting for a worker", labels=labels)
     pending = GaugeMetricFamily("fmplex_queue_pending", "Jobs in a worker's hands", labels=labels)
     oldest = GaugeMetricFamily("fmplex_queue_oldest_seconds", "Age of the oldest job", labels=labels)
+    held = GaugeMetricFamily("fmplex_queue_bytes", "Bytes of its jobs in the broker", labels=labels)
+    most = GaugeMetricFamily("fmplex_queue_limit_bytes", "Bytes that they may have", labels=labels)
     target = GaugeMetricFamily("fmplex_vfm_latency_target_seconds", "What the vFM's SLO asks for", labels=labels)
     for vfm in view.vfms:
         which = [vfm.backbone, vfm.name]
@@ -73,7 +76,19 @@ def _queues(view: FleetView) -> Iterator[Metric]:
             waiting.add_metric(which, depth.waiting)
             pending.add_metric(which, depth.pending)
             oldest.add_metric(which, depth.oldest_ms / 1000)
-    yield from (waiting, pending, oldest, target)
+            if depth.nbytes and vfm.serving:
+                held.add_metric(which, depth.nbytes)
+                most.add_metric(which, vfm.serving.limits.max_pending_bytes)
+    yield from (waiting, pending, oldest, held, most, target)
+
+
+def _stored(view: FleetView) -> Iterator[Metric]:
+    held = GaugeMetricFamily("fmplex_backbone_queue_bytes", "Bytes of all jobs in the broker", labels=["backbone"])
+    most = GaugeMetricFamily("fmplex_backbone_queue_limit_bytes", "Bytes that they may have", labels=["backbone"])
+    for backbone, stored in view.stored.items():
+        held.add_metric([backbone], stored.nbytes)
+        most.add_metric([backbone], stored.most)
+    yield from (held, most)
 
 
 def _workers(workers: list[WorkerStats]) -> Iterator[Metric]:

@@ -13,7 +13,7 @@ from fmplex_broker.wire.tensors import Tensor
 from fmplex_gateway.access import principal_of, require_model, requires
 from fmplex_gateway.calls import call
 from fmplex_gateway.kinds import require_kind
-from fmplex_gateway.schemas import EmbeddingsBody
+from fmplex_gateway.schemas import EmbeddingsBody, as_inputs
 from fmplex_gateway.wire import answer, json_response, parse_body
 
 router = APIRouter()
@@ -27,7 +27,7 @@ async def embeddings(request: Request) -> Response:
     queue: QueueClient = request.app.state.queue
     require_kind((await queue.vfm(body.model)).spec, "embedding")
     params = {} if body.dimensions is None else {"dimensions": body.dimensions}
-    replies = await call(request, body.model, _inputs(body.input), params)
+    replies = await call(request, body.model, as_inputs(body.input), params)
     tokens = sum(reply.units for reply in replies)
     data = [
         {"object": "embedding", "index": i, "embedding": _vector(reply.output["embedding"], body.encoding_format)}
@@ -38,14 +38,6 @@ async def embeddings(request: Request) -> Response:
     response = await answer(request, around, {"data": data})
     response.headers["FMplex-Version"] = replies[0].version  # OpenAI's body has no place for it
     return response
-
-
-def _inputs(value: str | list[str] | list[int] | list[list[int]]) -> list[Any]:
-    if isinstance(value, str):
-        return [value]
-    if value and isinstance(value[0], int):
-        return [{"input_ids": value}]
-    return [item if isinstance(item, str) else {"input_ids": item} for item in value]
 
 
 def _vector(tensor: Tensor, encoding: str) -> Any:

@@ -2,17 +2,41 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BeforeValidator, Field
+from pydantic_core import PydanticCustomError
 
+from fmplex_broker.specs.schema import Spec
 from fmplex_broker.specs.vfm import VfmSpec
 
+T = TypeVar("T")
+Items = Annotated[list[T], Field(fail_fast=True)]  # pydantic makes an error of every wrong item, and one is shown
 
-class Body(BaseModel):
+
+def _prompts(value: Any) -> Any:
+    """Return texts as a list, one or many; what is in it is checked on admission."""
+    if isinstance(value, str):
+        return [value]
+    if isinstance(value, list):
+        if value and type(value[0]) is int:
+            return [value]
+        if all(isinstance(prompt, str | list) for prompt in value):
+            return value
+    raise PydanticCustomError("prompt", NO_PROMPTS)
+
+
+NO_PROMPTS = "must be a text, token ids, or a list of either"
+Prompts = Annotated[list[Any], BeforeValidator(_prompts)]
+
+
+def as_inputs(prompts: list[Any]) -> list[Any]:
+    """Return the inputs of the jobs, one a prompt."""
+    return [prompt if isinstance(prompt, str) else {"input_ids": prompt} for prompt in prompts]
+
+
+class Body(Spec):
     """The base of all bodies: an unknown key is an error that names it."""
-
-    model_config = ConfigDict(extra="forbid")
 
 
 class InferBody(Body):
@@ -29,7 +53,7 @@ class EmbeddingsBody(Body):
     """The body of OpenAI's embeddings request; `model` is a vFM with an embedding head."""
 
     model: str
-    input: str | list[str] | list[int] | list[list[int]]
+    input: Prompts
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: int | None = Field(default=None, ge=1)
     user: str | None = None

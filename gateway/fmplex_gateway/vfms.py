@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
 
 from fastapi import APIRouter, Request
 from starlette.responses import Response
@@ -15,24 +17,27 @@ from fmplex_broker.specs.vfm import VfmChange
 from fmplex_broker.streams.deployer import Deployer
 from fmplex_broker.streams.queue_client import QueueClient
 from fmplex_gateway.access import principal_of, require_name, requires
+from fmplex_gateway.receiving import received
 from fmplex_gateway.schemas import DeployBody, RollBackBody
-from fmplex_gateway.wire import json_response, parse_body, read_body
+from fmplex_gateway.wire import json_response, parse_body
 
 router = APIRouter()
 _MAX_BODY = 4_194_304
 _MAX_PAGE = 1000
 
 
-async def _package(request: Request) -> Package:
+@asynccontextmanager
+async def _package(request: Request) -> AsyncGenerator[Package, None]:
     """Read the package of a request: an archive (`fmplex pack` makes one), or `{"spec": …}` of a vFM without files.
 
-    It is checked before anything is stored. Raises `PackageRejected`, `InvalidInput`, `TooLarge` or `ClientDisconnected`.
+    It is checked before anything is stored, and its files stay on disk. Raises `PackageRejected`, `InvalidInput`, and what
+    `received` raises.
     """
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != MEDIA_TYPE:
-        return bare((await parse_body(request, DeployBody, _MAX_BODY)).spec)
-    limit: int = request.app.state.spec.max_package_bytes
-    blob = await read_body(request, limit)
-    return await asyncio.to_thread(unpack, blob)
+        yield bare((await parse_body(request, DeployBody, _MAX_BODY)).spec)
+        return
+    async with received(request, request.app.state.spec.max_package_bytes) as body:
+        yield await asyncio.to_thread(unpack, body.view())
 
 
 def _changed(queue: QueueClient, status: VfmStatus) -> Response:
@@ -62,9 +67,9 @@ async def list_vfms(request: Request, match: str = "*", limit: str = "100", afte
 async def deploy(request: Request) -> Response:
     """Deploy a vFM: answer when every live worker of the backbone has accepted it (201), or say why it cannot serve."""
     deployer: Deployer = request.app.state.deployer
-    package = await _package(request)
-    require_name(request, package.spec.name)
-    return _shown(await deployer.deploy(package), 201)
+    async with _package(request) as package:
+        require_name(request, package.spec.name)
+        return _shown(await deployer.deploy(package), 201)
 
 
 @router.get("/v1/vfms/{name}", dependencies=[requires("infer", "deploy")])
@@ -89,8 +94,8 @@ async def offer(name: str, request: Request) -> Response:
     queue: QueueClient = request.app.state.queue
     deployer: Deployer = request.app.state.deployer
     await queue.registry.find(name)  # before megabytes are read
-    status = await deployer.update(name, await _package(request))
-    return _changed(queue, status)
+    async with _package(request) as package:
+        return _changed(queue, await deployer.update(name, package))
 
 
 @router.post("/v1/vfms/{name}/rollback", dependencies=[requires("deploy")])

@@ -6,55 +6,37 @@ import asyncio
 import json
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ValidationError
-from starlette.requests import ClientDisconnect, Request
+from pydantic import BaseModel
+from starlette.requests import Request
 from starlette.responses import Response
 
-from fmplex_broker.errors import DeadlineExceeded, FmplexError, InvalidInput, JobFailed, TooLarge
-from fmplex_broker.specs.schema import invalid
-from fmplex_broker.wire.messages import packb, unpackb
+from fmplex_broker.errors import DeadlineExceeded, FmplexError, JobFailed
+from fmplex_broker.wire.messages import packb
 from fmplex_broker.wire.tensors import Tensor
+from fmplex_gateway.access import principal_of
+from fmplex_gateway.calls import unless_disconnected
+from fmplex_gateway.parsing import decode, validate
+from fmplex_gateway.reader import Reader
+from fmplex_gateway.receiving import received
 
 MSGPACK = "application/msgpack"
+_SMALL = 65_536  # bytes of a body that is read at once: the worst of them take 10 ms
 _TURN = 16  # values encoded before others get a turn
 B = TypeVar("B", bound=BaseModel)
 
 
-class ClientDisconnected(Exception):
-    """The client disconnected; there is nobody to answer."""
-
-
-async def read_body(request: Request, limit: int) -> bytes:
-    """Read the whole body, in bytes. Raises `TooLarge` once it has more than `limit`, `ClientDisconnected` if it is cut off."""
-    declared = request.headers.get("content-length", "")
-    parts, size = [], int(declared) if declared.isdigit() else 0
-    if size > limit:
-        raise TooLarge(f"the body has {size} bytes, at most {limit} are taken; split the call")
-    size = 0
-    try:
-        async for part in request.stream():
-            size += len(part)
-            if size > limit:
-                raise TooLarge(f"the body has more than {limit} bytes; split the call")
-            parts.append(part)
-    except ClientDisconnect as e:
-        raise ClientDisconnected from e
-    return b"".join(parts)
-
-
 async def parse_body(request: Request, kind: type[B], limit: int) -> B:
-    """Read the body as `kind`. Raises `InvalidInput` naming the field, `TooLarge` or `ClientDisconnected`."""
-    raw = await read_body(request, limit)
-    try:
-        value = unpackb(raw) if _is_msgpack(request.headers.get("content-type", "")) else json.loads(raw)
-    except (ValueError, RecursionError) as e:
-        raise InvalidInput(f"the body cannot be read: {e}; send valid JSON, or msgpack with its content type") from None
-    if not isinstance(value, dict):
-        raise InvalidInput(f"the body must be an object, not {type(value).__name__}")
-    try:
-        return kind.model_validate(value)
-    except ValidationError as e:
-        raise invalid(e) from None
+    """Read the body as `kind`; a large one beside the event loop, so that others are answered meanwhile.
+
+    Raises `InvalidInput` naming the field, `TooLarge`, `TooSlow` or `ClientDisconnected`.
+    """
+    msgpack = _is_msgpack(request.headers.get("content-type", ""))
+    async with received(request, limit) as body:
+        if body.size <= _SMALL:
+            return validate(kind, decode(bytes(body.view()), msgpack=msgpack))
+        reader: Reader = request.app.state.reader
+        reading = reader.read(kind, body, principal_of(request).name, msgpack=msgpack)
+        return await unless_disconnected(request.receive, reading)
 
 
 def _is_msgpack(content_type: str) -> bool:

@@ -128,7 +128,10 @@ def test_the_roles_may_start_in_any_order(tmp_path: Path) -> None:
             wait_until(
                 lambda: "is it running, and is its URL right?" in log.read_text(), "the worker says what it misses"
             )
+            wait_until(lambda: "not ready" in (tmp_path / "gateway.log").read_text(), "the gateway says it too")
             assert worker.poll() is None
+            for said in (log, tmp_path / "gateway.log"):
+                assert said.read_text().count("is it running, and is its URL right?") == 1, "it is said once"
             with server, Client(url) as client:
                 wait_until(lambda: status(f"{url}/readyz") == 200, "the fleet is ready")
                 client.vfms.deploy({"name": "e", "backbone": "minilm", "head": {"kind": "embedding"}})

@@ -17,10 +17,10 @@ from fmplex_broker.streams.claims import Claimed
 from fmplex_broker.streams.connection import Scripts
 from fmplex_broker.streams.consumer import Consumer
 from fmplex_broker.streams.embedded import EmbeddedServer
+from fmplex_broker.streams.keys import BYTES, REGISTRY_VFMS, Keys
 from fmplex_broker.streams.keys import HOSTED as HOSTED_FIELD
-from fmplex_broker.streams.keys import REGISTRY_VFMS, Keys
 from fmplex_broker.streams.producer import NewJob, Producer, new_id
-from fmplex_broker.wire.messages import INTERACTIVE, Flow, Reply, decode_reply, encode_reply
+from fmplex_broker.wire.messages import INTERACTIVE, Flow, Payload, Reply, decode_reply, encode_reply
 from tests.support.hosting import HOSTED
 from tests.support.waiting import until_soon
 
@@ -57,7 +57,7 @@ async def restart(server: EmbeddedServer, redis: aioredis.Redis) -> None:
 
 def job(
     vfm: str = "a",
-    payload: bytes = b"hello",
+    payload: Payload = b"hello",
     *,
     cls: str = INTERACTIVE,
     units: int = 1,
@@ -115,6 +115,7 @@ class Bench:
         cap: int = 10_000,
         weight: float = 1.0,
         rate: float = 0,
+        max_bytes: int = 0,
         digest: str = "v1",
         head: Head | None = None,
     ) -> None:
@@ -124,7 +125,7 @@ class Bench:
         for vfm in vfms:
             spec = VfmSpec(name=vfm, backbone=BACKBONE, head=head or Embedding())
             await self.redis.hset(REGISTRY_VFMS, vfm, BACKBONE)
-            args = [vfm, digest, spec.model_dump_json(), -1, cap, weight, rate, 0]
+            args = [vfm, digest, spec.model_dump_json(), -1, cap, weight, rate, 0, max_bytes]
             assert (await self.scripts("propose", self.keys.vfms, args))[0] == b"ok"
             for voter in voters or [b"setup"]:
                 state, _ = await self.scripts("vote", self.keys.vfms, [vfm, digest, voter, ""])
@@ -162,6 +163,10 @@ class Bench:
         """Return entry -> (consumer, attempts)."""
         rows = await self.redis.xpending_range(self.keys.queue(Flow(vfm, cls)), "w", "-", "+", 10_000)
         return {r["message_id"].decode(): (r["consumer"].decode(), r["times_delivered"]) for r in rows}
+
+    async def counted(self, vfm: str = "") -> int:
+        """Return the bytes that are counted for a vFM, or for the backbone."""
+        return int(await self.redis.hget(self.keys.vfms, vfm + BYTES) or 0)
 
     async def ready(self, cls: str = INTERACTIVE) -> dict[str, float]:
         rows = await self.redis.zrange(self.keys.ready(cls), 0, -1, withscores=True)

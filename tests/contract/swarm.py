@@ -16,13 +16,24 @@ from fmplex_broker.streams.claims import Claimed, Order
 from fmplex_broker.streams.connection import Arg, Scripts, open_redis
 from fmplex_broker.streams.consumer import Consumer
 from fmplex_broker.streams.producer import NewJob, Producer, new_id
-from fmplex_broker.wire.messages import CLASSES, INTERACTIVE, OFFLINE, Flow, Reply, encode_reply
+from fmplex_broker.wire.messages import (
+    CLASSES,
+    INTERACTIVE,
+    OFFLINE,
+    Flow,
+    Part,
+    Reply,
+    SharedPayload,
+    encode_reply,
+    split,
+)
 from tests.contract.harness import BACKBONE
 from tests.support.hosting import HOSTED
 
 LEASE_MS = 250
 MAX_ATTEMPTS = 5
 POISON = b"poison"
+_PARTS = [Part.of("params", {"n": n, "filler": "y" * 3_000}) for n in range(4)]
 _IDLE_S = 0.5  # ceiling of an idle worker's sleep
 
 
@@ -41,9 +52,9 @@ class Pausable(Scripts):
         super().__init__(redis)
         self._running = running
 
-    async def __call__(self, name: str, vfms_key: str, args: Sequence[Arg]) -> Any:
+    async def __call__(self, name: str, vfms_key: str, args: Sequence[Arg], **more: Any) -> Any:
         await self._running.wait()
-        return await super().__call__(name, vfms_key, args)
+        return await super().__call__(name, vfms_key, args, **more)
 
 
 class Worker:
@@ -212,7 +223,7 @@ class Worker:
             error = Cancelled("cancelled while it ran")
         elif self.now_ms > job.deadline_ms:
             error = DeadlineExceeded("too late")
-        return Reply(output=job.payload, error=error, worker=self.consumer.worker)
+        return Reply(output=split(job.payload)[0], error=error, worker=self.consumer.worker)
 
 
 @dataclass
@@ -257,7 +268,10 @@ class Client:
             return NewJob(first.flow, first.payload, first.units, first.timeout_ms, idempotency_key=first.idem)
         flow = Flow(self._rng.choice(self._vfms), OFFLINE if self._rng.random() < 0.15 else INTERACTIVE)
         units, deadline = self._rng.randint(1, 20), self._rng.choice([40, 60_000, 60_000])
-        return NewJob(flow, b"x" * self._rng.choice([10, 10, 10, 70_000]), units, deadline, idempotency_key=new_id())
+        own = b"x" * self._rng.choice([10, 10, 10, 70_000])
+        shared = tuple(self._rng.sample(_PARTS, self._rng.choice([0, 0, 1, 2])))
+        payload = SharedPayload(own, shared) if shared else own
+        return NewJob(flow, payload, units, deadline, idempotency_key=new_id())
 
     async def _send(self, producer: Producer, jobs: list[NewJob]) -> None:
         while True:  # the keys make it safe to repeat

@@ -8,6 +8,7 @@ the server is killed and started again or stopped for longer than a lease, and c
 - nothing is lost: every job that was accepted has a result;
 - nothing is answered twice: no inbox has two replies for one job, and whoever was promised one has it;
 - nothing is told of a job after its reply;
+- nothing is counted that is not there: the bytes that wait are none;
 - nothing is stuck: no entry waits, is pending, or is listed as given back;
 - nobody is blamed wrongly: dead letters are poison, and poison only.
 """
@@ -170,6 +171,8 @@ async def check(bench: Bench, ledger: Accounts) -> Counter[str]:
     poisoned = {j for j, end in ends.items() if end.error and end.error.code == "poisoned"}
     assert poisoned <= ledger.poison
     assert all(ends[j].error for j in ledger.poison if j in ends), "poison that did no harm"
+    assert [vfm for vfm in ["", *VFMS] if await bench.counted(vfm)] == [], "counted, but not there"
+    assert not {name for name in await bench.names() if name.startswith("part:")}, "kept for nobody"
     assert await keys_without_ttl(bench.redis) == []
     return Counter(end.error.code if end.error else "ok" for end in ends.values())
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from redis.exceptions import ResponseError
 
-from fmplex_broker.errors import BrokerUnavailable
+from fmplex_broker.errors import BrokerFault, BrokerUnavailable
 from fmplex_broker.streams.connection import Scripts, open_redis
 from fmplex_broker.streams.embedded import EmbeddedServer, free_port
 from tests.contract.harness import BACKBONE, Bench, job
@@ -166,7 +165,7 @@ async def test_broker_unavailable_when_the_server_is_a_replica(crashable: tuple[
 
 async def test_a_mistake_of_ours_is_not_hidden(bench: Bench) -> None:
     await bench.redis.set(bench.keys.leases, "not a sorted set", px=5_000)
-    with pytest.raises(ResponseError, match="WRONGTYPE"):
+    with pytest.raises(BrokerFault, match="WRONGTYPE"):
         await bench.worker()
 
 

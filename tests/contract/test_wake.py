@@ -10,7 +10,7 @@ from fmplex_broker.streams.consumer import Consumer
 from fmplex_broker.wire.messages import INTERACTIVE
 from tests.contract.harness import Bench, ended, job
 
-SOON_S = BLOCK_MS / 1000 / 3  # well before the ceiling of a blocking read
+SOON_S = BLOCK_MS / 1000 / 2  # well before the ceiling of a blocking read
 
 
 async def woken(worker: Consumer) -> bool:

@@ -181,6 +181,27 @@ async def test_who_loses_its_worker_is_named_and_the_others_answer_as_before(zoo
     await until(lambda: zoo.ready().status_code == 200, "it is back")
 
 
+async def test_who_dies_again_soon_after_its_start_is_started_again_too(zoo: Up) -> None:
+    async with AsyncClient(zoo.state["gateway"], retries=8) as client:
+        for _ in range(3):
+            (llama,) = zoo.workers("llama")
+            llama.send_signal(signal.SIGKILL)
+            await until(lambda dead=llama.pid: successor(zoo, dead), "it is started again")  # type: ignore[misc]
+            assert (await client.infer("chat", TEXT, max_tokens=4)).output
+    assert zoo.process.poll() is None
+    said = zoo.log
+    assert "was killed by SIGKILL; it starts again now" in said
+    assert "was killed by SIGKILL; it starts again in 0.5 s" in said
+
+
+def successor(zoo: Up, dead: int) -> bool:
+    """Tell whether another process than the dead one hosts the language model."""
+    try:
+        return any(worker.pid != dead for worker in zoo.workers("llama"))
+    except psutil.Error:  # it has ended while we looked
+        return False
+
+
 async def seconds(client: AsyncClient, vfm: str) -> float:
     begun = time.monotonic()
     await client.infer(vfm, TEXT)

@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 
 from fmplex_broker.errors import DeadlineExceeded, TextTooLong
-from fmplex_broker.streams.queue_client import QueueClient
+from fmplex_broker.streams.queue_client import QueueClient, cancel_all
 from fmplex_broker.streams.tracing import Tracer
 from fmplex_broker.wire.stats import by_vfm, quantile
 from tests.support.decoders import POSITIONS
+from tests.support.fleets import frozen
 from tests.support.generation_fleet import (
     BACKBONE,
     GREEDY,
@@ -68,6 +69,31 @@ async def session(site: Site) -> AsyncIterator[QueueClient]:
     session = QueueClient.connect(site.url)
     yield session
     await session.close()
+
+
+# ---- whoever shares what is sent ----
+
+
+async def test_texts_that_share_prompt_and_parameters_are_what_each_is_alone(session: QueueClient) -> None:
+    """A long prompt of several texts, and long parameters of several prompts, are stored and decoded once."""
+    prompts = [prompt(2000, seed) for seed in range(3)]
+    params = {**COMPARED, "max_tokens": 12}
+    alone = [await write(session, "rank4", value, **params) for value in prompts]
+    pending = await session.submit("rank4", prompts, params, n=3, timeout_ms=PATIENT_MS)
+    together = [await one.result() for one in pending]
+    for i, reply in enumerate(together):
+        assert_same(reply.output, alone[i // 3])
+
+
+async def test_one_schema_of_many_prompts_takes_no_room(site: Site, session: QueueClient) -> None:
+    """Two hundred prompts with one schema of 60 kB: what waits, of a worker that is stopped, is about that."""
+    schema = {"type": "object", "properties": {f"p{n}": {"enum": [f"value {n}"]} for n in range(1500)}}
+    with frozen(site.workers["ample"]):
+        before = (await session.redis.info("memory"))["used_memory"]
+        pending = await session.submit("plain", ["x"] * 200, {"schema": schema, "max_tokens": 1}, timeout_ms=PATIENT_MS)
+        after = (await session.redis.info("memory"))["used_memory"]
+        await cancel_all(pending)
+    assert after - before < 1_000_000
 
 
 # ---- whoever shares the pass ----

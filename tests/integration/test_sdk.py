@@ -399,3 +399,45 @@ def test_a_closed_client_can_be_closed_again(url: str) -> None:
     client.infer("embed", "x")
     client.close()
     client.close()
+
+
+async def test_a_rate_counts_the_tokens_that_were_read(client: AsyncClient, new_vfm: NewVfm) -> None:
+    """A long word seems to be four tokens and is one or two: what the estimate has taken too much is there again at once."""
+    text = "international " * 40
+    tokens = (await client.infer("embed", text)).units
+    seems = len(text) // 4
+    assert tokens < seems / 2
+    name = new_vfm(limits={"rate": float(seems)})
+    assert (await client.infer(name, text)).units == tokens
+    assert (await client.infer(name, text[: len(text) // 3])).units < tokens
+
+
+async def test_a_rate_gives_back_what_was_cancelled(
+    fleet: LocalFleet, client: AsyncClient, broker: Broker, new_vfm: NewVfm
+) -> None:
+    name = new_vfm(limits={"rate": 10.0})
+    with worker_stopped(fleet):
+        handle = await client.enqueue(name, "a text " * 400)
+        await until(lambda: broker.depth(name) == 1, "it is queued")
+        with pytest.raises(RateLimited):
+            await client.infer(name, "one more")
+        await handle.cancel()
+        await until(lambda: broker.depth(name) == 0, "it is taken back")
+    assert (await client.infer(name, "one more")).output
+
+
+async def test_a_vfm_full_of_bytes_says_so_and_a_call_that_never_fits_too(
+    fleet: LocalFleet, client: AsyncClient, broker: Broker, new_vfm: NewVfm
+) -> None:
+    name = new_vfm(limits={"max_pending_bytes": 50_000, "max_call_bytes": 45_000})
+    with worker_stopped(fleet):
+        handle = await client.enqueue(name, "word " * 8_000, truncate=True)
+        await until(lambda: broker.depth(name) == 1, "it is queued")
+        with pytest.raises(QueueFull, match="max_pending_bytes") as caught:
+            await client.infer(name, "y" * 20_000)
+        assert caught.value.retry_after > 0
+        with pytest.raises(TooLarge, match="max_call_bytes"):
+            await client.infer(name, ["z" * 20_000] * 3)
+        assert broker.depth(name) == 1
+    assert (await handle.result(timeout=90)).output
+    assert (await client.infer(name, "word " * 4_000, truncate=True)).output

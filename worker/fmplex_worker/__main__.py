@@ -44,6 +44,7 @@ def main(scheduler: MakeScheduler = make_scheduler) -> int:
             return 2
         if args.check:
             return 0 if uvloop.run(_alive(url, args.backbone)) else 1
+        open_redis(url)  # it does not connect yet; a URL that no broker can have is said before the model is loaded
         store = ArtifactStore(os.environ.get("FMPLEX_ARTIFACTS") or artifacts_of(fleet, url))
         uvloop.run(_serve(url, fleet.find(args.backbone), store, scheduler))
     except FmplexError as e:

@@ -75,11 +75,11 @@ class Versions:
                 "of a causal language model (architectures: …ForCausalLM)",
                 field="head",
             )
-        weights = package.files.get(HEAD)
+        weights = bytes(package.files[HEAD]) if HEAD in package.files else None
         heads = load_heads(spec.outputs, weights, backbone.hidden, backbone.family.causal, self._numbers)
         adapter = None
         if ADAPTER_CONFIG in package.files:
-            config, weights = package.files[ADAPTER_CONFIG], package.files[ADAPTER_WEIGHTS]
+            config, weights = bytes(package.files[ADAPTER_CONFIG]), bytes(package.files[ADAPTER_WEIGHTS])
             adapter = load_adapter(config, weights, backbone, next(self._numbers))
         nbytes = sum(part.nbytes for part in (*heads.values(), adapter) if part is not None)
         return Version(package.digest, heads, adapter, spec.input, nbytes)

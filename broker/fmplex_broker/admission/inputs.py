@@ -87,17 +87,18 @@ def _message(value: Any, field: str) -> int:
         raise InvalidInput(
             f"must be a text of 1 to {_ROLE_LENGTH} characters: system, user, assistant, …", field=f"{field}.role"
         )
-    return _utf8(role, f"{field}.role") + _utf8(value["content"], f"{field}.content")
+    return utf8_bytes(role, f"{field}.role") + utf8_bytes(value["content"], f"{field}.content")
 
 
 def _text(value: Any, field: str, *, blank: bool = False) -> int:
-    size = _utf8(value, field)
+    size = utf8_bytes(value, field)
     if not (value if blank else value.strip()):
         raise InvalidInput("the text is empty", field=field)
     return size
 
 
-def _utf8(value: Any, field: str) -> int:
+def utf8_bytes(value: Any, field: str) -> int:
+    """Return the bytes of a text. Raises `InvalidInput` for what is none."""
     if not isinstance(value, str):
         raise InvalidInput(f"must be a string, not {type(value).__name__}", field=field)
     try:

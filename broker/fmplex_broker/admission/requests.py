@@ -7,19 +7,21 @@ What only the worker can know (tokens, finite numbers, label names) is checked b
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, TypeVar
 
-from fmplex_broker.admission.inputs import INT_MAX, check_input, check_prompt
+from fmplex_broker.admission.inputs import INT_MAX, check_input, check_prompt, utf8_bytes
 from fmplex_broker.errors import InvalidInput, TooLarge
 from fmplex_broker.specs.heads import Generation
 from fmplex_broker.specs.sampling import GenerationParams, derive_seed, nth_seed
 from fmplex_broker.specs.schema import Spec, parse
 from fmplex_broker.specs.vfm import VfmSpec
-from fmplex_broker.wire.messages import Request, encode_request, packb
+from fmplex_broker.wire.messages import Part, Payload, Request, SharedPayload, encode_request, packb
 
 MAX_INPUTS = 2048
-MAX_SCHEMA_BYTES = 65_536  # it travels with every input of a call
+MAX_KEY_BYTES = 1024  # of an idempotency key
+MAX_SCHEMA_BYTES = 65_536
+_SHARED_FROM = 1024  # bytes; what is smaller travels with every job: to name it costs as much
 _BYTES_PER_UNIT = 4  # of English text a token; only an estimate until the worker has tokenised
 
 
@@ -40,18 +42,28 @@ _ANY_PARAMS = frozenset(
 
 def admit(
     vfm: VfmSpec, inputs: Sequence[Any], params: dict[str, Any] | None = None, *, call: str = "", n: int = 1
-) -> list[tuple[bytes, int]]:
-    """Check a call and encode one payload an input (`n` that stand next to each other), with its estimated units.
+) -> list[tuple[Payload, int]]:
+    """Check a call and encode one payload an input (`n` that stand next to each other), with its estimated units. What several of
+    them have in common (parameters, and the input of `n` texts) they share, if it is not small.
 
     `call`: the call's name. Texts that need a seed and were sent without one get theirs from it, each another one: a call that is
     repeated under its name gives the same payloads. With a seed, the `n` texts of each input count up from it.
 
     Raises `TooLarge` (too many inputs, an input over the vFM's byte limit) or `InvalidInput` naming the field.
     """
+    return [job for jobs in admitting(vfm, inputs, params, call=call, n=n) for job in jobs]
+
+
+def admitting(
+    vfm: VfmSpec, inputs: Sequence[Any], params: dict[str, Any] | None = None, *, call: str = "", n: int = 1
+) -> Iterator[list[tuple[Payload, int]]]:
+    """Do what `admit` does step by step: yield the jobs of one input after the other, so that a large call need not be checked
+    in one go. Raises as `admit` does."""
     _check_count(vfm, inputs, n)
     head = vfm.head if isinstance(vfm.head, Generation) else None
     checked = _params(vfm, params or {}) if head is None else _generation_params(vfm, head, params or {})
-    out = []
+    common = _part("params", checked.params) if n * len(inputs) > 1 else None
+    nbytes = 0
     for i, value in enumerate(inputs):
         size = (check_input if head is None else check_prompt)(vfm, value, f"inputs.{i}")
         if size > vfm.limits.max_input_bytes:
@@ -60,10 +72,44 @@ def admit(
                 f"input {i} has {size} bytes, {vfm.name!r} takes at most {limit}; shorten it", field=f"inputs.{i}"
             )
         units = max(1, size // _BYTES_PER_UNIT) + checked.tokens
+        text = _part("input", value) if n > 1 else None
+        parts = tuple(part for part in (common, text) if part is not None)
+        jobs: list[tuple[Payload, int]] = []
         for k in range(n):
-            seed = _seed(checked, k, f"{vfm.name}:{call}:{i * n + k}")
-            out.append((encode_request(Request(value, checked.params | seed)), units))
-    return out
+            own = _seed(checked, k, f"{vfm.name}:{call}:{i * n + k}")
+            request = Request(None if text else value, own if common else checked.params | own)
+            encoded = encode_request(request)
+            jobs.append((SharedPayload(encoded, parts) if parts else encoded, units))
+            nbytes += len(encoded)
+        nbytes += len(text.data) if text else 0
+        check_bytes(vfm, nbytes)  # before more of them are encoded
+        yield jobs
+
+
+def _part(key: str, value: Any) -> Part | None:
+    """Make what jobs share of a value, None if it is small. What cannot travel is refused with the job itself."""
+    try:
+        part = Part.of(key, value)
+    except TypeError:
+        return None
+    return part if len(part.data) >= _SHARED_FROM else None
+
+
+def check_bytes(vfm: VfmSpec, nbytes: int) -> None:
+    """Refuse a call whose jobs take so many bytes in the broker that they would never be taken. Raises `TooLarge`."""
+    for key in ("max_call_bytes", "max_pending_bytes"):
+        most = getattr(vfm.limits, key)
+        if nbytes > most:
+            raise TooLarge(
+                f"the call has {nbytes} bytes, {vfm.name!r} takes at most {most} (limits.{key}); split it",
+                field="inputs",
+            )
+
+
+def check_key(key: str | None) -> None:
+    """Check the idempotency key of a call, which is kept for every input. Raises `InvalidInput`."""
+    if key is not None and not 1 <= utf8_bytes(key, "idempotency_key") <= MAX_KEY_BYTES:
+        raise InvalidInput(f"must have 1 to {MAX_KEY_BYTES} bytes", field="idempotency_key")
 
 
 def timeout_ms(vfm: VfmSpec, wanted: float | None) -> int:
@@ -149,13 +195,19 @@ def _seed(checked: _CallParams, k: int, name: str) -> dict[str, int]:
 def _schema(value: dict[str, Any]) -> Any:
     """Return the schema as JSON has it, so that whoever compiles it finds nothing else in it."""
     try:
-        text = json.dumps(value, allow_nan=False)
-        plain = json.loads(text)
+        plain = json.loads(_short_json(value))
         packb([{"schema": plain}])
     except (TypeError, ValueError, RecursionError) as e:
         raise InvalidInput(f"schema: not JSON that can travel ({e})", field="schema") from None
-    if len(text) > MAX_SCHEMA_BYTES:
-        raise TooLarge(
-            f"the schema has {len(text)} bytes, at most {MAX_SCHEMA_BYTES} are taken; simplify it", field="schema"
-        )
     return plain
+
+
+def _short_json(value: Any) -> str:
+    """Write a schema as JSON, no further than it may be long. Raises `TooLarge`, or what the encoder raises."""
+    parts, size = [], 0
+    for part in json.JSONEncoder(allow_nan=False).iterencode(value):
+        size += len(part)
+        if size > MAX_SCHEMA_BYTES:
+            raise TooLarge(f"the schema has more than {MAX_SCHEMA_BYTES} bytes; simplify it", field="schema")
+        parts.append(part)
+    return "".join(parts)

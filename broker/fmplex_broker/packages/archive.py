@@ -9,11 +9,12 @@ from __future__ import annotations
 import io
 import tarfile
 from pathlib import Path
+from typing import BinaryIO
 
 from pydantic import ValidationError
 
 from fmplex_broker.errors import PackageRejected, TooLarge
-from fmplex_broker.packages.package import FILES, Package, make_package, read_package
+from fmplex_broker.packages.package import FILES, Data, Package, make_package, read_package
 from fmplex_broker.specs.schema import invalid
 from fmplex_broker.specs.vfm import VfmSpec
 
@@ -27,26 +28,35 @@ MAX_SPEC_BYTES = 4_194_304
 def pack(package: Package) -> bytes:
     """Write a package as an archive: the same package always gives the same bytes. Raises `PackageRejected` for a spec that is
     too long."""
-    spec = _bounded_spec(package.spec.model_dump_json().encode())
     out = io.BytesIO()
-    with tarfile.open(fileobj=out, mode="w", format=tarfile.USTAR_FORMAT) as tar:
-        for name, data in {_SPEC: spec, **package.files}.items():
-            member = tarfile.TarInfo(name)  # owner, times and modes are tarfile's fixed defaults
-            member.size = len(data)
-            tar.addfile(member, io.BytesIO(data))
+    write_archive(package, out)
     return out.getvalue()
 
 
-def unpack(blob: bytes, limit: int | None = None) -> Package:
-    """Read an archive. Raises `PackageRejected` or `InvalidInput` (what is wrong with it), `TooLarge`: more than `limit`
-    bytes."""
+def write_archive(package: Package, out: BinaryIO) -> None:
+    """Write a package as `pack` does, into a file; its files are not copied in memory."""
+    spec, size = _bounded_spec(package.spec.model_dump_json().encode()), 0
+    for name, data in {_SPEC: spec, **package.files}.items():
+        member = tarfile.TarInfo(name)  # owner, times and modes are tarfile's fixed defaults
+        member.size = len(data)
+        for part in (member.tobuf(tarfile.USTAR_FORMAT), data, bytes(-len(data) % tarfile.BLOCKSIZE)):
+            out.write(part)
+            size += len(part)
+    out.write(bytes(2 * tarfile.BLOCKSIZE + -(size + 2 * tarfile.BLOCKSIZE) % tarfile.RECORDSIZE))
+
+
+def unpack(blob: bytes | memoryview, limit: int | None = None) -> Package:
+    """Read an archive; the files of the package are parts of a `blob` that is a view, else copies.
+
+    Raises `PackageRejected` or `InvalidInput` (what is wrong with it), `TooLarge`: more than `limit` bytes.
+    """
     if limit is not None and len(blob) > limit:
         raise TooLarge(f"the package has {len(blob)} bytes, at most {limit} are taken (gateway.max_package_bytes)")
     files = _members(blob)
     if _SPEC not in files:
         raise _rejected(f"the archive holds no {_SPEC}")
     try:
-        spec = VfmSpec.model_validate_json(_bounded_spec(files.pop(_SPEC)))
+        spec = VfmSpec.model_validate_json(_bounded_spec(bytes(files.pop(_SPEC))))
     except ValidationError as e:
         raise invalid(e, _SPEC) from None
     return make_package(spec, files)
@@ -62,15 +72,15 @@ def open_package(path: Path) -> Package:
     return unpack(blob) if archived else read_package(path)
 
 
-def _members(blob: bytes) -> dict[str, bytes]:
+def _members(blob: bytes | memoryview) -> dict[str, Data]:
     """Split an archive into name → content. It takes only what `pack` writes: plain headers in a row, each with its file, then
     nothing but zeros.
 
     The headers are walked here, because `tarfile` would follow extensions (sparse files, pax records) that make much of little.
     """
-    files: dict[str, bytes] = {}
+    files: dict[str, Data] = {}
     at = 0
-    while (header := blob[at : at + tarfile.BLOCKSIZE]).strip(b"\0"):
+    while (header := bytes(blob[at : at + tarfile.BLOCKSIZE])).strip(b"\0"):
         try:
             member = tarfile.TarInfo.frombuf(header, "ascii", "strict")
         except (tarfile.HeaderError, ValueError) as e:
@@ -84,7 +94,7 @@ def _members(blob: bytes) -> dict[str, bytes]:
             raise _rejected("the archive is cut off")
         files[member.name] = blob[start : start + member.size]
     # `tarfile` pads to whole records; whatever is beyond would only be carried about.
-    if not header or len(blob) - at > 2 * tarfile.RECORDSIZE or blob[at:].strip(b"\0"):
+    if not header or len(blob) - at > 2 * tarfile.RECORDSIZE or bytes(blob[at:]).strip(b"\0"):
         raise _rejected("the archive is cut off" if not header else "the archive goes on after its end")
     return files
 

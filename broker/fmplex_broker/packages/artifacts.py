@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -11,7 +12,7 @@ from uuid import uuid4
 import fsspec
 
 from fmplex_broker.errors import FmplexError, InvalidInput, PackageRejected, Unavailable
-from fmplex_broker.packages.archive import SUFFIX, pack, unpack
+from fmplex_broker.packages.archive import SUFFIX, unpack, write_archive
 from fmplex_broker.packages.package import Package
 
 
@@ -38,15 +39,19 @@ class ArtifactStore:
     def put(self, package: Package) -> None:
         """Store a package, whole or not at all. Again makes it young again (see `prune`), and whole if somebody has changed
         it."""
-        path, blob = self._path(package.digest), pack(package)
+        path = self._path(package.digest)
         with self._answers():
             if not self.local:
-                self._fs.pipe_file(path, blob)  # object stores write whole objects
+                with tempfile.NamedTemporaryFile() as file:
+                    write_archive(package, file)
+                    file.flush()
+                    self._fs.put_file(file.name, path)  # object stores write whole objects
                 return
             self._fs.makedirs(self._folder, exist_ok=True)
             scratch = f"{self._folder}/.{uuid4().hex}"
             try:
-                self._fs.pipe_file(scratch, blob)
+                with self._fs.open(scratch, "wb") as file:
+                    write_archive(package, file)
                 self._fs.mv(scratch, path)
             except BaseException:
                 with suppress(OSError):
@@ -93,7 +98,7 @@ class ArtifactStore:
             raise Unavailable(f"the artifact store {self.url} does not answer ({type(e).__name__}: {e})") from e
 
 
-def open_artifact(blob: bytes, digest: str) -> Package:
+def open_artifact(blob: bytes | memoryview, digest: str) -> Package:
     """Open the package of an artifact; whatever was stored under the digest, only what has it is ever served.
 
     Raises `PackageRejected` when the blob is another one, or what `unpack` raises.

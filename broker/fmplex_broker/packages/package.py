@@ -1,6 +1,6 @@
 """vFM packages: a folder with `vfm.toml` and, as the task needs, `adapter/` (PEFT format) and `head.safetensors`.
 
-A package is read into memory once, whole; its digest is that of exactly those bytes, and exactly those bytes are
+A package is read once, whole; its digest is that of exactly those bytes, and exactly those bytes are
 loaded. Pure: whoever packs, stores or serves a package checks it here. What needs a backbone (shapes) is the worker's job.
 """
 
@@ -28,6 +28,7 @@ ADAPTER_CONFIG = f"{ADAPTER}/adapter_config.json"
 ADAPTER_WEIGHTS = f"{ADAPTER}/adapter_model.safetensors"
 # All files that a package may bring to a worker.
 FILES = (HEAD, ADAPTER_CONFIG, ADAPTER_WEIGHTS)
+Data = bytes | memoryview  # of a file: in memory, or looked at where it lies on disk
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib")
 
 
@@ -37,7 +38,7 @@ class Package:
 
     spec: VfmSpec
     digest: str
-    files: Mapping[str, bytes] = field(default_factory=dict)
+    files: Mapping[str, Data] = field(default_factory=dict)
 
     @property
     def nbytes(self) -> int:
@@ -45,7 +46,7 @@ class Package:
         return sum(len(data) for data in self.files.values())
 
 
-def make_package(spec: VfmSpec, files: Mapping[str, bytes] | None = None) -> Package:
+def make_package(spec: VfmSpec, files: Mapping[str, Data] | None = None) -> Package:
     """Check that spec and files belong together and give the package its digest. Raises `PackageRejected` that names the part
     and what to do."""
     files = {name: files[name] for name in FILES if name in files} if files else {}
@@ -60,7 +61,7 @@ def make_package(spec: VfmSpec, files: Mapping[str, bytes] | None = None) -> Pac
         gone = next(name for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS) if name not in files)
         raise PackageRejected(f"{gone} is missing; save the adapter with PEFT's save_pretrained", field="adapter")
     if ADAPTER_CONFIG in files:
-        check_adapter(files[ADAPTER_CONFIG], files[ADAPTER_WEIGHTS])
+        check_adapter(bytes(files[ADAPTER_CONFIG]), files[ADAPTER_WEIGHTS])
     return Package(spec, _digest(spec, files), files)
 
 
@@ -119,7 +120,7 @@ def _real(path: Path) -> Path:
         raise PackageRejected(f"{str(path)!r} cannot be followed ({e}); check the path", field="package") from e
 
 
-def _digest(spec: VfmSpec, files: Mapping[str, bytes]) -> str:
+def _digest(spec: VfmSpec, files: Mapping[str, Data]) -> str:
     """Compute the digest: 16 hex digits of SHA-256 over backbone, heads, input template, and the bytes of the files.
 
     Values that are the default are left out, so that a new option does not make new artifacts of everything.

@@ -44,7 +44,7 @@ _REFUSED: dict[str, str] = {
 }  # fmt: skip
 
 
-def check_adapter(config: bytes, weights: bytes) -> AdapterConfig:
+def check_adapter(config: bytes, weights: bytes | memoryview) -> AdapterConfig:
     """Check that an adapter can be served in common passes and return its config. Raises `PackageRejected` that names what
     cannot."""
     read = read_config(read_options(config))

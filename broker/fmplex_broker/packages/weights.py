@@ -26,7 +26,7 @@ _SHOWN = 8  # tensors in an error
 Shape = tuple[int, ...]
 
 
-def tensor_shapes(data: bytes, name: str, field: str) -> dict[str, Shape]:
+def tensor_shapes(data: bytes | memoryview, name: str, field: str) -> dict[str, Shape]:
     """Read tensor name → shape. Raises `PackageRejected` when it is no whole safetensors file of floating point tensors, or has
     more of them, or a longer header, than anything that is served."""
     try:
@@ -35,7 +35,7 @@ def tensor_shapes(data: bytes, name: str, field: str) -> dict[str, Shape]:
             raise ValueError("its header is cut off")
         if length > MAX_HEADER_BYTES:
             raise _too_much(f"{name} has a header of {length} bytes, at most {MAX_HEADER_BYTES} are taken", field)
-        header = read_object(data[8 : 8 + length], MAX_HEADER_BYTES)
+        header = read_object(bytes(data[8 : 8 + length]), MAX_HEADER_BYTES)
         _check_metadata(header.pop("__metadata__", {}))
         if len(header) > MAX_TENSORS:
             raise _too_much(f"{name} holds {len(header)} tensors, at most {MAX_TENSORS} are taken", field)
@@ -103,7 +103,7 @@ def _check_spans(spans: Iterable[tuple[int, int]], size: int) -> None:
         raise ValueError("its data is cut off, or goes on after its end")
 
 
-def check_head(heads: Mapping[str, Head], data: bytes, hidden: int = 0) -> None:
+def check_head(heads: Mapping[str, Head], data: bytes | memoryview, hidden: int = 0) -> None:
     """Check that `head.safetensors` is what these heads need on hidden states of width `hidden` (0: any; the backbone knows).
 
     Several heads: each tensor's name begins with its head's (`topic.weight`). Raises `PackageRejected`.

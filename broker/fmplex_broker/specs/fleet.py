@@ -12,14 +12,16 @@ from pathlib import Path
 from typing import Literal, TypeVar
 from urllib.parse import urlsplit
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from fmplex_broker.errors import InvalidInput
+from fmplex_broker.specs.broker_url import check_broker_url
 from fmplex_broker.specs.gateway import GatewaySpec
 from fmplex_broker.specs.schema import Name, Spec, load_toml, parse
 from fmplex_broker.specs.vfm import VfmSpec
 
 S = TypeVar("S", bound=Spec)
+BACKBONE_BYTES = 1_000_000_000
 
 
 class ResidencySpec(Spec):
@@ -66,7 +68,8 @@ class BackboneSpec(Spec):
 
     `dtype` of the weights: `auto` is bfloat16 where the device computes in it, else float32. `max_tokens` bounds one text
     (default: what the model can take); `pass_units` is the pass budget in packed tokens, which latency targets of vFMs may
-    shorten. `workers`: how many processes `fmplex up` starts for it; `worker`: settings of theirs that differ from the fleet's.
+    shorten. `max_pending_bytes`: of all jobs that wait or run on it, in the broker. `workers`: how many processes `fmplex up`
+    starts for it; `worker`: settings of theirs that differ from the fleet's.
     """
 
     name: Name
@@ -75,6 +78,7 @@ class BackboneSpec(Spec):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "float32"
     max_tokens: int | None = Field(default=None, ge=1)
     pass_units: int = Field(default=2048, ge=16, le=1_000_000)
+    max_pending_bytes: int = Field(default=BACKBONE_BYTES, ge=1024, le=1_000_000_000_000)
     workers: int = Field(default=1, ge=1, le=1024)
     worker: WorkerSpec = WorkerSpec()
 
@@ -89,7 +93,7 @@ class FleetSpec(Spec):
     folders.
     """
 
-    broker: str = Field(default="embedded", pattern=r"^(embedded|(redis|rediss|unix)://.+)$")
+    broker: str = "embedded"
     artifacts: str | None = Field(default=None, min_length=1)
     worker: WorkerSpec = WorkerSpec()
     backbone: BackboneSpec | None = None
@@ -97,6 +101,11 @@ class FleetSpec(Spec):
     gateway: GatewaySpec = GatewaySpec()
     vfms: tuple[VfmSpec, ...] = ()
     packages: tuple[Path, ...] = ()
+
+    @field_validator("broker")
+    @classmethod
+    def _is_a_broker(cls, url: str) -> str:
+        return url if url == "embedded" else check_broker_url(url)
 
     @model_validator(mode="after")
     def _belongs_together(self) -> FleetSpec:

@@ -22,11 +22,15 @@ Weight = Annotated[float, Field(ge=1e-3, le=1e6)]
 
 
 class Limits(Spec):
-    """Limits of what a vFM may take. `max_pending` counts jobs waiting or running; `rate` is units (tokens) per second;
-    `max_input_bytes` bounds one input (the default: 256 embedded tokens of width 768)."""
+    """Limits of what a vFM may take. `max_pending` counts jobs waiting or running, `max_pending_bytes` their bytes in the broker;
+    `max_call_bytes` bounds those of one call, `max_input_bytes` one input (the default: 256 embedded tokens of width 768).
+    `rate` is tokens per second: an estimate when a job is sent, put right by what it has read and written when it ends."""
 
     max_pending: int = Field(default=4096, ge=1, le=1_000_000)
-    rate: float | None = Field(default=None, gt=0)
+    max_pending_bytes: int = Field(default=256_000_000, ge=1024, le=1_000_000_000_000)
+    max_call_bytes: int = Field(default=64_000_000, ge=1024, le=1_000_000_000_000)
+    # Of a slower one a token would take hours; and the arithmetic of buckets stays within what numbers can tell apart.
+    rate: float | None = Field(default=None, ge=1e-3, le=1e12)
     max_input_bytes: int = Field(default=786_432, ge=1, le=16_777_216)
 
 

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 from fmplex_broker.errors import BrokerUnavailable
+from fmplex_broker.streams.batches import PER_CALL
 from fmplex_broker.streams.connection import Client, Scripts
 from fmplex_broker.streams.inbox import Inbox
-from fmplex_broker.streams.producer import PER_CALL, EnqueueResult, NewJob, Producer
+from fmplex_broker.streams.producer import EnqueueResult, NewJob, Producer
 
 
 class BackboneChannel:

@@ -21,7 +21,7 @@ from fmplex_broker.specs.versions import artifact_of
 from fmplex_broker.streams.connection import Client, broker_errors
 from fmplex_broker.streams.keys import HOSTED, REGISTRY_BACKBONES, REGISTRY_VFMS, Keys
 
-_NAMES = 500  # a round trip
+_NAMES = 100  # a round trip; more would hold the event loop of whoever asks
 _LONGEST_MATCH = 256  # characters
 
 

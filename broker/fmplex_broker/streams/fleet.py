@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from fmplex_broker.specs.deployments import VfmStatus
 from fmplex_broker.streams.catalog import Catalog
 from fmplex_broker.streams.connection import Client, broker_errors
-from fmplex_broker.streams.keys import GROUP, Keys
+from fmplex_broker.streams.keys import BYTES, GROUP, MAX_BYTES, Keys
 from fmplex_broker.streams.tracing import add_report
-from fmplex_broker.wire.fleet_view import Depth, FleetView
+from fmplex_broker.wire.fleet_view import Depth, FleetView, Stored
 from fmplex_broker.wire.messages import CLASSES, Flow
 from fmplex_broker.wire.passes import PassRecord
 from fmplex_broker.wire.stats import WorkerStats, decode_stats, encode_stats
@@ -51,6 +52,7 @@ async def read_fleet(redis: Client, registry: Catalog) -> FleetView:
         view.workers += workers
         view.vfms += found
         view.depths |= await _depths(redis, keys, [v.name for v in found], view.now_ms)
+        view.stored[backbone] = await _stored(redis, keys, view.depths, found)
     view.vfms.sort(key=lambda s: s.name)
     return view
 
@@ -69,6 +71,16 @@ async def _busy(redis: Client, keys: Keys) -> set[str]:
         ready = [await redis.zrange(keys.ready(cls), 0, _READY - 1) for cls in CLASSES]
         back = await redis.zrange(keys.back, 0, _READY - 1)
     return {vfm.decode() for part in ready for vfm in part} | {flow.decode().partition(":")[2] for flow in back}
+
+
+async def _stored(redis: Client, keys: Keys, depths: dict[str, Depth], vfms: Sequence[VfmStatus]) -> Stored:
+    """Read how many bytes wait on a backbone, and complete the depths of its vFMs that have jobs."""
+    names = [v.name for v in vfms if v.name in depths]
+    async with broker_errors():
+        *raw, total, most = await redis.hmget(keys.vfms, [*(name + BYTES for name in names), BYTES, MAX_BYTES])
+    for name, value in zip(names, raw, strict=True):
+        depths[name].nbytes = int(value or 0)
+    return Stored(int(total or 0), int(most or 0))
 
 
 def _decoded(raw: bytes | None) -> WorkerStats | None:
@@ -92,6 +104,9 @@ async def _depths(redis: Client, keys: Keys, names: list[str], now_ms: int) -> d
         for flow, _ in busy:
             pipe.xpending(keys.queue(flow), GROUP)
         pendings = await pipe.execute(raise_on_error=False)
+        for refused in pendings:
+            if isinstance(refused, Exception) and not str(refused).startswith("NOGROUP"):
+                raise refused
         pipe = redis.pipeline(transaction=False)
         for flow, _ in busy[:_WAITED]:
             pipe.xrange(keys.queue(flow), count=1)

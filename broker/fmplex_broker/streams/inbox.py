@@ -9,11 +9,10 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any, NamedTuple
 
-from redis import exceptions as redis_errors
-
-from fmplex_broker.errors import BrokerUnavailable
-from fmplex_broker.streams.connection import BLOCK_MS, Client, broker_errors
+from fmplex_broker.errors import FmplexError
+from fmplex_broker.streams.connection import BLOCK_MS, BLOCKED_S, Client, broker_errors
 from fmplex_broker.streams.keys import Keys
+from fmplex_broker.streams.outages import Outage
 from fmplex_broker.streams.stream_buffer import StreamBuffer
 from fmplex_broker.wire.messages import Reply, read_reply
 
@@ -77,8 +76,9 @@ class Inbox:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         for job in list(self._waiting):
             self.forget(job)
-        with suppress(redis_errors.RedisError, OSError):
-            await self._redis.delete(self._key)
+        with suppress(FmplexError):
+            async with broker_errors():
+                await self._redis.delete(self._key)
 
     def _resolve(self, job: str, reply: Reply) -> None:
         for waiting in self._waiting.pop(job, []):
@@ -86,20 +86,23 @@ class Inbox:
                 waiting.reply.set_result(reply)
 
     async def _read(self) -> None:
+        outage = Outage(log, "reading replies")
         while True:
             try:
-                async with broker_errors():
+                async with broker_errors(BLOCKED_S):
                     got: Any = await self._redis.xread({self._key: self._last}, block=BLOCK_MS, count=512)
                 for _, entries in got or []:
                     self._last = entries[-1][0].decode()
                     await self._deliver([fields for _, fields in entries])
                     async with broker_errors():
                         await self._redis.xtrim(self._key, minid=self._last, approximate=False)
-            except BrokerUnavailable:
+                outage.over()
+            except FmplexError as e:
+                outage.say(e)
                 await asyncio.sleep(_BACKOFF_S)
             except Exception:  # whatever it was, the replies to come must still be read
                 log.exception("reading the inbox failed; trying again")
-                await asyncio.sleep(_BACKOFF_S)
+                await asyncio.sleep(HEAL_EVERY_S)
 
     async def _deliver(self, messages: list[dict[bytes, bytes]]) -> None:
         by_key = []
@@ -130,7 +133,7 @@ class Inbox:
             for start in range(0, len(late), 512):
                 try:
                     await self.look_up(late[start : start + 512])
-                except BrokerUnavailable:
+                except FmplexError:  # the reader says why
                     break
                 except Exception:
                     log.exception("looking for late replies failed; trying again")

@@ -7,11 +7,14 @@
 | `back` | zset | flows with entries given back (pending under the pseudo-consumer `released`) |
 | `vfms` | hash | vFM -> its record, `status=…|version=…|generation=…|…`; `<vfm>:<field>` and `:<field>` hold the rest |
 | … `:hosted` | field of it | `fingerprint|description` of what the live workers host |
+| … `<vfm>:bytes`, `:bytes`, `:max_bytes` | fields of it | bytes of the jobs of a vFM, of all, and how many these may be |
+| … `<vfm>:part:<id>` | field of it, while it is needed | how many jobs need a part |
 | `wake` | capped stream | rung when a flow becomes ready or something is given back |
 | `leases` | zset | worker -> expiry (server ms); 0 = condemned |
 | `held:<worker>` | hash | flows this worker has touched; `#` = its epoch; `#run` = entries of the passes now running |
 | `control` | capped stream | messages to workers: cancellations, changed vFMs |
 | `idem:<key>`, `res:<job>`, `blob:<job>`, `rate:<vfm>` | string + TTL | idempotency, result, large payload, token bucket |
+| `part:<vfm>:<id>` | string + TTL | what several jobs of a vFM have in common: a schema, a prompt |
 | `subs:<job>` | set + TTL | further inboxes that wait for the job |
 | `in:<client>`, `dead:<vfm>` | capped stream + TTL | reply inbox; dead letters |
 | `stats:<worker>` | string + TTL | the worker's last statistics |
@@ -29,7 +32,9 @@ from fmplex_broker.wire.messages import Flow
 REGISTRY_BACKBONES = "fmplex:backbones"
 REGISTRY_VFMS = "fmplex:vfms"
 GROUP = "w"
-HOSTED = ":hosted"  # field of the hash `vfms`
+# Fields of the hash `vfms`.
+HOSTED = ":hosted"
+BYTES, MAX_BYTES = ":bytes", ":max_bytes"
 
 
 class Keys:
@@ -61,6 +66,10 @@ class Keys:
     def blob(self, job: str) -> str:
         """Return the key of a job's payload if it is large."""
         return f"{self.prefix}blob:{job}"
+
+    def part(self, vfm: str, part: str) -> str:
+        """Return the key of a part that jobs of a vFM share."""
+        return f"{self.prefix}part:{vfm}:{part}"
 
     def inbox(self, client: str) -> str:
         """Return the key of a client's reply inbox."""

@@ -4,37 +4,29 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 from fmplex_broker.admission import requests as admission
-from fmplex_broker.errors import (
-    BrokerUnavailable,
-    Cancelled,
-    Conflict,
-    DeadlineExceeded,
-    FmplexError,
-    InvalidInput,
-    QueueFull,
-    RateLimited,
-    VfmClosed,
-)
+from fmplex_broker.errors import BrokerUnavailable, Cancelled, DeadlineExceeded, InvalidInput
 from fmplex_broker.specs.deployments import VfmStatus
 from fmplex_broker.specs.heads import Generation
 from fmplex_broker.specs.versions import stale_error
 from fmplex_broker.streams.backbone_channel import BackboneChannel
-from fmplex_broker.streams.catalog import unknown_vfm
 from fmplex_broker.streams.connection import Client, Scripts, open_redis
-from fmplex_broker.streams.producer import EnqueueResult, NewJob, new_id
+from fmplex_broker.streams.not_taken import not_taken
+from fmplex_broker.streams.producer import EnqueueResult, NewJob, new_id, stored_bytes
 from fmplex_broker.streams.registry import Registry
 from fmplex_broker.streams.stream_buffer import StreamBuffer
 from fmplex_broker.streams.vfm_cache import VfmCache
 from fmplex_broker.wire.messages import INTERACTIVE, Flow, Reply
 from fmplex_broker.wire.streaming import Delta
 
+T = TypeVar("T")
 SPEC_TTL_S = 1.0  # how old a cached spec may be; caps, rates and removal are enforced by the script all the same
+_TURN_S = 0.005  # so long the checks of a large call may take before others get a turn
 _GRACE_S = 2.0  # beyond the deadline, for the worker's own answer to arrive
 
 
@@ -135,22 +127,24 @@ class QueueClient:
         idempotency_key: str | None = None,
         n: int = 1,
     ) -> list[Pending]:
-        """Enqueue one job an input (`n` that stand next to each other), all or none, charged as a whole. Raises what
-        `admission.admit` raises, `UnknownVfm`, `VfmClosed`, `QueueFull`, `RateLimited`, `Conflict`, `BrokerUnavailable`."""
+        """Enqueue one job an input (`n` that stand next to each other), all or none. Raises what `admission.admit` raises,
+        `TooLarge`, `UnknownVfm`, `VfmClosed`, `QueueFull`, `RateLimited`, `Conflict`, `BrokerUnavailable`."""
+        admission.check_key(idempotency_key)
         status = await self.vfm(vfm)
         spec = status.spec
         call = new_id() if idempotency_key is None else idempotency_key
-        payloads = admission.admit(spec, inputs, params, call=call, n=n)
+        payloads = await _in_turns(admission.admitting(spec, inputs, params, call=call, n=n))
+        nbytes = stored_bytes([payload for payload, _ in payloads])
+        admission.check_bytes(spec, nbytes)
         ms = admission.timeout_ms(spec, timeout_ms)
         flow, until = Flow(vfm, cls), time.monotonic() + ms / 1000
         channel = self._channel(status.backbone)
-        jobs = []
-        for i, (payload, units) in enumerate(payloads):
-            key = None if idempotency_key is None else f"{vfm}:{idempotency_key}:{i}"
-            charge = 0 if i else sum(units for _, units in payloads)
-            jobs.append(NewJob(flow, payload, units, ms, idempotency_key=key, charge=charge))
-        generates = isinstance(spec.head, Generation)
-        pending = [_pending(channel, job, until, generates) for job in jobs]
+        keys = [None if idempotency_key is None else f"{vfm}:{idempotency_key}:{i}" for i in range(len(payloads))]
+        jobs = [
+            NewJob(flow, *priced, ms, idempotency_key=key, charge=0) for priced, key in zip(payloads, keys, strict=True)
+        ]
+        jobs[0] = replace(jobs[0], charge=sum(units for _, units in payloads), call_bytes=nbytes)
+        pending = [_pending(channel, job, until, isinstance(spec.head, Generation)) for job in jobs]
         try:
             try:
                 got = await channel.enqueue(jobs)
@@ -178,7 +172,7 @@ class QueueClient:
                 now = await self.registry.show(vfm)
                 if now.status == "stale":  # else it has been deployed again just now
                     raise stale_error(vfm, now.version, now.hosted)
-            raise _refusal(vfm, refused)
+            raise not_taken(vfm, refused)
         for p, g in zip(pending, got, strict=True):
             if g.job != p.job:  # an earlier job with this idempotency key answers
                 channel.inbox.forget(p.job)
@@ -200,23 +194,21 @@ class QueueClient:
         await self.redis.aclose()
 
 
+async def _in_turns(parts: Iterable[list[T]]) -> list[T]:
+    """Join the parts of something that takes its time; whatever else runs on the event loop gets turns in between."""
+    found: list[T] = []
+    began = time.monotonic()
+    for part in parts:
+        found += part
+        if time.monotonic() - began > _TURN_S:
+            await asyncio.sleep(0)
+            began = time.monotonic()
+    return found
+
+
 def _pending(channel: BackboneChannel, job: NewJob, until: float, generates: bool) -> Pending:
     buffer = StreamBuffer() if generates else None
     return Pending(job.job, job.flow, job.idem, channel, buffer, channel.inbox.expect(job.job, buffer), until)
-
-
-def _refusal(vfm: str, got: EnqueueResult) -> FmplexError:
-    match got.status:
-        case "full":
-            return QueueFull(f"the queue of {vfm!r} is full; come back later", retry_after=1.0)
-        case "limited":
-            return RateLimited(f"{vfm!r} is over its rate; come back later", retry_after=max(got.wait_ms, 1) / 1000)
-        case "closed" | "stale":
-            return VfmClosed(f"vFM {vfm!r} is not serving")
-        case "conflict":
-            return Conflict("this idempotency key was used for another request", field="idempotency_key")
-        case _:
-            return unknown_vfm(vfm)
 
 
 async def gather_replies(pending: Sequence[Pending]) -> list[Reply]:

@@ -73,7 +73,13 @@ class Registry(Catalog):
                 update[part] = getattr(now.spec, part).model_copy(update=named)
         if update:
             spec = now.spec.model_copy(update=update)
-            args: list[Arg] = [vfm, now.generation, *_terms(spec), spec.model_dump_json()]
+            args: list[Arg] = [
+                vfm,
+                now.generation,
+                *_terms(spec),
+                spec.model_dump_json(),
+                spec.limits.max_pending_bytes,
+            ]
             state, _ = await self._scripts("alter", Keys(now.backbone).vfms, args)
             self._check_state(state.decode(), vfm)
         return await self.show(vfm)
@@ -180,7 +186,8 @@ class Registry(Catalog):
                 await self._redis.hsetnx(REGISTRY_VFMS, vfm, backbone)
 
     async def _propose(self, spec: VfmSpec, version: str, expect: int) -> None:
-        args: list[Arg] = [spec.name, version, spec.model_dump_json(), expect, *_terms(spec)]
+        terms = [*_terms(spec), spec.limits.max_pending_bytes]
+        args: list[Arg] = [spec.name, version, spec.model_dump_json(), expect, *terms]
         state, _ = await self._scripts("propose", Keys(spec.backbone).vfms, args)
         self._check_state(state.decode(), spec.name)
 

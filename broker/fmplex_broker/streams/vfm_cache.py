@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import time
 
-from fmplex_broker.errors import UnknownVfm
+from fmplex_broker.errors import BrokerUnavailable, UnknownVfm
 from fmplex_broker.specs.deployments import VfmStatus
 from fmplex_broker.streams.catalog import Catalog
+
+_AGAIN_S = 0.1
 
 
 class VfmCache:
@@ -36,7 +38,11 @@ class VfmCache:
 
     async def _read(self, name: str) -> VfmStatus:
         try:
-            status = await self._catalog.show(name)
+            try:
+                status = await self._catalog.show(name)
+            except BrokerUnavailable:  # a connection that broke is no reason to refuse a call
+                await asyncio.sleep(_AGAIN_S)
+                status = await self._catalog.show(name)
         except UnknownVfm:
             self._known.pop(name, None)
             raise

@@ -6,8 +6,10 @@ What the broker itself must read (job id, reply key, digest, units, deadline) tr
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from functools import cached_property
+from typing import Any, NamedTuple, TypeAlias
 
 import msgpack
 
@@ -36,6 +38,44 @@ class Request:
     input: Any
     params: dict[str, Any]
     vfm: str = ""
+
+
+@dataclass(frozen=True)
+class Part:
+    """What jobs of a call have in common, stored once: `data` is a mapping with the `input` or the `params` of them all."""
+
+    data: bytes
+
+    @classmethod
+    def of(cls, key: str, value: Any) -> Part:
+        """Make the part of `key`, `input` or `params`. Raises `TypeError` for what cannot travel."""
+        return cls(packb({key: value}))
+
+    @cached_property
+    def id(self) -> str:
+        """Its name: a digest of its bytes."""
+        return hashlib.blake2b(self.data, digest_size=12).hexdigest()
+
+    @cached_property
+    def value(self) -> Any:
+        """What it holds, decoded once for all jobs. Raises `ValueError` for what is not msgpack."""
+        return unpackb(self.data)
+
+
+@dataclass(frozen=True, slots=True)
+class SharedPayload:
+    """A payload of which only its `own` bytes belong to the job: they go before what its `parts` say."""
+
+    own: bytes
+    parts: tuple[Part, ...]
+
+
+Payload: TypeAlias = bytes | SharedPayload
+
+
+def split(payload: Payload) -> tuple[bytes, tuple[Part, ...]]:
+    """Return the job's own bytes of a payload, and its parts."""
+    return (payload, ()) if isinstance(payload, bytes) else (payload.own, payload.parts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +122,7 @@ def unpackb(data: bytes) -> Any:
     """Decode what `packb` has encoded. Raises `ValueError` for anything that is not one whole msgpack value."""
     try:
         return msgpack.unpackb(data, raw=False, ext_hook=_ext_hook, strict_map_key=True)
-    except ValueError:
+    except (ValueError, MemoryError):
         raise
     except Exception as e:  # msgpack raises several unrelated types for broken bytes
         raise ValueError(f"not msgpack: {e}") from e
@@ -93,15 +133,20 @@ def encode_request(request: Request) -> bytes:
     return packb([VERSION, request.input, request.params])
 
 
-def decode_request(data: bytes) -> Request:
+def decode_request(payload: Payload) -> Request:
     """Decode a job's payload. Raises `InvalidInput` when the bytes are not a request of this version."""
+    own, parts = split(payload)
     try:
-        version, value, params = unpackb(data)
+        version, value, params = unpackb(own)
+        shared: dict[str, Any] = {}
+        for part in parts:
+            shared |= part.value
+        request = Request(shared.get("input", value), {**shared.get("params", {}), **params})
     except (ValueError, TypeError) as e:
         raise InvalidInput(f"the job's payload cannot be read ({e}); send it with the FMplex client") from e
-    if version != VERSION or not isinstance(params, dict):
+    if version != VERSION:
         raise InvalidInput(f"the job's payload has version {version!r}, this worker reads {VERSION}")
-    return Request(value, params)
+    return request
 
 
 def encode_reply(reply: Reply) -> bytes:

@@ -13,7 +13,7 @@ from fmplex_broker.wire.stats import VfmStats, WorkerStats, by_vfm, quantile
 
 def fleet_rates(before: FleetView, now: FleetView) -> dict[str, Any]:
     """Compute what happened between two readings: `seconds`, `registered`, `vfms` (one row each, busiest first; those that
-    generate have a `text`) and `workers` (one row each).
+    generate have a `text`), `backbones` and `workers` (one row each).
 
     `share_received`: part of the device time of the vFM's backbone; `share_promised`: its weight among the active ones. Names
     of values end in their units; `busy`, `cached` and `hit_rate` are parts of 1. None: there was nothing to measure.
@@ -31,7 +31,17 @@ def fleet_rates(before: FleetView, now: FleetView) -> dict[str, Any]:
     _add_shares(rows, spent)
     rows.sort(key=lambda r: (-(r["share_received"] or 0), -r["waiting"], r["vfm"]))
     workers = [_worker_row(w, known.get(w.worker, _unused(w)), seconds) for w in now.workers]
-    return {"seconds": seconds, "registered": now.registered, "vfms": rows, "workers": workers}
+    backbones = [
+        {"backbone": name, "queued_bytes": stored.nbytes, "max_queued_bytes": stored.most}
+        for name, stored in now.stored.items()
+    ]
+    return {
+        "seconds": seconds,
+        "registered": now.registered,
+        "vfms": rows,
+        "backbones": backbones,
+        "workers": workers,
+    }
 
 
 def _unused(worker: WorkerStats) -> WorkerStats:
@@ -62,6 +72,8 @@ def _vfm_row(status: VfmStatus, stats: VfmStats, depth: Depth, seconds: float) -
         "waiting": depth.waiting,
         "pending": depth.pending,
         "oldest_ms": depth.oldest_ms,
+        "queued_bytes": depth.nbytes,
+        "max_queued_bytes": serving.limits.max_pending_bytes if serving else None,
         "jobs_per_s": (stats.done + stats.failed) / seconds,
         "failed_per_s": stats.failed / seconds,
         "p50_ms": quantile(stats.latency, 0.5),

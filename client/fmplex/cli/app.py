@@ -33,6 +33,7 @@ from fmplex.cli.common import (
 from fmplex.cli.top import run_top
 from fmplex.listed import apply_listed
 from fmplex.local import LocalFleet, without_password
+from fmplex.reviving import Reviver
 from fmplex.running import announce
 from fmplex.sync import Client
 from fmplex_broker.errors import Conflict, InvalidInput
@@ -111,16 +112,11 @@ def _interrupt(*_: object) -> None:
 
 
 def _watch(fleet: LocalFleet) -> None:
-    """Restart processes that end, until interrupted. Exits with code 1 when one cannot live."""
+    """Start processes again that end, until interrupted."""
+    reviver = Reviver(fleet)
     while True:
-        for name in fleet.dead():
-            reason = fleet.exit_reason(name)
-            if not fleet.revive(name):
-                err.print(f"{name} {reason}:\n{fleet.log(name)}", markup=False, soft_wrap=True)
-                raise typer.Exit(1)
-            err.print(
-                f"{name} {reason}; it starts again. Its log: {fleet.data}/{name}.log", markup=False, soft_wrap=True
-            )
+        for line in reviver.look(time.monotonic()):
+            err.print(line, markup=False, soft_wrap=True)
         time.sleep(0.2)
 
 

@@ -13,6 +13,7 @@ from rich.console import Console
 from fmplex.running import running
 from fmplex.sync import Client
 from fmplex_broker.errors import InvalidInput
+from fmplex_broker.specs.broker_url import check_broker_url
 
 out = Console(width=None if sys.stdout.isatty() else 140)  # a log or a pipe has no width to respect
 err = Console(stderr=True)
@@ -64,9 +65,7 @@ def broker_url(given: str | None) -> str:
     found = given or os.environ.get("FMPLEX_BROKER") or running().get("broker")
     if not found:
         raise InvalidInput("which broker? give --broker redis://…, or run this where `fmplex up` runs", field="broker")
-    if not found.startswith(("redis://", "rediss://", "unix://")):
-        raise InvalidInput("a broker's URL begins with redis://, rediss:// or unix://", field="broker")
-    return found
+    return check_broker_url(found)
 
 
 def print_json(value: Any) -> None:

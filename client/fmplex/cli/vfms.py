@@ -52,7 +52,9 @@ def update(
     name: Name,
     weight: Annotated[float | None, typer.Option(help="Share of the device against the other vFMs.")] = None,
     max_pending: Annotated[int | None, typer.Option(help="Jobs waiting or running at most.")] = None,
-    rate: Annotated[float | None, typer.Option(help="Units (tokens) per second; 0 lifts the limit.")] = None,
+    max_pending_bytes: Annotated[int | None, typer.Option(help="Bytes of these in the broker at most.")] = None,
+    max_call_bytes: Annotated[int | None, typer.Option(help="Bytes of the jobs of one call at most.")] = None,
+    rate: Annotated[float | None, typer.Option(help="Tokens per second; 0 lifts the limit.")] = None,
     deadline_ms: Annotated[
         int | None, typer.Option(help="How long a caller waits if it does not say; 0: the default.")
     ] = None,
@@ -65,12 +67,14 @@ def update(
 ) -> None:
     """Change a vFM while it serves."""
     times = {"deadline_ms": deadline_ms, "latency_ms": latency_ms, "ttft_ms": ttft_ms, "inter_token_ms": inter_token_ms}
-    limits = _given(max_pending=max_pending) | ({} if rate is None else {"rate": rate or None})
+    limits = _given(max_pending=max_pending, max_pending_bytes=max_pending_bytes, max_call_bytes=max_call_bytes)
+    limits |= {} if rate is None else {"rate": rate or None}
     slo = {name: ms or None for name, ms in times.items() if ms is not None}
     change = _given(weight=weight, limits=limits or None, slo=slo or None)
     if not change and package is None:
         options = (
-            "--weight, --max-pending, --rate, --deadline-ms, --latency-ms, --ttft-ms, --inter-token-ms or --package"
+            "--weight, --max-pending, --max-pending-bytes, --max-call-bytes, --rate, --deadline-ms, --latency-ms, "
+            "--ttft-ms, --inter-token-ms or --package"
         )
         raise InvalidInput(f"nothing to change: give {options}")
     with open_client(url or context.obj["url"], api_key or context.obj["api_key"]) as client:

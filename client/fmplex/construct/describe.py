@@ -23,7 +23,9 @@ def describe(package: Package) -> dict[str, Any]:
         "spec": package.spec.model_dump(mode="json"),
         "files": {name: len(data) for name, data in package.files.items()},
         "tensors": {
-            name: {key: {"dtype": raw.dtype, "shape": list(raw.shape)} for key, raw in tensors.read(data).items()}
+            name: {
+                key: {"dtype": raw.dtype, "shape": list(raw.shape)} for key, raw in tensors.read(bytes(data)).items()
+            }
             for name, data in package.files.items()
             if name.endswith(".safetensors")
         },
@@ -32,8 +34,8 @@ def describe(package: Package) -> dict[str, Any]:
 
 
 def _adapter(package: Package) -> dict[str, Any]:
-    config = read_config(read_options(package.files[ADAPTER_CONFIG]))
-    found = tensors.read(package.files[ADAPTER_WEIGHTS])
+    config = read_config(read_options(bytes(package.files[ADAPTER_CONFIG])))
+    found = tensors.read(bytes(package.files[ADAPTER_WEIGHTS]))
     facts: dict[str, Any] = {"kind": config.peft_type}
     if PROMPT in found:
         return facts | {"virtual_tokens": found[PROMPT].shape[0]}

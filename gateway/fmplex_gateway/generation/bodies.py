@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from fmplex_broker.errors import InvalidInput
-from fmplex_gateway.generation.fields import BestOf, Content, MediumOnly, Prompts, Refused, Role, Stops, Tools
-from fmplex_gateway.schemas import Body
+from fmplex_gateway.generation.fields import BestOf, Content, MediumOnly, Refused, Role, Stops, Tools
+from fmplex_gateway.schemas import NO_PROMPTS, Body, Items, Prompts, as_inputs
 
 _MAX_CHOICES = 128
 # Parameters with the same name and meaning in the body and in `GenerationParams`.
@@ -102,7 +102,7 @@ class TextBody(_Lenient):
     top_k: int | None = None
     min_p: float | None = None
     repetition_penalty: float | None = None
-    stop_token_ids: list[int] | None = None
+    stop_token_ids: Items[int] | None = None
     ignore_eos: bool | None = None
     # Accepted, without effect: they say who asks.
     user: str | None = None
@@ -154,7 +154,7 @@ class TextBody(_Lenient):
 class ChatBody(TextBody):
     """The body of /v1/chat/completions."""
 
-    messages: list[ChatMessage] = Field(min_length=1)
+    messages: Items[ChatMessage] = Field(min_length=1)
     max_completion_tokens: int | None = None
     logprobs: bool = False
     top_logprobs: int | None = None
@@ -198,10 +198,16 @@ class ChatBody(TextBody):
         return self.max_completion_tokens if self.max_tokens is None else self.max_tokens
 
 
+def _some(prompts: list[Any]) -> list[Any]:
+    if not prompts:
+        raise PydanticCustomError("prompt", NO_PROMPTS)
+    return prompts
+
+
 class CompletionBody(TextBody):
     """The body of /v1/completions."""
 
-    prompt: Prompts
+    prompt: Annotated[Prompts, AfterValidator(_some)]
     logprobs: Annotated[int | None, BeforeValidator(lambda value: None if value is False else value)] = None
     best_of: BestOf = None
     echo: Refused = None
@@ -209,7 +215,7 @@ class CompletionBody(TextBody):
 
     def inputs(self) -> list[Any]:
         """Return one input a prompt; see `TextBody.inputs`."""
-        return [prompt if isinstance(prompt, str) else {"input_ids": prompt} for prompt in self.prompt]
+        return as_inputs(self.prompt)
 
     def logprob_count(self) -> int | None:
         """Read `logprobs`; see `TextBody.logprob_count`."""

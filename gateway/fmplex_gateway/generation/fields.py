@@ -7,6 +7,8 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, ValidationInfo
 from pydantic_core import PydanticCustomError
 
+from fmplex_gateway.schemas import Items
+
 # What asks for nothing may stay: programs send OpenAI's defaults.
 _DEFAULTS: tuple[Any, ...] = (False, "", [], {}, ["text"], "none", "auto", "default")
 
@@ -43,23 +45,10 @@ def _joined_content(value: Any) -> Any:
     return "\n".join(part["text"] for part in value)
 
 
-def _prompts(value: Any) -> Any:
-    """Return the prompts as a list, one or many; what is in a list of token ids is checked later."""
-    if isinstance(value, str):
-        return [value]
-    if isinstance(value, list) and value:
-        if type(value[0]) is int:
-            return [value]
-        if all(isinstance(prompt, str | list) for prompt in value):
-            return value
-    raise PydanticCustomError("prompt", "must be a text, token ids, or a list of either")
-
-
 Refused = Annotated[Any, AfterValidator(_refuse)]  # OpenAI knows it, FMplex does not
 Tools = Annotated[Any, AfterValidator(_refuse_tools)]
 MediumOnly = Annotated[Any, AfterValidator(lambda value: None if value == "medium" else _refuse(value))]
-Stops = Annotated[list[str], BeforeValidator(lambda value: [value] if isinstance(value, str) else value)]
+Stops = Annotated[Items[str], BeforeValidator(lambda value: [value] if isinstance(value, str) else value)]
 Role = Annotated[Literal["system", "developer", "user", "assistant"], BeforeValidator(_role)]
 Content = Annotated[str, BeforeValidator(_joined_content)]
-Prompts = Annotated[list[Any], BeforeValidator(_prompts)]
 BestOf = Annotated[Any, AfterValidator(_best_of)]

@@ -8,12 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fmplex_broker.admission.requests import MAX_INPUTS, admit, timeout_ms
+from fmplex_broker.admission.requests import MAX_INPUTS, admit, check_bytes, check_key, timeout_ms
 from fmplex_broker.errors import FmplexError, InvalidInput, TooLarge
 from fmplex_broker.specs.heads import Head
 from fmplex_broker.specs.schema import parse
 from fmplex_broker.specs.vfm import Limits, Slo, VfmSpec
-from fmplex_broker.wire.messages import decode_request
+from fmplex_broker.streams.producer import stored_bytes
+from fmplex_broker.wire.messages import SharedPayload, decode_request, packb, split
 from fmplex_broker.wire.tensors import Tensor
 from tests.unit.broker.strategies import values
 
@@ -269,3 +270,58 @@ def test_timeouts_out_of_bounds(wanted: Any) -> None:
 def test_timeouts() -> None:
     assert timeout_ms(Slo(deadline_ms=700), None) == 700
     assert [timeout_ms(Slo(), wanted) for wanted in (1, 1500.7, 86_400_000)] == [1, 1500, 86_400_000]
+
+
+# --- bytes of a call --------------------------------------------------------------------------------------------------
+
+SCHEMA = {"properties": {f"p{n}": {"const": n} for n in range(500)}}
+
+
+def test_what_a_call_has_in_common_is_shared_by_its_payloads() -> None:
+    payloads = [payload for payload, _ in admit(vfm("generation"), ["x", "y", "z"], {"schema": SCHEMA})]
+    assert all(isinstance(payload, SharedPayload) for payload in payloads)
+    assert len({id(part) for payload in payloads for part in split(payload)[1]}) == 1
+    assert [decode_request(payload).input for payload in payloads] == ["x", "y", "z"]
+    assert stored_bytes(payloads) < 1.1 * len(packb(SCHEMA)) + 3 * 300
+
+
+def test_a_call_of_one_job_shares_nothing() -> None:
+    [(payload, _)] = admit(vfm("generation"), ["x" * 5000], {"schema": SCHEMA})
+    assert isinstance(payload, bytes)
+
+
+@given(st.lists(st.text(min_size=1, max_size=3000).filter(str.strip), min_size=1, max_size=4), st.integers(1, 4))
+def test_shared_or_not_the_jobs_are_the_same(texts: list[str], n: int) -> None:
+    spec = vfm("generation")
+    for params in ({"temperature": 0}, {"schema": SCHEMA, "temperature": 0.7}, {"temperature": 0.5, "seed": 7}):
+        jobs = [decode_request(payload) for payload, _ in admit(spec, texts, params, call="c", n=n)]
+        assert [job.input for job in jobs] == [text for text in texts for _ in range(n)]
+        seeds = [job.params.pop("seed", None) for job in jobs]
+        assert len(set(seeds)) == {0: 1, 0.7: len(jobs), 0.5: n}[params["temperature"]]
+        assert all(job.params == {k: v for k, v in params.items() if k != "seed"} for job in jobs)
+
+
+def test_a_call_over_its_cap_is_refused_before_it_is_encoded() -> None:
+    error = refused(["x" * 600] * 2000, max_call_bytes=100_000)
+    assert (type(error), error.field) == (TooLarge, "inputs")
+    assert "100000 (limits.max_call_bytes)" in error.message
+    assert "limits.max_pending_bytes" in refused(["x" * 600] * 2000, max_pending_bytes=100_000).message
+
+
+def test_the_bytes_of_a_call_are_checked_as_they_are_stored() -> None:
+    spec = vfm(max_call_bytes=2_000)
+    check_bytes(spec, 2_000)
+    with pytest.raises(TooLarge, match="2001 bytes"):
+        check_bytes(spec, 2_001)
+
+
+@pytest.mark.parametrize("key", ["", "x" * 1025, "é" * 513, "\ud800", 7, b"k"])
+def test_a_key_that_is_none_or_too_long(key: Any) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        check_key(key)
+    assert caught.value.field == "idempotency_key"
+
+
+@pytest.mark.parametrize("key", [None, "k", "x" * 1024])
+def test_a_key_that_will_do(key: str | None) -> None:
+    check_key(key)

@@ -6,15 +6,17 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 from uuid import uuid4
 
 import fsspec
 import pytest
 
 from fmplex_broker.errors import InvalidInput, PackageRejected, Unavailable
+from fmplex_broker.packages import artifacts
 from fmplex_broker.packages.archive import SUFFIX, pack
 from fmplex_broker.packages.artifacts import ArtifactStore, open_artifact
+from fmplex_broker.packages.package import Package
 from tests.unit.broker import made
 
 OPENERS: dict[str, Callable[[Path], str]] = {
@@ -75,13 +77,12 @@ def test_only_what_has_the_digest_is_opened(store: ArtifactStore) -> None:
 
 def test_a_put_that_breaks_off_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store, package = ArtifactStore(str(tmp_path)), made.package()
-    written = type(store._fs).pipe_file
 
-    def full(self: Any, path: str, value: bytes, **more: Any) -> None:
-        written(self, path, value[: len(value) // 2])
+    def full(package: Package, out: BinaryIO) -> None:
+        out.write(pack(package)[:700])
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(type(store._fs), "pipe_file", full)
+    monkeypatch.setattr(artifacts, "write_archive", full)
     with pytest.raises(Unavailable, match="No space left"):
         store.put(package)
     assert list(tmp_path.iterdir()) == []
@@ -155,7 +156,7 @@ def test_a_store_that_does_not_answer_is_unavailable(error: Exception, monkeypat
     def fails(*_: Any, **__: Any) -> None:
         raise error
 
-    for name in ("pipe_file", "cat_file", "exists", "ls"):
+    for name in ("put_file", "cat_file", "exists", "ls"):
         monkeypatch.setattr(type(store._fs), name, fails)
     for call in (lambda: store.put(made.package()), lambda: store.get("x"), lambda: store.prune(set(), 0)):
         with pytest.raises(Unavailable, match=r"artifact store memory://.* does not answer"):

@@ -14,7 +14,7 @@ names = st.from_regex(r"\A[A-Za-z0-9][A-Za-z0-9._-]{0,20}\Z")
 def all_keys(backbone: str, name: str) -> list[str]:
     keys = Keys(backbone)
     flows = [keys.queue(Flow(name, cls)) for cls in CLASSES] + [keys.ready(cls) for cls in CLASSES]
-    per_name = (keys.result, keys.blob, keys.inbox, keys.stats, keys.here)
+    per_name = (lambda name: keys.part("v", name), keys.result, keys.blob, keys.inbox, keys.stats, keys.here)
     fixed = [keys.vfms, keys.wake, keys.leases, keys.control, keys.back, keys.offers]
     return [*flows, *(key(name) for key in per_name), *fixed]
 

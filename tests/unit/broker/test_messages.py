@@ -15,8 +15,10 @@ from hypothesis import strategies as st
 from fmplex_broker import errors
 from fmplex_broker.wire.messages import (
     VERSION,
+    Part,
     Reply,
     Request,
+    SharedPayload,
     decode_reply,
     decode_request,
     encode_reply,
@@ -187,3 +189,42 @@ def test_another_version_is_named() -> None:
     with pytest.raises(ValueError, match="version 2"):
         decode_reply(packb([2, None]))
     assert "version 2" in str(read_reply(packb([2, None])).error)
+
+
+# --- what jobs share --------------------------------------------------------------------------------------------------
+
+
+@given(values, params, params)
+def test_what_jobs_share_goes_beneath_what_is_their_own(
+    value: Any, common: dict[str, Any], own: dict[str, Any]
+) -> None:
+    parts = (Part.of("params", common), Part.of("input", value))
+    payload = SharedPayload(encode_request(Request(None, own)), parts)
+    assert decode_request(payload) == Request(value, common | own)
+
+
+@given(values, params)
+def test_an_input_of_its_own_stays(value: Any, common: dict[str, Any]) -> None:
+    payload = SharedPayload(encode_request(Request(value, {})), (Part.of("params", common),))
+    assert decode_request(payload) == Request(value, common)
+
+
+def test_a_part_is_decoded_once() -> None:
+    part = Part.of("input", ["a long text"] * 100)
+    payloads = [SharedPayload(encode_request(Request(None, {"seed": n})), (part,)) for n in range(3)]
+    assert len({id(decode_request(payload).input) for payload in payloads}) == 1
+
+
+@given(st.binary(max_size=50) | values.map(packb), st.booleans())
+def test_parts_that_are_none_are_refused(data: bytes, alone: bool) -> None:
+    own = b"" if alone else encode_request(Request(None, {}))
+    with suppress(errors.InvalidInput):
+        assert isinstance(decode_request(SharedPayload(own, (Part(data),))).params, dict)
+
+
+@given(st.dictionaries(st.sampled_from(["params", "input"]), values))
+def test_parts_with_something_else_in_them_are_refused(value: dict[str, Any]) -> None:
+    with suppress(errors.InvalidInput):
+        assert isinstance(
+            decode_request(SharedPayload(encode_request(Request(1, {})), (Part(packb(value)),))).params, dict
+        )

@@ -55,7 +55,7 @@ common: dict[str, Any] = {
     "backbone": names,
     "weight": st.floats(1e-3, 1e6),
     "input": st.builds(lambda t: InputSpec(template=f"{t[0]}{{text}}{t[1]}"), around) | st.just(InputSpec()),
-    "limits": st.builds(Limits, max_pending=st.integers(1, 10**6), rate=st.none() | st.floats(0, exclude_min=True)),
+    "limits": st.builds(Limits, max_pending=st.integers(1, 10**6), rate=st.none() | st.floats(1e-3, 1e12)),
     "slo": st.builds(Slo, deadline_ms=st.integers(1, 86_400_000), ttft_ms=st.none() | st.integers(1, 86_400_000)),
 }
 specs = st.builds(VfmSpec, head=heads, **common) | st.builds(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import socket
 import subprocess
@@ -12,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import redis
 
-from fmplex import local
 from fmplex.local import LocalFleet
 from fmplex.running import STATE_FILE, announce, running, withdraw
 from fmplex_broker.errors import Conflict, InvalidInput
@@ -39,15 +40,14 @@ def ends(fleet: LocalFleet) -> None:
     wait_until(lambda: fleet.dead() == ["worker-0"], "it has ended", 30)
 
 
-def test_a_process_that_was_killed_starts_again(fleet: LocalFleet, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(local, "_MIN_UPTIME_S", 0.0)
+def test_a_process_that_was_killed_starts_again(fleet: LocalFleet) -> None:
     begin(fleet, "import time; print('served', flush=True); time.sleep(600)")
     first = fleet.processes["worker-0"]
     wait_until(lambda: "served" in fleet.log("worker-0"), "it serves")
     first.send_signal(signal.SIGKILL)
     ends(fleet)
     assert fleet.exit_reason("worker-0") == "was killed by SIGKILL"
-    assert fleet.revive("worker-0")
+    fleet.revive("worker-0")
     assert fleet.dead() == []
     # What it said in its life before is still there.
     wait_until(lambda: fleet.log("worker-0").count("served") >= 2, "it serves again")
@@ -119,8 +119,25 @@ def test_one_fleet_of_a_folder_is_announced_and_only_its_owner_withdraws_it(
     assert running() == {}
 
 
-def test_a_process_that_cannot_live_is_not_started_for_ever(fleet: LocalFleet) -> None:
+def test_how_a_process_ended_is_said(fleet: LocalFleet) -> None:
     begin(fleet, "raise SystemExit(3)")
     ends(fleet)
     assert fleet.exit_reason("worker-0") == "ended with exit code 3"
-    assert not fleet.revive("worker-0")
+
+
+def test_the_embedded_broker_starts_again_with_its_data(fleet: LocalFleet) -> None:
+    server = fleet._server
+    assert server is not None
+    with server:
+        client = redis.Redis.from_url(server.url)
+        client.set("kept", "yes", px=600_000)
+        client.waitaof(1, 0, 5_000)
+        assert fleet.dead() == []
+        os.kill(server.pid, signal.SIGKILL)
+        wait_until(lambda: fleet.dead() == ["broker"], "it has ended", 30)
+        fleet.revive("broker")
+        assert fleet.dead() == []
+        assert client.get("kept") == b"yes"
+        client.close()
+        server.kill()
+        assert fleet.dead() == [], "that was on purpose"

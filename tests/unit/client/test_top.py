@@ -14,7 +14,7 @@ from fmplex.cli.top.tables import draw
 from fmplex_broker.specs.deployments import VfmStatus
 from fmplex_broker.specs.heads import Embedding, Generation, Head
 from fmplex_broker.specs.vfm import Slo, VfmSpec
-from fmplex_broker.wire.fleet_view import Depth, FleetView
+from fmplex_broker.wire.fleet_view import Depth, FleetView, Stored
 from fmplex_broker.wire.rates import fleet_rates
 from fmplex_broker.wire.stats import (
     VfmStats,
@@ -144,3 +144,16 @@ def test_backbones_are_told_where_there_are_several() -> None:
     one = drawn(fleet_rates(FleetView(0, 1, workers[:1]), FleetView(1_000, 1, workers[:1], vfms[:1])))
     assert "backbone" not in one
     assert "minilm" not in one
+
+
+def test_bytes_in_the_broker_are_told_by_vfm_and_by_backbone() -> None:
+    now = FleetView(1_000, 1, [worker("w")], [vfm("a"), vfm("idle")], {"a": Depth(waiting=2, nbytes=64 << 20)})
+    now.stored["b"] = Stored(96 << 20, 1_000_000_000)
+    rows = fleet_rates(FleetView(0, 1, [worker("w")]), now)
+    by_name = {row["vfm"]: row for row in rows["vfms"]}
+    assert (by_name["a"]["queued_bytes"], by_name["a"]["max_queued_bytes"]) == (64 << 20, 256_000_000)
+    assert by_name["idle"]["queued_bytes"] == 0
+    assert rows["backbones"] == [{"backbone": "b", "queued_bytes": 96 << 20, "max_queued_bytes": 1_000_000_000}]
+    told = drawn(rows)
+    assert "64.0 MiB (26%)" in told
+    assert "96.0 MiB" in told

@@ -29,6 +29,7 @@ def vfm(name: str, **changed: Any) -> dict[str, Any]:
         "vfm": name, "backbone": "b", "status": "serving", "waiting": 12345, "pending": 4096, "oldest_ms": 163_840,
         "jobs_per_s": 1638.4, "failed_per_s": 12.3, "p50_ms": 819.2, "p99_ms": 16384.0, "target_ms": 2500, "wait_p99_ms": 11585.2,
         "device_s_per_s": 0.987, "share_received": 0.364, "share_promised": 0.333, "deficit_s": -12.345,
+        "queued_bytes": 209_715_200, "max_queued_bytes": 256_000_000,
     }  # fmt: skip
     return row | changed
 
@@ -48,7 +49,9 @@ NAMES = ("customer-support-bot", "acme-legal-v2", "stars")
 
 
 def fleet(*names: str) -> dict[str, Any]:
-    return {"registered": len(names), "vfms": [vfm(name, text=TEXT) for name in names], "workers": [WORKER]}
+    backbone = {"backbone": "b", "queued_bytes": 912_680_550, "max_queued_bytes": 1_000_000_000}
+    vfms = [vfm(name, text=TEXT) for name in names]
+    return {"registered": len(names), "vfms": vfms, "backbones": [backbone], "workers": [WORKER]}
 
 
 @pytest.mark.parametrize("width", WIDTHS)
@@ -63,7 +66,9 @@ def test_top_cuts_nothing_and_always_shows_what_matters(width: int) -> None:
     assert told.count("1638.4 MiB") == len(NAMES) + 1  # and the worker's
     assert {"gpu-node-17-4242", "cuda:0", "97%"} <= set(words)
     assert "5432 MiB + 70.00 GiB" in told
+    assert "870.4 MiB" in told  # of all queues
     wide = set(rendered(draw(fleet(*NAMES), 10), 400).split())
+    assert {"200.0", "(82%)"} <= wide
     assert set(words) <= wide
 
 

@@ -11,7 +11,7 @@ from prometheus_client.samples import Sample
 from fmplex_broker.specs.deployments import VfmStatus
 from fmplex_broker.specs.heads import Generation
 from fmplex_broker.specs.vfm import Slo, VfmSpec
-from fmplex_broker.wire.fleet_view import Depth, FleetView
+from fmplex_broker.wire.fleet_view import Depth, FleetView, Stored
 from fmplex_broker.wire.stats import ResidencyStats, VfmStats, WorkerStats
 from fmplex_gateway.metrics import Metrics
 
@@ -72,3 +72,13 @@ def test_without_a_broker_it_tells_of_itself() -> None:
     told = metrics.render(None).decode()
     assert 'fmplex_gateway_requests_total{route="/v1/models",status="200"} 1.0' in told
     assert "fmplex_vfms_registered" not in told
+
+
+def test_bytes_in_the_broker_are_told_where_there_are_any() -> None:
+    view = FleetView(1_000, 1, [], [vfm("qwen")], {"of-qwen": Depth(waiting=1, nbytes=5_000)})
+    view.stored["qwen"] = Stored(7_000, 1_000_000)
+    told = Metrics().render(view).decode()
+    assert 'fmplex_queue_bytes{backbone="qwen",vfm="of-qwen"} 5000.0' in told
+    assert 'fmplex_queue_limit_bytes{backbone="qwen",vfm="of-qwen"} 2.56e+08' in told
+    assert 'fmplex_backbone_queue_bytes{backbone="qwen"} 7000.0' in told
+    assert 'fmplex_backbone_queue_limit_bytes{backbone="qwen"} 1e+06' in told

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from fmplex_broker.errors import BrokerUnavailable, JobFailed
+from fmplex_broker.errors import BrokerFault, BrokerUnavailable, Cancelled, JobFailed
 from fmplex_broker.streams.claims import Claimed
 from fmplex_broker.wire.messages import decode_reply
 from fmplex_broker.wire.streaming import Chunk, Delta, decode_chunk
@@ -31,10 +31,11 @@ from tests.unit.host.tables import Encode, Table, claimed
 
 @dataclass
 class Broker:
-    """Keeps what it is sent; while it is `away`, it fails that many calls."""
+    """Keeps what it is sent; while it is `away`, it fails that many calls. Settling the job `broken` is a fault, once."""
 
     worker: str = "w"
     away: int = 0
+    broken: str = ""
     settled: list[list[tuple[Claimed, bytes]]] = field(default_factory=list)
     chunks: list[list[tuple[Claimed, bytes]]] = field(default_factory=list)
 
@@ -45,6 +46,9 @@ class Broker:
 
     async def settle(self, batch: Sequence[tuple[Claimed, bytes]]) -> None:
         self._call()
+        if any(to.job == self.broken for to, _ in batch):
+            self.broken = ""
+            raise BrokerFault("its inbox is no stream")
         self.settled.append(list(batch))
 
     async def send_chunks(self, chunks: Sequence[tuple[Claimed, bytes]]) -> None:
@@ -139,6 +143,18 @@ async def test_a_broker_that_is_away_delays_replies_and_loses_none(bench: Bench)
     assert len(bench.table) == 0
 
 
+async def test_a_reply_that_cannot_be_told_holds_up_no_other(bench: Bench) -> None:
+    """The script has stored its result before it failed: settled again it is nobody's any more, and the others are."""
+    bench.broker.broken = "job1"
+    jobs = [bench.job(n) for n in range(4)]
+    async with bench.running():
+        for job in jobs:
+            bench.answer(job, "done")
+        await bench.outbox.flushed()
+    assert [[to.job for to, _ in batch] for batch in bench.broker.settled] == [["job0"], ["job1"], ["job2"], ["job3"]]
+    assert len(bench.table) == 0
+
+
 async def test_a_job_is_known_until_its_reply_is_settled(bench: Bench) -> None:
     job = bench.job(1)
     bench.answer(job, "done")
@@ -209,3 +225,42 @@ async def test_times_to_tokens_are_counted_of_texts_alone(bench: Bench) -> None:
     stats = bench.meter._vfm("a")
     assert (stats.tokens, stats.ttft_s, stats.prompt_tokens, stats.cached_tokens) == (4, 0.6, 5, 2)
     assert stats.gaps_s == pytest.approx(0.05)
+
+
+@pytest.mark.parametrize(
+    ("kind", "output", "tokens"),
+    [
+        ("encode", {"label": "x"}, 10),
+        ("encode", JobFailed("no"), 10),
+        ("generate", {"text": "He", "prompt_tokens": 7, "completion_tokens": 4, "cached_tokens": 0}, 11),
+        ("generate", Cancelled("gave up"), 13),  # its prompt, and the three tokens that have come
+    ],
+)
+async def test_a_rate_is_charged_what_was_read_and_written(bench: Bench, kind: str, output: Any, tokens: int) -> None:
+    job = bench.job(1, kind)
+    if kind == "generate":
+        bench.outbox.stream(job, delta(0, "Hel"))
+    job.wait_ms = 5.0  # it has begun
+    bench.answer(job, output)
+    assert job.claimed.tokens == tokens
+
+
+async def test_what_never_ran_is_given_back_to_its_rate(bench: Bench) -> None:
+    job = bench.job(1)
+    bench.answer(job, JobFailed("refused before its first pass"))
+    assert job.claimed.tokens == 0
+
+
+async def test_a_clock_that_is_set_back_makes_no_negative_times(bench: Bench) -> None:
+    job = bench.job(1, "generate")
+    bench.now_ms = 100.0  # it was enqueued at 400
+    bench.outbox.stream(job, delta(0, "a"))
+    bench.now_ms = 50.0
+    bench.outbox.stream(job, delta(1, "b"))
+    job.wait_ms = -350.0
+    bench.answer(job, {"text": "ab", "prompt_tokens": 3, "completion_tokens": 3, "cached_tokens": 0})
+    async with bench.running():
+        await bench.outbox.flushed()
+    stats = bench.meter._vfm("a")
+    assert min(stats.ttft_s, stats.gaps_s, stats.latency_s, stats.wait_s) >= 0
+    assert decode_reply(bench.broker.settled[0][0][1]).queue_ms == 0

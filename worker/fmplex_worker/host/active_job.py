@@ -20,7 +20,7 @@ class ActiveJob:
     that wait for a pass, by their keys; `in_pass`: how many are in one. `cancelled`: why it ends when its pass does, if nobody
     waits for it any more; `evicted`: whether it gives up its memory then. It waited `load_ms` for its version and `wait_ms` for
     the first of its passes to begin; they took `run_ms` and were charged `charged` units. `streams`: whether its caller reads
-    along; its last token came at `token_ms` (server time).
+    along; of its text `generated` tokens have come, the last at `token_ms` (server time).
     """
 
     claimed: Claimed
@@ -38,6 +38,7 @@ class ActiveJob:
     run_ms: float = 0.0
     charged: float = 0.0
     streams: bool = False
+    generated: int = 0
     token_ms: float = 0.0
 
     def __post_init__(self) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 
 from fmplex_broker.errors import BrokerUnavailable
 from fmplex_broker.streams.consumer import Consumer
+from fmplex_broker.streams.outages import Outage
 from fmplex_worker.host.flight import Flight
 from fmplex_worker.host.lease import LeaseLost
 
@@ -20,6 +21,7 @@ class Blame:
 
     def __init__(self, consumer: Consumer) -> None:
         self._consumer = consumer
+        self._outage = Outage(log, "marking what runs")
         self._marked: set[str] = set()  # keys of the jobs that the broker has heard of
 
     async def mark(self, flights: Iterable[Flight]) -> None:
@@ -33,6 +35,7 @@ class Blame:
                 if not await self._consumer.mark(blamed.values()):
                     raise LeaseLost(self._consumer.worker)
                 self._marked = set(blamed)
+                self._outage.over()
             except BrokerUnavailable as e:
-                log.warning("mark: %s; waiting", e)
+                self._outage.say(e)
                 await asyncio.sleep(_BACKOFF_S)

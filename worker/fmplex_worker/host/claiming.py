@@ -11,6 +11,7 @@ from typing import NamedTuple
 from fmplex_broker.errors import BrokerUnavailable
 from fmplex_broker.streams.claims import Claim, Claimed, Order
 from fmplex_broker.streams.consumer import Consumer
+from fmplex_broker.streams.outages import Outage
 from fmplex_broker.wire.messages import INTERACTIVE, Flow
 from fmplex_worker.host.jobs import JobTable
 from fmplex_worker.host.lease import LeaseLost
@@ -49,6 +50,7 @@ class Claimer:
         self._budget = budget
         self._steal_ms = steal_ms
         self._order = order
+        self._outage = Outage(log, "claiming")
 
     async def claim(self, wanted: Wanted) -> tuple[list[Claimed], float]:
         """Claim once. Return jobs and, if there are none, how many seconds to sleep before the next claim: 0 if there are more.
@@ -67,9 +69,10 @@ class Claimer:
             if claim.state == "lost" and not (await self._consumer.beat()).alive:
                 raise LeaseLost(self._consumer.worker)
         except BrokerUnavailable as e:
-            log.warning("claim: %s", e)
+            self._outage.say(e)
             await self.recover()
-            return [], 0.0
+            return [], _BACKOFF_S
+        self._outage.over()
         self._learn(claim)
         more = claim.more or claim.state != "ok"
         return claim.jobs, 0.0 if more else (claim.wait_ms / 1000 or _IDLE_S)

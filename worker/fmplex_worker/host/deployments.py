@@ -7,6 +7,7 @@ import logging
 
 from fmplex_broker.errors import BrokerUnavailable, FmplexError, Unavailable
 from fmplex_broker.specs.versions import artifact_of, is_stale, stale_error
+from fmplex_broker.streams.outages import Outage
 from fmplex_broker.streams.registry import Registry
 from fmplex_broker.wire.messages import CLASSES, Flow
 from fmplex_worker.residency.residents import Residents
@@ -36,6 +37,7 @@ class DeploymentFollower:
         self._promised = -1  # … and up to this one there have been
         self._heard: dict[str, None] = {}  # vFMs that have changed, oldest first
         self._gap = True
+        self._outage = Outage(log, "following deployments")
         self._rung = asyncio.Event()
         self._rung.set()
 
@@ -70,9 +72,11 @@ class DeploymentFollower:
         """Catch up with what is deployed, trying again while the broker is away."""
         while True:
             try:
-                return await self._sync(worker)
+                await self._sync(worker)
+                self._outage.over()
+                return
             except BrokerUnavailable as e:
-                log.warning("deployments: %s; trying again", e)
+                self._outage.say(e)
                 self._gap = True
                 await asyncio.sleep(_BACKOFF_S)
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 from fmplex_broker.errors import BrokerUnavailable
 from fmplex_broker.streams.consumer import Consumer
+from fmplex_broker.streams.outages import Outage
 from fmplex_worker.host.clock import ServerClock
 
 log = logging.getLogger(__name__)
@@ -31,16 +32,21 @@ class Lease:
         self._changed = changed
         self._steady_since = time.monotonic()
         self._last = time.monotonic()
+        self._outage = Outage(log, "heartbeat")
 
     async def run(self) -> None:
         """Beat and reap, for ever. Raises `LeaseLost`."""
         while True:
+            began = time.monotonic()
             try:
                 await self._beat()
+                self._outage.over()
                 await self._reap()
+                due = self._last + self._lease_ms / 3000
             except BrokerUnavailable as e:
-                log.warning("heartbeat: %s", e)
-            await asyncio.sleep(self._lease_ms / 3000)
+                self._outage.say(e)
+                due = began + self._lease_ms / 3000  # at once, if it took its time until it failed
+            await asyncio.sleep(max(0.0, due - time.monotonic()))
 
     async def _beat(self) -> None:
         beat = await self._consumer.beat()
@@ -58,7 +64,7 @@ class Lease:
         steady_ms = int((time.monotonic() - self._steady_since) * 1000)
         if steady_ms < self._lease_ms:
             return
-        while True:
+        while time.monotonic() - self._last < self._lease_ms / 3000:  # else the next beat is due
             got = await self._consumer.reap(steady_ms, max_attempts=self._max_attempts)
             if got.state != "ok":
                 return

@@ -186,7 +186,9 @@ class Life:
         end = time.monotonic() + 1.5 * lease_s
         while True:
             try:
-                return await self._consumer.join(self._lasting.engine.info.fingerprint)
+                return await self._consumer.join(
+                    self._lasting.engine.info.fingerprint, self._lasting.backbone.max_pending_bytes
+                )
             except Conflict:
                 if time.monotonic() > end or self._lasting.stop.is_set():
                     raise

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 
 from fmplex_broker.errors import BrokerUnavailable
 from fmplex_broker.streams.consumer import Consumer, Signals
+from fmplex_broker.streams.outages import Outage
 from fmplex_worker.host.deployments import DeploymentFollower
 from fmplex_worker.host.dispatch import Dispatcher
 from fmplex_worker.host.intake import Intake
 
+log = logging.getLogger(__name__)
 _BACKOFF_S = 0.5
 
 
@@ -26,10 +29,13 @@ class Listener:
 
     async def run(self) -> None:
         """Listen, for ever."""
+        outage = Outage(log, "listening")
         while True:
             try:
                 signals = await self._consumer.listen()
-            except BrokerUnavailable:
+                outage.over()
+            except BrokerUnavailable as e:
+                outage.say(e)
                 await asyncio.sleep(_BACKOFF_S)
                 signals = Signals(True, [], [])  # whatever was said meanwhile; the next beats tell of changes
             if signals.woken:

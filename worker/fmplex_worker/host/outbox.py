@@ -6,8 +6,9 @@ import asyncio
 import logging
 from typing import Any, cast
 
-from fmplex_broker.errors import BrokerUnavailable, FmplexError
+from fmplex_broker.errors import BrokerFault, BrokerUnavailable, FmplexError
 from fmplex_broker.streams.consumer import Consumer
+from fmplex_broker.streams.outages import Outage
 from fmplex_broker.wire.messages import Reply, encode_reply
 from fmplex_broker.wire.streaming import Delta
 from fmplex_worker.host.active_job import ActiveJob
@@ -36,11 +37,13 @@ class Outbox:
         self._filled = asyncio.Event()
         self._empty = asyncio.Event()
         self._empty.set()
+        self._outage = Outage(log, "settling")
 
     def stream(self, job: ActiveJob, news: Delta) -> None:
         """Send on what has been added to a job's text, to a caller who reads along: the first words at once, more together with
         what comes meanwhile."""
         self._count(job, news.tokens)
+        job.generated += news.tokens
         if job.streams:
             self._chunks.add(job, news)
 
@@ -48,9 +51,9 @@ class Outbox:
         """Record the times to first and to next tokens."""
         now, vfm = self._clock.now_ms(), job.flow.vfm
         if not job.token_ms:
-            self._meter.first_token(vfm, now - job.claimed.enqueued_ms)
+            self._meter.first_token(vfm, max(0.0, now - job.claimed.enqueued_ms))  # the clock may have been set back
         elif tokens:
-            self._meter.next_tokens(vfm, tokens, now - job.token_ms)
+            self._meter.next_tokens(vfm, tokens, max(0.0, now - job.token_ms))
         job.token_ms = now
 
     def send(self, job: ActiveJob, output: object) -> None:
@@ -67,7 +70,7 @@ class Outbox:
             run_ms=job.run_ms,
             load_ms=job.load_ms,
         )
-        job.claimed.spent = job.charged
+        job.claimed.spent, job.claimed.tokens = job.charged, _tokens(job, output)
         self._chunks.end(job)
         self._meter.answered(job.flow.vfm, failed=error is not None, latency_ms=total_ms, wait_ms=reply.queue_ms)
         if error is None and job.prepared.kind == "generate":
@@ -88,12 +91,21 @@ class Outbox:
                 self._empty.set()
 
     async def _settle(self, batch: list[tuple[ActiveJob, bytes]]) -> None:
+        try:
+            await self._settle_together(batch)
+        except BrokerFault as e:  # what one of them met is not the others' misfortune; some may be settled already
+            self._outage.say(e)
+            for one in batch:
+                await self._settle_together([one])
+        self._outage.over()
+
+    async def _settle_together(self, batch: list[tuple[ActiveJob, bytes]]) -> None:
         while True:
             try:
                 await self._consumer.settle([(job.claimed, payload) for job, payload in batch])
                 break
             except BrokerUnavailable as e:
-                log.warning("settle: %s; trying again", e)
+                self._outage.say(e)
                 await asyncio.sleep(_BACKOFF_S)
         for job, _ in batch:
             self._table.forget(job)
@@ -101,3 +113,13 @@ class Outbox:
     async def flushed(self) -> None:
         """Wait until all that was answered is settled."""
         await self._empty.wait()
+
+
+def _tokens(job: ActiveJob, output: object) -> int:
+    """Return the tokens that a job's vFM is charged for it, against its rate: none if no pass of it has run; else those that it
+    has read and, if it generates, written, once each, however often they were computed."""
+    if not job.begun:
+        return 0
+    if job.prepared.kind == "generate" and isinstance(output, dict):
+        return int(output["prompt_tokens"]) + int(output["completion_tokens"])
+    return job.units + job.generated

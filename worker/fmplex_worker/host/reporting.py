@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import suppress
+import logging
 
-from fmplex_broker.errors import BrokerUnavailable
+from fmplex_broker.errors import FmplexError
 from fmplex_broker.streams.connection import Client
 from fmplex_broker.streams.fleet import publish
+from fmplex_broker.streams.outages import Outage
 from fmplex_worker.host.dispatch import Dispatcher
 from fmplex_worker.host.job_state import JobState
 from fmplex_worker.host.jobs import JobTable
@@ -16,6 +17,7 @@ from fmplex_worker.host.tracing import Recorder
 from fmplex_worker.residency.residents import Residents
 from fmplex_worker.scheduling import Scheduler
 
+log = logging.getLogger(__name__)
 _EVERY_S = 1.0
 
 
@@ -41,7 +43,8 @@ class Reporter:
         self._residents = residents
 
     async def run(self) -> None:
-        """Report, for ever."""
+        """Report, for ever. Whatever keeps it from that is no reason to stop serving."""
+        outage = Outage(log, "reporting")
         while True:
             if not self._table.count(JobState.RUNNING) or self._meter.memory_is_old:
                 await asyncio.to_thread(self._meter.memory)
@@ -53,7 +56,10 @@ class Reporter:
                 budget=self._scheduler.budget,
                 memory=self._dispatcher.memory,
             )
-            with suppress(BrokerUnavailable):
+            try:
                 self._recorder.listen(await publish(self._redis, stats, self._recorder.drain(shares)))
+                outage.over()
+            except FmplexError as e:
+                outage.say(e)
             await self._residents.trim()
             await asyncio.sleep(_EVERY_S)

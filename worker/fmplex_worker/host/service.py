@@ -1,19 +1,23 @@
 """The worker: one engine, and one life after another in front of it.
 
 A life that loses its lease ends at once, whatever it holds (others have it already); the engine and what is loaded in it live on.
+Nothing that the broker says ends the process: it stays up, not ready, and tries again.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from typing import Any
 
-from fmplex_broker.errors import BrokerUnavailable
+from fmplex_broker.errors import BrokerFault, BrokerUnavailable
 from fmplex_broker.packages.artifacts import ArtifactStore
 from fmplex_broker.specs.fleet import BackboneSpec, WorkerSpec
 from fmplex_broker.streams.connection import open_redis
+from fmplex_broker.streams.outages import Outage
 from fmplex_worker.host.lease import LeaseLost
 from fmplex_worker.host.life import Lasting, Life, MakeScheduler
 from fmplex_worker.protocol import Engine
@@ -22,7 +26,8 @@ from fmplex_worker.residency.residents import Residents
 from fmplex_worker.scheduling import CostModel, make_scheduler
 
 log = logging.getLogger(__name__)
-_BACKOFF_S = 0.5
+_BACKOFF_S, _LONGEST_BACKOFF_S = 0.1, 1.0
+_STEADY_S = 5.0  # a life that lasted so long had a broker
 _FETCHES = 4  # from a far store, at a time
 
 
@@ -70,22 +75,36 @@ class Worker:
         self._lasting.stop.set()
 
     async def run(self) -> None:
-        """Serve until `stop`."""
+        """Serve until `stop`. Raises `Conflict` while live workers of the backbone host something else."""
         lasting = self._lasting
+        pause_s = _BACKOFF_S
+        outage = Outage(log, "not ready")
         try:
             while not lasting.stop.is_set():
+                begun = time.monotonic()
                 try:
                     await Life(lasting).run()
                 except* LeaseLost as lost:
-                    log.warning("lost the lease of %s; beginning again", lost.exceptions[0])
+                    log.warning("lost the lease of %s; beginning again", _first(lost))
                 except* BrokerUnavailable as away:
-                    log.warning("%s", away.exceptions[0])
-                    with suppress(TimeoutError):
-                        async with asyncio.timeout(_BACKOFF_S):
-                            await lasting.stop.wait()
+                    outage.say(_first(away))
+                except* BrokerFault as fault:
+                    outage.say(_first(fault))
+                if time.monotonic() - begun > _STEADY_S:
+                    pause_s = _BACKOFF_S
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(pause_s):
+                        await lasting.stop.wait()
+                pause_s = min(2 * pause_s, _LONGEST_BACKOFF_S)
         finally:
             await lasting.residents.close()
             for thread in self._threads.values():
                 thread.shutdown(wait=False, cancel_futures=True)
             await lasting.redis.aclose()
             await lasting.blocking.aclose()
+
+
+def _first(errors: BaseExceptionGroup[Any]) -> Any:
+    """Return the first error of a group, which may be one of groups."""
+    first = errors.exceptions[0]
+    return _first(first) if isinstance(first, BaseExceptionGroup) else first

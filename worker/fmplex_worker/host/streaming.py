@@ -7,8 +7,9 @@ import logging
 import time
 from contextlib import suppress
 
-from fmplex_broker.errors import BrokerUnavailable
+from fmplex_broker.errors import FmplexError
 from fmplex_broker.streams.consumer import Consumer
+from fmplex_broker.streams.outages import Outage
 from fmplex_broker.wire.streaming import Chunk, Delta, encode_chunk
 from fmplex_worker.host.active_job import ActiveJob
 
@@ -26,6 +27,7 @@ class ChunkSender:
         self._numbers: dict[str, int] = {}  # of the last chunk of each job
         self._some = asyncio.Event()
         self._first = asyncio.Event()
+        self._outage = Outage(log, "sending texts as they grow")
 
     def add(self, job: ActiveJob, news: Delta) -> None:
         """Gather what has been added to a job's text; the first of it is sent at once."""
@@ -62,5 +64,6 @@ class ChunkSender:
             chunks.append((job.claimed, encode_chunk(Chunk(job.claimed.attempts, number, news))))
         try:
             await self._consumer.send_chunks(chunks)
-        except BrokerUnavailable as e:
-            log.warning("tell: %s; %d readers wait for the reply", e, len(chunks))
+            self._outage.over()
+        except FmplexError as e:
+            self._outage.say(e)

@@ -3,6 +3,5 @@
 lru.py        least recently used by bytes, with pins; pure
 cache.py      artifacts on this machine's disk
 fetching.py   host memory → disk → artifact store; checks, and fits to the backbone
-memory.py     gives freed memory back to the system
 residents.py  the device: loads on demand off the step path, evicts, pins what runs
 """

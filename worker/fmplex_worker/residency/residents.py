@@ -10,11 +10,11 @@ from collections.abc import Mapping
 from concurrent.futures import Executor
 
 from fmplex_broker.errors import FmplexError, JobFailed, PackageRejected
+from fmplex_broker.memory import Trimmer
 from fmplex_broker.wire.stats import ResidencyStats, bucket_of
 from fmplex_worker.protocol import Engine, Fitted
 from fmplex_worker.residency.fetching import OVERHEAD, Fetcher, Source
 from fmplex_worker.residency.lru import LruBytes
-from fmplex_worker.residency.memory import Trimmer
 
 log = logging.getLogger(__name__)
 _BLAME_S = 1.0  # how long a failure to load is remembered

@@ -1,6 +1,6 @@
 -- Cancel many jobs. ARGV: inbox, result_ttl, reply payload, then 3 a job: flow, job, idempotency key.
 -- Per job: cancelled (it never ran) | told (running: its worker was told) | shared (others wait for it) | gone.
-local inbox, ttl, payload, out = ARGV[1], tonumber(ARGV[2]), ARGV[3], {}
+local inbox, ttl, payload, out, now = ARGV[1], tonumber(ARGV[2]), ARGV[3], {}, now_ms()
 
 local function cancel(flow, job, idem)
   local raw = redis.call('GET', P .. 'idem:' .. idem)
@@ -20,7 +20,9 @@ local function cancel(flow, job, idem)
     redis.call('XADD', P .. 'control', 'MAXLEN', 4096, '*', 'cancel', flow .. ' ' .. id)
     return 'told'
   end
-  drop_entry(flow, id, job)
+  drop_entry(flow, id, job, entry_stored(e))
+  local _, vfm = flow_parts(flow)
+  correct_bucket(vfm, -entry_units(e), now)  -- it never ran: its rate gets back what it was charged
   reply(entry_inbox(e), job, payload, ttl)
   return 'cancelled'
 end

@@ -27,12 +27,14 @@ end
 
 local function is_here(vfm) return redis.call('SISMEMBER', here, vfm) == 1 end
 
--- Age of the oldest undelivered entry of a flow.
+-- Age of the oldest undelivered entry of a flow. One from the future is from before the clock was set back: long enough ago.
 local function waited(flow)
   local last = last_delivered(flow)
   if not last then return steal end
   local front = entries_after(flow, last, 1)[1]
-  return front and now - added(front[1]) or 0
+  if not front then return 0 end
+  local at = added(front[1])
+  return at <= now and now - at or steal
 end
 
 -- True if the flow should be left to a worker that has its vFM: it is resident there and not here, and has not waited long.
@@ -131,7 +133,7 @@ local function read(class, flows, count)
     for _, f in ipairs(list) do args[#args + 1] = queue(class .. ':' .. f.vfm) end
     for _ = 1, #list do args[#args + 1] = '>' end
     local answer = redis.pcall(unpack(args))
-    if is_error(answer) then return false end
+    if is_missing(answer) then return false end
     for _, s in ipairs(answer or {}) do
       got[string.sub(s[1], #(P .. 'q:' .. class .. ':') + 1)] = s[2]
     end

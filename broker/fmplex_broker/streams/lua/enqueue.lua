@@ -1,22 +1,27 @@
 -- Add many jobs.
--- ARGV: inbox, result_ttl ms, then 9 a job: class, vfm, job, idempotency key, request digest, units, charge, timeout ms,
--- payload. `charge`: what the job costs its vFM's rate; a call of many jobs is charged once, on its first job.
--- Per job: {status, job, extra}: new | dup | done | conflict | full | closed | stale | unknown | limited (extra = ms to wait).
+-- ARGV: inbox, result_ttl ms, number of parts, then 2 a part: id, bytes; then 11 a job: class, vfm, job, idempotency key, request
+-- digest, units, charge, timeout ms, bytes of its call, numbers of its parts (joined by spaces), payload. `charge`: what the vFM's
+-- rate must have left for it, and `bytes of its call`: what must fit beside what waits; a call of many jobs asks for all of them on
+-- its first job, so that it is taken or refused as a whole, and every job pays for itself.
+-- Per job: {status, job, extra}: new | dup | done | conflict | full | closed | stale | unknown | limited (extra = ms to wait)
+-- | full_bytes, full_backbone (as many bytes wait as may; extra = how many that is) | large_bytes, large_backbone (it never fits).
 local inbox, result_ttl, now, hosts = ARGV[1], tonumber(ARGV[2]), now_ms(), hosted()
+local ENTRY = 256  -- bytes that an entry and its keys take beside the payload
+local VFM_BYTES, BACKBONE_BYTES = 256000000, 1000000000
+local MOST_UNITS, MOST_WAIT_MS = 1e9, 86400000
+local backbone_most = tonumber(redis.call('HGET', VFMS, ':max_bytes') or 0)
+if backbone_most <= 0 then backbone_most = BACKBONE_BYTES end
 
-local function take_tokens(vfm, rate, charge)
-  -- Token bucket in units; holds one second's worth, and always lets a full bucket pay for one larger job.
-  if rate <= 0 or charge <= 0 then return 0 end
-  local key = P .. 'rate:' .. vfm
-  local raw = redis.call('GET', key)
-  local level, at = rate, now
-  if raw then
-    level, at = string.match(raw, '^([^|]*)|([^|]*)$')
-    level = math.min(rate, tonumber(level) + (now - tonumber(at)) * rate / 1000)
-  end
-  local need = math.min(charge, rate)
-  if level < need then return math.ceil((need - level) * 1000 / rate) end
-  redis.call('SET', key, string.format('%.17g|%d', level - charge, now), 'PX', 60000 + math.ceil(charge * 1000 / rate))
+local parts = {}
+for i = 4, 2 + 2 * tonumber(ARGV[3]), 2 do parts[#parts + 1] = {id = ARGV[i], bytes = ARGV[i + 1]} end
+
+-- Ms after which the vFM's rate has enough for a job; 0: it has, and has paid. A full bucket pays for one larger job.
+local function take_tokens(vfm, rate, needs, units)
+  if rate <= 0 then return 0 end
+  local level = bucket(vfm, rate, now)
+  needs = math.min(needs, rate)
+  if needs > 0 and level < needs then return within(math.ceil((needs - level) * 1000 / rate), 1, MOST_WAIT_MS) end
+  set_bucket(vfm, rate, level - units, now)
   return 0
 end
 
@@ -35,8 +40,51 @@ local function known(idem, request, job, flow)
   return {'dup', first, 0}
 end
 
-local function add(class, vfm, job, idem, request, units, charge, timeout, payload)
-  local r = record(vfm)
+-- What many jobs of this script ask for, as it has become: records of vFMs, bytes that wait, lengths of flows.
+local records, waits, lengths, ready = {}, {}, {}, {}
+local function look_up(vfm)
+  if records[vfm] == nil then records[vfm] = record(vfm) or false end
+  return records[vfm]
+end
+
+-- Which cap in bytes has no room for so many more, and how large it is; nil if there is room.
+local function over(vfm, r, bytes)
+  if not waits[vfm] then waits[vfm] = tonumber(redis.call('HGET', VFMS, vfm .. ':bytes') or 0) end
+  if not waits[''] then waits[''] = tonumber(redis.call('HGET', VFMS, ':bytes') or 0) end
+  local most = r.max_bytes > 0 and r.max_bytes or VFM_BYTES
+  if bytes > most then return 'large_bytes', most end
+  if bytes > backbone_most then return 'large_backbone', backbone_most end
+  if waits[vfm] + bytes > most then return 'full_bytes', most end
+  if waits[''] + bytes > backbone_most then return 'full_backbone', backbone_most end
+end
+
+-- The parts of a job, and what they add to what waits.
+local function read_parts(vfm, numbers)
+  local mine, bytes = {}, 0
+  for number in string.gmatch(numbers, '%d+') do
+    local part = parts[tonumber(number)]
+    mine[#mine + 1] = part
+    if redis.call('HEXISTS', VFMS, part_users(vfm, part.id)) == 0 then bytes = bytes + #part.bytes end
+  end
+  return mine, bytes
+end
+
+-- Keep the parts as long as the last job that needs them; returns what the entry says of them.
+local function keep_parts(vfm, mine, ttl)
+  local said = ''
+  for _, part in ipairs(mine) do
+    local key = part_key(vfm, part.id)
+    redis.call('HINCRBY', VFMS, part_users(vfm, part.id), 1)
+    local left = redis.call('PTTL', key)
+    if left < 0 then redis.call('SET', key, part.bytes, 'PX', ttl)
+    elseif left < ttl then redis.call('PEXPIRE', key, ttl) end
+    said = said .. ' ' .. part.id .. ':' .. #part.bytes
+  end
+  return said
+end
+
+local function add(class, vfm, job, idem, request, units, charge, timeout, call, numbers, payload)
+  local r = look_up(vfm)
   if not r then return {'unknown', job, 0} end
   if r.status ~= 'serving' then return {'closed', job, 0} end
   if is_stale(r.version, hosts) then return {'stale', job, 0} end
@@ -45,27 +93,42 @@ local function add(class, vfm, job, idem, request, units, charge, timeout, paylo
   local before = known(idem_key, request, job, flow)
   if before then return before end
   local q = queue(flow)
-  if redis.call('XLEN', q) >= r.max_pending then return {'full', job, 0} end
-  local wait = take_tokens(vfm, r.rate, charge)
+  lengths[flow] = lengths[flow] or redis.call('XLEN', q)
+  if lengths[flow] >= r.max_pending then return {'full', job, 0} end
+  local mine, shared = read_parts(vfm, numbers)
+  local own = #payload + ENTRY
+  local cap, most = over(vfm, r, math.max(own + shared, call))
+  if cap then return {cap, job, most} end
+  local wait = take_tokens(vfm, r.rate, charge, units)
   if wait > 0 then return {'limited', job, wait} end
-  local large = ''
+  local large, ttl = '', timeout + result_ttl
+  local stored = string.format('%d', own) .. keep_parts(vfm, mine, ttl) .. (timeout > LONG_MS and '|' .. idem or '')
   if #payload > LARGE then
-    redis.call('SET', P .. 'blob:' .. job, payload, 'PX', timeout + result_ttl)
+    redis.call('SET', P .. 'blob:' .. job, payload, 'PX', ttl)
     payload, large = '', '1'
   end
   local id = redis.call('XADD', q, '*', 'j', job, 'c', inbox, 'g', r.version, 'u', units,
-                        't', string.format('%d', now + timeout), 'd', payload, 'b', large)
-  redis.call('SET', idem_key, job .. '|' .. request .. '|' .. id, 'PX', timeout + result_ttl)
-  local rang = mark_ready(class, vfm)
-  return {'new', job, rang and 1 or 0}
+                        't', string.format('%d', now + timeout), 'd', payload, 'b', large, 's', stored)
+  waits[vfm], waits[''] = add_bytes(vfm, own + shared)
+  redis.call('SET', idem_key, job .. '|' .. request .. '|' .. id, 'PX', ttl)
+  lengths[flow] = lengths[flow] + 1
+  local newly = not ready[flow] and mark_ready(class, vfm)
+  ready[flow] = true
+  return {'new', job, newly and 1 or 0}
 end
 
 local out, rung = {}, false
-for i = 3, #ARGV, 9 do
-  local got = add(ARGV[i], ARGV[i + 1], ARGV[i + 2], ARGV[i + 3], ARGV[i + 4], tonumber(ARGV[i + 5]),
-                  tonumber(ARGV[i + 6]), tonumber(ARGV[i + 7]), ARGV[i + 8])
-  if got[1] == 'new' and got[3] == 1 then rung = true; got[3] = 0 end
+for i = 4 + 2 * #parts, #ARGV, 11 do
+  local units, charge = within(tonumber(ARGV[i + 5]), 1, MOST_UNITS), within(tonumber(ARGV[i + 6]), 0, MOST_UNITS)
+  local got = add(ARGV[i], ARGV[i + 1], ARGV[i + 2], ARGV[i + 3], ARGV[i + 4], units, charge, tonumber(ARGV[i + 7]),
+                  tonumber(ARGV[i + 8]), ARGV[i + 9], ARGV[i + 10])
+  if got[1] == 'new' then
+    if got[3] == 1 and not rung then  -- at once: a later job may break the script, and what it has done stays done
+      ring()
+      rung = true
+    end
+    got[3] = 0
+  end
   out[#out + 1] = got
 end
-if rung then ring() end
 return out

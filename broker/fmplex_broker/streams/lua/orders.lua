@@ -30,7 +30,7 @@ end
 -- Where the group of a flow has got to; without a group at the start, where it will be made. nil: no such stream.
 local function last_delivered(flow)
   local groups, last = redis.pcall('XINFO', 'GROUPS', queue(flow)), '0-0'
-  if is_error(groups) then return nil end
+  if is_missing(groups) then return nil end
   for _, g in ipairs(groups) do
     for i = 1, #g, 2 do if g[i] == 'last-delivered-id' then last = g[i + 1] end end
   end

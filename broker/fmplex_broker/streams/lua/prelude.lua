@@ -14,18 +14,39 @@ local function flow_parts(flow) return string.match(flow, '^([^:]+):(.+)$') end
 
 local function is_error(reply) return type(reply) == 'table' and reply.err ~= nil end
 
--- The record of a vFM: `name=value` pairs, joined by `|`. `pass_ms`: the longest pass with which its targets can be kept, 0: any.
-local FIELDS = {'status', 'version', 'generation', 'max_pending', 'weight', 'rate', 'pass_ms'}
-local NUMBERS = {generation = '%d', max_pending = '%d', weight = '%.17g', rate = '%.17g', pass_ms = '%.17g'}
+-- Tell whether stream or group are missing. Any other error is the server's refusal: taken for an empty answer it would lose jobs.
+local function is_missing(reply)
+  if not is_error(reply) then return false end
+  local words = tostring(reply.err)
+  if string.find(words, 'NOGROUP', 1, true) or string.find(words, 'no such key', 1, true) then return true end
+  error(reply)
+end
+
+-- A number, kept between two others; what is none (nil, NaN) becomes the least.
+local function within(value, least, most)
+  if not value or not (value >= least) then return least end
+  return math.min(value, most)
+end
+
+-- The record of a vFM: `name=value` pairs, joined by `|`. `pass_ms`: the longest pass with which its targets can be kept, 0: any;
+-- `rate`: 0: none; `max_bytes`: 0: the usual.
+local FIELDS = {'status', 'version', 'generation', 'max_pending', 'weight', 'rate', 'pass_ms', 'max_bytes'}
+-- Of each number how it is written, and between what it is kept when it is read: one vFM's must not break a script that others'
+-- jobs share, whoever wrote it.
+local NUMBERS = {
+  generation = {'%d', 0, 1e15}, max_pending = {'%d', 0, 1e9}, weight = {'%.17g', 1e-3, 1e6}, rate = {'%.17g', 0, 1e12},
+  pass_ms = {'%.17g', 0, 1e9}, max_bytes = {'%d', 0, 1e15},
+}
+local LEAST_RATE = 1e-3
 
 -- A table by these names; nil if there is no such vFM.
 local function record(vfm)
   local raw = redis.call('HGET', VFMS, vfm)
   if not raw then return nil end
   local r = {}
-  for name, value in string.gmatch(raw, '([^=|]+)=([^|]*)') do
-    r[name] = NUMBERS[name] and tonumber(value) or value
-  end
+  for name, value in string.gmatch(raw, '([^=|]+)=([^|]*)') do r[name] = value end
+  for name, number in pairs(NUMBERS) do r[name] = within(tonumber(r[name]), number[2], number[3]) end
+  if r.rate > 0 then r.rate = math.max(r.rate, LEAST_RATE) end
   return r
 end
 
@@ -47,7 +68,7 @@ end
 local function put_record(vfm, r)
   local parts = {}
   for i, name in ipairs(FIELDS) do
-    parts[i] = name .. '=' .. (NUMBERS[name] and string.format(NUMBERS[name], r[name]) or r[name])
+    parts[i] = name .. '=' .. (NUMBERS[name] and string.format(NUMBERS[name][1], r[name]) or r[name])
   end
   redis.call('HSET', VFMS, vfm, table.concat(parts, '|'))
   changed(vfm)
@@ -86,7 +107,7 @@ local function ensure_group(flow)
   local made = redis.pcall('XGROUP', 'CREATE', queue(flow), 'w', '0', 'MKSTREAM')
   if not is_error(made) then
     if redis.call('XLEN', queue(flow)) > 0 and mark_ready(class, vfm) then ring() end
-  end
+  elseif not string.find(tostring(made.err), 'BUSYGROUP', 1, true) then error(made) end
 end
 
 -- XPENDING over a range; an empty list when stream or group are gone.
@@ -94,7 +115,7 @@ local function pending(flow, from, to, count, consumer)
   local reply
   if consumer then reply = redis.pcall('XPENDING', queue(flow), 'w', from, to, count, consumer)
   else reply = redis.pcall('XPENDING', queue(flow), 'w', from, to, count) end
-  if is_error(reply) then
+  if is_missing(reply) then
     ensure_group(flow)
     return {}
   end
@@ -114,20 +135,83 @@ local function reply(inbox, job, payload, ttl)
   end
   if inbox ~= '' then post(inbox) end
   local subs = P .. 'subs:' .. job
-  for _, other in ipairs(redis.call('SMEMBERS', subs)) do post(other) end
-  redis.call('DEL', subs)
+  local others = redis.call('SMEMBERS', subs)
+  for _, other in ipairs(others) do post(other) end
+  if #others > 0 then redis.call('DEL', subs) end
   return true
 end
 
--- Entry fields are written in one fixed order: j job, c inbox, g version, u units, t deadline, d payload, b blob flag.
+-- Entry fields are written in one fixed order: j job, c inbox, g version, u units, t deadline, d payload, b blob flag, s stored.
 local function entry_job(entry) return entry[2][2] end
 local function entry_inbox(entry) return entry[2][4] end
 local function entry_units(entry) return tonumber(entry[2][8]) or 1 end
+local function entry_stored(entry) return entry[2][16] end
 
-local function drop_entry(flow, id, job)
+-- Token bucket of a vFM's rate, in units; it holds one second's worth, and less than nothing when more was taken. No key: it is full.
+local BUCKET_MS, BUCKET_MOST_MS = 60000, 30 * 86400000
+
+local function set_bucket(vfm, rate, level, now)
+  local full = within(BUCKET_MS + math.ceil((rate - level) * 1000 / rate), BUCKET_MS, BUCKET_MOST_MS)
+  redis.call('SET', P .. 'rate:' .. vfm, string.format('%.17g|%d', level, now), 'PX', string.format('%d', full))
+end
+
+local function bucket(vfm, rate, now)
+  local raw = redis.call('GET', P .. 'rate:' .. vfm)
+  if not raw then return rate end
+  local level, at = string.match(raw, '^([^|]*)|([^|]*)$')
+  level, at = within(tonumber(level) or rate, -1e15, rate), tonumber(at) or now
+  if not (at <= now) then  -- the server's clock was set back: from now on it fills again, not when that time has come back
+    set_bucket(vfm, rate, level, now)
+    at = now
+  end
+  return math.min(rate, level + (now - at) * rate / 1000)
+end
+
+-- Take more units from a vFM's bucket, or give some back (units < 0).
+local function correct_bucket(vfm, units, now)
+  local r = units ~= 0 and record(vfm)
+  if r and r.rate > 0 then set_bucket(vfm, r.rate, math.min(r.rate, bucket(vfm, r.rate, now) - units), now) end
+end
+
+-- Bytes that wait: of a vFM in `<vfm>:bytes`, of the backbone in `:bytes`. What jobs have in common is kept once, in `part:<vfm>:<id>`,
+-- and counted once, while `<vfm>:part:<id>` entries refer to it. The field `s` of an entry says what it has added: its own bytes, then
+-- ` id:bytes` for every part, then `|` and its idempotency key if that would stay for long after it.
+local LONG_MS, REPEAT_MS = 600000, 60000
+local function part_key(vfm, id) return P .. 'part:' .. vfm .. ':' .. id end
+local function part_users(vfm, id) return vfm .. ':part:' .. id end
+
+-- Returns what the vFM and the backbone have now.
+local function add_bytes(vfm, bytes)
+  local n = string.format('%d', bytes)
+  return redis.call('HINCRBY', VFMS, vfm .. ':bytes', n), redis.call('HINCRBY', VFMS, ':bytes', n)
+end
+
+local function subtract_bytes(vfm, bytes, parts)
+  for id, size in string.gmatch(parts, ' (%w+):(%d+)') do
+    if redis.call('HINCRBY', VFMS, part_users(vfm, id), -1) <= 0 then
+      redis.call('HDEL', VFMS, part_users(vfm, id))
+      redis.call('DEL', part_key(vfm, id))
+      bytes = bytes + tonumber(size)
+    end
+  end
+  add_bytes(vfm, -bytes)
+end
+
+-- Whatever ends a job ends here. `stored`: the entry's field, if it is at hand.
+local function drop_entry(flow, id, job, stored)
+  if not stored then
+    local e = redis.call('XRANGE', queue(flow), id, id)[1]
+    stored = e and entry_stored(e) or ''
+  end
   redis.pcall('XACK', queue(flow), 'w', id)
-  redis.call('XDEL', queue(flow), id)
-  redis.call('DEL', P .. 'blob:' .. job)
+  local own, parts, idem = string.match(stored, '^(%d+)([^|]*)|?(.*)$')
+  local there, bytes = redis.call('XDEL', queue(flow), id) == 1, tonumber(own or 0)
+  if there and own then
+    local _, vfm = flow_parts(flow)
+    subtract_bytes(vfm, bytes, parts)
+  end
+  if bytes > LARGE then redis.call('DEL', P .. 'blob:' .. job) end
+  if idem and idem ~= '' then redis.call('PEXPIRE', P .. 'idem:' .. idem, REPEAT_MS) end
 end
 
 -- Scores in `back` of the flows of one class, [from, to): when it was given back, in a span of its own for each class.

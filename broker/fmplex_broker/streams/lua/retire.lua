@@ -13,7 +13,7 @@ end
 
 local function answer(flow, entries)
   for _, e in ipairs(entries) do
-    drop_entry(flow, e[1], entry_job(e))
+    drop_entry(flow, e[1], entry_job(e), entry_stored(e))
     reply(entry_inbox(e), entry_job(e), payload, ttl)
   end
 end
@@ -45,6 +45,7 @@ for _, class in ipairs(CLASSES) do
   redis.call('HDEL', VFMS, vfm .. ':v:' .. class)
 end
 redis.call('DEL', P .. 'dead:' .. vfm, P .. 'rate:' .. vfm)
-redis.call('HDEL', VFMS, vfm, vfm .. ':spec', vfm .. ':error', vfm .. ':past')
+add_bytes(vfm, -tonumber(redis.call('HGET', VFMS, vfm .. ':bytes') or 0))  -- 0, unless somebody has deleted jobs by hand
+redis.call('HDEL', VFMS, vfm, vfm .. ':bytes', vfm .. ':spec', vfm .. ':error', vfm .. ':past')
 changed(vfm)
 return {'gone', 0}

@@ -1,7 +1,9 @@
 -- End many jobs: reply, acknowledge and delete in one step. The XPENDING look is owner check and fence in one.
--- ARGV: worker, result_ttl ms, then 6 a job: flow, entry, job, inbox, payload, units that it has cost beyond its estimate.
+-- ARGV: worker, result_ttl ms, then 8 a job: flow, entry, job, inbox, payload, what its entry has stored, and beyond its estimate the
+-- units that it has cost, and the tokens that its rate is charged.
 -- Per job 1 (settled) or 0 (not mine any more).
-local me, ttl, out, beyond = ARGV[1], tonumber(ARGV[2]), {}, {}
+local me, ttl, out, beyond, tokens, now = ARGV[1], tonumber(ARGV[2]), {}, {}, {}, now_ms()
+local MOST = 1e9
 
 -- The claim advanced the flow's virtual time by an estimate; what its jobs have really cost is put right here, once for each job
 -- and whichever worker ran it.
@@ -18,15 +20,24 @@ local function true_up(flow, units)
   end
 end
 
-for i = 3, #ARGV, 6 do
+-- What a worker has measured is no better than its clocks: one that is no number counts nothing.
+local function measured(value)
+  local n = tonumber(value) or 0
+  return n == n and within(n, -MOST, MOST) or 0
+end
+
+for i = 3, #ARGV, 8 do
   local flow, id, job = ARGV[i], ARGV[i + 1], ARGV[i + 2]
   local mine = #pending(flow, id, id, 1, me) == 1
   if mine then
-    drop_entry(flow, id, job)  -- first, so that a full server drains
+    drop_entry(flow, id, job, ARGV[i + 5])  -- first, so that a full server drains
     reply(ARGV[i + 3], job, ARGV[i + 4], ttl)
-    beyond[flow] = (beyond[flow] or 0) + tonumber(ARGV[i + 5])
+    local _, vfm = flow_parts(flow)
+    beyond[flow] = (beyond[flow] or 0) + measured(ARGV[i + 6])
+    tokens[vfm] = (tokens[vfm] or 0) + measured(ARGV[i + 7])
   end
   out[#out + 1] = mine and 1 or 0
 end
 for flow, units in pairs(beyond) do true_up(flow, units) end
+for vfm, units in pairs(tokens) do correct_bucket(vfm, units, now) end
 return out

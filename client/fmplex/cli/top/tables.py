@@ -12,15 +12,16 @@ from fmplex.columns import Column, FittedTable
 # The numbers say what a narrow terminal leaves out first: the highest.
 _BACKBONE = Column("backbone", 3, left=True)  # second of vFMs and of workers, where there are several
 _VFMS = (
-    Column("vFM"), Column("waiting"), Column("pending", 5), Column("oldest", 3), Column("jobs/s"), Column("failed/s", 2),
-    Column("p50 ms"), Column("p99 ms"), Column("target", 4), Column("wait\np99 ms", 6), Column("device", 7), Column("share"),
-    Column("promised", 1), Column("deficit", 8),
+    Column("vFM"), Column("waiting"), Column("pending", 5), Column("oldest", 3), Column("queued", 9), Column("jobs/s"),
+    Column("failed/s", 2), Column("p50 ms"), Column("p99 ms"), Column("target", 4), Column("wait\np99 ms", 6),
+    Column("device", 7), Column("share"), Column("promised", 1), Column("deficit", 8),
 )  # fmt: skip
 _TEXTS = (
     Column("text"), Column("tokens/s"), Column("prompt\ntokens/s", 4), Column("cached", 3), Column("first\np50 ms"),
     Column("first\np99 ms"), Column("first\ntarget", 1), Column("next\np50 ms"), Column("next\np99 ms"),
     Column("next\ntarget", 2), Column("KV"),
 )  # fmt: skip
+_QUEUES = (Column("queues of", left=True), Column("queued"), Column("at most"))
 _WORKERS = (
     Column("worker"), Column("device"), Column("passes/s"), Column("tokens\n/pass"), Column("budget", 4), Column("busy"),
     Column("held", 3), Column("resident", 1), Column("hits", 2), Column("loads/s", 5), Column("memory"), Column("up", 6),
@@ -43,6 +44,8 @@ def draw(rows: dict[str, Any], limit: int) -> Group:
     texts = [_text(r["vfm"], r["text"]) for r in shown if "text" in r]
     tables += [FittedTable(_TEXTS, texts), ""] if texts else []
     tables.append(_table(_WORKERS, rows["workers"], _worker, several))
+    queues = [_queues(b) for b in rows.get("backbones", ())]
+    tables += ["", FittedTable(_QUEUES, queues)] if queues else []
     memory = [_memory(w) for w in rows["workers"] if w["kv_budget_bytes"]]
     tables += ["", FittedTable(_MEMORY, memory)] if texts and memory else []
     return Group(*tables)
@@ -67,6 +70,7 @@ def _vfm(r: dict[str, Any]) -> list[str]:
     return [
         r["vfm"] if r["status"] == "serving" else f"{r['vfm']} ({r['status']})",
         str(r["waiting"]), str(r["pending"]), f"{r['oldest_ms'] / 1000:.1f}s" if r["oldest_ms"] else "-",
+        _part(r.get("queued_bytes"), r.get("max_queued_bytes")),
         f"{r['jobs_per_s']:.1f}", f"{r['failed_per_s']:.1f}", _ms(r["p50_ms"]), _ms(r["p99_ms"]),
         f"{r['target_ms']}" if r["target_ms"] else "-", _ms(r["wait_p99_ms"]),
         f"{100 * r['device_s_per_s']:.1f}%", _percent(r["share_received"]), _percent(r["share_promised"]),
@@ -80,6 +84,10 @@ def _text(name: str, t: dict[str, Any]) -> list[str]:
         _ms(t["ttft_p50_ms"]), _ms(t["ttft_p99_ms"]), f"{t['ttft_target_ms'] or '-'}",
         _ms(t["inter_token_p50_ms"]), _ms(t["inter_token_p99_ms"]), f"{t['inter_token_target_ms'] or '-'}", _mib(t["kv_bytes"]),
     ]  # fmt: skip
+
+
+def _queues(b: dict[str, Any]) -> list[str]:
+    return [b["backbone"], _mib(b["queued_bytes"]), _mib(b["max_queued_bytes"])]
 
 
 def _worker(w: dict[str, Any]) -> list[str]:
@@ -100,6 +108,11 @@ def _memory(w: dict[str, Any]) -> list[str]:
         _mib(w["prefix_bytes"]),
         str(w["waiting_memory"]),
     ]
+
+
+def _part(nbytes: int | None, most: int | None) -> str:
+    """Say bytes, and of what may be how much that is."""
+    return f"{_mib(nbytes)} ({100 * nbytes / most:.0f}%)" if nbytes and most else "-"
 
 
 def _mib(nbytes: int) -> str:
