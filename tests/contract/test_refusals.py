@@ -39,6 +39,7 @@ from fmplex_broker.wire.passes import PassPart, PassRecord
 from fmplex_broker.wire.stats import WorkerStats
 from tests.contract.harness import BACKBONE, Bench, answer, job
 from tests.support.hosting import HOSTED
+from tests.support.loops import on_both_loops
 from tests.support.troubled_proxy import TroubledProxy
 
 PASSING = [
@@ -340,6 +341,21 @@ async def test_a_user_needs_neither_admin_nor_dangerous_commands(
             refused[name] = type(e).__name__
     assert {name for name, kind in refused.items() if kind.startswith("Broker")} == set(), refused
     await hands.queue.close()
+
+
+@on_both_loops
+async def test_a_server_that_takes_no_more_clients() -> None:
+    """It accepts the connection, says so, and closes it; what is noticed first is chance."""
+    with EmbeddedServer() as server:
+        mine, other = open_redis(server.url), open_redis(server.url)
+        await mine.config_set("maxclients", 1)
+        for _ in range(30):
+            with pytest.raises(BrokerUnavailable, match=r"takes no more connections|does not answer"):
+                await Bench(other, Scripts(other)).enqueue(job())
+        await mine.config_set("maxclients", 100)
+        assert await Bench(other, Scripts(other)).enqueue(job()) == ["unknown"]
+        for redis in (mine, other):
+            await redis.aclose()
 
 
 async def test_a_wrong_password_is_named(crashable: tuple[EmbeddedServer, Bench]) -> None:

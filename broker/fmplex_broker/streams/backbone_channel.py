@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Sequence
 from contextlib import suppress
 
-from fmplex_broker.errors import BrokerUnavailable
+from fmplex_broker.errors import BrokerUnavailable, FmplexError
 from fmplex_broker.streams.batches import PER_CALL
 from fmplex_broker.streams.connection import Client, Scripts
 from fmplex_broker.streams.inbox import Inbox
@@ -66,7 +66,7 @@ class BackboneChannel:
     async def _take_back(self, jobs: Sequence[NewJob]) -> None:
         if self._flusher is not None:
             await asyncio.wait([self._flusher])
-        with suppress(BrokerUnavailable):
+        with suppress(FmplexError):
             await self.producer.cancel([(j.flow, j.job, j.idem) for j in jobs])
 
     async def close(self) -> None:
