@@ -17,7 +17,7 @@ from fmplex_broker.wire.messages import Flow, Reply, encode_reply
 HERE_TTL_MS = 60_000
 _NAMES = 1000  # a command
 _POISONED = encode_reply(
-    Reply(error=Poisoned("the worker died every time it ran this job; it was put aside as a dead letter"))
+    Reply(error=Poisoned("the worker died every time it had this job in hand; it was put aside as a dead letter"))
 )
 
 
@@ -72,6 +72,8 @@ class Consumer:
         self._scripts = scripts
         self._lease_ms = lease_ms
         self._epoch = 1
+        self._claims = 0  # sent
+        self.claimed = 0  # number of the last claim whose jobs are here
         self._seen = {self.keys.wake: "0-0", self.keys.control: "0-0"}
 
     async def _call(self, name: str, args: Sequence[Arg]) -> Any:
@@ -108,7 +110,7 @@ class Consumer:
         return ReapResult(state.decode(), who.decode(), int(given), int(dead), bool(more))
 
     async def leave(self) -> None:
-        """End this incarnation in order: give back what is still held, then the lease."""
+        """End this incarnation in order: give back what is still held, as if it had never been here, then the lease."""
         while (await self.reap(0, max_attempts=1_000_000, victim=self.worker)).more:
             pass
 
@@ -123,6 +125,7 @@ class Consumer:
         steal_ms: int = 0,
         strangers: bool = True,
         avoid: Collection[Flow] = (),
+        preparing: Iterable[Claimed] = (),
     ) -> Claim:
         """Take up to `room[class]` jobs a class. After any failure of this call: `recover`.
 
@@ -133,13 +136,18 @@ class Consumer:
         vFMs that are resident on another live worker and not here (see `announce_resident`) are left to it until their oldest
         job has waited `steal_ms`; without `strangers`, only those that are resident here are looked at. Of the flows in `avoid`
         nothing is taken, nor of what was given back of them; nothing wakes the worker when they may be taken again.
+
+        What is taken is marked as being prepared, but redelivered jobs are not; `preparing`: of earlier claims, still.
         """
+        self._claims += 1
+        number = self._claims
         args: list[Arg] = [self.worker, str(self._epoch), per_flow, CLAIM_FLOWS, steal_ms, int(strangers), order]
-        args += [len(avoid), *(f"{flow.cls}:{flow.vfm}" for flow in avoid)]
+        args += [number, _lines(preparing), len(avoid), *(f"{flow.cls}:{flow.vfm}" for flow in avoid)]
         for cls, n in room.items():
             args += [cls, min(n, CLAIM_ROOM)]
         claim = read_claim(await self._call("claim", args), order)
         await self._fetch_blobs(claim.jobs)
+        self.claimed = number
         return claim
 
     async def announce_resident(self, added: Sequence[str], removed: Sequence[str]) -> None:
@@ -162,10 +170,16 @@ class Consumer:
             for job, blob in zip(large, blobs, strict=True):
                 job.payload = blob or b""
 
-    async def mark(self, jobs: Iterable[Claimed]) -> bool:
-        """Record which jobs are about to run. False: the lease is gone, nothing may run."""
-        lines = "\n".join(f"{job.address} {job.entry}" for job in jobs)
-        return bool(await self._call("mark", [self.worker, lines]))
+    async def mark(self, jobs: Iterable[Claimed], prepared: int = 0) -> bool:
+        """Record which jobs are about to run, or to be prepared without having been marked by their claim; `prepared`: number of
+        the last claim, if none of what claims brought is being prepared any more. False: the lease is gone, nothing may run."""
+        return bool(await self._call("mark", [self.worker, _lines(jobs), str(prepared)]))
+
+    async def loading(self, now: Iterable[tuple[str, str]], vfm: str, version: str) -> int:
+        """Record which versions (vFM, version) are being loaded `now`; return how many workers have lately died while they loaded
+        the one that is named."""
+        lines = "\n".join(f"{name} {loading}" for name, loading in now)
+        return int(await self._call("loading", [self.worker, lines, vfm, version]))
 
     async def settle(self, done: Sequence[tuple[Claimed, bytes]]) -> list[bool]:
         """End jobs with their encoded replies, and charge their flows what they have `spent`. False: not this worker's job any
@@ -223,3 +237,7 @@ class Consumer:
             cancelled += [fields[b"cancel"].decode() for _, fields in entries if b"cancel" in fields]
             changed += [(int(f[b"changed"]), f[b"vfm"].decode()) for _, f in entries if b"changed" in f]
         return Signals(woken, cancelled, changed)
+
+
+def _lines(jobs: Iterable[Claimed]) -> str:
+    return "\n".join(f"{job.address} {job.entry}" for job in jobs)

@@ -45,6 +45,6 @@ for _, class in ipairs(CLASSES) do
   redis.call('HDEL', VFMS, vfm .. ':v:' .. class)
 end
 redis.call('DEL', P .. 'dead:' .. vfm, P .. 'rate:' .. vfm)
-redis.call('HDEL', VFMS, vfm, vfm .. ':spec', vfm .. ':error', vfm .. ':past')
+redis.call('HDEL', VFMS, vfm, vfm .. ':spec', vfm .. ':error', vfm .. ':past', vfm .. ':deaths')
 changed(vfm)
 return {'gone', 0}

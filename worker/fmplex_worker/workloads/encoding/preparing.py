@@ -19,6 +19,7 @@ from fmplex_worker.protocol import OnePass
 from fmplex_worker.versions import Version
 from fmplex_worker.workloads.encoding import inputs
 
+_MOST_SAID = 500  # characters of an error
 _Encode = Callable[[Sequence[Raw], bool], list[Text]]
 
 
@@ -92,7 +93,12 @@ class EncodePreparer:
     def _tokenize(self, validated: Sequence[_ValidatedRequest], offsets: bool) -> None:
         """Tokenise all texts of all requests in one call; those too long, and allowed to be cut, in another (one a soft prompt's
         length)."""
-        places = [(d, i, side) for d in validated for i, side in enumerate(d.sides) if isinstance(side, str | tuple)]
+        places = [
+            (d, i, self._shorten(side, d.options.truncate))
+            for d in validated
+            for i, side in enumerate(d.sides)
+            if isinstance(side, str | tuple)
+        ]
         if not places:
             return
         encoded = _each(self._tokenizer.encode, [raw for _, _, raw in places], offsets)
@@ -106,6 +112,17 @@ class EncodePreparer:
                 encoded[n] = text
         for (request, i, _), text in zip(places, encoded, strict=True):
             request.sides[i] = text
+
+    def _shorten(self, raw: Raw, truncate: bool) -> Raw:
+        """Return a text, or what is enough of one that is too long. Of a pair that is to be cut the longer text loses more, so
+        both have to be whole."""
+        shorten = partial(self._tokenizer.shorten, tokens=self._max_tokens)
+        try:
+            if isinstance(raw, str):
+                return shorten(raw)
+            return raw if truncate else (shorten(raw[0]), shorten(raw[1]))
+        except Exception:  # whatever it is, encoding all of it says the same, of this text alone
+            return raw
 
     def _too_long(self, text: Text | FmplexError, version: Version) -> bool:
         return isinstance(text, Text) and text.tokens + version.virtual > self._max_tokens
@@ -131,8 +148,9 @@ class EncodePreparer:
 
     def _text_too_long(self, tokens: int, virtual: int) -> TextTooLong:
         prompt = f" and {virtual} of this vFM's prompt" if virtual else ""
+        more = "more than " if tokens > 2 * self._max_tokens else ""  # so much of it was looked at
         return TextTooLong(
-            f"the input has {tokens} tokens{prompt}, this model takes {self._max_tokens}; "
+            f"the input has {more}{tokens} tokens{prompt}, this model takes {self._max_tokens}; "
             'shorten it, or send the parameter "truncate": true',
             field="input",
         )
@@ -166,5 +184,5 @@ def _each(encode: _Encode, raws: Sequence[Raw], offsets: bool) -> list[Text | Fm
         return list(encode(raws, offsets))
     except Exception as e:  # the tokenizers library raises bare Exception
         if len(raws) == 1:
-            return [InvalidInput(f"input: the tokenizer cannot take it ({e})", field="input")]
+            return [InvalidInput(f"input: the tokenizer cannot take it ({str(e)[:_MOST_SAID]})", field="input")]
         return [result for raw in raws for result in _each(encode, [raw], offsets)]
