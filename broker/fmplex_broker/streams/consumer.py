@@ -73,7 +73,7 @@ class Consumer:
         self._lease_ms = lease_ms
         self._epoch = 1
         self._claims = 0  # sent
-        self.claimed = 0  # number of the last claim whose jobs are here
+        self._answered = 0  # number of the last claim whose jobs are here
         self._seen = {self.keys.wake: "0-0", self.keys.control: "0-0"}
 
     async def _call(self, name: str, args: Sequence[Arg]) -> Any:
@@ -147,7 +147,7 @@ class Consumer:
             args += [cls, min(n, CLAIM_ROOM)]
         claim = read_claim(await self._call("claim", args), order)
         await self._fetch_blobs(claim.jobs)
-        self.claimed = number
+        self._answered = number
         return claim
 
     async def announce_resident(self, added: Sequence[str], removed: Sequence[str]) -> None:
@@ -170,10 +170,11 @@ class Consumer:
             for job, blob in zip(large, blobs, strict=True):
                 job.payload = blob or b""
 
-    async def mark(self, jobs: Iterable[Claimed], prepared: int = 0) -> bool:
-        """Record which jobs are about to run, or to be prepared without having been marked by their claim; `prepared`: number of
-        the last claim, if none of what claims brought is being prepared any more. False: the lease is gone, nothing may run."""
-        return bool(await self._call("mark", [self.worker, _lines(jobs), str(prepared)]))
+    async def mark(self, jobs: Iterable[Claimed], *, preparing: bool = False) -> bool:
+        """Record which jobs are about to run, or to be prepared without having been marked by their claim; `preparing`: whether
+        what the last claims brought is being prepared still, and stays marked. False: the lease is gone, nothing may run."""
+        through = 0 if preparing else self._answered
+        return bool(await self._call("mark", [self.worker, _lines(jobs), str(through)]))
 
     async def loading(self, now: Iterable[tuple[str, str]], vfm: str, version: str) -> int:
         """Record which versions (vFM, version) are being loaded `now`; return how many workers have lately died while they loaded

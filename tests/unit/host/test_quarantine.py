@@ -23,8 +23,8 @@ class Broker:
         self.run: set[str] = set()
         self.told = 0
 
-    async def mark(self, jobs: Iterable[Claimed]) -> bool:
-        self.run, self.told = {job.job for job in jobs}, self.told + 1
+    async def mark(self, jobs: Iterable[Claimed], *, preparing: bool) -> bool:
+        self.run, self.told, self.preparing = {job.job for job in jobs}, self.told + 1, preparing
         return True
 
 

@@ -67,8 +67,7 @@ class Blame:
                 if blamed.keys() <= self._marked and not spared & self._marked:
                     return
                 try:
-                    through = 0 if self._claimed else self._consumer.claimed
-                    if not await self._consumer.mark(blamed.values(), through):
+                    if not await self._consumer.mark(blamed.values(), preparing=bool(self._claimed)):
                         raise LeaseLost(self._consumer.worker)
                     self._marked = set(blamed)
                 except BrokerUnavailable as e:

@@ -36,10 +36,10 @@ class PreparationLine:
     def next(self) -> Turn | None:
         """Take out the job that is to be prepared next; None if there is none now."""
         while len(self._busy) < self._most:
-            ready = self._waiting.keys() - self._busy
-            if not ready:
+            ready = (vfm for vfm in self._waiting if vfm not in self._busy)
+            vfm = min(ready, key=self._spent.__getitem__, default=None)
+            if vfm is None:
                 break
-            vfm = min(ready, key=self._spent.__getitem__)
             turn = self._waiting[vfm].popleft()
             if not self._waiting[vfm]:
                 del self._waiting[vfm]
