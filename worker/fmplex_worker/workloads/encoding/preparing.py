@@ -148,7 +148,7 @@ class EncodePreparer:
 
     def _text_too_long(self, tokens: int, virtual: int) -> TextTooLong:
         prompt = f" and {virtual} of this vFM's prompt" if virtual else ""
-        more = "more than " if tokens > 2 * self._max_tokens else ""  # so much of it was looked at
+        more = "at least " if tokens > 2 * self._max_tokens else ""  # so much of it was looked at
         return TextTooLong(
             f"the input has {more}{tokens} tokens{prompt}, this model takes {self._max_tokens}; "
             'shorten it, or send the parameter "truncate": true',

@@ -155,7 +155,7 @@ class GenerationPreparer:
         most, held = self._backbone.max_tokens - begins, self._kv.tokens - begins
         limit = wanted if wanted is not None else min(usual, most, max(held, 1))
         if most < 1 or limit > most:
-            more = "more than " if prompt > 2 * self._most else ""  # so much of it was looked at
+            more = "at least " if prompt > 2 * self._most else ""  # so much of it was looked at
             raise TextTooLong(
                 f"the prompt has {more}{begins} tokens and max_tokens is {wanted or usual}, this model takes "
                 f"{self._backbone.max_tokens} in all; shorten the prompt or lower max_tokens",
