@@ -107,7 +107,7 @@ class Preparation:
             self._batch = self.tasks.create_task(self._prepare_batch(arrived)), due
         if not await self._batch_ends():
             until = time.monotonic() + _SLOW_S
-            self._slow.update((turn.job.flow.vfm, until) for turn in arrived)
+            self._slow |= dict.fromkeys((turn.job.flow.vfm for turn in arrived), until)
 
     async def _batch_ends(self) -> bool:
         """Wait for the last batch, as long as it may take; tell whether it has ended."""
@@ -119,8 +119,12 @@ class Preparation:
         return task.done()
 
     async def _prepare_batch(self, turns: list[Turn]) -> None:
+        began = time.monotonic()
         made = await self._made(turns)
+        seconds = time.monotonic() - began
         self._blame.prepared(turn.job for turn in turns)
+        if seconds > _PATIENCE_S and len({turn.job.flow for turn in turns}) == 1:  # else nobody knows whose it was
+            self._dispatcher.owe(turns[0].job, seconds)
         for turn, result in zip(turns, made, strict=True):
             self._enter(turn, result)
 
