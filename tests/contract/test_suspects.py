@@ -192,24 +192,35 @@ async def test_a_version_is_not_blamed_for_an_orderly_end(bench: Bench) -> None:
     await bench.serve("a")
     for life in range(4):
         worker = await bench.worker(f"life{life}")
-        assert await worker.loading([("a", "v2")], "a", "v2") == 0
+        assert await worker.loading("a", "v2", "begin") == (0, False)
         await worker.leave()
 
 
 # --- versions ---------------------------------------------------------------------------------------------------------
 
 
-async def test_deaths_are_counted_against_the_version_that_was_being_loaded(bench: Bench) -> None:
-    await bench.serve("a", "b")
+async def died(worker: Consumer, vfm: str, version: str) -> int:
+    return (await worker.loading(vfm, version, "end"))[0]
+
+
+async def offer(bench: Bench, vfm: str, version: str) -> None:
+    raw = await bench.redis.hget(bench.keys.vfms, vfm)
+    generation = int(raw.split(b"generation=")[1].split(b"|")[0])
+    state, _ = await bench.scripts("propose", bench.keys.vfms, [vfm, version, "{}", generation, 9, 1, 0, 0])
+    assert state == b"ok"
+
+
+async def test_deaths_are_counted_against_the_versions_that_were_being_loaded(bench: Bench) -> None:
+    await bench.serve("a", "b", "c")
     judge = await bench.worker("judge")
     for deaths in range(4):
         worker = await bench.worker(f"life{deaths}")
-        assert await worker.loading([("a", "v2"), ("b", "w1")], "a", "v2") == deaths
-        assert await worker.loading([("a", "v2")], "b", "w1") == 0, "it was through"
+        assert await worker.loading("b", "w1", "begin") == (0, False)
+        assert await worker.loading("b", "w1", "end", [("c", "w1")]) == (0, False), "it was through"
+        assert await worker.loading("a", "v2", "begin", [("c", "w1")]) == (deaths, False)
         await dies(bench, worker, judge)
-    worker = await bench.worker("last")
-    assert await worker.loading([], "a", "v2") == 4
-    assert await worker.loading([], "a", "v1") == await worker.loading([], "b", "v2") == 0
+    assert [await died(judge, *of) for of in (("a", "v2"), ("c", "w1"))] == [4, 4]
+    assert [await died(judge, *of) for of in (("a", "v1"), ("b", "w1"), ("b", "v2"))] == [0, 0, 0]
 
 
 async def test_the_dead_count_before_anybody_has_taken_over_from_them(bench: Bench) -> None:
@@ -217,12 +228,12 @@ async def test_the_dead_count_before_anybody_has_taken_over_from_them(bench: Ben
     await bench.serve("a")
     for deaths in range(3):
         worker = await bench.worker(f"life{deaths}")
-        assert await worker.loading([("a", "v2")], "a", "v2") == deaths
+        assert await worker.loading("a", "v2", "begin") == (deaths, False)
         await bench.lapse(worker)
     judge = await bench.worker("judge")
     while (await judge.reap(STEADY, max_attempts=MOST)).state == "ok":
         pass
-    assert await judge.loading([], "a", "v2") == 3, "each once"
+    assert await died(judge, "a", "v2") == 3, "each once"
 
 
 async def test_it_counts_once_however_many_calls_the_take_over_takes(bench: Bench) -> None:
@@ -230,18 +241,52 @@ async def test_it_counts_once_however_many_calls_the_take_over_takes(bench: Benc
     dead, judge = await bench.worker("dead"), await bench.worker()
     await bench.enqueue(*(job() for _ in range(9)))
     await bench.claimed(dead)
-    await dead.loading([("a", "v2")], "a", "v2")
+    await dead.loading("a", "v2", "begin")
     await bench.lapse(dead)
     while (await judge.reap(STEADY, max_attempts=MOST, budget=2)).more:
-        assert await judge.loading([], "a", "v2") == 1
-    assert await judge.loading([], "a", "v2") == 1
+        assert await died(judge, "a", "v2") == 1
+    assert await died(judge, "a", "v2") == 1
 
 
-async def test_workers_that_live_and_load_it_are_no_deaths(bench: Bench) -> None:
+async def test_an_offer_is_tried_by_one_worker_at_a_time_until_one_has_accepted_it(bench: Bench) -> None:
+    one, two, three = [await bench.worker(name) for name in ("one", "two", "three")]
     await bench.serve("a")
+    await offer(bench, "a", "v2")
+    assert await one.loading("a", "v2", "begin") == (0, False)
+    assert await two.loading("a", "v2", "begin") == await three.loading("a", "v2", "begin") == (0, True)
+    await bench.lapse(one)
+    assert await two.loading("a", "v2", "begin") == (1, False)
+    assert await three.loading("a", "v2", "begin") == (1, True)
+    await two.loading("a", "v2", "end")
+    assert await three.loading("a", "v2", "begin") == (1, False)
+    assert await two.loading("a", "v2", "begin") == (1, True)
+    await Registry(bench.redis, bench.scripts).vote("minilm", "a", "v2", "three")
+    assert await two.loading("a", "v2", "begin") == (1, False)
+
+
+async def test_who_has_waited_for_long_enough_insists(bench: Bench) -> None:
     one, two = await bench.worker("one"), await bench.worker("two")
-    assert await one.loading([("a", "v2")], "a", "v2") == 0
-    assert await two.loading([("a", "v2")], "a", "v2") == 0
+    await bench.serve("a")
+    await offer(bench, "a", "v2")
+    await one.loading("a", "v2", "begin")
+    assert await two.loading("a", "v2", "insist") == (0, False)
+
+
+async def test_what_serves_is_loaded_by_all_at_once(bench: Bench) -> None:
+    one, two = await bench.worker("one"), await bench.worker("two")
+    await bench.serve("a")
+    await offer(bench, "a", "v2")
+    for version in ("v1", "v0"):
+        assert await one.loading("a", version, "begin") == (0, False)
+        assert await two.loading("a", version, "begin") == (0, False)
+
+
+async def test_a_condemned_worker_says_nothing(bench: Bench) -> None:
+    await bench.serve("a")
+    dead, judge = await bench.worker("dead"), await bench.worker("judge")
+    await dies(bench, dead, judge)
+    assert await dead.loading("a", "v2", "begin") == (0, False)
+    assert "held:dead" not in await bench.names()
 
 
 async def test_deaths_of_long_ago_are_forgotten(bench: Bench) -> None:
@@ -249,9 +294,9 @@ async def test_deaths_of_long_ago_are_forgotten(bench: Bench) -> None:
     worker = await bench.worker()
     now = (await worker.beat()).now_ms
     await bench.redis.hset(bench.keys.vfms, "a:deaths", f"v2|9|{now - 590_000}")
-    assert await worker.loading([], "a", "v2") == 9
+    assert await died(worker, "a", "v2") == 9
     await bench.redis.hset(bench.keys.vfms, "a:deaths", f"v2|9|{now - 610_000}")
-    assert await worker.loading([], "a", "v2") == 0
+    assert await died(worker, "a", "v2") == 0
 
 
 @pytest.mark.parametrize("verdict", ["accepted", "refused", "removed", "offered again"])
@@ -259,11 +304,10 @@ async def test_a_verdict_ends_the_count(bench: Bench, verdict: str) -> None:
     await bench.serve("a")
     registry = Registry(bench.redis, bench.scripts)
     dead, judge = await bench.worker("dead"), await bench.worker("judge")
-    offer = ["a", "v2", "{}", (await registry.show("a")).generation, 9, 1, 0, 0]
-    await bench.scripts("propose", bench.keys.vfms, offer)
-    await dead.loading([("a", "v2")], "a", "v2")
+    await offer(bench, "a", "v2")
+    await dead.loading("a", "v2", "begin")
     await dies(bench, dead, judge)
-    assert await judge.loading([], "a", "v2") == 1
+    assert await died(judge, "a", "v2") == 1
     if verdict == "accepted":
         assert await registry.vote("minilm", "a", "v2", "judge") == "serving"
     elif verdict == "refused":
@@ -271,17 +315,15 @@ async def test_a_verdict_ends_the_count(bench: Bench, verdict: str) -> None:
     elif verdict == "removed":
         await registry.remove("a", drain_s=0)
     else:
-        generation = int((await bench.redis.hget(bench.keys.vfms, "a")).split(b"generation=")[1].split(b"|")[0])
-        await bench.scripts("propose", bench.keys.vfms, [*offer[:3], generation, *offer[4:]])
-    assert await judge.loading([], "a", "v2") == 0
+        await offer(bench, "a", "v2")
+    assert await died(judge, "a", "v2") == 0
     assert await bench.redis.hget(bench.keys.vfms, "a:deaths") is None
 
 
 async def test_a_vfm_that_was_removed_leaves_nothing_behind(bench: Bench) -> None:
     await bench.serve("a")
-    registry = Registry(bench.redis, bench.scripts)
     dead, judge = await bench.worker("dead"), await bench.worker("judge")
-    await dead.loading([("a", "v2")], "a", "v2")
-    await registry.remove("a", drain_s=0)
+    await dead.loading("a", "v2", "begin")
+    await Registry(bench.redis, bench.scripts).remove("a", drain_s=0)
     await dies(bench, dead, judge)
     assert await bench.redis.hget(bench.keys.vfms, "a:deaths") is None

@@ -176,11 +176,17 @@ class Consumer:
         through = 0 if preparing else self._answered
         return bool(await self._call("mark", [self.worker, _lines(jobs), str(through)]))
 
-    async def loading(self, now: Iterable[tuple[str, str]], vfm: str, version: str) -> int:
-        """Record which versions (vFM, version) are being loaded `now`; return how many workers have lately died while they loaded
-        the one that is named."""
-        lines = "\n".join(f"{name} {loading}" for name, loading in now)
-        return int(await self._call("loading", [self.worker, lines, vfm, version]))
+    async def loading(
+        self, vfm: str, version: str, does: Literal["begin", "insist", "end"], others: Iterable[tuple[str, str]] = ()
+    ) -> tuple[int, bool]:
+        """Record that a version is about to be loaded, or no longer; `others` (vFM, version) are being loaded meanwhile.
+
+        Return how many workers have lately died while they loaded it, and whether to wait instead: another worker tries an offer
+        that nobody has accepted yet, and only who insists does so beside it.
+        """
+        lines = "\n".join(f"{name} {loading}" for name, loading in others)
+        deaths, wait = await self._call("loading", [self.worker, lines, vfm, version, does])
+        return int(deaths), bool(wait)
 
     async def settle(self, done: Sequence[tuple[Claimed, bytes]]) -> list[bool]:
         """End jobs with their encoded replies, and charge their flows what they have `spent`. False: not this worker's job any

@@ -95,9 +95,9 @@ class FakeConsumer:
         self.marks.append([job.job for job in jobs])
         return True
 
-    async def loading(self, now: Iterable[tuple[str, str]], vfm: str, version: str) -> int:
+    async def loading(self, vfm: str, version: str, does: str, others: Iterable[tuple[str, str]]) -> tuple[int, bool]:
         self.loads.append((vfm, version))
-        return 0
+        return 0, False
 
 
 class Bench:
@@ -125,7 +125,7 @@ class Bench:
         blame = Blame(self.consumer)  # type: ignore[arg-type]
         claimer = Claimer(self.consumer, self.table, self.scheduler, budget, 50, "arrival", blame)  # type: ignore[arg-type]
         preparation = Preparation(engine, self.dispatcher, Clock(), Inline(), blame, asyncio.TaskGroup())  # type: ignore[arg-type]
-        loads = VersionLoads(self.consumer, self.residents, 3)  # type: ignore[arg-type]
+        loads = VersionLoads(self.consumer, self.residents, 3, 1.0)  # type: ignore[arg-type]
         pacer = ClaimPacer(self.table, passes)
         self.intake = Intake(claimer, pacer, self.table, loads, self.dispatcher, preparation, HOSTED.digest)
 

@@ -94,7 +94,7 @@ class Life:
         self._budget = PassBudget(lasting.cost, lasting.backbone.pass_units)
         self._recorder = Recorder(name, self._id, self._scheduler, self._clock)
         self._meter = Meter(self._id, lasting.engine, lasting.cost)
-        self._loads = VersionLoads(self._consumer, lasting.residents, spec.max_attempts)
+        self._loads = VersionLoads(self._consumer, lasting.residents, spec.max_attempts, spec.lease_ms / 1000)
         self._deployments = DeploymentFollower(
             self._registry, name, self._scheduler, self._loads, lasting.engine.info.fingerprint.digest
         )

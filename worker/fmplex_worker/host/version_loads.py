@@ -1,9 +1,12 @@
-"""Loading versions, with the broker's record of which: a version that workers die of is not tried for ever."""
+"""Loading versions, with the broker's record of which: one that workers die of is not tried for ever, nor by all at once."""
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from collections import OrderedDict
+import time
+from collections import Counter, OrderedDict
+from typing import Literal
 
 from fmplex_broker.errors import BrokerUnavailable, FmplexError, PackageRejected
 from fmplex_broker.specs.versions import artifact_of
@@ -12,17 +15,19 @@ from fmplex_worker.residency.residents import Residents
 
 log = logging.getLogger(__name__)
 _KNOWN = 4096
+_LOOK_AGAIN_S = 0.05
 
 
 class VersionLoads:
     """Brings versions to the device. `most_deaths`: so many workers may die while they load a version before it is refused, for
-    some minutes after the last one."""
+    some minutes after the last one; `lease_s`: after which a worker that is not heard of is dead."""
 
-    def __init__(self, consumer: Consumer, residents: Residents, most_deaths: int) -> None:
+    def __init__(self, consumer: Consumer, residents: Residents, most_deaths: int, lease_s: float) -> None:
         self.residents = residents
         self._consumer = consumer
         self._most = most_deaths
-        self._now: dict[tuple[str, str], int] = {}  # (vFM, version) -> how many wait for it
+        self._lease_s = lease_s
+        self._now: Counter[tuple[str, str]] = Counter()  # (vFM, version) -> how many wait for it
         self._survived: OrderedDict[str, None] = OrderedDict()  # artifacts that were loaded in this life
 
     async def load(self, vfm: str, version: str) -> None:
@@ -30,10 +35,8 @@ class VersionLoads:
         artifact = artifact_of(version)
         if self.residents.has(artifact) or artifact in self._survived:
             return await self.residents.load(artifact, vfm)
-        key = vfm, version
-        self._now[key] = self._now.get(key, 0) + 1
+        deaths = await self._begin(vfm, version)
         try:
-            deaths = await self._tell(vfm, version)
             if deaths >= self._most:
                 raise PackageRejected(
                     f"{deaths} workers have died while they loaded version {version} of {vfm!r}; deploy another one",
@@ -41,23 +44,42 @@ class VersionLoads:
                 )
             await self.residents.load(artifact, vfm)
         except FmplexError:
-            await self._end(key)
+            await self._end(vfm, version)
             raise
         self._survived[artifact] = None
         if len(self._survived) > _KNOWN:
             self._survived.popitem(last=False)
-        await self._end(key)
+        await self._end(vfm, version)
 
-    async def _end(self, key: tuple[str, str]) -> None:
-        self._now[key] -= 1
-        if not self._now[key]:
-            del self._now[key]
-            await self._tell(*key)
+    async def _begin(self, vfm: str, version: str) -> int:
+        """Wait until it is this worker's turn, and tell that it loads the version; return how many have died of that."""
+        until = time.monotonic() + self._lease_s
+        while True:
+            self._now[vfm, version] += 1
+            # Who has lived for a lease since is only slow.
+            deaths, wait = await self._tell(vfm, version, "begin" if time.monotonic() < until else "insist")
+            if not wait:
+                return deaths
+            self._leave(vfm, version)
+            await asyncio.sleep(_LOOK_AGAIN_S)
 
-    async def _tell(self, vfm: str, version: str) -> int:
-        """Tell what is being loaded now; return how many have died of one version. A broker that is away is no reason to wait."""
+    async def _end(self, vfm: str, version: str) -> None:
+        if not self._leave(vfm, version):
+            await self._tell(vfm, version, "end")
+
+    def _leave(self, vfm: str, version: str) -> int:
+        """Count one less that waits for a version; return how many are left."""
+        self._now[vfm, version] -= 1
+        left = self._now[vfm, version]
+        if not left:
+            del self._now[vfm, version]
+        return left
+
+    async def _tell(self, vfm: str, version: str, does: Literal["begin", "insist", "end"]) -> tuple[int, bool]:
+        """Tell what is being loaded; return how many have died of it, and whether to wait: not for a broker that is away."""
+        others = [loading for loading in self._now if loading != (vfm, version)]
         try:
-            return await self._consumer.loading(list(self._now), vfm, version)
+            return await self._consumer.loading(vfm, version, does, others)
         except BrokerUnavailable as e:
             log.warning("vFM %s version %s: nobody knows that it is being loaded: %s", vfm, version, e)
-            return 0
+            return 0, False
