@@ -38,5 +38,6 @@ class Quarantine:
         others = (key for key, (other, _) in self._waiting.items() if other.flow.vfm != job.flow.vfm)
         key = next(others, next(iter(self._waiting), None))
         if key is not None:
-            self._turn, go = self._waiting.pop(key)
-            go(self._turn)
+            following, go = self._waiting.pop(key)
+            self._turn = following
+            go(following)
