@@ -204,13 +204,21 @@ async def test_it_is_charged_and_its_flow_told(bench: Bench) -> None:
     rung = bench.table.freed
     await bench.admit(job, bench.job("x", "swift"))
     rung.clear()
-    await asyncio.sleep(0.02)
+    await asyncio.sleep(0.06)
     gate.set()
     await until_soon(lambda: bench.state("slow") is JobState.READY)
-    assert bench.charged("sloth") >= 0.02
+    assert bench.charged("sloth") >= 0.06
     assert bench.charged("swift") == 0
     assert job.charged == pytest.approx(bench.charged("sloth") / bench.cost.price(1)), "its stream's time too"
     assert bench.scheduler.shares()["sloth"].deficit < 0
+
+
+async def test_what_takes_but_a_moment_costs_nothing(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A template of a vFM's own, at every call: it is the device's time that is shared."""
+    monkeypatch.setattr(module, "_MOMENT_S", 60.0)
+    await bench.admit(bench.job("slow", "chatty"))
+    await until_soon(lambda: bench.state("slow") is JobState.READY)
+    assert bench.charged("chatty") == 0
 
 
 async def test_a_refused_one_is_charged_too(bench: Bench) -> None:
@@ -218,10 +226,10 @@ async def test_a_refused_one_is_charged_too(bench: Bench) -> None:
     bench.engine.quick = lambda digest, request: False  # type: ignore[method-assign]
     gate = held(bench, "wrong")
     await bench.admit(bench.job("wrong", "sloth"))
-    await asyncio.sleep(0.02)
+    await asyncio.sleep(0.06)
     gate.set()
     await until_soon(lambda: isinstance(bench.outbox.answers.get("wrong"), InvalidInput))
-    assert bench.charged("sloth") >= 0.02
+    assert bench.charged("sloth") >= 0.06
 
 
 async def test_jobs_cancelled_in_line_are_not_prepared_and_one_at_it_does_not_come_in(bench: Bench) -> None:

@@ -28,6 +28,7 @@ THREADS = 8
 _TURNS = 4  # vFMs that prepare jobs by themselves at a time; the other threads are for batches, redelivered jobs and surprises
 # A batch that takes longer has a surprise in it, and what comes does not wait for it.
 _PATIENCE_S, _PATIENCE_A_JOB_S = 0.1, 0.002
+_MOMENT_S = 0.05  # what a job takes by itself without a charge: it is not the device's time
 _SLOW_S = 60.0  # so long a vFM passes for slow, unless a job of it that is prepared by itself shows that it is not
 _MOST_SAID = 500  # characters of an error
 
@@ -103,8 +104,8 @@ class Preparation:
         await self._batch_ends()
         arrived, self._arriving = self._arriving, []
         if arrived:  # else somebody who waited too has taken it along
-            due = time.monotonic() + _PATIENCE_S + _PATIENCE_A_JOB_S * len(arrived)
-            self._batch = self.tasks.create_task(self._prepare_batch(arrived)), due
+            most_s = _PATIENCE_S + _PATIENCE_A_JOB_S * len(arrived)
+            self._batch = self.tasks.create_task(self._prepare_batch(arrived, most_s)), time.monotonic() + most_s
         if not await self._batch_ends():
             until = time.monotonic() + _SLOW_S
             self._slow |= dict.fromkeys((turn.job.flow.vfm for turn in arrived), until)
@@ -118,12 +119,13 @@ class Preparation:
             await asyncio.wait({task}, timeout=max(0.0, due - time.monotonic()))
         return task.done()
 
-    async def _prepare_batch(self, turns: list[Turn]) -> None:
+    async def _prepare_batch(self, turns: list[Turn], most_s: float) -> None:
+        """Prepare jobs together, which should take `most_s` seconds at most."""
         began = time.monotonic()
         made = await self._made(turns)
         seconds = time.monotonic() - began
         self._blame.prepared(turn.job for turn in turns)
-        if seconds > _PATIENCE_S and len({turn.job.flow for turn in turns}) == 1:  # else nobody knows whose it was
+        if seconds > most_s and len({turn.job.flow for turn in turns}) == 1:  # else nobody knows whose it was
             self._dispatcher.owe(turns[0].job, seconds)
         for turn, result in zip(turns, made, strict=True):
             self._enter(turn, result)
@@ -155,7 +157,7 @@ class Preparation:
             coroutine.close()
 
     async def _prepare_alone(self, turn: Turn) -> float:
-        """Prepare a job by itself, and charge it; return the seconds that took. Raises `LeaseLost`."""
+        """Prepare a job by itself, and charge what takes long; return the seconds that took. Raises `LeaseLost`."""
         job = turn.job
         await self._blame.prepare([job])
         if job.ended:
@@ -167,7 +169,8 @@ class Preparation:
         self._blame.prepared([job])
         if seconds < _PATIENCE_S:
             self._slow.pop(job.flow.vfm, None)
-        self._dispatcher.owe(job, seconds)
+        if seconds > _MOMENT_S:
+            self._dispatcher.owe(job, seconds)
         self._enter(turn, made)
         return seconds
 
