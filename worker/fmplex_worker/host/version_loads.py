@@ -53,10 +53,10 @@ class VersionLoads:
 
     async def _begin(self, vfm: str, version: str) -> int:
         """Wait until it is this worker's turn, and tell that it loads the version; return how many have died of that."""
-        until = time.monotonic() + self._lease_s
+        until = time.monotonic() + 2 * self._lease_s
         while True:
             self._now[vfm, version] += 1
-            # Who has lived for a lease since is only slow.
+            # Who has lived for so long is only slow: had it died of it, its lease would have run out.
             deaths, wait = await self._tell(vfm, version, "begin" if time.monotonic() < until else "insist")
             if not wait:
                 return deaths
