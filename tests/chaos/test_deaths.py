@@ -14,7 +14,7 @@ import pytest
 from fmplex_broker.errors import NoWorker, PackageRejected, Poisoned
 from fmplex_broker.packages.artifacts import ArtifactStore
 from fmplex_broker.packages.package import bare
-from fmplex_broker.specs.heads import Features
+from fmplex_broker.specs.heads import Embedding, Features, Head
 from fmplex_broker.specs.vfm import VfmSpec
 from fmplex_broker.streams.deployer import Deployer
 from fmplex_broker.streams.embedded import EmbeddedServer
@@ -57,10 +57,9 @@ class Site:
     def __init__(self, server: EmbeddedServer, place: Path, session: QueueClient, crew: Crew) -> None:
         self.server, self.place, self.session, self.crew = server, place, session, crew
 
-    async def deploy(self, *vfms: str) -> None:
+    async def deploy(self, vfm: str, head: Head) -> None:
         deployer = Deployer(self.session.registry, ArtifactStore(str(self.place)))
-        for vfm in vfms:
-            await deployer.deploy(bare(VfmSpec(name=vfm, backbone=NAME, head=Features())), timeout_s=DEADLINE_S)
+        await deployer.deploy(bare(VfmSpec(name=vfm, backbone=NAME, head=head)))
 
 
 @asynccontextmanager
@@ -76,7 +75,8 @@ async def running(place: Path, workers: int) -> AsyncIterator[Site]:
 
             await until(serves, "the workers serve")
             site = Site(server, place, session, crew)
-            await site.deploy("a", "b")
+            await site.deploy("a", Features())
+            await site.deploy("b", Features())
             yield site
         finally:
             watching.cancel()
@@ -124,7 +124,7 @@ async def test_poisons_of_several_vfms_cost_their_own_deaths_only(tmp_path: Path
 async def test_an_offer_that_workers_die_of_is_rejected_by_name(tmp_path: Path, workers: int) -> None:
     async with running(tmp_path, workers) as site:
         with pytest.raises((PackageRejected, NoWorker)):  # there may be none for a moment
-            await site.deploy("deadly")
+            await site.deploy("deadly", Embedding())  # not what the others have: it would be theirs
 
         async def rejected() -> bool:
             return (await site.session.registry.show("deadly")).status == "rejected"

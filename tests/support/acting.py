@@ -1,7 +1,8 @@
 """An engine that does what the texts tell it to, in place of a backbone; and a worker process of it.
 
-`abort` ends the process as a crash in native code does, `raise` and `panic` raise, `slow` takes `slow_s`. The word before it says
-where: `prepare:abort`, `step:abort`. A package whose vFM is called `deadly…` ends the process that fits it.
+`abort` ends the process as a crash in native code does, `die` waits until the test has ended the worker, `raise` and `panic`
+raise, `slow` takes `slow_s`. The word before it says where: `prepare:abort`, `step:abort`. A package of a vFM `deadly…` ends
+the process that fits it, and one of `dying…` waits for the test.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import argparse
 import asyncio
 import logging
 import os
+import resource
 import signal
 import threading
 import time
@@ -49,10 +51,14 @@ class ActingEngine(NoopEngine):
         self.gate = threading.Event()
         self.gate.set()
         self.stepping = threading.Event()
+        self.dying, self.dead = threading.Event(), threading.Event()
 
     def fit(self, package: Package) -> Fitted:
         if package.spec.name.startswith("deadly"):
             os.abort()
+        if package.spec.name.startswith("dying"):
+            self.dying.set()
+            assert self.dead.wait(120)
         return package
 
     def quick(self, digest: str, request: Request) -> bool:
@@ -78,6 +84,9 @@ class ActingEngine(NoopEngine):
             return
         if what.startswith("abort"):
             os.abort()
+        if what.startswith("die"):
+            self.dying.set()
+            assert self.dead.wait(120)
         if what.startswith("raise"):
             raise ValueError("as it was told")
         if what.startswith("panic"):
@@ -100,5 +109,6 @@ if __name__ == "__main__":
     parser.add_argument("--artifacts", required=True)
     parser.add_argument("--lease-ms", type=int, required=True)
     args = parser.parse_args()
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     logging.basicConfig(level="INFO")
     asyncio.run(serve(args.broker, args.artifacts, args.lease_ms))

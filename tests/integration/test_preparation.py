@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from fmplex_broker.errors import JobFailed
+from fmplex_broker.errors import JobFailed, PackageRejected, Poisoned
 from fmplex_broker.packages.artifacts import ArtifactStore
 from fmplex_broker.packages.package import bare
 from fmplex_broker.specs.fleet import BackboneSpec, WorkerSpec
-from fmplex_broker.specs.heads import Features
+from fmplex_broker.specs.heads import Embedding, Features
 from fmplex_broker.specs.vfm import VfmSpec
 from fmplex_broker.streams.deployer import Deployer
 from fmplex_broker.streams.embedded import EmbeddedServer
@@ -28,6 +28,17 @@ DEADLINE_S = 60
 VFMS = ("sloth", "swift", "other")
 
 
+class Life:
+    """A worker that runs."""
+
+    def __init__(self, running: asyncio.Task[None]) -> None:
+        self._running = running
+
+    def die(self) -> None:
+        """Be silent, for the broker, from one moment to the next."""
+        self._running.cancel()
+
+
 class Site:
     """A broker, its vFMs, and workers in this process, one after the other."""
 
@@ -35,18 +46,16 @@ class Site:
         self.server, self.store, self.session = server, store, session
 
     @asynccontextmanager
-    async def worker(self, engine: ActingEngine, *, dies: bool = False, **spec: float) -> AsyncIterator[Worker]:
-        """Run a worker, until it is told to drain, or `dies`: for the broker it is silent from one moment to the next."""
+    async def worker(self, engine: ActingEngine, **spec: float) -> AsyncIterator[Life]:
+        """Run a worker, until it has died or is told to drain."""
         backbone = BackboneSpec(name=NAME, model="none")
         worker = Worker(self.server.url, backbone, WorkerSpec(**spec), engine, self.store)
         running = asyncio.create_task(worker.run())
         await asyncio.wait_for(worker.ready.wait(), DEADLINE_S)
-        yield worker
-        if dies:
-            running.cancel()
+        yield Life(running)
         worker.stop()
         await asyncio.wait({running}, timeout=DEADLINE_S)
-        assert running.cancelled() if dies else running.exception() is None
+        assert running.cancelled() or running.exception() is None
 
     async def deploy(self) -> None:
         for vfm in VFMS:
@@ -117,8 +126,10 @@ async def test_four_drains_and_one_death_do_not_put_an_innocent_job_aside(site: 
         pending = await site.session.submit("swift", ["patient"])
         assert await asyncio.to_thread(engines[0].stepping.wait, DEADLINE_S)
     for engine in engines[1:-1]:
-        async with site.worker(engine, dies=engine is engines[-2], drain_s=0.1, lease_ms=400):
+        async with site.worker(engine, drain_s=0.1, lease_ms=400) as life:
             assert await asyncio.to_thread(engine.stepping.wait, DEADLINE_S)
+            if engine is engines[-2]:
+                life.die()
     async with site.worker(engines[-1], lease_ms=400):
         assert await outputs(pending) == ["patient"]
     for engine in engines:
@@ -134,3 +145,54 @@ async def test_a_drain_while_jobs_are_being_prepared_gives_them_back(site: Site)
         await pending[-1].result()
     async with site.worker(ActingEngine()):
         assert await outputs(pending) == [*(f"prepare:slow{i}" for i in range(3)), "x"]
+
+
+@pytest.mark.parametrize("place", ["prepare", "step"])
+async def test_a_job_that_kills_its_worker_is_put_aside_and_its_neighbours_are_answered(site: Site, place: str) -> None:
+    """One worker after the other, each silent from the moment at which it has the job in hand."""
+    async with site.worker(ActingEngine()):
+        await site.deploy()
+    good = await site.session.submit("swift", [f"{i}" for i in range(20)])
+    (poison,) = await site.session.submit("sloth", [f"{place}:die"])
+    good += await site.session.submit("other", [f"{i}" for i in range(20)])
+    verdict = asyncio.create_task(poison.result())
+    replies = asyncio.gather(*(asyncio.create_task(p.result()) for p in good))
+    engines: list[ActingEngine] = []
+    while not (verdict.done() and replies.done()):
+        engines.append(ActingEngine())
+        assert len(engines) <= 4, "three deaths are enough"
+        async with site.worker(engines[-1], lease_ms=400) as life:
+            await until(lambda: engines[-1].dying.is_set() or (verdict.done() and replies.done()), "something happens")
+            if engines[-1].dying.is_set():
+                life.die()
+        engines[-1].dead.set()
+    assert isinstance(verdict.result().error, Poisoned)
+    assert [reply.error for reply in replies.result()] == [None] * 40
+    assert sum(engine.dying.is_set() for engine in engines) == 3, "one an attempt"
+
+
+async def test_an_offer_that_workers_die_of_is_rejected_by_name_and_others_are_served(site: Site) -> None:
+    async with site.worker(ActingEngine()):
+        await site.deploy()
+    registry = site.session.registry
+    spec = VfmSpec(name="dying", backbone=NAME, head=Embedding())  # not what the others have: it would be theirs
+    deploying = asyncio.create_task(Deployer(registry, site.store).deploy(bare(spec)))
+    engines: list[ActingEngine] = []
+    while not deploying.done():
+        engines.append(ActingEngine())
+        assert len(engines) <= 4, "three deaths are enough"
+        backbone = BackboneSpec(name=NAME, model="none")
+        worker = Worker(site.server.url, backbone, WorkerSpec(lease_ms=400), engines[-1], site.store)
+        running = asyncio.create_task(worker.run())
+        await until(lambda: engines[-1].dying.is_set() or deploying.done(), "something happens")
+        if engines[-1].dying.is_set():
+            running.cancel()
+        else:
+            assert await outputs(await site.session.submit("swift", ["x"])) == ["x"]
+            worker.stop()
+        await asyncio.wait({running}, timeout=DEADLINE_S)
+        engines[-1].dead.set()
+    with pytest.raises(PackageRejected, match=r"3 workers have died while they loaded version .* of 'dying'"):
+        await deploying
+    assert [engine.dying.is_set() for engine in engines] == [True, True, True, False]
+    assert (await registry.show("dying")).status == "rejected"
