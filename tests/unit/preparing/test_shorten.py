@@ -65,23 +65,25 @@ _TEXTS = st.lists(st.tuples(_PARTS, st.sampled_from([1, 1, 3, 50, 3000])), max_s
 @settings(max_examples=150, deadline=None)
 def test_a_text_that_fits_is_never_refused_and_one_that_is_cut_is_cut_alike(kind: str, text: str) -> None:
     tokenizer = Tokenizer(KINDS[kind], LIMIT)
-    some, whole = tokenizer.ids(tokenizer.shorten(text, LIMIT), True), tokenizer.ids(text, True)
+    *_, short = tokenizer.shorten(["the cat", text, "a dog " * 2000, text], LIMIT)
+    some, whole = tokenizer.ids(short, True), tokenizer.ids(text, True)
     assert (len(some) > LIMIT) == (len(whole) > LIMIT)
     assert some[:LIMIT] == whole[:LIMIT]
-    (cut,), (all_cut,) = tokenizer.encode_cut([tokenizer.shorten(text, LIMIT)]), tokenizer.encode_cut([text])
+    (cut,), (all_cut,) = tokenizer.encode_cut([short]), tokenizer.encode_cut([text])
     assert list(cut.ids) == list(all_cut.ids)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_of_a_text_that_is_far_too_long_only_the_beginning_is_read(kind: str) -> None:
     tokenizer = Tokenizer(KINDS[kind], LIMIT)
-    assert len(tokenizer.shorten("the cat sat on the mat. " * 40_000, LIMIT)) < 20_000
+    (short,) = tokenizer.shorten(["the cat sat on the mat. " * 40_000], LIMIT)
+    assert len(short) < 20_000
 
 
 def test_what_is_few_tokens_however_long_is_taken_whole() -> None:
     tokenizer = Tokenizer(KINDS["word pieces"], LIMIT)
     for text in (" " * 500_000 + "the cat", "a" * 500_000 + " the cat"):
-        assert tokenizer.shorten(text, LIMIT) == text
+        assert tokenizer.shorten([text], LIMIT) == [text]
         assert len(tokenizer.ids(text, True)) <= LIMIT
 
 

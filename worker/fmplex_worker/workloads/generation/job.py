@@ -102,7 +102,7 @@ class GenerationPreparer:
     def _ids(self, text: str, special: bool) -> list[int]:
         """Return the tokens of a prompt; of one that is too long, enough to see that."""
         tokenizer = self._backbone.tokenizer
-        return tokenizer.ids(tokenizer.shorten(text, self._most), special)
+        return tokenizer.ids(tokenizer.shorten([text], self._most)[0], special)
 
     @property
     def _most(self) -> int:
