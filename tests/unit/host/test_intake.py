@@ -164,6 +164,8 @@ async def test_order_is_kept_by_jobs_that_come_while_their_version_loads() -> No
     await until_soon(lambda: len(b.scheduler.entered) == 60)
     assert b.scheduler.entered == list(range(60))
     assert (b.waiting, b.fetcher.asked, b.consumer.orders) == (0, {"v1": 1}, {"arrival"})
+    assert b.consumer.loads == [("a", "v1")] * 2, "whom to blame as it begins and ends"
+    assert {n for marked in b.consumer.marks for n in marked} >= {f"{n}" for n in range(50)}, "no claim marks them now"
     for job in list(b.table):
         b.dispatcher.answer(job, "done")
     assert not b.residents._lru.pinned("v1")
