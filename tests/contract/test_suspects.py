@@ -226,6 +226,7 @@ async def test_deaths_are_counted_against_the_versions_that_were_being_loaded(be
 async def test_the_dead_count_before_anybody_has_taken_over_from_them(bench: Bench) -> None:
     """Each worker dies as it starts: none lives for the lease that it takes to judge others."""
     await bench.serve("a")
+    await offer(bench, "a", "v2")
     for deaths in range(3):
         worker = await bench.worker(f"life{deaths}")
         assert await worker.loading("a", "v2", "begin") == (deaths, False)
@@ -236,16 +237,53 @@ async def test_the_dead_count_before_anybody_has_taken_over_from_them(bench: Ben
     assert await died(judge, "a", "v2") == 3, "each once"
 
 
-async def test_it_counts_once_however_many_calls_the_take_over_takes(bench: Bench) -> None:
+async def test_an_offer_is_to_blame_and_not_the_jobs_beside_it(bench: Bench) -> None:
+    """It counts once, however many calls the take-over takes."""
+    await bench.serve("a", "b")
+    await offer(bench, "a", "v2")
+    judge = await bench.worker()
+    await bench.enqueue(*(job("ab"[i % 2], id=f"{i}") for i in range(9)))
+    for deaths in range(1, 5):
+        dead = await bench.worker(f"dead{deaths}")
+        held = await bench.claimed(dead)
+        assert {j.attempts for j in held} == {1}
+        await dead.mark(held[:3], preparing=True)
+        await dead.loading("a", "v2", "begin", [("b", "v1")])
+        await bench.lapse(dead)
+        while (await judge.reap(STEADY, max_attempts=MOST, budget=2)).more:
+            pass
+        assert (await died(judge, "a", "v2"), await died(judge, "b", "v1")) == (deaths, 0)
+    assert set((await attempts(bench, judge)).values()) == {1}
+
+
+async def test_what_others_have_loaded_is_not_to_blame_beside_jobs(bench: Bench) -> None:
+    await bench.serve("a", "b")
+    dead, judge = await bench.worker("dead"), await bench.worker()
+    await bench.enqueue(job("a", id="new"), job("b", id="done"))
+    held = {j.job: j for j in await bench.claimed(dead)}
+    await dead.loading("b", "v1", "begin")
+    await dead.settle([(held["done"], answer())])
+    await dies(bench, dead, judge)
+    assert await died(judge, "b", "v1") == 0
+    assert await attempts(bench, judge) == {"new": 2}
+
+
+@pytest.mark.parametrize("marked", ["run", "claimed"])
+async def test_it_is_where_no_job_can_be(bench: Bench, marked: str) -> None:
+    """What is marked still has been answered long since; and what waits for the version is not being prepared."""
     await bench.serve("a")
     dead, judge = await bench.worker("dead"), await bench.worker()
-    await bench.enqueue(*(job() for _ in range(9)))
-    await bench.claimed(dead)
-    await dead.loading("a", "v2", "begin")
-    await bench.lapse(dead)
-    while (await judge.reap(STEADY, max_attempts=MOST, budget=2)).more:
-        assert await died(judge, "a", "v2") == 1
-    assert await died(judge, "a", "v2") == 1
+    await bench.enqueue(job(id="done"), job(id="waits"))
+    done, waits = await bench.claimed(dead)
+    if marked == "run":
+        await dead.mark([done])
+    else:
+        await dead.claim({INTERACTIVE: 1}, preparing=[done])
+    await dead.settle([(done, answer())])
+    await dead.loading("a", "v1", "begin")
+    await dies(bench, dead, judge)
+    assert await died(judge, "a", "v1") == 1
+    assert await attempts(bench, judge) == {waits.job: 1}
 
 
 async def test_an_offer_is_tried_by_one_worker_at_a_time_until_one_has_accepted_it(bench: Bench) -> None:
@@ -261,7 +299,7 @@ async def test_an_offer_is_tried_by_one_worker_at_a_time_until_one_has_accepted_
     assert await three.loading("a", "v2", "begin") == (1, False)
     assert await two.loading("a", "v2", "begin") == (1, True)
     await Registry(bench.redis, bench.scripts).vote("minilm", "a", "v2", "three")
-    assert await two.loading("a", "v2", "begin") == (1, False)
+    assert not (await two.loading("a", "v2", "begin"))[1]
 
 
 async def test_who_has_waited_for_long_enough_insists(bench: Bench) -> None:

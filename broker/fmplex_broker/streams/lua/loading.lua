@@ -11,20 +11,16 @@ local function loads_it(worker)
   return string.find(loading, '\n' .. line .. '\n', 1, true) ~= nil
 end
 
-local function untried()
-  local offered = redis.call('HGET', VFMS, vfm .. ':next')
-  return offered and string.match(offered, '^([^|]*)|') == version and redis.call('HEXISTS', VFMS, vfm .. ':votes') == 0
-end
-
--- The dead count before anybody has taken over from them: nobody may live long enough for that while each one dies as it starts.
-local count, others = deaths(vfm, version, now), 0
+-- Of an offer the dead count before anybody has taken over from them: nobody may live long enough for that while each one dies as
+-- it starts.
+local count, others, new = deaths(vfm, version, now), 0, untried(vfm, version)
 local workers = redis.call('ZRANGE', P .. 'leases', 0, -1, 'WITHSCORES')
 for i = 1, #workers, 2 do
-  if workers[i] ~= me and loads_it(workers[i]) then
+  if new and workers[i] ~= me and loads_it(workers[i]) then
     if tonumber(workers[i + 1]) <= now then count = count + 1 else others = others + 1 end
   end
 end
-local wait = does == 'begin' and others > 0 and untried()
+local wait = does == 'begin' and others > 0
 if does ~= 'end' and not wait then lines = lines == '' and line or lines .. '\n' .. line end
 if lines == '' then redis.call('HDEL', P .. 'held:' .. me, '#load')
 else redis.call('HSET', P .. 'held:' .. me, '#load', lines) end

@@ -151,6 +151,12 @@ local function deaths(vfm, version, now)
   return tonumber(count)
 end
 
+-- True if a version is on offer and no worker has accepted it yet.
+local function untried(vfm, version)
+  local offered = redis.call('HGET', VFMS, vfm .. ':next')
+  return offered and string.match(offered, '^([^|]*)|') == version and redis.call('HEXISTS', VFMS, vfm .. ':votes') == 0
+end
+
 local function count_death(vfm, version, now)
   if redis.call('HEXISTS', VFMS, vfm) == 0 then return end  -- retired: its fields must stay gone
   redis.call('HSET', VFMS, vfm .. ':deaths', string.format('%s|%d|%d', version, deaths(vfm, version, now) + 1, now))

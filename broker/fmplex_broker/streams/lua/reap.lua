@@ -15,7 +15,33 @@ end
 redis.call('ZADD', leases, 'XX', 0, victim)  -- condemned: no beat revives it, no claim or mark of it counts
 
 local held = P .. 'held:' .. victim
--- What it may have died of: what it ran, and what it prepared.
+-- True if a marked entry is still in the victim's hands.
+local function holds(line)
+  local flow, id = string.match(line, '^(%S+) (%S+)$')
+  return #pending(flow, id, id, 1, victim) > 0
+end
+
+local function holds_any(field)
+  for line in string.gmatch(redis.call('HGET', held, field) or '', '[^\n]+') do
+    if holds(line) then return true end
+  end
+  return false
+end
+
+-- Several calls may take over from one victim: what is to blame is decided once. An offer that nobody has accepted yet is; else the
+-- jobs are that it ran or prepared; what it loaded, and others have loaded before, only if there were none.
+local loaded = redis.call('HGET', held, '#load')
+if loaded and not orderly then
+  local offers = {}
+  for vfm, version in string.gmatch(loaded, '(%S+) (%S+)') do
+    if untried(vfm, version) then offers[#offers + 1] = vfm .. ' ' .. version end
+  end
+  if #offers > 0 then
+    redis.call('HDEL', held, '#run', '#new')
+    redis.call('HSET', held, '#load', table.concat(offers, '\n'))
+  elseif holds_any('#run') or holds_any('#new') then redis.call('HDEL', held, '#load') end
+end
+
 local suspect = {}
 for _, field in ipairs(orderly and {} or {'#run', '#new'}) do
   for line in string.gmatch(redis.call('HGET', held, field) or '', '[^\n]+') do suspect[line] = true end
