@@ -173,6 +173,20 @@ async def test_orderly_drains_are_no_deaths(bench: Bench, drains: int) -> None:
     assert await bench.mail() == []
 
 
+async def test_who_does_not_come_to_the_end_of_leaving_has_not_died_either(bench: Bench) -> None:
+    """Its connection is cut in the middle of it, and another worker takes over the rest."""
+    await bench.serve("a")
+    worker, judge = await bench.worker("w"), await bench.worker("judge")
+    await bench.enqueue(*(job() for _ in range(6)))
+    await worker.mark(await bench.claimed(worker), preparing=True)
+    await worker.loading("a", "v2", "begin")
+    assert (await worker.reap(0, max_attempts=MOST, budget=2, victim="w")).more
+    while (await judge.reap(STEADY, max_attempts=MOST, budget=2)).more:
+        pass
+    assert {j.attempts for j in await bench.claimed(judge)} == {1}
+    assert await died(judge, "a", "v2") == 0
+
+
 async def test_a_drain_between_deaths_takes_none_of_them_back(bench: Bench) -> None:
     await bench.serve("a")
     judge = await bench.worker("judge")

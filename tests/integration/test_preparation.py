@@ -31,8 +31,12 @@ VFMS = ("sloth", "swift", "other")
 class Life:
     """A worker that runs."""
 
-    def __init__(self, running: asyncio.Task[None]) -> None:
-        self._running = running
+    def __init__(self, worker: Worker, running: asyncio.Task[None]) -> None:
+        self._worker, self._running = worker, running
+
+    def stop(self) -> None:
+        """Be told to drain."""
+        self._worker.stop()
 
     def die(self) -> None:
         """Be silent, for the broker, from one moment to the next."""
@@ -52,10 +56,14 @@ class Site:
         worker = Worker(self.server.url, backbone, WorkerSpec(**spec), engine, self.store)
         running = asyncio.create_task(worker.run())
         await asyncio.wait_for(worker.ready.wait(), DEADLINE_S)
-        yield Life(running)
+        yield Life(worker, running)
         worker.stop()
         await asyncio.wait({running}, timeout=DEADLINE_S)
         assert running.cancelled() or running.exception() is None
+
+    async def nobody_is_blamed(self) -> bool:
+        held = [key async for key in self.session.redis.scan_iter(f"{{{NAME}}}:held:*")]
+        return not any([await self.session.redis.hget(key, "#run") for key in held])
 
     async def deploy(self) -> None:
         for vfm in VFMS:
@@ -131,6 +139,25 @@ async def test_four_drains_and_one_death_do_not_put_an_innocent_job_aside(site: 
             if engine is engines[-2]:
                 life.die()
     async with site.worker(engines[-1], lease_ms=400):
+        assert await outputs(pending) == ["patient"]
+    for engine in engines:
+        engine.gate.set()
+
+
+async def test_a_worker_that_is_killed_while_it_drains_has_not_died_of_its_jobs(site: Site) -> None:
+    """Whoever told it to end was less patient than its `drain_s`, three times."""
+    async with site.worker(ActingEngine()):
+        await site.deploy()
+    pending = await site.session.submit("swift", ["patient"])
+    engines = [ActingEngine() for _ in range(3)]
+    for engine in engines:
+        engine.gate.clear()
+        async with site.worker(engine, lease_ms=400) as life:
+            assert await asyncio.to_thread(engine.stepping.wait, DEADLINE_S)
+            life.stop()
+            await until(site.nobody_is_blamed, "it drains")
+            life.die()
+    async with site.worker(ActingEngine(), lease_ms=400):
         assert await outputs(pending) == ["patient"]
     for engine in engines:
         engine.gate.set()

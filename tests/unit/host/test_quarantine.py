@@ -109,6 +109,17 @@ async def test_records_come_one_after_the_other() -> None:
     assert broker.run == {"job1", "job2"}
 
 
+async def test_who_leaves_blames_nobody_from_then_on() -> None:
+    broker = Broker()
+    blame = Blame(broker)  # type: ignore[arg-type]
+    await blame.mark([flight(1, 2)])
+    await blame.pardon()
+    assert broker.run == set()
+    await blame.mark([flight(3)])
+    await blame.prepare([job(4)])
+    assert (broker.run, broker.told) == (set(), 2)
+
+
 def test_turns_of_redelivered_jobs() -> None:
     turns, went = Quarantine(), []
     go = went.append

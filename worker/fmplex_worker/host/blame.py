@@ -28,6 +28,7 @@ class Blame:
         self._claimed: dict[str, Claimed] = {}  # being prepared, and marked by their claims
         self._marked: set[str] = set()  # keys of the jobs that the broker has heard of, but those
         self._marking = asyncio.Lock()
+        self._pardoned = False
 
     async def mark(self, flights: Iterable[Flight]) -> None:
         """Wait until the broker knows whom to blame for a death during these passes, and nobody else. It is called only if that
@@ -59,9 +60,16 @@ class Blame:
         """Jobs that their claims have marked and that are being prepared still: the next claim has to mark them again."""
         return list(self._claimed.values())
 
+    async def pardon(self) -> None:
+        """Tell the broker to blame nobody from now on: the worker leaves, and if it is killed before it has left, that is because
+        it took long. Raises `BrokerUnavailable`."""
+        async with self._marking:
+            self._pardoned = True
+            await self._consumer.mark([], preparing=False)
+
     async def _mark(self) -> None:
         async with self._marking:  # else an older record might come after a newer one
-            while True:
+            while not self._pardoned:
                 blamed = self._preparing | {job.key: job.claimed for flight in self._flights for job in flight.blamed}
                 spared = {job.key for flight in self._flights for job in flight.jobs} - blamed.keys()
                 if blamed.keys() <= self._marked and not spared & self._marked:

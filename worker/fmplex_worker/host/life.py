@@ -117,12 +117,12 @@ class Life:
         """Make the tasks that call on them."""
         has, spec = self._lasting, self._lasting.spec
         order: Order = "arrival" if spec.policy == "fifo" else "fair"
-        blame = Blame(self._consumer)
+        self._blame = Blame(self._consumer)
         self._claimer = Claimer(
-            self._consumer, self._table, self._scheduler, self._budget, spec.residency.steal_ms, order, blame
+            self._consumer, self._table, self._scheduler, self._budget, spec.residency.steal_ms, order, self._blame
         )
         tasks = asyncio.TaskGroup()
-        preparation = Preparation(has.engine, self._dispatcher, self._clock, has.intake_threads, blame, tasks)
+        preparation = Preparation(has.engine, self._dispatcher, self._clock, has.intake_threads, self._blame, tasks)
         pacer = ClaimPacer(self._table, self._passes)
         hosted = has.engine.info.fingerprint.digest
         self._intake = Intake(self._claimer, pacer, self._table, self._loads, self._dispatcher, preparation, hosted)
@@ -132,7 +132,7 @@ class Life:
         planner = PassPlanner(self._scheduler, has.engine, has.cost, guard, self._clock, self._recorder)
         landing = Landing(self._table, self._dispatcher, self._outbox, has.cost, self._clock, self._meter)
         self._device = DeviceThread(has.engine, has.device_thread)
-        self._pass_loop = PassLoop(planner, self._device, self._table, self._passes, blame, landing)
+        self._pass_loop = PassLoop(planner, self._device, self._table, self._passes, self._blame, landing)
         blocking = Consumer(has.blocking, Scripts(has.blocking), has.backbone.name, self._id, lease_ms=spec.lease_ms)
         self._budget_setting = BudgetSetting(self._budget, self._scheduler, self._table.room, has.engine)
         self._listener = Listener(blocking, self._intake, self._deployments, self._dispatcher)
@@ -207,6 +207,8 @@ class Life:
             async with asyncio.timeout(self._lasting.spec.drain_s):
                 intake.cancel()
                 await asyncio.wait({intake})
+                with suppress(BrokerUnavailable):
+                    await self._blame.pardon()
                 await self._claimer.recover()  # a claim may have been under way
                 given = await self._claimer.release(job.claimed for job in self._dispatcher.release_idle())
                 log.info("worker %s has given %d jobs back", self._id, given)

@@ -15,6 +15,9 @@ end
 redis.call('ZADD', leases, 'XX', 0, victim)  -- condemned: no beat revives it, no claim or mark of it counts
 
 local held = P .. 'held:' .. victim
+-- At once: should I not come to the end, another worker takes over what is left.
+if orderly then redis.call('HDEL', held, '#run', '#new', '#load') end
+
 -- True if a marked entry is still in the victim's hands.
 local function holds(line)
   local flow, id = string.match(line, '^(%S+) (%S+)$')
@@ -31,7 +34,7 @@ end
 -- Several calls may take over from one victim: what is to blame is decided once. An offer that nobody has accepted yet is; else the
 -- jobs are that it ran or prepared; what it loaded, and others have loaded before, only if there were none.
 local loaded = redis.call('HGET', held, '#load')
-if loaded and not orderly then
+if loaded then
   local offers = {}
   for vfm, version in string.gmatch(loaded, '(%S+) (%S+)') do
     if untried(vfm, version) then offers[#offers + 1] = vfm .. ' ' .. version end
@@ -43,7 +46,7 @@ if loaded and not orderly then
 end
 
 local suspect = {}
-for _, field in ipairs(orderly and {} or {'#run', '#new'}) do
+for _, field in ipairs({'#run', '#new'}) do
   for line in string.gmatch(redis.call('HGET', held, field) or '', '[^\n]+') do suspect[line] = true end
 end
 
@@ -85,7 +88,7 @@ for _, flow in ipairs(redis.call('HKEYS', held)) do
   end
 end
 -- At the end, so that each is counted once.
-for vfm, version in string.gmatch(not orderly and redis.call('HGET', held, '#load') or '', '(%S+) (%S+)') do
+for vfm, version in string.gmatch(redis.call('HGET', held, '#load') or '', '(%S+) (%S+)') do
   count_death(vfm, version, now)
 end
 redis.call('DEL', held)
