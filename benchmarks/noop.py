@@ -73,6 +73,10 @@ class NoopEngine:
         """Prepare jobs, whatever they ask; see `Engine.prepare`."""
         return [NoopJob(digest) for digest, _ in batch]
 
+    def quick(self, digest: str, request: Request) -> bool:
+        """Tell that nothing takes any time; see `Engine.quick`."""
+        return True
+
     def drop(self, prepared: Prepared) -> None:
         """Keep nothing of a job; see `Engine.drop`."""
 

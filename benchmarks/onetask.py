@@ -94,6 +94,10 @@ class Copies:
                 prepared[i] = job
         return prepared
 
+    def quick(self, digest: str, request: Request) -> bool:
+        """Ask the engine of its task; see `Engine.quick`."""
+        return self._of[digest].quick(digest, request)
+
     def drop(self, prepared: Prepared) -> None:
         """Drop a job; see `Engine.drop`."""
         self._of[prepared.digest].drop(prepared)

@@ -1,6 +1,6 @@
 """The protocol of an engine, whatever the backbone: load versions, prepare jobs, run passes.
 
-Several threads may call one engine at the same time: fetchers (`fit`), a loader (`load`, `unload`), the intake (`prepare`) and
+Several threads may call one engine at the same time: fetchers (`fit`), a loader (`load`, `unload`), the intake's (`prepare`) and
 the device thread (`step`). A version is keyed by the digest of its artifact, never by its name: all that one engine loads is for
 the same weights.
 """
@@ -187,11 +187,15 @@ class Engine(Protocol):
         is gone, at once if there is none."""
 
     def prepare(self, batch: Sequence[tuple[str, Request]]) -> list[Prepared | FmplexError]:
-        """Validate and tokenise, all at once. Aligned with `batch`; never raises for what a caller sent.
+        """Validate and tokenise, all at once. Aligned with `batch`; never raises for what a caller sent. Any thread.
 
         Errors: `InvalidInput` (`field` is a path: `input.text_pair`, `params.top_k`), `TextTooLong`, `VfmClosed` (the
         version is not resident here).
         """
+
+    def quick(self, digest: str, request: Request) -> bool:
+        """Tell whether it takes but a moment to prepare a request: its texts are short, and nothing that others wrote has to be
+        compiled or rendered for it. Takes no time itself; what is no valid request is quick."""
 
     def drop(self, prepared: Prepared) -> None:
         """Forget what the job holds between passes. It is in no pass that is planned or runs; should it run again, it asks for

@@ -21,7 +21,7 @@ HERE_TTL_MS = 60_000
 _NAMES = 1000  # a command
 _BEAT_S = 0.6  # even with the shortest lease a beat has so long: the machine may be busy
 _POISONED = encode_reply(
-    Reply(error=Poisoned("the worker died every time it ran this job; it was put aside as a dead letter"))
+    Reply(error=Poisoned("the worker died every time it had this job in hand; it was put aside as a dead letter"))
 )
 
 
@@ -78,6 +78,8 @@ class Consumer:
         # Time enough is left in the lease for another one, over another connection.
         self._beat_s = min(ANSWER_S, max(lease_ms / 3000, _BEAT_S))
         self._epoch = 1
+        self._claims = 0  # sent
+        self._answered = 0  # number of the last claim whose jobs are here
         self._seen = {self.keys.wake: "0-0", self.keys.control: "0-0"}
 
     async def _call(self, name: str, args: Sequence[Arg], within_s: float | None = None) -> Any:
@@ -117,7 +119,7 @@ class Consumer:
         return ReapResult(state.decode(), who.decode(), int(given), int(dead), bool(more))
 
     async def leave(self) -> None:
-        """End this incarnation in order: give back what is still held, then the lease."""
+        """End this incarnation in order: give back what is still held, as if it had never been here, then the lease."""
         while (await self.reap(0, max_attempts=1_000_000, victim=self.worker)).more:
             pass
 
@@ -132,6 +134,7 @@ class Consumer:
         steal_ms: int = 0,
         strangers: bool = True,
         avoid: Collection[Flow] = (),
+        preparing: Iterable[Claimed] = (),
     ) -> Claim:
         """Take up to `room[class]` jobs a class. After any failure of this call: `recover`.
 
@@ -142,13 +145,18 @@ class Consumer:
         vFMs that are resident on another live worker and not here (see `announce_resident`) are left to it until their oldest
         job has waited `steal_ms`; without `strangers`, only those that are resident here are looked at. Of the flows in `avoid`
         nothing is taken, nor of what was given back of them; nothing wakes the worker when they may be taken again.
+
+        What is taken is marked as being prepared, but redelivered jobs are not; `preparing`: of earlier claims, still.
         """
+        self._claims += 1
+        number = self._claims
         args: list[Arg] = [self.worker, str(self._epoch), per_flow, CLAIM_FLOWS, steal_ms, int(strangers), order]
-        args += [len(avoid), *(f"{flow.cls}:{flow.vfm}" for flow in avoid)]
+        args += [number, _lines(preparing), len(avoid), *(f"{flow.cls}:{flow.vfm}" for flow in avoid)]
         for cls, n in room.items():
             args += [cls, min(n, CLAIM_ROOM)]
         claim = read_claim(await self._call("claim", args), order)
         await fetch_payloads(self._redis, self.keys, claim.jobs)
+        self._answered = number
         return claim
 
     async def announce_resident(self, added: Sequence[str], removed: Sequence[str]) -> None:
@@ -163,10 +171,23 @@ class Consumer:
             pipe.pexpire(key, HERE_TTL_MS)
             await pipe.execute()
 
-    async def mark(self, jobs: Iterable[Claimed]) -> bool:
-        """Record which jobs are about to run. False: the lease is gone, nothing may run."""
-        lines = "\n".join(f"{job.address} {job.entry}" for job in jobs)
-        return bool(await self._call("mark", [self.worker, lines]))
+    async def mark(self, jobs: Iterable[Claimed], *, preparing: bool = False) -> bool:
+        """Record which jobs are about to run, or to be prepared without having been marked by their claim; `preparing`: whether
+        what the last claims brought is being prepared still, and stays marked. False: the lease is gone, nothing may run."""
+        through = 0 if preparing else self._answered
+        return bool(await self._call("mark", [self.worker, _lines(jobs), str(through)]))
+
+    async def loading(
+        self, vfm: str, version: str, does: Literal["begin", "insist", "end"], others: Iterable[tuple[str, str]] = ()
+    ) -> tuple[int, bool]:
+        """Record that a version is about to be loaded, or no longer; `others` (vFM, version) are being loaded meanwhile.
+
+        Return how many workers have lately died while they loaded it, and whether to wait instead: another worker tries an offer
+        that nobody has accepted yet, and only who insists does so beside it.
+        """
+        lines = "\n".join(f"{name} {loading}" for name, loading in others)
+        deaths, wait = await self._call("loading", [self.worker, lines, vfm, version, does])
+        return int(deaths), bool(wait)
 
     async def settle(self, done: Sequence[tuple[Claimed, bytes]]) -> list[bool]:
         """End jobs with their encoded replies, and charge their flows what they have `spent` and their vFMs' rates the `tokens`.
@@ -228,3 +249,7 @@ class Consumer:
             cancelled += [fields[b"cancel"].decode() for _, fields in entries if b"cancel" in fields]
             changed += [(int(f[b"changed"]), f[b"vfm"].decode()) for _, f in entries if b"changed" in f]
         return Signals(woken, cancelled, changed)
+
+
+def _lines(jobs: Iterable[Claimed]) -> str:
+    return "\n".join(f"{job.address} {job.entry}" for job in jobs)

@@ -9,9 +9,13 @@
 | … `:hosted` | field of it | `fingerprint|description` of what the live workers host |
 | … `<vfm>:bytes`, `:bytes`, `:max_bytes` | fields of it | bytes of the jobs of a vFM, of all, and how many these may be |
 | … `<vfm>:part:<id>` | field of it, while it is needed | how many jobs need a part |
+| … `<vfm>:deaths` | field of it | `version|count|ms of the last`: workers that died while they loaded it |
 | `wake` | capped stream | rung when a flow becomes ready or something is given back |
 | `leases` | zset | worker -> expiry (server ms); 0 = condemned |
-| `held:<worker>` | hash | flows this worker has touched; `#` = its epoch; `#run` = entries of the passes now running |
+| `held:<worker>` | hash | flows this worker has touched; `#` = its epoch; and what it may die of, in the fields `#…`: |
+| … `#run` | field of it | entries of the passes now running, and those that are prepared by themselves |
+| … `#new` | field of it | entries that claim number `#claim` brought, and that are prepared together |
+| … `#load` | field of it | versions that are being loaded |
 | `control` | capped stream | messages to workers: cancellations, changed vFMs |
 | `idem:<key>`, `res:<job>`, `blob:<job>`, `rate:<vfm>` | string + TTL | idempotency, result, large payload, token bucket |
 | `part:<vfm>:<id>` | string + TTL | what several jobs of a vFM have in common: a schema, a prompt |

@@ -213,3 +213,50 @@ def test_pair_has_token_types(bert: PackedEngine, digests: dict[str, str]) -> No
     flipped = prepare(bert, digests["features"], {"input_ids": job.texts[0].ids.tolist()})
     with_types, without = (torch.from_numpy(r["features"].numpy().copy()) for r in tiny.step(bert, [job, flipped]))
     assert tiny.relative(with_types, without) > 1e-2
+
+
+LONG = "the cat " * 100_000
+
+
+@pytest.mark.parametrize(
+    ("kind", "value"),
+    [
+        ("embedding", LONG),
+        ("embedding", {"text": "a dog", "text_pair": LONG}),
+        ("similarity", {"text": LONG, "text_pair": "a dog"}),
+        ("tagging", LONG),
+    ],
+)
+def test_a_text_far_too_long_is_refused_by_its_beginning(
+    bert: PackedEngine, digests: dict[str, str], kind: str, value: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[int] = []
+    encode = bert._backbone.tokenizer.encode
+
+    def looked_at(texts: Any, offsets: bool = False) -> Any:
+        read.extend(len("".join(text)) for text in texts)
+        return encode(texts, offsets)
+
+    monkeypatch.setattr(bert._backbone.tokenizer, "encode", looked_at)
+    error = prepare(bert, digests[kind], value)
+    assert type(error) is TextTooLong
+    assert "has at least" in error.message
+    assert max(read) < 40_000
+
+
+def test_a_text_far_too_long_is_cut_as_one_that_is_a_little_too_long(
+    bert: PackedEngine, digests: dict[str, str]
+) -> None:
+    for kind in ("embedding", "tagging"):
+        some, all_of_it = (
+            prepare(bert, digests[kind], "the cat " * n, {"truncate": True}).texts[0] for n in (2 * MOST, 100_000)
+        )
+        assert list(some.ids) == list(all_of_it.ids)
+        assert len(some.ids) == MOST
+
+
+def test_what_is_long_is_not_quick(bert: PackedEngine, digests: dict[str, str]) -> None:
+    for value, quick in (("the cat", True), (LONG, False), (PAIR, True), ({"text": "a", "text_pair": LONG}, False)):
+        assert bert.quick(digests["embedding"], Request(value, {})) is quick
+    embeds = Request({"inputs_embeds": tiny.embeds(9, tiny.HIDDEN)}, {})
+    assert bert.quick(digests["embedding"], embeds)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import resource
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -248,13 +249,13 @@ def test_names_and_data_are_no_divisors() -> None:
 def test_a_schema_is_tried_once(engine: PackedEngine, digest: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for _ in range(2):
         tiny_lm.prepare(engine, digest, "a", schema=PERSON)
-        monkeypatch.setattr(tiny_lm.generation(engine)._preparer._sandbox, "_ask", None)
+        monkeypatch.setattr(Sandbox, "_ask", None)
 
 
 def test_another_process_takes_the_place_of_one_that_died(engine: PackedEngine, digest: str) -> None:
     for n in (3, 7):
         tiny_lm.prepare(engine, digest, "a", schema={"type": "integer", "multipleOf": n})
-        child = tiny_lm.generation(engine)._preparer._sandbox._child
+        child = tiny_lm.generation(engine)._preparer._sandbox._idle[-1]._child
         assert child is not None
         child._process.kill()
         child._process.wait()
@@ -427,3 +428,69 @@ def test_what_a_broken_pass_computed_is_nobodys_prefix(
 def test_the_seed_of_a_request_travels_with_it(engine: PackedEngine, digest: str) -> None:
     job = engine.prepare([(digest, Request("x", {"seed": 2**60}))])[0]
     assert job.sequence.sampler.seed == 2**60  # type: ignore[union-attr]
+
+
+CHAT = {"messages": [{"role": "user", "content": "x"}]}
+
+
+@pytest.mark.parametrize(
+    ("own_template", "value", "params", "quick"),
+    [
+        (False, "the cat", {}, True),
+        (False, CHAT, {}, True),
+        (True, "the cat", {}, True),
+        (True, CHAT, {}, False),
+        (False, "the cat", {"schema": PERSON}, False),
+        (False, "the cat " * 10_000, {}, False),
+        (False, {"text": "the cat " * 10_000}, {}, False),
+        (False, {"input_ids": [5] * 50_000}, {}, False),
+        (False, {"messages": [{"role": "user", "content": "x" * 30} for _ in range(1000)]}, {}, False),
+        (False, 5, {}, True),
+        (False, {"messages": [None, 5]}, {}, True),
+    ],
+)
+def test_what_others_wrote_and_what_is_long_is_not_quick(
+    engine: PackedEngine, own_template: bool, value: Any, params: dict[str, Any], quick: bool
+) -> None:
+    version = tiny_lm.load(engine, **({"chat_template": "{{ messages[0].content }}"} if own_template else {}))
+    assert engine.quick(version, Request(value, params)) is quick
+    assert engine.quick("gone", Request(value, params))
+
+
+def test_a_prompt_far_too_long_is_refused_by_its_beginning(
+    engine: PackedEngine, digest: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = []
+    ids = engine._backbone.tokenizer.ids
+    monkeypatch.setattr(
+        engine._backbone.tokenizer, "ids", lambda text, special: read.append(len(text)) or ids(text, special)
+    )
+    for value in ("the cat " * 100_000, {"messages": [{"role": "user", "content": "the cat " * 100_000}]}):
+        with pytest.raises(TextTooLong, match="the prompt has at least"):
+            tiny_lm.prepare(engine, digest, value)
+    assert max(read) < 40_000, "characters that were looked at"
+
+
+def test_schemas_of_others_go_on_while_one_is_tried(
+    engine: PackedEngine, digest: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A schema that is known, or another one that is not, does not wait for it."""
+    tiny_lm.prepare(engine, digest, "a", schema=PERSON)
+    at_it, gate = threading.Event(), threading.Event()
+    try_schema = Sandbox.try_schema
+
+    def slow(self: Sandbox, schema: str) -> None:
+        if "slow" in schema:
+            at_it.set()
+            gate.wait(60)
+        try_schema(self, schema)
+
+    monkeypatch.setattr(Sandbox, "try_schema", slow)
+    thread = threading.Thread(target=tiny_lm.prepare, args=(engine, digest, "a"), kwargs={"schema": {"const": "slow"}})
+    thread.start()
+    at_it.wait(60)
+    tiny_lm.prepare(engine, digest, "a", schema=PERSON)
+    tiny_lm.prepare(engine, digest, "a", schema={"const": "new"})
+    assert not gate.is_set()
+    gate.set()
+    thread.join()

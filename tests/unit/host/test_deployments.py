@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import pytest
@@ -13,6 +13,7 @@ from fmplex_broker.specs.deployments import DeployedVfm
 from fmplex_broker.specs.versions import version_of
 from fmplex_worker.host import deployments as library_module
 from fmplex_worker.host.deployments import DeploymentFollower
+from fmplex_worker.host.version_loads import VersionLoads
 from tests.support.hosting import HOSTED, OTHER
 from tests.support.waiting import until_soon
 from tests.unit.residency.fakes import residents
@@ -65,11 +66,25 @@ class FakeScheduler:
         self.weights.pop(vfm, None)
 
 
+class FakeConsumer:
+    """Keeps what it is told of loads; `deaths` says how many workers have died of a version, `busy` which others are trying."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[str, str, list[tuple[str, str]]]] = []
+        self.deaths: dict[str, int] = {}
+        self.busy: set[str] = set()
+
+    async def loading(self, vfm: str, version: str, does: str, others: Iterable[tuple[str, str]]) -> tuple[int, bool]:
+        self.told.append((does, version, list(others)))
+        return self.deaths.get(version, 0), version in self.busy and does == "begin"
+
+
 class Fixture:
     def __init__(self) -> None:
-        self.registry, self.scheduler = FakeRegistry(), FakeScheduler()
+        self.registry, self.scheduler, self.consumer = FakeRegistry(), FakeScheduler(), FakeConsumer()
         self.residents, self.engine, self.fetcher = residents(8)
-        self.library = DeploymentFollower(self.registry, "b", self.scheduler, self.residents, HOSTED.digest)  # type: ignore[arg-type]
+        self.loads = VersionLoads(self.consumer, self.residents, 3, 60.0)  # type: ignore[arg-type]
+        self.library = DeploymentFollower(self.registry, "b", self.scheduler, self.loads, HOSTED.digest)  # type: ignore[arg-type]
 
     def offer(self, vfm: str, version: str, serving: str = "") -> None:
         self.registry.record[vfm] = DeployedVfm(serving, 1.0, version)
@@ -254,3 +269,92 @@ async def test_a_vote_that_is_lost_is_repeated_and_leaves_no_pin(f: Fixture, mon
     assert f.registry.votes == [("a", "v1", None)]
     assert f.engine.loads == {"v1": 1}
     assert not f.residents._lru.pinned("v1")
+
+
+async def test_an_offer_that_workers_died_of_is_refused_by_name_and_not_tried_again(f: Fixture) -> None:
+    f.consumer.deaths["v1"] = 3
+    f.registry.state = "rejected"
+    await f.caught_up(1)
+    f.offer("a", "v1")
+    f.library.note([(2, "a")])
+    await f.look()
+    ((_, version, refusal),) = f.registry.votes
+    assert version == "v1"
+    assert isinstance(refusal, PackageRejected)
+    assert all(part in refusal.message for part in ("3 workers have died", "v1", "'a'"))
+    assert f.fetcher.asked == {}, "nobody has touched it"
+    assert f.consumer.told[-1] == ("end", "v1", []), "nothing is being loaded any more"
+
+
+@pytest.mark.parametrize("deaths", [0, 1, 2])
+async def test_while_it_is_being_loaded_the_broker_knows_whom_to_blame(f: Fixture, deaths: int) -> None:
+    f.consumer.deaths["v1"] = deaths
+    await f.caught_up(1)
+    f.fetcher.gate.clear()
+    f.offer("a", "v1")
+    f.library.note([(2, "a")])
+    looking = asyncio.create_task(f.look())
+    await until_soon(lambda: f.fetcher.asked["v1"])
+    assert f.consumer.told == [("begin", "v1", [])]
+    f.fetcher.gate.set()
+    await looking
+    assert f.registry.votes == [("a", "v1", None)]
+    assert f.consumer.told == [("begin", "v1", []), ("end", "v1", [])]
+
+
+async def test_what_was_loaded_once_in_this_life_is_not_told_of_again(f: Fixture) -> None:
+    for _ in range(2):
+        await f.loads.load("a", "v1")
+        f.residents.unpin("v1")
+        f.residents.forget("a")
+    assert f.engine.loads == {"v1": 2}
+    assert f.consumer.told == [("begin", "v1", []), ("end", "v1", [])]
+
+
+async def test_two_that_wait_for_a_version_are_told_of_until_both_have_it(f: Fixture) -> None:
+    f.fetcher.gate.clear()
+    both = [asyncio.create_task(f.loads.load("a", "v1")) for _ in range(2)]
+    await until_soon(lambda: len(f.consumer.told) == 2)
+    other = asyncio.create_task(f.loads.load("b", "v2"))
+    await until_soon(lambda: len(f.consumer.told) == 3)
+    f.fetcher.gate.set()
+    await asyncio.gather(*both, other)
+    assert f.consumer.told[:3] == [("begin", "v1", []), ("begin", "v1", []), ("begin", "v2", [("a", "v1")])]
+    assert sorted(version for does, version, _ in f.consumer.told if does == "end") == ["v1", "v2"]
+
+
+async def test_an_offer_that_another_worker_tries_is_tried_when_that_is_through(f: Fixture) -> None:
+    f.consumer.busy.add("v1")
+    await f.caught_up(1)
+    f.offer("a", "v1")
+    f.library.note([(2, "a")])
+    looking = asyncio.create_task(f.look())
+    await until_soon(lambda: len(f.consumer.told) > 2)
+    assert f.fetcher.asked == {}
+    f.consumer.busy.clear()
+    await looking
+    assert f.registry.votes == [("a", "v1", None)]
+    assert f.loads._now == {}
+
+
+async def test_a_worker_that_takes_longer_than_a_lease_is_not_waited_for(f: Fixture) -> None:
+    f.consumer.busy.add("v1")
+    f.loads._lease_s = 0.1
+    await asyncio.wait_for(f.loads.load("a", "v1"), 5)
+    assert [does for does, _, _ in f.consumer.told][-2:] == ["insist", "end"]
+
+
+async def test_a_refused_version_is_told_of_no_longer(f: Fixture) -> None:
+    f.fetcher.failing["v1"] = PackageRejected("torn")
+    with pytest.raises(PackageRejected, match="torn"):
+        await f.loads.load("a", "v1")
+    assert f.consumer.told[-1] == ("end", "v1", [])
+
+
+async def test_a_broker_that_is_away_holds_up_no_load(f: Fixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def away(*args: Any) -> int:
+        raise BrokerUnavailable("away")
+
+    monkeypatch.setattr(f.consumer, "loading", away)
+    await f.loads.load("a", "v1")
+    assert list(f.engine.loaded) == ["v1"]

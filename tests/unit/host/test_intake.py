@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 from fmplex_broker.errors import Cancelled, FmplexError, PackageRejected, StaleVersion
@@ -11,6 +11,7 @@ from fmplex_broker.specs.versions import version_of
 from fmplex_broker.streams.claims import Claim, Claimed, Order, Terms
 from fmplex_broker.wire.messages import INTERACTIVE, Flow, Request, encode_request
 from fmplex_worker.host.active_job import ActiveJob
+from fmplex_worker.host.blame import Blame
 from fmplex_worker.host.claim_pacing import ClaimPacer
 from fmplex_worker.host.claim_room import ClaimRoom
 from fmplex_worker.host.claiming import Claimer
@@ -20,6 +21,7 @@ from fmplex_worker.host.job_state import JobState
 from fmplex_worker.host.jobs import JobTable
 from fmplex_worker.host.passes import PassProgress
 from fmplex_worker.host.preparation import Preparation
+from fmplex_worker.host.version_loads import VersionLoads
 from fmplex_worker.scheduling import CostModel, KvAdmission, PassBudget
 from tests.support.hosting import HOSTED, OTHER, on_hosted
 from tests.support.waiting import until_soon
@@ -61,20 +63,41 @@ class FakeOutbox:
 
 
 class FakeConsumer:
-    """Gives what the test puts into `batches`, and keeps how it was asked."""
+    """Gives what the test puts into `batches`, and keeps how it was asked. `marks`: what it was told of besides claims."""
+
+    worker = "w"
 
     def __init__(self) -> None:
+        self.marks: list[list[str]] = []
+        self.loads: list[tuple[str, str]] = []
+        self.avoided: list[set[Flow]] = []
         self.batches: list[list[Claimed]] = []
         self.strangers: list[bool] = []
         self.orders: set[Order] = set()
 
     async def claim(
-        self, room: dict[str, int], *, order: Order, steal_ms: int, strangers: bool, avoid: Collection[str]
+        self,
+        room: dict[str, int],
+        *,
+        order: Order,
+        steal_ms: int,
+        strangers: bool,
+        avoid: Collection[Flow],
+        preparing: Iterable[Claimed],
     ) -> Claim:
+        self.avoided.append(set(avoid))
         self.strangers.append(strangers)
         self.orders.add(order)
         jobs = self.batches.pop(0) if self.batches else []
         return Claim("ok", jobs, False, {}, {j.flow.vfm: Terms(2.0, 0) for j in jobs}, 0)
+
+    async def mark(self, jobs: Iterable[Claimed], *, preparing: bool) -> bool:
+        self.marks.append([job.job for job in jobs])
+        return True
+
+    async def loading(self, vfm: str, version: str, does: str, others: Iterable[tuple[str, str]]) -> tuple[int, bool]:
+        self.loads.append((vfm, version))
+        return 0, False
 
 
 class Bench:
@@ -90,6 +113,7 @@ class Bench:
             return [Encode(10, digest) for digest, _ in batch]
 
         engine.prepare = prepare  # type: ignore[attr-defined]
+        engine.quick = lambda digest, request: True  # type: ignore[attr-defined]
         self.dispatcher = Dispatcher(
             engine,
             self.scheduler,
@@ -98,10 +122,12 @@ class Bench:
             self.outbox,  # type: ignore[arg-type]
         )
         budget = PassBudget(CostModel(1000), 1000)
-        claimer = Claimer(self.consumer, self.table, self.scheduler, budget, 50, "arrival")  # type: ignore[arg-type]
-        preparation = Preparation(engine, self.dispatcher, Clock(), Inline())  # type: ignore[arg-type]
+        blame = Blame(self.consumer)  # type: ignore[arg-type]
+        claimer = Claimer(self.consumer, self.table, self.scheduler, budget, 50, "arrival", blame)  # type: ignore[arg-type]
+        preparation = Preparation(engine, self.dispatcher, Clock(), Inline(), blame, asyncio.TaskGroup())  # type: ignore[arg-type]
+        loads = VersionLoads(self.consumer, self.residents, 3, 1.0)  # type: ignore[arg-type]
         pacer = ClaimPacer(self.table, passes)
-        self.intake = Intake(claimer, pacer, self.table, self.residents, self.dispatcher, preparation, HOSTED.digest)
+        self.intake = Intake(claimer, pacer, self.table, loads, self.dispatcher, preparation, HOSTED.digest)
 
     @property
     def waiting(self) -> int:
@@ -138,6 +164,8 @@ async def test_order_is_kept_by_jobs_that_come_while_their_version_loads() -> No
     await until_soon(lambda: len(b.scheduler.entered) == 60)
     assert b.scheduler.entered == list(range(60))
     assert (b.waiting, b.fetcher.asked, b.consumer.orders) == (0, {"v1": 1}, {"arrival"})
+    assert b.consumer.loads == [("a", "v1")] * 2, "whom to blame as it begins and ends"
+    assert {n for marked in b.consumer.marks for n in marked} >= {f"{n}" for n in range(50)}, "no claim marks them now"
     for job in list(b.table):
         b.dispatcher.answer(job, "done")
     assert not b.residents._lru.pinned("v1")

@@ -116,9 +116,18 @@ class JobMachine(RuleBasedStateMachine):
         if job := self.pick(data, JobState.AWAITING_VERSION):
             self.dispatcher.answer(job, PackageRejected("torn"))
 
+    @rule(data=st.data())
+    def set_aside(self, data: st.DataObject) -> None:
+        """It is to be prepared by itself, perhaps as it may have killed a worker."""
+        job = self.pick(data, JobState.PREPARING)
+        if job and self.dispatcher.quarantine.admit(job, lambda _: None):
+            self.dispatcher.set_aside(job)
+        elif job:
+            self.dispatcher.quarantine.leave(job)
+
     @rule(data=st.data(), valid=st.sampled_from([True, True, True, False]))
     def prepared_(self, data: st.DataObject, valid: bool) -> None:
-        if job := self.pick(data, JobState.PREPARING):
+        if job := self.pick(data, JobState.PREPARING, JobState.AWAITING_PREPARATION):
             if valid:
                 self.dispatcher.enter(job, self.prepared[job.claimed.job])
             else:

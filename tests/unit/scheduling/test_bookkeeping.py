@@ -101,6 +101,14 @@ class Books(RuleBasedStateMachine):
             self.scheduler.charge(plan, seconds)
             self.measured += seconds
 
+    @rule(flow=flows, seconds=st.floats(0, 5))
+    def owe(self, flow: Flow, seconds: float) -> None:
+        """Its jobs took time beside the passes."""
+        before = self.deficit(flow)
+        self.scheduler.owe(flow, seconds)
+        self.measured += seconds
+        assert self.deficit(flow) <= max(before - seconds, min(before, 0.0)) + 1e-9
+
     @rule(flow=flows, more=st.booleans())
     def expect(self, flow: Flow, more: bool) -> None:
         self.scheduler.expect(flow, more)

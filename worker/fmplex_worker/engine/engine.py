@@ -98,6 +98,11 @@ class PackedEngine:
             made.update(zip(share, self._workloads[kind].prepare([*share.values()]), strict=True))
         return [made[i] for i in range(len(batch))]
 
+    def quick(self, digest: str, request: Request) -> bool:
+        """Tell whether it takes but a moment to prepare a request; see `Engine.quick`."""
+        version = self._versions.get(digest)
+        return version is None or self._workload_of(version).quick(version, request)
+
     def drop(self, prepared: Prepared) -> None:
         """Forget what the job holds between passes; see `Engine.drop`."""
         self._workloads[prepared.kind].drop(prepared)

@@ -13,6 +13,7 @@ from fmplex_broker.errors import FmplexError, JobFailed
 log = logging.getLogger(__name__)
 
 
+_MOST_SAID = 500  # characters of an error
 _REGROWTH = 32  # after running out of memory, a pass may grow again by this fraction of the budget per pass
 
 
@@ -63,8 +64,10 @@ def run_isolated(
     """
     try:
         return run(jobs)
-    except Exception as e:
-        out_of_memory, why = _is_oom(e), f"{type(e).__name__}: {e}"
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as e:  # the panic of a library in Rust is no Exception
+        out_of_memory, why = _is_oom(e), f"{type(e).__name__}: {e}"[:_MOST_SAID]
         if not out_of_memory and "CUDA error" in str(e):
             raise
         log.warning("a pass of %d jobs failed: %s", len(jobs), why, exc_info=not out_of_memory)
@@ -89,7 +92,7 @@ def run_isolated(
     return results
 
 
-def _is_oom(error: Exception) -> bool:
+def _is_oom(error: BaseException) -> bool:
     """Tell whether it is CUDA's own type, or on a CPU the RuntimeError of torch's DefaultCPUAllocator."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True

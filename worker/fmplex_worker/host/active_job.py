@@ -76,7 +76,7 @@ class ActiveJob:
 
     @property
     def redelivered(self) -> bool:
-        """Whether a worker has died while it ran."""
+        """Whether a worker has died with it in hand, as it ran or was being prepared."""
         return self.claimed.attempts > 1
 
     @property

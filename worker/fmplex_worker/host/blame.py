@@ -1,4 +1,4 @@
-"""Telling the broker which jobs run now: if this worker dies, they are the ones that may have killed it."""
+"""Telling the broker which jobs run now or are being prepared: if this worker dies, they are the ones that may have killed it."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ import logging
 from collections.abc import Iterable
 
 from fmplex_broker.errors import BrokerUnavailable
+from fmplex_broker.streams.claims import Claimed
 from fmplex_broker.streams.consumer import Consumer
 from fmplex_broker.streams.outages import Outage
+from fmplex_worker.host.active_job import ActiveJob
 from fmplex_worker.host.flight import Flight
 from fmplex_worker.host.lease import LeaseLost
 
@@ -17,25 +19,68 @@ _BACKOFF_S = 0.1
 
 
 class Blame:
-    """Keeps the broker's record of running jobs right, with as few calls as that takes."""
+    """Keeps the broker's record of suspect jobs right, with as few calls as that takes: a claim marks what it brings, so what is
+    prepared together as it comes needs no call of its own."""
 
     def __init__(self, consumer: Consumer) -> None:
         self._consumer = consumer
         self._outage = Outage(log, "marking what runs")
-        self._marked: set[str] = set()  # keys of the jobs that the broker has heard of
+        self._flights: list[Flight] = []
+        self._preparing: dict[str, Claimed] = {}  # that no claim has marked
+        self._claimed: dict[str, Claimed] = {}  # being prepared, and marked by their claims
+        self._marked: set[str] = set()  # keys of the jobs that the broker has heard of, but those
+        self._marking = asyncio.Lock()
+        self._pardoned = False
 
     async def mark(self, flights: Iterable[Flight]) -> None:
         """Wait until the broker knows whom to blame for a death during these passes, and nobody else. It is called only if that
         has changed: a text that grows it has heard of already. Raises `LeaseLost`."""
-        flights = list(flights)
-        blamed = {job.key: job.claimed for flight in flights for job in flight.blamed}
-        spared = {job.key for flight in flights for job in flight.jobs} - blamed.keys()
-        while not blamed.keys() <= self._marked or spared & self._marked:
-            try:
-                if not await self._consumer.mark(blamed.values()):
-                    raise LeaseLost(self._consumer.worker)
-                self._marked = set(blamed)
-                self._outage.over()
-            except BrokerUnavailable as e:
-                self._outage.say(e)
-                await asyncio.sleep(_BACKOFF_S)
+        self._flights = list(flights)
+        await self._mark()
+
+    def landed(self, flight: Flight) -> None:
+        """Note that a pass has ended: its jobs are not to blame for what comes now."""
+        self._flights = [other for other in self._flights if other is not flight]
+
+    async def prepare(self, jobs: Iterable[ActiveJob]) -> None:
+        """Wait until the broker knows that these jobs are being prepared. Raises `LeaseLost`."""
+        self._preparing.update((job.key, job.claimed) for job in jobs)
+        await self._mark()
+
+    def note_claimed(self, jobs: Iterable[ActiveJob]) -> None:
+        """Note that these jobs, which their claim has marked, are being prepared."""
+        self._claimed.update((job.key, job.claimed) for job in jobs)
+
+    def prepared(self, jobs: Iterable[ActiveJob]) -> None:
+        """Note that these jobs have been prepared."""
+        for job in jobs:
+            self._preparing.pop(job.key, None)
+            self._claimed.pop(job.key, None)
+
+    @property
+    def claimed(self) -> list[Claimed]:
+        """Jobs that their claims have marked and that are being prepared still: the next claim has to mark them again."""
+        return list(self._claimed.values())
+
+    async def pardon(self) -> None:
+        """Tell the broker to blame nobody from now on: the worker leaves, and if it is killed before it has left, that is because
+        it took long. Raises `BrokerUnavailable`."""
+        async with self._marking:
+            self._pardoned = True
+            await self._consumer.mark([], preparing=False)
+
+    async def _mark(self) -> None:
+        async with self._marking:  # else an older record might come after a newer one
+            while not self._pardoned:
+                blamed = self._preparing | {job.key: job.claimed for flight in self._flights for job in flight.blamed}
+                spared = {job.key for flight in self._flights for job in flight.jobs} - blamed.keys()
+                if blamed.keys() <= self._marked and not spared & self._marked:
+                    return
+                try:
+                    if not await self._consumer.mark(blamed.values(), preparing=bool(self._claimed)):
+                        raise LeaseLost(self._consumer.worker)
+                    self._marked = set(blamed)
+                    self._outage.over()
+                except BrokerUnavailable as e:
+                    self._outage.say(e)
+                    await asyncio.sleep(_BACKOFF_S)

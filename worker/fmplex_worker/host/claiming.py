@@ -13,6 +13,7 @@ from fmplex_broker.streams.claims import Claim, Claimed, Order
 from fmplex_broker.streams.consumer import Consumer
 from fmplex_broker.streams.outages import Outage
 from fmplex_broker.wire.messages import INTERACTIVE, Flow
+from fmplex_worker.host.blame import Blame
 from fmplex_worker.host.jobs import JobTable
 from fmplex_worker.host.lease import LeaseLost
 from fmplex_worker.scheduling import PassBudget, Scheduler
@@ -41,6 +42,7 @@ class Claimer:
         budget: PassBudget,
         steal_ms: int,
         order: Order,
+        blame: Blame,
     ) -> None:
         """`steal_ms`: a vFM that is resident on another worker is left to it until its oldest job has waited that long; `order`:
         of claims, `fair` or by `arrival`."""
@@ -50,6 +52,7 @@ class Claimer:
         self._budget = budget
         self._steal_ms = steal_ms
         self._order = order
+        self._blame = blame
         self._outage = Outage(log, "claiming")
 
     async def claim(self, wanted: Wanted) -> tuple[list[Claimed], float]:
@@ -64,6 +67,7 @@ class Claimer:
                 steal_ms=self._steal_ms,
                 strangers=wanted.strangers,
                 avoid=wanted.avoid,
+                preparing=self._blame.claimed,
             )
             # The lease may only have run out (a long pause): a beat revives it, unless somebody has taken over.
             if claim.state == "lost" and not (await self._consumer.beat()).alive:

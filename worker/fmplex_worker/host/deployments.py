@@ -10,7 +10,7 @@ from fmplex_broker.specs.versions import artifact_of, is_stale, stale_error
 from fmplex_broker.streams.outages import Outage
 from fmplex_broker.streams.registry import Registry
 from fmplex_broker.wire.messages import CLASSES, Flow
-from fmplex_worker.residency.residents import Residents
+from fmplex_worker.host.version_loads import VersionLoads
 from fmplex_worker.scheduling import Scheduler
 
 log = logging.getLogger(__name__)
@@ -25,14 +25,15 @@ class DeploymentFollower:
     """
 
     def __init__(
-        self, registry: Registry, backbone: str, scheduler: Scheduler, residents: Residents, hosted: str
+        self, registry: Registry, backbone: str, scheduler: Scheduler, loads: VersionLoads, hosted: str
     ) -> None:
         """`hosted`: the fingerprint of what this worker hosts."""
         self._registry = registry
         self._hosted = hosted
         self._backbone = backbone
         self._scheduler = scheduler
-        self._residents = residents
+        self._loads = loads
+        self._residents = loads.residents
         self._seen = -1  # changes up to this one are known
         self._promised = -1  # … and up to this one there have been
         self._heard: dict[str, None] = {}  # vFMs that have changed, oldest first
@@ -97,13 +98,14 @@ class DeploymentFollower:
                 await self._judge(name, now.offered, worker)
 
     async def _judge(self, vfm: str, version: str, worker: str) -> None:
-        """Load an offered version and vote; whatever goes wrong with it is the vFM's misfortune, not the worker's."""
+        """Load an offered version and vote; whatever goes wrong with it is the vFM's misfortune, not the worker's:
+        once workers have died of it, it is refused by name."""
         refusal: FmplexError | None = None
         artifact = artifact_of(version)
         try:
             if is_stale(version, self._hosted):
                 raise stale_error(vfm, version, self._hosted)
-            await self._residents.load(artifact, vfm)
+            await self._loads.load(vfm, version)
         except Unavailable as e:  # the store is away, which says nothing of the version: look again
             log.warning("vFM %s version %s cannot be judged yet: %s", vfm, version, e)
             asyncio.get_running_loop().call_later(_LOOK_AGAIN_S, self._note_gap)

@@ -32,7 +32,7 @@ class Dispatcher:
         self._outbox = outbox
         self._holders: dict[str, ActiveJob] = {}  # jobs that hold memory, or wait for it
         self._crowded: set[Flow] = set()  # as of the last decision
-        self._quarantine = Quarantine()
+        self.quarantine = Quarantine()
 
     @property
     def memory(self) -> Memory:
@@ -55,6 +55,18 @@ class Dispatcher:
     def prepare(self, job: ActiveJob) -> None:
         """Let a job, whose version is here, into preparation."""
         self._table.move(job, JobState.PREPARING)
+
+    def set_aside(self, job: ActiveJob) -> None:
+        """Let a job wait for a preparation of its own."""
+        self._table.move(job, JobState.AWAITING_PREPARATION)
+
+    def note_room(self) -> None:
+        """Note that more may be claimed of flows that were crowded."""
+        self._table.freed.set()
+
+    def owe(self, job: ActiveJob, seconds: float) -> None:
+        """Charge a job's flow for seconds that its preparation took."""
+        job.charged += self._scheduler.owe(job.flow, seconds)
 
     def enter(self, job: ActiveJob, prepared: Prepared) -> None:
         """Take a job in that has been prepared."""
@@ -125,6 +137,7 @@ class Dispatcher:
     def _request(self, job: ActiveJob) -> None:
         """Ask for the memory that a job needs for its next pass."""
         self._withdraw(job)  # pieces that a cached prefix made needless must not run meanwhile
+        self._pass_turn(job)  # others hold the memory, and may be waiting for their turn themselves
         self._table.move(job, JobState.AWAITING_MEMORY)
         self._holders[job.key] = job
         self._admission.request(job.key, job.flow, job.prepared.memory)
@@ -167,12 +180,11 @@ class Dispatcher:
         """Queue what a job asks of the passes to come. In its flow all jobs take turns: a token of a text, a piece of a prompt;
         what is left of a prompt comes when all have had theirs."""
         self._withdraw(job)
-        pieces = job.prepared.pieces()
-        if pieces and pieces[0].phase == "decode" and not self._quarantine.admit(job):
+        if not self.quarantine.admit(job, self._queue):
             self._table.move(job, JobState.QUARANTINED)
             return
         self._table.move(job, JobState.READY)
-        for at, piece in enumerate(pieces):
+        for at, piece in enumerate(job.prepared.pieces()):
             self._scheduler.add(_item(job, self._table.queue(job, piece), piece, follows=at > 0))
 
     def _withdraw(self, job: ActiveJob) -> None:
@@ -181,9 +193,7 @@ class Dispatcher:
 
     def _pass_turn(self, job: ActiveJob) -> None:
         """Let the next quarantined job go behind this one."""
-        following = self._quarantine.leave(job)
-        if following is not None:
-            self._queue(following)
+        self.quarantine.leave(job)
 
 
 def _item(job: ActiveJob, key: str, piece: Piece, *, follows: bool) -> Item:

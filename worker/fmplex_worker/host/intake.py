@@ -15,8 +15,8 @@ from fmplex_worker.host.dispatch import Dispatcher
 from fmplex_worker.host.job_state import JobState
 from fmplex_worker.host.jobs import JobTable
 from fmplex_worker.host.preparation import Preparation
+from fmplex_worker.host.version_loads import VersionLoads
 from fmplex_worker.host.version_waiting import VersionWaiting
-from fmplex_worker.residency.residents import Residents
 
 _MOST_WAITING = 128  # jobs that may wait for their versions before only resident vFMs are claimed from
 
@@ -29,7 +29,7 @@ class Intake:
         claimer: Claimer,
         pacer: ClaimPacer,
         table: JobTable,
-        residents: Residents,
+        loads: VersionLoads,
         dispatcher: Dispatcher,
         preparation: Preparation,
         hosted: str,
@@ -38,31 +38,34 @@ class Intake:
         self._claimer = claimer
         self._pacer = pacer
         self._table = table
-        self._residents = residents
+        self._residents = loads.residents
         self._dispatcher = dispatcher
+        self._preparation = preparation
         self._hosted = hosted
-        self._loads = asyncio.TaskGroup()
-        self._versions = VersionWaiting(residents, dispatcher, preparation, self._loads, self.ring)
+        self._versions = VersionWaiting(loads, dispatcher, preparation, preparation.tasks, self.ring)
         self._rung = False
 
     async def run(self) -> None:
         """Claim jobs and let them in, for ever. Raises `LeaseLost`."""
-        async with self._loads:
+        async with self._preparation.tasks:
             while True:
-                most = await self._pacer.claim_due()
-                wanted = self._wanted(most)
-                if not wanted.room:
-                    await self._pacer.room_freed()
-                    continue
-                self._rung = False  # before claiming: what rings from now on is not lost
-                self._pacer.note_claim()
-                claimed, wait_s = await self._claimer.claim(wanted)
-                if claimed:
-                    jobs = [self._table.add(job, time.monotonic()) for job in claimed]
-                    await self._versions.accept([job for job in jobs if not self._unwanted(job)])
-                    self._pacer.note_arrival(len(claimed))
-                elif wait_s:
-                    await self._idle(wanted, wait_s)
+                await self._claim()
+
+    async def _claim(self) -> None:
+        """Claim once, when it is time for it and there is room."""
+        most = await self._pacer.claim_due()
+        wanted = self._wanted(most)
+        if not wanted.room:
+            return await self._pacer.room_freed()
+        self._rung = False  # before claiming: what rings from now on is not lost
+        self._pacer.note_claim()
+        claimed, wait_s = await self._claimer.claim(wanted)
+        if claimed:
+            jobs = [self._table.add(job, time.monotonic()) for job in claimed]
+            await self._versions.accept([job for job in jobs if not self._unwanted(job)])
+            self._pacer.note_arrival(len(claimed))
+        elif wait_s:
+            await self._idle(wanted, wait_s)
 
     def ring(self) -> None:
         """Note that there may be work, or room for more."""
@@ -74,7 +77,9 @@ class Intake:
         then only resident vFMs are asked for. Flows whose jobs would only wait here, and keep others out, are avoided."""
         room = {cls: min(n, most) for cls, n in self._table.claimable(time.monotonic()).items()}
         strangers = self._table.count(JobState.AWAITING_VERSION) < _MOST_WAITING and not self._residents.crowded
-        return Wanted(room, strangers, self._dispatcher.crowded | self._table.room.overflowing)
+        return Wanted(
+            room, strangers, self._dispatcher.crowded | self._preparation.crowded | self._table.room.overflowing
+        )
 
     async def _idle(self, asked: Wanted, most_s: float) -> None:
         """Wait until there may be work, or there is room for a class, or for vFMs, that were not asked for: their backlog does

@@ -2,7 +2,8 @@
 
     CLAIMED ─→ AWAITING_VERSION ─→ PREPARING ─→ (AWAITING_INPUT) ─→ AWAITING_MEMORY ─→ READY ⇄ RUNNING ─→ ANSWERED
 
-A job whose version is resident skips AWAITING_VERSION; one that holds no memory between passes skips AWAITING_MEMORY. Every
+A job whose version is resident skips AWAITING_VERSION; one that holds no memory between passes skips AWAITING_MEMORY; one that
+may be slow to prepare, or may have killed a worker, goes on from PREPARING to AWAITING_PREPARATION, which is by itself. Every
 state can end in ANSWERED (a reply is on its way) but RUNNING only once its pass has ended; what has not begun can be RELEASED.
 """
 
@@ -17,12 +18,13 @@ class JobState(Enum):
 
     CLAIMED = auto()  # from the broker; nobody has looked at it yet
     AWAITING_VERSION = auto()  # its adapter and head are being loaded
-    PREPARING = auto()  # on its way through the intake thread: decoded, validated, tokenised
+    PREPARING = auto()  # on its way through an intake thread with what came with it: decoded, validated, tokenised
+    AWAITING_PREPARATION = auto()  # by itself: its turn has not come, or a thread is at it
     AWAITING_INPUT = auto()  # a part of its input is still being computed elsewhere (multimodal models)
     AWAITING_MEMORY = (
         auto()
     )  # for keys and values: before its first pass, when it outgrew them, or after it was evicted
-    QUARANTINED = auto()  # redelivered: another redelivered text shares passes now, its turn comes after that
+    QUARANTINED = auto()  # redelivered and prepared: another redelivered job has its turn now
     READY = auto()  # pieces of it wait in the scheduler
     RUNNING = auto()  # a piece of it is in a pass
     ANSWERED = auto()  # it has a reply that is not settled yet
@@ -37,18 +39,25 @@ ENDS = frozenset({JobState.ANSWERED, JobState.RELEASED})
 # The version is pinned on the device, so that it cannot be evicted under the job.
 PINNED = frozenset(
     {
-        JobState.PREPARING, JobState.AWAITING_INPUT, JobState.AWAITING_MEMORY, JobState.QUARANTINED, JobState.READY,
-        JobState.RUNNING,
+        JobState.PREPARING, JobState.AWAITING_PREPARATION, JobState.AWAITING_INPUT, JobState.AWAITING_MEMORY,
+        JobState.QUARANTINED, JobState.READY, JobState.RUNNING,
     }
 )  # fmt: skip
-# A job that has not begun takes claim room, so that no more is claimed than the next passes hold. What waits for its version or
-# for memory takes none: it must not keep out what could run.
+# A job that has not begun takes claim room, so that no more is claimed than the next passes hold. What waits for its version, for
+# a preparation of its own or for memory takes none: it must not keep out what could run.
 TAKES_ROOM = frozenset({JobState.CLAIMED, JobState.PREPARING, JobState.READY, JobState.RUNNING})
 
 _MAY_FOLLOW: dict[JobState, frozenset[JobState]] = {
     JobState.CLAIMED: frozenset({JobState.AWAITING_VERSION, JobState.PREPARING}) | ENDS,
     JobState.AWAITING_VERSION: frozenset({JobState.PREPARING}) | ENDS,
-    JobState.PREPARING: frozenset({JobState.AWAITING_INPUT, JobState.AWAITING_MEMORY, JobState.READY}) | ENDS,
+    JobState.PREPARING: frozenset(
+        {
+            JobState.AWAITING_PREPARATION, JobState.AWAITING_INPUT, JobState.AWAITING_MEMORY, JobState.QUARANTINED,
+            JobState.READY,
+        }
+    ) | ENDS,
+    JobState.AWAITING_PREPARATION: frozenset({JobState.AWAITING_INPUT, JobState.AWAITING_MEMORY, JobState.READY})
+    | ENDS,
     JobState.AWAITING_INPUT: frozenset({JobState.AWAITING_MEMORY, JobState.READY}) | ENDS,
     JobState.AWAITING_MEMORY: frozenset({JobState.QUARANTINED, JobState.READY}) | ENDS,
     JobState.QUARANTINED: frozenset({JobState.AWAITING_MEMORY, JobState.READY}) | ENDS,

@@ -46,6 +46,7 @@ from fmplex_worker.host.residency_hint import ResidencyHint
 from fmplex_worker.host.stats import Meter
 from fmplex_worker.host.streaming import ChunkSender
 from fmplex_worker.host.tracing import Recorder
+from fmplex_worker.host.version_loads import VersionLoads
 from fmplex_worker.protocol import Engine
 from fmplex_worker.residency.residents import Residents
 from fmplex_worker.scheduling import CostModel, KvAdmission, PassBudget, Scheduler
@@ -69,7 +70,7 @@ class Lasting:
     residents: Residents
     redis: Client
     blocking: Client
-    intake_thread: Executor
+    intake_threads: Executor
     device_thread: Executor
     stop: asyncio.Event = field(default_factory=asyncio.Event)
     ready: asyncio.Event = field(default_factory=asyncio.Event)
@@ -93,8 +94,9 @@ class Life:
         self._budget = PassBudget(lasting.cost, lasting.backbone.pass_units)
         self._recorder = Recorder(name, self._id, self._scheduler, self._clock)
         self._meter = Meter(self._id, lasting.engine, lasting.cost)
+        self._loads = VersionLoads(self._consumer, lasting.residents, spec.max_attempts, spec.lease_ms / 1000)
         self._deployments = DeploymentFollower(
-            self._registry, name, self._scheduler, lasting.residents, lasting.engine.info.fingerprint.digest
+            self._registry, name, self._scheduler, self._loads, lasting.engine.info.fingerprint.digest
         )
         lasting.residents.unpin_all()  # by jobs of an earlier life, which are not ours any more
         self._lay_out_jobs()
@@ -115,20 +117,22 @@ class Life:
         """Make the tasks that call on them."""
         has, spec = self._lasting, self._lasting.spec
         order: Order = "arrival" if spec.policy == "fifo" else "fair"
+        self._blame = Blame(self._consumer)
         self._claimer = Claimer(
-            self._consumer, self._table, self._scheduler, self._budget, spec.residency.steal_ms, order
+            self._consumer, self._table, self._scheduler, self._budget, spec.residency.steal_ms, order, self._blame
         )
-        preparation = Preparation(has.engine, self._dispatcher, self._clock, has.intake_thread)
+        tasks = asyncio.TaskGroup()
+        preparation = Preparation(has.engine, self._dispatcher, self._clock, has.intake_threads, self._blame, tasks)
         pacer = ClaimPacer(self._table, self._passes)
         hosted = has.engine.info.fingerprint.digest
-        self._intake = Intake(self._claimer, pacer, self._table, has.residents, self._dispatcher, preparation, hosted)
+        self._intake = Intake(self._claimer, pacer, self._table, self._loads, self._dispatcher, preparation, hosted)
         guard = DeadlineGuard(
             self._table, self._dispatcher, self._scheduler, has.engine, has.cost, self._passes, self._clock
         )
         planner = PassPlanner(self._scheduler, has.engine, has.cost, guard, self._clock, self._recorder)
         landing = Landing(self._table, self._dispatcher, self._outbox, has.cost, self._clock, self._meter)
         self._device = DeviceThread(has.engine, has.device_thread)
-        self._pass_loop = PassLoop(planner, self._device, self._table, self._passes, Blame(self._consumer), landing)
+        self._pass_loop = PassLoop(planner, self._device, self._table, self._passes, self._blame, landing)
         blocking = Consumer(has.blocking, Scripts(has.blocking), has.backbone.name, self._id, lease_ms=spec.lease_ms)
         self._budget_setting = BudgetSetting(self._budget, self._scheduler, self._table.room, has.engine)
         self._listener = Listener(blocking, self._intake, self._deployments, self._dispatcher)
@@ -205,6 +209,8 @@ class Life:
             async with asyncio.timeout(self._lasting.spec.drain_s):
                 intake.cancel()
                 await asyncio.wait({intake})
+                with suppress(BrokerUnavailable):
+                    await self._blame.pardon()
                 await self._claimer.recover()  # a claim may have been under way
                 given = await self._claimer.release(job.claimed for job in self._dispatcher.release_idle())
                 log.info("worker %s has given %d jobs back", self._id, given)

@@ -99,6 +99,7 @@ class PassLoop:
         # are taken over by workers whose device is not.
         outcome = await flight.outcome
         self._flights.popleft()
+        self._blame.landed(flight)
         self._passes.end(outcome.seconds, time.monotonic())
         if self._flights:
             self._begun()

@@ -20,6 +20,7 @@ from fmplex_broker.streams.connection import open_redis
 from fmplex_broker.streams.outages import Outage
 from fmplex_worker.host.lease import LeaseLost
 from fmplex_worker.host.life import Lasting, Life, MakeScheduler
+from fmplex_worker.host.preparation import THREADS
 from fmplex_worker.protocol import Engine
 from fmplex_worker.residency.fetching import Fetcher
 from fmplex_worker.residency.residents import Residents
@@ -46,7 +47,8 @@ class Worker:
         scheduler: MakeScheduler = make_scheduler,
     ) -> None:
         # One thread each, for as long as the process lives: a new life must not step while the old one's last pass runs.
-        threads = {name: ThreadPoolExecutor(1, thread_name_prefix=name) for name in ("intake", "device", "load")}
+        threads = {name: ThreadPoolExecutor(1, thread_name_prefix=name) for name in ("device", "load")}
+        threads["intake"] = ThreadPoolExecutor(THREADS, thread_name_prefix="intake")
         # What lies on this machine is read so fast that threads would only stand in each other's way.
         threads["fetch"] = ThreadPoolExecutor(1 if store.local else _FETCHES, thread_name_prefix="fetch")
         fetcher = Fetcher(store, spec.residency, engine.fit)
@@ -61,7 +63,7 @@ class Worker:
             residents=Residents(engine, fetcher, spec.residency.device_bytes, threads["fetch"], loading),
             redis=open_redis(url),
             blocking=open_redis(url),
-            intake_thread=threads["intake"],
+            intake_threads=threads["intake"],
             device_thread=threads["device"],
         )
 

@@ -12,7 +12,7 @@ from fmplex_worker.host.active_job import ActiveJob
 from fmplex_worker.host.dispatch import Dispatcher
 from fmplex_worker.host.job_state import JobState
 from fmplex_worker.host.preparation import Preparation
-from fmplex_worker.residency.residents import Residents
+from fmplex_worker.host.version_loads import VersionLoads
 
 log = logging.getLogger(__name__)
 
@@ -22,14 +22,15 @@ class VersionWaiting:
 
     def __init__(
         self,
-        residents: Residents,
+        loads: VersionLoads,
         dispatcher: Dispatcher,
         preparation: Preparation,
         tasks: asyncio.TaskGroup,
         on_room: Callable[[], None],
     ) -> None:
         """`tasks`: where versions are loaded, one task each; `on_room()` is called whenever fewer jobs wait."""
-        self._residents = residents
+        self._loads = loads
+        self._residents = loads.residents
         self._dispatcher = dispatcher
         self._preparation = preparation
         self._tasks = tasks
@@ -45,7 +46,7 @@ class VersionWaiting:
         for job in jobs:
             if job.state is JobState.CLAIMED:
                 self._await(job)
-        await self._preparation.admit(here)
+        await self._preparation.admit(here, marked=True)
 
     def _await(self, job: ActiveJob) -> None:
         self._dispatcher.await_version(job)
@@ -53,13 +54,13 @@ class VersionWaiting:
             self._waiting[job.digest].append(job)
         else:
             self._waiting[job.digest] = [job]
-            self._tasks.create_task(self._bring(job.digest, job.flow.vfm))
+            self._tasks.create_task(self._bring(job.digest, job.version, job.flow.vfm))
 
-    async def _bring(self, digest: str, vfm: str) -> None:
+    async def _bring(self, digest: str, version: str, vfm: str) -> None:
         """Load a version and let in the jobs that wait for it, those too that come meanwhile."""
         error: FmplexError | None = None
         try:
-            await self._residents.load(digest, vfm)
+            await self._loads.load(vfm, version)
         except FmplexError as e:
             log.error("vFM %s: %s", vfm, e)
             error = e
@@ -72,7 +73,7 @@ class VersionWaiting:
                     self._dispatcher.prepare(job)
                     job.load_ms = (time.monotonic() - job.since) * 1000
             if error is None:
-                await self._preparation.admit(waiting)
+                await self._preparation.admit(waiting, marked=False)
         del self._waiting[digest]
         if error is None:
             self._residents.unpin(digest)

@@ -120,7 +120,7 @@ class Residents:
             elif not task.cancelled() and task.exception() is None:
                 self.unpin(digest)  # it came just before the caller gave up
             raise
-        except Exception:
+        except BaseException:  # the panic of a library in Rust is no Exception
             raise self._failed[digest][0] from None  # as `_ended` has noted it
 
     # --- following the fleet ---

@@ -72,6 +72,9 @@ class Scheduler(Protocol):
     def charge(self, plan: Plan, seconds: float) -> list[float]:
         """Settle a pass that took so long, once, whatever became of its jobs. Returns what each item is charged, in seconds."""
 
+    def owe(self, flow: Flow, seconds: float) -> float:
+        """Charge a flow for seconds that it took beside the passes. Returns how many units of a full pass cost as much."""
+
     def set_weight(self, vfm: str, weight: float) -> None:
         """Set the weight of a vFM, in both classes, from now on. Raises `ValueError` unless it is positive."""
 

@@ -73,6 +73,11 @@ class Accounts:
             self.charged[item.flow.vfm] = self.charged.get(item.flow.vfm, 0.0) + charge
         return charges
 
+    def owe(self, vfm: str, seconds: float) -> float:
+        """Charge a vFM for seconds beside the passes; return the units of a full pass that cost as much."""
+        self.charged[vfm] = self.charged.get(vfm, 0.0) + seconds
+        return seconds / self.cost.price(1)
+
     def shares(self, deficits: Mapping[str, float]) -> dict[str, Share]:
         """Report on every vFM that is known here or has a deficit."""
         weights, charged = self.weights, self.charged

@@ -40,6 +40,10 @@ class BasePolicy:
         """Settle a pass that took so long; see `Scheduler.charge`."""
         return self._accounts.charge(plan, seconds)
 
+    def owe(self, flow: Flow, seconds: float) -> float:
+        """Charge a flow for seconds beside the passes; see `Scheduler.owe`."""
+        return self._accounts.owe(flow.vfm, seconds)
+
     def set_weight(self, vfm: str, weight: float) -> None:
         """Set the weight of a vFM, which is kept for reports; see `Scheduler.set_weight`."""
         self._accounts.set_weight(vfm, weight)

@@ -151,6 +151,11 @@ class DeficitRoundRobin:
             self._trickled.remove(plan.number)
             self._arrears += sum(surplus)
 
+    def owe(self, flow: Flow, seconds: float) -> float:
+        """Charge a flow for seconds that it took beside the passes; it waits while others take as many. See `Scheduler.owe`."""
+        self._queues[flow.cls].adjust(flow.vfm, -seconds)
+        return self._accounts.owe(flow.vfm, seconds)
+
     # ---- vFMs ----
 
     def set_weight(self, vfm: str, weight: float) -> None:

@@ -180,7 +180,8 @@ class FlowQueue:
             del self.flows[flow.vfm]
         elif not flow.indebted:
             flow.indebted = True
-            paid = self.round + ceil(-flow.deficit / (flow.weight * self.quantum))
+            # Before anything was queued no round is worth anything; what it is worth then pays the debt.
+            paid = self.round + (ceil(-flow.deficit / (flow.weight * self.quantum)) if self.quantum else 1)
             self._ticks += 1
             heappush(self._debtors, (paid, self._ticks, flow))
 

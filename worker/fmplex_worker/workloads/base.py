@@ -14,6 +14,24 @@ from fmplex_worker.packed.row import Pack, TokenSpan
 from fmplex_worker.protocol import Kind, Prepared, Work
 from fmplex_worker.versions import Version
 
+_SHORT = 16_384  # characters that are tokenised in a few milliseconds, and token ids that are read in as many
+
+
+def short(value: Any) -> bool:
+    """Tell whether an input is short, whatever it is: the texts, or the token ids, that are in it all together."""
+    left, found = [value], 0
+    while left and found <= _SHORT:
+        part = left.pop()
+        if isinstance(part, str):
+            found += len(part)
+        elif isinstance(part, dict):
+            left += part.values()
+        elif isinstance(part, list):
+            found += len(part)
+            if part and not isinstance(part[0], int):
+                left += part
+    return found <= _SHORT
+
 
 class MemoryUse(NamedTuple):
     """Bytes that the jobs of a workload hold between passes: `budget` at most, `used` now, `cached` for jobs to come."""
@@ -74,6 +92,9 @@ class Workload(Protocol):
 
     def prepare(self, batch: Sequence[tuple[Version, Request]]) -> list[Prepared | FmplexError]:
         """Validate and tokenise requests for versions of its own. Aligned with `batch`; see `Engine.prepare`."""
+
+    def quick(self, version: Version, request: Request) -> bool:
+        """Tell whether it takes but a moment to prepare a request; see `Engine.quick`."""
 
     def lay_out(self, work: Work) -> Sequence[PassText]:
         """Return the texts of a job in the next pass, one at least; give it the memory that it needs for them."""

@@ -1,6 +1,7 @@
 -- Take jobs for a worker across all flows, in order of virtual time or of arrival.
 -- ARGV: worker, epoch, jobs per flow at most, flows visited at most, steal ms, strangers (1: all vFMs, 0: only those that are
--- resident here), order (fair | arrival), how many flows to avoid, these, then class, room pairs in order of precedence.
+-- resident here), order (fair | arrival), number of this claim, "flow entry" lines of what earlier claims brought and is still
+-- being prepared, how many flows to avoid, these, then class, room pairs in order of precedence.
 -- Returns {state, flows, more, wait}: state ok | lost | stale; flows = {flow, {attempts...}, {entries...}, rest, weight, pass_ms},
 -- where
 -- rest = 1: the flow has more undelivered entries, 0: it has none now, -1: not looked at;
@@ -13,9 +14,9 @@ if lease(me) <= now then return {'lost', {}, 0, 0} end
 if redis.call('HGET', held, '#') ~= epoch then return {'stale', {}, 0, 0} end
 
 local room, taken, out, more, wait = {}, {}, {}, 0, 0
-local avoided, avoid = {}, tonumber(ARGV[8])
-for i = 9, 8 + avoid do avoided[ARGV[i]] = true end
-for i = 9 + avoid, #ARGV, 2 do room[ARGV[i]] = tonumber(ARGV[i + 1]) end
+local avoided, avoid = {}, tonumber(ARGV[10])
+for i = 11, 10 + avoid do avoided[ARGV[i]] = true end
+for i = 11 + avoid, #ARGV, 2 do room[ARGV[i]] = tonumber(ARGV[i + 1]) end
 
 -- Where the other live workers say what is resident with them. One worker alone never waits for anybody.
 local elsewhere = {}
@@ -51,8 +52,16 @@ local function belongs_elsewhere(class, vfm)
   return false
 end
 
+-- What is taken is prepared next: a death until then may be its fault. What a worker has died with before is prepared when its
+-- turn comes, and marked then: it must not be blamed while it waits.
+local suspects = {}
+if ARGV[9] ~= '' then suspects[1] = ARGV[9] end
+
 -- Add what was taken of a flow to the answer.
 local function give(flow, attempts, entries, rest, r)
+  for i, e in ipairs(entries) do
+    if attempts[i] == 1 then suspects[#suspects + 1] = flow .. ' ' .. e[1] end
+  end
   out[#out + 1] = {flow, attempts, entries, rest, string.format('%.17g', r.weight), string.format('%.17g', r.pass_ms)}
 end
 
@@ -217,4 +226,5 @@ for _, class in ipairs(CLASSES) do
   end
   if (room[class] or 0) > 0 and visits <= 0 and others_ready(class) then more = 1 end
 end
+redis.call('HSET', held, '#claim', ARGV[8], '#new', table.concat(suspects, '\n'))
 return {'ok', out, more, wait}

@@ -227,5 +227,24 @@ local function give_back(flow, id, attempts, now)
   redis.call('ZADD', P .. 'back', 'NX', back_range((flow_parts(flow))) + now, flow)
 end
 
+-- How many workers have died while they loaded a version of a vFM; what is long ago is forgotten: machines die of other things too.
+local DEATHS_MS = 600000
+local function deaths(vfm, version, now)
+  local of, count, at = string.match(redis.call('HGET', VFMS, vfm .. ':deaths') or '', '^([^|]*)|(%d+)|(%d+)$')
+  if of ~= version or math.abs(now - tonumber(at)) > DEATHS_MS then return 0 end  -- either way: a clock may be set back
+  return tonumber(count)
+end
+
+-- True if a version is on offer and no worker has accepted it yet.
+local function untried(vfm, version)
+  local offered = redis.call('HGET', VFMS, vfm .. ':next')
+  return offered and string.match(offered, '^([^|]*)|') == version and redis.call('HEXISTS', VFMS, vfm .. ':votes') == 0
+end
+
+local function count_death(vfm, version, now)
+  if redis.call('HEXISTS', VFMS, vfm) == 0 then return end  -- retired: its fields must stay gone
+  redis.call('HSET', VFMS, vfm .. ':deaths', string.format('%s|%d|%d', version, deaths(vfm, version, now) + 1, now))
+end
+
 -- A lease is live while it has not expired; 0 means condemned.
 local function lease(worker) return tonumber(redis.call('ZSCORE', P .. 'leases', worker) or -1) end

@@ -16,7 +16,7 @@ else
   r.generation = r.generation + 1
 end
 redis.call('HSET', VFMS, vfm .. ':next', version .. '|' .. spec)
-redis.call('HDEL', VFMS, vfm .. ':votes', vfm .. ':error')
+redis.call('HDEL', VFMS, vfm .. ':votes', vfm .. ':error', vfm .. ':deaths')
 redis.call('SADD', P .. 'offers', vfm)
 put_record(vfm, r)
 return {'ok', r.generation}

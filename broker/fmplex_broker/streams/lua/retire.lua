@@ -46,6 +46,6 @@ for _, class in ipairs(CLASSES) do
 end
 redis.call('DEL', P .. 'dead:' .. vfm, P .. 'rate:' .. vfm)
 add_bytes(vfm, -tonumber(redis.call('HGET', VFMS, vfm .. ':bytes') or 0))  -- 0, unless somebody has deleted jobs by hand
-redis.call('HDEL', VFMS, vfm, vfm .. ':bytes', vfm .. ':spec', vfm .. ':error', vfm .. ':past')
+redis.call('HDEL', VFMS, vfm, vfm .. ':bytes', vfm .. ':deaths', vfm .. ':spec', vfm .. ':error', vfm .. ':past')
 changed(vfm)
 return {'gone', 0}

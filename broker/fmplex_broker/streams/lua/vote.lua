@@ -12,7 +12,7 @@ if not offered or string.match(offered, '^([^|]*)|') ~= version then
 end
 
 if refusal ~= '' then
-  redis.call('HDEL', VFMS, vfm .. ':next', vfm .. ':votes')
+  redis.call('HDEL', VFMS, vfm .. ':next', vfm .. ':votes', vfm .. ':deaths')
   redis.call('SREM', P .. 'offers', vfm)
   redis.call('HSET', VFMS, vfm .. ':error', refusal)
   if r.status == 'validating' then r.status = 'rejected' end
@@ -44,7 +44,7 @@ if r.version ~= '' and r.version ~= version then
 end
 redis.call('SREM', P .. 'offers', vfm)
 redis.call('HSET', VFMS, vfm .. ':spec', string.match(offered, '^[^|]*|(.*)$'))
-redis.call('HDEL', VFMS, vfm .. ':next', vfm .. ':votes', vfm .. ':error')
+redis.call('HDEL', VFMS, vfm .. ':next', vfm .. ':votes', vfm .. ':error', vfm .. ':deaths')
 r.status, r.version, r.generation = 'serving', version, r.generation + 1
 put_record(vfm, r)
 return {'serving', ''}

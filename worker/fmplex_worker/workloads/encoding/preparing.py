@@ -19,6 +19,7 @@ from fmplex_worker.protocol import OnePass
 from fmplex_worker.versions import Version
 from fmplex_worker.workloads.encoding import inputs
 
+_MOST_SAID = 500  # characters of an error
 _Encode = Callable[[Sequence[Raw], bool], list[Text]]
 
 
@@ -95,17 +96,32 @@ class EncodePreparer:
         places = [(d, i, side) for d in validated for i, side in enumerate(d.sides) if isinstance(side, str | tuple)]
         if not places:
             return
-        encoded = _each(self._tokenizer.encode, [raw for _, _, raw in places], offsets)
+        raws = self._shorten([(raw, request.options.truncate) for request, _, raw in places])
+        encoded = _each(self._tokenizer.encode, raws, offsets)
         long: dict[int, list[int]] = {}
         for n, (request, _, _) in enumerate(places):
             if request.options.truncate and self._too_long(encoded[n], request.version):
                 long.setdefault(request.version.virtual, []).append(n)
         for virtual, at in long.items():
             cut = partial(self._tokenizer.encode_cut, spare=virtual)
-            for n, text in zip(at, _each(cut, [places[n][2] for n in at], offsets), strict=True):
+            for n, text in zip(at, _each(cut, [raws[n] for n in at], offsets), strict=True):
                 encoded[n] = text
         for (request, i, _), text in zip(places, encoded, strict=True):
             request.sides[i] = text
+
+    def _shorten(self, raws: Sequence[tuple[Raw, bool]]) -> list[Raw]:
+        """Return texts, or what is enough of those that are too long; with each comes whether it is to be cut. Of a pair that is
+        to be cut the longer text loses more, so both have to be whole."""
+        sides = [_sides(raw, cut) for raw, cut in raws]
+        try:
+            short = iter(self._tokenizer.shorten([text for texts in sides for text in texts], self._max_tokens))
+        except Exception:  # of which text, encoding them says
+            return [raw for raw, _ in raws]
+        taken = [tuple(next(short) for _ in texts) for texts in sides]
+        return [
+            raw if not texts else texts[0] if isinstance(raw, str) else (texts[0], texts[1])
+            for (raw, _), texts in zip(raws, taken, strict=True)
+        ]
 
     def _too_long(self, text: Text | FmplexError, version: Version) -> bool:
         return isinstance(text, Text) and text.tokens + version.virtual > self._max_tokens
@@ -131,8 +147,9 @@ class EncodePreparer:
 
     def _text_too_long(self, tokens: int, virtual: int) -> TextTooLong:
         prompt = f" and {virtual} of this vFM's prompt" if virtual else ""
+        more = "at least " if tokens > 2 * self._max_tokens else ""  # so much of it was looked at
         return TextTooLong(
-            f"the input has {tokens} tokens{prompt}, this model takes {self._max_tokens}; "
+            f"the input has {more}{tokens} tokens{prompt}, this model takes {self._max_tokens}; "
             'shorten it, or send the parameter "truncate": true',
             field="input",
         )
@@ -147,6 +164,13 @@ def _templated(spec: InputSpec, sides: Sequence[inputs.Side]) -> Iterator[inputs
             yield spec.text(side[0]), spec.text_pair(side[1])
         else:
             yield side
+
+
+def _sides(raw: Raw, cut: bool) -> tuple[str, ...]:
+    """Return the texts of which a beginning may be enough."""
+    if isinstance(raw, str):
+        return (raw,)
+    return () if cut else raw
 
 
 def _within(offsets: NDArray[np.int64] | None, lead: int, length: int) -> NDArray[np.int64]:
@@ -166,5 +190,5 @@ def _each(encode: _Encode, raws: Sequence[Raw], offsets: bool) -> list[Text | Fm
         return list(encode(raws, offsets))
     except Exception as e:  # the tokenizers library raises bare Exception
         if len(raws) == 1:
-            return [InvalidInput(f"input: the tokenizer cannot take it ({e})", field="input")]
+            return [InvalidInput(f"input: the tokenizer cannot take it ({str(e)[:_MOST_SAID]})", field="input")]
         return [result for raw in raws for result in _each(encode, [raw], offsets)]

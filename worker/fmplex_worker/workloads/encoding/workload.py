@@ -12,7 +12,7 @@ from fmplex_worker.heads.running import HEAD_KINDS, run_heads
 from fmplex_worker.packed.row import TokenSpan
 from fmplex_worker.protocol import Kind, Prepared, Work
 from fmplex_worker.versions import Version
-from fmplex_worker.workloads.base import MemoryUse, PassOutput, PassText, PlacedWork
+from fmplex_worker.workloads.base import MemoryUse, PassOutput, PassText, PlacedWork, short
 from fmplex_worker.workloads.encoding.preparing import EncodeJob, EncodePreparer
 
 
@@ -38,6 +38,10 @@ class EncodingWorkload:
     def prepare(self, batch: Sequence[tuple[Version, Request]]) -> list[Prepared | FmplexError]:
         """Validate and tokenise requests, all at once; see `Workload.prepare`."""
         return cast(list[Prepared | FmplexError], self._preparer.prepare(batch))
+
+    def quick(self, version: Version, request: Request) -> bool:
+        """Tell whether the texts are short; see `Workload.quick`."""
+        return short(request.input)
 
     def lay_out(self, work: Work) -> Sequence[PassText]:
         """Return the texts of a job, whole; see `Workload.lay_out`."""

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from fmplex_broker.errors import InvalidInput, JobFailed
 from fmplex_worker.workloads.generation.grammars import allowed_tokens, compiled, complaint, tokenizer_of
-from fmplex_worker.workloads.generation.sandbox import Refused, Sandbox
+from fmplex_worker.workloads.generation.sandbox import Refused
+from fmplex_worker.workloads.generation.sandboxes import Sandboxes
 
 T = TypeVar("T")
 _KEPT = 64  # compiled schemas
@@ -56,7 +57,7 @@ class Schemas:
     """Compiles schemas for one tokenizer and keeps the last ones. Any thread. `vocabulary`: columns of the logits; `ends`: tokens
     that end a text."""
 
-    def __init__(self, sandbox: Sandbox, tokenizer_json: str, vocabulary: int, ends: Collection[int]) -> None:
+    def __init__(self, sandbox: Sandboxes, tokenizer_json: str, vocabulary: int, ends: Collection[int]) -> None:
         self._sandbox = sandbox
         self._json, self._vocabulary, self._ends = tokenizer_json, vocabulary, ends
         self._tokenizer: LLTokenizer | None = None
@@ -69,9 +70,12 @@ class Schemas:
         text = json.dumps(schema)  # in its order: the text has its properties in the same
         name = hashlib.blake2b(text.encode()).digest()
         with self._lock:
-            matcher = self._kept.pop(name, None) or self._compile(name, schema, text)
+            matcher = self._kept.pop(name, None)
+        if matcher is None:
+            matcher = self._compile(name, schema, text)  # may take seconds; other schemas go on meanwhile
+        with self._lock:
             _keep(self._kept, name, matcher, _KEPT)
-            return Constraint(matcher.deep_copy())
+        return Constraint(matcher.deep_copy())
 
     def _compile(self, name: bytes, schema: dict[str, Any], text: str) -> LLMatcher:
         if not self._ends:
@@ -79,15 +83,18 @@ class Schemas:
                 "this backbone has no end-of-text token, so a schema could not end", field="params.schema"
             )
         # It may take all time and memory that there is: in another process first, once.
-        why = self._known.pop(name, None)
+        with self._lock:
+            why = self._known.pop(name, None)
         if why is None:
             why = _too_much(schema) or self._tried(text)
-        _keep(self._known, name, why, _KNOWN)
-        if why:
-            raise InvalidInput(f"schema: {why}", field="params.schema")
-        if self._tokenizer is None:
-            self._tokenizer = tokenizer_of(self._json, self._vocabulary, self._ends)
-        return compiled(self._tokenizer, text)
+        with self._lock:
+            _keep(self._known, name, why, _KNOWN)
+            if why:
+                raise InvalidInput(f"schema: {why}", field="params.schema")
+            if self._tokenizer is None:
+                self._tokenizer = tokenizer_of(self._json, self._vocabulary, self._ends)
+            tokenizer = self._tokenizer
+        return compiled(tokenizer, text)
 
     def _tried(self, text: str) -> str:
         """Try a schema in the sandbox; return why it cannot be had, "" if it can."""

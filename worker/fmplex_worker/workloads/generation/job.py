@@ -21,8 +21,11 @@ from fmplex_worker.workloads.generation.pricing import Pricing
 from fmplex_worker.workloads.generation.prompts import Prompts
 from fmplex_worker.workloads.generation.sampling import Sampler
 from fmplex_worker.workloads.generation.sandbox import Refused, Sandbox
+from fmplex_worker.workloads.generation.sandboxes import Sandboxes
 from fmplex_worker.workloads.generation.sequence import TokenSequence
 from fmplex_worker.workloads.generation.token_bytes import TokenBytes
+
+_MOST_SAID = 500  # characters of an error
 
 
 @dataclass(slots=True, eq=False)
@@ -81,7 +84,7 @@ class GenerationJob:
 
 
 class GenerationPreparer:
-    """Turns requests into jobs for one backbone. The intake's thread."""
+    """Turns requests into jobs for one backbone. Any thread."""
 
     def __init__(self, backbone: Backbone, lm_head: LmHead, pricing: Pricing, kv: KvBudget) -> None:
         self._backbone = backbone
@@ -92,9 +95,19 @@ class GenerationPreparer:
         self._token_bytes = TokenBytes(tokenizer)
         vocabulary = backbone.embeddings.num_embeddings
         described = tokenizer.to_str(), lm_head.vocabulary, lm_head.ends
-        self._sandbox = Sandbox(*described)
-        self._prompts = Prompts(lm_head.templates, self._sandbox, backbone.tokenizer.ids, vocabulary)
+        self._sandbox = Sandboxes(lambda: Sandbox(*described))
+        self._prompts = Prompts(lm_head.templates, self._sandbox, self._ids, vocabulary)
         self._schemas = Schemas(self._sandbox, *described)
+
+    def _ids(self, text: str, special: bool) -> list[int]:
+        """Return the tokens of a prompt; of one that is too long, enough to see that."""
+        tokenizer = self._backbone.tokenizer
+        return tokenizer.ids(tokenizer.shorten([text], self._most)[0], special)
+
+    @property
+    def _most(self) -> int:
+        """Tokens that a text can have at most, its prompt included."""
+        return min(self._backbone.max_tokens, self._kv.tokens)
 
     def check(self, version: Version) -> None:
         """Check the chat template of a version. Any thread. Raises `PackageRejected` for one that is none."""
@@ -113,7 +126,7 @@ class GenerationPreparer:
         except FmplexError as e:
             return e
         except Exception as e:  # the tokenizers library raises bare Exception
-            return InvalidInput(f"input: the tokenizer cannot take it ({e})", field="input")
+            return InvalidInput(f"input: the tokenizer cannot take it ({str(e)[:_MOST_SAID]})", field="input")
 
     def _prepare(self, version: Version, request: Request) -> GenerationJob:
         head = version.heads[""].spec
@@ -142,8 +155,9 @@ class GenerationPreparer:
         most, held = self._backbone.max_tokens - begins, self._kv.tokens - begins
         limit = wanted if wanted is not None else min(usual, most, max(held, 1))
         if most < 1 or limit > most:
+            more = "at least " if prompt > 2 * self._most else ""  # so much of it was looked at
             raise TextTooLong(
-                f"the prompt has {begins} tokens and max_tokens is {wanted or usual}, this model takes "
+                f"the prompt has {more}{begins} tokens and max_tokens is {wanted or usual}, this model takes "
                 f"{self._backbone.max_tokens} in all; shorten the prompt or lower max_tokens",
                 field="input" if most < 1 else "params.max_tokens",
             )

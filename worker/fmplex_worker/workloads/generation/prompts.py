@@ -10,7 +10,7 @@ import numpy as np
 from fmplex_broker.errors import FmplexError, InvalidInput
 from fmplex_broker.specs.heads import Generation, InputSpec
 from fmplex_broker.wire.tensors import Tensor
-from fmplex_worker.workloads.generation.sandbox import Sandbox
+from fmplex_worker.workloads.generation.sandboxes import Sandboxes
 
 
 class Prompts:
@@ -18,7 +18,7 @@ class Prompts:
     `encode(text, special)`: token ids, with the special tokens that the tokenizer adds or without."""
 
     def __init__(
-        self, tokenizer: Any, sandbox: Sandbox, encode: Callable[[str, bool], list[int]], vocabulary: int
+        self, tokenizer: Any, sandbox: Sandboxes, encode: Callable[[str, bool], list[int]], vocabulary: int
     ) -> None:
         self._tokenizer = tokenizer
         self._sandbox = sandbox

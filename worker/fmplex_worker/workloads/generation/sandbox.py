@@ -22,10 +22,10 @@ from typing import Any
 from fmplex_broker.errors import JobFailed
 
 log = logging.getLogger(__name__)
-# All others wait meanwhile, whoever sent them. Real templates take milliseconds, and so do real schemas.
+# There are a few sandboxes only. Real templates take milliseconds, and so do real schemas.
 _TEMPLATE_S, _SCHEMA_S = 1.0, 3.0
 _START_S = 60.0
-_REST_S = 10.0  # so long a template that took too long is not tried again: nobody else could be served beside it
+_REST_S = 10.0  # so long a template that took too long is not tried again: others need the sandbox
 
 
 class Refused(Exception):

@@ -8,6 +8,7 @@ from typing import Any, cast
 import numpy as np
 
 from fmplex_broker.errors import FmplexError, JobFailed, NonFiniteOutput
+from fmplex_broker.specs.heads import Generation
 from fmplex_broker.wire.messages import Request
 from fmplex_worker.backbones.backbone import Backbone, LmHead
 from fmplex_worker.backbones.texts import Text
@@ -16,12 +17,13 @@ from fmplex_worker.kvcache.prefix_cache import CachedPrefix, PrefixCache
 from fmplex_worker.packed.row import TokenSpan
 from fmplex_worker.protocol import Kind, Prepared, Progress, Work
 from fmplex_worker.versions import Version
-from fmplex_worker.workloads.base import MemoryUse, PassOutput, PassText, PlacedWork
+from fmplex_worker.workloads.base import MemoryUse, PassOutput, PassText, PlacedWork, short
 from fmplex_worker.workloads.generation.job import GenerationJob, GenerationPreparer
 from fmplex_worker.workloads.generation.pricing import pricing_of
 from fmplex_worker.workloads.generation.sampling import SampledToken, draw
 
 _LEAST_PART = 8  # tokens of a prompt
+_MOST_SAID = 500  # characters of an error
 
 
 class GenerationWorkload:
@@ -62,6 +64,13 @@ class GenerationWorkload:
     def prepare(self, batch: Sequence[tuple[Version, Request]]) -> list[Prepared | FmplexError]:
         """Validate and tokenise requests, one by one; see `Workload.prepare`."""
         return [self._preparer.prepare(version, request) for version, request in batch]
+
+    def quick(self, version: Version, request: Request) -> bool:
+        """Tell whether the prompt is short, and there is neither a schema to compile nor a vFM's own template to render; see
+        `Workload.quick`."""
+        chat = isinstance(request.input, dict) and "messages" in request.input
+        own = any(isinstance(head.spec, Generation) and head.spec.chat_template for head in version.heads.values())
+        return "schema" not in request.params and not (chat and own) and short(request.input)
 
     def lay_out(self, work: Work) -> Sequence[PassText]:
         """Return the next tokens of a sequence, with a slab for their keys and values; see `Workload.lay_out`."""
@@ -138,8 +147,10 @@ class GenerationWorkload:
             sequence.append(sampled)
         except FmplexError as e:
             return e
-        except Exception as e:  # a tokenizer or a grammar: nobody else's misfortune
-            return JobFailed(f"the text could not go on ({type(e).__name__}: {e})")
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as e:  # a tokenizer or a grammar, whose panic is no Exception: nobody else's misfortune
+            return JobFailed(f"the text could not go on ({type(e).__name__}: {e})"[:_MOST_SAID])
         if not sequence.finish:
             return Progress(sequence.take_delta())
         self.drop(job)
