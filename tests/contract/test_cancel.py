@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
+
+from fmplex_broker.streams.backbone_channel import BackboneChannel
+from fmplex_broker.streams.connection import Scripts
 from fmplex_broker.streams.producer import NewJob
 from tests.contract.harness import Bench, answer, job
 
 
 async def cancel(bench: Bench, sent: NewJob, inbox: str = "client", job_id: str | None = None) -> str:
-    [state] = await bench.producer(inbox).cancel([(sent.flow, job_id or sent.job, sent.idem)])
+    [state] = await bench.producer(inbox).cancel([(sent.flow, job_id or sent.job, sent.idem)], [sent.job])
     return state
 
 
@@ -121,6 +125,71 @@ async def test_a_late_cancel_does_not_hit_the_keys_next_job(bench: Bench) -> Non
     await bench.enqueue(second)
     assert await cancel(bench, first) == "gone"
     assert await bench.depth() == 1
+
+
+@pytest.mark.parametrize("asks_first", [True, False])
+async def test_a_late_cancel_does_not_take_the_job_from_the_callers_next_attempt(
+    bench: Bench, asks_first: bool
+) -> None:
+    """A reply was lost: the caller asks again, and only then is its first attempt taken back."""
+    await bench.serve("a")
+    worker = await bench.worker()
+    if not asks_first:
+        await bench.enqueue(job(key="k"), inbox="elsewhere")
+    first, second, third = job(key="k"), job(key="k"), job(key="k")
+    await bench.enqueue(first)
+    for late, attempt in ((first, second), (second, third)):
+        assert await bench.enqueue(attempt) == ["dup"]
+        assert await cancel(bench, late) in ("shared", "gone")
+    assert await bench.depth() == 1
+    await worker.settle([(held, answer(1)) for held in await bench.claimed(worker)])
+    assert [m.reply.output for m in await bench.mail()] == [1]
+
+
+async def test_the_last_attempt_may_be_cancelled(bench: Bench) -> None:
+    await bench.serve("a")
+    first, second = job(key="k"), job(key="k")
+    await bench.enqueue(first)
+    await bench.enqueue(second)
+    assert await cancel(bench, first) == "shared"
+    assert await cancel(bench, second, job_id=first.job) == "cancelled"
+    assert [m.job for m in await bench.mail()] == [first.job]
+    assert await bench.depth() == 0
+
+
+async def test_who_hangs_up_while_it_asks_again_leaves_the_job_to_the_first(bench: Bench) -> None:
+    """It has not heard that there is a job already: the first who asked waits for that, and may cancel it."""
+    await bench.serve("a")
+    first, second = job(key="k"), job(key="k")
+    await bench.enqueue(first)
+    await bench.enqueue(second)
+    assert (await cancel(bench, second), await bench.depth()) == ("gone", 1)
+    assert await cancel(bench, first) == "cancelled"
+
+
+async def test_who_asks_again_is_told_once(bench: Bench) -> None:
+    await bench.serve("a")
+    worker = await bench.worker()
+    await bench.enqueue(job(key="k"))
+    await bench.enqueue(job(key="k"))
+    held = await bench.claimed(worker)
+    assert await worker.send_chunks([(held[0], b"chunk")]) == [True]
+    assert await bench.redis.xlen(bench.keys.inbox("client")) == 1
+    await worker.settle([(held[0], answer())])
+    assert await bench.redis.xlen(bench.keys.inbox("client")) == 2
+    assert await bench.redis.keys(bench.keys.prefix + "subs:*") == []
+
+
+async def test_taking_back_a_failed_call_spares_the_one_that_came_after_it(bench: Bench) -> None:
+    await bench.serve("a")
+    channel = BackboneChannel(bench.redis, Scripts(bench.redis), "minilm", "client")
+    first, second = job(key="k"), job(key="k")
+    await channel.enqueue([first])  # its reply is lost on the way
+    assert [(got.status, got.job) for got in await channel.enqueue([second])] == [("dup", first.job)]
+    channel.abandon([first])
+    await channel.close()
+    assert await bench.depth() == 1
+    assert await bench.result(first.job) is None
 
 
 async def test_many_at_once(bench: Bench) -> None:

@@ -296,6 +296,14 @@ async def test_cancel_by_one_of_two_who_wait(
         await second.result()
 
 
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 2, 0)])
+async def test_who_leaves_last_ends_the_job(bench: Bench, session: QueueClient, order: tuple[int, ...]) -> None:
+    await bench.serve("a")
+    waiting = [(await session.submit("a", ["x"], idempotency_key="k"))[0] for _ in order]
+    assert [await waiting[n].cancel() for n in order] == ["shared", "shared", "cancelled"]
+    assert await bench.depth() == 0
+
+
 async def test_after_a_cancel_the_key_is_free(bench: Bench, session: QueueClient) -> None:
     await bench.serve("a")
     [first] = await session.submit("a", ["x"], idempotency_key="k")

@@ -158,3 +158,15 @@ async def test_a_failure_half_way_loses_nothing(bench: Bench) -> None:
     assert await bench.result("first") is not None
     assert [m.job for m in await bench.mail()] == ["second"]
     assert await bench.pending() == {}
+
+
+async def test_a_job_alone_whose_inbox_is_none_is_settled_all_the_same(bench: Bench) -> None:
+    """What it has broken is no reason to end the worker's life: its result is stored."""
+    await bench.serve("a")
+    worker = await bench.worker()
+    await bench.enqueue(job(id="only"), inbox="broken")
+    held = [(j, answer()) for j in await bench.claimed(worker)]
+    await bench.redis.set(bench.keys.inbox("broken"), "not a stream", px=5_000)
+    assert await worker.settle(held) == [False]
+    assert await bench.result("only") is not None
+    assert (await bench.depth(), await bench.pending()) == (0, {})

@@ -32,8 +32,8 @@ async def send_all(
     send: Callable[[Sequence[T]], Awaitable[Sequence[R]]], items: Sequence[T], size: Callable[[T], int]
 ) -> list[R | None]:
     """Send items in batches by `send`, which answers each of them and may be repeated. An item that breaks the script harms no
-    other: the items of its batch are sent one by one, and its own answer is None. Raises `BrokerFault` if all of a batch break
-    it, and `BrokerUnavailable`."""
+    other: the items of its batch are sent one by one, a single one too (what the script did before it broke stays done, and is
+    answered now), and its own answer is None. Raises `BrokerFault` if all of a batch break it again, and `BrokerUnavailable`."""
     out: list[R | None] = []
     for batch in cut(items, size):
         try:
@@ -47,7 +47,7 @@ async def _one_by_one(
     send: Callable[[Sequence[T]], Awaitable[Sequence[R]]], batch: Sequence[T], fault: BrokerFault
 ) -> list[R | None]:
     out: list[R | None] = []
-    for item in batch if len(batch) > 1 else ():
+    for item in batch:
         try:
             out += await send([item])
         except BrokerFault as e:

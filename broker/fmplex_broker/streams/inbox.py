@@ -42,6 +42,7 @@ class Inbox:
         self._key = Keys(backbone).inbox(client)
         self._results = results
         self._waiting: dict[str, list[_Waiter]] = {}
+        self._attempts: dict[str, str] = {}  # jobs that are waited for -> who has asked for them last, if not the first
         self._tasks: list[asyncio.Task[None]] = []
         self._last = "0-0"
 
@@ -55,12 +56,23 @@ class Inbox:
         self._waiting.setdefault(job, []).append(_Waiter(future, time.monotonic(), buffer))
         return future
 
+    def note_attempt(self, job: str, attempt: str) -> None:
+        """Note that a job which was there already has been asked for again, by another `NewJob`."""
+        if job in self._waiting:
+            self._attempts[job] = attempt
+
+    def attempt(self, job: str) -> str:
+        """Return the id of the `NewJob` that has asked for a job last, as far as it is known here."""
+        return self._attempts.get(job, job)
+
     def forget(self, job: str, future: asyncio.Future[Reply] | None = None) -> bool:
         """Cancel the futures of a job; with `future`, only that one. True if others here still wait."""
         waiting = self._waiting.pop(job, [])
         others = [w for w in waiting if future is not None and w.reply is not future]
         if others:
             self._waiting[job] = others
+        else:
+            self._attempts.pop(job, None)
         for left in waiting:
             if future is None or left.reply is future:
                 left.reply.cancel()
@@ -81,6 +93,7 @@ class Inbox:
                 await self._redis.delete(self._key)
 
     def _resolve(self, job: str, reply: Reply) -> None:
+        self._attempts.pop(job, None)
         for waiting in self._waiting.pop(job, []):
             if not waiting.reply.done():
                 waiting.reply.set_result(reply)

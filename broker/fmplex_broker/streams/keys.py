@@ -19,7 +19,7 @@
 | `control` | capped stream | messages to workers: cancellations, changed vFMs |
 | `idem:<key>`, `res:<job>`, `blob:<job>`, `rate:<vfm>` | string + TTL | idempotency, result, large payload, token bucket |
 | `part:<vfm>:<id>` | string + TTL | what several jobs of a vFM have in common: a schema, a prompt |
-| `subs:<job>` | set + TTL | further inboxes that wait for the job |
+| `subs:<job>` | hash + TTL | inboxes that have asked again for a job that is there -> their last attempt |
 | `in:<client>`, `dead:<vfm>` | capped stream + TTL | reply inbox; dead letters |
 | `stats:<worker>` | string + TTL | the worker's last statistics |
 | `tracing` | string + TTL | there while somebody records passes |

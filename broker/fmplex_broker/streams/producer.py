@@ -104,15 +104,19 @@ class Producer:
         head: list[Arg] = [self._inbox, RESULT_TTL_MS, len(numbers), *parts]
         return [_result(*row) for row in await self._scripts("enqueue", self.keys.vfms, [*head, *rows])]
 
-    async def cancel(self, jobs: Sequence[tuple[Flow, str, str]]) -> list[str]:
-        """Cancel jobs, given as (flow, job, idempotency key); for each: cancelled | told | shared | gone (see
-        `Pending.cancel`)."""
-        return [state or "gone" for state in await send_all(self._cancel, jobs, lambda job: len(job[2]))]
+    async def cancel(self, jobs: Sequence[tuple[Flow, str, str]], attempts: Sequence[str] = ()) -> list[str]:
+        """Cancel jobs, given as (flow, job, idempotency key); for each: cancelled | told | shared | gone (see `Pending.cancel`).
 
-    async def _cancel(self, jobs: Sequence[tuple[Flow, str, str]]) -> list[str]:
+        `attempts`: ids of the `NewJob`s with which they were asked for here last, if those are not the jobs' own. A job that has
+        been asked for again since is `shared`.
+        """
+        rows = list(zip(jobs, attempts or [job for _, job, _ in jobs], strict=True))
+        return [state or "gone" for state in await send_all(self._cancel, rows, lambda row: len(row[0][2]))]
+
+    async def _cancel(self, rows: Sequence[tuple[tuple[Flow, str, str], str]]) -> list[str]:
         args: list[Arg] = [self._inbox, RESULT_TTL_MS, _CANCELLED]
-        for flow, job, idem in jobs:
-            args += [f"{flow.cls}:{flow.vfm}", job, idem]
+        for (flow, job, idem), attempt in rows:
+            args += [f"{flow.cls}:{flow.vfm}", job, idem, attempt]
         return [state.decode() for state in await self._scripts("cancel", self.keys.vfms, args)]
 
     async def results(self, jobs: Sequence[str]) -> list[Reply | None]:

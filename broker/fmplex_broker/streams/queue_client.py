@@ -84,9 +84,7 @@ class Pending:
     async def cancel(self) -> str:
         """Cancel the job; nobody waits for it afterwards. Returns cancelled | told (it runs, its worker was told) | shared
         (others wait for it) | gone."""
-        if self.channel.inbox.forget(self.job, self.future):
-            return "shared"
-        return (await self.channel.producer.cancel([(self.flow, self.job, self.idem)]))[0]
+        return (await _take_back([self]))[0]
 
     def _left(self) -> float:
         return max(0.0, self.until + _GRACE_S - time.monotonic())
@@ -166,6 +164,9 @@ class QueueClient:
             mine = [p for p, g in zip(pending, got, strict=True) if g.status in ("new", "dup") and g.job == p.job]
             if mine:
                 await channel.producer.cancel([(p.flow, p.job, p.idem) for p in mine])
+            for p, g in zip(pending, got, strict=True):
+                if g.status == "dup":  # whoever waits for that here goes on waiting
+                    channel.inbox.note_attempt(g.job, p.job)
             if refused.status in ("closed", "stale", "unknown"):
                 self.forget(vfm)
             if refused.status == "stale":
@@ -176,7 +177,8 @@ class QueueClient:
         for p, g in zip(pending, got, strict=True):
             if g.job != p.job:  # an earlier job with this idempotency key answers
                 channel.inbox.forget(p.job)
-                p.job, p.future = g.job, channel.inbox.expect(g.job, p.buffer)
+                attempt, p.job, p.future = p.job, g.job, channel.inbox.expect(g.job, p.buffer)
+                channel.inbox.note_attempt(g.job, attempt)
         await channel.inbox.look_up([g.job for g in got if g.status == "done"])
         return pending
 
@@ -235,6 +237,15 @@ async def cancel_all(pending: Sequence[Pending]) -> None:
     """Cancel the jobs that have not been answered, many a round trip."""
     open_jobs = [p for p in pending if not p.future.done()]
     if open_jobs:
-        channel = open_jobs[0].channel
-        mine = [p for p in open_jobs if not channel.inbox.forget(p.job, p.future)]
-        await asyncio.shield(channel.producer.cancel([(p.flow, p.job, p.idem) for p in mine]))
+        await asyncio.shield(_take_back(open_jobs))
+
+
+async def _take_back(pending: Sequence[Pending]) -> list[str]:
+    """Cancel jobs of one channel; see `Pending.cancel`."""
+    channel = pending[0].channel
+    # Asked for before they are forgotten: who has asked last may have gone already.
+    attempts = [channel.inbox.attempt(p.job) for p in pending]
+    shared = [channel.inbox.forget(p.job, p.future) for p in pending]
+    mine = [(p, attempt) for p, attempt, kept in zip(pending, attempts, shared, strict=True) if not kept]
+    states = iter(await channel.producer.cancel([(p.flow, p.job, p.idem) for p, _ in mine], [a for _, a in mine]))
+    return ["shared" if kept else next(states) for kept in shared]

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from fmplex_broker.errors import BrokerFault, BrokerUnavailable, Cancelled, JobFailed
+from fmplex_broker.errors import BrokerUnavailable, Cancelled, JobFailed
 from fmplex_broker.streams.claims import Claimed
 from fmplex_broker.wire.messages import decode_reply
 from fmplex_broker.wire.streaming import Chunk, Delta, decode_chunk
@@ -31,11 +31,10 @@ from tests.unit.host.tables import Encode, Table, claimed
 
 @dataclass
 class Broker:
-    """Keeps what it is sent; while it is `away`, it fails that many calls. Settling the job `broken` is a fault, once."""
+    """Keeps what it is sent; while it is `away`, it fails that many calls."""
 
     worker: str = "w"
     away: int = 0
-    broken: str = ""
     settled: list[list[tuple[Claimed, bytes]]] = field(default_factory=list)
     chunks: list[list[tuple[Claimed, bytes]]] = field(default_factory=list)
 
@@ -46,9 +45,6 @@ class Broker:
 
     async def settle(self, batch: Sequence[tuple[Claimed, bytes]]) -> None:
         self._call()
-        if any(to.job == self.broken for to, _ in batch):
-            self.broken = ""
-            raise BrokerFault("its inbox is no stream")
         self.settled.append(list(batch))
 
     async def send_chunks(self, chunks: Sequence[tuple[Claimed, bytes]]) -> None:
@@ -140,18 +136,6 @@ async def test_a_broker_that_is_away_delays_replies_and_loses_none(bench: Bench)
         await bench.outbox.flushed()
     assert [len(batch) for batch in bench.broker.settled] == [256, 256, 88]
     assert [to.job for batch in bench.broker.settled for to, _ in batch] == [f"job{n}" for n in range(600)]
-    assert len(bench.table) == 0
-
-
-async def test_a_reply_that_cannot_be_told_holds_up_no_other(bench: Bench) -> None:
-    """The script has stored its result before it failed: settled again it is nobody's any more, and the others are."""
-    bench.broker.broken = "job1"
-    jobs = [bench.job(n) for n in range(4)]
-    async with bench.running():
-        for job in jobs:
-            bench.answer(job, "done")
-        await bench.outbox.flushed()
-    assert [[to.job for to, _ in batch] for batch in bench.broker.settled] == [["job0"], ["job1"], ["job2"], ["job3"]]
     assert len(bench.table) == 0
 
 

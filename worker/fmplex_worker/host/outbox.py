@@ -6,7 +6,7 @@ import asyncio
 import logging
 from typing import Any, cast
 
-from fmplex_broker.errors import BrokerFault, BrokerUnavailable, FmplexError
+from fmplex_broker.errors import BrokerUnavailable, FmplexError
 from fmplex_broker.streams.consumer import Consumer
 from fmplex_broker.streams.outages import Outage
 from fmplex_broker.wire.messages import Reply, encode_reply
@@ -91,18 +91,10 @@ class Outbox:
                 self._empty.set()
 
     async def _settle(self, batch: list[tuple[ActiveJob, bytes]]) -> None:
-        try:
-            await self._settle_together(batch)
-        except BrokerFault as e:  # what one of them met is not the others' misfortune; some may be settled already
-            self._outage.say(e)
-            for one in batch:
-                await self._settle_together([one])
-        self._outage.over()
-
-    async def _settle_together(self, batch: list[tuple[ActiveJob, bytes]]) -> None:
         while True:
             try:
                 await self._consumer.settle([(job.claimed, payload) for job, payload in batch])
+                self._outage.over()
                 break
             except BrokerUnavailable as e:
                 self._outage.say(e)

@@ -1,19 +1,25 @@
--- Cancel many jobs. ARGV: inbox, result_ttl, reply payload, then 3 a job: flow, job, idempotency key.
+-- Cancel many jobs. ARGV: inbox, result_ttl, reply payload, then 4 a job: flow, job, idempotency key, attempt: the id that the
+-- canceller has sent with its own `enqueue`, which is the job's if that was the first with its key.
 -- Per job: cancelled (it never ran) | told (running: its worker was told) | shared (others wait for it) | gone.
 local inbox, ttl, payload, out, now = ARGV[1], tonumber(ARGV[2]), ARGV[3], {}, now_ms()
 
-local function cancel(flow, job, idem)
+local function cancel(flow, job, idem, attempt)
   local raw = redis.call('GET', P .. 'idem:' .. idem)
   if not raw then return 'gone' end
   local first, _, id = string.match(raw, '^([^|]*)|([^|]*)|([^|]*)$')
   local e = redis.call('XRANGE', queue(flow), id, id)[1]
-  if first ~= job or not e then return 'gone' end
-  -- Only the inbox that asked first may end the job, and only while nobody else waits; to the others it means `not for me`.
-  redis.call('SREM', P .. 'subs:' .. job, inbox)
-  local owner = entry_inbox(e)
-  if (owner ~= '' and inbox ~= '' and inbox ~= owner) or redis.call('SCARD', P .. 'subs:' .. job) > 0 then
-    return 'shared'
+  if not e then return 'gone' end
+  local subs, owner = P .. 'subs:' .. first, entry_inbox(e)
+  local last = redis.call('HGET', subs, inbox) or first
+  if first ~= job then  -- who does not know that another job answers has got no answer, and leaves those to it who have
+    if attempt == last and inbox == owner then redis.call('HDEL', subs, inbox) end
+    return 'gone'
   end
+  -- Whoever has asked again from the same inbox waits still: a late cancel of the attempt before must not take the job from it.
+  if attempt ~= last then return 'shared' end
+  -- Only the inbox that asked first may end the job, and only while nobody else waits; to the others it means `not for me`.
+  redis.call('HDEL', subs, inbox)
+  if (owner ~= '' and inbox ~= '' and inbox ~= owner) or redis.call('HLEN', subs) > 0 then return 'shared' end
   local p = pending(flow, id, id, 1)[1]
   redis.call('DEL', P .. 'idem:' .. idem)  -- the same request may be sent again
   if p and p[2] ~= 'released' then
@@ -27,5 +33,5 @@ local function cancel(flow, job, idem)
   return 'cancelled'
 end
 
-for i = 4, #ARGV, 3 do out[#out + 1] = cancel(ARGV[i], ARGV[i + 1], ARGV[i + 2]) end
+for i = 4, #ARGV, 4 do out[#out + 1] = cancel(ARGV[i], ARGV[i + 1], ARGV[i + 2], ARGV[i + 3]) end
 return out

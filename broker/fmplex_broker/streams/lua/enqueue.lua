@@ -33,8 +33,8 @@ local function known(idem, request, job, flow)
   if redis.call('EXISTS', P .. 'res:' .. first) == 1 then return {'done', first, 0} end
   local there = redis.call('XRANGE', queue(flow), entry, entry)
   if #there == 0 then return nil end
-  if inbox ~= '' and entry_inbox(there[1]) ~= inbox then
-    redis.call('SADD', P .. 'subs:' .. first, inbox)
+  if inbox ~= '' and (entry_inbox(there[1]) ~= inbox or job ~= first) then
+    redis.call('HSET', P .. 'subs:' .. first, inbox, job)
     redis.call('PEXPIRE', P .. 'subs:' .. first, math.max(redis.call('PTTL', idem), 1000))
   end
   return {'dup', first, 0}

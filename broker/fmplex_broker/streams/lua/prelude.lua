@@ -135,8 +135,10 @@ local function reply(inbox, job, payload, ttl)
   end
   if inbox ~= '' then post(inbox) end
   local subs = P .. 'subs:' .. job
-  local others = redis.call('SMEMBERS', subs)
-  for _, other in ipairs(others) do post(other) end
+  local others = redis.call('HKEYS', subs)
+  for _, other in ipairs(others) do
+    if other ~= inbox then post(other) end
+  end
   if #others > 0 then redis.call('DEL', subs) end
   return true
 end

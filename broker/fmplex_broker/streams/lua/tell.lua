@@ -6,8 +6,9 @@ for i = 2, #ARGV, 5 do
   -- One job has two entries where an enqueue that was sent twice arrives before and after a cancel: nothing comes behind a reply.
   local told = mine and redis.call('EXISTS', P .. 'res:' .. ARGV[i + 2]) == 0
   if told then
-    local to = redis.call('SMEMBERS', P .. 'subs:' .. ARGV[i + 2])
-    if ARGV[i + 3] ~= '' then to[#to + 1] = ARGV[i + 3] end
+    local subs, owner = P .. 'subs:' .. ARGV[i + 2], ARGV[i + 3]
+    local to = redis.call('HKEYS', subs)
+    if owner ~= '' and redis.call('HEXISTS', subs, owner) == 0 then to[#to + 1] = owner end
     for _, inbox in ipairs(to) do
       local key = P .. 'in:' .. inbox
       redis.call('XADD', key, 'MAXLEN', '~', INBOX_LENGTH, '*', 'j', ARGV[i + 2], 'p', ARGV[i + 4])
