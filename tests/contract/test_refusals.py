@@ -125,6 +125,7 @@ CALLS: dict[str, Call] = {
     "Consumer.claim": lambda h: h.consumer.claim({INTERACTIVE: 1}),
     "Consumer.announce_resident": lambda h: h.consumer.announce_resident(["a"], ["b"]),
     "Consumer.mark": lambda h: h.consumer.mark([HELD]),
+    "Consumer.loading": lambda h: h.consumer.loading("a", "v1", "begin"),
     "Consumer.settle": lambda h: h.consumer.settle([(HELD, answer())]),
     "Consumer.send_chunks": lambda h: h.consumer.send_chunks([(HELD, b"chunk")]),
     "Consumer.release": lambda h: h.consumer.release([HELD]),
