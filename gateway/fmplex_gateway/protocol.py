@@ -67,7 +67,7 @@ class LimitedHttp(H11Protocol):
         self._read_timer: asyncio.TimerHandle | None = None
         self._half_closed = False
 
-    def connection_made(self, transport: asyncio.Transport) -> None:
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in uvicorn
         """Begin: a request is to come."""
         super().connection_made(transport)
         self._watch()

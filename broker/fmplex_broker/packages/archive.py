@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import tarfile
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO
 
 from pydantic import ValidationError
 
@@ -33,7 +33,7 @@ def pack(package: Package) -> bytes:
     return out.getvalue()
 
 
-def write_archive(package: Package, out: BinaryIO) -> None:
+def write_archive(package: Package, out: IO[bytes]) -> None:
     """Write a package as `pack` does, into a file; its files are not copied in memory."""
     spec, size = _bounded_spec(package.spec.model_dump_json().encode()), 0
     for name, data in {_SPEC: spec, **package.files}.items():

@@ -56,7 +56,8 @@ def open_redis(url: str) -> Client:
                 getattr(socket, name): n for name, n in _KEEPALIVE.items() if hasattr(socket, name)
             }
         pool = _Pool(type("Connection", (_PlainFailures, kind), {}), **options)
-        pool.make_connection()  # it does not connect: an option that redis-py does not know is found here, not at every call
+        # It does not connect: an option that redis-py does not know is found here, not at every call.
+        pool.make_connection()  # type: ignore[no-untyped-call]
     except (TypeError, ValueError, redis_errors.RedisError) as e:
         raise InvalidInput(f"the broker's URL cannot be used: {e}; check what follows the '?'", field="broker") from e
     return _Redis.from_pool(pool)
