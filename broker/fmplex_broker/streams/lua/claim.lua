@@ -142,7 +142,7 @@ local function read(class, flows, count)
     for _, f in ipairs(list) do args[#args + 1] = queue(class .. ':' .. f.vfm) end
     for _ = 1, #list do args[#args + 1] = '>' end
     local answer = redis.pcall(unpack(args))
-    if is_missing(answer) then return false end
+    if is_foreign(answer) or is_missing(answer) then return false end  -- one flow's broken key is not the others' misfortune
     for _, s in ipairs(answer or {}) do
       got[string.sub(s[1], #(P .. 'q:' .. class .. ':') + 1)] = s[2]
     end

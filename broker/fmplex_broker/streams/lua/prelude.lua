@@ -14,6 +14,9 @@ local function flow_parts(flow) return string.match(flow, '^([^:]+):(.+)$') end
 
 local function is_error(reply) return type(reply) == 'table' and reply.err ~= nil end
 
+-- True if a key holds what is none of ours: there are no jobs in it.
+local function is_foreign(reply) return is_error(reply) and string.find(tostring(reply.err), 'WRONGTYPE', 1, true) ~= nil end
+
 -- Tell whether stream or group are missing. Any other error is the server's refusal: taken for an empty answer it would lose jobs.
 local function is_missing(reply)
   if not is_error(reply) then return false end
@@ -107,7 +110,7 @@ local function ensure_group(flow)
   local made = redis.pcall('XGROUP', 'CREATE', queue(flow), 'w', '0', 'MKSTREAM')
   if not is_error(made) then
     if redis.call('XLEN', queue(flow)) > 0 and mark_ready(class, vfm) then ring() end
-  elseif not string.find(tostring(made.err), 'BUSYGROUP', 1, true) then error(made) end
+  elseif not is_foreign(made) and not string.find(tostring(made.err), 'BUSYGROUP', 1, true) then error(made) end
 end
 
 -- XPENDING over a range; an empty list when stream or group are gone.
