@@ -186,7 +186,7 @@ class Bench:
         """Let all ways take turns at the same requests."""
         for number in range(-1, self._report.options.rounds):
             wanted = random_requests(kind, count if number >= 0 else 2, max(number, 0))
-            later = random_requests(kind, count if kind == "short" else max(1, count // 2), 100 + number)
+            later = random_requests(kind, max(1, count // (2 if kind == "short" else 4)), 100 + number)
             ways = ["fmplex", *_RIVALS]
             for way in ways if number % 2 == 0 else ways[::-1]:
                 if way == "fmplex":
