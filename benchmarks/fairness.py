@@ -46,6 +46,7 @@ _WAYS = [*_PRODUCT, *POLICIES, *(f"drr-{part:g}" for part in (0.5, 0.25, 0.125))
 _LENGTH = 4  # sentences in a text of the aggressor
 _VICTIM, _CALM, _BURST = 0.10, 0.08, 1.60  # of the maximum load; the burst is 20 × the calm
 _KINDS = ("plain", "lora")
+_CALIBRATION = 1280  # sentences that the maximum rate is measured with
 
 
 class Way:
@@ -208,7 +209,7 @@ async def _run(report: Report, phases: Phases) -> None:
             bench = Bench(report, name, Path(folder), server, session)
             try:
                 await bench.open()
-                await bench.calibrate(64 if options.quick else 1280)
+                await bench.calibrate(64 if options.quick else _CALIBRATION)
                 without_pauses()
                 for number in range(options.rounds):
                     await bench.round(number, phases)
