@@ -8,8 +8,8 @@ The model: a Llama of about 50 M random weights. Texts end after the number of t
 
 `ratios`: tokens a second over those of each (short prompts: 8 to 128 tokens, long: 512 to 1,024; without either name: the lower
 of both); `lora8_step_over_plain`: the time of a decoding pass of 8 rows with 8 LoRAs (r16, all linears) over one without.
-`samples` has TTFT and inter-token latencies too, with the same requests spread out over the time in which the worker can do them
-twice (half as many requests, where prompts are long).
+`samples` has TTFT and inter-token latencies too, with other requests of the kind, half as many (a quarter, where prompts are
+long), spread out over the time in which the worker can do them twice.
 
     python -m benchmarks.generation [--json] [--rounds N] [--quick] [--requests N] [--prompts short long]
 
@@ -186,7 +186,7 @@ class Bench:
         """Let all ways take turns at the same requests."""
         for number in range(-1, self._report.options.rounds):
             wanted = random_requests(kind, count if number >= 0 else 2, max(number, 0))
-            later = random_requests(kind, count if kind == "short" else max(1, count // 2), 100 + number)
+            later = random_requests(kind, max(1, count // (2 if kind == "short" else 4)), 100 + number)
             ways = ["fmplex", *_RIVALS]
             for way in ways if number % 2 == 0 else ways[::-1]:
                 if way == "fmplex":

@@ -46,7 +46,7 @@ class Size:
 
 # The width of BERT-base with few layers shows what the full depth does: ratios hardly depend on depth.
 SIZES = {
-    "bert_width": Size(768, 2, 512, 1280, 4.0),
+    "bert_width": Size(768, 2, 512, 640, 3.0),
     "minilm": Size(384, 6, 512, 1600, 4.0),
     "bert_base": Size(768, 12, 512, 240, 10.0),
 }

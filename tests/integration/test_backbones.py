@@ -151,7 +151,7 @@ def test_the_commands_know_them(zoo: Up, fmplex: Shell, place: Path) -> None:
     data.write_text(
         "".join(json.dumps({"text": f"{w} {i}", "label": w}) + "\n" for i in range(12) for w in ("cat", "dog"))
     )
-    said = fmplex.fails("fit", data, "--head", "classification", "--config", "fleet.toml")
+    said = fmplex.fails("fit", data, "--head", "classification", "--config", "fleet.toml", "--json")
     assert "say which: minilm, llama, modernbert" in said
     fmplex(
         "fit", data, "--head", "classification", "--config", "fleet.toml", "--backbone", "modernbert", "--epochs", "1"
