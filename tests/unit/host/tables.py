@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from fmplex_broker.streams.claims import Claimed
+from fmplex_broker.streams.claims import Claimed, Order
 from fmplex_broker.wire.messages import INTERACTIVE, Flow
 from fmplex_worker.host.active_job import ActiveJob
 from fmplex_worker.host.claim_room import ClaimRoom
@@ -38,9 +38,11 @@ def nothing(version: str) -> None:
 class Table(JobTable):
     """A job table for `passes` passes of `PASS` units, whose `passes` the test moves on."""
 
-    def __init__(self, passes: int, unpin: Callable[[str], None] = nothing, pass_units: int = PASS) -> None:
+    def __init__(
+        self, passes: int, unpin: Callable[[str], None] = nothing, pass_units: int = PASS, order: Order = "fair"
+    ) -> None:
         self.passes = PassProgress()
-        super().__init__(ClaimRoom(pass_units, passes, self.passes), nothing, unpin)
+        super().__init__(ClaimRoom(pass_units, passes, self.passes, order), nothing, unpin)
 
     def take(self, job: Claimed) -> ActiveJob:
         return self.add(job, 0.0)

@@ -105,6 +105,16 @@ def test_units_add_up_whatever_the_estimates_were(jobs: list[tuple[int, int, str
     assert bool(t.claimable(NOW)) == bool(empty)
 
 
+def test_a_flow_that_fills_the_window_is_passed_over_but_not_where_arrival_decides() -> None:
+    fair, arrival = Table(2), Table(2, order="arrival")
+    for table in (fair, arrival):
+        table.take(claimed(1, units=2 * PASS + 1))
+    assert fair.room.overflowing
+    assert fair.claimable(NOW)[INTERACTIVE]
+    assert not arrival.room.overflowing
+    assert INTERACTIVE not in arrival.claimable(NOW), "who comes later waits, as first in, first out has it"
+
+
 def test_what_waits_for_its_version_takes_no_room_from_what_can_run() -> None:
     t = Table(1)
     jobs = [t.take(claimed(i)) for i in range(10)]

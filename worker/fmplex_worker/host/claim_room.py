@@ -6,7 +6,7 @@ nobody's turn is decided here long before it comes.
 
 from __future__ import annotations
 
-from fmplex_broker.streams.claims import CLAIM_ROOM
+from fmplex_broker.streams.claims import CLAIM_ROOM, Order
 from fmplex_broker.wire.messages import CLASSES, INTERACTIVE, Flow
 from fmplex_worker.host.passes import PassProgress
 
@@ -14,10 +14,14 @@ _SMOOTH = 0.05
 
 
 class ClaimRoom:
-    """Units of jobs that have not begun, by class and flow, against what the next passes hold. `pass_units`: a full pass's."""
+    """Units of jobs that have not begun, by class and flow, against what the next passes hold. `pass_units`: a full pass's.
 
-    def __init__(self, pass_units: int, passes: int, progress: PassProgress) -> None:
+    `order` "arrival" passes over no flow: whoever came first fills the room, as first in, first out has it.
+    """
+
+    def __init__(self, pass_units: int, passes: int, progress: PassProgress, order: Order = "fair") -> None:
         self.pass_units = pass_units
+        self._fair = order == "fair"
         self._progress = progress
         self._passes = {cls: passes if cls == INTERACTIVE else 1 for cls in CLASSES}
         self._taken = dict.fromkeys(CLASSES, 0)
@@ -36,7 +40,7 @@ class ClaimRoom:
             return
         self._taken[flow.cls] += units
         left = self._by_flow[flow] = self._by_flow.get(flow, 0) + units
-        if flow.cls == INTERACTIVE:
+        if self._fair and flow.cls == INTERACTIVE:
             whole = self.pass_units * self._passes[INTERACTIVE]
             (self.overflowing.add if left > whole else self.overflowing.discard)(flow)
         if not left:

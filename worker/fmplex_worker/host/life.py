@@ -106,7 +106,8 @@ class Life:
         """Make what keeps the jobs, and what moves them from state to state."""
         has, spec = self._lasting, self._lasting.spec
         self._passes = PassProgress()
-        room = ClaimRoom(has.backbone.pass_units, spec.window_passes, self._passes)
+        self._order: Order = "arrival" if spec.policy == "fifo" else "fair"
+        room = ClaimRoom(has.backbone.pass_units, spec.window_passes, self._passes, self._order)
         self._table = JobTable(room, has.residents.pin, has.residents.unpin)
         self._chunks = ChunkSender(self._consumer)
         self._outbox = Outbox(self._consumer, self._table, self._clock, self._meter, self._chunks)
@@ -116,10 +117,9 @@ class Life:
     def _lay_out_tasks(self) -> None:
         """Make the tasks that call on them."""
         has, spec = self._lasting, self._lasting.spec
-        order: Order = "arrival" if spec.policy == "fifo" else "fair"
         self._blame = Blame(self._consumer)
         self._claimer = Claimer(
-            self._consumer, self._table, self._scheduler, self._budget, spec.residency.steal_ms, order, self._blame
+            self._consumer, self._table, self._scheduler, self._budget, spec.residency.steal_ms, self._order, self._blame
         )
         tasks = asyncio.TaskGroup()
         preparation = Preparation(has.engine, self._dispatcher, self._clock, has.intake_threads, self._blame, tasks)
