@@ -50,8 +50,10 @@ class Detokenizer:
             return self._length
         trial = _Utf8("replace")
         trial.setstate(self._characters.getstate())
-        # Its first byte either belongs to what waits for its end, or shows that this is broken: then there are two characters.
-        begun = len(trial.decode(self._token_bytes.after(self._before, token)[:1])) + bool(trial.getstate()[0])
+        # Its first byte either belongs to what waits for its end, or shows that this is broken: then there are two characters,
+        # also where the decoder still waits, as it does after half a surrogate.
+        begun = len(trial.decode(self._token_bytes.after(self._before, token)[:1]))
+        begun += len(trial.getstate()[0].decode(errors="replace"))
         return self._length + max(begun - 1, 0)
 
 
