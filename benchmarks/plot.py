@@ -117,10 +117,12 @@ def draw(result: dict[str, Any], path: Path) -> None:
         shown = {label: [v * panel.factor for v in values] for label, values in found.items() if values}
         medians = [statistics.median(values) for values in shown.values()]
         colours = [_OURS if label.startswith("FMplex") else _OTHERS for label in shown]
-        bars = axes.barh(list(shown), medians, color=colours)
-        for place, values in enumerate(shown.values()):
+        axes.barh(list(shown), medians, color=colours)
+        for place, (values, median) in enumerate(zip(shown.values(), medians, strict=True)):
             axes.plot(values, [place] * len(values), ".", color="#222222", markersize=3)
-        axes.bar_label(bars, fmt="%.3g", fontsize=8, padding=3)
+            # Behind the last round's dot, which it would cover at the end of the bar.
+            said = f"{median:,.0f}" if median >= 100 else f"{median:.3g}"
+            axes.annotate(said, (max(values), place), (4, 0), textcoords="offset points", va="center", fontsize=8)
         axes.set_title(panel.title, fontsize=10)
         axes.tick_params(labelsize=8)
         axes.invert_yaxis()

@@ -136,7 +136,7 @@ def test_tokens_joined_are_the_text(tokenizer: tokenizers.Tokenizer, text: str) 
 
 
 @given(tokens=st.lists(st.integers(0, 300), max_size=40))
-@example(tokens=[170, 95])  # the bytes ED A1, half of a surrogate: two characters, though a decoder waits for a third byte
+@example(tokens=[170, 95])  # the bytes ED A1, half of a surrogate: two characters, though a decoder still waits
 def test_a_token_is_where_it_begins(tokenizer: tokenizers.Tokenizer, tokens: list[int]) -> None:
     token_bytes = TokenBytes(tokenizer)
     prompt, shown = tokenizer.encode("the cat").ids, [token for token in tokens if not token_bytes.silent(token)]
