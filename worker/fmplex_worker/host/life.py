@@ -118,8 +118,9 @@ class Life:
         """Make the tasks that call on them."""
         has, spec = self._lasting, self._lasting.spec
         self._blame = Blame(self._consumer)
+        steal_ms = spec.residency.steal_ms
         self._claimer = Claimer(
-            self._consumer, self._table, self._scheduler, self._budget, spec.residency.steal_ms, self._order, self._blame
+            self._consumer, self._table, self._scheduler, self._budget, steal_ms, self._order, self._blame
         )
         tasks = asyncio.TaskGroup()
         preparation = Preparation(has.engine, self._dispatcher, self._clock, has.intake_threads, self._blame, tasks)
