@@ -15,6 +15,7 @@ import pytest
 
 from fmplex import AsyncClient, Client
 from fmplex.local import LocalFleet
+from fmplex_broker.specs.versions import artifact_of
 from tests.integration.shell import Shell
 from tests.integration.traffic import Traffic
 from tests.support.broker import Broker
@@ -176,6 +177,6 @@ def age(fleet: LocalFleet) -> Callable[[str], None]:
 
     def make_old(version: str) -> None:
         then = time.time() - 7200
-        os.utime(Path(fleet.artifacts) / f"{version}.fmplex", (then, then))
+        os.utime(Path(fleet.artifacts) / f"{artifact_of(version)}.fmplex", (then, then))
 
     return make_old

@@ -157,7 +157,7 @@ def test_the_commands_know_them(zoo: Up, fmplex: Shell, place: Path) -> None:
         "fit", data, "--head", "classification", "--config", "fleet.toml", "--backbone", "modernbert", "--epochs", "1"
     )
     fmplex("deploy", "vfms/data")
-    assert json.loads(fmplex("vfms", "show", "data", "--json"))["backbone"] == "modernbert"
+    assert json.loads(fmplex("vfms", "show", "data"))["backbone"] == "modernbert"
     fmplex("vfms", "remove", "data")
 
 

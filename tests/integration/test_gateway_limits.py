@@ -143,6 +143,7 @@ def test_others_are_answered_while_33_mb_of_junk_are_read(gateway: Gateway, path
         while not said:
             assert gateway.http.get("/healthz").status_code == 200
             answered += not said
+            reading.join(0.005)  # a client in a hurry would leave the parser, which gives way, no processor
         reading.join()
     assert said[0].startswith(b"HTTP/1.1 4")
     assert len(said[0]) < 4096

@@ -281,7 +281,7 @@ class JobMachine(RuleBasedStateMachine):
         for _ in range(5000):
             for job in self.jobs(JobState.AWAITING_VERSION, JobState.CLAIMED):
                 self.dispatcher.prepare(job)
-            for job in self.jobs(JobState.PREPARING):
+            for job in self.jobs(JobState.PREPARING, JobState.AWAITING_PREPARATION):
                 self.dispatcher.enter(job, self.prepared[job.claimed.job])
             if self.flights:
                 self.land(self.engine.step)
