@@ -21,10 +21,8 @@ Ids = NDArray[np.int64]
 # A text as a caller sends it, or a text and its pair.
 Raw = str | tuple[str, str]
 _FEWEST_TOKENS = 16
-_CHARACTERS, _SPARE = (
-    8,
-    256,
-)  # looked at first, for each token that may be taken; tokens that a cut word may have, and more
+_CHARACTERS = 8  # looked at first, for each token that may be taken
+_SPARE = 256  # tokens that a cut word may have, and more
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -95,7 +93,8 @@ class Tokenizer:
     def shorten(self, texts: Sequence[str], tokens: int) -> list[str]:
         """Return texts as they are, or a beginning of one that has more than twice so many `tokens`: enough to see that it is too
         long, or to cut it, in the time that a text takes which is not. Whoever takes `tokens` of it at most sees no difference:
-        where a text is cut, tokenizers are off by a word at most."""
+        where a text is cut, tokenizers are off by a word at most. (A Unigram tokenizer may split the beginning of a word of
+        thousands of characters otherwise than if it had seen its end.)"""
         short = list(texts)
         size, many = _CHARACTERS * (tokens + _SPARE), 2 * tokens + _SPARE
         while long := [i for i, text in enumerate(short) if len(text) > size and text is texts[i]]:
