@@ -45,8 +45,8 @@ class Caller:
         keep_in_forks(self._transport)
 
     def transport(self) -> Transport:
-        """Return the transport of the running event loop. Raises `Unavailable` once it is closed, and `InvalidInput` where another
-        loop has it."""
+        """Return the transport of the running event loop. Raises `Unavailable` once it is closed, `InvalidInput` where another loop
+        has it."""
         if self._closed:
             raise Unavailable("this client is closed; make a new one")
         match self._home.look():
@@ -112,7 +112,7 @@ class Caller:
         await asyncio.sleep(pause_s)
 
     async def close(self) -> None:
-        """End the texts that are being read, and close all connections. Raises `InvalidInput` where another event loop has them."""
+        """End the texts that are being read, and close all connections. Raises `InvalidInput` where another loop has them."""
         if self._closed:
             return
         match self._home.look():

@@ -56,8 +56,8 @@ class AsyncHandle:
     async def result(self, timeout: float | None = None) -> Result:
         """Wait for the result, at most `timeout` seconds (None: until the job's deadline), and return it, again and again.
 
-        Raises `TimeoutError` (the job goes on; ask again), `Cancelled`, `DeadlineExceeded`, the job's typed error, or `InvalidInput`
-        where another process or event loop has enqueued the job.
+        Raises `TimeoutError` (the job goes on; ask again), `Cancelled`, `DeadlineExceeded`, the job's typed error, or
+        `InvalidInput` where another process or event loop has enqueued the job.
         """
         self._home.require("the job")
         return await self._wait(wait_s(timeout))
@@ -82,8 +82,8 @@ class Handle:
     def result(self, timeout: float | None = None) -> Result:
         """Wait for the result, at most `timeout` seconds (None: until the job's deadline), and return it, again and again.
 
-        Raises `TimeoutError` (the job goes on; ask again), `Cancelled`, `DeadlineExceeded`, the job's typed error, or `InvalidInput`
-        in a process that was forked since.
+        Raises `TimeoutError` (the job goes on; ask again), `Cancelled`, `DeadlineExceeded`, the job's typed error, or
+        `InvalidInput` in a process that was forked since.
         """
         return self._loop.run(self._handle.result(timeout))
 
