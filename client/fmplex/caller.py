@@ -45,8 +45,8 @@ class Caller:
         keep_in_forks(self._transport)
 
     def transport(self) -> Transport:
-        """Return the transport of the running event loop. Raises `Unavailable` once it is closed, `InvalidInput` where another loop
-        has it."""
+        """Return the transport of the running event loop. Raises `Unavailable` once it is closed, `InvalidInput` where
+        another loop has it."""
         if self._closed:
             raise Unavailable("this client is closed; make a new one")
         match self._home.look():

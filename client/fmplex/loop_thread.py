@@ -22,8 +22,8 @@ class Work(Generic[T]):
         self._forks = forks()
 
     def wait(self) -> T:
-        """Wait for the result. Raises what the work raises, `Cancelled` if the loop is closed, `InvalidInput` in a process that was
-        forked since."""
+        """Wait for the result. Raises what the work raises, `Cancelled` if the loop is closed, `InvalidInput` in a process that
+        was forked since."""
         if self._forks != forks():  # what does it stayed in the other process
             raise InvalidInput("this call was begun before the process was forked; begin it again here")
         try:

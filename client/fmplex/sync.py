@@ -188,11 +188,11 @@ class Client:
     ) -> Iterator[Any]:
         """Run any number of inputs through a vFM; yield their results in the same order.
 
-        `vfm`: its name. `inputs`: each as of `infer`; drawn in the caller's thread as results are read: about `window` of them are under
-        way, fewer where the vFM's queue takes fewer. `progress`: draw a bar. `timeout`: seconds, for each input. `params` as in
-        `infer`. Raises what `infer` raises, with the input's place among all (`inputs.70`); what is under way is cancelled then,
-        and when the iterator is closed early. `on_error="return"`: what is wrong with an input is yielded in its place, as the
-        error itself; what is wrong with all of them (an unknown vFM, a key, a parameter) is raised.
+        `vfm`: its name. `inputs`: each as of `infer`; drawn in the caller's thread as results are read: about `window` of them
+        are under way, fewer where the vFM's queue takes fewer. `progress`: draw a bar. `timeout`: seconds, for each input.
+        `params` as in `infer`. Raises what `infer` raises, with the input's place among all (`inputs.70`); what is under way is
+        cancelled then, and when the iterator is closed early. `on_error="return"`: what is wrong with an input is yielded in its
+        place, as the error itself; what is wrong with all of them (an unknown vFM, a key, a parameter) is raised.
 
             for result in client.map("spam", open("mails.txt"), on_error="return"):
                 print(result if isinstance(result, FmplexError) else result.output["label"])
