@@ -47,7 +47,7 @@ class AsyncClient:
         artifacts: str | None = None,
         retries: int = 2,
     ) -> None:
-        self._caller = Caller(url, api_key, artifacts, retries)
+        self._caller = Caller(url, api_key, artifacts, retries, ends_with_loop=True)
         self._vfms = AsyncVfms(self._caller.transport)
 
     @property

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from itertools import count
 from typing import TypeVar
 from weakref import WeakSet
@@ -27,14 +27,18 @@ class Caller:
     asks, within the same number of tries and the call's time. Raises `InvalidInput` for a URL that is none, or other tries.
 
     It belongs to the event loop of its first call. Once that is closed, or in a process that was forked since, the transport is
-    opened again; in a second loop beside it calls raise `InvalidInput`.
+    opened again; in a second loop beside it calls raise `InvalidInput`. `ends_with_loop`: connections are closed at the end of
+    `asyncio.run`.
     """
 
-    def __init__(self, url: str, api_key: str | None, artifacts: str | None, retries: int) -> None:
+    def __init__(
+        self, url: str, api_key: str | None, artifacts: str | None, retries: int, *, ends_with_loop: bool = False
+    ) -> None:
         if type(retries) is not int or retries < 0:
             raise InvalidInput(f"retries must be a whole number from 0 on, not {retries!r}", field="retries")
         self._open_transport = lambda: open_transport(url, api_key, artifacts)
         self._retries = retries
+        self._ends_with_loop = ends_with_loop
         self._closed = False
         self._open()
 
@@ -42,6 +46,7 @@ class Caller:
         self._transport = self._open_transport()
         self._home = Home()
         self._streams: WeakSet[AsyncTextStream] = WeakSet()
+        self._end: AsyncGenerator[None, None] | None = None
         keep_in_forks(self._transport)
 
     def transport(self) -> Transport:
@@ -55,6 +60,11 @@ class Caller:
                 self._home.look()
             case "elsewhere":
                 raise InvalidInput("this client is in use in another event loop; make one for each loop")
+        if self._ends_with_loop and self._end is None:
+            self._end = _closing(self._transport)
+            keep_in_forks(self._end)
+            with suppress(StopIteration):
+                self._end.asend(None).send(None)  # begun, so that the loop knows it: it closes what it knows when it ends
         return self._transport
 
     async def infer(self, call: Call, *, patient: bool = True) -> list[Result]:
@@ -122,9 +132,17 @@ class Caller:
                 self._closed = True
                 for stream in list(self._streams):
                     await stream.aclose()
-                await self._transport.close()
+                await (self._transport.close() if self._end is None else self._end.aclose())
             case _:  # connections of a loop that is closed have ended with it, those of another process are not ours
                 self._closed = True
+
+
+async def _closing(transport: Transport) -> AsyncGenerator[None, None]:
+    """Close a transport when the generator is closed."""
+    try:
+        yield
+    finally:
+        await transport.close()
 
 
 async def _in_time(pieces: AsyncGenerator[str | Result, None], deadline: Deadline) -> str | Result | None:
