@@ -13,7 +13,7 @@ from typing import Any
 from fmplex_broker.errors import InvalidInput
 
 LONGEST_S = 86_400.0  # that a call may take
-GRACE_S = 3.0  # after the deadline, for the fleet's own word on it
+GRACE_S = 1.0  # after the deadline, for the fleet's own word on it
 
 
 @dataclass(frozen=True, slots=True)

@@ -64,7 +64,9 @@ class Caller:
             self._end = _closing(self._transport)
             keep_in_forks(self._end)
             with suppress(StopIteration):
-                self._end.asend(None).send(None)  # begun, so that the loop knows it: it closes what it knows when it ends
+                self._end.asend(None).send(
+                    None
+                )  # begun, so that the loop knows it: it closes what it knows when it ends
         return self._transport
 
     async def infer(self, call: Call, *, patient: bool = True) -> list[Result]:

@@ -85,7 +85,9 @@ class HttpTransport:
             async with asyncio.timeout(call.give_up_s):
                 answer = await self._send("POST", _path(call.vfm, "/infer"), _body(call), _times(call))
         except TimeoutError as e:
-            raise DeadlineExceeded(f"the gateway at {self.url} has not answered in the call's time") from e
+            raise DeadlineExceeded(
+                f"no answer in the call's time: the fleet is overloaded, no worker is alive, or the gateway at {self.url} is not"
+            ) from e
         try:
             return _results(call, answer)
         except (ValueError, KeyError, TypeError) as e:
