@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-from fmplex_broker.wire.messages import packb, unpackb
+import msgpack
 
 _RUN = {"version": "v1", "units": 1, "queue_ms": 0.0, "run_ms": 0.0, "load_ms": 0.0}
 
@@ -18,8 +18,8 @@ class _Echo(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"  # connections stay open
 
     def do_POST(self) -> None:
-        inputs = unpackb(self.rfile.read(int(self.headers["content-length"])))["inputs"]
-        body = packb({"outputs": [{"text": value} for value in inputs], "runs": [_RUN for _ in inputs]})
+        inputs = msgpack.unpackb(self.rfile.read(int(self.headers["content-length"])))["inputs"]
+        body = msgpack.packb({"version": "v1", "outputs": [{"text": value} for value in inputs], "runs": [_RUN for _ in inputs]})
         self.send_response(200)
         self.send_header("content-type", "application/msgpack")
         self.send_header("content-length", str(len(body)))
