@@ -80,6 +80,6 @@ def wait_s(timeout: float | None) -> float | None:
 
 def _seconds(timeout: Any) -> float:
     """Return a number of seconds. Raises `InvalidInput`."""
-    if not isinstance(timeout, Real) or isinstance(timeout, bool) or math.isnan(timeout):
+    if isinstance(timeout, bool) or not isinstance(timeout, Real) or math.isnan(timeout):
         raise InvalidInput(f"timeout must be a number of seconds, not {timeout!r}", field="timeout")
     return float(timeout)

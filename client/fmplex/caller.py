@@ -36,7 +36,7 @@ class Caller:
     ) -> None:
         if type(retries) is not int or retries < 0:
             raise InvalidInput(f"retries must be a whole number from 0 on, not {retries!r}", field="retries")
-        self._open_transport = lambda: open_transport(url, api_key, artifacts)
+        self._open_transport: Callable[[], Transport] = lambda: open_transport(url, api_key, artifacts)
         self._retries = retries
         self._ends_with_loop = ends_with_loop
         self._closed = False
