@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable
 from types import TracebackType
-from typing import Any, overload
+from typing import Any, Literal, overload
 
-from fmplex.batches import MapPlan, progress_bar
-from fmplex.call import embed_call, make_call
+from fmplex.batches import MapPlan, MapRun, Outcome, embed_all, progress_bar
+from fmplex.call import make_call
 from fmplex.caller import Caller
 from fmplex.results import AsyncHandle, AsyncTextStream, Result
 from fmplex.vfms import AsyncVfms
+from fmplex_broker.errors import FmplexError
 
 
 class AsyncClient:
@@ -20,7 +21,11 @@ class AsyncClient:
 
     `url`: `http://…` (a gateway), or `redis://…`, `unix://…` (straight to the streams). `api_key`: for a gateway that asks for
     one. `artifacts`: the fleet's artifact store, which is needed to deploy straight to the streams. Raises `InvalidInput` for a
-    URL that is neither. Close the client, or use `async with`; it belongs to one event loop.
+    URL that is neither. Close the client, or use `async with`; a closed client raises `Unavailable`.
+
+    It belongs to the event loop that uses it first. In a process that is forked later, and in a loop that follows the first one,
+    once that is closed, it connects anew; in a second loop beside the first it raises `InvalidInput`. Jobs and texts stay where
+    they were asked for.
 
     Calls are repeated, at most `retries` times, where that cannot run a job twice for the caller: every call carries an
     idempotency key. Full queues and rate limits (429) are waited out as the fleet asks, within the same number of tries.
@@ -42,7 +47,7 @@ class AsyncClient:
         artifacts: str | None = None,
         retries: int = 2,
     ) -> None:
-        self._caller = Caller(url, api_key, artifacts, retries)
+        self._caller = Caller(url, api_key, artifacts, retries, ends_with_loop=True)
         self._vfms = AsyncVfms(self._caller.transport)
 
     @property
@@ -93,15 +98,15 @@ class AsyncClient:
         return results if isinstance(inputs, list) else results[0]
 
     async def embed(
-        self, vfm: str, texts: Sequence[str], *, timeout: float | None = None, **params: Any
+        self, vfm: str, texts: Iterable[str], *, timeout: float | None = None, **params: Any
     ) -> list[list[float]]:
         """Embed texts with a vFM that has an embedding head; return one vector a text, in the same order.
 
-        `vfm`: its name. `texts`: at most 2,048. `timeout`: seconds until the deadline, by default the vFM's. `params`:
-        `dimensions` shortens the vectors, `truncate` cuts over-long texts. Raises `InvalidInput` if the vFM gives no embeddings,
-        and what `infer` raises.
+        `vfm`: its name. `texts`: any number, also none; they are sent in calls of 256. `timeout`: seconds until the deadline of
+        each call, by default the vFM's. `params`: `dimensions` shortens the vectors, `truncate` cuts over-long texts. Raises
+        `InvalidInput` if the vFM gives no embeddings, and what `infer` raises.
         """
-        return await self._caller.embed(embed_call(vfm, texts, params, timeout))
+        return await embed_all(self._caller, vfm, texts, params, timeout)
 
     def stream(
         self,
@@ -147,6 +152,30 @@ class AsyncClient:
         call = make_call(vfm, [value], params, timeout, idempotency_key, offline=offline)
         return await self._caller.enqueue(call)
 
+    @overload
+    def map(
+        self,
+        vfm: str,
+        inputs: Iterable[Any],
+        *,
+        window: int = ...,
+        progress: bool = ...,
+        timeout: float | None = ...,
+        on_error: Literal["raise"] = ...,
+        **params: Any,
+    ) -> AsyncIterator[Result]: ...
+    @overload
+    def map(
+        self,
+        vfm: str,
+        inputs: Iterable[Any],
+        *,
+        window: int = ...,
+        progress: bool = ...,
+        timeout: float | None = ...,
+        on_error: Literal["return"],
+        **params: Any,
+    ) -> AsyncIterator[Result | FmplexError]: ...
     async def map(
         self,
         vfm: str,
@@ -155,22 +184,27 @@ class AsyncClient:
         window: int = 256,
         progress: bool = False,
         timeout: float | None = None,
+        on_error: Literal["raise", "return"] = "raise",
         **params: Any,
-    ) -> AsyncIterator[Result]:
+    ) -> AsyncIterator[Any]:
         """Run any number of inputs through a vFM; yield their results in the same order.
 
-        `vfm`: its name. `inputs`: each as of `infer`; drawn as results are read: at most about `window` of them are under way.
-        `progress`: draw a bar. `timeout`: seconds, for each input. `params` as in `infer`. Raises what `infer` raises; the inputs
-        under way are cancelled then, and when the iterator is closed early.
+        `vfm`: its name. `inputs`: each as of `infer`; drawn as results are read: about `window` of them are under
+        way, fewer where the vFM's queue takes fewer. `progress`: draw a bar. `timeout`: seconds, for each input. `params` as in
+        `infer`. Raises what `infer` raises, with the input's place among all (`inputs.70`); what is under way is cancelled then,
+        and when the iterator is closed early. `on_error="return"`: what is wrong with an input is yielded in its place, as the
+        error itself; what is wrong with all of them (an unknown vFM, a key, a parameter) is raised.
+
+            async for result in client.map("spam", open("mails.txt"), on_error="return"):
+                print(result if isinstance(result, FmplexError) else result.output["label"])
         """
-        plan = MapPlan(inputs, window)
-        running: deque[asyncio.Task[list[Result]]] = deque()
+        plan, run = MapPlan(inputs, window), MapRun(self._caller, vfm, params, timeout, on_error)
+        running: deque[asyncio.Task[list[Outcome]]] = deque()
         with progress_bar(vfm, plan.total, progress) as advance:
             try:
                 while True:
                     while len(running) < plan.calls and (chunk := next(plan.chunks, None)) is not None:
-                        call = make_call(vfm, chunk, params, timeout)
-                        running.append(asyncio.create_task(self._caller.infer(call)))
+                        running.append(asyncio.create_task(run.run(chunk)))
                     if not running:
                         return
                     for result in await running.popleft():

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import secrets
+import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from numbers import Real
 from typing import Any
 
 from fmplex_broker.errors import InvalidInput
+
+LONGEST_S = 86_400.0  # that a call may take
+GRACE_S = 1.0  # after the deadline, for the fleet's own word on it
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +31,27 @@ class Call:
     idempotency_key: str
     offline: bool = False
 
+    @property
+    def give_up_s(self) -> float | None:
+        """Seconds from now after which no answer needs to be waited for, None: as long as it takes."""
+        return None if self.timeout_ms is None else self.timeout_ms / 1000 + GRACE_S
+
+
+class Deadline:
+    """The deadline of a call that begins now, over all its tries."""
+
+    def __init__(self, call: Call) -> None:
+        self._call = call
+        self._end = math.inf if call.timeout_ms is None else time.monotonic() + call.timeout_ms / 1000
+
+    def left_s(self) -> float:
+        """Return the seconds until the deadline: infinity if there is none, 0 once it has passed."""
+        return max(0.0, self._end - time.monotonic())
+
+    def rest(self) -> Call:
+        """Return the call as it is to be sent now: what is left of its time."""
+        return self._call if math.isinf(self._end) else replace(self._call, timeout_ms=max(1.0, self.left_s() * 1000))
+
 
 def make_call(
     vfm: str,
@@ -35,13 +62,24 @@ def make_call(
     *,
     offline: bool = False,
 ) -> Call:
-    """Make a call from what a user gave: `timeout` in seconds; a random idempotency key if there is none."""
-    timeout_ms = None if timeout is None else timeout * 1000
+    """Make a call from what a user gave: `timeout` in seconds; a random idempotency key if there is none. Raises `InvalidInput`
+    for a timeout that is none."""
+    timeout_ms = None if timeout is None else _seconds(timeout) * 1000
+    if timeout_ms is not None and not 1 <= timeout_ms <= LONGEST_S * 1000:
+        raise InvalidInput(f"timeout must be between 0.001 and {LONGEST_S:.0f} seconds, not {timeout}", field="timeout")
     return Call(vfm, tuple(inputs), params, timeout_ms, idempotency_key or secrets.token_hex(12), offline)
 
 
-def embed_call(vfm: str, texts: Sequence[str], params: Mapping[str, Any], timeout: float | None) -> Call:
-    """Make a call that embeds texts; `timeout` in seconds. Raises `InvalidInput` for a single text."""
-    if isinstance(texts, str):
-        raise InvalidInput("embed takes a list of texts", field="texts")
-    return make_call(vfm, texts, params, timeout)
+def wait_s(timeout: float | None) -> float | None:
+    """Return how many seconds to wait for a result, None: as long as it takes. Raises `InvalidInput` for what is no number."""
+    if timeout is None:
+        return None
+    seconds = _seconds(timeout)
+    return None if seconds == math.inf else max(0.0, seconds)
+
+
+def _seconds(timeout: Any) -> float:
+    """Return a number of seconds. Raises `InvalidInput`."""
+    if isinstance(timeout, bool) or not isinstance(timeout, Real) or math.isnan(timeout):
+        raise InvalidInput(f"timeout must be a number of seconds, not {timeout!r}", field="timeout")
+    return float(timeout)

@@ -10,7 +10,7 @@ from typing import Any
 
 from fmplex.call import Call
 from fmplex.results import AsyncHandle, Result
-from fmplex_broker.errors import BrokerUnavailable, Cancelled, InvalidInput
+from fmplex_broker.errors import BrokerUnavailable, Cancelled, DeadlineExceeded, InvalidInput
 from fmplex_broker.packages.artifacts import ArtifactStore
 from fmplex_broker.packages.package import Package
 from fmplex_broker.specs.deployments import VfmStatus
@@ -30,10 +30,14 @@ class DirectTransport:
         self._artifacts = artifacts or os.environ.get("FMPLEX_ARTIFACTS")
 
     async def _submit(self, call: Call, **params: Any) -> list[Pending]:
-        return await self._queue.submit(
-            call.vfm, call.inputs, {**call.params, **params}, cls=OFFLINE if call.offline else INTERACTIVE,
-            timeout_ms=call.timeout_ms, idempotency_key=call.idempotency_key,
-        )  # fmt: skip
+        try:
+            async with asyncio.timeout(call.give_up_s):
+                return await self._queue.submit(
+                    call.vfm, call.inputs, {**call.params, **params}, cls=OFFLINE if call.offline else INTERACTIVE,
+                    timeout_ms=call.timeout_ms, idempotency_key=call.idempotency_key,
+                )  # fmt: skip
+        except TimeoutError as e:
+            raise DeadlineExceeded("the broker has not taken the call in its time") from e
 
     async def infer(self, call: Call) -> list[Result]:
         """Run a call; see `Transport.infer`."""

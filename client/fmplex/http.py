@@ -12,9 +12,9 @@ from urllib.parse import urlencode
 import httpx
 from pydantic import ValidationError
 
-from fmplex.call import Call
+from fmplex.call import GRACE_S, LONGEST_S, Call
 from fmplex.results import AsyncHandle, Result, wait_task
-from fmplex_broker.errors import Cancelled, FmplexError, InvalidInput, Unavailable, from_wire
+from fmplex_broker.errors import Cancelled, DeadlineExceeded, FmplexError, InvalidInput, Unavailable, from_wire
 from fmplex_broker.packages.archive import MEDIA_TYPE, pack
 from fmplex_broker.packages.package import Package
 from fmplex_broker.specs.schema import invalid
@@ -23,8 +23,8 @@ from fmplex_broker.specs.vfm_info import VfmInfo
 from fmplex_broker.wire.messages import packb, unpackb
 
 _MSGPACK = "application/msgpack"
-_MARGIN_S = 10.0  # the gateway answers by the deadline; the connection must outlive that
-_LONGEST_S = 86_400.0
+_CONNECT_S = 5.0
+_TIMES = httpx.Timeout(90.0, connect=_CONNECT_S)
 _POOLS, _CONNECTIONS = 32, 32
 
 
@@ -49,13 +49,12 @@ class HttpTransport:
         ]
         self._next = itertools.cycle(self._pools)
 
-    async def _send(self, method: str, path: str, body: Any = None, read_s: float = 90.0) -> Any:
-        """Send one request and decode its answer. `body`: a value, or an archive as bytes; `read_s`: seconds to wait at most."""
+    async def _send(self, method: str, path: str, body: Any = None, times: httpx.Timeout = _TIMES) -> Any:
+        """Send one request and decode its answer. `body`: a value, or an archive as bytes; `times`: for its steps."""
         headers = {"Content-Type": MEDIA_TYPE} if isinstance(body, bytes) else {}
         content = _encode(body) if body is not None and not isinstance(body, bytes) else body
-        timeout = httpx.Timeout(90.0, connect=5.0, read=read_s, pool=read_s)
         try:
-            response = await next(self._next).request(method, path, content=content, headers=headers, timeout=timeout)
+            response = await next(self._next).request(method, path, content=content, headers=headers, timeout=times)
         except httpx.HTTPError as e:
             raise self._no_answer(e) from e
         if response.is_error:
@@ -82,7 +81,13 @@ class HttpTransport:
 
     async def infer(self, call: Call) -> list[Result]:
         """Run a call; see `Transport.infer`."""
-        answer = await self._send("POST", _path(call.vfm, "/infer"), _body(call), _read_s(call))
+        try:
+            async with asyncio.timeout(call.give_up_s):
+                answer = await self._send("POST", _path(call.vfm, "/infer"), _body(call), _times(call))
+        except TimeoutError as e:
+            raise DeadlineExceeded(
+                f"no answer in the call's time: the fleet is overloaded, no worker is alive, or the gateway at {self.url} is not"
+            ) from e
         try:
             return _results(call, answer)
         except (ValueError, KeyError, TypeError) as e:
@@ -91,11 +96,10 @@ class HttpTransport:
     async def stream(self, call: Call) -> AsyncGenerator[str | Result, None]:
         """Generate a text; see `Transport.stream`."""
         content = _encode(_body(call, stream=True))
-        timeout = httpx.Timeout(90.0, connect=5.0, read=_read_s(call), pool=_read_s(call))
         path = _path(call.vfm, "/infer")
         result: Result | None = None
         try:
-            async with next(self._next).stream("POST", path, content=content, timeout=timeout) as response:
+            async with next(self._next).stream("POST", path, content=content, timeout=_times(call)) as response:
                 if response.is_error:
                     await response.aread()
                     raise _response_error(response)
@@ -212,9 +216,10 @@ def _results(call: Call, answer: dict[str, Any]) -> list[Result]:
     ]  # fmt: skip
 
 
-def _read_s(call: Call) -> float:
-    """Return the seconds to wait for the gateway. A call without a deadline has the vFM's, which only the gateway knows."""
-    return _LONGEST_S if call.timeout_ms is None else call.timeout_ms / 1000 + _MARGIN_S
+def _times(call: Call) -> httpx.Timeout:
+    """Return how long the steps of a call may take. A call without a deadline has the vFM's, which only the gateway knows."""
+    answer_s = LONGEST_S if call.timeout_ms is None else call.timeout_ms / 1000
+    return httpx.Timeout(answer_s + GRACE_S, connect=min(_CONNECT_S, answer_s), write=_TIMES.write)
 
 
 async def _events(response: httpx.Response) -> AsyncGenerator[dict[str, Any], None]:

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, TypeVar
 
+from fmplex.call import wait_s
+from fmplex.homes import Home
 from fmplex.loop_thread import LoopThread
 from fmplex_broker.errors import Unavailable
 
@@ -48,16 +50,21 @@ class AsyncHandle:
     ):
         self._wait = wait
         self._cancel = cancel
+        self._home = Home()
+        self._home.look()
 
     async def result(self, timeout: float | None = None) -> Result:
         """Wait for the result, at most `timeout` seconds (None: until the job's deadline), and return it, again and again.
 
-        Raises `TimeoutError` (the job goes on; ask again), `Cancelled`, `DeadlineExceeded`, or the job's typed error.
+        Raises `TimeoutError` (the job goes on; ask again), `Cancelled`, `DeadlineExceeded`, the job's typed error, or
+        `InvalidInput` where another process or event loop has enqueued the job.
         """
-        return await self._wait(timeout)
+        self._home.require("the job")
+        return await self._wait(wait_s(timeout))
 
     async def cancel(self) -> bool:
         """Cancel the job; return True if that was before it ran: its `result` raises `Cancelled` then."""
+        self._home.require("the job")
         return await self._cancel()
 
 
@@ -75,7 +82,8 @@ class Handle:
     def result(self, timeout: float | None = None) -> Result:
         """Wait for the result, at most `timeout` seconds (None: until the job's deadline), and return it, again and again.
 
-        Raises `TimeoutError` (the job goes on; ask again), `Cancelled`, `DeadlineExceeded`, or the job's typed error.
+        Raises `TimeoutError` (the job goes on; ask again), `Cancelled`, `DeadlineExceeded`, the job's typed error, or
+        `InvalidInput` in a process that was forked since.
         """
         return self._loop.run(self._handle.result(timeout))
 
@@ -94,6 +102,7 @@ class AsyncTextStream(AsyncIterator[str]):
     def __init__(self, pieces: AsyncGenerator[str | Result, None]) -> None:
         self._pieces = pieces
         self._result: Result | None = None
+        self._home = Home()
 
     @property
     def result(self) -> Result | None:
@@ -101,6 +110,7 @@ class AsyncTextStream(AsyncIterator[str]):
         return self._result
 
     async def __anext__(self) -> str:
+        self._home.require("the text")
         async for piece in self._pieces:
             if isinstance(piece, str):
                 return piece
@@ -109,6 +119,8 @@ class AsyncTextStream(AsyncIterator[str]):
 
     async def aclose(self) -> None:
         """Stop reading; cancel the job if its text has not ended."""
+        if self._home.look() != "here":  # whoever reads it there closes it there
+            return
         with suppress(RuntimeError):  # somebody reads it at this moment, and gets the error that ends it
             await self._pieces.aclose()
 

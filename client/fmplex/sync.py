@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future
+from collections.abc import Iterable, Iterator
 from types import TracebackType
-from typing import Any, overload
+from typing import Any, Literal, overload
 
-from fmplex.batches import MapPlan, progress_bar
-from fmplex.call import embed_call, make_call
+from fmplex.batches import MapPlan, MapRun, Outcome, embed_all, progress_bar
+from fmplex.call import make_call
 from fmplex.caller import Caller
-from fmplex.loop_thread import LoopThread
+from fmplex.loop_thread import LoopThread, Work
 from fmplex.results import Handle, Result, TextStream
 from fmplex.vfms import AsyncVfms, Vfms
+from fmplex_broker.errors import FmplexError
 
 
 class Client:
@@ -21,7 +21,8 @@ class Client:
 
     `url`: `http://…` (a gateway), or `redis://…`, `unix://…` (straight to the streams). `api_key`: for a gateway that asks for
     one. `artifacts`: the fleet's artifact store, which is needed to deploy straight to the streams. Raises `InvalidInput` for a
-    URL that is neither. Safe to use from many threads. Close it, or use `with`; a closed client raises `Unavailable`.
+    URL that is neither. Safe to use from many threads, and after a fork: the new process connects anew on first use; handles and
+    texts stay with the process that asked for them. Close it, or use `with`; a closed client raises `Unavailable`.
 
     Calls are repeated, at most `retries` times, where that cannot run a job twice for the caller: every call carries an
     idempotency key. Full queues and rate limits (429) are waited out as the fleet asks, within the same number of tries.
@@ -43,12 +44,8 @@ class Client:
         artifacts: str | None = None,
         retries: int = 2,
     ) -> None:
+        self._caller = Caller(url, api_key, artifacts, retries)
         self._loop = LoopThread()
-        try:
-            self._caller = self._loop.run(_open(url, api_key, artifacts, retries))
-        except BaseException:
-            self._loop.close()
-            raise
         self._vfms = Vfms(AsyncVfms(self._caller.transport), self._loop)
 
     @property
@@ -99,15 +96,15 @@ class Client:
         return results if isinstance(inputs, list) else results[0]
 
     def embed(
-        self, vfm: str, texts: Sequence[str], *, timeout: float | None = None, **params: Any
+        self, vfm: str, texts: Iterable[str], *, timeout: float | None = None, **params: Any
     ) -> list[list[float]]:
         """Embed texts with a vFM that has an embedding head; return one vector a text, in the same order.
 
-        `vfm`: its name. `texts`: at most 2,048. `timeout`: seconds until the deadline, by default the vFM's. `params`:
-        `dimensions` shortens the vectors, `truncate` cuts over-long texts. Raises `InvalidInput` if the vFM gives no embeddings,
-        and what `infer` raises.
+        `vfm`: its name. `texts`: any number, also none; they are sent in calls of 256. `timeout`: seconds until the deadline of
+        each call, by default the vFM's. `params`: `dimensions` shortens the vectors, `truncate` cuts over-long texts. Raises
+        `InvalidInput` if the vFM gives no embeddings, and what `infer` raises.
         """
-        return self._loop.run(self._caller.embed(embed_call(vfm, texts, params, timeout)))
+        return self._loop.run(embed_all(self._caller, vfm, texts, params, timeout))
 
     def stream(
         self,
@@ -154,6 +151,30 @@ class Client:
         call = make_call(vfm, [value], params, timeout, idempotency_key, offline=offline)
         return Handle(self._loop.run(self._caller.enqueue(call)), self._loop)
 
+    @overload
+    def map(
+        self,
+        vfm: str,
+        inputs: Iterable[Any],
+        *,
+        window: int = ...,
+        progress: bool = ...,
+        timeout: float | None = ...,
+        on_error: Literal["raise"] = ...,
+        **params: Any,
+    ) -> Iterator[Result]: ...
+    @overload
+    def map(
+        self,
+        vfm: str,
+        inputs: Iterable[Any],
+        *,
+        window: int = ...,
+        progress: bool = ...,
+        timeout: float | None = ...,
+        on_error: Literal["return"],
+        **params: Any,
+    ) -> Iterator[Result | FmplexError]: ...
     def map(
         self,
         vfm: str,
@@ -162,29 +183,31 @@ class Client:
         window: int = 256,
         progress: bool = False,
         timeout: float | None = None,
+        on_error: Literal["raise", "return"] = "raise",
         **params: Any,
-    ) -> Iterator[Result]:
+    ) -> Iterator[Any]:
         """Run any number of inputs through a vFM; yield their results in the same order.
 
-        `vfm`: its name. `inputs`: each as of `infer`; drawn in the caller's thread as results are read: at most about `window` of
-        them are under way. `progress`: draw a bar. `timeout`: seconds, for each input. `params` as in `infer`. Raises what
-        `infer` raises; the inputs under way are cancelled then, and when the iterator is closed early.
+        `vfm`: its name. `inputs`: each as of `infer`; drawn in the caller's thread as results are read: about `window` of them
+        are under way, fewer where the vFM's queue takes fewer. `progress`: draw a bar. `timeout`: seconds, for each input.
+        `params` as in `infer`. Raises what `infer` raises, with the input's place among all (`inputs.70`); what is under way is
+        cancelled then, and when the iterator is closed early. `on_error="return"`: what is wrong with an input is yielded in its
+        place, as the error itself; what is wrong with all of them (an unknown vFM, a key, a parameter) is raised.
 
-            for result in client.map("spam", open("mails.txt"), progress=True):
-                print(result.output["label"])
+            for result in client.map("spam", open("mails.txt"), on_error="return"):
+                print(result if isinstance(result, FmplexError) else result.output["label"])
         """
         # The inputs are drawn here, not on the loop: they may be slow, or come from another `map` of this client.
-        plan = MapPlan(inputs, window)
-        running: deque[Future[list[Result]]] = deque()
+        plan, run = MapPlan(inputs, window), MapRun(self._caller, vfm, params, timeout, on_error)
+        running: deque[Work[list[Outcome]]] = deque()
         with progress_bar(vfm, plan.total, progress) as advance:
             try:
                 while True:
                     while len(running) < plan.calls and (chunk := next(plan.chunks, None)) is not None:
-                        call = make_call(vfm, chunk, params, timeout)
-                        running.append(self._loop.submit(self._caller.infer(call)))
+                        running.append(self._loop.submit(run.run(chunk)))
                     if not running:
                         return
-                    for result in self._loop.wait(running.popleft()):
+                    for result in running.popleft().wait():
                         advance()
                         yield result
             finally:
@@ -200,8 +223,3 @@ class Client:
 
     def __exit__(self, kind: type[BaseException] | None, e: BaseException | None, tb: TracebackType | None) -> None:
         self.close()
-
-
-async def _open(url: str, api_key: str | None, artifacts: str | None, retries: int) -> Caller:
-    """Open a caller on the event loop that it will belong to."""
-    return Caller(url, api_key, artifacts, retries)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +30,12 @@ def as_package(given: Deployable) -> Package:
 
 
 class AsyncVfms:
-    """The vFMs of a fleet, over one `transport`: `client.vfms` of an `AsyncClient`. A vFM is shown as a `VfmInfo`.
+    """The vFMs of a fleet: `client.vfms` of an `AsyncClient`, whose `transport` it asks for. A vFM is shown as a `VfmInfo`.
 
     Methods that name a vFM raise `UnknownVfm`; all raise `Unauthorized`, `Forbidden` or `Unavailable`.
     """
 
-    def __init__(self, transport: Transport) -> None:
+    def __init__(self, transport: Callable[[], Transport]) -> None:
         self._transport = transport
 
     async def deploy(self, package: Deployable) -> VfmInfo:
@@ -47,15 +48,15 @@ class AsyncVfms:
             await client.vfms.deploy("vfms/spam")
             await client.vfms.deploy({"name": "embed", "backbone": "minilm", "head": {"kind": "embedding"}})
         """
-        return await self._transport.deploy(await asyncio.to_thread(as_package, package))
+        return await self._transport().deploy(await asyncio.to_thread(as_package, package))
 
     async def count(self, match: str = "*") -> int:
         """Count the vFMs whose names match a pattern, `match`, as `team-a-*`."""
-        return (await self._transport.page(match, 1, ""))[1]
+        return (await self._transport().page(match, 1, ""))[1]
 
     async def show(self, name: str) -> VfmInfo:
         """Return the vFM called `name` as it is now."""
-        return await self._transport.show(name)
+        return await self._transport().show(name)
 
     async def update(self, name: str, package: Deployable | None = None, **change: Any) -> VfmInfo:
         """Change the vFM called `name` while it serves; return it as it is then.
@@ -67,10 +68,10 @@ class AsyncVfms:
             await client.vfms.update("spam", weight=4, limits={"max_pending": 100})
         """
         if package is None:
-            return await self._transport.update(name, parse(VfmChange, change))
+            return await self._transport().update(name, parse(VfmChange, change))
         if change:
-            await self._transport.update(name, parse(VfmChange, change))
-        return await self._transport.offer(name, await asyncio.to_thread(as_package, package))
+            await self._transport().update(name, parse(VfmChange, change))
+        return await self._transport().offer(name, await asyncio.to_thread(as_package, package))
 
     async def roll_back(self, name: str, version: str | None = None) -> VfmInfo:
         """Serve an earlier version of the vFM called `name` again; return the vFM once it does.
@@ -78,23 +79,23 @@ class AsyncVfms:
         `version`: one of those in `VfmInfo.past`; by default the last one before. Raises `Conflict` if there is none, and
         `InvalidInput` for another version.
         """
-        return await self._transport.roll_back(name, version)
+        return await self._transport().roll_back(name, version)
 
     async def remove(self, name: str) -> None:
         """Remove the vFM called `name`: it is closed at once and drained; return when nothing of it is left."""
-        await self._transport.remove(name)
+        await self._transport().remove(name)
 
     async def prune(self) -> list[str]:
         """Delete artifacts, older than an hour, that no vFM serves, has on offer or could be rolled back to; return their
         versions."""
-        return await self._transport.prune()
+        return await self._transport().prune()
 
     async def list(self, match: str = "*", limit: int | None = None) -> list[VfmInfo]:
         """List vFMs by name: those whose names match a pattern, `match`, as `team-a-*`; all of them, or the first `limit`."""
         found: list[VfmInfo] = []
         while limit is None or len(found) < limit:
             wanted = _PAGE if limit is None else min(_PAGE, limit - len(found))
-            page, _ = await self._transport.page(match, wanted, found[-1].name if found else "")
+            page, _ = await self._transport().page(match, wanted, found[-1].name if found else "")
             found += page
             if len(page) < wanted:
                 break

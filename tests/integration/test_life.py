@@ -120,7 +120,7 @@ async def test_a_new_version_comes_without_a_single_failure(client: AsyncClient,
 
 
 def client_kind(client: AsyncClient) -> str:
-    return type(client._caller.transport).__name__
+    return type(client._caller.transport()).__name__
 
 
 async def test_jobs_that_wait_run_on_the_version_they_were_sent_to(

@@ -40,18 +40,21 @@ def up(folder: Path, name: str) -> Iterator[LocalFleet]:
 
 
 class Document:
-    """A document below docs/, for a reader in a folder with a fleet; see `blocks`, `run`, `shell`."""
+    """A document, named as from docs/, for a reader in a folder with a fleet; see `blocks`, `run`, `shell`."""
 
     def __init__(self, name: str) -> None:
         self._name = f"docs/{name}"
 
     def blocks(self, heading: str, language: str = "python") -> list[str]:
         """Return the code blocks below a heading."""
-        text = (REPO / self._name).read_text()
-        section = re.split(r"(?m)^## ", text.partition(f"## {heading}\n")[2])[0]
-        found = re.findall(rf"(?ms)^```{language}\n(.*?)^```", section)
+        found = re.findall(rf"(?ms)^```{language}\n(.*?)^```", self.section(heading))
         assert found, f"{self._name} has no {language} below {heading!r}"
         return found
+
+    def section(self, heading: str) -> str:
+        """Return the text below a heading."""
+        text = (REPO / self._name).read_text()
+        return re.split(r"(?m)^## ", text.partition(f"## {heading}\n")[2])[0]
 
     def run(self, heading: str, fleet: LocalFleet, folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         """Run a section's Python from the folder, against this fleet; return the names it leaves."""

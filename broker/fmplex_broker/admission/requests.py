@@ -69,7 +69,7 @@ def admitting(
         if size > vfm.limits.max_input_bytes:
             limit = vfm.limits.max_input_bytes
             raise TooLarge(
-                f"input {i} has {size} bytes, {vfm.name!r} takes at most {limit}; shorten it", field=f"inputs.{i}"
+                f"{size} bytes, {vfm.name!r} takes at most {limit} in an input; shorten it", field=f"inputs.{i}"
             )
         units = max(1, size // _BYTES_PER_UNIT) + checked.tokens
         text = _part("input", value) if n > 1 else None

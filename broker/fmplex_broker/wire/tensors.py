@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,11 +21,13 @@ DTYPES: dict[str, tuple[int, str]] = {
 }
 
 MAX_DIMENSIONS = 8
+_SHOWN = 4  # elements, in what `repr` gives
 
 
 @dataclass(frozen=True, slots=True)
 class Tensor:
-    """A dense little-endian row-major tensor: `dtype` (float32, float64, int32 or int64), `shape`, and its bytes, `data`.
+    """A dense little-endian row-major tensor: `dtype` (float32, float64, int32 or int64), `shape`, and its bytes, `data`. numpy
+    takes it as an array: `np.asarray(tensor)`.
 
     Raises `ValueError` when dtype is unknown, there are more than 8 dimensions or a negative one, or the number of bytes does not
     fit the shape.
@@ -46,6 +49,29 @@ class Tensor:
             raise ValueError(f"the data of a tensor must be bytes, not {type(self.data).__name__}")
         if len(self.data) != want:
             raise ValueError(f"{self.dtype} tensor of shape {self.shape} needs {want} bytes, got {len(self.data)}")
+
+    def __len__(self) -> int:
+        if not self.shape:
+            raise TypeError("a tensor without dimensions has no length")
+        return self.shape[0]
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.tolist()[: len(self)])
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Any:
+        import numpy as np
+
+        array = self.numpy()
+        if copy is False and dtype is not None and array.dtype != np.dtype(dtype):
+            raise ValueError(f"a {self.dtype} tensor is not {np.dtype(dtype)} without a copy")
+        return array.astype(dtype or array.dtype, copy=bool(copy))
+
+    def __repr__(self) -> str:
+        size, code = DTYPES[self.dtype]
+        shown = struct.unpack_from(f"<{min(_SHOWN, len(self.data) // size)}{code}", self.data)
+        values = ", ".join(f"{value:.4g}" if isinstance(value, float) else str(value) for value in shown)
+        more = ", …" if len(self.data) // size > _SHOWN else ""
+        return f"Tensor({self.dtype}, {self.shape}, [{values}{more}])"
 
     def tolist(self) -> Any:
         """Return nested Python lists (a bare number for a zero-dimensional tensor)."""

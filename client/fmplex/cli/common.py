@@ -33,7 +33,9 @@ Params = Annotated[
                  "-p 'stop=[\"\\n\"]'; VALUE is JSON, or else a text. May be given often.", show_default=False),
 ]  # fmt: skip
 
-_RESERVED = frozenset({"vfm", "value", "inputs", "stream", "timeout", "idempotency_key", "window", "progress"})
+_RESERVED = frozenset(
+    {"vfm", "value", "inputs", "stream", "timeout", "idempotency_key", "window", "progress", "on_error"}
+)
 
 
 def open_client(url: str | None, api_key: str | None = None) -> Client:

@@ -82,3 +82,53 @@ def test_of_takes_what_numpy_can_view() -> None:
     assert Tensor.of([1, 2]).dtype == "int64"
     with pytest.raises(ValueError, match="is not one of"):
         Tensor.of(np.zeros(2, dtype="float16"))
+
+
+# --- as an array -----------------------------------------------------------------------------------------------------
+
+
+@given(tensors())
+def test_numpy_takes_a_tensor_as_an_array(tensor: Tensor) -> None:
+    array = np.asarray(tensor)
+    assert (str(array.dtype), array.shape) == (tensor.dtype, tensor.shape)
+    np.testing.assert_array_equal(array, tensor.numpy())
+    copied = np.array(tensor)
+    assert copied.flags.writeable or not copied.size
+    assert np.stack([tensor, tensor]).shape == (2, *tensor.shape)
+    assert np.asarray(tensor, dtype="float64").dtype == np.float64
+
+
+def test_an_array_of_a_tensor_is_a_view_where_it_can_be() -> None:
+    tensor = Tensor.of(np.arange(6, dtype="float32"))
+    assert np.shares_memory(np.asarray(tensor), np.frombuffer(tensor.data, dtype="uint8"))
+    assert not np.asarray(tensor).flags.writeable
+    assert np.array(tensor, copy=False) is not None
+    with pytest.raises(ValueError, match="without a copy"):
+        np.array(tensor, dtype="int64", copy=False)
+    assert np.dot(tensor, np.ones(6)) == 15
+
+
+@given(tensors())
+def test_it_has_the_length_and_the_elements_of_its_list(tensor: Tensor) -> None:
+    if not tensor.shape:
+        for each in (len, list):
+            with pytest.raises(TypeError, match="without dimensions"):
+                each(tensor)  # type: ignore[operator]
+        return
+    assert len(tensor) == tensor.shape[0] == len(tensor.tolist())
+    np.testing.assert_equal(list(tensor), tensor.tolist())
+
+
+@given(tensors())
+def test_it_is_shown_on_one_short_line(tensor: Tensor) -> None:
+    shown = repr(tensor)
+    assert "\n" not in shown
+    assert len(shown) <= 250
+    assert shown.startswith(f"Tensor({tensor.dtype}, {tensor.shape}, [")
+
+
+def test_what_is_shown_of_a_tensor() -> None:
+    vector = Tensor.of(np.arange(384, dtype="float32") / 7)
+    assert repr(vector) == "Tensor(float32, (384,), [0, 0.1429, 0.2857, 0.4286, …])"
+    assert repr(Tensor.of(np.array([[101, 30522]]))) == "Tensor(int64, (1, 2), [101, 30522])"
+    assert repr({"embedding": Tensor("float32", (0, 3), b"")}) == "{'embedding': Tensor(float32, (0, 3), [])}"
