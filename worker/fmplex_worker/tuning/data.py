@@ -159,7 +159,7 @@ class _Parser:
             elif form is not None and form is not self._kind:
                 return f"has {_key(form)}, but {self._decided} has {_key(self._kind)}; use one of them throughout"
         if row.value.get("text_pair") and "text_pair" not in self._kind.model_fields:
-            return f"has 'text_pair', but a {self._head} takes one text; leave it out"
+            return f"has 'text_pair', but of {self._head} an example is one text; leave it out"
         return ""
 
 
