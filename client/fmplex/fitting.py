@@ -44,9 +44,9 @@ def fit(
     """Train one vFM package, with a head and, if `lora` is given, a LoRA adapter; return where it is and its scores.
 
     `data`: a file (JSON lines, a JSON array, CSV or TSV), or examples in memory: mappings as its lines would be, or tuples (text,
-    label) or (text, text_pair, label). `head`: its kind. `backbone` (its name) and `model` (its weights) default to what the fleet file `config` says, `name`
-    to the file's, `out` to `vfms/NAME`. `on_event` is called with each event of the training. `options`: the other fields of
-    `FitSpec` (hidden, epochs, seed, shuffle, …).
+    label) or (text, text_pair, label). `head`: its kind. `backbone` (its name) and `model` (its weights) default to what the
+    fleet file `config` says, `name` to the file's, `out` to `vfms/NAME`. `on_event` is called with each event of the training.
+    `options`: the other fields of `FitSpec` (hidden, epochs, seed, shuffle, …).
 
     Raises `InvalidInput` naming the bad lines of the data (examples in memory are counted from 1), or what else was wrong;
     `Unavailable` where the worker's packages are not installed; `JobFailed` or `NonFiniteOutput` if the training fails.

@@ -23,11 +23,8 @@ from fmplex_broker.packages.peft import read_options
 from fmplex_broker.specs.fleet import BackboneSpec, load_fleet
 
 _CLASSIFIERS = ("SEQ_CLS", "TOKEN_CLS")  # `from_peft` reads their heads
-_HEADS = {"FEATURE_EXTRACTION": "embedding", "CAUSAL_LM": "generation"}  # by task_type
-_MODELS = (
-    (r"ForCausalLM$|LMHeadModel$", "generation"),
-    (r"Model$", "embedding"),
-)  # by class, where it has no task_type
+_GENERATES = re.compile(r"ForCausalLM$|LMHeadModel$")  # classes of models
+_EMBEDS = re.compile(r"(?<!LMHead)Model$")
 _PYTHON = re.compile(r"\b(name|backbone|head|labels|model)=")  # as messages name arguments
 
 PackagePath = Annotated[
