@@ -84,8 +84,7 @@ def _as_package(path: Path, options: dict[str, str | None], config: Path | None)
         try:
             _write(path, folder, options, config)
         except InvalidInput as e:
-            e.message = _PYTHON.sub(r"--\1", e.message)
-            raise
+            raise type(e)(_PYTHON.sub(r"--\1", e.message), field=e.field) from None
         yield folder
 
 
@@ -133,7 +132,7 @@ def _backbone_of(saved: dict[str, Any], config: Path | None) -> BackboneSpec:
             "fleet file",
             field="backbone",
         )
-    hosted = load_fleet(path).hosted()
+    hosted = load_fleet(path).hosted
     found = [b for b in hosted if _is_same(base, b.model)]
     if len(found) == 1:
         return found[0]
