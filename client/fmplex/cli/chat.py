@@ -52,10 +52,10 @@ def chat(
 def _lines() -> Iterator[str]:
     """Yield the lines that are typed or piped in, empty ones left out. Raises `InvalidInput`."""
     if not sys.stdin.isatty():
-        for line in read_lines(open_lines(None)):
-            if line.error is not None:
-                raise InvalidInput(f"line {line.number} of standard input is {line.error.message}", field="messages")
-            yield line.value.strip()
+        for piped in read_lines(open_lines(None)):
+            if piped.error is not None:
+                raise InvalidInput(f"line {piped.number} of standard input is {piped.error.message}", field="messages")
+            yield piped.value.strip()
         return
     while True:
         try:

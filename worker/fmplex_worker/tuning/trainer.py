@@ -65,8 +65,10 @@ def fit(spec: FitSpec, on_event: Callable[[FitEvent], None]) -> FitDone:
         vfm = VfmSpec(name=spec.name, backbone=spec.backbone, head=_head(spec, task))
         items = _items(task, encoder, [*split.train, *split.held_out])
         train, held = items[: len(split.train)], items[len(split.train) :]
-        counts = {"train": len(train), "held_out": len(held)}
-        on_event(FitStarted(name=spec.name, labels=task.labels, ignored=split.ignored, **counts))
+        started = FitStarted(
+            name=spec.name, train=len(train), held_out=len(held), labels=task.labels, ignored=split.ignored
+        )
+        on_event(started)
         trained = _train(spec, encoder, task, train, _reporter(spec, on_event))
         score = _score(trained, task, train, held)
     artifact = write_package(spec.out, vfm, trained.head, trained.adapter)
