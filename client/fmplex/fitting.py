@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import tempfile
 import threading
+import unicodedata
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -39,10 +43,10 @@ def fit(
 ) -> FitDone:
     """Train one vFM package, with a head and, if `lora` is given, a LoRA adapter; return where it is and its scores.
 
-    `data`: a JSONL file, or examples in memory: mappings as its lines would be, or tuples (text, label) or (text, text_pair,
-    label). `head`: its kind. `backbone` (its name) and `model` (its weights) default to what the fleet file `config` says, `name`
-    to the file's, `out` to `vfms/NAME`. `on_event` is called with each event of the training. `options`: the other fields of
-    `FitSpec` (hidden, epochs, seed, …).
+    `data`: a file (JSON lines, a JSON array, CSV or TSV), or examples in memory: mappings as its lines would be, or tuples (text,
+    label) or (text, text_pair, label). `head`: its kind. `backbone` (its name) and `model` (its weights) default to what the
+    fleet file `config` says, `name` to the file's, `out` to `vfms/NAME`. `on_event` is called with each event of the training.
+    `options`: the other fields of `FitSpec` (hidden, epochs, seed, shuffle, …).
 
     Raises `InvalidInput` naming the bad lines of the data (examples in memory are counted from 1), or what else was wrong;
     `Unavailable` where the worker's packages are not installed; `JobFailed` or `NonFiniteOutput` if the training fails.
@@ -52,7 +56,8 @@ def fit(
     with _as_file(data, head) as (path, memory):
         if name is None and memory:
             raise InvalidInput("name: examples in memory have no file name; give name=", field="name")
-        named = name if name is not None else path.stem
+        _check_path(path)
+        named = name if name is not None else name_of(path)
         spec = parse(
             FitSpec,
             {"data": path, "name": named, "backbone": backbone, "model": locate_model(model, Path.cwd()), "head": head,
@@ -91,6 +96,24 @@ def backbone_of(config: Path, backbone: str | None, model: str | None) -> tuple[
         return backbone or fleet.find(None).name, model
     found = fleet.find(backbone)
     return found.name, found.model
+
+
+def name_of(path: Path) -> str:
+    """Make the name of a vFM from that of a file: without accents, other signs than `._-` as `-`. Letters that no name may have
+    are a checksum at its end, so that two files have two names."""
+    plain = "".join(c for c in unicodedata.normalize("NFKD", path.stem) if not unicodedata.combining(c))
+    kept = re.sub(r"[^A-Za-z0-9._-]+", "-", plain).strip("._-")[:100]
+    if any(c.isalnum() and not c.isascii() for c in plain) or not kept:
+        return f"{kept or 'data'}-{zlib.crc32(os.fsencode(path.stem)):08x}"
+    return kept
+
+
+def _check_path(path: Path) -> None:
+    """Raise `InvalidInput` for a path that is not UTF-8: the trainer could not be told of it."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise InvalidInput(f"{os.fsencode(path)!r}: the file's name is not UTF-8; rename it", field="data") from None
 
 
 @contextmanager

@@ -11,8 +11,8 @@ STATE_FILE = Path(".fmplex") / "up.json"
 
 
 def running() -> dict[str, Any]:
-    """Read the addresses of the fleet that `fmplex up` runs from this folder: `gateway`, `broker`, `artifacts`, and its `pid`;
-    empty if there is none."""
+    """Read the addresses of the fleet that `fmplex up` runs from this folder: `gateway`, `broker`, `artifacts`, its fleet file
+    `config` (empty: unknown), and its `pid`; empty if there is none."""
     try:
         state: dict[str, Any] = json.loads(STATE_FILE.read_text())
     except (OSError, ValueError):
@@ -20,17 +20,16 @@ def running() -> dict[str, Any]:
     return state
 
 
-def announce(gateway: str, broker: str, artifacts: str) -> bool:
-    """Write the addresses of this process's fleet to the file; False if it speaks of another fleet that runs."""
+def announce(gateway: str, broker: str, artifacts: str, config: str = "") -> bool:
+    """Write this process's fleet to the file; False if that speaks of another fleet that runs."""
     other = running().get("pid")
     if other is not None and int(other) != os.getpid() and _lives(int(other)):
         return False
     STATE_FILE.parent.mkdir(exist_ok=True)
     STATE_FILE.touch(mode=0o600)  # the broker's URL may hold a password
     STATE_FILE.chmod(0o600)
-    STATE_FILE.write_text(
-        json.dumps({"gateway": gateway, "broker": broker, "artifacts": artifacts, "pid": os.getpid()})
-    )
+    state = {"gateway": gateway, "broker": broker, "artifacts": artifacts, "config": config, "pid": os.getpid()}
+    STATE_FILE.write_text(json.dumps(state))
     return True
 
 

@@ -38,7 +38,7 @@ class Trainer(Generic[E]):
         self._parser = events
         self._process = subprocess.Popen(
             [sys.executable, "-m", module],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=own_session,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, encoding="utf-8", start_new_session=own_session,
         )  # fmt: skip
 
     def events(self) -> Iterator[E]:

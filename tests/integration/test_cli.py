@@ -13,9 +13,10 @@ import pytest
 from safetensors.numpy import save_file
 
 from fmplex.local import LocalFleet
+from fmplex_broker.specs.fleet import locate_model
 from tests.integration.conftest import LABELS, TEXTS
 from tests.integration.shell import FMPLEX, Shell, clean_environment
-from tests.support.fleets import write_minilm_fleet
+from tests.support.fleets import MODEL, write_minilm_fleet
 from tests.support.outputs import difference
 from tests.support.packages import head_weights, write_package
 from tests.support.waiting import wait_until
@@ -93,8 +94,9 @@ def test_texts_are_inferred_from_arguments_and_from_a_pipe(fmplex: Shell, refere
     assert set(one) == {"output", "vfm", "version", "units", "queue_ms", "run_ms", "load_ms"}
     assert (one["vfm"], one["units"] > 0, one["run_ms"] > 0) == ("sentiment", True, True)
     assert difference(one["output"], references["sentiment"][0]) <= 1e-5
-    lines = f'{TEXTS[0]}\n\n{{"text": {json.dumps(TEXTS[1])}}}\n'
-    piped = [json.loads(line) for line in fmplex("infer", "sentiment", "--json", stdin=lines).splitlines()]
+    lines = f"{json.dumps(TEXTS[0])}\n\n{json.dumps({'text': TEXTS[1]})}\n"
+    piped = [json.loads(line) for line in fmplex("infer", "sentiment", "--jsonl", "--json", stdin=lines).splitlines()]
+    assert [p["line"] for p in piped] == [1, 3]
     assert [difference(p["output"], w) <= 1e-5 for p, w in zip(piped, references["sentiment"], strict=False)] == [
         True,
         True,
@@ -163,8 +165,32 @@ def test_an_error_is_one_clear_line_and_exit_code_1(fmplex: Shell, args: list[st
     assert says in fmplex.fails(*args)
 
 
-def test_a_bad_line_of_a_pipe_is_named(fmplex: Shell) -> None:
-    assert "line 2 of standard input is not JSON" in fmplex.fails("infer", "embed", stdin='fine\n{"text": \n')
+def test_a_bad_line_of_a_pipe_is_named_and_stops_no_other(fmplex: Shell, references: dict[str, list[Any]]) -> None:
+    done = fmplex.run("infer", "sentiment", "--json", stdin=f"{TEXTS[0]}\n{'word ' * 300}\n[URGENT] {{x\n{TEXTS[1]}\n")
+    found = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [f.get("error", {}).get("code") for f in found] == [None, "text_too_long", None, None]
+    for f, wanted in zip((found[0], found[3]), references["sentiment"], strict=False):
+        assert difference(f["output"], wanted) <= 1e-5
+    assert done.returncode == 1
+    assert done.stderr.startswith("line 2: text_too_long: the input has 302 tokens")
+    assert done.stderr.count("\n") == 1
+    said = fmplex.run("infer", "embed", "--jsonl", stdin='"fine"\n{"text": \n')
+    assert "line 2: invalid_input: not JSON" in said.stderr
+
+
+def test_an_adapter_of_peft_is_deployed_as_it_is(fleet: LocalFleet, fmplex: Shell, place: Path, tmp_path: Path) -> None:
+    package = write_package(tmp_path / "package", {"kind": "embedding"}, rank=4, seed=1)
+    adapter = tmp_path / "adapter"
+    (package / "adapter").rename(adapter)
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    model = locate_model(MODEL, place)
+    config |= {"base_model_name_or_path": model, "task_type": "FEATURE_EXTRACTION"}
+    (adapter / "adapter_config.json").write_text(json.dumps(config))
+    shown = fmplex("deploy", adapter, "--name", "from-peft", "--config", place / "fleet.toml")
+    assert "from-peft serves version" in shown
+    ours, packaged = (json.loads(fmplex("infer", v, TEXTS[0], "--json"))["output"] for v in ("from-peft", "embed-lora"))
+    assert difference(ours, packaged) <= 1e-5
+    fmplex("vfms", "remove", "from-peft")
 
 
 def test_help_is_there_without_a_fleet(tmp_path: Path) -> None:

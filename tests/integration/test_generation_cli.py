@@ -127,7 +127,7 @@ def test_infer_takes_the_parameters_of_the_call(fmplex: Shell) -> None:
     assert (output["completion_tokens"], output["finish_reason"]) == (5, "length")
     assert "5 tokens, length)" in fmplex(*args)
     chat = json.dumps({"messages": [{"role": "user", "content": "the cat"}]})
-    asked = fmplex("infer", "plain", "--json", "-p", "max_tokens=2", "-p", 'stop=["never seen"]', stdin=chat)
+    asked = fmplex("infer", "plain", "--jsonl", "--json", "-p", "max_tokens=2", "-p", 'stop=["never seen"]', stdin=chat)
     assert json.loads(asked)["output"]["completion_tokens"] <= 2
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import threading
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from typing import Any
 import msgpack
 
 _RUN = {"version": "v1", "units": 1, "queue_ms": 0.0, "run_ms": 0.0, "load_ms": 0.0}
+REFUSED = "refuse this"
 
 
 class _Echo(BaseHTTPRequestHandler):
@@ -19,8 +21,13 @@ class _Echo(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         inputs = msgpack.unpackb(self.rfile.read(int(self.headers["content-length"])))["inputs"]
-        body = msgpack.packb({"version": "v1", "outputs": [{"text": value} for value in inputs], "runs": [_RUN for _ in inputs]})
-        self.send_response(200)
+        bad = next((at for at, value in enumerate(inputs) if value == REFUSED), None)
+        runs = [_RUN for _ in inputs]
+        body = msgpack.packb({"version": "v1", "outputs": [{"text": value} for value in inputs], "runs": runs})
+        if bad is not None:
+            error = {"code": "invalid_input", "message": "is refused", "field": f"inputs.{bad}"}
+            body = json.dumps({"error": error}).encode()
+        self.send_response(200 if bad is None else 422)
         self.send_header("content-type", "application/msgpack")
         self.send_header("content-length", str(len(body)))
         self.end_headers()
@@ -32,7 +39,7 @@ class _Echo(BaseHTTPRequestHandler):
 
 @contextmanager
 def echoing_gateway() -> Iterator[str]:
-    """Give the URL of a gateway that answers `{"text": INPUT}` to every input."""
+    """Give the URL of a gateway that answers `{"text": INPUT}` to every input but `REFUSED`."""
     with ThreadingHTTPServer(("127.0.0.1", 0), _Echo) as server:
         server.daemon_threads = True
         thread = threading.Thread(target=server.serve_forever)

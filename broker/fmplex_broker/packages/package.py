@@ -104,7 +104,7 @@ def _is_adapter(folder: Path) -> bool:
 def _no_manifest(folder: Path) -> str:
     if _is_adapter(folder):
         return (
-            f"{folder} is an adapter, not yet a package; make one of it in Python, "
+            f"{folder} is an adapter, not yet a package: `fmplex deploy {folder} --name NAME` takes it; or make one in Python: "
             f'fmplex.from_peft({str(folder)!r}, name=…, backbone=…, head={{"kind": "generation"}}), or by hand: a folder '
             f'with {MANIFEST} (name, backbone, head = {{ kind = "generation" }}; or another kind) and these files in {ADAPTER}/'
         )

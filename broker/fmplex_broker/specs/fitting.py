@@ -32,8 +32,9 @@ class FitSpec(Spec):
 
     `backbone` is the name the vFM will ask for, `model` the local folder or hub id of its weights. Without `lora` the
     backbone is frozen and only the head is trained, on features computed once. `hidden`: widths of hidden layers (ReLU), for
-    heads that have weights. The last `held_out` share of the data (by line order) is never trained on: the score is
-    measured there. `patience`: epochs without a better score (on a slice of the training part) before training stops early.
+    heads that have weights. The last `held_out` share of the data is never trained on: the score is measured there. "Last" is
+    by the order of the file or, with `shuffle`, by a random one that `seed` decides. `patience`: epochs without a better score
+    (on a slice of the training part) before training stops early.
     """
 
     name: Name
@@ -50,18 +51,21 @@ class FitSpec(Spec):
     learning_rate: float | None = Field(default=None, gt=0)  # None: a good default for head-only or LoRA
     seed: int = 0
     held_out: float = Field(default=1 / 3, gt=0, lt=1)
+    shuffle: bool = False
     patience: int = Field(default=5, ge=1)
     threads: int | None = Field(default=None, ge=1)
 
 
 class FitStarted(Spec):
-    """Training begins, on `train` rows; `held_out` others are for the score. `labels`: as found in the data."""
+    """Training begins, on `train` rows; `held_out` others are for the score. `labels`: as found in the data; `ignored`:
+    keys of the data that say nothing to this head."""
 
     event: Literal["started"] = "started"
     name: str
     train: int
     held_out: int
     labels: tuple[str, ...] = ()
+    ignored: tuple[str, ...] = ()
 
 
 class FitEpoch(Spec):

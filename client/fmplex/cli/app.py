@@ -3,41 +3,28 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import signal
-import sys
 import time
-from dataclasses import fields
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from fmplex.cli import chat as chat_command
+from fmplex.cli import deploy as deploy_command
 from fmplex.cli import fit as fit_command
+from fmplex.cli import infer as infer_command
 from fmplex.cli import pack as pack_commands
 from fmplex.cli import show, vfms
 from fmplex.cli import trace as trace_command
-from fmplex.cli.common import (
-    ApiKey,
-    AsJson,
-    Params,
-    Url,
-    broker_url,
-    err,
-    open_client,
-    out,
-    parse_params,
-    print_json,
-)
+from fmplex.cli.common import AsJson, broker_url, err, out
 from fmplex.cli.top import run_top
 from fmplex.listed import apply_listed
 from fmplex.local import LocalFleet, without_password
 from fmplex.reviving import Reviver
 from fmplex.running import announce
 from fmplex.sync import Client
-from fmplex_broker.errors import Conflict, InvalidInput
-from fmplex_broker.packages.archive import open_package
+from fmplex_broker.errors import InvalidInput
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
                   help="Serve many customised versions of one foundation model on one shared backbone.")  # fmt: skip
@@ -45,6 +32,8 @@ app.add_typer(vfms.app, name="vfms")
 app.command("fit")(fit_command.fit)
 app.command("chat")(chat_command.chat)
 app.command("trace")(trace_command.trace)
+app.command("deploy")(deploy_command.deploy)
+app.command("infer")(infer_command.infer)
 for command in (pack_commands.pack, pack_commands.inspect, pack_commands.schema):
     app.command()(command)
 
@@ -72,7 +61,7 @@ def up(
     try:
         with out.status("starting") as status:
             fleet.start(status.update)
-        announced = announce(fleet.gateway_url, fleet.broker_url, fleet.artifacts)
+        announced = announce(fleet.gateway_url, fleet.broker_url, fleet.artifacts, str(config.resolve()))
         with Client(fleet.broker_url, artifacts=fleet.artifacts) as client:  # beside the broker nobody asks for a key
             for line in apply_listed(client, [*fleet.spec.vfms, *fleet.spec.packages]):
                 out.print(line, markup=False, soft_wrap=True)
@@ -139,67 +128,6 @@ def demo(
     from fmplex.demo.run import run_demo
 
     raise typer.Exit(run_demo(out, report, seconds))
-
-
-@app.command()
-def deploy(
-    package: Annotated[Path, typer.Argument(help="Package folder (with vfm.toml), or an archive of `fmplex pack`.")],
-    update: Annotated[bool, typer.Option("--update", help="Make it a new version if the vFM exists.")] = False,
-    url: Url = None,
-    api_key: ApiKey = None,
-    as_json: AsJson = False,
-) -> None:
-    """Deploy a vFM package; returns when it serves."""
-    with open_client(url, api_key) as client:
-        try:
-            deployed = client.vfms.deploy(package)
-        except Conflict as e:
-            if not update:
-                raise Conflict(f"{e.message.partition(';')[0]}; --update makes this its new version") from None
-            deployed = client.vfms.update(open_package(package).spec.name, package)
-    if as_json:
-        print_json(deployed.plain())
-    else:
-        out.print(f"[bold]{deployed.name}[/] serves version {deployed.version} on {deployed.backbone}")
-
-
-@app.command()
-def infer(
-    vfm: Annotated[str, typer.Argument(help="Name of the vFM.")],
-    inputs: Annotated[
-        list[str] | None, typer.Argument(help="Texts, as they are. None: JSON or text lines on standard input.")
-    ] = None,
-    pair: Annotated[str | None, typer.Option(help="Second text, for vFMs that compare two.")] = None,
-    truncate: Annotated[bool, typer.Option("--truncate", help="Cut over-long texts instead of refusing them.")] = False,
-    param: Params = None,
-    timeout: Annotated[float | None, typer.Option(help="Seconds; default: what the vFM promises.")] = None,
-    url: Url = None,
-    api_key: ApiKey = None,
-    as_json: AsJson = False,
-) -> None:
-    """Run texts through a vFM; one output line each."""
-    values: list[Any] = [{"text": t, "text_pair": pair} if pair else t for t in inputs] if inputs else _from_stdin()
-    params = ({"truncate": True} if truncate else {}) | parse_params(param)
-    with open_client(url, api_key) as client:
-        for value, result in zip(values, client.map(vfm, values, timeout=timeout, **params), strict=True):
-            if as_json:
-                print_json({f.name: getattr(result, f.name) for f in fields(result)})
-            else:
-                show.print_output(value, result.output)
-
-
-def _from_stdin() -> list[Any]:
-    """Read inputs from standard input, one a line: JSON or text. Raises `InvalidInput`."""
-    values = []
-    for number, line in enumerate(sys.stdin, 1):
-        if line.strip():
-            try:
-                values.append(json.loads(line) if line.lstrip()[0] in '{"[' else line.rstrip("\n"))
-            except ValueError as e:
-                raise InvalidInput(f"line {number} of standard input is not JSON: {e}", field="inputs") from None
-    if not values:
-        raise InvalidInput("no inputs: give texts as arguments, or JSON lines on standard input", field="inputs")
-    return values
 
 
 @app.command()

@@ -10,10 +10,11 @@ from typing import Annotated, Any
 import typer
 
 from fmplex.cli.common import ApiKey, Params, Url, err, open_client, parse_params
+from fmplex.cli.lines import open_lines, read_lines
 from fmplex.cli.show import printable, usage_summary
 from fmplex.results import TextStream
 from fmplex.sync import Client
-from fmplex_broker.errors import FmplexError
+from fmplex_broker.errors import FmplexError, InvalidInput
 
 
 def chat(
@@ -49,9 +50,12 @@ def chat(
 
 
 def _lines() -> Iterator[str]:
-    """Yield the lines that are typed or piped in, empty ones left out."""
+    """Yield the lines that are typed or piped in, empty ones left out. Raises `InvalidInput`."""
     if not sys.stdin.isatty():
-        yield from (line.strip() for line in sys.stdin if line.strip())
+        for piped in read_lines(open_lines(None)):
+            if piped.error is not None:
+                raise InvalidInput(f"line {piped.number} of standard input is {piped.error.message}", field="messages")
+            yield piped.value.strip()
         return
     while True:
         try:

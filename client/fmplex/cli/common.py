@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from typing import Annotated, Any
+from typing import Annotated, Any, TextIO
 
 import typer
 from rich.console import Console
@@ -70,9 +70,9 @@ def broker_url(given: str | None) -> str:
     return check_broker_url(found)
 
 
-def print_json(value: Any) -> None:
-    """Print a value as one line of JSON; tensors become lists."""
-    typer.echo(json.dumps(value, default=_to_plain))
+def print_json(value: Any, file: TextIO | None = None) -> None:
+    """Print a value, to `file` if it is given, as one line of JSON; tensors become lists."""
+    typer.echo(json.dumps(value, default=_to_plain), file)
 
 
 def _to_plain(value: Any) -> Any:

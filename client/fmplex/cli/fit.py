@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from fmplex.cli.common import AsJson, out, print_json
+from fmplex.cli.common import AsJson, err, out, print_json
 from fmplex.fitting import DEFAULT_FLEET as FLEET
 from fmplex.fitting import fit as run_fit
 from fmplex_broker.errors import InvalidInput
@@ -16,7 +16,7 @@ from fmplex_broker.specs.fitting import FitDone, FitEpoch, FitEvent, FitStarted
 
 
 def fit(
-    data: Annotated[Path, typer.Argument(help="JSONL: one example a line.")],
+    data: Annotated[Path, typer.Argument(help="JSON lines, a JSON array (.json), CSV or TSV with a line of column names.")],
     head: Annotated[str, typer.Option(help="embedding, classification, regression, tagging, similarity or ranking.")],
     output: Annotated[Path | None, typer.Option("--out", "-o", help="Folder for the package. Default: vfms/NAME.")] = None,
     backbone: Annotated[str | None, typer.Option(help="Name of the backbone to live on. Default: from --config.")] = None,
@@ -30,6 +30,7 @@ def fit(
     learning_rate: Annotated[float | None, typer.Option("--lr", help="Default: a good one for the kind.")] = None,
     pooling: Annotated[str, typer.Option(help="mean, cls or last.")] = "mean",
     held_out: Annotated[float, typer.Option(help="Share of the data (its last lines) to score on.")] = 1 / 3,
+    shuffle: Annotated[bool, typer.Option("--shuffle", help="Mix the examples first; --seed decides how.")] = False,
     patience: Annotated[int, typer.Option(min=1, help="Epochs without progress before stopping.")] = 5,
     seed: Annotated[int, typer.Option()] = 0,
     as_json: AsJson = False,
@@ -37,7 +38,7 @@ def fit(
     """Train a vFM package from labelled texts: a head on the frozen backbone, or LoRA and head."""
     options: dict[str, Any] = {
         "epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate, "pooling": pooling,
-        "held_out": held_out, "patience": patience, "seed": seed,
+        "held_out": held_out, "shuffle": shuffle, "patience": patience, "seed": seed,
     }  # fmt: skip
     if hidden is not None:
         options["hidden"] = hidden.split(",")
@@ -69,6 +70,8 @@ def _lora(text: str | None) -> Any:
 
 def _draw(progress: Progress, bar: Any, event: FitEvent) -> None:
     if isinstance(event, FitStarted):
+        if event.ignored:
+            err.print(f"not used: {', '.join(event.ignored)}", markup=False, highlight=False, soft_wrap=True)
         progress.update(bar, description=event.name, note=f"{event.train} to train on, {event.held_out} held out")
     elif isinstance(event, FitEpoch):
         note = f"loss {event.loss:.4f}  validation {event.score:.3f}"

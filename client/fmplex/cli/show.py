@@ -53,7 +53,7 @@ def print_output(value: Any, output: Any) -> None:
     """Print one line: an input, at most 60 characters of it, and its output."""
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     short = text if len(text) <= 60 else text[:57] + "…"
-    out.print(f"[dim]{escape(short)}[/]  {escape(_brief(output))}", highlight=False)
+    out.print(f"[dim]{escape(short)}[/]  {escape(_brief(output))}", highlight=False, soft_wrap=True)
 
 
 def usage_summary(output: dict[str, Any]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -84,6 +85,29 @@ def test_what_is_given_wins(seen: Seen) -> None:
     assert [(s.backbone, s.model, s.out) for s, _ in seen] == [
         ("b", "/abs/model", Path("here")), ("mini", "/abs/model", Path("vfms/v")),
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("file", "name"),
+    [
+        ("my spam (v2).csv", "my-spam-v2"),
+        ("données.été.jsonl", "donnees.ete"),
+        ("数据.csv", "data-67677b3d"),
+        ("отзывы-2.json", "2-105ce0d3"),
+        ("…", "data-5111434a"),
+        ("x" * 200 + ".csv", "x" * 100),
+    ],
+)
+def test_a_file_of_any_name_makes_a_name(seen: Seen, file: str, name: str) -> None:
+    Path(file).write_text('{"text": "a", "label": "x"}\n')
+    fmplex.fit(file, shuffle=True)
+    spec = FitSpec.model_validate_json(seen[0][0].model_dump_json())
+    assert (spec.name, spec.data, spec.out, spec.shuffle) == (name, Path(file), Path("vfms") / name, True)
+
+
+def test_a_file_name_that_is_not_utf_8_is_said(seen: Seen) -> None:
+    with pytest.raises(InvalidInput, match="file's name is not UTF-8; rename it"):
+        fmplex.fit(os.fsdecode(b"caf\xe9.csv"))
 
 
 WRONG: dict[str, tuple[dict[str, Any], str, str]] = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load
 
+from fmplex_broker.errors import InvalidInput
 from fmplex_broker.packages.package import ADAPTER_CONFIG, HEAD, read_package
 from fmplex_broker.specs.fitting import FitDone, FitEpoch, FitEvent, FitSpec, FitStarted
 from fmplex_broker.specs.fleet import BackboneSpec, WorkerSpec
@@ -17,9 +19,9 @@ from fmplex_worker.engine.engine import PackedEngine
 from fmplex_worker.engine.opening import open_engine
 from fmplex_worker.protocol import Work
 from fmplex_worker.tuning import fit
-from fmplex_worker.tuning.data import LabelRecord
 from fmplex_worker.tuning.frozen import fit_head
 from fmplex_worker.tuning.linear_tasks import ClassificationTask
+from fmplex_worker.tuning.records import LabelRecord
 from fmplex_worker.tuning.tasks import Predictions
 from fmplex_worker.tuning.training import apply_head, validation_split
 from tests.unit.tuning import learnable
@@ -58,6 +60,22 @@ def test_every_head_beats_its_baseline(spec_for: SpecFor, head: str, lora: dict[
     assert (ADAPTER_CONFIG in package.files) == (lora is not None)
     shapes = {name: tuple(t.shape) for name, t in load(package.files[HEAD]).items()} if HEAD in package.files else {}
     assert shapes == ({"weight": (OUTPUTS[head], 32), "bias": (OUTPUTS[head],)} if head in OUTPUTS else {})
+
+
+def test_a_sorted_spreadsheet_is_learned_from_once_it_is_shuffled(spec_for: SpecFor, tmp_path: Path) -> None:
+    """As somebody exports it: sorted by a label that is a number, and with a column more."""
+    numbers = {"animal": 1, "mat": 2, "place": 10}
+    rows = sorted((numbers[line["label"]], line["text"]) for line in learnable.MAKERS["classification"]())
+    with (tmp_path / "größe.csv").open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows([("id", "label", "text"), *((n, *row) for n, row in enumerate(rows))])
+    spec = spec_for("classification").model_copy(update={"data": tmp_path / "größe.csv"})
+    with pytest.raises(InvalidInput, match="sorted by label"):
+        fit(spec, lambda _: None)
+    done, events = _fitted(spec.model_copy(update={"shuffle": True}))
+    assert isinstance(events[0], FitStarted)
+    assert (sorted(events[0].labels), events[0].ignored) == (["1", "10", "2"], ("id",))
+    assert done.baseline > 0.15
+    assert done.score >= done.baseline + 0.25, done
 
 
 @pytest.mark.parametrize("lora", [None, LORA], ids=["head", "lora"])

@@ -1,184 +1,62 @@
-"""Training data: JSON lines, checked line by line, so that one reading names every bad line.
+"""Training data: the examples of a file, checked one by one, so that one reading names every bad one, and split.
 
-| head | keys of a line |
-|---|---|
-| classification | `text`, `label` — or `labels`, a list, for multi-label (all lines alike); `text_pair` if wanted |
-| regression | `text`, `value` |
-| tagging | `text`, `spans`: a list of `start`, `end`, `label` (character offsets, end exclusive) |
-| similarity, ranking | `text`, `text_pair`, `label`: 0 or 1 |
-| embedding | `text`, `label`: texts of one label belong together |
-
-Blank lines are skipped but counted, so that numbers match an editor's.
+See `records` for what an example holds, `files` for how it may be written down.
 """
 
 from __future__ import annotations
 
+import random
+from collections import Counter
 from collections.abc import Iterable, Sequence
+from itertools import groupby, pairwise
 from pathlib import Path
-from typing import Annotated, Generic, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
-from pydantic_core import from_json
+from pydantic import TypeAdapter, ValidationError
 
 from fmplex_broker.errors import InvalidInput
 from fmplex_broker.specs.fitting import FitHead
-from fmplex_broker.specs.schema import Label
+from fmplex_worker.tuning.files import Row, read_rows
+from fmplex_worker.tuning.records import KINDS, LabelRecord, LabelsRecord, PairRecord, Record, ValueRecord
 
 SHOWN = 10  # things named in one error
 MIN_TRAIN, MIN_HELD_OUT = 4, 1
-
-
-def _not_blank(text: str) -> str:
-    if not text.strip():
-        raise ValueError("is empty")
-    return text
-
-
-def _unique(labels: tuple[str, ...]) -> tuple[str, ...]:
-    if len(set(labels)) < len(labels):
-        raise ValueError("names a label twice")
-    return labels
-
-
-Text = Annotated[str, AfterValidator(_not_blank)]
-Relation = Annotated[int, Field(ge=0, le=1)]
-
-
-class Record(BaseModel):
-    """One line of the file. Strict: no conversions, no unknown keys."""
-
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
-
-    text: Text
-
-    @property
-    def names(self) -> frozenset[str]:
-        """The labels that the line shows."""
-        return frozenset()
-
-
-class LabelRecord(Record):
-    """A line of a classification with one label."""
-
-    text_pair: Text | None = None
-    label: Label
-
-    @property
-    def names(self) -> frozenset[str]:
-        """The labels that the line shows."""
-        return frozenset({self.label})
-
-
-class LabelsRecord(Record):
-    """A line of a multi-label classification."""
-
-    text_pair: Text | None = None
-    labels: Annotated[tuple[Label, ...], Field(strict=False), AfterValidator(_unique)]
-
-    @property
-    def names(self) -> frozenset[str]:
-        """The labels that the line shows."""
-        return frozenset(self.labels)
-
-
-class GroupRecord(Record):
-    """A line of an embedding: texts of one label belong together."""
-
-    label: Label
-
-    @property
-    def names(self) -> frozenset[str]:
-        """The labels that the line shows."""
-        return frozenset({self.label})
-
-
-class ValueRecord(Record):
-    """A line of a regression."""
-
-    # Beyond 1e30 single precision, which heads are stored in, would overflow.
-    value: float = Field(ge=-1e30, le=1e30, allow_inf_nan=False)
-
-
-class PairRecord(Record):
-    """A line of a similarity or a ranking: two texts that belong together (1) or do not (0)."""
-
-    text_pair: Text
-    label: Relation
-
-
-class Span(BaseModel):
-    """A labelled span: characters [start, end) of the text."""
-
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
-
-    start: int = Field(ge=0)
-    end: int
-    label: Label
-
-
-class SpansRecord(Record):
-    """A line of a tagging: spans inside the text that do not overlap."""
-
-    spans: Annotated[tuple[Span, ...], Field(strict=False)]
-
-    @property
-    def names(self) -> frozenset[str]:
-        """The labels that the line shows."""
-        return frozenset(span.label for span in self.spans)
-
-    @model_validator(mode="after")
-    def _in_range_and_apart(self) -> SpansRecord:
-        done = 0
-        for span in sorted(self.spans, key=lambda s: s.start):
-            where = f"span {span.start}..{span.end} ({span.label!r})"
-            if not span.start < span.end <= len(self.text):
-                raise ValueError(f"{where} is not inside the text, which has {len(self.text)} characters")
-            if span.start < done:
-                raise ValueError(f"{where} overlaps the one before it")
-            if not self.text[span.start : span.end].strip():
-                raise ValueError(f"{where} holds nothing but white space")
-            done = span.end
-        return self
-
 
 R = TypeVar("R", bound=Record, covariant=True)
 
 
 class Example(NamedTuple, Generic[R]):
-    """A record and the number of its line, from 1."""
+    """A record and its place in the file, as `line 7`, or `example 7` of an array."""
 
-    line: int
+    place: str
     record: R
 
 
 class Split(NamedTuple, Generic[R]):
-    """The examples of a file, to train on and held out."""
+    """The examples of a file, to train on and held out; `ignored`: keys that say nothing to the head."""
 
     train: list[Example[R]]
     held_out: list[Example[R]]
+    ignored: tuple[str, ...] = ()
 
 
-_KINDS: dict[FitHead, type[Record]] = {
-    "embedding": GroupRecord,
-    "classification": LabelRecord,
-    "regression": ValueRecord,
-    "tagging": SpansRecord,
-    "similarity": PairRecord,
-    "ranking": PairRecord,
-}
+def read(path: Path, head: FitHead, held_out: float, shuffle: int | None = None) -> Split[Record]:
+    """Read and check a whole file; the last `held_out` share of its examples is held out, after a shuffle with the seed
+    `shuffle`, if there is one.
 
-
-def read(path: Path, head: FitHead, held_out: float) -> Split[Record]:
-    """Read and check a whole file; the last `held_out` share of its examples is held out.
-
-    Raises `InvalidInput` (field `data`): the file cannot be read or is not text, up to ten bad lines by number and what is
-    wrong with each, or too few examples.
+    Raises `InvalidInput` (field `data`): the file cannot be read or is not text, up to ten bad examples by their places and what
+    is wrong with each, too few examples, or an order in which those held out are not like the others.
     """
-    examples, bad = _parse(_lines(path), head)
+    parser = _Parser(head)
+    for row in read_rows(path):
+        parser.take(row)
+    examples, bad = parser.examples, parser.bad
     if bad:
         raise InvalidInput(f"{path}: {len(bad)} bad line(s)\n" + listed(bad, "\n"), field="data")
     if not examples:
         raise InvalidInput(f"{path} holds no examples; write one JSON object a line", field="data")
+    if shuffle is not None:
+        random.Random(shuffle).shuffle(examples)
     cut = len(examples) - round(len(examples) * held_out)
     train, held = examples[:cut], examples[cut:]
     if len(train) < MIN_TRAIN or len(held) < MIN_HELD_OUT:
@@ -187,8 +65,10 @@ def read(path: Path, head: FitHead, held_out: float) -> Split[Record]:
             f"{MIN_TRAIN} and {MIN_HELD_OUT} are needed (held_out is {held_out:.3g})",
             field="data",
         )
-    _not_sorted(train, held, path)
-    return Split(train, held)
+    if shuffle is None:
+        _not_sorted(examples, path)
+    _not_strangers(train, held, path)
+    return Split(train, held, tuple(sorted(parser.ignored)))
 
 
 def listed(things: Sequence[str], separator: str) -> str:
@@ -202,65 +82,85 @@ def names(records: Iterable[Record]) -> frozenset[str]:
     return frozenset(name for record in records for name in record.names)
 
 
-def _not_sorted(train: list[Example[Record]], held_out: list[Example[Record]], path: Path) -> None:
-    known = names(example.record for example in train)
-    strangers = [example for example in held_out if not example.record.names <= known]
-    if 2 * len(strangers) > len(held_out):
-        line, record = strangers[0]
+def _not_sorted(examples: list[Example[Record]], path: Path) -> None:
+    """Raise `InvalidInput` if the examples are sorted by what is to be learned: the last ones would not be like the others."""
+    answers = [_answer(example.record) for example in examples]
+    if isinstance(examples[0].record, ValueRecord):
+        several = len(set(answers)) > 2
+        up, down = (
+            all(test(a, b) for a, b in pairwise(answers)) for test in (lambda a, b: a <= b, lambda a, b: a >= b)
+        )
+        in_order = several and (up or down)
+    else:
+        counts, runs = Counter(answers), sum(1 for _ in groupby(answers))
+        by_chance = 1 + len(answers) - sum(n * n for n in counts.values()) / len(answers)  # runs, on average
+        in_order = runs <= max(len(counts), by_chance / 4) and runs <= by_chance / 2
+    if in_order:
         raise InvalidInput(
-            f"{path}: most of the last {len(held_out)} examples, which are held out, have labels that the others never show "
-            f"(line {line}: {sorted(record.names - known)}); the file seems sorted by label: shuffle its lines",
+            f"{path} seems sorted by label or value, so that its last lines, which are held out, are not like the others; "
+            "shuffle them: --shuffle, or shuffle=True",
             field="data",
         )
 
 
-def _lines(path: Path) -> list[str]:
-    if path.exists() and not path.is_file():
-        raise InvalidInput(f"{path} is not a file; give a file of JSON lines", field="data")
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except OSError as e:
-        raise InvalidInput(f"{path} cannot be read ({e.strerror}); check the path", field="data") from e
-    except UnicodeDecodeError as e:
-        line = e.object[: e.start].count(b"\n") + 1
-        raise InvalidInput(f"{path} is not UTF-8 text (line {line}); write JSON lines", field="data") from e
-    if "\0" in text:
-        raise InvalidInput(f"{path} is a binary file (it holds NUL bytes); write JSON lines", field="data")
-    return text.split("\n")  # not splitlines: U+2028 and its like may stand inside a JSON string
+def _answer(record: Record) -> Any:
+    """Return what is to be learned of a record."""
+    if isinstance(record, ValueRecord):
+        return record.value
+    return record.label if isinstance(record, PairRecord) else record.names
 
 
-def _parse(lines: list[str], head: FitHead) -> tuple[list[Example[Record]], list[str]]:
-    """Parse lines: the good examples, and for each bad line what is wrong with it."""
-    kind = _KINDS[head]
-    decided = 0  # the line that decided between `label` and `labels`
-    examples: list[Example[Record]] = []
-    bad: list[str] = []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            value = from_json(line, allow_inf_nan=False)
-            if head == "classification" and isinstance(value, dict):
-                form = _form(value)
-                if form is not None and not decided:
-                    kind, decided = form, number
-                elif form is not None and form is not kind:
-                    raise ValueError(
-                        f"has {_key(form)}, but line {decided} has {_key(kind)}; use one of them throughout"
-                    )
-            examples.append(Example(number, TypeAdapter(kind).validate_python(value)))
-        except ValidationError as e:
-            bad.append(f"line {number}: {_wrong(e)}")
-        except ValueError as e:
-            what = str(e) if str(e).startswith("has ") else f"not JSON ({str(e).replace('at line 1 ', 'at ')})"
-            bad.append(f"line {number}: {what}")
-    return examples, bad
+def _not_strangers(train: list[Example[Record]], held_out: list[Example[Record]], path: Path) -> None:
+    known = names(example.record for example in train)
+    strangers = [example for example in held_out if not example.record.names <= known]
+    if 2 * len(strangers) > len(held_out):
+        place, record = strangers[0]
+        raise InvalidInput(
+            f"{path}: most of the last {len(held_out)} examples, which are held out, have labels that the others never show "
+            f"({place}: {sorted(record.names - known)}); shuffle them (--shuffle, or shuffle=True), or give more of each label",
+            field="data",
+        )
 
 
-def _form(value: dict[str, object]) -> type[Record] | None:
-    if ("label" in value) == ("labels" in value):  # neither or both: the record's own check says so
-        return None
-    return LabelRecord if "label" in value else LabelsRecord
+class _Parser:
+    """Checks rows one by one: good `examples`, for each `bad` row what is wrong with it, and `ignored` keys."""
+
+    def __init__(self, head: FitHead) -> None:
+        self.examples: list[Example[Record]] = []
+        self.bad: list[str] = []
+        self.ignored: set[str] = set()
+        self._head = head
+        self._kind = KINDS[head]
+        self._decided = ""  # the place that decided between `label` and `labels`
+
+    def take(self, row: Row) -> None:
+        """Check one more row."""
+        wrong = row.wrong or self._wrong_keys(row)
+        if not wrong:
+            try:
+                self.examples.append(Example(row.place, TypeAdapter(self._kind).validate_python(row.value)))
+            except ValidationError as e:
+                wrong = _wrong(e)
+            else:
+                self.ignored |= row.value.keys() - self._kind.model_fields.keys()
+        if wrong:
+            self.bad.append(f"{row.place}: {wrong}")
+
+    def _wrong_keys(self, row: Row) -> str:
+        """Say which keys contradict each other, or would be lost in silence; empty if none."""
+        if not isinstance(row.value, dict):
+            return ""
+        if self._head == "classification":
+            if "label" in row.value and "labels" in row.value:
+                return "has 'label' and 'labels'; use one of them throughout"
+            form = LabelRecord if "label" in row.value else LabelsRecord if "labels" in row.value else None
+            if form is not None and not self._decided:
+                self._kind, self._decided = form, row.place
+            elif form is not None and form is not self._kind:
+                return f"has {_key(form)}, but {self._decided} has {_key(self._kind)}; use one of them throughout"
+        if row.value.get("text_pair") and "text_pair" not in self._kind.model_fields:
+            return f"has 'text_pair', but of {self._head} an example is one text; leave it out"
+        return ""
 
 
 def _key(kind: type[Record]) -> str:
@@ -268,14 +168,12 @@ def _key(kind: type[Record]) -> str:
 
 
 def _wrong(error: ValidationError) -> str:
-    """Say in words all that is wrong with one line."""
+    """Say in words all that is wrong with one example."""
     parts = []
     for e in error.errors(include_url=False, include_context=False, include_input=False):
         where = ".".join(str(part) for part in e["loc"])
         if e["type"] == "missing":
             parts.append(f"key {where!r} is missing")
-        elif e["type"] == "extra_forbidden":
-            parts.append(f"unknown key {where!r}")
         elif e["type"] == "model_type":
             parts.append(f"{where!r}: not a JSON object" if where else "not a JSON object")
         else:

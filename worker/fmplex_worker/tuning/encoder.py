@@ -80,16 +80,16 @@ class Encoder:
         """The device on which the model is."""
         return self.backbone.device
 
-    def tokenize(self, raws: Sequence[Raw], lines: Sequence[int], offsets: bool) -> list[Text]:
-        """Tokenize texts or pairs. `lines`: where each came from. Raises `InvalidInput` that names the lines."""
+    def tokenize(self, raws: Sequence[Raw], lines: Sequence[str], offsets: bool) -> list[Text]:
+        """Tokenize texts or pairs. `lines`: where each came from, as errors name it. Raises `InvalidInput`."""
         texts = self.backbone.tokenizer.encode(raws, offsets)
         sizes = [(line, text.tokens) for line, text in zip(lines, texts, strict=True)]
         limit = self.backbone.max_tokens
-        if long := [f"line {line} ({tokens})" for line, tokens in sizes if tokens > limit]:
+        if long := [f"{line} ({tokens})" for line, tokens in sizes if tokens > limit]:
             raise TextTooLong(
                 f"the backbone takes {limit} tokens; shorten or split the text of {listed(long, ', ')}", field="data"
             )
-        if nothing := [f"line {line}" for line, tokens in sizes if not tokens]:
+        if nothing := [line for line, tokens in sizes if not tokens]:
             raise InvalidInput(f"gives no tokens that this backbone knows: {listed(nothing, ', ')}", field="data")
         return texts
 

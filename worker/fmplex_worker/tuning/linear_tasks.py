@@ -13,8 +13,9 @@ from fmplex_broker.specs.heads import Classification, Pooling, Ranking, Regressi
 from fmplex_worker.backbones.texts import Text
 from fmplex_worker.heads.spans import spans
 from fmplex_worker.tuning import scores
-from fmplex_worker.tuning.data import LabelRecord, LabelsRecord, PairRecord, SpansRecord, ValueRecord, names
+from fmplex_worker.tuning.data import names
 from fmplex_worker.tuning.encoder import EncodedExample, targets, visible
+from fmplex_worker.tuning.records import LabelRecord, LabelsRecord, PairRecord, SpansRecord, ValueRecord
 from fmplex_worker.tuning.tasks import UNSEEN, Loss, Predictions, Task, both_relations, several_labels
 
 

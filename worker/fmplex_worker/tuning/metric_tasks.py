@@ -13,8 +13,8 @@ from fmplex_broker.errors import InvalidInput
 from fmplex_broker.specs.heads import Embedding, Pooling, Similarity
 from fmplex_worker.backbones.texts import Raw, Text
 from fmplex_worker.tuning import scores
-from fmplex_worker.tuning.data import GroupRecord, PairRecord
 from fmplex_worker.tuning.encoder import EncodedExample, targets
+from fmplex_worker.tuning.records import GroupRecord, PairRecord
 from fmplex_worker.tuning.tasks import UNSEEN, Loss, Predictions, Task, both_relations, several_labels
 
 TEMPERATURE = 0.05

@@ -14,8 +14,9 @@ from torch import Tensor
 from fmplex_broker.errors import InvalidInput
 from fmplex_broker.specs.heads import Head, Pooling
 from fmplex_worker.backbones.texts import Raw, Text
-from fmplex_worker.tuning.data import PairRecord, Record, names
+from fmplex_worker.tuning.data import names
 from fmplex_worker.tuning.encoder import EncodedExample
+from fmplex_worker.tuning.records import PairRecord, Record
 
 UNSEEN = -1  # the target of a label that the training part does not have
 
@@ -72,7 +73,7 @@ def several_labels(records: Sequence[Record]) -> tuple[str, ...]:
     if len(labels) < 2:
         raise InvalidInput(
             f"the training part has only {len(labels)} label(s) {list(labels)}; two or more are needed "
-            "(are the lines sorted by label? shuffle them)",
+            "(are the lines sorted by label? --shuffle, or shuffle=True, mixes them)",
             field="data",
         )
     return labels
@@ -83,6 +84,6 @@ def both_relations(records: Sequence[PairRecord]) -> None:
     if len({record.label for record in records}) < 2:
         raise InvalidInput(
             f"the training part has only pairs of label {records[0].label}; both 0 and 1 are needed "
-            "(are the lines sorted by label? shuffle them)",
+            "(are the lines sorted by label? --shuffle, or shuffle=True, mixes them)",
             field="data",
         )

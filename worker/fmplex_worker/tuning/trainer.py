@@ -18,7 +18,7 @@ from fmplex_broker.specs.fitting import FitDone, FitEpoch, FitEvent, FitSpec, Fi
 from fmplex_broker.specs.heads import Head
 from fmplex_broker.specs.schema import invalid
 from fmplex_broker.specs.vfm import VfmSpec
-from fmplex_worker.tuning.data import Example, LabelRecord, Record, read
+from fmplex_worker.tuning.data import Example, read
 from fmplex_worker.tuning.encoder import EncodedExample, Encoder, load
 from fmplex_worker.tuning.frozen import fit_head
 from fmplex_worker.tuning.linear_tasks import (
@@ -30,6 +30,7 @@ from fmplex_worker.tuning.linear_tasks import (
 )
 from fmplex_worker.tuning.lora import adapt, fit_lora
 from fmplex_worker.tuning.metric_tasks import EmbeddingTask, SimilarityTask
+from fmplex_worker.tuning.records import LabelRecord, Record
 from fmplex_worker.tuning.settings import settings
 from fmplex_worker.tuning.tasks import Predictions, Task
 from fmplex_worker.tuning.training import Report, apply_head, validation_split
@@ -56,7 +57,7 @@ def fit(spec: FitSpec, on_event: Callable[[FitEvent], None]) -> FitDone:
     """
     began = time.perf_counter()
     refuse_foreign(spec.out)
-    split = read(spec.data, spec.head, spec.held_out)
+    split = read(spec.data, spec.head, spec.held_out, spec.seed if spec.shuffle else None)
     with settings(spec.seed, spec.threads):
         encoder = load(spec.model)
         task = task_for(spec, [example.record for example in split.train])
@@ -64,7 +65,10 @@ def fit(spec: FitSpec, on_event: Callable[[FitEvent], None]) -> FitDone:
         vfm = VfmSpec(name=spec.name, backbone=spec.backbone, head=_head(spec, task))
         items = _items(task, encoder, [*split.train, *split.held_out])
         train, held = items[: len(split.train)], items[len(split.train) :]
-        on_event(FitStarted(name=spec.name, train=len(train), held_out=len(held), labels=task.labels))
+        started = FitStarted(
+            name=spec.name, train=len(train), held_out=len(held), labels=task.labels, ignored=split.ignored
+        )
+        on_event(started)
         trained = _train(spec, encoder, task, train, _reporter(spec, on_event))
         score = _score(trained, task, train, held)
     artifact = write_package(spec.out, vfm, trained.head, trained.adapter)
@@ -117,7 +121,7 @@ def _check_pooling(spec: FitSpec, task: Task[Record], encoder: Encoder) -> None:
 
 def _items(task: Task[Record], encoder: Encoder, examples: Sequence[Example[Record]]) -> list[EncodedExample]:
     raws = [task.texts(example.record) for example in examples]
-    lines = [example.line for example, some in zip(examples, raws, strict=True) for _ in some]
+    lines = [example.place for example, some in zip(examples, raws, strict=True) for _ in some]
     # Only tagging asks which characters a token covers.
     texts = iter(encoder.tokenize([raw for some in raws for raw in some], lines, offsets=task.pooling is None))
     return [task.item(e.record, tuple(next(texts) for _ in some)) for e, some in zip(examples, raws, strict=True)]
