@@ -39,7 +39,7 @@ class Detokenizer:
         return text
 
     def _go_on(self, data: bytes) -> bytes:
-        """Go on with the prompt's last character; return what there is to decode: it, once it is whole, or what comes after it."""
+        """Go on with the prompt's last character; return what is to be decoded: it, once it is whole, or what comes after it."""
         data, self._begun = self._begun + data, b""
         try:
             if not _Utf8().decode(data):
