@@ -40,6 +40,10 @@ def error_body(error: FmplexError, path: str) -> dict[str, Any]:
     if speaks_openai(path):
         usual = "server_error" if error.status >= 500 else "invalid_request_error"
         body |= {"code": _CODES.get(error.code, error.code), "type": _TYPES.get(error.code, usual)}
+        if isinstance(error, TextTooLong):
+            # LiteLLM looks for "This model's maximum …" in Python's repr of this body, which escapes the apostrophe where a text
+            # has double quotes too.
+            body["message"] = error.message.replace('"', "'")
     return {"error": body}
 
 

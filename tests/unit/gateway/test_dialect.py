@@ -121,6 +121,15 @@ async def test_a_text_of_too_many_bytes_is_too_long(tmp_path: Path, path: str, s
         assert (own.status_code, own.json()["error"]["code"]) == (413, "too_large")
 
 
+@pytest.mark.parametrize("path", BODIES)
+def test_what_programs_look_for_stands_in_the_repr_of_a_body(path: str) -> None:
+    """The openai package shows the body of an error so, and LiteLLM looks there."""
+    error = TextTooLong.over(7, 'the input has 9 tokens; send the parameter "truncate": true', field="input")
+    said = error_body(error, path)
+    assert "This model's maximum context length is 7 tokens" in str(said)
+    assert "context_length_exceeded" in str(said)
+
+
 def test_only_one_text_can_be_too_long() -> None:
     for field in ("inputs", "n", "schema", None):
         with pytest.raises(TooLarge), callers_words(list):
