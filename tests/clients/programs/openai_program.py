@@ -43,7 +43,6 @@ def test_overflow(ai: openai.OpenAI, too_long: str, stream: bool) -> None:
         lambda: ai.completions.create(model="short", prompt=too_long, stream=stream),
         lambda: ai.completions.create(model="short", prompt=too_long * 1000, stream=stream),
         lambda: ai.embeddings.create(model="short-vectors", input=["fine", too_long]),
-        lambda: ai.embeddings.create(model="short-vectors", input=[[5] * 300]),
     ]
     params = []
     for call in calls:
@@ -52,7 +51,7 @@ def test_overflow(ai: openai.OpenAI, too_long: str, stream: bool) -> None:
         assert (caught.value.status_code, caught.value.code) == (400, "context_length_exceeded")
         assert caught.value.type == "invalid_request_error"
         params.append(caught.value.param)
-    assert params == ["messages", "max_tokens", "prompt.0", "prompt.0", "input.1", "input.0"]
+    assert params == ["messages", "max_tokens", "prompt.0", "prompt.0", "input.1"]
 
 
 def test_what_is_wrong_is_named(ai: openai.OpenAI) -> None:
