@@ -1,6 +1,6 @@
-# make demo   the main job from end to end (embedded broker, real encoder, under two minutes)
+# make demo   the main job from end to end (embedded broker, real encoder, under two minutes); installs what that needs and no more
 # make test   all test suites but what takes longer (under 12 minutes on two cores)
-# make test-all  what takes longer: chaos, the demo of generated text, every benchmark in its quick form
+# make test-all  what takes longer: chaos, the demo of generated text, other people's client packages, every benchmark in its quick form
 # make test-deep  the scheduler's promises, ten thousand random traces each
 # make check  ruff, mypy, import-linter
 # make bench  the benchmarks, as JSON into benchmarks/results/ (ten minutes each at most)
@@ -12,16 +12,33 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+DEMO_STAMP := $(VENV)/.installed-demo
+# Client packages of others pull in half of the registry: they have an environment of their own.
+CLIENTS := .venv-clients
+CLIENTS_STAMP := $(CLIENTS)/.installed
 export HF_HUB_OFFLINE ?= 1
+
+# $(1): folder of the environment, $(2): what to install, for pip.
+define install
+test -x $(1)/bin/python || $(PYTHON) -m venv $(1)
+$(1)/bin/python -m pip install --quiet --disable-pip-version-check $(2)
+endef
 
 setup: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
-	touch $(STAMP)
+	$(call install,$(VENV),-c constraints.txt -e ".[dev]")
+	touch $(DEMO_STAMP) $(STAMP)
 
-demo: setup
+$(DEMO_STAMP): pyproject.toml constraints.txt
+	$(call install,$(VENV),-c constraints.txt -e ".[demo]")
+	touch $(DEMO_STAMP)
+
+$(CLIENTS_STAMP): tests/clients/requirements.txt tests/clients/constraints.txt
+	$(call install,$(CLIENTS),-c tests/clients/constraints.txt -r tests/clients/requirements.txt)
+	touch $(CLIENTS_STAMP)
+
+demo: $(DEMO_STAMP)
 	$(BIN)/fmplex demo
 
 # Two runs of pytest side by side, for tests of real processes mostly wait for each other; what the first prints comes at the end.
@@ -37,7 +54,7 @@ test: setup
 
 # The benchmarks by themselves: they put their processes ahead of all others.
 BENCHMARK_TESTS := tests/integration/test_benchmarks.py
-test-all: setup
+test-all: setup $(CLIENTS_STAMP)
 	$(call side_by_side,tests/chaos,-m long --ignore=$(BENCHMARK_TESTS))
 	$(MAKE) bench-quick
 
@@ -67,4 +84,4 @@ format: setup
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .fmplex
+	rm -rf $(VENV) $(CLIENTS) build dist *.egg-info .fmplex

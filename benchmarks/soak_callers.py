@@ -28,7 +28,7 @@ _NEAR_TIE = 1e-3
 _CARD = {"type": "object", "properties": {"ok": {"type": "boolean"}}, "required": ["ok"], "additionalProperties": False}
 _EXTRA = {"extra_body": {"ignore_eos": True}}
 _GREEDY: dict[str, Any] = {"temperature": 0, "max_tokens": TEXT, **_EXTRA}
-_NOT_THERE = {"unknown_vfm", "vfm_closed"}
+_NOT_THERE = {"model_not_found", "vfm_closed"}
 
 # (vFM, prompt, chat or not) -> its greedy text
 Expected = dict[tuple[str, str, bool], str]
@@ -228,7 +228,7 @@ class Caller:
         """Ask for more than can ever fit."""
         vfm, prompt, *_ = self._any()
         await self._refused(
-            {"text_too_long"}, self._ai.completions.create(model=vfm, prompt=prompt, max_tokens=ENDLESS)
+            {"context_length_exceeded"}, self._ai.completions.create(model=vfm, prompt=prompt, max_tokens=ENDLESS)
         )
 
     async def hasty(self) -> None:

@@ -87,6 +87,12 @@ class TextTooLong(InvalidInput):
 
     code = "text_too_long"
 
+    @classmethod
+    def over(cls, most: int, said: str, *, field: str) -> TextTooLong:
+        """Make the error of a text that has more than `most` tokens, in OpenAI's words: programs look for them, to fall back on a
+        model that takes more. `said`: how much it is, and what to do."""
+        return cls(f"This model's maximum context length is {most} tokens. However, {said}", field=field)
+
 
 class PackageRejected(InvalidInput):
     """The vFM package cannot be served; the message says what to change."""

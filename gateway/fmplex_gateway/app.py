@@ -109,7 +109,7 @@ class _Middleware:
                 log.exception("%s %s failed", scope["method"], scope["path"])
                 e = FmplexError("the gateway failed; its log says how")
             if status == 0:
-                await error_response(e)(scope, receive, counting_send)
+                await error_response(e, scope["path"])(scope, receive, counting_send)
         route = getattr(scope.get("route"), "path", "(none)")
         self._metrics.request(route, status, time.monotonic() - start)
         moved += state.get(RECEIVED, 0)
@@ -121,7 +121,7 @@ async def _typed_error(request: Request, e: Exception) -> Response:
     assert isinstance(e, FmplexError)
     if isinstance(e, BrokerFault):
         log.error("%s %s failed", request.method, request.url.path, exc_info=e)
-    return error_response(e)
+    return error_response(e, request.url.path)
 
 
 async def _client_disconnected(request: Request, e: Exception) -> Response:
@@ -138,11 +138,12 @@ class _WrongMethod(InvalidInput):
 
 async def _no_route(request: Request, e: Exception) -> Response:
     assert isinstance(e, HTTPException)
-    where = f"{request.method} {request.url.path}"
+    path = request.url.path
+    where = f"{request.method} {path}"
     if e.status_code != 405:
-        return error_response(_NoRoute(f"there is no {where}; /docs lists what there is"))
+        return error_response(_NoRoute(f"there is no {where}; /docs lists what there is"), path)
     allowed = ", ".join(_methods(request))
-    response = error_response(_WrongMethod(f"there is no {where}; this path has {allowed}"))
+    response = error_response(_WrongMethod(f"there is no {where}; this path has {allowed}"), path)
     response.headers["Allow"] = allowed
     return response
 

@@ -16,8 +16,9 @@ from fmplex_broker.streams.queue_client import Pending, cancel_all
 from fmplex_broker.wire.messages import Reply
 from fmplex_broker.wire.streaming import Delta
 from fmplex_gateway.calls import unless_disconnected
+from fmplex_gateway.dialect import error_body
 from fmplex_gateway.receiving import ClientDisconnected
-from fmplex_gateway.wire import dump, error_body, error_response
+from fmplex_gateway.wire import dump, error_response
 
 log = logging.getLogger(__name__)
 _HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}  # the latter: a proxy must not gather the events
@@ -44,7 +45,7 @@ class EventStream(Response):
         """Send the response, as ASGI asks."""
         async with aclosing(self._values):
             try:
-                last = await unless_disconnected(receive, self._send_values(send))
+                last = await unless_disconnected(receive, self._send_values(send, scope["path"]))
             except ClientDisconnected:
                 if not self._begun:
                     await Response(status_code=499)(scope, receive, send)
@@ -53,21 +54,21 @@ class EventStream(Response):
             await send({"type": "http.response.body", "body": last, "more_body": False})
         else:
             assert isinstance(last, FmplexError)
-            await error_response(last)(scope, receive, send)
+            await error_response(last, scope["path"])(scope, receive, send)
 
-    async def _send_values(self, send: Send) -> bytes | FmplexError:
+    async def _send_values(self, send: Send, path: str) -> bytes | FmplexError:
         """Send the values; return the last event, or the error if there was one before the first event."""
         try:
             async for value in self._values:
                 await self._begin(send)
                 await send({"type": "http.response.body", "body": _event(dump(value)), "more_body": True})
         except FmplexError as e:
-            return _event(dump(error_body(e))) if self._begun else e
+            return _event(dump(error_body(e, path))) if self._begun else e
         except Exception as e:
             log.exception("a stream failed")
             failed = FmplexError("the gateway failed; its log says how")
             failed.__cause__ = e
-            return _event(dump(error_body(failed))) if self._begun else failed
+            return _event(dump(error_body(failed, path))) if self._begun else failed
         await self._begin(send)
         return _event("[DONE]")
 

@@ -11,7 +11,8 @@ from fmplex_broker.errors import FmplexError, NoWorker
 from fmplex_broker.streams.fleet import read_fleet
 from fmplex_broker.streams.queue_client import QueueClient
 from fmplex_gateway.access import requires_all_models
-from fmplex_gateway.wire import error_body, error_response, json_response
+from fmplex_gateway.dialect import error_body
+from fmplex_gateway.wire import error_response, json_response
 
 router = APIRouter()
 
@@ -32,10 +33,10 @@ async def readyz(request: Request) -> Response:
         names = dict.fromkeys([*wanted, *await queue.registry.backbones()])
         workers = {name: len(await queue.registry.live_workers(name)) for name in names}
     except FmplexError as e:
-        return error_response(e)
+        return error_response(e, request.url.path)
     if missing := [name for name in wanted if not workers[name]]:
         error = NoWorker(f"no live worker hosts {', '.join(map(repr, missing))}; start one")
-        return json_response(error_body(error) | {"workers": workers}, error.status)
+        return json_response(error_body(error, request.url.path) | {"workers": workers}, error.status)
     return json_response({"status": "ready", "workers": workers})
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Sequence
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -12,6 +13,7 @@ from fmplex_broker.streams.queue_client import QueueClient
 from fmplex_broker.wire.tensors import Tensor
 from fmplex_gateway.access import principal_of, require_model, requires
 from fmplex_gateway.calls import call
+from fmplex_gateway.dialect import callers_words
 from fmplex_gateway.kinds import require_kind
 from fmplex_gateway.schemas import EmbeddingsBody, as_inputs
 from fmplex_gateway.wire import answer, json_response, parse_body
@@ -27,7 +29,8 @@ async def embeddings(request: Request) -> Response:
     queue: QueueClient = request.app.state.queue
     require_kind((await queue.vfm(body.model)).spec, "embedding")
     params = {} if body.dimensions is None else {"dimensions": body.dimensions}
-    replies = await call(request, body.model, as_inputs(body.input), params)
+    with callers_words(_request_field):
+        replies = await call(request, body.model, as_inputs(body.input), params)
     tokens = sum(reply.units for reply in replies)
     data = [
         {"object": "embedding", "index": i, "embedding": _vector(reply.output["embedding"], body.encoding_format)}
@@ -38,6 +41,16 @@ async def embeddings(request: Request) -> Response:
     response = await answer(request, around, {"data": data})
     response.headers["FMplex-Version"] = replies[0].version  # OpenAI's body has no place for it
     return response
+
+
+def _request_field(path: Sequence[str]) -> Sequence[str]:
+    """Return the path in the caller's body of a path in the job."""
+    match path:
+        case ["params", *rest]:
+            return rest
+        case ["inputs", *rest]:
+            return ["input", *rest[:1]]
+    return path
 
 
 def _vector(tensor: Tensor, encoding: str) -> Any:

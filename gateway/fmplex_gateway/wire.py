@@ -15,6 +15,7 @@ from fmplex_broker.wire.messages import packb
 from fmplex_broker.wire.tensors import Tensor
 from fmplex_gateway.access import principal_of
 from fmplex_gateway.calls import unless_disconnected
+from fmplex_gateway.dialect import error_body, error_status
 from fmplex_gateway.parsing import decode, validate
 from fmplex_gateway.reader import Reader
 from fmplex_gateway.receiving import received
@@ -79,15 +80,9 @@ def _to_plain(value: Any) -> Any:
     raise TypeError(f"{type(value).__name__} is not JSON")
 
 
-def error_body(error: FmplexError) -> dict[str, Any]:
-    """Return the body of an error reply: OpenAI's, with `field` and `retry_after` where they apply."""
-    wire = error.to_wire()
-    return {"error": {**wire, "type": error.code, "param": wire.get("field")}}
-
-
-def error_response(error: FmplexError) -> Response:
-    """Answer with a typed error: its status, body and headers."""
-    response = json_response(error_body(error), error.status)
+def error_response(error: FmplexError, path: str) -> Response:
+    """Answer a request for a path with a typed error: its status, body and headers."""
+    response = json_response(error_body(error, path), error_status(error, path))
     if error.retry_after is not None:
         response.headers["Retry-After"] = str(max(1, round(error.retry_after)))
     if isinstance(error, DeadlineExceeded | JobFailed):

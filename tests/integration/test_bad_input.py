@@ -40,7 +40,7 @@ REQUESTS: dict[str, tuple[Any, int, str, str | None, str]] = {
     "an empty text": ([""], 422, "invalid_input", "inputs.0", "empty"),
     "a text of white space": (["fine", " \n\t"], 422, "invalid_input", "inputs.1", "empty"),
     "a megabyte of text": (["fine", "word " * 200_000], 413, "too_large", "inputs.1", "at most 786432; shorten"),
-    "a text that is too long": (["fine", "word " * 300], 422, "text_too_long", "inputs.1", "takes 256; shorten it, or send"),
+    "a text that is too long": (["fine", "word " * 300], 422, "text_too_long", "inputs.1", "has 302 tokens; shorten it, or send"),
     "a number": ([7], 422, "invalid_input", "inputs.0", "must be a string or a mapping, not int"),
     "nothing": ([None], 422, "invalid_input", "inputs.0", "must be a string or a mapping"),
     "a list": ([["a", "b"]], 422, "invalid_input", "inputs.0", "must be a string or a mapping"),
@@ -56,7 +56,7 @@ REQUESTS: dict[str, tuple[Any, int, str, str | None, str]] = {
     "a negative id": ([{"input_ids": [-1]}], 422, "invalid_input", "inputs.0.input_ids", "token ids"),
     "an id without end": ([{"input_ids": [10**40]}], 422, "invalid_input", "inputs.0.input_ids", "token ids"),
     "no ids": ([{"input_ids": []}], 422, "invalid_input", "inputs.0.input_ids", "list of token ids"),
-    "too many ids": ([{"input_ids": [1] * 257}], 422, "text_too_long", "inputs.0", "takes 256"),
+    "too many ids": ([{"input_ids": [1] * 257}], 422, "text_too_long", "inputs.0", "length is 256 tokens"),
     "embeddings in JSON": ([{"inputs_embeds": [[0.0]]}], 422, "invalid_input", "inputs.0.inputs_embeds", "float32 tensor (msg"),
     "half a character": (["\ud800"], 422, "invalid_input", "inputs.0", "not valid Unicode"),
     "a NaN tensor": (["x", {"inputs_embeds": Tensor.of(NAN)}], 422, "invalid_input", "inputs.1.inputs_embeds", "NaN"),
@@ -146,11 +146,11 @@ def test_an_unknown_vfm_is_404(http: httpx.Client, name: str) -> None:
 
 async def test_a_megabyte_is_taken_where_a_vfm_allows_it(client: AsyncClient, new_vfm: Callable[..., str]) -> None:
     roomy = new_vfm(limits={"max_input_bytes": 2_000_000})
-    with pytest.raises(InvalidInput, match="takes 256"):
+    with pytest.raises(InvalidInput, match="length is 256 tokens"):
         await client.infer(roomy, "word " * 200_000)
     whole = await client.infer(roomy, "word " * 200_000, truncate=True)
     assert whole.output["embedding"].shape == (384,)
-    with pytest.raises(InvalidInput, match="takes 256"):
+    with pytest.raises(InvalidInput, match="length is 256 tokens"):
         await client.infer(roomy, embeds((257, 384)))
     with pytest.raises(TooLarge, match="at most 2000000"):
         await client.infer(roomy, "x" * 2_000_001)

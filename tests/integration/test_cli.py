@@ -143,7 +143,7 @@ def test_top_shows_the_fleet_for_scripts_and_for_people(fleet: LocalFleet, fmple
         (["infer", "embed", ""], "invalid_input: the text is empty"),
         (
             ["infer", "embed", "word " * 300],
-            "text_too_long: the input has 302 tokens, this model takes 256; shorten it",
+            "text_too_long: This model's maximum context length is 256 tokens. However, the input has 302 tokens; shorten it",
         ),
         (["infer", "embed"], "invalid_input: no inputs: give texts"),
         (["infer", "a b", "x"], "'a b' is not the name of a vFM"),

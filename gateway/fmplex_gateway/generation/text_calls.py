@@ -10,6 +10,7 @@ from typing import Any
 from fmplex_broker.errors import FmplexError
 from fmplex_broker.streams.queue_client import Pending, QueueClient, raise_first_error
 from fmplex_broker.wire.messages import Reply
+from fmplex_gateway.dialect import callers_words
 from fmplex_gateway.generation.bodies import ChatBody, TextBody
 
 
@@ -40,16 +41,12 @@ class TextCall:
 @contextmanager
 def translated_errors(body: TextBody) -> Iterator[None]:
     """Make errors name the fields of the caller's body instead of the parameters of the job."""
-    try:
-        yield
-    except FmplexError as e:
-        e.message = e.message.replace("max_tokens", body.length_field)
-        if e.field is not None:
-            field = ".".join(_request_field(e.field.split("."), body))
-            if e.message.startswith(f"{e.field}: "):
-                e.message = field + e.message.removeprefix(e.field)
-            e.field = field
-        raise
+    with callers_words(lambda path: _request_field(path, body)):
+        try:
+            yield
+        except FmplexError as e:
+            e.message = e.message.replace("max_tokens", body.length_field)
+            raise
 
 
 def _request_field(path: Sequence[str], body: TextBody) -> Sequence[str]:

@@ -157,7 +157,7 @@ def test_too_long(bert: PackedEngine, digests: dict[str, str], kind: str, value:
     error = prepare(bert, digests[kind], value)
     assert type(error) is TextTooLong
     assert error.field == "input"
-    assert f"takes {MOST}" in error.message
+    assert f"This model's maximum context length is {MOST} tokens. However, the input has" in error.message
     assert '"truncate": true' in error.message
     job = prepare(bert, digests[kind], value, {"truncate": True})
     assert job.units == units

@@ -58,6 +58,53 @@ def test_max_tokens(model_folder: Folders) -> None:
     refused(model_folder("bert"), f"takes {tiny.POSITIONS} tokens at most", "backbone.max_tokens", max_tokens=67)
 
 
+YARN = {"rope_type": "yarn", "factor": 4.0}
+# What checkpoints have in config.json, and in tokenizer_config.json.
+STRETCHED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "as on the hub": ({"rope_scaling": {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 66}}, {}),
+    "as saved now": ({"rope_parameters": {**YARN, "rope_theta": 10_000.0}}, {}),
+    "with the positions it leads to": (
+        {"rope_scaling": {**YARN, "original_max_position_embeddings": 66}, "max_position_embeddings": 264}, {}
+    ),
+    "with some room already": (
+        {"rope_scaling": {**YARN, "original_max_position_embeddings": 66}, "max_position_embeddings": 80}, {}
+    ),
+    "with a tokenizer made before": ({"rope_scaling": YARN}, {"model_max_length": 66}),
+}  # fmt: skip
+
+
+def stretched(folder: Path, config: dict[str, Any], tokenizer: dict[str, Any]) -> Path:
+    """Save a tiny Llama with changes of its config files."""
+    tiny.save_model("llama", folder)
+    for name, changes in (("config.json", config), ("tokenizer_config.json", tokenizer)):
+        whole = json.loads((folder / name).read_text())
+        if "rope_scaling" in changes:
+            del whole["rope_parameters"]
+        (folder / name).write_text(json.dumps(whole | changes))
+    return folder
+
+
+@pytest.mark.parametrize("form", STRETCHED)
+def test_the_limit_follows_yarn(form: str, tmp_path: Path) -> None:
+    engine = open_engine(spec(stretched(tmp_path, *STRETCHED[form])), WorkerSpec(device="cpu"))
+    assert engine.info.max_tokens == 4 * tiny.POSITIONS
+    (text,) = tiny.ids(200)
+    ours = tiny.features(engine, (tiny.load(engine, tiny.FEATURES), text))[0]
+    assert tiny.relative(ours, tiny.reference_features(tiny.reference(tmp_path), text)) < 1e-5
+
+
+def test_max_tokens_can_raise_the_limit_of_scaled_positions(tmp_path: Path) -> None:
+    yarn = stretched(tmp_path / "yarn", {"rope_scaling": YARN}, {"model_max_length": 40})
+    assert load_backbone(spec(yarn), "cpu").max_tokens == 40, "the tokenizer says less than the model ever took"
+    assert load_backbone(spec(yarn, max_tokens=264), "cpu").max_tokens == 264
+    assert load_backbone(spec(yarn, max_tokens=300), "cpu").max_tokens == 300
+    linear = stretched(tmp_path / "linear", {"rope_scaling": {"rope_type": "linear", "factor": 2.0}}, {})
+    assert load_backbone(spec(linear), "cpu").max_tokens == tiny.POSITIONS, "it may be what it leads to"
+    assert load_backbone(spec(linear, max_tokens=132), "cpu").max_tokens == 132
+    plain = tiny.save_model("llama", tmp_path / "plain")
+    refused(plain, f"takes {tiny.POSITIONS} tokens at most", "backbone.max_tokens", max_tokens=67)
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_half_precision(model_folder: Folders, tmp_path: Path, dtype: Any) -> None:
     engine = open_engine(spec(model_folder("bert"), dtype=dtype), WorkerSpec(device="cpu"))

@@ -213,8 +213,8 @@ WRONG: list[tuple[str, Callable[[str], Any], int, str | None]] = [
     ("/v1/vfms/v/infer", lambda text: {"inputs": [text]}, 404, None),
     ("/v1/vfms/v/infer", lambda text: {"inputs": text}, 422, "inputs"),
     ("/v1/completions", lambda text: {"model": "v", "prompt": text}, 404, None),
-    ("/v1/embeddings", lambda text: {"model": "v", "input": [text, 5]}, 422, "input"),
-    ("/v1/chat/completions", lambda text: {"model": "v", "messages": [{"role": text}]}, 422, "messages.0.role"),
+    ("/v1/embeddings", lambda text: {"model": "v", "input": [text, 5]}, 400, "input"),
+    ("/v1/chat/completions", lambda text: {"model": "v", "messages": [{"role": text}]}, 400, "messages.0.role"),
     ("/v1/vfms", lambda text: {"spec": {"name": "v", "backbone": "m", "head": {"kind": text}}}, 422, "spec.head"),
 ]
 

@@ -32,9 +32,9 @@ Route = tuple[str, str]
 MATRIX: dict[Route, tuple[int, int, int, int, int, int]] = {
     #                                       infer     deploy    admin nobody
     ("POST", "/v1/vfms/{name}/infer"):     (422, 404, 403, 403, 422, 401),
-    ("POST", "/v1/chat/completions"):      (422, 404, 403, 403, 422, 401),
-    ("POST", "/v1/completions"):           (422, 404, 403, 403, 422, 401),
-    ("POST", "/v1/embeddings"):            (422, 404, 403, 403, 422, 401),
+    ("POST", "/v1/chat/completions"):      (400, 404, 403, 403, 400, 401),
+    ("POST", "/v1/completions"):           (400, 404, 403, 403, 400, 401),
+    ("POST", "/v1/embeddings"):            (400, 404, 403, 403, 400, 401),
     ("GET", "/v1/models"):                 (200, 200, 403, 403, 200, 401),
     ("GET", "/v1/models/{name}"):          (200, 404, 403, 403, 200, 401),
     ("GET", "/v1/vfms"):                   (200, 200, 200, 200, 200, 401),
@@ -198,10 +198,11 @@ async def test_a_hidden_vfm_is_answered_like_one_that_is_not_there(tmp_path: Pat
         never = await call(place, route, "mine-too", who)
     for response, name in ((hidden, "theirs"), (missing, "nobody"), (never, "mine-too")):
         assert response.status_code == 404
+        ours = "/vfms" in route[1]
         assert response.json()["error"] == {
-            "code": "unknown_vfm",
+            "code": "unknown_vfm" if ours else "model_not_found",
             "message": f"there is no vFM {name!r}; `fmplex vfms` lists them",
-            "type": "unknown_vfm",
+            "type": "unknown_vfm" if ours else "invalid_request_error",
             "param": None,
         }
     assert sorted(hidden.headers) == sorted(missing.headers) == sorted(never.headers)

@@ -121,6 +121,35 @@ def test_a_character_that_the_prompt_began_is_completed(tokenizer: tokenizers.To
     assert _told(tokenizer, ids[-1:], ids[:-1]) == ["€", ""]
 
 
+@given(text=_TEXTS, at=st.integers(0, 60))
+def test_a_prompt_that_is_cut_anywhere_goes_on_as_if_it_were_not(
+    tokenizer: tokenizers.Tokenizer, text: str, at: int
+) -> None:
+    """Wherever token ids are cut, what follows is what the whole has more than the whole characters before."""
+    ids = tokenizer.encode(text).ids
+    rest = "".join(_told(tokenizer, ids[at:], ids[:at]))
+    assert "\ufffd" in text or "\ufffd" not in rest
+    assert tokenizer.decode(ids).endswith(rest)
+    assert tokenizer.decode(ids[:at]).rstrip("\ufffd") in tokenizer.decode(ids).removesuffix(rest) + "\ufffd"
+
+
+@given(prompt=st.sampled_from(["🧀", "a€", "the 🧀", "é"]), cut=st.integers(1, 3), more=st.lists(st.integers(0, 300)))
+def test_a_character_that_the_prompt_left_broken_is_not_the_texts(prompt: str, cut: int, more: list[int]) -> None:
+    tokenizer = _of_bytes()
+    begun = tokenizer.encode(prompt).ids[:-cut]
+    before, whole = tokenizer.decode(begun), tokenizer.decode([*begun, *more])
+    kept = before if whole.startswith(before) else before[:-1]  # else the text completes the prompt's last character
+    assert "".join(_told(tokenizer, more, begun)) == whole.removeprefix(kept)
+
+
+def test_a_prompt_that_ends_inside_a_character_and_nothing_more_gives_nothing(tokenizer: tokenizers.Tokenizer) -> None:
+    ids = tokenizer.encode("a🧀").ids
+    out = Detokenizer(TokenBytes(tokenizer), ids[:-1])
+    assert out.place(ids[-1]) == 0, "the character begins with the text"
+    assert out.flush() == ""
+    assert _told(tokenizer, tokenizer.encode("🧀b").ids[-1:], ids[:-1]) == ["b", ""]
+
+
 # --- single tokens ----------------------------------------------------------------------------------------------------
 
 

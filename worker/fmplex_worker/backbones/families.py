@@ -70,17 +70,17 @@ def family_of(config: Any) -> Family:
     if getattr(config, "position_embedding_type", None) not in (None, "absolute"):
         raise _unserved(f"position_embedding_type {config.position_embedding_type!r} is not served; only 'absolute' is")
     # These pick frequencies by the longest text of the call, so an output would depend on who shares the pass.
-    if unfit := _rope_types(config) & {"dynamic", "longrope"}:
+    if unfit := {row["rope_type"] for row in rope_rows(config)} & {"dynamic", "longrope"}:
         raise _unserved(
             f"rope type {unfit.pop()!r} makes outputs depend on neighbours; use 'default', 'linear' or 'yarn'"
         )
     return family
 
 
-def _rope_types(config: Any) -> set[str]:
-    """List the rope types of a config: one mapping for the model, or one per layer type."""
+def rope_rows(config: Any) -> list[dict[str, Any]]:
+    """List what a config says of rotary positions, with its `rope_type`: one mapping for the model, or one per layer type."""
     rope = getattr(config, "rope_parameters", None) or {}
-    return {row["rope_type"] for row in (rope, *rope.values()) if isinstance(row, dict) and "rope_type" in row}
+    return [row for row in (rope, *rope.values()) if isinstance(row, dict) and "rope_type" in row]
 
 
 def _unserved(message: str) -> InvalidInput:

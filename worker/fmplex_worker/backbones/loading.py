@@ -19,6 +19,7 @@ from fmplex_broker.errors import InvalidInput
 from fmplex_broker.specs.fleet import BackboneSpec
 from fmplex_worker.backbones.backbone import Backbone, LmHead
 from fmplex_worker.backbones.families import Family, family_of
+from fmplex_worker.backbones.limits import max_tokens
 from fmplex_worker.backbones.model_paths import check_model_path
 from fmplex_worker.backbones.texts import Tokenizer
 from fmplex_worker.kvcache.pool import KvShape
@@ -26,7 +27,6 @@ from fmplex_worker.packed import attention
 from fmplex_worker.packed.linear import wrap_linears
 
 T = TypeVar("T")
-_UNLIMITED = 1_000_000  # tokenizers without a limit say 1e30
 
 
 def load_backbone(spec: BackboneSpec, device: str = "auto") -> Backbone:
@@ -44,8 +44,7 @@ def load_backbone(spec: BackboneSpec, device: str = "auto") -> Backbone:
     model, lm_head = _split_lm_head(model, tokenizer, config) if _generates(family, config) else (model, None)
     targets = wrap_linears(model)
     first = family.first_position(config)
-    most = config.max_position_embeddings - first
-    limit = _max_tokens(spec, min(tokenizer.model_max_length, most, _UNLIMITED), most)
+    limit = max_tokens(spec, family, config, tokenizer)
     return Backbone(
         spec=spec,
         family=family,
@@ -150,12 +149,3 @@ def _dtype(spec: BackboneSpec, device: torch.device) -> torch.dtype:
         return getattr(torch, spec.dtype)  # type: ignore[no-any-return]
     fast = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
     return torch.bfloat16 if fast else torch.float32
-
-
-def _max_tokens(spec: BackboneSpec, usual: int, most: int) -> int:
-    """Return the most tokens of one text: what the spec says, else what tokenizer and positions both take."""
-    if spec.max_tokens is None:
-        return usual
-    if spec.max_tokens > most:
-        raise InvalidInput(f"{spec.model!r} takes {most} tokens at most; lower max_tokens", field="backbone.max_tokens")
-    return spec.max_tokens

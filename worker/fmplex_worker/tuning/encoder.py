@@ -21,6 +21,7 @@ from fmplex_broker.specs.fleet import BackboneSpec
 from fmplex_broker.specs.heads import Pooling
 from fmplex_worker.backbones.backbone import Backbone
 from fmplex_worker.backbones.families import family_of
+from fmplex_worker.backbones.limits import usual_max_tokens
 from fmplex_worker.backbones.model_paths import check_model_path
 from fmplex_worker.backbones.texts import Raw, Text, Tokenizer
 from fmplex_worker.heads.pooling import pool
@@ -145,7 +146,7 @@ def load(model: str) -> Encoder:
     if missing := sorted(info["missing_keys"]):
         raise InvalidInput(f"model {model!r} lacks {len(missing)} weights, for example {missing[0]!r}", field="model")
     first = family.first_position(config)
-    limit = min(tokenizer.model_max_length, config.max_position_embeddings - first, _UNLIMITED)
+    limit = usual_max_tokens(family, config, tokenizer)
     net.config.use_cache = False
     if family.adapt is not None:
         family.adapt(net)

@@ -148,9 +148,9 @@ class EncodePreparer:
     def _text_too_long(self, tokens: int, virtual: int) -> TextTooLong:
         prompt = f" and {virtual} of this vFM's prompt" if virtual else ""
         more = "at least " if tokens > 2 * self._max_tokens else ""  # so much of it was looked at
-        return TextTooLong(
-            f"the input has {more}{tokens} tokens{prompt}, this model takes {self._max_tokens}; "
-            'shorten it, or send the parameter "truncate": true',
+        return TextTooLong.over(
+            self._max_tokens,
+            f'the input has {more}{tokens} tokens{prompt}; shorten it, or send the parameter "truncate": true',
             field="input",
         )
 

@@ -13,25 +13,40 @@ _Utf8 = codecs.getincrementaldecoder("utf-8")
 
 class Detokenizer:
     """Gives the text of a sequence behind its `prompt`, each character once: with the token that completes it. Nothing else is
-    held back."""
+    held back. A prompt may end inside a character: if the text goes on with it, the whole character comes, else nothing of it,
+    for that it is broken is the prompt's doing."""
 
     def __init__(self, token_bytes: TokenBytes, prompt: Sequence[int]) -> None:
         self._token_bytes = token_bytes
         self._before: int | None = None  # the last token that is part of the text
         self._characters = _Utf8("replace")
         self._length = 0  # characters given
+        self._begun = b""  # of the character that the prompt ends inside
         for token in prompt[-_CONTEXT:]:
             self.push(token)
+        self._begun, _ = self._characters.getstate()
+        self._characters.reset()
         self._length = 0  # the prompt has been given by somebody else
 
     def push(self, token: int) -> str:
         """Go on by a token; return the text that it makes certain."""
         if self._token_bytes.silent(token):
             return ""
-        text = self._characters.decode(self._token_bytes.after(self._before, token))
+        data = self._token_bytes.after(self._before, token)
+        text = self._characters.decode(self._go_on(data) if self._begun else data)
         self._before = token
         self._length += len(text)
         return text
+
+    def _go_on(self, data: bytes) -> bytes:
+        """Go on with the prompt's last character; return what is to be decoded: it, once it is whole, or what comes after it."""
+        data, self._begun = self._begun + data, b""
+        try:
+            if not _Utf8().decode(data):
+                data, self._begun = b"", data
+        except UnicodeDecodeError as e:
+            data = data[0 if e.start else e.end :]
+        return data
 
     def flush(self) -> str:
         """Return the text that is left at the end, of bytes that never became a character."""
@@ -46,7 +61,7 @@ class Detokenizer:
 
     def place(self, token: int) -> int:
         """Find where in the text a token would begin if it came next: if it goes on with a character, where that begins."""
-        if self._token_bytes.silent(token):
+        if self._begun or self._token_bytes.silent(token):
             return self._length
         trial = _Utf8("replace")
         trial.setstate(self._characters.getstate())

@@ -153,18 +153,17 @@ class GenerationPreparer:
         """Return the tokens of the text at most. Raises `TextTooLong` for one that could never be held."""
         begins = prompt + virtual
         most, held = self._backbone.max_tokens - begins, self._kv.tokens - begins
-        limit = wanted if wanted is not None else min(usual, most, max(held, 1))
-        if most < 1 or limit > most:
+        limit = wanted if wanted is not None else min(usual, most, held)
+        if most < 1 or held < 1:
             more = "at least " if prompt > 2 * self._most else ""  # so much of it was looked at
-            raise TextTooLong(
-                f"the prompt has {more}{begins} tokens and max_tokens is {wanted or usual}, this model takes "
-                f"{self._backbone.max_tokens} in all; shorten the prompt or lower max_tokens",
-                field="input" if most < 1 else "params.max_tokens",
-            )
-        if limit > held:
-            raise TextTooLong(
-                f"the keys and values of {begins + limit} tokens do not fit into the worker's {self._kv.nbytes} bytes; "
-                f"{'shorten the prompt' if held < 1 else 'lower max_tokens'}, or raise worker.kv_bytes",
-                field="input" if held < 1 else "params.max_tokens",
-            )
+            raise self._too_long(begins + 1, f"the prompt has {more}{begins} tokens; shorten it", "input")
+        if limit > min(most, held):
+            said = f"you requested {begins + limit} tokens ({begins} in the prompt, {limit} in the completion)"
+            raise self._too_long(begins + limit, f"{said}; shorten the prompt or lower max_tokens", "params.max_tokens")
         return limit
+
+    def _too_long(self, tokens: int, said: str, field: str) -> TextTooLong:
+        """Make the error of a text of so many `tokens`, more than `_most`; see `TextTooLong.over`."""
+        if tokens <= self._backbone.max_tokens:
+            said += f", or raise worker.kv_bytes: no more keys and values fit into {self._kv.nbytes} bytes"
+        return TextTooLong.over(self._most, said, field=field)
