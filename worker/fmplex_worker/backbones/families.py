@@ -34,6 +34,7 @@ class Family:
     causal: bool = False
     places: bool = True
     auto: Any = AutoModel
+    overflows: bool = False
     adapt: Callable[[nn.Module], None] | None = None
 
     def first_position(self, config: Any) -> int:
@@ -60,7 +61,7 @@ FAMILIES: dict[str, Family] = {
         Family("albert", pooler=True, token_types=True),
         Family("nomic_bert", token_types=True),
         Family("deberta-v2", token_types=True, adapt=deberta.adapt),
-        Family("t5", places=False, auto=AutoModelForTextEncoding, adapt=t5.adapt),
+        Family("t5", places=False, auto=AutoModelForTextEncoding, overflows=True, adapt=t5.adapt),
         Family("gpt2", causal=True, adapt=gpt2.adapt),
         Family("llama", causal=True),
         Family("qwen2", causal=True),

@@ -39,6 +39,10 @@ def load_backbone(spec: BackboneSpec, device: str = "auto") -> Backbone:
     where = _device(device)
     config = _read(spec, "config", AutoConfig.from_pretrained)
     family = family_of(config)
+    if family.overflows and spec.dtype == "float16":
+        raise InvalidInput(
+            f"a {family.model_type} overflows in float16; use bfloat16 or float32", field="backbone.dtype"
+        )
     tokenizer = _read(spec, "tokenizer", AutoTokenizer.from_pretrained)
     model = _load_model(spec, family, config, where).to(where)
     model, lm_head = _split_lm_head(model, tokenizer, config) if _generates(family, config) else (model, None)
