@@ -62,6 +62,7 @@ def test_a_decoder_made_an_encoder_may_pool_its_first_token(tmp_path: Path) -> N
     assert not backbone.family.causal
 
 
+@pytest.mark.filterwarnings("ignore:Setting .save_embedding_layers.:UserWarning")
 @pytest.mark.parametrize("family", ["gemma2", "gemma3_text"])
 def test_lora_on_embeddings_that_scale_what_they_give(family: str, tmp_path: Path) -> None:
     folder = tiny.save_model(family, tmp_path / "model")
