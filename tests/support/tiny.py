@@ -15,13 +15,14 @@ import torch
 from pydantic import BaseModel
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
-from transformers import AutoConfig, AutoModel, PreTrainedTokenizerFast
+from transformers import AutoConfig, PreTrainedTokenizerFast
 
 from fmplex_broker.packages.package import ADAPTER_CONFIG, ADAPTER_WEIGHTS, HEAD, Package
 from fmplex_broker.specs.heads import Features, Head, head_tensors
 from fmplex_broker.specs.vfm import VfmSpec
 from fmplex_broker.wire.messages import Request
 from fmplex_broker.wire.tensors import Tensor
+from fmplex_worker.backbones.families import FAMILIES
 from fmplex_worker.engine.engine import PackedEngine
 from fmplex_worker.protocol import Work
 
@@ -43,6 +44,14 @@ _COMMON = {
     "eos_token_id": 4,
 }
 _SLIDING = {"sliding_window": 8, "num_key_value_heads": 2}
+MULTIPLIED = {
+    "num_key_value_heads": 2, "embedding_multiplier": 3.0, "residual_multiplier": 0.4, "attention_multiplier": 0.2,
+    "logits_scaling": 4.0,
+}  # fmt: skip
+CAPPED = {
+    "num_key_value_heads": 2, "head_dim": 8, "query_pre_attn_scalar": 12, "pad_token_id": 0,
+    "layer_types": ["sliding_attention", "full_attention"], "final_logit_softcapping": 3.0,
+}  # fmt: skip
 CONFIGS: dict[str, dict[str, Any]] = {
     "bert": {"pad_token_id": 0},
     "roberta": {"pad_token_id": 1, "type_vocab_size": 1},
@@ -57,14 +66,32 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "qwen2": {**_SLIDING, "use_sliding_window": True, "max_window_layers": 1},
     "qwen3": {**_SLIDING, "use_sliding_window": True, "max_window_layers": 1, "head_dim": 8},
     "mistral": _SLIDING,
-}
+    "albert": {"pad_token_id": 0, "embedding_size": 16, "num_hidden_layers": 4, "num_hidden_groups": 2},
+    "nomic_bert": {"pad_token_id": 0},
+    "deberta-v2": {
+        "pad_token_id": 0, "relative_attention": True, "position_buckets": 8, "norm_rel_ebd": "layer_norm", "share_att_key": True,
+        "pos_att_type": ["p2c", "c2p"], "position_biased_input": False, "type_vocab_size": 0,
+    },
+    "t5": {
+        "pad_token_id": 0, "d_model": HIDDEN, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4, "n_positions": POSITIONS,
+        "relative_attention_num_buckets": 8, "relative_attention_max_distance": 20, "feed_forward_proj": "gated-gelu",
+        "hidden_size": None, "num_hidden_layers": None, "num_attention_heads": None, "max_position_embeddings": None,
+    },
+    "phi3": {"pad_token_id": 0, **_SLIDING},
+    "olmo2": {"pad_token_id": 0, "num_key_value_heads": 2},
+    "granite": MULTIPLIED,
+    "smollm3": {**_SLIDING, "pad_token_id": 0, "no_rope_layers": [1, 0], "use_sliding_window": True},
+    "gemma2": {**_SLIDING, **CAPPED, "attn_logit_softcapping": 2.0},
+    "gemma3_text": {**_SLIDING, **CAPPED},
+}  # fmt: skip
 
 
 def save_model(family: str, folder: Path, **changes: Any) -> Path:
     """Save a model as `save_pretrained` does: config, safetensors, fast tokenizer."""
     torch.manual_seed(sum(map(ord, family)))
-    config = AutoConfig.for_model(family, **{**_COMMON, **CONFIGS[family], **changes})
-    model = AutoModel.from_config(config)  # type: ignore[no-untyped-call]
+    said = {**_COMMON, **CONFIGS[family], **changes}
+    config = AutoConfig.for_model(family, **{key: value for key, value in said.items() if value is not None})
+    model = FAMILIES[family].auto.from_config(config)
     with torch.no_grad():  # norms and biases start as ones and zeros, which would hide mistakes
         for weight in model.parameters():
             if weight.ndim == 1:
@@ -190,7 +217,8 @@ def relative(ours: torch.Tensor, theirs: torch.Tensor) -> float:
 
 def reference(folder: Path) -> Any:
     """Load the model as transformers runs it."""
-    return AutoModel.from_pretrained(folder, attn_implementation="eager").eval()
+    family = FAMILIES[json.loads((folder / "config.json").read_text())["model_type"]]
+    return family.auto.from_pretrained(folder, attn_implementation="eager", **family.options).eval()
 
 
 @torch.no_grad()

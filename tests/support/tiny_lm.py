@@ -23,7 +23,6 @@ from fmplex_worker.protocol import Progress, Work
 from fmplex_worker.workloads.generation.workload import GenerationWorkload
 from tests.support import tiny
 
-FAMILIES = ("llama", "qwen2", "qwen3", "mistral", "gpt2")
 POSITIONS = 200
 TEMPLATE = (
     "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}"
@@ -36,7 +35,14 @@ _CONFIGS: dict[str, dict[str, Any]] = {
     "qwen3": {**_SLIDING, "use_sliding_window": True, "max_window_layers": 1, "head_dim": 8},
     "mistral": _SLIDING,
     "gpt2": {},
+    "phi3": _SLIDING,
+    "olmo2": {"num_key_value_heads": 2},
+    "granite": tiny.MULTIPLIED,
+    "smollm3": {**_SLIDING, "no_rope_layers": [1, 0], "use_sliding_window": True},
+    "gemma2": {**tiny.CAPPED, "sliding_window": 24, "attn_logit_softcapping": 2.0},
+    "gemma3_text": {**tiny.CAPPED, "sliding_window": 24},
 }
+FAMILIES = (*_CONFIGS,)
 _CORPUS = [
     "the cat sat on the mat",
     "a dog in the house",
@@ -77,8 +83,8 @@ def save_model(family: str, folder: Path) -> Path:
             "initializer_range": 0.3,
             "bos_token_id": None,
             "eos_token_id": 0,
-            "pad_token_id": 1,
             **_CONFIGS[family],
+            "pad_token_id": 1,
         },
     )
     model = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]

@@ -129,6 +129,7 @@ def _digest(spec: VfmSpec, files: Mapping[str, Data]) -> str:
     for head in heads.values():
         if "hidden" not in head:
             head.pop("activation", None)  # of nothing
+            head.pop("norm", None)
     content = hashlib.sha256(json.dumps([spec.backbone, heads, _non_defaults(spec.input)], sort_keys=True).encode())
     for name, data in files.items():
         content.update(b"\0" + name.encode() + b"\0" + hashlib.sha256(data).digest())

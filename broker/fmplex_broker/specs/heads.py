@@ -17,11 +17,14 @@ PROMPTS = frozenset({"system", "chat_template", "template", "pair_template"})
 class _Layers(Spec):
     """A head with weights: a linear layer, or a stack of them (an MLP).
 
-    `hidden`: widths of the layers between the hidden state and the last one, each followed by `activation`; empty: none.
+    `hidden`: widths of the layers between the hidden state and the last one, each followed by `activation`; empty: none. `norm`:
+    what comes out of each of those is normalised to mean 0 and variance 1 (ε 1e-5), as by a LayerNorm whose weights are part
+    of the next layer.
     """
 
     hidden: Several[Annotated[int, Field(ge=1, le=65_536)]] = Field(default=(), max_length=8)
     activation: Activation = "relu"
+    norm: bool = False
 
 
 class _PooledLayers(_Layers):

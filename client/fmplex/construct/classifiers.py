@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 from fmplex.construct import tensors
 from fmplex_broker.errors import InvalidInput, PackageRejected
@@ -19,6 +19,7 @@ from fmplex_broker.packages.peft_config import AdapterConfig
 from fmplex_broker.packages.peft_ia3 import Ia3Config
 from fmplex_broker.packages.peft_lora import LoraConfig
 from fmplex_broker.specs.fleet import locate_model
+from fmplex_broker.specs.heads import Activation
 
 _WRAP = "base_model.model."
 _ADAPTER = re.compile(r"\.lora_|\.ia3_|\.base_layer\.")  # what PEFT trains; all else it has saved whole
@@ -26,12 +27,14 @@ _OUTSIDE = "O"  # of token classification
 
 
 class _Layout(NamedTuple):
-    """The layers of a family's classifier: pooling, the linear layer before the last one if any, its activation, the last one."""
+    """The layers of a family's classifier: pooling, the linear layer before the last one if any, its activation, the last one,
+    and the LayerNorm before that if any."""
 
     pooling: str
     before: str | None
     activation: str
     last: str
+    norm: str | None = None
 
 
 # By the first part of the modules' names. Encoders read the first token; decoders the last one.
@@ -40,9 +43,12 @@ _SEQUENCES = {
     "roberta": _Layout("cls", "classifier.dense", "tanh", "classifier.out_proj"),  # XLM-R and CamemBERT too
     "mpnet": _Layout("cls", "classifier.dense", "tanh", "classifier.out_proj"),
     "electra": _Layout("cls", "classifier.dense", "gelu", "classifier.out_proj"),
+    "albert": _Layout("cls", "albert.pooler", "tanh", "classifier"),
+    "deberta": _Layout("cls", "pooler.dense", "gelu", "classifier"),
     "distilbert": _Layout("cls", "pre_classifier", "relu", "classifier"),
 }
 _DECODER = _Layout("last", None, "relu", "score")
+_NORM_EPS = 1e-5  # that of a head with `norm`
 
 
 @dataclass(frozen=True)
@@ -122,11 +128,7 @@ class _LayerReader:
         """Read weight [out, in] and bias [out] of a module, as float64. Raises `PackageRejected`."""
         weight, bias = self._tensor(f"{module}.weight"), self._tensor(f"{module}.bias")
         if weight is None:
-            raise PackageRejected(
-                f"the classifier needs {module}, which the adapter does not hold; give model=, the folder of the base model "
-                f"it was trained on, or train with modules_to_save naming it",
-                field="model",
-            )
+            raise _missing(module)
         _check_linear(module, weight, bias)
         matrix = tensors.as_numpy(weight)
         sides = [f"{_WRAP}{module}.lora_{side}.weight" for side in "AB"]
@@ -143,6 +145,15 @@ class _LayerReader:
         zeros = tensors.need_numpy().zeros(len(matrix))
         return matrix, zeros if bias is None else tensors.as_numpy(bias)
 
+    def norm(self, module: str) -> tuple[Any, Any]:
+        """Read weight and bias [width] of a LayerNorm, as float64. Raises `PackageRejected`."""
+        weight, bias = self._tensor(f"{module}.weight"), self._tensor(f"{module}.bias")
+        if weight is None:
+            raise _missing(module)
+        if len(weight.shape) != 1 or (bias is not None and bias.shape != weight.shape):
+            raise _ill_shaped(f"{module} with weight {weight.shape}, bias {None if bias is None else bias.shape}")
+        return tensors.as_numpy(weight), 0.0 if bias is None else tensors.as_numpy(bias)
+
     def _tensor(self, name: str) -> tensors.StoredTensor | None:
         if _WRAP + name in self.saved.tensors:
             self.used.add(_WRAP + name)
@@ -154,6 +165,14 @@ def _check_linear(module: str, weight: tensors.StoredTensor, bias: tensors.Store
     """Check that weight and bias are those of a linear layer. Raises `PackageRejected`."""
     if len(weight.shape) != 2 or not all(weight.shape) or (bias is not None and bias.shape != weight.shape[:1]):
         raise _ill_shaped(f"{module} with weight {weight.shape}, bias {None if bias is None else bias.shape}")
+
+
+def _missing(module: str) -> PackageRejected:
+    return PackageRejected(
+        f"the classifier needs {module}, which the adapter does not hold; give model=, the folder of the base model "
+        f"it was trained on, or train with modules_to_save naming it",
+        field="model",
+    )
 
 
 def _ill_shaped(made: str) -> PackageRejected:
@@ -171,19 +190,14 @@ def classifier(saved: SavedAdapter, base: BaseModel, labels: tuple[str, ...], wa
             field="adapter",
         )
     layers = _LayerReader(saved, base)
-    layout = _layout(saved, task)
-    weight, bias = layers.linear(layout.last)
+    layout = _layout(saved, base, task)
+    head, arrays = _stack(layers, layout)
+    bias = arrays["bias"]
     names = labels or tuple(wanted.get("labels", ())) or _labels_of(base, len(bias))
-    head: dict[str, Any] = {"pooling": layout.pooling}
-    arrays = {"weight": weight, "bias": bias}
-    if layout.before is not None:
-        before, before_bias = layers.linear(layout.before)
-        head |= {"hidden": [len(before_bias)], "activation": layout.activation}
-        arrays |= {"hidden.0.weight": before, "hidden.0.bias": before_bias}
     if task == "TOKEN_CLS":
         order, named = _outside_first(_check_labels(names, len(bias)))
-        arrays = {key: array[order] for key, array in arrays.items()}
-        head = {"kind": "tagging", "labels": named}
+        arrays |= {key: arrays[key][order] for key in ("weight", "bias")}
+        head |= {"kind": "tagging", "labels": named}
     elif len(bias) == 1 and not names:
         head |= {"kind": "regression"}
     else:
@@ -192,18 +206,53 @@ def classifier(saved: SavedAdapter, base: BaseModel, labels: tuple[str, ...], wa
     return Classifier(_merge_head(head, wanted), arrays, layers.used)
 
 
-def _layout(saved: SavedAdapter, task: str) -> _Layout:
-    token = _Layout("cls", None, "relu", "classifier")
+def _stack(layers: _LayerReader, layout: _Layout) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Read the classifier's layers: what they make of the head in vfm.toml, and its arrays."""
+    weight, bias = layers.linear(layout.last)
+    head: dict[str, Any] = {"pooling": layout.pooling} if layout.pooling else {}
+    if layout.before is None:
+        return head, {"weight": weight, "bias": bias}
+    before, before_bias = layers.linear(layout.before)
+    head |= {"hidden": [len(before_bias)], "activation": layout.activation}
+    if layout.norm is not None:
+        scale, shift = layers.norm(layout.norm)
+        if scale.shape != weight.shape[1:]:
+            raise _ill_shaped(f"{layout.norm} with weight {scale.shape}")
+        weight, bias = weight * scale, bias + (weight * shift).sum(1)
+        head |= {"norm": True}
+    return head, {"weight": weight, "bias": bias, "hidden.0.weight": before, "hidden.0.bias": before_bias}
+
+
+def _layout(saved: SavedAdapter, base: BaseModel, task: str) -> _Layout:
+    """Return the layers of the classifier; of token classification without a pooling. Raises `PackageRejected`."""
     if "score" in saved.modules:
-        return _DECODER
-    if saved.family in _SEQUENCES and any(m.partition(".")[0] == "classifier" for m in saved.modules):
-        return token if task == "TOKEN_CLS" else _SEQUENCES[saved.family]
+        return _DECODER._replace(pooling="" if task == "TOKEN_CLS" else "last")
+    if any(m.partition(".")[0] == "classifier" for m in saved.modules):
+        # ModernBERT's modules are called `model.…`, as those of decoders are.
+        if base.config.get("model_type") == "modernbert":
+            return _modernbert(base.config, task)
+        if saved.family in _SEQUENCES:
+            return _Layout("", None, "relu", "classifier") if task == "TOKEN_CLS" else _SEQUENCES[saved.family]
     raise PackageRejected(
         f"the classifier of this model ({saved.family or 'unknown'}; saved: {', '.join(sorted(saved.modules))}) is not known; "
-        f"known are {', '.join(sorted(_SEQUENCES))} and decoders with `score`. Fit a head on the adapter's embeddings instead: "
-        "save it without modules_to_save, then from_peft and from_sklearn",
+        f"known are {', '.join(sorted(_SEQUENCES))}, modernbert (give model=, the folder of the base model) and decoders with "
+        "`score`. Fit a head on the adapter's embeddings instead: save it without modules_to_save, then from_peft and "
+        "from_sklearn",
         field="adapter",
     )
+
+
+def _modernbert(config: Mapping[str, Any], task: str) -> _Layout:
+    """Return the layers of ModernBERT's classifier, as the base model's config has them. Raises `PackageRejected`."""
+    activation, eps = config.get("classifier_activation", "gelu"), config.get("norm_eps", _NORM_EPS)
+    if activation not in get_args(Activation) or eps != _NORM_EPS:
+        raise PackageRejected(
+            f"a classifier with classifier_activation {activation!r} and norm_eps {eps} is not served; only "
+            f"{', '.join(get_args(Activation))} and {_NORM_EPS} are",
+            field="model",
+        )
+    pooling = "" if task == "TOKEN_CLS" else config.get("classifier_pooling", "cls")
+    return _Layout(pooling, "head.dense", activation, "classifier", "head.norm")
 
 
 def _merge_head(head: dict[str, Any], wanted: Mapping[str, Any]) -> dict[str, Any]:
@@ -211,7 +260,9 @@ def _merge_head(head: dict[str, Any], wanted: Mapping[str, Any]) -> dict[str, An
     kind = wanted.get("kind", head["kind"])
     if kind != head["kind"]:
         head = {key: value for key, value in head.items() if key not in ("labels", "multi_label")}
-    fixed = [key for key in ("pooling", "hidden", "activation") if key in wanted and wanted[key] != head.get(key)]
+    fixed = [
+        key for key in ("pooling", "hidden", "activation", "norm") if key in wanted and wanted[key] != head.get(key)
+    ]
     if fixed:
         raise InvalidInput(f"head.{fixed[0]} is what the adapter's classifier makes it ({head.get(fixed[0])}); leave it out",
                            field=f"head.{fixed[0]}")  # fmt: skip

@@ -26,6 +26,8 @@ def logits(folder: Path, rows: Any) -> Array:
     for i in range(len(head.get("hidden", ()))):
         state = state @ tensors[f"hidden.{i}.weight"].T.astype(np.float64) + tensors[f"hidden.{i}.bias"]
         state = _ACTIVATIONS[head.get("activation", "relu")](state)
+        if head.get("norm"):
+            state = (state - state.mean(1, keepdims=True)) / np.sqrt(state.var(1, keepdims=True) + 1e-5)
     return np.asarray(state @ tensors["weight"].T.astype(np.float64) + tensors["bias"])
 
 

@@ -35,6 +35,9 @@ TARGETS = {
     "llama": ["q_proj", "v_proj"],
     "qwen3": ["q_proj", "v_proj"],
     "modernbert": ["Wqkv"],
+    "deberta-v2": ["query_proj", "value_proj"],
+    "gemma2": ["q_proj", "v_proj"],
+    "phi3": ["qkv_proj"],
 }
 Trained = tuple[PeftModel, Path, Path]
 
@@ -43,7 +46,8 @@ def trained(folder: Path, family: str, task: str = "SEQ_CLS", labels: int = 3, *
     """A base model and an adapter of it with random weights, saved as their libraries save them: (model, adapter, base)."""
     torch.manual_seed(0)
     auto = AutoModelForSequenceClassification if task == "SEQ_CLS" else AutoModelForTokenClassification
-    save_model(family, folder / "base")
+    pooling = {"classifier_pooling": config.pop("pool", "cls")} if family == "modernbert" else {}
+    save_model(family, folder / "base", **pooling)
     made = AutoConfig.from_pretrained(folder / "base", num_labels=labels)
     model = auto.from_pretrained(folder / "base", config=made)
     targets = config.pop("target_modules", TARGETS.get(family, ["query", "value"]))
@@ -88,17 +92,29 @@ FAMILIES: dict[str, tuple[bool, str, str | None]] = {
     "electra": (False, "cls", "gelu"),
     "mpnet": (False, "cls", "tanh"),
     "distilbert": (True, "cls", "relu"),
+    "albert": (True, "cls", "tanh"),
+    "deberta-v2": (False, "cls", "gelu"),
+    "modernbert": (True, "cls", "gelu"),
+    "gemma2": (False, "last", None),
+    "phi3": (False, "last", None),
     "llama": (False, "last", None),
     "qwen3": (False, "last", None),
+}
+
+
+# Layers of classifiers that PEFT saves only if it is told to.
+SAVED = {
+    "distilbert": {"modules_to_save": ["pre_classifier"]},
+    "deberta-v2": {"modules_to_save": ["pooler"]},
+    "modernbert": {"modules_to_save": ["head"]},
 }
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_classifiers_give_the_logits_of_peft(tmp_path: Path, family: str) -> None:
     needs_base, pooling, activation = FAMILIES[family]
-    more = {"modules_to_save": ["pre_classifier"]} if family == "distilbert" else {}
-    model, adapter, base = trained(tmp_path, family, **more)
-    if family in ("llama", "qwen3"):
+    model, adapter, base = trained(tmp_path, family, **SAVED.get(family, {}))
+    if FAMILIES[family][1] == "last":
         model.config.pad_token_id = model.base_model.model.config.pad_token_id = 0
     built = fmplex.from_peft(
         adapter, name="v", backbone="m", labels=LABELS, out=tmp_path / "p", model=str(base) if needs_base else None
@@ -113,6 +129,20 @@ def test_classifiers_give_the_logits_of_peft(tmp_path: Path, family: str) -> Non
     said = json.loads((adapter / "adapter_config.json").read_text())
     assert config == said | {"modules_to_save": None}
     assert read_package(built.out).digest == built.artifact
+
+
+def test_modernbert_pools_as_its_config_says_and_takes_its_head_from_the_base_model(tmp_path: Path) -> None:
+    """As on the hub: the checkpoint has the head of its pre-training, which LoRA changes (`all-linear`)."""
+    targets = ["Wqkv", "head.dense"]
+    model, adapter, base = trained(tmp_path, "modernbert", pool="mean", target_modules=targets)
+    head = model.base_model.model.head
+    weights = load_file(base / "model.safetensors")
+    more = {"head.dense.weight": head.dense.base_layer.weight.detach(), "head.norm.weight": head.norm.weight.detach()}
+    save_file({**weights, **more}, base / "model.safetensors", {"format": "pt"})
+    built = fmplex.from_peft(adapter, name="v", backbone="m", labels=LABELS, model=str(base), out=tmp_path / "p")
+    states, theirs = states_and_logits(model)
+    close(logits(built.out, states.mean(1)), theirs)
+    assert spec_of(built.out)["head"]["pooling"] == "mean"
 
 
 def test_the_adapter_says_which_base_model_it_had(tmp_path: Path) -> None:
@@ -153,9 +183,8 @@ def test_ia3(tmp_path: Path) -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_served_scores_are_those_of_peft(tmp_path: Path, family: str) -> None:
     """From PEFT's files to the engine's answers, adapter and classifier together."""
-    more = {"modules_to_save": ["pre_classifier"]} if family == "distilbert" else {}
-    model, adapter, base = trained(tmp_path, family, **more)
-    if family in ("llama", "qwen3"):
+    model, adapter, base = trained(tmp_path, family, **SAVED.get(family, {}))
+    if FAMILIES[family][1] == "last":
         model.config.pad_token_id = model.base_model.model.config.pad_token_id = 0
     built = fmplex.from_peft(adapter, name="v", backbone="m", labels=LABELS, out=tmp_path / "p", model=str(base))
     engine = open_engine(BackboneSpec(name="m", model=str(base)), WorkerSpec(device="cpu"))
@@ -200,17 +229,19 @@ def test_labels_come_from_the_base_models_config(tmp_path: Path) -> None:
 # --- token classification --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("family", ["bert", "roberta", "distilbert", "electra", "mpnet", "llama"])
+@pytest.mark.parametrize("family", ["bert", "roberta", "distilbert", "electra", "mpnet", "modernbert", "llama"])
 @pytest.mark.parametrize("outside", [0, 1, 2])
 def test_token_classifiers_give_the_logits_of_peft(tmp_path: Path, family: str, outside: int) -> None:
-    model, adapter, _ = trained(tmp_path, family, "TOKEN_CLS")
+    saved = SAVED["modernbert"] if family == "modernbert" else {}
+    model, adapter, base = trained(tmp_path, family, "TOKEN_CLS", **saved)
     labels = ["person", "place"]
     labels.insert(outside, "O")
-    built = fmplex.from_peft(adapter, name="v", backbone="m", labels=labels, out=tmp_path / "p")
+    built = fmplex.from_peft(adapter, name="v", backbone="m", labels=labels, model=str(base), out=tmp_path / "p")
     states, theirs = states_and_logits(model)
     order = [labels.index(label) for label in ("O", "person", "place")]
     close(logits(built.out, states.reshape(-1, states.shape[-1])), theirs.reshape(-1, 3)[:, order])
-    assert spec_of(built.out)["head"] == {"kind": "tagging", "labels": ["person", "place"]}
+    between = {"hidden": [32], "activation": "gelu", "norm": True} if family == "modernbert" else {}
+    assert spec_of(built.out)["head"] == {"kind": "tagging", "labels": ["person", "place"], **between}
 
 
 def test_token_classification_needs_an_outside(tmp_path: Path) -> None:
@@ -268,7 +299,9 @@ def _prompted(folder: Path) -> Path:
 
 
 def _modernbert(folder: Path) -> Path:
-    return trained(folder, "modernbert")[1]
+    _, adapter, base = trained(folder, "modernbert")
+    base.rename(folder / "gone")
+    return adapter
 
 
 def _bert_alone(folder: Path) -> Path:
@@ -285,7 +318,7 @@ REFUSED: dict[str, tuple[Callable[[Path], Path], dict[str, Any], str]] = {
     "whole embeddings": (lambda f: _with(f, "embeddings.word.weight"), {}, "modules_to_save"),
     "soft prompt with a classifier": (_prompted, {"labels": LABELS}, "whole weight|modules_to_save"),
     "causal head": (lambda f: _with(f, "lm_head.weight", task_type="CAUSAL_LM"), {}, "CAUSAL_LM.*modules_to_save"),
-    "unknown classifier": (_modernbert, {"labels": LABELS}, "head.*not known|not known"),
+    "unknown classifier": (_modernbert, {"labels": LABELS}, r"not known.*modernbert \(give model="),
     "no pooler": (_bert_alone, {"labels": LABELS}, r"bert\.pooler\.dense.*model="),
     "labels": (lambda f: trained(f, "roberta")[1], {}, "3 outputs and 0 labels"),
     "too many labels": (lambda f: trained(f, "roberta")[1], {"labels": "abcd"}, "3 outputs and 4 labels"),

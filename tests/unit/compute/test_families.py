@@ -10,7 +10,7 @@ from typing import Any
 import peft
 import pytest
 import torch
-from transformers import AutoConfig, AutoModel
+from transformers import AutoConfig
 
 from fmplex_broker.errors import InvalidInput, NonFiniteOutput
 from fmplex_broker.wire.messages import Request
@@ -32,7 +32,7 @@ LORAS: list[dict[str, Any]] = [
     {
         "r": 8,
         "lora_alpha": 8,
-        "target_modules": r".*(\.1\..*|layers\.1\..*)(q|query|q_lin|q_proj|Wqkv|v|value|v_proj|v_lin|c_attn)",
+        "target_modules": r".*(\.1\..*|layers\.1\..*)((q|query|qkv|v|value)(_proj)?|[qv]_lin|Wqkv|c_attn)",
     },
     {
         "r": 4,
@@ -65,7 +65,7 @@ def test_packed_equals_alone(family: str, engine_of: Engines, model_folder: Fold
 @families
 def test_adapters_equal_peft(family: str, engine_of: Engines, model_folder: Folders, tmp_path: Path) -> None:
     """All kinds of adapters and none in one pass, each against PEFT alone."""
-    engine, model = engine_of(family), _without_pooler(family, model_folder(family))
+    engine, model = engine_of(family), tiny.reference(model_folder(family))
     wrapped, folders = _peft(model, tmp_path)
     digests = [tiny.load(engine, tiny.FEATURES, adapter=folder) for folder in folders]
     bare = tiny.load(engine, tiny.FEATURES)
@@ -85,7 +85,7 @@ def test_adapters_equal_peft(family: str, engine_of: Engines, model_folder: Fold
 @families
 def test_wrong_adapter_is_noticed(family: str, engine_of: Engines, model_folder: Folders, tmp_path: Path) -> None:
     engine = engine_of(family)
-    _, folders = _peft(_without_pooler(family, model_folder(family)), tmp_path)
+    _, folders = _peft(tiny.reference(model_folder(family)), tmp_path)
     a, b = (tiny.load(engine, tiny.FEATURES, adapter=folder) for folder in folders[:2])
     first, second = tiny.ids(9, 9)
     right = tiny.features(engine, (a, first), (b, second))
@@ -98,7 +98,7 @@ def test_wrong_adapter_is_noticed(family: str, engine_of: Engines, model_folder:
 def test_neighbours_nan_does_not_leak(family: str, engine_of: Engines, model_folder: Folders, tmp_path: Path) -> None:
     """A NaN that gets past validation: same lengths, same adapter, so that it shares every call with its neighbours."""
     engine = engine_of(family)
-    _, folders = _peft(_without_pooler(family, model_folder(family)), tmp_path)
+    _, folders = _peft(tiny.reference(model_folder(family)), tmp_path)
     digest = tiny.load(engine, tiny.FEATURES, adapter=folders[0])
     width = engine._backbone.embeddings.embedding_dim
     inputs = [{"inputs_embeds": tiny.embeds(11, width, seed)} for seed in range(3)]
@@ -110,11 +110,6 @@ def test_neighbours_nan_does_not_leak(family: str, engine_of: Engines, model_fol
     assert isinstance(results[1], NonFiniteOutput)
     for i in (0, 2):
         assert results[i]["features"].data == clean[i]["features"].data
-
-
-def _without_pooler(family: str, folder: Path) -> Any:
-    options: dict[str, Any] = {"add_pooling_layer": False} if FAMILIES[family].pooler else {}
-    return AutoModel.from_pretrained(folder, attn_implementation="eager", **options).eval()
 
 
 def _peft(model: Any, folder: Path) -> tuple[Any, list[Path]]:
@@ -136,7 +131,7 @@ def _peft(model: Any, folder: Path) -> tuple[Any, list[Path]]:
 @pytest.mark.parametrize(
     ("model_type", "changes", "says"),
     [
-        ("gpt_neox", {}, "is not served; use one of bert"),
+        ("gpt_neox", {}, "is not served; use one of albert, bert"),
         ("bert", {"is_decoder": True}, "is_decoder"),
         ("bert", {"quantization_config": {"quant_method": "bitsandbytes"}}, "quantised"),
         ("bert", {"position_embedding_type": "relative_key"}, "relative_key"),

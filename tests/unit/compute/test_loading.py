@@ -147,9 +147,7 @@ def test_an_adapter_is_no_backbone(tmp_path: Path) -> None:
 
 def test_family_without_a_row(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt_neox"}))
-    refused(
-        tmp_path, "model type 'gpt_neox' is not served; use one of bert, camembert, distilbert, electra, gpt2, llama"
-    )
+    refused(tmp_path, "model type 'gpt_neox' is not served; use one of albert, bert, camembert, deberta-v2, distilbert")
 
 
 def test_no_tokenizer(model_folder: Folders, tmp_path: Path) -> None:

@@ -105,7 +105,8 @@ def _tokens(config: LoraConfig, tensors: Tensors, backbone: Backbone) -> Factors
             )
         _check_shapes(made, pair, (table.num_embeddings, table.embedding_dim), config.rank(pair.module))
         (found,) = _factors([pair], config, backbone)
-        found = Factors(found.down.contiguous(), found.up)  # rows are looked up
+        scale = getattr(table, "embed_scale", 1.0)  # Gemma's table scales what it gives, and PEFT what it adds
+        found = Factors(found.down.contiguous(), found.up * scale)  # rows are looked up
     for key, base in tensors.items():
         if BASE_EMBEDDING.fullmatch(key) and not torch.equal(base.to(table.weight), table.weight):
             raise PackageRejected(

@@ -8,7 +8,7 @@ from fmplex_broker.errors import PackageRejected
 from fmplex_worker.backbones.backbone import Backbone
 from fmplex_worker.packed.linear import Target
 
-_POOLER = "pooler.dense"  # BERT's; never run here, because every head pools for itself
+_POOLERS = ("pooler.dense", "pooler")  # BERT's, ALBERT's; never run here, because every head pools for itself
 
 
 def path_of(module: str, backbone: Backbone) -> str:
@@ -18,14 +18,15 @@ def path_of(module: str, backbone: Backbone) -> str:
 
 def is_pooler(module: str, backbone: Backbone) -> bool:
     """Tell whether the module is the pooler, which is not run: it may come with an adapter that does not change it."""
-    return backbone.family.pooler and path_of(module, backbone) == _POOLER
+    return backbone.family.pooler and path_of(module, backbone) in _POOLERS
 
 
 def pooler_changed() -> PackageRejected:
     """Make the error for an adapter that changes the pooler."""
     return PackageRejected(
         "the adapter changes the pooler, which is not run (heads pool hidden states themselves); "
-        "train with exclude_modules=['pooler.dense']",
+        "train with exclude_modules=['pooler.dense'] "
+        "(ALBERT: ['pooler'])",
         field="adapter",
     )
 

@@ -22,18 +22,26 @@ from fmplex_worker.packed.row import Pack, running
 @dataclass(frozen=True, slots=True, eq=False)
 class LmHead:
     """Language-model head of a model that generates text. `head`: the layer from hidden states to logits; `ends`: tokens that end
-    a text; `templates`: the transformers tokenizer, for its chat template; `kv`: what a token's keys and values take."""
+    a text; `templates`: the transformers tokenizer, for its chat template; `kv`: what a token's keys and values take; logits are
+    divided by `divisor` (Granite), and approach `cap` and never pass it (Gemma 2)."""
 
     head: nn.Module
     ends: frozenset[int]
     templates: Any
     kv: KvShape
+    divisor: float = 1.0
+    cap: float | None = None
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Compute logits: hidden `[rows, width]` → `[rows, vocabulary]` float32. Call it inside inference mode."""
         weight, bias = self.head.weight, getattr(self.head, "bias", None)
         made: Tensor = linear_for(weight)(hidden.unsqueeze(0), weight, bias)[0]  # type: ignore[arg-type]
-        return made.float()
+        return self._scaled(made.float())
+
+    def _scaled(self, logits: Tensor) -> Tensor:
+        if self.divisor != 1.0:
+            logits = logits / self.divisor
+        return logits if self.cap is None else torch.tanh(logits / self.cap) * self.cap
 
     @property
     def vocabulary(self) -> int:
@@ -103,10 +111,9 @@ class Backbone:
 
         A prompt's virtual tokens are the first of their text: positions count them, and their token type is 0, as in PEFT.
         """
-        rows = {
-            "input_ids": _row(pack, [text.ids for text in texts]),
-            "position_ids": _positions(pack) + self.first_position,
-        }
+        rows = {"input_ids": _row(pack, [text.ids for text in texts])}
+        if self.family.places:
+            rows["position_ids"] = _positions(pack) + self.first_position
         if self._has_types:
             rows["token_type_ids"] = _row(pack, [text.types for text in texts])
         grid = torch.from_numpy(np.stack([*rows.values()]))  # one copy to the device

@@ -7,13 +7,14 @@ PEFT = ours, a neighbour's NaN does not leak, a wrong adapter slot is noticed).
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
+from transformers import AutoModel, AutoModelForTextEncoding
 
 from fmplex_broker.errors import InvalidInput
-from fmplex_worker.backbones import gpt2, mpnet
+from fmplex_worker.backbones import deberta, gpt2, mpnet, t5
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,11 +32,19 @@ class Family:
     token_types: bool = False
     after_padding: bool = False
     causal: bool = False
+    places: bool = True
+    auto: Any = AutoModel
+    overflows: bool = False
     adapt: Callable[[nn.Module], None] | None = None
 
     def first_position(self, config: Any) -> int:
         """Return the position id of a text's first token."""
         return int(config.pad_token_id) + 1 if self.after_padding else 0
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What the class that loads the model takes beside what is common to all."""
+        return {"add_pooling_layer": False} if self.pooler else {}
 
 
 FAMILIES: dict[str, Family] = {
@@ -49,12 +58,29 @@ FAMILIES: dict[str, Family] = {
         Family("distilbert"),
         Family("modernbert"),
         Family("mpnet", pooler=True, after_padding=True, adapt=mpnet.adapt),
+        Family("albert", pooler=True, token_types=True),
+        Family("nomic_bert", token_types=True),
+        Family("deberta-v2", token_types=True, adapt=deberta.adapt),
+        Family("t5", places=False, auto=AutoModelForTextEncoding, overflows=True, adapt=t5.adapt),
         Family("gpt2", causal=True, adapt=gpt2.adapt),
         Family("llama", causal=True),
         Family("qwen2", causal=True),
         Family("qwen3", causal=True),
         Family("mistral", causal=True),
+        Family("phi3", causal=True),
+        Family("olmo2", causal=True),
+        Family("granite", causal=True),
+        Family("smollm3", causal=True),
+        Family("gemma2", causal=True),
+        Family("gemma3_text", causal=True),
     )
+}
+
+
+# What is served in another form, and what to do about it.
+_OTHER_FORMS = {
+    "gemma3": "it also reads images; save its text model alone (model_type 'gemma3_text') and use that",
+    "deberta": "use a deberta-v2 (v3 is one too)",
 }
 
 
@@ -62,19 +88,28 @@ def family_of(config: Any) -> Family:
     """Return the row of a transformers config. Raises `InvalidInput` when the family, or this variant of it, is not served."""
     family = FAMILIES.get(config.model_type)
     if family is None:
-        raise _unserved(f"model type {config.model_type!r} is not served; use one of {', '.join(sorted(FAMILIES))}")
+        advice = _OTHER_FORMS.get(config.model_type, f"use one of {', '.join(sorted(FAMILIES))}")
+        raise _unserved(f"model type {config.model_type!r} is not served; {advice}")
     if not family.causal and getattr(config, "is_decoder", False):
         raise _unserved(f"a {config.model_type} with is_decoder is not served; use the encoder, or a decoder family")
     if getattr(config, "quantization_config", None) is not None:
         raise _unserved("quantised checkpoints are not served; use the plain weights with a smaller dtype")
     if getattr(config, "position_embedding_type", None) not in (None, "absolute"):
         raise _unserved(f"position_embedding_type {config.position_embedding_type!r} is not served; only 'absolute' is")
-    # These pick frequencies by the longest text of the call, so an output would depend on who shares the pass.
-    if unfit := {row["rope_type"] for row in rope_rows(config)} & {"dynamic", "longrope"}:
-        raise _unserved(
-            f"rope type {unfit.pop()!r} makes outputs depend on neighbours; use 'default', 'linear' or 'yarn'"
-        )
+    # It picks frequencies by the longest text of the call, so an output would depend on who shares the pass. So does longrope
+    # beyond the positions it was trained with, and `limits` keeps texts within them.
+    if any(row["rope_type"] == "dynamic" for row in rope_rows(config)):
+        raise _unserved("rope type 'dynamic' makes outputs depend on neighbours; use 'default', 'linear' or 'yarn'")
+    if getattr(config, "use_bidirectional_attention", False):
+        return _bidirectional(family)
     return family
+
+
+def _bidirectional(family: Family) -> Family:
+    """Return the row of a decoder that was made an encoder (EmbeddingGemma)."""
+    if family.model_type != "gemma3_text":
+        raise _unserved(f"a {family.model_type} with use_bidirectional_attention is not served; only a gemma3_text is")
+    return replace(family, causal=False)
 
 
 def rope_rows(config: Any) -> list[dict[str, Any]]:

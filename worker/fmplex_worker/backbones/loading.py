@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import torch
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers import logging as transformers_logging
 
 from fmplex_broker.errors import InvalidInput
@@ -39,6 +39,10 @@ def load_backbone(spec: BackboneSpec, device: str = "auto") -> Backbone:
     where = _device(device)
     config = _read(spec, "config", AutoConfig.from_pretrained)
     family = family_of(config)
+    if family.overflows and spec.dtype == "float16":
+        raise InvalidInput(
+            f"a {family.model_type} overflows in float16; use bfloat16 or float32", field="backbone.dtype"
+        )
     tokenizer = _read(spec, "tokenizer", AutoTokenizer.from_pretrained)
     model = _load_model(spec, family, config, where).to(where)
     model, lm_head = _split_lm_head(model, tokenizer, config) if _generates(family, config) else (model, None)
@@ -76,7 +80,14 @@ def _split_lm_head(whole: Any, tokenizer: Any, config: Any) -> tuple[nn.Module, 
         size=getattr(config, "head_dim", None) or config.hidden_size // heads,
         dtype=whole.dtype,
     )
-    lm_head = LmHead(whole.get_output_embeddings(), frozenset(end for end in ends if end is not None), tokenizer, kv)
+    lm_head = LmHead(
+        whole.get_output_embeddings(),
+        frozenset(end for end in ends if end is not None),
+        tokenizer,
+        kv,
+        divisor=getattr(config, "logits_scaling", None) or 1.0,
+        cap=getattr(config, "final_logit_softcapping", None),
+    )
     return whole.base_model, lm_head
 
 
@@ -97,16 +108,15 @@ def _load_model(spec: BackboneSpec, family: Family, config: Any, where: torch.de
     random, so that is an error."""
     transformers_logging.set_verbosity_error()  # its report of unused weights (the pooler) and its progress bar
     transformers_logging.disable_progress_bar()  # mean nothing in a worker's log
-    options: dict[str, Any] = {"add_pooling_layer": False} if family.pooler else {}
     model, info = _read(
         spec,
         "weights",
-        (AutoModelForCausalLM if _generates(family, config) else AutoModel).from_pretrained,
+        (AutoModelForCausalLM if _generates(family, config) else family.auto).from_pretrained,
         dtype=_dtype(spec, where),
         attn_implementation=attention.NAME,
         use_safetensors=True,
         output_loading_info=True,
-        **options,
+        **family.options,
     )
     if missing := sorted(info["missing_keys"]):
         raise InvalidInput(

@@ -11,9 +11,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
-from fmplex_worker.packed.row import Run, current
+from fmplex_worker.backbones import biased
 
 
 def adapt(model: nn.Module) -> None:
@@ -27,7 +26,7 @@ def adapt(model: nn.Module) -> None:
 def _biases(encoder: Any, hidden: Tensor) -> list[Tensor]:
     """Compute the biases of each run of the pass, `[1, heads, length, length]` (MPNet, Song et al. 2020; buckets as in T5)."""
     biases = []
-    for run in current().runs:
+    for run in biased.whole_runs():
         place = torch.arange(run.length, device=hidden.device)
         bucket = encoder.relative_position_bucket(place[None, :] - place[:, None])
         biases.append(encoder.relative_attention_bias(bucket).permute(2, 0, 1).unsqueeze(0))
@@ -39,15 +38,5 @@ def _attend(
 ) -> tuple[Tensor]:
     """Replace `MPNetSelfAttention.forward`, for hidden `[1, tokens, width]`."""
     assert position_bias is not None
-    q, k, v = (linear(hidden_states)[0] for linear in (attn.q, attn.k, attn.v))
-    outs = []
-    for run, bias in zip(current().runs, position_bias, strict=True):
-        assert isinstance(run, Run)  # an encoder's texts are whole
-        rows = slice(run.start, run.start + run.texts * run.length)
-        shape = (run.texts, run.length, attn.num_attention_heads, attn.attention_head_size)
-        heads = [t[rows].view(shape).transpose(1, 2) for t in (q, k, v)]
-        out = functional.scaled_dot_product_attention(
-            heads[0], heads[1], heads[2], attn_mask=bias.expand(run.texts, -1, -1, -1)
-        )
-        outs.append(out.transpose(1, 2).reshape(run.texts * run.length, -1))
-    return (attn.o(torch.cat(outs).unsqueeze(0)),)
+    qkv = [linear(hidden_states) for linear in (attn.q, attn.k, attn.v)]
+    return (attn.o(biased.attend(biased.whole_runs(), qkv, position_bias, attn.num_attention_heads)),)

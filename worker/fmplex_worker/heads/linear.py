@@ -27,6 +27,8 @@ def apply_heads(rows: Tensor, heads: Sequence[LoadedHead], counts: Sequence[int]
     for depth, _ in enumerate(heads[0].layers):
         if depth:
             rows = _ACTIVATIONS[heads[0].spec.activation](rows)  # type: ignore[union-attr]
+            if heads[0].spec.norm:  # type: ignore[union-attr]
+                rows = functional.layer_norm(rows, rows.shape[-1:])
         rows = _apply(rows, [head.layers[depth] for head in heads], counts)
     return rows
 

@@ -35,7 +35,8 @@ class LoadedHead:
     def form(self) -> tuple[object, ...]:
         """Form of the head: widths of the layers and what is between them. Heads of one form run together."""
         hidden = getattr(self.spec, "hidden", ())
-        return (*hidden, outputs(self.spec), getattr(self.spec, "activation", "") if hidden else "")
+        between = (getattr(self.spec, "activation", ""), getattr(self.spec, "norm", False)) if hidden else ()
+        return (*hidden, outputs(self.spec), *between)
 
     @property
     def nbytes(self) -> int:

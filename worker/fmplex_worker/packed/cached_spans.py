@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from fmplex_worker.packed.row import CachedSpan
+from fmplex_worker.packed.scores import Scores
 
 Masks = dict[tuple[int, int, int | None], Tensor]
 
@@ -24,7 +24,7 @@ def attend(
     value: Tensor,
     out: Tensor,
     window: int | None,
-    scale: float | None,
+    scores: Scores,
 ) -> None:
     """Put the span's keys and values `[1, kv heads, tokens, size]` into its slab, and the attention of its queries
     `[1, heads, tokens, size]` into `out` `[1, tokens, heads, size]`."""
@@ -38,16 +38,16 @@ def attend(
     k, v = keys[None, :, low:end], values[None, :, low:end]
     if n == 1:
         q = query[0, :, span.start].view(1, heads, -1, size)
-        seen = functional.scaled_dot_product_attention(q, k, v, scale=scale)
+        seen = scores.attend(q, k, v)
         out[0, span.start] = seen.view(-1, size)
         return
     q = query[0, :, at].reshape(heads, -1, n, size)
     k, v = (t[0, :, None].expand(-1, q.shape[1], -1, -1) for t in (k, v))
     if low == past == 0 and (window is None or end <= window):
-        seen = functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale)
+        seen = scores.attend(q, k, v, causal=True)
     else:
         mask = _mask(masks, n, past, low, window, query.device)
-        seen = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
+        seen = scores.attend(q, k, v, mask)
     out[0, at] = seen.view(-1, n, size).transpose(0, 1)
 
 

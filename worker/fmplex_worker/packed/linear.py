@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from fmplex_worker.packed.matmul import linear_for
 from fmplex_worker.packed.row import current
+from fmplex_worker.packed.segments import Adapter, apply_update
 
 
 class AdaptedLinear(nn.Module):
@@ -31,6 +32,17 @@ class AdaptedLinear(nn.Module):
         y = linear(x, self.weight, self.bias)
         if segments.adapters:
             segments.add(self.slot, x, y)
+        return y
+
+    def alone(self, x: Tensor, adapter: Adapter | None) -> Tensor:
+        """Apply the linear as texts of one adapter see it, to rows that are not the pass's: x `[rows, in]` → `[rows, out]`."""
+        if adapter is None:
+            return functional.linear(x, self.weight, self.bias)
+        by = adapter.inputs.get(self.slot)
+        x = x if by is None else x * by
+        y = functional.linear(x, self.weight, self.bias)
+        if adapter.updates and (update := adapter.updates[self.slot]) is not None:
+            apply_update(update, x, y)
         return y
 
 

@@ -133,17 +133,21 @@ class Segments:
         if self.offsets is not None and (same := _one_rank(updates)) is not None:
             return _grouped(same, self.offsets, sum(self.sizes[: len(updates)]), x[0], y[0])
         for update, xs, ys in zip(updates, torch.split(x[0], self.sizes), torch.split(y[0], self.sizes), strict=False):
-            if update is None:
-                continue
-            if isinstance(update, Factors):
-                ys.addmm_(xs @ update.down, update.up)
-            else:
-                ys.mul_(update.by)
+            if update is not None:
+                apply_update(update, xs, ys)
         return None
 
     def _check(self, slot: int, x: Tensor) -> None:
         if x.shape[:-1] != (1, self.rows):
             raise RuntimeError(f"linear {slot} sees {tuple(x.shape[:-1])} rows, the packed row has {self.rows} tokens")
+
+
+def apply_update(update: Factors | Scale, x: Tensor, y: Tensor) -> None:
+    """Apply one linear's update in place: x `[rows, in]` → y `[rows, out]`."""
+    if isinstance(update, Factors):
+        y.addmm_(x @ update.down, update.up)
+    else:
+        y.mul_(update.by)
 
 
 def _one_rank(updates: Sequence[Factors | Scale | None]) -> list[Factors] | None:

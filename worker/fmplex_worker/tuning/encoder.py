@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer
 
 from fmplex_broker.errors import InvalidInput, TextTooLong
 from fmplex_broker.specs.fleet import BackboneSpec
@@ -128,14 +128,14 @@ def load(model: str) -> Encoder:
         # Only configs, safetensors and tokenizer files: no pickles, no code of the model's own.
         config = AutoConfig.from_pretrained(model, trust_remote_code=False)
         family = family_of(config)
-        net, info = AutoModel.from_pretrained(
+        net, info = family.auto.from_pretrained(
             model,
             dtype=torch.float32,
             use_safetensors=True,
             trust_remote_code=False,
             attn_implementation=attention.NAME,
             output_loading_info=True,
-            **({"add_pooling_layer": False} if family.pooler else {}),
+            **family.options,
         )
         tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
         fast = Tokenizer.of(tokenizer, model, _UNLIMITED)
