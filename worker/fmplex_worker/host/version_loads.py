@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections import Counter, OrderedDict
 from typing import Literal
@@ -53,13 +54,15 @@ class VersionLoads:
 
     async def _begin(self, vfm: str, version: str) -> int:
         """Wait until it is this worker's turn, and tell that it loads the version; return how many have died of that."""
-        until = time.monotonic() + 2 * self._lease_s
+        waits_for, until = "", math.inf
         while True:
             self._now[vfm, version] += 1
             # Who has lived for so long is only slow: had it died of it, its lease would have run out.
-            deaths, wait = await self._tell(vfm, version, "begin" if time.monotonic() < until else "insist")
-            if not wait:
+            deaths, trying = await self._tell(vfm, version, "begin" if time.monotonic() < until else "insist")
+            if not trying:
                 return deaths
+            if trying != waits_for:
+                waits_for, until = trying, time.monotonic() + 2 * self._lease_s
             self._leave(vfm, version)
             await asyncio.sleep(_LOOK_AGAIN_S)
 
@@ -75,11 +78,11 @@ class VersionLoads:
             del self._now[vfm, version]
         return left
 
-    async def _tell(self, vfm: str, version: str, does: Literal["begin", "insist", "end"]) -> tuple[int, bool]:
-        """Tell what is being loaded; return how many have died of it, and whether to wait: not for a broker that is away."""
+    async def _tell(self, vfm: str, version: str, does: Literal["begin", "insist", "end"]) -> tuple[int, str]:
+        """Tell what is being loaded; return how many have died of it, and whom to wait for: nobody if the broker is away."""
         others = [loading for loading in self._now if loading != (vfm, version)]
         try:
             return await self._consumer.loading(vfm, version, does, others)
         except BrokerUnavailable as e:
             log.warning("vFM %s version %s: nobody knows that it is being loaded: %s", vfm, version, e)
-            return 0, False
+            return 0, ""
