@@ -324,6 +324,19 @@ async def test_who_has_waited_for_long_enough_insists(bench: Bench) -> None:
     assert await two.loading("a", "v2", "insist") == (0, "")
 
 
+async def test_what_is_on_offer_no_longer_is_not_tried(bench: Bench) -> None:
+    """A worker that has read the offers before the last one died of this one, and comes to it after that."""
+    one, two, three = [await bench.worker(name) for name in ("one", "two", "three")]
+    await bench.serve("a")
+    await offer(bench, "a", "v2")
+    assert await one.loading("a", "v2", "try") == (0, "")
+    assert await two.loading("a", "v2", "try") == (0, one.worker)
+    await Registry(bench.redis, bench.scripts).vote("minilm", "a", "v2", "three", PackageRejected("workers die of it"))
+    for does in ("try", "insist"):
+        assert await two.loading("a", "v2", does) == (-1, "")
+    assert await three.loading("a", "v1", "begin") == (0, ""), "what its jobs need is loaded all the same"
+
+
 async def test_what_serves_is_loaded_by_all_at_once(bench: Bench) -> None:
     one, two = await bench.worker("one"), await bench.worker("two")
     await bench.serve("a")

@@ -178,12 +178,17 @@ class Consumer:
         return bool(await self._call("mark", [self.worker, _lines(jobs), str(through)]))
 
     async def loading(
-        self, vfm: str, version: str, does: Literal["begin", "insist", "end"], others: Iterable[tuple[str, str]] = ()
+        self,
+        vfm: str,
+        version: str,
+        does: Literal["begin", "try", "insist", "end"],
+        others: Iterable[tuple[str, str]] = (),
     ) -> tuple[int, str]:
         """Record that a version is about to be loaded, or no longer; `others` (vFM, version) are being loaded meanwhile.
 
         Return how many workers have lately died while they loaded it, and the worker to wait for, if any: it tries an offer that
-        nobody has accepted yet, and only who insists does so beside it.
+        nobody has accepted yet, and only who insists does so beside it. -1 deaths, for
+        who tries or insists: it is on offer no longer.
         """
         lines = "\n".join(f"{name} {loading}" for name, loading in others)
         deaths, trying = await self._call("loading", [self.worker, lines, vfm, version, does])

@@ -76,7 +76,7 @@ class FakeConsumer:
 
     async def loading(self, vfm: str, version: str, does: str, others: Iterable[tuple[str, str]]) -> tuple[int, str]:
         self.told.append((does, version, list(others)))
-        return self.deaths.get(version, 0), self.busy.get(version, "") if does == "begin" else ""
+        return self.deaths.get(version, 0), self.busy.get(version, "") if does in ("begin", "try") else ""
 
 
 class Fixture:
@@ -295,11 +295,11 @@ async def test_while_it_is_being_loaded_the_broker_knows_whom_to_blame(f: Fixtur
     f.library.note([(2, "a")])
     looking = asyncio.create_task(f.look())
     await until_soon(lambda: f.fetcher.asked["v1"])
-    assert f.consumer.told == [("begin", "v1", [])]
+    assert f.consumer.told == [("try", "v1", [])]
     f.fetcher.gate.set()
     await looking
     assert f.registry.votes == [("a", "v1", None)]
-    assert f.consumer.told == [("begin", "v1", []), ("end", "v1", [])]
+    assert f.consumer.told == [("try", "v1", []), ("end", "v1", [])]
 
 
 async def test_what_was_loaded_once_in_this_life_is_not_told_of_again(f: Fixture) -> None:

@@ -31,13 +31,18 @@ class VersionLoads:
         self._now: Counter[tuple[str, str]] = Counter()  # (vFM, version) -> how many wait for it
         self._survived: OrderedDict[str, None] = OrderedDict()  # artifacts that were loaded in this life
 
-    async def load(self, vfm: str, version: str) -> None:
-        """Bring a version here and pin it once for the caller. Raises `PackageRejected`, `Unavailable` or `JobFailed`."""
+    async def load(self, vfm: str, version: str, *, offered: bool = False) -> None:
+        """Bring a version here and pin it once for the caller; `offered`: only while it is on offer.
+
+        Raises `PackageRejected`, `Unavailable` or `JobFailed`.
+        """
         artifact = artifact_of(version)
         if self.residents.has(artifact) or artifact in self._survived:
             return await self.residents.load(artifact, vfm)
-        deaths = await self._begin(vfm, version)
+        deaths = await self._begin(vfm, version, offered)
         try:
+            if deaths < 0:
+                raise PackageRejected(f"version {version} of {vfm!r} is not on offer any more", field="package")
             if deaths >= self._most:
                 raise PackageRejected(
                     f"{deaths} workers have died while they loaded version {version} of {vfm!r}; deploy another one",
@@ -52,13 +57,14 @@ class VersionLoads:
             self._survived.popitem(last=False)
         await self._end(vfm, version)
 
-    async def _begin(self, vfm: str, version: str) -> int:
+    async def _begin(self, vfm: str, version: str, offered: bool) -> int:
         """Wait until it is this worker's turn, and tell that it loads the version; return how many have died of that."""
+        does: Literal["begin", "try"] = "try" if offered else "begin"
         waits_for, until = "", math.inf
         while True:
             self._now[vfm, version] += 1
             # Who has lived for so long is only slow: had it died of it, its lease would have run out.
-            deaths, trying = await self._tell(vfm, version, "begin" if time.monotonic() < until else "insist")
+            deaths, trying = await self._tell(vfm, version, does if time.monotonic() < until else "insist")
             if not trying:
                 return deaths
             if trying != waits_for:
@@ -78,7 +84,7 @@ class VersionLoads:
             del self._now[vfm, version]
         return left
 
-    async def _tell(self, vfm: str, version: str, does: Literal["begin", "insist", "end"]) -> tuple[int, str]:
+    async def _tell(self, vfm: str, version: str, does: Literal["begin", "try", "insist", "end"]) -> tuple[int, str]:
         """Tell what is being loaded; return how many have died of it, and whom to wait for: nobody if the broker is away."""
         others = [loading for loading in self._now if loading != (vfm, version)]
         try:

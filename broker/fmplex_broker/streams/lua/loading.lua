@@ -1,10 +1,12 @@
 -- Say which versions a worker is loading, so that its death can be counted against them.
--- ARGV: worker, "vfm version" lines of all that it loads already, vFM, version, what it does with that: begin | insist | end.
+-- ARGV: worker, "vfm version" lines of all that it loads already, vFM, version, what it does with that: begin, or try | insist for
+-- what is on offer, | end.
 -- Returns {deaths, trying}: how many workers have lately died while they loaded that version, and the worker to wait for, or ''. An
 -- offer that nobody has accepted yet is tried by one worker at a time, so that not all die of it at once; who insists has waited long
--- enough.
+-- enough. deaths = -1: it is not on offer any more.
 local me, lines, vfm, version, does, now = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5], now_ms()
 if lease(me) <= 0 then return {0, ''} end
+if (does == 'try' or does == 'insist') and not on_offer(vfm, version) then return {-1, ''} end
 local line = vfm .. ' ' .. version
 
 local function loads_it(worker)
@@ -21,7 +23,7 @@ for i = 1, #workers, 2 do
     if tonumber(workers[i + 1]) <= now then count = count + 1 else trying = workers[i] end
   end
 end
-if does ~= 'begin' then trying = '' end
+if does == 'insist' or does == 'end' then trying = '' end
 if does ~= 'end' and trying == '' then lines = lines == '' and line or lines .. '\n' .. line end
 if lines == '' then redis.call('HDEL', P .. 'held:' .. me, '#load')
 else redis.call('HSET', P .. 'held:' .. me, '#load', lines) end
