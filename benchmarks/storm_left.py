@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import psutil
@@ -93,13 +93,15 @@ class Sizes:
         return [*((name, member.pid) for name, member in self._site.members.items()), (SDK, os.getpid())]
 
     def judged(self) -> dict[str, tuple[Sample, Sample]]:
-        """Return, of each process that lives and was sampled long enough, a sample once it was warm and the last one."""
+        """Return, of each process that lives and was sampled long enough, the most that it held in the first half of its time
+        once it was warm, and the least in the last quarter. A process grows in steps, to where its largest pass takes it; what
+        leaks goes on growing."""
         pairs: dict[str, tuple[Sample, Sample]] = {}
         for name, pid in self._now():
             samples = self._samples.get((name, pid), [])
             warm = [sample for sample in samples if sample.at >= samples[0].at + _WARM_S]
             if len(warm) > 1:
-                pairs[name] = warm[0], warm[-1]
+                pairs[name] = _bound(warm[: len(warm) // 2], max), _bound(warm[len(warm) * 3 // 4 :], min)
         return pairs
 
     def grown(self) -> list[str]:
@@ -111,3 +113,10 @@ class Sizes:
             if last.descriptors > warm.descriptors + _MORE_DESCRIPTORS:
                 words.append(f"{name}: from {warm.descriptors} to {last.descriptors} descriptors")
         return words
+
+
+def _bound(samples: Sequence[Sample], choose: Callable[[Iterable[int]], int]) -> Sample:
+    """Return the largest, or smallest, figures of samples."""
+    return Sample(
+        samples[-1].at, choose(sample.rss for sample in samples), choose(sample.descriptors for sample in samples)
+    )

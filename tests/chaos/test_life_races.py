@@ -56,7 +56,7 @@ async def test_changes_race_with_jobs_and_workers(
     outputs = await asyncio.to_thread(references, fleet.gateway_url, tmp_path, packages)
     with Client(fleet.gateway_url) as client:
         always = {name: client.vfms.show(name).version for name in VFMS}
-        outputs |= {version: client.infer(name, TEXT).output for name, version in always.items()}
+        outputs |= {artifact_of(version): client.infer(name, TEXT).output for name, version in always.items()}
     owners = [Owner(SEED + i, fleet.gateway_url, fleet.broker_url, owned[i], shared) for i in range(OWNERS)]
     names = [name for vfms in owned for name in vfms] + [SHARED, *VFMS]
 

@@ -71,3 +71,17 @@ def test_a_process_that_grows_is_seen(
         Sample(60.0, rss[1], descriptors[1]),
     ]
     assert sizes.grown() == words
+
+
+def test_a_process_that_takes_a_step_to_its_usual_size_has_not_grown(tmp_path: Path) -> None:
+    site = Site(tmp_path, {"name": BACKBONE, "model": "none"}, workers=0, gateways=0)
+    sizes = Sizes(site)
+    megabytes = [250, 260, 430, 440, 430, 445, 440, 450]
+    sizes._samples[SDK, os.getpid()] = [Sample(0.0, 0, 0)] + [
+        Sample(20.0 + at, size << 20, 100 + 50 * (at == 7)) for at, size in enumerate(megabytes)
+    ]
+    assert sizes.grown() == []
+    sizes._samples[SDK, os.getpid()] = [Sample(0.0, 0, 0)] + [
+        Sample(20.0 + at, (100 + 30 * at) << 20, 9) for at in range(8)
+    ]
+    assert sizes.grown() == ["sdk: from 190 to 280 MiB"]

@@ -206,7 +206,7 @@ async def test_a_version_is_not_blamed_for_an_orderly_end(bench: Bench) -> None:
     await bench.serve("a")
     for life in range(4):
         worker = await bench.worker(f"life{life}")
-        assert await worker.loading("a", "v2", "begin") == (0, False)
+        assert await worker.loading("a", "v2", "begin") == (0, "")
         await worker.leave()
 
 
@@ -229,9 +229,9 @@ async def test_deaths_are_counted_against_the_versions_that_were_being_loaded(be
     judge = await bench.worker("judge")
     for deaths in range(4):
         worker = await bench.worker(f"life{deaths}")
-        assert await worker.loading("b", "w1", "begin") == (0, False)
-        assert await worker.loading("b", "w1", "end", [("c", "w1")]) == (0, False), "it was through"
-        assert await worker.loading("a", "v2", "begin", [("c", "w1")]) == (deaths, False)
+        assert await worker.loading("b", "w1", "begin") == (0, "")
+        assert await worker.loading("b", "w1", "end", [("c", "w1")]) == (0, ""), "it was through"
+        assert await worker.loading("a", "v2", "begin", [("c", "w1")]) == (deaths, "")
         await dies(bench, worker, judge)
     assert [await died(judge, *of) for of in (("a", "v2"), ("c", "w1"))] == [4, 4]
     assert [await died(judge, *of) for of in (("a", "v1"), ("b", "w1"), ("b", "v2"))] == [0, 0, 0]
@@ -243,7 +243,7 @@ async def test_the_dead_count_before_anybody_has_taken_over_from_them(bench: Ben
     await offer(bench, "a", "v2")
     for deaths in range(3):
         worker = await bench.worker(f"life{deaths}")
-        assert await worker.loading("a", "v2", "begin") == (deaths, False)
+        assert await worker.loading("a", "v2", "begin") == (deaths, "")
         await bench.lapse(worker)
     judge = await bench.worker("judge")
     while (await judge.reap(STEADY, max_attempts=MOST)).state == "ok":
@@ -304,14 +304,14 @@ async def test_an_offer_is_tried_by_one_worker_at_a_time_until_one_has_accepted_
     one, two, three = [await bench.worker(name) for name in ("one", "two", "three")]
     await bench.serve("a")
     await offer(bench, "a", "v2")
-    assert await one.loading("a", "v2", "begin") == (0, False)
-    assert await two.loading("a", "v2", "begin") == await three.loading("a", "v2", "begin") == (0, True)
+    assert await one.loading("a", "v2", "begin") == (0, "")
+    assert await two.loading("a", "v2", "begin") == await three.loading("a", "v2", "begin") == (0, one.worker)
     await bench.lapse(one)
-    assert await two.loading("a", "v2", "begin") == (1, False)
-    assert await three.loading("a", "v2", "begin") == (1, True)
+    assert await two.loading("a", "v2", "begin") == (1, "")
+    assert await three.loading("a", "v2", "begin") == (1, two.worker)
     await two.loading("a", "v2", "end")
-    assert await three.loading("a", "v2", "begin") == (1, False)
-    assert await two.loading("a", "v2", "begin") == (1, True)
+    assert await three.loading("a", "v2", "begin") == (1, "")
+    assert await two.loading("a", "v2", "begin") == (1, three.worker)
     await Registry(bench.redis, bench.scripts).vote("minilm", "a", "v2", "three")
     assert not (await two.loading("a", "v2", "begin"))[1]
 
@@ -321,7 +321,20 @@ async def test_who_has_waited_for_long_enough_insists(bench: Bench) -> None:
     await bench.serve("a")
     await offer(bench, "a", "v2")
     await one.loading("a", "v2", "begin")
-    assert await two.loading("a", "v2", "insist") == (0, False)
+    assert await two.loading("a", "v2", "insist") == (0, "")
+
+
+async def test_what_is_on_offer_no_longer_is_not_tried(bench: Bench) -> None:
+    """A worker that has read the offers before the last one died of this one, and comes to it after that."""
+    one, two, three = [await bench.worker(name) for name in ("one", "two", "three")]
+    await bench.serve("a")
+    await offer(bench, "a", "v2")
+    assert await one.loading("a", "v2", "try") == (0, "")
+    assert await two.loading("a", "v2", "try") == (0, one.worker)
+    await Registry(bench.redis, bench.scripts).vote("minilm", "a", "v2", "three", PackageRejected("workers die of it"))
+    for does in ("try", "insist"):
+        assert await two.loading("a", "v2", does) == (-1, "")
+    assert await three.loading("a", "v1", "begin") == (0, ""), "what its jobs need is loaded all the same"
 
 
 async def test_what_serves_is_loaded_by_all_at_once(bench: Bench) -> None:
@@ -329,15 +342,15 @@ async def test_what_serves_is_loaded_by_all_at_once(bench: Bench) -> None:
     await bench.serve("a")
     await offer(bench, "a", "v2")
     for version in ("v1", "v0"):
-        assert await one.loading("a", version, "begin") == (0, False)
-        assert await two.loading("a", version, "begin") == (0, False)
+        assert await one.loading("a", version, "begin") == (0, "")
+        assert await two.loading("a", version, "begin") == (0, "")
 
 
 async def test_a_condemned_worker_says_nothing(bench: Bench) -> None:
     await bench.serve("a")
     dead, judge = await bench.worker("dead"), await bench.worker("judge")
     await dies(bench, dead, judge)
-    assert await dead.loading("a", "v2", "begin") == (0, False)
+    assert await dead.loading("a", "v2", "begin") == (0, "")
     assert "held:dead" not in await bench.names()
 
 

@@ -141,5 +141,6 @@ class _Line:
         """End both sides at once, by a reset."""
         for writer in self._ends:
             with suppress(*_GONE):
-                writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_0)
+                if (sock := writer.get_extra_info("socket")) is not None:  # else it is closed already
+                    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_0)
             writer.transport.abort()

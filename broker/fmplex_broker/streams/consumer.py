@@ -178,16 +178,21 @@ class Consumer:
         return bool(await self._call("mark", [self.worker, _lines(jobs), str(through)]))
 
     async def loading(
-        self, vfm: str, version: str, does: Literal["begin", "insist", "end"], others: Iterable[tuple[str, str]] = ()
-    ) -> tuple[int, bool]:
+        self,
+        vfm: str,
+        version: str,
+        does: Literal["begin", "try", "insist", "end"],
+        others: Iterable[tuple[str, str]] = (),
+    ) -> tuple[int, str]:
         """Record that a version is about to be loaded, or no longer; `others` (vFM, version) are being loaded meanwhile.
 
-        Return how many workers have lately died while they loaded it, and whether to wait instead: another worker tries an offer
-        that nobody has accepted yet, and only who insists does so beside it.
+        Return how many workers have lately died while they loaded it, and the worker to wait for, if any: it tries an offer that
+        nobody has accepted yet, and only who insists does so beside it. -1 deaths, for
+        who tries or insists: it is on offer no longer.
         """
         lines = "\n".join(f"{name} {loading}" for name, loading in others)
-        deaths, wait = await self._call("loading", [self.worker, lines, vfm, version, does])
-        return int(deaths), bool(wait)
+        deaths, trying = await self._call("loading", [self.worker, lines, vfm, version, does])
+        return int(deaths), trying.decode()
 
     async def settle(self, done: Sequence[tuple[Claimed, bytes]]) -> list[bool]:
         """End jobs with their encoded replies, and charge their flows what they have `spent` and their vFMs' rates the `tokens`.

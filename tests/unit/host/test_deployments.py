@@ -67,16 +67,16 @@ class FakeScheduler:
 
 
 class FakeConsumer:
-    """Keeps what it is told of loads; `deaths` says how many workers have died of a version, `busy` which others are trying."""
+    """Keeps what it is told of loads. `deaths`: how many workers have died of a version; `busy`: which worker is trying it."""
 
     def __init__(self) -> None:
         self.told: list[tuple[str, str, list[tuple[str, str]]]] = []
         self.deaths: dict[str, int] = {}
-        self.busy: set[str] = set()
+        self.busy: dict[str, str] = {}
 
-    async def loading(self, vfm: str, version: str, does: str, others: Iterable[tuple[str, str]]) -> tuple[int, bool]:
+    async def loading(self, vfm: str, version: str, does: str, others: Iterable[tuple[str, str]]) -> tuple[int, str]:
         self.told.append((does, version, list(others)))
-        return self.deaths.get(version, 0), version in self.busy and does == "begin"
+        return self.deaths.get(version, 0), self.busy.get(version, "") if does in ("begin", "try") else ""
 
 
 class Fixture:
@@ -295,11 +295,11 @@ async def test_while_it_is_being_loaded_the_broker_knows_whom_to_blame(f: Fixtur
     f.library.note([(2, "a")])
     looking = asyncio.create_task(f.look())
     await until_soon(lambda: f.fetcher.asked["v1"])
-    assert f.consumer.told == [("begin", "v1", [])]
+    assert f.consumer.told == [("try", "v1", [])]
     f.fetcher.gate.set()
     await looking
     assert f.registry.votes == [("a", "v1", None)]
-    assert f.consumer.told == [("begin", "v1", []), ("end", "v1", [])]
+    assert f.consumer.told == [("try", "v1", []), ("end", "v1", [])]
 
 
 async def test_what_was_loaded_once_in_this_life_is_not_told_of_again(f: Fixture) -> None:
@@ -324,7 +324,7 @@ async def test_two_that_wait_for_a_version_are_told_of_until_both_have_it(f: Fix
 
 
 async def test_an_offer_that_another_worker_tries_is_tried_when_that_is_through(f: Fixture) -> None:
-    f.consumer.busy.add("v1")
+    f.consumer.busy["v1"] = "another"
     await f.caught_up(1)
     f.offer("a", "v1")
     f.library.note([(2, "a")])
@@ -338,10 +338,23 @@ async def test_an_offer_that_another_worker_tries_is_tried_when_that_is_through(
 
 
 async def test_a_worker_that_takes_longer_than_a_lease_is_not_waited_for(f: Fixture) -> None:
-    f.consumer.busy.add("v1")
+    f.consumer.busy["v1"] = "another"
     f.loads._lease_s = 0.1
     await asyncio.wait_for(f.loads.load("a", "v1"), 5)
     assert [does for does, _, _ in f.consumer.told][-2:] == ["insist", "end"]
+
+
+async def test_each_worker_that_tries_an_offer_has_its_time(f: Fixture) -> None:
+    """One after the other dies of it: who waits must not lose patience with the last one before its lease has run out."""
+    f.loads._lease_s = 0.1
+    loading = asyncio.create_task(f.loads.load("a", "v1"))
+    for n in range(8):
+        f.consumer.busy["v1"] = f"worker {n}"
+        told = len(f.consumer.told)
+        await until_soon(lambda: len(f.consumer.told) > told + 1)  # noqa: B023
+    assert {does for does, _, _ in f.consumer.told} == {"begin"}
+    f.consumer.busy.clear()
+    await loading
 
 
 async def test_a_refused_version_is_told_of_no_longer(f: Fixture) -> None:

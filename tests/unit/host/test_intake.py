@@ -95,9 +95,9 @@ class FakeConsumer:
         self.marks.append([job.job for job in jobs])
         return True
 
-    async def loading(self, vfm: str, version: str, does: str, others: Iterable[tuple[str, str]]) -> tuple[int, bool]:
+    async def loading(self, vfm: str, version: str, does: str, others: Iterable[tuple[str, str]]) -> tuple[int, str]:
         self.loads.append((vfm, version))
-        return 0, False
+        return 0, ""
 
 
 class Bench:

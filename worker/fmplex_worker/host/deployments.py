@@ -105,7 +105,7 @@ class DeploymentFollower:
         try:
             if is_stale(version, self._hosted):
                 raise stale_error(vfm, version, self._hosted)
-            await self._loads.load(vfm, version)
+            await self._loads.load(vfm, version, offered=True)
         except Unavailable as e:  # the store is away, which says nothing of the version: look again
             log.warning("vFM %s version %s cannot be judged yet: %s", vfm, version, e)
             asyncio.get_running_loop().call_later(_LOOK_AGAIN_S, self._note_gap)

@@ -240,10 +240,14 @@ local function deaths(vfm, version, now)
   return tonumber(count)
 end
 
+local function on_offer(vfm, version)
+  local offered = redis.call('HGET', VFMS, vfm .. ':next')
+  return offered and string.match(offered, '^([^|]*)|') == version
+end
+
 -- True if a version is on offer and no worker has accepted it yet.
 local function untried(vfm, version)
-  local offered = redis.call('HGET', VFMS, vfm .. ':next')
-  return offered and string.match(offered, '^([^|]*)|') == version and redis.call('HEXISTS', VFMS, vfm .. ':votes') == 0
+  return on_offer(vfm, version) and redis.call('HEXISTS', VFMS, vfm .. ':votes') == 0
 end
 
 local function count_death(vfm, version, now)
