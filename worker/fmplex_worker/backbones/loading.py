@@ -77,7 +77,9 @@ def _split_lm_head(whole: Any, tokenizer: Any, config: Any) -> tuple[nn.Module, 
         size=getattr(config, "head_dim", None) or config.hidden_size // heads,
         dtype=whole.dtype,
     )
-    lm_head = LmHead(whole.get_output_embeddings(), frozenset(end for end in ends if end is not None), tokenizer, kv)
+    head = whole.get_output_embeddings()
+    path = next(path for path, module in whole.named_modules() if module is head)
+    lm_head = LmHead(head, path, frozenset(end for end in ends if end is not None), tokenizer, kv)
     return whole.base_model, lm_head
 
 
