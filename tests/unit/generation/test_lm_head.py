@@ -88,7 +88,7 @@ def test_peft_gives_the_same_logits(
     adapters: list[Path | None] = [
         save_adapter(folder, tmp_path / name, config, seed)
         for seed, (name, config) in enumerate(configs(family).items())
-        if family in ("llama", "gpt2") or name != "tied"  # the others have a head of its own
+        if family == "llama" or name != "tied"  # of GPT-2, PEFT reads no tied adapter again; the others tie nothing
     ]
     adapters += [tiny_lm.save_lora(folder, tmp_path / "others", 9, 4), None]
     digests = [tiny_lm.load(engine, adapter) for adapter in adapters]

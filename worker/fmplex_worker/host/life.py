@@ -119,7 +119,13 @@ class Life:
         has, spec = self._lasting, self._lasting.spec
         self._blame = Blame(self._consumer)
         self._claimer = Claimer(
-            self._consumer, self._table, self._scheduler, self._budget, spec.residency.steal_ms, self._order, self._blame
+            self._consumer,
+            self._table,
+            self._scheduler,
+            self._budget,
+            spec.residency.steal_ms,
+            self._order,
+            self._blame,
         )
         tasks = asyncio.TaskGroup()
         preparation = Preparation(has.engine, self._dispatcher, self._clock, has.intake_threads, self._blame, tasks)

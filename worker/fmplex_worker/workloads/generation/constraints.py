@@ -66,8 +66,8 @@ class Schemas:
         self._lock = threading.Lock()
 
     def constraint(self, schema: dict[str, Any], strict: bool) -> Constraint:
-        """Make a constraint for one sequence. `strict`: all of the schema has to be kept. Raises `InvalidInput` for a schema that is
-        none, or that cannot be served."""
+        """Make a constraint for one sequence. `strict`: all of the schema has to be kept. Raises `InvalidInput` for a schema that
+        is none, or that cannot be served."""
         text = json.dumps(schema)  # in its order: the text has its properties in the same
         name = hashlib.blake2b(text.encode(), salt=b"strict" if strict else b"").digest()
         with self._lock:
