@@ -6,19 +6,39 @@ was trained or stored, or refused.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import ClassVar
 
 from pydantic import BaseModel, ConfigDict
 
 from fmplex_broker.errors import PackageRejected
 
-MODULES_TO_SAVE = "leave whole modules out of the adapter: put the head into head.safetensors (weight, bias)"
+_INSTEAD = (
+    "put a head into head.safetensors (weight, bias), and train a LoRA on embeddings and lm_head (target_modules)"
+)
+MODULES_TO_SAVE = f"whole modules beside the adapter are not served; {_INSTEAD}"
 # Options of every kind of adapter that change nothing of what is computed from the saved tensors.
 _STORED = (
     "auto_mapping base_model_name_or_path fan_in_fan_out inference_mode peft_version revision runtime_config task_type"
 )
 HARMLESS = frozenset(_STORED.split())
+
+
+# PEFT stores the embeddings, and the language-model head, beside an adapter on them; they must be those of the backbone.
+BASE_WEIGHT = re.compile(r"base_model\.model\.(?P<module>.+)\.base_layer\.weight")
+
+
+def check_names(names: Iterable[str], own: Sequence[re.Pattern[str]], unknown: Callable[[str], str]) -> None:
+    """Check that a file has tensors of these patterns only, each with a group `module`, and weights of the backbone beside them.
+    Raises `PackageRejected` that says what is `unknown`."""
+    names = list(names)
+    changed = {match["module"] for name in names for pattern in own if (match := pattern.fullmatch(name))}
+    for name in names:
+        if not any(pattern.fullmatch(name) for pattern in own):
+            base = BASE_WEIGHT.fullmatch(name)
+            if base is None or base["module"] not in changed:
+                raise rejected_tensor(unknown(name))
 
 
 class AdapterConfig(BaseModel):
@@ -48,7 +68,7 @@ class AdapterConfig(BaseModel):
 
 def whole_weight(key: str) -> str:
     """Say why a tensor of no adapter at all is refused."""
-    return f"{key!r}: a whole weight is not served; put a head into head.safetensors and leave other modules untrained"
+    return f"{key!r}: a whole weight is not served; {_INSTEAD}"
 
 
 def rejected(message: str) -> PackageRejected:

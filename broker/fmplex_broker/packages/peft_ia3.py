@@ -13,8 +13,8 @@ from fmplex_broker.packages.peft_config import (
     HARMLESS,
     MODULES_TO_SAVE,
     AdapterConfig,
+    check_names,
     rejected,
-    rejected_tensor,
     whole_weight,
 )
 from fmplex_broker.specs.schema import at_most
@@ -55,7 +55,9 @@ class Ia3Config(AdapterConfig):
 
     def check_tensors(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
         """Check the tensors; see `AdapterConfig.check_tensors`."""
-        for name in shapes:
-            if IA3_TENSOR.fullmatch(name) is None:
-                about = "not an (IA)³ vector of a linear layer; save it with PEFT's save_pretrained"
-                raise rejected_tensor(f"{name!r}: {about}" if "ia3_" in name else whole_weight(name))
+        check_names(shapes, (IA3_TENSOR,), _unknown)
+
+
+def _unknown(key: str) -> str:
+    about = "not an (IA)³ vector of a linear layer; save it with PEFT's save_pretrained"
+    return f"{key!r}: {about}" if "ia3_" in key else whole_weight(key)

@@ -15,8 +15,8 @@ from fmplex_broker.packages.peft_config import (
     HARMLESS,
     MODULES_TO_SAVE,
     AdapterConfig,
+    check_names,
     rejected,
-    rejected_tensor,
     whole_weight,
 )
 from fmplex_broker.specs.schema import at_most
@@ -25,8 +25,6 @@ _MERGE = "merge it into a backbone of its own, or train a plain LoRA"
 # The two tensors of one linear layer, [rank, in] and [out, rank], and of an embedding, [rank, tokens] and [width, rank].
 LORA_TENSOR = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<side>[AB])\.weight")
 EMBEDDING_TENSOR = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_embedding_(?P<side>[AB])")
-# PEFT stores the embeddings themselves beside a LoRA on them; they must be those of the backbone.
-BASE_EMBEDDING = re.compile(r"base_model\.model\.(?P<module>.+)\.base_layer\.weight")
 _TRAINING = """
     corda_config ensure_weight_tying eva_config exclude_modules layers_pattern layers_to_transform loftq_config lora_dropout
     lora_ga_config megatron_core qalora_group_size target_modules velora_config
@@ -100,13 +98,7 @@ class LoraConfig(AdapterConfig):
 
     def check_tensors(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
         """Check the tensors; see `AdapterConfig.check_tensors`."""
-        embeddings = {match["module"] for name in shapes if (match := EMBEDDING_TENSOR.fullmatch(name))}
-        for name in shapes:
-            if LORA_TENSOR.fullmatch(name) or EMBEDDING_TENSOR.fullmatch(name):
-                continue
-            base = BASE_EMBEDDING.fullmatch(name)
-            if base is None or base["module"] not in embeddings:
-                raise rejected_tensor(_unknown(name))
+        check_names(shapes, (LORA_TENSOR, EMBEDDING_TENSOR), _unknown)
 
 
 def _unknown(key: str) -> str:

@@ -23,7 +23,8 @@ class GenerationParams(Spec):
     `max_tokens`: what the vFM says if absent; `seed`: the same seed gives the same text, drawn at enqueue if absent; `stop`:
     texts before which the text ends (one, or several); `stop_token_ids`: tokens that end it beside the backbone's own, which
     `ignore_eos` turns off; `logprobs`: how many of the best tokens to report at each place (0: of the chosen one only);
-    `schema`: a JSON schema that the text has to match; `stream`: send the text as it comes.
+    `schema`: a JSON schema that the text has to match; `strict`: refuse one of which a part cannot be kept, instead of leaving
+    that part out; `stream`: send the text as it comes.
     """
 
     max_tokens: int | None = Field(default=None, ge=1, le=1_000_000)
@@ -40,6 +41,7 @@ class GenerationParams(Spec):
     ignore_eos: bool = False
     logprobs: int | None = Field(default=None, ge=0, le=MAX_LOGPROBS)
     schema_: dict[str, Any] | None = Field(default=None, alias="schema")
+    strict: bool = False
     stream: bool = False
 
     @field_validator("stop", mode="before")

@@ -56,7 +56,7 @@ class _NamedSchema(_Lenient):
     name: str = ""
     description: str = ""
     schema_: dict[str, Any] = Field(default_factory=dict, alias="schema")
-    strict: bool = True  # it always is
+    strict: bool = False  # OpenAI's default
 
 
 class ResponseFormat(_Lenient):
@@ -81,6 +81,11 @@ class ResponseFormat(_Lenient):
         if self.json_schema is not None:
             return self.json_schema.schema_
         return {"type": "object"} if self.type == "json_object" else None
+
+    @property
+    def strict(self) -> bool:
+        """True if the schema is to be kept in every part, or refused."""
+        return self.json_schema is not None and self.json_schema.strict
 
 
 class TextBody(_Lenient):
@@ -145,6 +150,7 @@ class TextBody(_Lenient):
             "max_tokens": self.token_limit(),
             "logprobs": self.logprob_count(),
             "schema": schema,
+            "strict": (self.response_format is not None and self.response_format.strict) or None,
             "stream": self.stream or None,
         }
         params = {name: getattr(self, name) for name in _SAME_NAMES} | more

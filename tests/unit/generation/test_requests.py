@@ -243,7 +243,9 @@ def test_a_schema_that_takes_too_much_is_refused(engine: PackedEngine, digest: s
 def test_names_and_data_are_no_divisors() -> None:
     assert _too_much({"type": "number", "multipleOf": 0.0001}) == ""
     assert _too_much({"properties": {"multipleOf": {"enum": [{"multipleOf": 99_999}]}}}) == ""
-    assert "99.999" in _too_much({"$defs": {"a": [{"items": {"multipleOf": 99.999}}]}})
+    assert "99.999" in _too_much({"$defs": {"a": {"items": [{"multipleOf": 99.999}]}}})
+    nested = {"properties": {"default": {"items": {"properties": {"x": {"multipleOf": 99_999}}}}}}
+    assert "property 'default[].x': a multipleOf" in _too_much(nested)
 
 
 def test_a_schema_is_tried_once(engine: PackedEngine, digest: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -479,11 +481,11 @@ def test_schemas_of_others_go_on_while_one_is_tried(
     at_it, gate = threading.Event(), threading.Event()
     try_schema = Sandbox.try_schema
 
-    def slow(self: Sandbox, schema: str) -> None:
+    def slow(self: Sandbox, schema: str, strict: bool = False) -> str:
         if "slow" in schema:
             at_it.set()
             gate.wait(60)
-        try_schema(self, schema)
+        return try_schema(self, schema, strict)
 
     monkeypatch.setattr(Sandbox, "try_schema", slow)
     thread = threading.Thread(target=tiny_lm.prepare, args=(engine, digest, "a"), kwargs={"schema": {"const": "slow"}})

@@ -22,13 +22,14 @@ class Sandbox:
         self.asked: list[str] = []
         self.busy = threading.Lock()
 
-    def try_schema(self, schema: str) -> None:
+    def try_schema(self, schema: str, strict: bool = False) -> str:
         assert self.busy.acquire(blocking=False), "two questions at a time"
         try:
             self.asked.append(schema)
             ACTS.get(schema, lambda: None)()
         finally:
             self.busy.release()
+        return schema
 
     def render(self, template: str, messages: Sequence[Mapping[str, str]], special: Mapping[str, str]) -> str:
         self.try_schema(template)
@@ -54,7 +55,7 @@ class Bench:
         self.made.append(Sandbox())
         return self.made[-1]
 
-    def ask(self, schema: str) -> Future[None]:
+    def ask(self, schema: str) -> Future[str]:
         return self.threads.submit(self.sandboxes.try_schema, schema)
 
 

@@ -10,18 +10,19 @@ from torch import Tensor
 from fmplex_broker.errors import PackageRejected
 from fmplex_broker.packages.peft_ia3 import IA3_TENSOR, Ia3Config
 from fmplex_worker.adapters.files import fitted
-from fmplex_worker.adapters.targets import is_pooler, nothing_changed, pooler_changed, shape, target_of
+from fmplex_worker.adapters.targets import check_bases, is_pooler, nothing_changed, pooler_changed, shape, target_of
 from fmplex_worker.backbones.backbone import Backbone
 from fmplex_worker.packed.segments import Adapter, Scale
 
 
 def fit(config: Ia3Config, tensors: Mapping[str, Tensor], backbone: Backbone, number: int) -> Adapter:
     """Fit (IA)³ vectors to a backbone. Raises `PackageRejected`: shapes that do not fit, values not finite."""
-    updates: list[Scale | None] = [None] * len(backbone.targets)
+    updates: list[Scale | None] = [None] * backbone.slots
     inputs: dict[int, Tensor] = {}
     for key, vector in tensors.items():
         match = IA3_TENSOR.fullmatch(key)
-        assert match is not None  # `check_adapter` has seen to it
+        if match is None:  # a weight of the backbone, see below: `check_adapter` lets nothing else through
+            continue
         module = match["module"]
         if is_pooler(module, backbone):
             if (vector != 1).any():
@@ -36,6 +37,7 @@ def fit(config: Ia3Config, tensors: Mapping[str, Tensor], backbone: Backbone, nu
             inputs[target.slot] = by
         else:
             updates[target.slot] = Scale(by)
+    check_bases(tensors, backbone)
     if not inputs and not any(updates):
         raise nothing_changed()
     return Adapter(number, tuple(updates), inputs)

@@ -10,9 +10,17 @@ import torch
 from torch import Tensor
 
 from fmplex_broker.errors import PackageRejected
-from fmplex_broker.packages.peft_lora import BASE_EMBEDDING, EMBEDDING_TENSOR, LORA_TENSOR, LoraConfig
+from fmplex_broker.packages.peft_lora import EMBEDDING_TENSOR, LORA_TENSOR, LoraConfig
 from fmplex_worker.adapters.files import fitted_together
-from fmplex_worker.adapters.targets import is_pooler, nothing_changed, path_of, pooler_changed, shape, target_of
+from fmplex_worker.adapters.targets import (
+    check_bases,
+    is_pooler,
+    nothing_changed,
+    path_of,
+    pooler_changed,
+    shape,
+    target_of,
+)
 from fmplex_worker.backbones.backbone import Backbone
 from fmplex_worker.packed.segments import Adapter, Factors
 
@@ -40,11 +48,12 @@ def fit(config: LoraConfig, tensors: Tensors, backbone: Backbone, number: int) -
         target = target_of(pair.module, made, backbone)
         _check_shapes(made, pair, (target.inputs, target.outputs), config.rank(pair.module))
         alike.setdefault((pair.a.shape, pair.b.shape), {})[target.slot] = pair
-    updates: list[Factors | None] = [None] * len(backbone.targets)
+    updates: list[Factors | None] = [None] * backbone.slots
     for pairs in alike.values():
         for slot, factors in zip(pairs, _factors([*pairs.values()], config, backbone), strict=True):
             updates[slot] = factors
     tokens = _tokens(config, tensors, backbone)
+    check_bases(tensors, backbone)
     if not alike and tokens is None:
         raise nothing_changed()
     return Adapter(number, tuple(updates) if alike else (), tokens=tokens)
@@ -107,10 +116,4 @@ def _tokens(config: LoraConfig, tensors: Tensors, backbone: Backbone) -> Factors
         (found,) = _factors([pair], config, backbone)
         scale = getattr(table, "embed_scale", 1.0)  # Gemma's table scales what it gives, and PEFT what it adds
         found = Factors(found.down.contiguous(), found.up * scale)  # rows are looked up
-    for key, base in tensors.items():
-        if BASE_EMBEDDING.fullmatch(key) and not torch.equal(base.to(table.weight), table.weight):
-            raise PackageRejected(
-                f"adapter: {key} is not the backbone's embedding; train without resizing or training the embeddings",
-                field="adapter",
-            )
     return found

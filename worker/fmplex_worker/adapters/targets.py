@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+import torch
 from torch import Tensor
 
 from fmplex_broker.errors import PackageRejected
+from fmplex_broker.packages.peft_config import BASE_WEIGHT
 from fmplex_worker.backbones.backbone import Backbone
 from fmplex_worker.packed.linear import Target
 
@@ -13,7 +17,7 @@ _POOLERS = ("pooler.dense", "pooler")  # BERT's, ALBERT's; never run here, becau
 
 def path_of(module: str, backbone: Backbone) -> str:
     """Return the module's name in the bare backbone: adapters made with a task class have its prefix (`bert.`, `model.`)."""
-    return module.removeprefix(backbone.prefix) if module not in backbone.targets else module
+    return module.removeprefix(backbone.prefix) if backbone.target(module) is None else module
 
 
 def is_pooler(module: str, backbone: Backbone) -> bool:
@@ -33,13 +37,39 @@ def pooler_changed() -> PackageRejected:
 
 def target_of(module: str, made: str, backbone: Backbone) -> Target:
     """Return the linear that the module is. Raises `PackageRejected` when there is none; `made`: the tensors, for its message."""
-    target = backbone.targets.get(path_of(module, backbone))
+    target = backbone.target(path_of(module, backbone))
     if target is None:
         raise PackageRejected(
             f"adapter was made for another backbone: it changes {made}, and this one has no such linear layer",
             field="adapter",
         )
     return target
+
+
+def check_bases(tensors: Mapping[str, Tensor], backbone: Backbone) -> None:
+    """Check the weights of the backbone that PEFT saves beside an adapter on its embeddings or its language-model head. Raises
+    `PackageRejected` where they are others than the backbone's."""
+    for key, base in tensors.items():
+        if match := BASE_WEIGHT.fullmatch(key):
+            _check_base(match["module"], base, backbone)
+
+
+def _check_base(module: str, base: Tensor, backbone: Backbone) -> None:
+    path, lm_head = path_of(module, backbone), backbone.lm_head
+    if path == backbone.embeddings_path:
+        what, weight = "embedding", backbone.embeddings.weight
+    elif lm_head is not None and path == lm_head.path:
+        what, weight = "language-model head", lm_head.head.weight  # type: ignore[assignment]
+    else:
+        raise PackageRejected(
+            f"adapter: {module}.base_layer.weight is a whole weight of the backbone, which is not served; leave it out",
+            field="adapter",
+        )
+    if base.shape != weight.shape or not torch.equal(base.to(weight), weight):
+        raise PackageRejected(
+            f"adapter: {module}.base_layer.weight is not the backbone's {what}; train without resizing or training it",
+            field="adapter",
+        )
 
 
 def shape(tensor: Tensor) -> str:

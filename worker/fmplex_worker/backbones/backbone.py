@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,26 +17,34 @@ from fmplex_worker.kvcache.pool import KvShape
 from fmplex_worker.packed.linear import Target
 from fmplex_worker.packed.matmul import linear_for
 from fmplex_worker.packed.row import Pack, running
+from fmplex_worker.packed.segments import Adapter, Segments
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LmHead:
-    """Language-model head of a model that generates text. `head`: the layer from hidden states to logits; `ends`: tokens that end
-    a text; `templates`: the transformers tokenizer, for its chat template; `kv`: what a token's keys and values take; logits are
-    divided by `divisor` (Granite), and approach `cap` and never pass it (Gemma 2)."""
+    """Language-model head of a model that generates text. `head`: the layer from hidden states to logits; `path`: its name in the
+    whole model; `ends`: tokens that end a text; `templates`: the transformers tokenizer, for its chat template; `kv`: what a
+    token's keys and values take; logits are divided by `divisor` (Granite), and approach `cap` and never pass it (Gemma 2)."""
 
     head: nn.Module
+    path: str
     ends: frozenset[int]
     templates: Any
     kv: KvShape
     divisor: float = 1.0
     cap: float | None = None
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        """Compute logits: hidden `[rows, width]` → `[rows, vocabulary]` float32. Call it inside inference mode."""
+    def logits(self, hidden: Tensor, adapters: Segments, slot: int) -> Tensor:
+        """Compute logits: hidden `[rows, width]` → `[rows, vocabulary]` float32, with what the adapters of the rows make of the
+        head, linear number `slot` to them. Call it inside inference mode."""
         weight, bias = self.head.weight, getattr(self.head, "bias", None)
-        made: Tensor = linear_for(weight)(hidden.unsqueeze(0), weight, bias)[0]  # type: ignore[arg-type]
-        return self._scaled(made.float())
+        x = hidden.unsqueeze(0)
+        if adapters.inputs:
+            x = adapters.scaled(slot, x)
+        made: Tensor = linear_for(weight)(x, weight, bias)  # type: ignore[arg-type]
+        if adapters.adapters:
+            adapters.add(slot, x, made)
+        return self._scaled(made[0].float())
 
     def _scaled(self, logits: Tensor) -> Tensor:
         if self.divisor != 1.0:
@@ -86,6 +94,25 @@ class Backbone:
         table = self.embeddings
         path: str = next(path for path, module in self.model.named_modules() if module is table)
         return path
+
+    @property
+    def slots(self) -> int:
+        """Number of linears that adapters may change; the language-model head is the last of them."""
+        return len(self.targets) + (self.lm_head is not None)
+
+    def target(self, path: str) -> Target | None:
+        """Return the linear at a module path that adapters may change, the language-model head too; None if there is none."""
+        if self.lm_head is None or path != self.lm_head.path:
+            return self.targets.get(path)
+        return Target(len(self.targets), self.hidden, self.lm_head.vocabulary)
+
+    def logits(self, hidden: Tensor, adapters: Sequence[Adapter | None]) -> Tensor:
+        """Compute the logits of rows that are in packed order: hidden `[rows, width]` → `[rows, vocabulary]` float32. `adapters`:
+        of each row. Call it inside inference mode."""
+        assert self.lm_head is not None
+        # Each has as many columns as there are tokens: to stack them for the grouped kernel would copy them in every pass.
+        segments = Segments.of_rows(adapters, self.device)
+        return self.lm_head.logits(hidden, segments, len(self.targets))
 
     @property
     def prefix(self) -> str:

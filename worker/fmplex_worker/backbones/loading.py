@@ -80,8 +80,11 @@ def _split_lm_head(whole: Any, tokenizer: Any, config: Any) -> tuple[nn.Module, 
         size=getattr(config, "head_dim", None) or config.hidden_size // heads,
         dtype=whole.dtype,
     )
+    head = whole.get_output_embeddings()
+    path = next(path for path, module in whole.named_modules() if module is head)
     lm_head = LmHead(
-        whole.get_output_embeddings(),
+        head,
+        path,
         frozenset(end for end in ends if end is not None),
         tokenizer,
         kv,

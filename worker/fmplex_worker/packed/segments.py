@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import groupby
 from typing import NamedTuple
 
 import torch
@@ -110,6 +111,12 @@ class Segments:
         rest = rows - sum(sizes)  # Tensor.split wants every row accounted for
         every = [*sizes, rest] if rest else [*sizes]
         return cls(tuple(adapters), every, rows, offsets, any(adapter.inputs for adapter in adapters))
+
+    @classmethod
+    def of_rows(cls, owners: Sequence[Adapter | None], device: torch.device) -> Segments:
+        """Lay out the segments of single rows in packed order, each with the adapter that owns it."""
+        runs = [(owner, len([*rows])) for owner, rows in groupby(owners) if owner is not None and owner.segment]
+        return cls.of([owner for owner, _ in runs], [size for _, size in runs], len(owners), device, None)
 
     def scaled(self, slot: int, x: Tensor) -> Tensor:
         """Scale x `[1, rows, in]` as linear `slot` takes it: return itself, or a copy where an adapter scales its rows."""

@@ -19,6 +19,7 @@ from fmplex_broker.errors import InvalidInput, JobFailed
 from fmplex_worker.workloads.generation.grammars import allowed_tokens, compiled, complaint, tokenizer_of
 from fmplex_worker.workloads.generation.sandbox import Refused
 from fmplex_worker.workloads.generation.sandboxes import Sandboxes
+from fmplex_worker.workloads.generation.schema_parts import joined, parts
 
 T = TypeVar("T")
 _KEPT = 64  # compiled schemas
@@ -26,7 +27,6 @@ _KNOWN = 4096  # schemas of which it is known whether they can be had
 _MOST_MULTIPLE = (
     10_000  # its states are as many as the divisor is large, without its decimal point and zeros at its end
 )
-_DATA = ("const", "default", "enum", "examples")  # keywords whose values are no schemas
 
 
 class Constraint:
@@ -54,8 +54,8 @@ class Constraint:
 
 
 class Schemas:
-    """Compiles schemas for one tokenizer and keeps the last ones. Any thread. `vocabulary`: columns of the logits; `ends`: tokens
-    that end a text."""
+    """Compiles schemas for one tokenizer and keeps the last ones. Any thread. `vocabulary`: number of tokens; `ends`: those that
+    end a text."""
 
     def __init__(self, sandbox: Sandboxes, tokenizer_json: str, vocabulary: int, ends: Collection[int]) -> None:
         self._sandbox = sandbox
@@ -65,19 +65,20 @@ class Schemas:
         self._known: OrderedDict[bytes, str] = OrderedDict()  # why it cannot be had; "": it can
         self._lock = threading.Lock()
 
-    def constraint(self, schema: dict[str, Any]) -> Constraint:
-        """Make a constraint for one sequence. Raises `InvalidInput` for a schema that is none, or that cannot be served."""
+    def constraint(self, schema: dict[str, Any], strict: bool) -> Constraint:
+        """Make a constraint for one sequence. `strict`: all of the schema has to be kept. Raises `InvalidInput` for a schema that
+        is none, or that cannot be served."""
         text = json.dumps(schema)  # in its order: the text has its properties in the same
-        name = hashlib.blake2b(text.encode()).digest()
+        name = hashlib.blake2b(text.encode(), salt=b"strict" if strict else b"").digest()
         with self._lock:
             matcher = self._kept.pop(name, None)
         if matcher is None:
-            matcher = self._compile(name, schema, text)  # may take seconds; other schemas go on meanwhile
+            matcher = self._compile(name, schema, text, strict)  # may take seconds; other schemas go on meanwhile
         with self._lock:
             _keep(self._kept, name, matcher, _KEPT)
         return Constraint(matcher.deep_copy())
 
-    def _compile(self, name: bytes, schema: dict[str, Any], text: str) -> LLMatcher:
+    def _compile(self, name: bytes, schema: dict[str, Any], text: str, strict: bool) -> LLMatcher:
         if not self._ends:
             raise InvalidInput(
                 "this backbone has no end-of-text token, so a schema could not end", field="params.schema"
@@ -85,24 +86,27 @@ class Schemas:
         # It may take all time and memory that there is: in another process first, once.
         with self._lock:
             why = self._known.pop(name, None)
+        served = text
         if why is None:
-            why = _too_much(schema) or self._tried(text)
+            why = _too_much(schema)
+            if not why:
+                why, served = self._tried(text, strict)
         with self._lock:
-            _keep(self._known, name, why, _KNOWN)
+            if why or served == text:  # what is served in another form is tried again, which says in which
+                _keep(self._known, name, why, _KNOWN)
             if why:
                 raise InvalidInput(f"schema: {why}", field="params.schema")
             if self._tokenizer is None:
                 self._tokenizer = tokenizer_of(self._json, self._vocabulary, self._ends)
             tokenizer = self._tokenizer
-        return compiled(tokenizer, text)
+        return compiled(tokenizer, served)
 
-    def _tried(self, text: str) -> str:
-        """Try a schema in the sandbox; return why it cannot be had, "" if it can."""
+    def _tried(self, text: str, strict: bool) -> tuple[str, str]:
+        """Try a schema in the sandbox; return why it cannot be had, "" if it can, and then the form in which it is served."""
         try:
-            self._sandbox.try_schema(text)
+            return "", self._sandbox.try_schema(text, strict)
         except Refused as e:
-            return next(iter(str(e).splitlines()), "it cannot be compiled")
-        return ""
+            return next(iter(str(e).splitlines()), "it cannot be compiled"), ""
 
 
 def _keep(kept: OrderedDict[bytes, T], name: bytes, value: T, most: int) -> None:
@@ -113,16 +117,14 @@ def _keep(kept: OrderedDict[bytes, T], name: bytes, value: T, most: int) -> None
 
 def _too_much(schema: Any) -> str:
     """Return why not even to try a schema, "" if it may be tried."""
-    left = [schema]
+    left = [("", schema)]
     while left:
-        part = left.pop()
-        if isinstance(part, dict):
-            left += [value for key, value in part.items() if key not in _DATA]
-            divisor = part.get("multipleOf")
-            if isinstance(divisor, int | float) and _digits(divisor) > _MOST_MULTIPLE:
-                return f"a multipleOf may be {_MOST_MULTIPLE} at most, without its decimal point; not {divisor}"
-        elif isinstance(part, list):
-            left += part
+        path, part = left.pop()
+        left += [(joined(path, more), inner) for more, inner in parts(part)]
+        divisor = part.get("multipleOf") if isinstance(part, dict) else None
+        if isinstance(divisor, int | float) and _digits(divisor) > _MOST_MULTIPLE:
+            named = f"property {path!r}: " if path else ""
+            return f"{named}a multipleOf may be {_MOST_MULTIPLE} at most, without its decimal point; not {divisor}"
     return ""
 
 

@@ -94,7 +94,10 @@ class GenerationPreparer:
         tokenizer = backbone.tokenizer.whole
         self._token_bytes = TokenBytes(tokenizer)
         vocabulary = backbone.embeddings.num_embeddings
-        described = tokenizer.to_str(), lm_head.vocabulary, lm_head.ends
+        # A tokenizer may have more tokens than the model, or fewer; what the model has no logits for never comes.
+        known = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+        ends = frozenset(end for end in lm_head.ends if end < lm_head.vocabulary)
+        described = tokenizer.to_str(), max(lm_head.vocabulary, known), ends
         self._sandbox = Sandboxes(lambda: Sandbox(*described))
         self._prompts = Prompts(lm_head.templates, self._sandbox, self._ids, vocabulary)
         self._schemas = Schemas(self._sandbox, *described)
@@ -135,7 +138,7 @@ class GenerationPreparer:
         tokens = self._prompts.tokens(request.input, head, version.input)
         limit = self._limit(len(tokens), version.virtual, params.max_tokens, head.max_tokens)
         ends = frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else self._lm_head.ends)
-        constraint = None if params.schema_ is None else self._schemas.constraint(params.schema_)
+        constraint = None if params.schema_ is None else self._schemas.constraint(params.schema_, params.strict)
         prompt = frozenset(tokens) if params.repetition_penalty != 1 else frozenset()
         sequence = TokenSequence(
             tokens=tokens,

@@ -64,11 +64,12 @@ class Sandbox:
             except TimeoutError:
                 raise Refused("it takes too long to compile") from None
 
-    def try_schema(self, schema: str) -> None:
-        """Compile it and begin some texts. Raises `Refused` for one that fails, or that takes too much."""
+    def try_schema(self, schema: str, strict: bool = False) -> str:
+        """Compile it and begin some texts; return it as it can be kept, see `grammars.servable`. Raises `Refused` for one that
+        fails, or that takes too much."""
         with self._lock:
             try:
-                self._ask({"schema": schema}, _SCHEMA_S)
+                return self._ask({"schema": schema, "strict": strict}, _SCHEMA_S)
             except TimeoutError:
                 raise Refused("it takes too long to compile; make it simpler") from None
 

@@ -12,7 +12,7 @@ from typing import Any
 from llguidance import LLTokenizer
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from fmplex_worker.workloads.generation.grammars import compiled, tokenizer_of, try_out
+from fmplex_worker.workloads.generation.grammars import compiled, servable, tokenizer_of, try_out
 from fmplex_worker.workloads.generation.sandbox import read, write
 
 _SPARE_BYTES = 1 << 30
@@ -39,7 +39,9 @@ class SandboxChild:
             _limit_memory()
         else:
             assert self._tokenizer is not None
-            try_out(compiled(self._tokenizer, question["schema"]))
+            schema = servable(question["schema"], question["strict"])
+            try_out(compiled(self._tokenizer, schema))
+            return schema
         return ""
 
 

@@ -32,10 +32,10 @@ class Sandboxes:
         with self._one() as sandbox:
             sandbox.check(template)
 
-    def try_schema(self, schema: str) -> None:
+    def try_schema(self, schema: str, strict: bool = False) -> str:
         """Compile a schema and begin some texts; see `Sandbox.try_schema`."""
         with self._one() as sandbox:
-            sandbox.try_schema(schema)
+            return sandbox.try_schema(schema, strict)
 
     @contextmanager
     def _one(self) -> Iterator[Sandbox]:

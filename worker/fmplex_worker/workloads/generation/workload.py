@@ -36,7 +36,7 @@ class GenerationWorkload:
     head_kinds = frozenset({"generation"})
 
     def __init__(self, backbone: Backbone, lm_head: LmHead, kv_bytes: int) -> None:
-        self._lm_head = lm_head
+        self._backbone = backbone
         self._pool = KvPool(lm_head.kv, backbone.device, kv_bytes)
         self._prefixes = PrefixCache(self._pool)
         self._pricing = pricing_of(backbone, lm_head)
@@ -94,9 +94,11 @@ class GenerationWorkload:
         ready = [i for i, s in enumerate(sequences) if s.reach(placed[i].work.tokens) == s.length]
         if not ready:
             return readings
-        starts, lengths = output.row.starts, output.row.lengths
-        ends = [starts[at] + lengths[at] - 1 for at in (placed[i].places[0] for i in ready)]
-        logits = self._lm_head.logits(output.hidden[ends])
+        ready.sort(key=lambda i: placed[i].places[0])  # in packed order, so that those of an adapter are neighbours
+        places = [placed[i].places[0] for i in ready]
+        row = output.row
+        ends = [row.starts[at] + row.lengths[at] - 1 for at in places]
+        logits = self._backbone.logits(output.hidden[ends], [row.adapters[at] for at in places])
         for i, sampled in zip(ready, draw(logits, [sequences[i].sampler for i in ready]), strict=True):
             readings[i] = _non_finite() if sampled is None else sampled
         return readings
