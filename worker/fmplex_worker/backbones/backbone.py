@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -22,12 +22,14 @@ from fmplex_worker.packed.row import Pack, running
 @dataclass(frozen=True, slots=True, eq=False)
 class LmHead:
     """Language-model head of a model that generates text. `head`: the layer from hidden states to logits; `ends`: tokens that end
-    a text; `templates`: the transformers tokenizer, for its chat template; `kv`: what a token's keys and values take."""
+    a text; `templates`: the transformers tokenizer, for its chat template; `kv`: what a token's keys and values take; `sampling`:
+    the model's own parameters, for calls and vFMs that do not say."""
 
     head: nn.Module
     ends: frozenset[int]
     templates: Any
     kv: KvShape
+    sampling: Mapping[str, float] = field(default_factory=dict)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Compute logits: hidden `[rows, width]` → `[rows, vocabulary]` float32. Call it inside inference mode."""

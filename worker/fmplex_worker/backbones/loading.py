@@ -19,6 +19,7 @@ from fmplex_broker.errors import InvalidInput
 from fmplex_broker.specs.fleet import BackboneSpec
 from fmplex_worker.backbones.backbone import Backbone, LmHead
 from fmplex_worker.backbones.families import Family, family_of
+from fmplex_worker.backbones.generation_config import end_tokens, sampling_defaults
 from fmplex_worker.backbones.model_paths import check_model_path
 from fmplex_worker.backbones.texts import Tokenizer
 from fmplex_worker.kvcache.pool import KvShape
@@ -68,8 +69,6 @@ def _generates(family: Family, config: Any) -> bool:
 
 def _split_lm_head(whole: Any, tokenizer: Any, config: Any) -> tuple[nn.Module, LmHead]:
     """Split a causal language model into its bare model and its head."""
-    eos = getattr(whole.generation_config, "eos_token_id", None)
-    ends = [eos] if isinstance(eos, int) else eos or [tokenizer.eos_token_id]
     heads = config.num_attention_heads
     kv = KvShape(
         layers=config.num_hidden_layers,
@@ -77,8 +76,9 @@ def _split_lm_head(whole: Any, tokenizer: Any, config: Any) -> tuple[nn.Module, 
         size=getattr(config, "head_dim", None) or config.hidden_size // heads,
         dtype=whole.dtype,
     )
-    lm_head = LmHead(whole.get_output_embeddings(), frozenset(end for end in ends if end is not None), tokenizer, kv)
-    return whole.base_model, lm_head
+    head, said = whole.get_output_embeddings(), whole.generation_config
+    ends = end_tokens(said, tokenizer, len(head.weight))
+    return whole.base_model, LmHead(head, ends, tokenizer, kv, sampling_defaults(said))
 
 
 def _read(spec: BackboneSpec, what: str, load: Callable[..., T], **options: Any) -> T:
