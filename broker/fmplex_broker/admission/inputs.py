@@ -16,7 +16,9 @@ _PAIR_REQUIRED = frozenset({"similarity", "ranking"})
 _PAIR_ALLOWED = _PAIR_REQUIRED | {"classification", "regression"}
 _INPUT_KEYS = frozenset({"text", "text_pair", "input_ids", "inputs_embeds"})
 _PROMPT_KEYS = frozenset({"text", "input_ids", "messages"})
-_REASONING = "reasoning_content"  # what a model thought before its answer: some chat templates put it before the content
+_REASONING = (
+    "reasoning_content"  # what a model thought before its answer: some chat templates put it before the content
+)
 _ROLE_LENGTH = 64
 _MESSAGE_BYTES = 16  # for what a chat template puts around each message; bounds their number too
 

@@ -187,7 +187,8 @@ def _generation_params(vfm: VfmSpec, head: Generation, params: dict[str, Any]) -
     most = checked.max_tokens or head.max_tokens
     if checked.min_tokens > most:
         raise InvalidInput(
-            f"min_tokens is {checked.min_tokens} and max_tokens {most}; lower the first or raise the other", field="min_tokens"
+            f"min_tokens is {checked.min_tokens} and max_tokens {most}; lower the first or raise the other",
+            field="min_tokens",
         )
     needs_seed = checked.temperature > 0 and checked.seed is None
     return _CallParams(wire, most, needs_seed)

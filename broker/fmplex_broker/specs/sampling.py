@@ -88,7 +88,9 @@ class GenerationParams(Spec):
     @classmethod
     def _goes_on_or_begins(cls, value: bool | None, info: ValidationInfo) -> bool | None:
         if value and info.data.get("continue_final_message"):
-            raise ValueError("the last message goes on, or an answer begins; leave out one of it and continue_final_message")
+            raise ValueError(
+                "the last message goes on, or an answer begins; leave out one of it and continue_final_message"
+            )
         return value
 
     @field_validator("chat_template_kwargs")

@@ -19,8 +19,8 @@ def end_tokens(generation_config: Any, tokenizer: Any, vocabulary: int) -> froze
 
 
 def sampling_defaults(generation_config: Any) -> dict[str, float]:
-    """Return what generation_config.json says of `SAMPLING`. Raises `InvalidInput` (field `backbone.model`) for a value that cannot
-    be one."""
+    """Return what generation_config.json says of `SAMPLING`. Raises `InvalidInput` (field `backbone.model`) for a value
+    that cannot be one."""
     said = {name: getattr(generation_config, name, None) for name in SAMPLING}
     found = {name: value for name, value in said.items() if value is not None}
     try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import codecs
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from fmplex_worker.workloads.generation.token_bytes import TokenBytes
 

@@ -96,7 +96,7 @@ def draw(logits: Tensor, samplers: Sequence[Sampler]) -> list[SampledToken | Non
 
 
 def _go_on(logits: Tensor, ends: Collection[int]) -> None:
-    """Exclude the tokens that end a text from one sequence's logits `[vocabulary]`, in place; unless a schema leaves no others."""
+    """Exclude the tokens that end a text from one sequence's logits `[vocabulary]`, in place; unless a schema leaves no other."""
     at = torch.tensor([end for end in ends if end < len(logits)], device=logits.device, dtype=torch.int64)
     before = logits[at]
     logits[at] = float("-inf")
