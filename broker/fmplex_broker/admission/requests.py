@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, TypeVar
 from fmplex_broker.admission.inputs import INT_MAX, check_input, check_prompt, utf8_bytes
 from fmplex_broker.errors import InvalidInput, TooLarge
 from fmplex_broker.specs.heads import Generation
-from fmplex_broker.specs.sampling import GenerationParams, derive_seed, nth_seed
+from fmplex_broker.specs.sampling import SAMPLING, GenerationParams, derive_seed, nth_seed
 from fmplex_broker.specs.schema import Spec, parse
 from fmplex_broker.specs.vfm import VfmSpec
 from fmplex_broker.wire.messages import Part, Payload, Request, SharedPayload, encode_request, packb
@@ -178,8 +178,9 @@ def _params(vfm: VfmSpec, params: dict[str, Any]) -> _CallParams:
 
 def _generation_params(vfm: VfmSpec, head: Generation, params: dict[str, Any]) -> _CallParams:
     checked = _parse_params(vfm, GenerationParams, params)
-    # What the caller has said travels, also where it is the default: the vFM and the model may have others.
-    wire = checked.model_dump(exclude_unset=True, exclude_none=True, by_alias=True)
+    wire = checked.model_dump(exclude_defaults=True, by_alias=True)
+    # The vFM and the model may have other defaults of these.
+    wire |= {name: getattr(checked, name) for name in SAMPLING if name in checked.model_fields_set}
     if checked.schema_ is not None:
         wire["schema"] = _plain("schema", checked.schema_)
     if checked.chat_template_kwargs:
