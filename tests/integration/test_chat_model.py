@@ -71,8 +71,7 @@ def test_a_chat_stops_at_the_end_of_its_turn(ai: openai.OpenAI, model: str, text
 
 @pytest.mark.xfail(raises=PackageRejected, strict=True, reason="LoRA on lm_head is not served yet")
 def test_so_does_one_with_a_lora_on_lm_head(ai: openai.OpenAI, chats: LocalFleet, tmp_path: Any) -> None:
-    model = chats.spec.backbones[0].model
-    adapter = chat_lm.save_lora(model, tmp_path / "tied", COOK, [*LINEARS, "lm_head"])
+    adapter = chat_lm.save_lora(chats.config.parent / "model", tmp_path / "tied", COOK, [*LINEARS, "lm_head"])
     with fmplex.Client(chats.gateway_url) as client:
         client.vfms.deploy(packed(adapter, "tied"))
     assert whole(ai, "tied") == ("ask the cook", "stop")

@@ -19,7 +19,7 @@ TEMPLATE = (
 )
 ANSWERS = {"who are you": "a small model", "what is tea": "leaves in hot water", "and coffee": "beans in hot water"}
 TURN = "<|im_start|>user\nand coffee<|im_end|>\n"  # what comes after the first answer in training
-STEPS = 100
+STEPS, LORA_STEPS = 100, 160
 
 
 def save_chat_model(folder: Path, end: str = END) -> Path:
@@ -34,7 +34,7 @@ def save_chat_model(folder: Path, end: str = END) -> Path:
     )  # fmt: skip
     torch.manual_seed(0)
     model = LlamaForCausalLM(config)
-    _train(model, tokenizer, ANSWERS)
+    _train(model, tokenizer, ANSWERS, STEPS)
     model.save_pretrained(folder)
     return folder
 
@@ -45,7 +45,7 @@ def save_lora(model: Path, folder: Path, answers: dict[str, str], targets: list[
     config = peft.LoraConfig(r=16, lora_alpha=32, target_modules=targets, task_type="CAUSAL_LM")
     adapted = peft.get_peft_model(AutoModelForCausalLM.from_pretrained(model), config)
     tokenizer = PreTrainedTokenizerFast.from_pretrained(model)
-    _train(adapted, tokenizer, answers)
+    _train(adapted, tokenizer, answers, LORA_STEPS)
     adapted.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
@@ -69,7 +69,7 @@ def _tokenizer(end: str) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=end)  # type: ignore[no-untyped-call]
 
 
-def _train(model: Any, tokenizer: Any, answers: dict[str, str]) -> None:
+def _train(model: Any, tokenizer: Any, answers: dict[str, str], steps: int) -> None:
     """Train on talks of all questions, each question first in one of them."""
     questions = list(answers)
     talks = [questions[i:] + questions[:i] for i in range(len(questions))]
@@ -77,7 +77,7 @@ def _train(model: Any, tokenizer: Any, answers: dict[str, str]) -> None:
     rows = [torch.tensor([tokenizer.encode(text, add_special_tokens=False)]) for text in texts]
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=5e-3)
     model.train()
-    for _ in range(STEPS):
+    for _ in range(steps):
         for row in rows:
             model(input_ids=row, labels=row).loss.backward()
         optimizer.step()
