@@ -74,12 +74,11 @@ def _train(model: Any, tokenizer: Any, answers: dict[str, str], steps: int) -> N
     questions = list(answers)
     talks = [questions[i:] + questions[:i] for i in range(len(questions))]
     texts = ["".join(_turns(question, answers[question]) for question in talk) + END_OF_TEXT for talk in talks]
-    rows = [torch.tensor([tokenizer.encode(text, add_special_tokens=False)]) for text in texts]
+    rows = torch.tensor([tokenizer.encode(text, add_special_tokens=False) for text in texts])  # all are as long
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=5e-3)
     model.train()
     for _ in range(steps):
-        for row in rows:
-            model(input_ids=row, labels=row).loss.backward()
+        model(input_ids=rows, labels=rows).loss.backward()
         optimizer.step()
         optimizer.zero_grad()
     model.eval()
