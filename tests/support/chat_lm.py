@@ -19,7 +19,7 @@ TEMPLATE = (
 )
 ANSWERS = {"who are you": "a small model", "what is tea": "leaves in hot water", "and coffee": "beans in hot water"}
 TURN = "<|im_start|>user\nand coffee<|im_end|>\n"  # what comes after the first answer in training
-STEPS, LORA_STEPS = 100, 160
+STEPS, LORA_STEPS = 100, 300
 
 
 def save_chat_model(folder: Path, end: str = END) -> Path:
