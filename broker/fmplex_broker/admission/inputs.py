@@ -16,6 +16,9 @@ _PAIR_REQUIRED = frozenset({"similarity", "ranking"})
 _PAIR_ALLOWED = _PAIR_REQUIRED | {"classification", "regression"}
 _INPUT_KEYS = frozenset({"text", "text_pair", "input_ids", "inputs_embeds"})
 _PROMPT_KEYS = frozenset({"text", "input_ids", "messages"})
+_REASONING = (
+    "reasoning_content"  # what a model thought before its answer: some chat templates put it before the content
+)
 _ROLE_LENGTH = 64
 _MESSAGE_BYTES = 16  # for what a chat template puts around each message; bounds their number too
 
@@ -79,7 +82,7 @@ def _messages(value: Any, field: str) -> int:
 def _message(value: Any, field: str) -> int:
     if not isinstance(value, dict):
         raise InvalidInput(f"must be a mapping with role and content, not {type(value).__name__}", field=field)
-    if wrong := sorted(str(k) for k in value.keys() ^ {"role", "content"}):
+    if wrong := sorted(str(k) for k in (value.keys() - {_REASONING}) ^ {"role", "content"}):
         what = "is missing" if wrong[0] in ("role", "content") else "is not known; a message has role and content"
         raise InvalidInput(f"{wrong[0]} {what}", field=f"{field}.{wrong[0]}")
     role = value["role"]
@@ -87,7 +90,8 @@ def _message(value: Any, field: str) -> int:
         raise InvalidInput(
             f"must be a text of 1 to {_ROLE_LENGTH} characters: system, user, assistant, …", field=f"{field}.role"
         )
-    return utf8_bytes(role, f"{field}.role") + utf8_bytes(value["content"], f"{field}.content")
+    size = utf8_bytes(role, f"{field}.role") + utf8_bytes(value["content"], f"{field}.content")
+    return size + utf8_bytes(value.get(_REASONING, ""), f"{field}.{_REASONING}")
 
 
 def _text(value: Any, field: str, *, blank: bool = False) -> int:

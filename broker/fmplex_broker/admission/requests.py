@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, TypeVar
 from fmplex_broker.admission.inputs import INT_MAX, check_input, check_prompt, utf8_bytes
 from fmplex_broker.errors import InvalidInput, TooLarge
 from fmplex_broker.specs.heads import Generation
-from fmplex_broker.specs.sampling import GenerationParams, derive_seed, nth_seed
+from fmplex_broker.specs.sampling import SAMPLING, GenerationParams, derive_seed, nth_seed
 from fmplex_broker.specs.schema import Spec, parse
 from fmplex_broker.specs.vfm import VfmSpec
 from fmplex_broker.wire.messages import Part, Payload, Request, SharedPayload, encode_request, packb
@@ -179,10 +179,20 @@ def _params(vfm: VfmSpec, params: dict[str, Any]) -> _CallParams:
 def _generation_params(vfm: VfmSpec, head: Generation, params: dict[str, Any]) -> _CallParams:
     checked = _parse_params(vfm, GenerationParams, params)
     wire = checked.model_dump(exclude_defaults=True, by_alias=True)
+    # The vFM and the model may have other defaults of these.
+    wire |= {name: getattr(checked, name) for name in SAMPLING if name in checked.model_fields_set}
     if checked.schema_ is not None:
-        wire["schema"] = _schema(checked.schema_)
+        wire["schema"] = _plain("schema", checked.schema_)
+    if checked.chat_template_kwargs:
+        wire["chat_template_kwargs"] = _plain("chat_template_kwargs", checked.chat_template_kwargs)
+    most = checked.max_tokens or head.max_tokens
+    if checked.min_tokens > most:
+        raise InvalidInput(
+            f"min_tokens is {checked.min_tokens} and max_tokens {most}; lower the first or raise the other",
+            field="min_tokens",
+        )
     needs_seed = checked.temperature > 0 and checked.seed is None
-    return _CallParams(wire, checked.max_tokens or head.max_tokens, needs_seed)
+    return _CallParams(wire, most, needs_seed)
 
 
 def _seed(checked: _CallParams, k: int, name: str) -> dict[str, int]:
@@ -192,22 +202,22 @@ def _seed(checked: _CallParams, k: int, name: str) -> dict[str, int]:
     return {"seed": nth_seed(checked.params["seed"], k)} if "seed" in checked.params else {}
 
 
-def _schema(value: dict[str, Any]) -> Any:
-    """Return the schema as JSON has it, so that whoever compiles it finds nothing else in it."""
+def _plain(name: str, value: Any) -> Any:
+    """Return a schema, or other JSON of a parameter, as JSON has it, so that whoever reads it finds nothing else in it."""
     try:
-        plain = json.loads(_short_json(value))
-        packb([{"schema": plain}])
+        plain = json.loads(_short_json(name, value))
+        packb([{name: plain}])
     except (TypeError, ValueError, RecursionError) as e:
-        raise InvalidInput(f"schema: not JSON that can travel ({e})", field="schema") from None
+        raise InvalidInput(f"{name}: not JSON that can travel ({e})", field=name) from None
     return plain
 
 
-def _short_json(value: Any) -> str:
-    """Write a schema as JSON, no further than it may be long. Raises `TooLarge`, or what the encoder raises."""
+def _short_json(name: str, value: Any) -> str:
+    """Write a parameter as JSON, no further than it may be long. Raises `TooLarge`, or what the encoder raises."""
     parts, size = [], 0
     for part in json.JSONEncoder(allow_nan=False).iterencode(value):
         size += len(part)
         if size > MAX_SCHEMA_BYTES:
-            raise TooLarge(f"the schema has more than {MAX_SCHEMA_BYTES} bytes; simplify it", field="schema")
+            raise TooLarge(f"the {name} has more than {MAX_SCHEMA_BYTES} bytes; simplify it", field=name)
         parts.append(part)
     return "".join(parts)

@@ -19,6 +19,12 @@ from fmplex_broker.specs.schema import Spec
 from fmplex_broker.specs.vfm import VfmSpec
 
 _OURS = (MANIFEST, HEAD, ADAPTER)
+_QUIET = (
+    "hidden",
+    "activation",
+    "stop",
+    "stop_token_ids",
+)  # keys of heads that are written only where they say something
 
 
 def refuse_foreign(out: Path) -> None:
@@ -98,7 +104,7 @@ def manifest(spec: VfmSpec) -> str:
 def _head(head: Head) -> dict[str, Any]:
     given = head.model_dump(exclude_defaults=True)
     values = head.model_dump(mode="json", exclude_none=True)
-    return {key: value for key, value in values.items() if key not in ("hidden", "activation") or key in given}
+    return {key: value for key, value in values.items() if key not in _QUIET or key in given}
 
 
 def _non_defaults(part: Spec) -> dict[str, Any]:

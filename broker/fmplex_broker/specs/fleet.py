@@ -68,9 +68,10 @@ class BackboneSpec(Spec):
     a folder inside an installed Python package.
 
     `dtype` of the weights: `auto` is bfloat16 where the device computes in it, else float32. `max_tokens` bounds one text
-    (default: what the model can take, with YaRN as far as it scales; scaled positions may be given more); `pass_units` is the pass budget in packed tokens, which latency targets of vFMs may
-    shorten. `max_pending_bytes`: of all jobs that wait or run on it, in the broker. `workers`: how many processes `fmplex up`
-    starts for it; `worker`: settings of theirs that differ from the fleet's.
+    (default: what the model can take, with YaRN as far as it scales; scaled positions may be given more); `pass_units` is the
+    pass budget in packed tokens, which latency targets of vFMs may shorten. `max_pending_bytes`: of all jobs that wait or run
+    on it, in the broker. `workers`: how many processes `fmplex up` starts for it; `worker`: settings of theirs that differ
+    from the fleet's.
     """
 
     name: Name

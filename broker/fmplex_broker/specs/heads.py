@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from fmplex_broker.specs.sampling import SAMPLING, RepetitionPenalty, Share, Stops, StopTokens, Temperature, TopK
 from fmplex_broker.specs.schema import Label, Several, Spec
 
 Pooling = Literal["mean", "cls", "last"]
@@ -111,13 +112,27 @@ class Generation(Spec):
     """Text that goes on from the input, by the backbone's own language-model head. Has no weights.
 
     `max_tokens`: of a text, for calls that do not say; `system`: a message put before chats that have none of that role;
-    `chat_template`: Jinja, instead of the one that the backbone's tokenizer has.
+    `chat_template`: Jinja, instead of the one that the backbone's tokenizer has; `stop`: texts before which every text ends,
+    special tokens among them; `stop_token_ids`: tokens that end it, beside the model's own and those of the call; `temperature`,
+    `top_p`, `top_k`, `min_p`, `repetition_penalty`: for calls that do not say, instead of the model's own.
     """
 
     kind: Literal["generation"] = "generation"
     max_tokens: int = Field(default=256, ge=1, le=1_000_000)
     system: str = Field(default="", max_length=65_536)
     chat_template: str | None = Field(default=None, min_length=1, max_length=65_536)
+    stop: Stops = ()
+    stop_token_ids: StopTokens = ()
+    temperature: Temperature | None = None
+    top_p: Share | None = None
+    top_k: TopK | None = None
+    min_p: Share | None = None
+    repetition_penalty: RepetitionPenalty | None = None
+
+    @property
+    def sampling(self) -> dict[str, float]:
+        """What it says of sampling, by the names of `GenerationParams`."""
+        return {name: value for name in SAMPLING if (value := getattr(self, name)) is not None}
 
 
 Head = Annotated[

@@ -9,7 +9,8 @@ from typing import Any
 
 from fmplex.construct import tensors
 from fmplex.construct.building import WrittenPackage, adapter_files, build, head_tensors
-from fmplex.construct.classifiers import BaseModel, SavedAdapter, classifier
+from fmplex.construct.chat_files import compare_tokenizers, generation_settings
+from fmplex.construct.classifiers import BaseModel, Classifier, SavedAdapter, classifier
 from fmplex_broker.errors import InvalidInput
 from fmplex_broker.packages.package import ADAPTER_CONFIG, ADAPTER_WEIGHTS, HEAD
 from fmplex_broker.packages.peft import read_config, read_options
@@ -36,27 +37,41 @@ def from_peft(
     what the config of `model` says; one output and no labels: regression). `model` is the folder of the base model it was
     trained on, asked for where the classifier needs a layer of it (BERT's pooler). `head` overrides the kind (`{"kind":
     "ranking"}`). An adapter without a classifier gets `head` as it is (default: embedding), with its `weights` if it has any.
+    What a generation head leaves open it takes from the chat template, tokenizer (its end) and generation_config.json beside the
+    adapter. The tokenizer itself is the backbone's: another one than `model` has is refused (not known: a `UserWarning`).
 
     Raises `PackageRejected` or `InvalidInput` that names what cannot be served and what to do.
     """
     files = adapter_files(Path(adapter))
     tensor_shapes(files[ADAPTER_WEIGHTS], "adapter_model.safetensors", "adapter")
     saved = _read_adapter(files)
-    wanted: dict[str, Any] = dict(head) if isinstance(head, Mapping) else {} if head is None else head.model_dump()
+    base = model or _base_model(saved.options)
+    wanted: dict[str, Any] = dict(head) if isinstance(head, Mapping) else _said(head)
+    generates = wanted.get("kind") == "generation"
+    compare_tokenizers(Path(adapter), base, warn=generates)
     if not saved.modules:
-        wanted = wanted or {"kind": "embedding"}
+        wanted = generation_settings(Path(adapter)) | wanted if generates else wanted or {"kind": "embedding"}
         if weights:
             files[HEAD] = tensors.write(head_tensors(weights))
     elif weights:
         raise InvalidInput("the adapter holds a classifier already; leave weights out", field="weights")
     else:
-        found = classifier(saved, BaseModel.of(model or _base_model(saved.options)), tuple(labels), wanted)
-        wanted = found.head
-        files[HEAD] = tensors.write(head_tensors(found.arrays))
-        rest = {key: raw for key, raw in saved.tensors.items() if key not in found.used}
-        files[ADAPTER_WEIGHTS] = tensors.write(rest)
-        files[ADAPTER_CONFIG] = json.dumps(saved.options | {"modules_to_save": None}, indent=2, sort_keys=True).encode()
+        wanted = _classifier(saved, classifier(saved, BaseModel.of(base), tuple(labels), wanted), files)
     return build(out, {"name": name, "backbone": backbone, "head": wanted, **spec}, files)
+
+
+def _classifier(saved: SavedAdapter, found: Classifier, files: dict[str, bytes]) -> dict[str, Any]:
+    """Move an adapter's classifier into a head's file, in `files`; return the head."""
+    files[HEAD] = tensors.write(head_tensors(found.arrays))
+    rest = {key: raw for key, raw in saved.tensors.items() if key not in found.used}
+    files[ADAPTER_WEIGHTS] = tensors.write(rest)
+    files[ADAPTER_CONFIG] = json.dumps(saved.options | {"modules_to_save": None}, indent=2, sort_keys=True).encode()
+    return found.head
+
+
+def _said(head: Head | None) -> dict[str, Any]:
+    """Return what a head's author has written of it."""
+    return {} if head is None else head.model_dump(exclude_unset=True) | {"kind": head.kind}
 
 
 def _read_adapter(files: Mapping[str, bytes]) -> SavedAdapter:

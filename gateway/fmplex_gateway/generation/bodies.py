@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from fmplex_broker.errors import InvalidInput
@@ -15,7 +23,7 @@ _MAX_CHOICES = 128
 # Parameters with the same name and meaning in the body and in `GenerationParams`.
 _SAME_NAMES = (
     "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty", "seed", "stop",
-    "stop_token_ids", "ignore_eos",
+    "stop_token_ids", "ignore_eos", "min_tokens", "skip_special_tokens", "add_special_tokens",
 )  # fmt: skip
 
 
@@ -29,12 +37,17 @@ class _Lenient(Body):
 
 
 class ChatMessage(_Lenient):
-    """A message of a chat. `name` is accepted and has no effect: chat templates know roles only."""
+    """A message of a chat. Chat templates see role, content and `reasoning_content`. `name` and keys that nobody knows have no
+    effect: other servers add theirs to the answers that programs send back."""
+
+    model_config = ConfigDict(extra="ignore")
 
     role: Role
     tool_calls: Tools = None  # before content, which is missing where there are some
     function_call: Tools = None
     content: Content
+    reasoning_content: str | None = None
+    reasoning: Any = None  # newer servers' name of it
     name: str | None = None
     audio: Refused = None
     refusal: Refused = None
@@ -42,7 +55,9 @@ class ChatMessage(_Lenient):
 
     def plain(self) -> dict[str, str]:
         """Return role and content as a job takes them; a developer is the system."""
-        return {"role": "system" if self.role == "developer" else self.role, "content": self.content}
+        message = {"role": "system" if self.role == "developer" else self.role, "content": self.content}
+        thought = self.reasoning_content or self.reasoning
+        return message | ({"reasoning_content": thought} if thought and isinstance(thought, str) else {})
 
 
 class StreamOptions(_Lenient):
@@ -109,6 +124,9 @@ class TextBody(_Lenient):
     repetition_penalty: float | None = None
     stop_token_ids: Items[int] | None = None
     ignore_eos: bool | None = None
+    min_tokens: int | None = None
+    skip_special_tokens: bool | None = None
+    add_special_tokens: bool | None = None
     # Accepted, without effect: they say who asks.
     user: str | None = None
     safety_identifier: str | None = None
@@ -164,6 +182,10 @@ class ChatBody(TextBody):
     max_completion_tokens: int | None = None
     logprobs: bool = False
     top_logprobs: int | None = None
+    # Not OpenAI's; they belong to chat templates.
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
     tools: Tools = None
     tool_choice: Tools = None
     parallel_tool_calls: bool | None = None  # without effect: there are none
@@ -194,6 +216,11 @@ class ChatBody(TextBody):
         if self.top_logprobs and not self.logprobs:
             raise InvalidInput("top_logprobs means nothing without logprobs", field="top_logprobs")
         return (self.top_logprobs or 0) if self.logprobs else None
+
+    def params(self) -> dict[str, Any]:
+        """Add those of the chat template; see `TextBody.params`."""
+        named = ("add_generation_prompt", "continue_final_message", "chat_template_kwargs")
+        return super().params() | {name: value for name in named if (value := getattr(self, name)) is not None}
 
     def token_limit(self) -> int | None:
         """Read `max_tokens` or `max_completion_tokens`; see `TextBody.token_limit`."""

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from fmplex_broker.admission.requests import MAX_SCHEMA_BYTES, admit
 from fmplex_broker.errors import FmplexError, InvalidInput, TooLarge
 from fmplex_broker.specs.heads import Generation
-from fmplex_broker.specs.sampling import GenerationParams
+from fmplex_broker.specs.sampling import SAMPLING, GenerationParams
 from fmplex_broker.specs.schema import parse
 from fmplex_broker.specs.vfm import Limits, VfmSpec
 from fmplex_broker.wire.messages import Request, decode_request
@@ -141,6 +141,12 @@ EVERYTHING: dict[str, Any] = {
     "ignore_eos": True,
     "logprobs": 3,
     "stream": True,
+    "min_tokens": 2,
+    "skip_special_tokens": False,
+    "add_special_tokens": False,
+    "continue_final_message": True,
+    "add_generation_prompt": False,
+    "chat_template_kwargs": {"enable_thinking": False, "names": ["a", None]},
 }
 DEFAULTS: dict[str, Any] = {
     "max_tokens": None,
@@ -158,6 +164,12 @@ DEFAULTS: dict[str, Any] = {
     "logprobs": None,
     "schema": None,
     "stream": False,
+    "min_tokens": 0,
+    "skip_special_tokens": True,
+    "add_special_tokens": None,
+    "continue_final_message": False,
+    "add_generation_prompt": None,
+    "chat_template_kwargs": {},
 }
 
 
@@ -169,10 +181,44 @@ def test_parameters_travel_and_are_read_as_they_were_sent() -> None:
     assert let_in(["x"], {"schema": schema, **GREEDY})[0].params == {"schema": schema, "temperature": 0}
 
 
-def test_defaults_do_not_travel() -> None:
+def test_defaults_do_not_travel_but_where_the_model_may_have_others() -> None:
     assert DEFAULTS.keys() == EVERYTHING.keys() | {"schema"}
-    assert set(let_in(["x"], DEFAULTS)[0].params) == {"seed"}
-    assert let_in(["x"], {**DEFAULTS, "seed": 0, "logprobs": 0})[0].params == {"seed": 0, "logprobs": 0}
+    assert set(let_in(["x"])[0].params) == {"seed"}
+    said = {name: DEFAULTS[name] for name in SAMPLING}
+    assert let_in(["x"], {**DEFAULTS, "seed": 0, "logprobs": 0})[0].params == {"seed": 0, "logprobs": 0, **said}
+
+
+@pytest.mark.parametrize("stop", ["", [""], [], ["", "END", ""], "END"])
+def test_empty_stops_are_none(stop: Any) -> None:
+    wanted = ["END"] if "END" in stop else None
+    assert let_in(["x"], {"stop": stop, **GREEDY})[0].params.get("stop") == wanted
+
+
+def test_minus_one_is_no_top_k() -> None:
+    assert let_in(["x"], {"top_k": -1, **GREEDY})[0].params == {"top_k": 0, "temperature": 0}
+
+
+def test_no_fewer_tokens_than_at_most() -> None:
+    for most in ({"max_tokens": 5}, {}):  # of this vFM: 256
+        error = refused(["x"], {"min_tokens": 257, **most})
+        assert (error.field, error.code) == ("min_tokens", "invalid_input")
+    let_in(["x"], {"min_tokens": 256})
+
+
+def test_variables_of_a_template_are_json_and_not_its_own_parameters() -> None:
+    for name in ("messages", "tools", "chat_template", "add_generation_prompt"):
+        error = refused(["x"], {"chat_template_kwargs": {name: "x"}})
+        assert error.field == "chat_template_kwargs"
+        assert name in error.message
+    assert refused(["x"], {"chat_template_kwargs": {"a": {1, 2}}}).field == "chat_template_kwargs"
+    assert refused(["x"], {"chat_template_kwargs": {"a": "x" * MAX_SCHEMA_BYTES}}).code == "too_large"
+
+
+def test_a_message_may_have_what_was_thought_before() -> None:
+    messages = [{"role": "assistant", "content": "4", "reasoning_content": "2 and 2"}]
+    assert let_in([{"messages": messages}])[0].input == {"messages": messages}
+    messages[0]["reasoning_content"] = 5  # type: ignore[assignment]
+    assert refused([{"messages": messages}]).field == "inputs.0.messages.0.reasoning_content"
 
 
 def test_one_stop_string_need_be_no_list() -> None:
@@ -188,9 +234,11 @@ def test_one_stop_string_need_be_no_list() -> None:
         ({"temperature": -0.1}, "temperature"),
         ({"temperature": float("nan")}, "temperature"),
         ({"temperature": float("inf")}, "temperature"),
-        ({"top_p": 0}, "top_p"),
+        ({"top_p": -0.1}, "top_p"),
         ({"top_p": 1.1}, "top_p"),
-        ({"top_k": -1}, "top_k"),
+        ({"top_k": -2}, "top_k"),
+        ({"min_tokens": -1}, "min_tokens"),
+        ({"continue_final_message": True, "add_generation_prompt": True}, "add_generation_prompt"),
         ({"top_k": 2**63}, "top_k"),
         ({"min_p": 1.1}, "min_p"),
         ({"repetition_penalty": 0}, "repetition_penalty"),
@@ -199,11 +247,9 @@ def test_one_stop_string_need_be_no_list() -> None:
         ({"seed": 2**63}, "seed"),
         ({"seed": -(2**63)}, "seed"),
         ({"seed": 1.5}, "seed"),
-        ({"stop": [""]}, "stop.0"),
         ({"stop": ["x", "y" * 257]}, "stop.1"),
         ({"stop": ["x"] * 17}, "stop"),
         ({"stop": ["\ud800"]}, "stop.0"),
-        ({"stop": ""}, "stop.0"),
         ({"stop_token_ids": [-1]}, "stop_token_ids.0"),
         ({"stop_token_ids": [2**31]}, "stop_token_ids.0"),
         ({"logprobs": 21}, "logprobs"),

@@ -61,6 +61,8 @@ def test_every_parameter_arrives_under_our_name_and_is_known_there() -> None:
     same: dict[str, Any] = {
         "temperature": 0.5, "top_p": 0.9, "top_k": 5, "min_p": 0.1, "repetition_penalty": 1.2, "presence_penalty": 0.3,
         "frequency_penalty": -0.3, "seed": 7, "stop_token_ids": [3], "ignore_eos": True, "max_tokens": 9, "stream": True,
+        "min_tokens": 2, "skip_special_tokens": False, "add_special_tokens": True, "continue_final_message": True,
+        "add_generation_prompt": False, "chat_template_kwargs": {"enable_thinking": False},
     }  # fmt: skip
     asked = chat(**same, stop="END", logprobs=True, top_logprobs=3)
     assert asked.params == same | {"stop": ["END"], "logprobs": 3}
@@ -112,6 +114,29 @@ def test_messages_lose_what_templates_do_not_know() -> None:
         {"role": "user", "content": "one\ntwo"},
         {"role": "assistant", "content": "so"},
     ]
+
+
+def test_messages_keep_what_was_thought_and_lose_keys_of_other_servers() -> None:
+    sent = {
+        "role": "assistant",
+        "content": "4",
+        "provider_specific_fields": {"x": 1},
+        "thinking_blocks": [],
+        "prefix": 1,
+    }
+    for name in ("reasoning_content", "reasoning"):
+        thought = chat(messages=[sent | {name: "2 and 2"}]).inputs[0]["messages"]
+        assert thought == [{"role": "assistant", "content": "4", "reasoning_content": "2 and 2"}]
+    for nothing in (None, ""):
+        assert chat(messages=[sent | {"reasoning_content": nothing}]).inputs[0]["messages"] == [
+            {"role": "assistant", "content": "4"}
+        ]
+
+
+@pytest.mark.parametrize("stop", ["", [""], ["", ""]])
+def test_an_empty_stop_is_none(stop: Any) -> None:
+    assert parse(GenerationParams, chat(stop=stop).params).stop == ()
+    assert parse(GenerationParams, complete(stop=stop, top_k=-1).params).top_k == 0
 
 
 @pytest.mark.parametrize(

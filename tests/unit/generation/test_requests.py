@@ -16,6 +16,7 @@ import pytest
 from fmplex_broker.errors import FmplexError, InvalidInput, JobFailed, PackageRejected, TextTooLong
 from fmplex_broker.specs.fleet import BackboneSpec, WorkerSpec
 from fmplex_broker.specs.heads import Embedding, Generation, InputSpec
+from fmplex_broker.specs.sampling import GenerationParams
 from fmplex_broker.wire.messages import Request
 from fmplex_worker.engine import opening
 from fmplex_worker.engine.engine import PackedEngine
@@ -210,7 +211,7 @@ def test_a_templates_text_is_the_one_that_transformers_makes(engine: PackedEngin
         "{% endfor %}{% if add_generation_prompt and not tools %}go{% endif %}{{ '%5.2f' % 1 }}"
     )
     prompts, chat = tiny_lm.generation(engine)._preparer._prompts, [{"role": "user", "content": content}]
-    ours = prompts._chat(chat, Generation(chat_template=template))
+    ours = prompts._chat(chat, Generation(chat_template=template), GenerationParams())
     theirs = prompts._tokenizer.apply_chat_template(
         chat, chat_template=template, tokenize=False, add_generation_prompt=True
     )

@@ -221,3 +221,45 @@ def test_stops_are_found_wherever_they_are_cut(parts: list[str], stops: list[str
     else:
         assert text.startswith(got)
         assert not any(stop in got for stop in stops)
+
+
+_PIECES = st.lists(st.one_of(st.text("ab<|", max_size=3), st.just("<|x|>"), st.just("<|y|>")), max_size=12)
+
+
+@given(
+    _PIECES,
+    st.lists(
+        st.one_of(st.text("ab<|", min_size=1, max_size=3), st.sampled_from(["<|x|>", "b<|x|>a", "<|y|><|x|>"])),
+        max_size=3,
+    ),
+)
+def test_stops_that_spell_special_tokens_are_found_among_those_that_do_not_come_out(
+    pieces: list[str], stops: list[str]
+) -> None:
+    special = {"<|x|>", "<|y|>"}
+    spelt = [stop for stop in stops if any(name in stop for name in special)]
+    plain = [stop for stop in stops if stop not in spelt]
+    matcher = StopMatcher(stops, spelt.__contains__)
+    told = "".join(matcher.push("", piece) if piece in special else matcher.push(piece) for piece in pieces)
+    told += matcher.flush()
+    written, shown = "".join(pieces), "".join(piece for piece in pieces if piece not in special)
+    assert matcher.stopped == (any(stop in written for stop in spelt) or any(stop in shown for stop in plain))
+    assert shown.startswith(told)
+    assert matcher.stopped or told == shown
+    assert not any(stop in told for stop in plain)
+
+
+@pytest.mark.parametrize(
+    ("pieces", "stop", "told"),
+    [
+        (["tea", "<|x|>", "\n"], "<|x|>\n", "tea"),
+        (["tea", "<|x|>", "\t"], "<|x|>\n", "tea\t"),
+        (["tea", "<|x|>"], "a<|x|>", "te"),
+        (["te", "<|x|>", "a"], "ea", "t"),
+        (["tea", "<|x|>"], "|x", "tea"),
+    ],
+)
+def test_what_does_not_come_out_is_matched_by_stops_that_spell_it(pieces: list[str], stop: str, told: str) -> None:
+    matcher = StopMatcher([stop], lambda text: "<|x|>" in text)
+    out = "".join(matcher.push("", piece) if piece == "<|x|>" else matcher.push(piece) for piece in pieces)
+    assert out + matcher.flush() == told

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -24,7 +24,8 @@ from fmplex_worker.packed.segments import Adapter, Segments
 class LmHead:
     """Language-model head of a model that generates text. `head`: the layer from hidden states to logits; `path`: its name in the
     whole model; `ends`: tokens that end a text; `templates`: the transformers tokenizer, for its chat template; `kv`: what a
-    token's keys and values take; logits are divided by `divisor` (Granite), and approach `cap` and never pass it (Gemma 2)."""
+    token's keys and values take; logits are divided by `divisor` (Granite), and approach `cap` and never pass it (Gemma 2);
+    `sampling`: the model's own parameters, for calls and vFMs that do not say."""
 
     head: nn.Module
     path: str
@@ -33,6 +34,7 @@ class LmHead:
     kv: KvShape
     divisor: float = 1.0
     cap: float | None = None
+    sampling: Mapping[str, float] = field(default_factory=dict)
 
     def logits(self, hidden: Tensor, adapters: Segments, slot: int) -> Tensor:
         """Compute logits: hidden `[rows, width]` → `[rows, vocabulary]` float32, with what the adapters of the rows make of the

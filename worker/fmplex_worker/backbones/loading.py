@@ -19,6 +19,7 @@ from fmplex_broker.errors import InvalidInput
 from fmplex_broker.specs.fleet import BackboneSpec
 from fmplex_worker.backbones.backbone import Backbone, LmHead
 from fmplex_worker.backbones.families import Family, family_of
+from fmplex_worker.backbones.generation_config import end_tokens, sampling_defaults
 from fmplex_worker.backbones.limits import max_tokens
 from fmplex_worker.backbones.model_paths import check_model_path
 from fmplex_worker.backbones.texts import Tokenizer
@@ -71,8 +72,6 @@ def _generates(family: Family, config: Any) -> bool:
 
 def _split_lm_head(whole: Any, tokenizer: Any, config: Any) -> tuple[nn.Module, LmHead]:
     """Split a causal language model into its bare model and its head."""
-    eos = getattr(whole.generation_config, "eos_token_id", None)
-    ends = [eos] if isinstance(eos, int) else eos or [tokenizer.eos_token_id]
     heads = config.num_attention_heads
     kv = KvShape(
         layers=config.num_hidden_layers,
@@ -80,16 +79,17 @@ def _split_lm_head(whole: Any, tokenizer: Any, config: Any) -> tuple[nn.Module, 
         size=getattr(config, "head_dim", None) or config.hidden_size // heads,
         dtype=whole.dtype,
     )
-    head = whole.get_output_embeddings()
+    head, said = whole.get_output_embeddings(), whole.generation_config
     path = next(path for path, module in whole.named_modules() if module is head)
     lm_head = LmHead(
         head,
         path,
-        frozenset(end for end in ends if end is not None),
+        end_tokens(said, tokenizer, len(head.weight)),
         tokenizer,
         kv,
         divisor=getattr(config, "logits_scaling", None) or 1.0,
         cap=getattr(config, "final_logit_softcapping", None),
+        sampling=sampling_defaults(said),
     )
     return whole.base_model, lm_head
 

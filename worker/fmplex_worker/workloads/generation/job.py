@@ -113,9 +113,14 @@ class GenerationPreparer:
         return min(self._backbone.max_tokens, self._kv.tokens)
 
     def check(self, version: Version) -> None:
-        """Check the chat template of a version. Any thread. Raises `PackageRejected` for one that is none."""
+        """Check the end tokens and the chat template of a version. Any thread. Raises `PackageRejected`."""
         head = version.heads[""].spec
         assert isinstance(head, Generation)
+        if unknown := [token for token in head.stop_token_ids if token >= self._lm_head.vocabulary]:
+            raise PackageRejected(
+                f"head.stop_token_ids: this model has {self._lm_head.vocabulary} tokens, and none with the number {unknown[0]}",
+                field="head.stop_token_ids",
+            )
         if head.chat_template:
             try:
                 self._sandbox.check(head.chat_template)
@@ -134,10 +139,12 @@ class GenerationPreparer:
     def _prepare(self, version: Version, request: Request) -> GenerationJob:
         head = version.heads[""].spec
         assert isinstance(head, Generation)
-        params = parse(GenerationParams, request.params)
-        tokens = self._prompts.tokens(request.input, head, version.input)
+        # What a call does not say is the vFM's to say, and then the model's.
+        params = parse(GenerationParams, {**self._lm_head.sampling, **head.sampling, **request.params})
+        tokens = self._prompts.tokens(request.input, head, version.input, params)
         limit = self._limit(len(tokens), version.virtual, params.max_tokens, head.max_tokens)
-        ends = frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else self._lm_head.ends)
+        stops = params.stop if params.ignore_eos else (*head.stop, *params.stop)
+        ends = self._ends(head, params, stops)
         constraint = None if params.schema_ is None else self._schemas.constraint(params.schema_, params.strict)
         prompt = frozenset(tokens) if params.repetition_penalty != 1 else frozenset()
         sequence = TokenSequence(
@@ -146,11 +153,17 @@ class GenerationPreparer:
             virtual=version.virtual,
             limit=limit,
             ends=ends,
-            sampler=Sampler(params, params.seed or 0, prompt, constraint),
-            detokenizer=Detokenizer(self._token_bytes, tokens),
-            stopper=StopMatcher(params.stop),
+            sampler=Sampler(params, params.seed or 0, prompt, constraint, ends),
+            detokenizer=Detokenizer(self._token_bytes, tokens, special=not params.skip_special_tokens),
+            stopper=StopMatcher(stops, self._token_bytes.spells),
         )
         return GenerationJob(version, request.vfm, sequence, self._kv, self._pricing)
+
+    def _ends(self, head: Generation, params: GenerationParams, stops: Sequence[str]) -> frozenset[int]:
+        """Return the tokens that end a text: the model's, the vFM's, the call's, and those that a stop spells."""
+        spelt = {token for stop in stops if (token := self._token_bytes.spelt(stop)) is not None}
+        own = frozenset() if params.ignore_eos else self._lm_head.ends.union(head.stop_token_ids)
+        return own.union(params.stop_token_ids, spelt)
 
     def _limit(self, prompt: int, virtual: int, wanted: int | None, usual: int) -> int:
         """Return the tokens of the text at most. Raises `TextTooLong` for one that could never be held."""

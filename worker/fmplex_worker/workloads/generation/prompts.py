@@ -9,6 +9,7 @@ import numpy as np
 
 from fmplex_broker.errors import FmplexError, InvalidInput
 from fmplex_broker.specs.heads import Generation, InputSpec
+from fmplex_broker.specs.sampling import GenerationParams
 from fmplex_broker.wire.tensors import Tensor
 from fmplex_worker.workloads.generation.sandboxes import Sandboxes
 
@@ -25,20 +26,20 @@ class Prompts:
         self._encode = encode
         self._vocabulary = vocabulary
 
-    def tokens(self, value: Any, head: Generation, around: InputSpec) -> list[int]:
+    def tokens(self, value: Any, head: Generation, around: InputSpec, params: GenerationParams) -> list[int]:
         """Return the tokens of an input. Raises `InvalidInput`."""
         if isinstance(value, dict) and "messages" in value:
-            tokens = self._encode(self._chat(value["messages"], head), False)
+            tokens = self._encode(self._chat(value["messages"], head, params), bool(params.add_special_tokens))
         elif isinstance(value, dict) and "input_ids" in value:
             tokens = _ids(value["input_ids"])
         else:
             text = value["text"] if isinstance(value, dict) else value
-            tokens = self._encode(around.text(text), True)
+            tokens = self._encode(around.text(text), params.add_special_tokens is not False)
         if not tokens or max(tokens) >= self._vocabulary or min(tokens) < 0:
             raise InvalidInput("input: gives no tokens that this model knows; send another text", field="input")
         return tokens
 
-    def _chat(self, messages: Sequence[dict[str, str]], head: Generation) -> str:
+    def _chat(self, messages: Sequence[dict[str, str]], head: Generation, params: GenerationParams) -> str:
         if not head.chat_template and not getattr(self._tokenizer, "chat_template", None):
             raise InvalidInput(
                 "this backbone's tokenizer has no chat template: give the vFM a head.chat_template, or send a text "
@@ -47,11 +48,18 @@ class Prompts:
             )
         if head.system and not any(message["role"] == "system" for message in messages):
             messages = [{"role": "system", "content": head.system}, *messages]
+        go_on, begin = params.continue_final_message, params.add_generation_prompt
+        how = {
+            "add_generation_prompt": not go_on if begin is None else begin,
+            "continue_final_message": go_on,
+        }
         try:
-            if head.chat_template:
-                return self._sandbox.render(head.chat_template, messages, self._tokenizer.special_tokens_map)
+            if head.chat_template or params.chat_template_kwargs:
+                template = head.chat_template or self._tokenizer.get_chat_template()
+                variables = self._tokenizer.special_tokens_map | params.chat_template_kwargs
+                return self._sandbox.render(template, messages, variables | how)
             # The tokenizer's own is the operator's.
-            return str(self._tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True))
+            return str(self._tokenizer.apply_chat_template(list(messages), tokenize=False, **how))
         except FmplexError:
             raise
         except Exception as e:  # whatever a template raises: they check the order of roles by raising

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -25,12 +25,14 @@ _COLD = 1e-5  # below, logits ÷ temperature would overflow, and only the best t
 
 @dataclass(slots=True, eq=False)
 class Sampler:
-    """State of one sequence's sampling. `drawn` counts its tokens so far; `prompt`: the distinct tokens of its prompt."""
+    """State of one sequence's sampling. `drawn` counts its tokens so far; `prompt`: the distinct tokens of its prompt; `ends`:
+    tokens that must not be drawn before `min_tokens`."""
 
     params: GenerationParams
     seed: int
     prompt: frozenset[int] = frozenset()
     constraint: Constraint | None = None
+    ends: Collection[int] = ()
     drawn: Counter[int] = field(default_factory=Counter)
     steps: int = 0
 
@@ -76,6 +78,8 @@ def draw(logits: Tensor, samplers: Sequence[Sampler]) -> list[SampledToken | Non
     for i, sampler in enumerate(samplers):
         if sampler.constraint is not None:
             sampler.constraint.mask(logits[i])
+        if sampler.ends and sampler.steps < sampler.params.min_tokens:
+            _go_on(logits[i], sampler.ends)
         if sampler.penalised:
             _penalise(logits[i], sampler)
     tokens: list[int] = logits.argmax(1).tolist()
@@ -89,6 +93,15 @@ def draw(logits: Tensor, samplers: Sequence[Sampler]) -> list[SampledToken | Non
             if out[i] is not None:
                 out[i] = _with_logprobs(logprobs, tokens[i], samplers[i].params.logprobs or 0)
     return out
+
+
+def _go_on(logits: Tensor, ends: Collection[int]) -> None:
+    """Exclude the tokens that end a text from one sequence's logits `[vocabulary]`, in place; unless a schema leaves no other."""
+    at = torch.tensor([end for end in ends if end < len(logits)], device=logits.device, dtype=torch.int64)
+    before = logits[at]
+    logits[at] = float("-inf")
+    if logits.max() == float("-inf"):
+        logits[at] = before
 
 
 def _with_logprobs(logprobs: Tensor, token: int, count: int) -> SampledToken:

@@ -42,15 +42,16 @@ class Sandbox:
         self._resting: dict[str, float] = {}  # template -> until when
         self._lock = threading.Lock()
 
-    def render(self, template: str, messages: Sequence[Mapping[str, str]], special: Mapping[str, str]) -> str:
-        """Render a chat as transformers does; `special`: tokens by their names. Raises `Refused`."""
+    def render(self, template: str, messages: Sequence[Mapping[str, str]], variables: Mapping[str, Any]) -> str:
+        """Render a chat as transformers does; `variables` of the template: special tokens by their names, how a prompt ends
+        (`add_generation_prompt`, `continue_final_message`), and the caller's. Raises `Refused`."""
         now = time.monotonic()
         with self._lock:
             self._resting = {t: until for t, until in self._resting.items() if until > now}
             if template in self._resting:
                 raise Refused("it took too long just now; mend head.chat_template, or try again in a while")
             try:
-                question = {"template": template, "messages": list(messages), "special": dict(special)}
+                question = {"template": template, "messages": list(messages), "variables": dict(variables)}
                 return self._ask(question, _TEMPLATE_S)
             except TimeoutError:
                 self._resting[template] = now + _REST_S
@@ -60,7 +61,7 @@ class Sandbox:
         """Check that it is a template at all. Raises `Refused`."""
         with self._lock:
             try:
-                self._ask({"template": template, "messages": None, "special": {}}, _TEMPLATE_S)
+                self._ask({"template": template, "messages": None, "variables": {}}, _TEMPLATE_S)
             except TimeoutError:
                 raise Refused("it takes too long to compile") from None
 

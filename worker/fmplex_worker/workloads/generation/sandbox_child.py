@@ -32,7 +32,7 @@ class SandboxChild:
     def answer(self, question: Mapping[str, Any]) -> str:
         """Answer a question. Raises whatever goes wrong."""
         if "template" in question:
-            return _rendered(question["template"], question["messages"], question["special"])
+            return _rendered(question["template"], question["messages"], question["variables"])
         if "tokenizer" in question:
             _limit(resource.RLIMIT_AS, None)
             self._tokenizer = tokenizer_of(question["tokenizer"], question["vocabulary"], question["ends"])
@@ -45,14 +45,14 @@ class SandboxChild:
         return ""
 
 
-def _rendered(template: str, messages: list[dict[str, str]] | None, special: Mapping[str, str]) -> str:
+def _rendered(template: str, messages: list[dict[str, str]] | None, variables: Mapping[str, Any]) -> str:
     """Render a template; if `messages` is None, only compile it."""
     # As the tokenizer's `apply_chat_template` calls it. It is a sandbox: a template reaches nothing but the messages.
     render: Any = render_jinja_template  # its annotations are wrong
     if messages is None:
         render([], chat_template=template)
         return ""
-    (text,), _ = render([messages], chat_template=template, add_generation_prompt=True, **special)
+    (text,), _ = render([messages], chat_template=template, **variables)
     if len(text) > _MOST_CHARS:
         raise ValueError(f"it makes {len(text)} characters of them, and {_MOST_CHARS} are the most; send less")
     return str(text)

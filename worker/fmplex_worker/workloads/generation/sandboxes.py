@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 from fmplex_worker.workloads.generation.sandbox import Sandbox
 
@@ -22,10 +23,10 @@ class Sandboxes:
         self._idle: list[Sandbox] = []  # the one that was used last is last
         self._freed = threading.Condition()
 
-    def render(self, template: str, messages: Sequence[Mapping[str, str]], special: Mapping[str, str]) -> str:
+    def render(self, template: str, messages: Sequence[Mapping[str, str]], variables: Mapping[str, Any]) -> str:
         """Render a chat; see `Sandbox.render`."""
         with self._one() as sandbox:
-            return sandbox.render(template, messages, special)
+            return sandbox.render(template, messages, variables)
 
     def check(self, template: str) -> None:
         """Check that it is a template at all; see `Sandbox.check`."""

@@ -66,7 +66,9 @@ class TokenSequence:
             entry = self._logprob_entry(token, sampled.logprob)
             self.logprobs.append(entry | {"top": top, "at": self.detokenizer.place(token)})
         if not ended:
-            self.text += self.stopper.push(self.detokenizer.push(token))
+            text = self.detokenizer.push(token)
+            early = self.generated < self.sampler.params.min_tokens
+            self.text += text if early else self.stopper.push(text, self.detokenizer.hidden(token))
         constraint = self.sampler.constraint
         if ended or self.stopper.stopped or (constraint is not None and constraint.ended):
             self.finish = "stop"

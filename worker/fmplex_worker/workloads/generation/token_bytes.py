@@ -21,7 +21,21 @@ class TokenBytes:
         kinds = set() if decoder is None else _kinds(json.loads(decoder.__getstate__()))
         self._byte_level = "ByteLevel" in kinds
         self._byte_fallback = "ByteFallback" in kinds
-        self._special = frozenset(i for i, added in tokenizer.get_added_tokens_decoder().items() if added.special)
+        added = tokenizer.get_added_tokens_decoder()
+        self._special = {i: token.content for i, token in added.items() if token.special}
+        self._by_content = {content: i for i, content in self._special.items()}
+
+    def special(self, token: int) -> str:
+        """Return how a special token is written; "" for any other."""
+        return self._special.get(token, "")
+
+    def spelt(self, text: str) -> int | None:
+        """Return the special token that a text spells; None: it spells none."""
+        return self._by_content.get(text)
+
+    def spells(self, text: str) -> bool:
+        """Tell whether special tokens are spelt in a text."""
+        return any(content in text for content in self._by_content)
 
     def silent(self, token: int) -> bool:
         """Tell whether a token is no part of any text: special ones, and numbers beyond the tokenizer's (models pad their

@@ -66,10 +66,11 @@ class GenerationWorkload:
         return [self._preparer.prepare(version, request) for version, request in batch]
 
     def quick(self, version: Version, request: Request) -> bool:
-        """Tell whether the prompt is short, and there is neither a schema to compile nor a vFM's own template to render; see
+        """Tell whether the prompt is short, and there is neither a schema to compile nor a template to render in the sandbox; see
         `Workload.quick`."""
         chat = isinstance(request.input, dict) and "messages" in request.input
         own = any(isinstance(head.spec, Generation) and head.spec.chat_template for head in version.heads.values())
+        own = own or "chat_template_kwargs" in request.params
         return "schema" not in request.params and not (chat and own) and short(request.input)
 
     def lay_out(self, work: Work) -> Sequence[PassText]:
