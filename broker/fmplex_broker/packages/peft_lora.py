@@ -27,6 +27,8 @@ LORA_TENSOR = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<side>[AB]
 EMBEDDING_TENSOR = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_embedding_(?P<side>[AB])")
 # PEFT stores the embeddings themselves beside a LoRA on them; they must be those of the backbone.
 BASE_EMBEDDING = re.compile(r"base_model\.model\.(?P<module>.+)\.base_layer\.weight")
+# Of modules where PEFT wrapped a whole SentenceTransformer; its first module is the transformer.
+SENTENCE_PREFIXES = ("0.model.", "0.auto_model.")
 _TRAINING = """
     corda_config ensure_weight_tying eva_config exclude_modules layers_pattern layers_to_transform loftq_config lora_dropout
     lora_ga_config megatron_core qalora_group_size target_modules velora_config

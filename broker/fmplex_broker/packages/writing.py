@@ -98,7 +98,9 @@ def manifest(spec: VfmSpec) -> str:
 def _head(head: Head) -> dict[str, Any]:
     given = head.model_dump(exclude_defaults=True)
     values = head.model_dump(mode="json", exclude_none=True)
-    return {key: value for key, value in values.items() if key not in ("hidden", "activation") or key in given}
+    return {
+        key: value for key, value in values.items() if key not in ("hidden", "projection", "activation") or key in given
+    }
 
 
 def _non_defaults(part: Spec) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from fmplex_broker.errors import PackageRejected
+from fmplex_broker.packages.peft_lora import SENTENCE_PREFIXES
 from fmplex_worker.backbones.backbone import Backbone
 from fmplex_worker.packed.linear import Target
 
@@ -12,7 +13,11 @@ _POOLER = "pooler.dense"  # BERT's; never run here, because every head pools for
 
 
 def path_of(module: str, backbone: Backbone) -> str:
-    """Return the module's name in the bare backbone: adapters made with a task class have its prefix (`bert.`, `model.`)."""
+    """Return the module's name in the bare backbone: adapters made with a task class have its prefix (`bert.`, `model.`), those
+    around a whole SentenceTransformer that of its first module (`0.model.`; `0.auto_model.` before version 6)."""
+    if module in backbone.targets:
+        return module
+    module = next((module.removeprefix(p) for p in SENTENCE_PREFIXES if module.startswith(p)), module)
     return module.removeprefix(backbone.prefix) if module not in backbone.targets else module
 
 
