@@ -9,8 +9,10 @@ from typing import Any
 
 from fmplex.construct import tensors
 from fmplex.construct.building import WrittenPackage, adapter_files, build, head_tensors
-from fmplex.construct.classifiers import BaseModel, SavedAdapter, classifier
-from fmplex_broker.errors import InvalidInput
+from fmplex.construct.classifiers import classifier
+from fmplex.construct.saved_adapters import BaseModel, SavedAdapter
+from fmplex.construct.sentences import SentenceFolder, reads_sentences
+from fmplex_broker.errors import InvalidInput, PackageRejected
 from fmplex_broker.packages.package import ADAPTER_CONFIG, ADAPTER_WEIGHTS, HEAD
 from fmplex_broker.packages.peft import read_config, read_options
 from fmplex_broker.packages.weights import tensor_shapes
@@ -26,6 +28,7 @@ def from_peft(
     weights: Mapping[str, Any] | None = None,
     labels: Sequence[str] = (),
     model: str | None = None,
+    prompt: str | None = None,
     out: str | Path | None = None,
     **spec: Any,
 ) -> WrittenPackage:
@@ -35,7 +38,9 @@ def from_peft(
     trained as SEQ_CLS or TOKEN_CLS holds its classifier, which becomes the head: `labels` in the order of its outputs (default:
     what the config of `model` says; one output and no labels: regression). `model` is the folder of the base model it was
     trained on, asked for where the classifier needs a layer of it (BERT's pooler). `head` overrides the kind (`{"kind":
-    "ranking"}`). An adapter without a classifier gets `head` as it is (default: embedding), with its `weights` if it has any.
+    "ranking"}`). An adapter without a classifier gets `head` as it is (default: embedding), with its `weights` if it has any;
+    what sentence-transformers has written beside it (or beside its base model) says pooling, dense layers and so on of an
+    embedding or a similarity, `prompt` names one of its prompts.
 
     Raises `PackageRejected` or `InvalidInput` that names what cannot be served and what to do.
     """
@@ -43,20 +48,55 @@ def from_peft(
     tensor_shapes(files[ADAPTER_WEIGHTS], "adapter_model.safetensors", "adapter")
     saved = _read_adapter(files)
     wanted: dict[str, Any] = dict(head) if isinstance(head, Mapping) else {} if head is None else head.model_dump()
+    base = model or _base_model(saved.options)
     if not saved.modules:
-        wanted = wanted or {"kind": "embedding"}
-        if weights:
-            files[HEAD] = tensors.write(head_tensors(weights))
+        wanted, arrays, spec = _plain(Path(adapter), saved, base, wanted, prompt, spec)
+        if weights or arrays:
+            files[HEAD] = tensors.write(head_tensors(weights or arrays))
+    elif prompt is not None:
+        raise InvalidInput("prompt is of embeddings; say input= with a template", field="prompt")
     elif weights:
         raise InvalidInput("the adapter holds a classifier already; leave weights out", field="weights")
     else:
-        found = classifier(saved, BaseModel.of(model or _base_model(saved.options)), tuple(labels), wanted)
+        found = classifier(saved, BaseModel.of(base, Path(adapter)), tuple(labels), wanted)
         wanted = found.head
         files[HEAD] = tensors.write(head_tensors(found.arrays))
         rest = {key: raw for key, raw in saved.tensors.items() if key not in found.used}
         files[ADAPTER_WEIGHTS] = tensors.write(rest)
         files[ADAPTER_CONFIG] = json.dumps(saved.options | {"modules_to_save": None}, indent=2, sort_keys=True).encode()
     return build(out, {"name": name, "backbone": backbone, "head": wanted, **spec}, files)
+
+
+def _plain(
+    adapter: Path,
+    saved: SavedAdapter,
+    base: str | None,
+    wanted: dict[str, Any],
+    prompt: str | None,
+    spec: dict[str, Any],
+) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """Return head, its arrays and the other keys of vfm.toml for an adapter without a classifier. Raises as `from_peft` does."""
+    if saved.later_modules:
+        raise PackageRejected(
+            f"the adapter changes {saved.later_modules[0]}, a module behind the transformer; train without it",
+            field="adapter",
+        )
+    found = SentenceFolder.find(adapter, base) if reads_sentences(wanted) else None
+    if found is None:
+        if prompt is not None:
+            raise InvalidInput(
+                "prompt: there are no files of sentence-transformers; say input= with a template", field="prompt"
+            )
+        if saved.of_sentences and not wanted:
+            raise InvalidInput(
+                "the adapter was trained around a whole SentenceTransformer; give model=, its folder, so that pooling and all "
+                'behind it are known, or head= ({"kind": "embedding", "pooling": "mean", "normalize": False})',
+                field="model",
+            )
+        return wanted or {"kind": "embedding"}, {}, spec
+    head = found.head(wanted)
+    around = found.input(prompt, spec.get("input"), length=found.folder == adapter)
+    return head, found.arrays(head), spec | {"input": around}
 
 
 def _read_adapter(files: Mapping[str, bytes]) -> SavedAdapter:
