@@ -256,7 +256,7 @@ def test_vectors_of_several_shapes_in_one_pass(base: Path, engine: PackedEngine,
 
 def test_a_version_is_of_what_lies_beside_the_backbone(base: Path, tmp_path: Path) -> None:
     prints = [
-        opened(saved(SentenceTransformer(modules=modules(base, pooling=p), device="cpu"), tmp_path / p)).fingerprint
+        opened(saved(SentenceTransformer(modules=modules(base, pooling=p), device="cpu"), tmp_path / p))._fingerprint
         for p in ("mean", "cls")
     ]
     assert prints[0].differences(prints[1]) == ["config"]
