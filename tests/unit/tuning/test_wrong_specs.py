@@ -52,7 +52,7 @@ WRONG: dict[str, tuple[str, list[dict[str, Any]] | None, dict[str, Any], type[Fm
         "classification", None, {"lora": {"targets": ["pooler.dense"]}}, InvalidInput, "lora.targets", "pooler",
     ),
     "tags of tokens": (
-        "tagging", [{"text": "a b", "spans": [{"start": 0, "end": 1, "label": "B-P"}, {"start": 2, "end": 3, "label": "I-P"}]}] * 9,
+        "tagging", [{"text": "a b", "spans": [{"start": i, "end": i + 1, "label": tag} for i, tag in ((0, "B-P"), (2, "I-P"))]}] * 9,
         {}, InvalidInput, "data", "one span",
     ),
     "more tokens than there are": ("classification", None, {"max_tokens": 100}, InvalidInput, "max_tokens", "66 tokens at most"),
