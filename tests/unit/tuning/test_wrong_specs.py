@@ -27,6 +27,7 @@ def _lines(*labels: str) -> list[dict[str, Any]]:
     return [{"text": "cat sat", "label": label} for label in labels]
 
 
+TAGS = [{"start": 0, "end": 1, "label": "B-P"}, {"start": 2, "end": 3, "label": "I-P"}]
 WRONG: dict[str, tuple[str, list[dict[str, Any]] | None, dict[str, Any], type[FmplexError], str | None, str]] = {
     "no such model": ("classification", None, {"model": "/no/such/model"}, InvalidInput, "model", "no such folder"),
     "one label": ("classification", _lines(*"aaaaaaaa"), {}, InvalidInput, "data", "only 1 label"),
@@ -52,8 +53,7 @@ WRONG: dict[str, tuple[str, list[dict[str, Any]] | None, dict[str, Any], type[Fm
         "classification", None, {"lora": {"targets": ["pooler.dense"]}}, InvalidInput, "lora.targets", "pooler",
     ),
     "tags of tokens": (
-        "tagging", [{"text": "a b", "spans": [{"start": i, "end": i + 1, "label": tag} for i, tag in ((0, "B-P"), (2, "I-P"))]}] * 9,
-        {}, InvalidInput, "data", "one span",
+        "tagging", [{"text": "a b", "spans": TAGS}] * 9, {}, InvalidInput, "data", "one span",
     ),
     "more tokens than there are": ("classification", None, {"max_tokens": 100}, InvalidInput, "max_tokens", "66 tokens at most"),
     "longer than it is hosted": (

@@ -133,8 +133,9 @@ def _pooling(spec: FitSpec, own: SentenceModel | None) -> Pooling:
 def _input(spec: FitSpec, own: SentenceModel | None) -> InputSpec:
     """Return what the vFM does with texts: what this training does. The backbone's own prompt is not put before them."""
     prompted = own is not None and own.default_prompt and spec.head in ("embedding", "similarity")
-    templates = {"template": "{text}", "pair_template": "{text_pair}"} if prompted else {}
-    return InputSpec(truncate=spec.truncate, **templates)
+    if prompted:
+        return InputSpec(template="{text}", pair_template="{text_pair}", truncate=spec.truncate)
+    return InputSpec(truncate=spec.truncate)
 
 
 def _items(
