@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
+from fmplex_broker.packages.json_object import read_object
 from fmplex_broker.specs.heads import Pooling, ProjectionActivation
 
 Files = Callable[[str], bytes | None]
@@ -36,6 +37,7 @@ _ACTIVATIONS: dict[str, ProjectionActivation] = {
     "ReLU": "relu",
     "GELU": "gelu",
 }
+_LONGEST = 67_108_864  # bytes of a file; tokenizers have a few MiB
 _UNLIMITED = 1_000_000  # tokenizers without a limit say 1e30
 _OTHERS = ("SparseEncoder", "MultiVectorEncoder")
 # Settings of the transformer that change what is computed, and are empty where they do not.
@@ -89,17 +91,14 @@ def read_sentence_model(files: Files) -> SentenceModel | None:
 
 def _json(files: Files, name: str) -> dict[str, Any]:
     data = files(name)
-    found = {} if data is None else json.loads(data)
-    if not isinstance(found, dict):
-        raise _Unserved(f"{name} is no object")
-    return found
+    return {} if data is None else read_object(data, _LONGEST)
 
 
 def _read_modules(files: Files, settings: Mapping[str, Any]) -> SentenceModel:
     """Follow the modules: a transformer, a pooling, dense layers if any, length 1 if wanted. Raises `_Unserved`."""
     if settings.get("model_type") in _OTHERS:
         raise _Unserved(f"a {settings['model_type']} gives no embedding of a whole text")
-    first, *modules = json.loads(files(MODULES) or b"")
+    first, *modules = read_object(b'{"modules": %b}' % (files(MODULES) or b""), _LONGEST)["modules"]
     if _kind(first) != "Transformer":
         raise _Unserved(f"its first module is {first['type']}, not a Transformer")
     model, pooled = SentenceModel(max_tokens=_max_tokens(files, first.get("path", ""))), False

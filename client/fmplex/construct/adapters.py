@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fmplex.construct import tensors
-from fmplex.construct.building import WrittenPackage, adapter_files, build, head_tensors
+from fmplex.construct.building import WrittenPackage, adapter_files, build, head_keys, head_tensors
 from fmplex.construct.classifiers import classifier
 from fmplex.construct.saved_adapters import BaseModel, SavedAdapter
 from fmplex.construct.sentences import SentenceFolder, reads_sentences
@@ -36,35 +36,38 @@ def from_peft(
 
     `adapter`: its folder; `name`: of the vFM; `backbone`: the one it will live on; `spec`: other keys of vfm.toml. An adapter
     trained as SEQ_CLS or TOKEN_CLS holds its classifier, which becomes the head: `labels` in the order of its outputs (default:
-    what the config of `model` says; one output and no labels: regression). `model` is the folder of the base model it was
-    trained on, asked for where the classifier needs a layer of it (BERT's pooler). `head` overrides the kind (`{"kind":
-    "ranking"}`). An adapter without a classifier gets `head` as it is (default: embedding), with its `weights` if it has any;
-    what sentence-transformers has written beside it (or beside its base model) says pooling, dense layers and so on of an
-    embedding or a similarity, `prompt` names one of its prompts.
+    what the config beside it, or of `model`, says; one output and no labels: regression). `model` is the folder of its base model,
+    asked for where the classifier needs a layer of it (BERT's pooler). `head` overrides the kind (`{"kind": "ranking"}`). An
+    adapter without a classifier gets `head` as it is (default: embedding), with its `weights` if it has any; what
+    sentence-transformers has written beside it, or its base model, fills an embedding or similarity in, `prompt` names a prompt.
 
     Raises `PackageRejected` or `InvalidInput` that names what cannot be served and what to do.
     """
     files = adapter_files(Path(adapter))
     tensor_shapes(files[ADAPTER_WEIGHTS], "adapter_model.safetensors", "adapter")
     saved = _read_adapter(files)
-    wanted: dict[str, Any] = dict(head) if isinstance(head, Mapping) else {} if head is None else head.model_dump()
+    wanted, arrays = head_keys(head), weights
     base = model or _base_model(saved.options)
     if not saved.modules:
-        wanted, arrays, spec = _plain(Path(adapter), saved, base, wanted, prompt, spec)
-        if weights or arrays:
-            files[HEAD] = tensors.write(head_tensors(weights or arrays))
-    elif prompt is not None:
-        raise InvalidInput("prompt is of embeddings; say input= with a template", field="prompt")
-    elif weights:
-        raise InvalidInput("the adapter holds a classifier already; leave weights out", field="weights")
+        wanted, dense, spec = _plain(Path(adapter), saved, base, wanted, prompt, spec)
+        arrays = weights or dense
+    elif weights or prompt is not None:
+        field = "weights" if weights else "prompt"
+        raise InvalidInput(f"the adapter holds a classifier already; leave {field} out", field=field)
     else:
         found = classifier(saved, BaseModel.of(base, Path(adapter)), tuple(labels), wanted)
-        wanted = found.head
-        files[HEAD] = tensors.write(head_tensors(found.arrays))
-        rest = {key: raw for key, raw in saved.tensors.items() if key not in found.used}
-        files[ADAPTER_WEIGHTS] = tensors.write(rest)
-        files[ADAPTER_CONFIG] = json.dumps(saved.options | {"modules_to_save": None}, indent=2, sort_keys=True).encode()
+        wanted, arrays = found.head, found.arrays
+        files |= _without_classifier(saved, found.used)
+    if arrays:
+        files[HEAD] = tensors.write(head_tensors(arrays))
     return build(out, {"name": name, "backbone": backbone, "head": wanted, **spec}, files)
+
+
+def _without_classifier(saved: SavedAdapter, used: set[str]) -> dict[str, bytes]:
+    """Return the files of an adapter without the tensors that went into the head."""
+    rest = {key: raw for key, raw in saved.tensors.items() if key not in used}
+    options = json.dumps(saved.options | {"modules_to_save": None}, indent=2, sort_keys=True).encode()
+    return {ADAPTER_CONFIG: options, ADAPTER_WEIGHTS: tensors.write(rest)}
 
 
 def _plain(

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fmplex.construct import tensors
-from fmplex.construct.building import WrittenPackage, build, head_tensors
+from fmplex.construct.building import WrittenPackage, build, head_keys, head_tensors
 from fmplex_broker.errors import InvalidInput, PackageRejected
 from fmplex_broker.packages.package import ADAPTER_CONFIG, HEAD
 from fmplex_broker.packages.sentences import MODULES, SentenceModel, read_sentence_model
@@ -125,8 +125,9 @@ def from_sentence_transformers(
     """Write a package, to `out` (default: `vfms/NAME`), of a model that sentence-transformers has saved: a whole one, whose
     transformer `backbone` hosts, or an adapter with what lies beside it.
 
-    `name`: of the vFM; `prompt`: the name of the one to put before every text (default: the model's own default); `head`
-    overrides keys (`{"kind": "similarity"}`); `spec`: other keys of vfm.toml. Texts are cut where the model cuts them.
+    `folder`: where it is; `name`: of the vFM; `prompt`: the name of the one to put before every text (default: the model's own
+    default); `head` overrides keys (`{"kind": "similarity"}`); `spec`: other keys of vfm.toml. Texts are cut where the model cuts
+    them.
     Raises `PackageRejected` or `InvalidInput` that names what cannot be served and what to do.
     """
     from fmplex.construct.adapters import from_peft
@@ -138,8 +139,7 @@ def from_sentence_transformers(
         raise InvalidInput(
             f"{folder} has no {MODULES}; give a folder that sentence-transformers has saved", field="folder"
         )
-    wanted: dict[str, Any] = dict(head) if isinstance(head, Mapping) else {} if head is None else head.model_dump()
-    made = found.head(wanted)
+    made = found.head(head_keys(head))
     around = found.input(prompt, spec.pop("input", None), length=True)
     files = {HEAD: tensors.write(head_tensors(arrays))} if (arrays := found.arrays(made)) else {}
     return build(out, {"name": name, "backbone": backbone, "head": made, "input": around, **spec}, files)

@@ -169,9 +169,7 @@ def test_a_head_of_ones_own_goes_over_what_is_beside_the_adapter(base: Path, tmp
     folder = saved(model, tmp_path / "st")
     built = fmplex.from_peft(folder, name="v", backbone=tiny.NAME, head={"kind": "similarity"}, out=tmp_path / "p")
     assert built.spec.head == Similarity(pooling="cls")
-    built = fmplex.from_peft(
-        folder, name="v", backbone=tiny.NAME, head={"kind": "embedding", "pooling": "last"}, out=tmp_path / "p"
-    )
+    built = fmplex.from_peft(folder, name="v", backbone=tiny.NAME, head=Embedding(pooling="last"), out=tmp_path / "p")
     assert built.spec.head == Embedding(pooling="last", normalize=False)
 
 
