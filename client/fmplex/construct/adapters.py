@@ -36,31 +36,32 @@ def from_peft(
 
     `adapter`: its folder; `name`: of the vFM; `backbone`: the one it will live on; `spec`: other keys of vfm.toml. An adapter
     trained as SEQ_CLS or TOKEN_CLS holds its classifier, which becomes the head: `labels` in the order of its outputs (default:
-    what the config beside it, or of `model`, says; one output and no labels: regression). `model` is the folder of its base model,
-    asked for where the classifier needs a layer of it (BERT's pooler). `head` overrides the kind (`{"kind": "ranking"}`). An
+    what the config beside it, or of `model`, says; one output and no labels: regression). `model` is the folder of its base
+    model, asked for where the classifier needs a layer of it (BERT's pooler). `head` overrides the kind (`{"kind": "ranking"}`). An
     adapter without a classifier gets `head` as it is (default: embedding), with its `weights` if it has any; what
     sentence-transformers has written beside it, or its base model, fills an embedding or similarity in, `prompt` names a prompt.
 
     Raises `PackageRejected` or `InvalidInput` that names what cannot be served and what to do.
     """
-    files = adapter_files(Path(adapter))
-    tensor_shapes(files[ADAPTER_WEIGHTS], "adapter_model.safetensors", "adapter")
-    saved = _read_adapter(files)
+    files, saved = _read_adapter(Path(adapter))
     wanted, arrays = head_keys(head), weights
     base = model or _base_model(saved.options)
     if not saved.modules:
         wanted, dense, spec = _plain(Path(adapter), saved, base, wanted, prompt, spec)
         arrays = weights or dense
-    elif weights or prompt is not None:
-        field = "weights" if weights else "prompt"
-        raise InvalidInput(f"the adapter holds a classifier already; leave {field} out", field=field)
     else:
+        _refuse_beside_classifier(weights=bool(weights), prompt=prompt is not None)
         found = classifier(saved, BaseModel.of(base, Path(adapter)), tuple(labels), wanted)
         wanted, arrays = found.head, found.arrays
         files |= _without_classifier(saved, found.used)
     if arrays:
         files[HEAD] = tensors.write(head_tensors(arrays))
     return build(out, {"name": name, "backbone": backbone, "head": wanted, **spec}, files)
+
+
+def _refuse_beside_classifier(**given: bool) -> None:
+    for field in (name for name, is_given in given.items() if is_given):
+        raise InvalidInput(f"the adapter holds a classifier already; leave {field} out", field=field)
 
 
 def _without_classifier(saved: SavedAdapter, used: set[str]) -> dict[str, bytes]:
@@ -102,11 +103,14 @@ def _plain(
     return head, found.arrays(head), spec | {"input": around}
 
 
-def _read_adapter(files: Mapping[str, bytes]) -> SavedAdapter:
-    """Read a PEFT adapter, its modules that were saved whole left out of its config. Raises `PackageRejected`."""
+def _read_adapter(folder: Path) -> tuple[dict[str, bytes], SavedAdapter]:
+    """Read the files of a PEFT adapter, and the adapter, its modules that were saved whole left out of its config. Raises
+    `PackageRejected`."""
+    files = adapter_files(folder)
+    tensor_shapes(files[ADAPTER_WEIGHTS], "adapter_model.safetensors", "adapter")
     options = read_options(files[ADAPTER_CONFIG])
     config = read_config(options | {"modules_to_save": None})
-    return SavedAdapter(options, config, tensors.read(files[ADAPTER_WEIGHTS]))
+    return files, SavedAdapter(options, config, tensors.read(files[ADAPTER_WEIGHTS]))
 
 
 def _base_model(options: Mapping[str, Any]) -> str | None:
