@@ -37,9 +37,9 @@ def from_peft(
     `adapter`: its folder; `name`: of the vFM; `backbone`: the one it will live on; `spec`: other keys of vfm.toml. An adapter
     trained as SEQ_CLS or TOKEN_CLS holds its classifier, which becomes the head: `labels` in the order of its outputs (default:
     what the config beside it, or of `model`, says; one output and no labels: regression). `model` is the folder of its base
-    model, asked for where the classifier needs a layer of it (BERT's pooler). `head` overrides the kind (`{"kind": "ranking"}`). An
-    adapter without a classifier gets `head` as it is (default: embedding), with its `weights` if it has any; what
-    sentence-transformers has written beside it, or its base model, fills an embedding or similarity in, `prompt` names a prompt.
+    model, asked for where the classifier needs a layer of it (BERT's pooler). `head` overrides the kind (`{"kind": "ranking"}`).
+    An adapter without a classifier gets `head` as it is (default: embedding), with its `weights` if it has any. What
+    sentence-transformers wrote beside it, or its base model, fills an embedding or similarity in; `prompt` names a prompt.
 
     Raises `PackageRejected` or `InvalidInput` that names what cannot be served and what to do.
     """
