@@ -6,12 +6,12 @@ with Client("http://127.0.0.1:8080") as fm:
     fm.infer("sentiment", "what a lovely day").output
 
 Calls: `Client`, `AsyncClient` and what they give (`Result`, handles, text streams); `client.vfms` shows vFMs as `VfmInfo`.
-Packages: `fit`, `from_peft`, `from_sklearn`, `write_package`. Specifications: `VfmSpec` and its parts, a class for each kind of
-head. Errors: all are `FmplexError`.
+Packages: `fit`, `from_peft`, `from_sentence_transformers`, `from_sklearn`, `write_package`. Specifications: `VfmSpec` and its
+parts, a class for each kind of head. Errors: all are `FmplexError`.
 """
 
 from fmplex.aio import AsyncClient
-from fmplex.construct import WrittenPackage, from_peft, from_sklearn, write_package
+from fmplex.construct import WrittenPackage, from_peft, from_sentence_transformers, from_sklearn, write_package
 from fmplex.fitting import fit
 from fmplex.results import AsyncHandle, AsyncTextStream, Handle, Result, TextStream
 from fmplex.sync import Client
@@ -119,6 +119,7 @@ __all__ = [
     "WrittenPackage",
     "fit",
     "from_peft",
+    "from_sentence_transformers",
     "from_sklearn",
     "write_package",
 ]

@@ -45,14 +45,16 @@ def fit(
 
     `data`: a file (JSON lines, a JSON array, CSV or TSV), or examples in memory: mappings as its lines would be, or tuples (text,
     label) or (text, text_pair, label). `head`: its kind. `backbone` (its name) and `model` (its weights) default to what the
-    fleet file `config` says, `name` to the file's, `out` to `vfms/NAME`. `on_event` is called with each event of the training.
-    `options`: the other fields of `FitSpec` (hidden, epochs, seed, shuffle, …).
+    fleet file `config` says, and with them revision, dtype and max_tokens, `name` to the file's, `out` to `vfms/NAME`.
+    `on_event` is called with each event of the training. `options`: the other fields of `FitSpec` (hidden, epochs, seed,
+    shuffle, …).
 
     Raises `InvalidInput` naming the bad lines of the data (examples in memory are counted from 1), or what else was wrong;
     `Unavailable` where the worker's packages are not installed; `JobFailed` or `NonFiniteOutput` if the training fails.
     """
+    hosted: dict[str, object] = {}
     if backbone is None or model is None:
-        backbone, model = backbone_of(Path(config), backbone, model)
+        backbone, model, hosted = backbone_of(Path(config), backbone, model)
     with _as_file(data, head) as (path, memory):
         if name is None and memory:
             raise InvalidInput("name: examples in memory have no file name; give name=", field="name")
@@ -61,7 +63,7 @@ def fit(
         spec = parse(
             FitSpec,
             {"data": path, "name": named, "backbone": backbone, "model": locate_model(model, Path.cwd()), "head": head,
-             "out": PACKAGES / named if out is None else Path(out), "lora": lora, **options},
+             "out": PACKAGES / named if out is None else Path(out), "lora": lora, **hosted, **options},
         )  # fmt: skip
         return _run(spec, on_event, str(path) if memory else "")
 
@@ -84,8 +86,9 @@ def _run(spec: FitSpec, on_event: Callable[[FitEvent], None] | None, scratch: st
     return done
 
 
-def backbone_of(config: Path, backbone: str | None, model: str | None) -> tuple[str, str]:
-    """Return name and weights of the backbone to train for, from the fleet file where not given. Raises `InvalidInput`."""
+def backbone_of(config: Path, backbone: str | None, model: str | None) -> tuple[str, str, dict[str, object]]:
+    """Return name and weights of the backbone to train for, from the fleet file where not given, and how the fleet hosts those
+    weights. Raises `InvalidInput`."""
     if not config.is_file():
         raise InvalidInput(
             f"{config}: no such fleet file; give as config the one that the fleet was started with, or backbone and model",
@@ -93,9 +96,9 @@ def backbone_of(config: Path, backbone: str | None, model: str | None) -> tuple[
         )
     fleet = load_fleet(config)
     if model is not None:
-        return backbone or fleet.find(None).name, model
+        return backbone or fleet.find(None).name, model, {}
     found = fleet.find(backbone)
-    return found.name, found.model
+    return found.name, found.model, {"revision": found.revision, "dtype": found.dtype, "max_tokens": found.max_tokens}
 
 
 def name_of(path: Path) -> str:

@@ -23,12 +23,13 @@ router = APIRouter()
 
 @router.post("/v1/embeddings", dependencies=[requires("infer")])
 async def embeddings(request: Request) -> Response:
-    """Embed texts or token ids, as OpenAI does."""
+    """Embed texts, as OpenAI does; token ids for vFMs that take them, with the special tokens that texts get."""
     body = await parse_body(request, EmbeddingsBody, request.app.state.spec.max_body_bytes)
     require_model(request, body.model)
     queue: QueueClient = request.app.state.queue
-    require_kind((await queue.vfm(body.model)).spec, "embedding")
-    params = {} if body.dimensions is None else {"dimensions": body.dimensions}
+    vfm = (await queue.vfm(body.model)).spec
+    require_kind(vfm, "embedding")
+    params = body.params(vfm)
     with callers_words(_request_field):
         replies = await call(request, body.model, as_inputs(body.input), params)
     tokens = sum(reply.units for reply in replies)

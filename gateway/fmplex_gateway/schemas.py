@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
+from fmplex_broker.errors import InvalidInput
 from fmplex_broker.specs.schema import Spec
 from fmplex_broker.specs.vfm import VfmSpec
 
@@ -26,6 +27,11 @@ def _prompts(value: Any) -> Any:
     raise PydanticCustomError("prompt", NO_PROMPTS)
 
 
+NO_IDS = (
+    "these are token ids, and those of another model's tokenizer would give wrong vectors: send texts (LangChain: "
+    "OpenAIEmbeddings(check_embedding_ctx_length=False)). If they are of the backbone's own vocabulary, {vfm!r} takes them with "
+    "token_ids = true under [input] of its vfm.toml"
+)
 NO_PROMPTS = "must be a text, token ids, or a list of either"
 Prompts = Annotated[list[Any], BeforeValidator(_prompts)]
 
@@ -50,13 +56,23 @@ class InferBody(Body):
 
 
 class EmbeddingsBody(Body):
-    """The body of OpenAI's embeddings request; `model` is a vFM with an embedding head."""
+    """The body of OpenAI's embeddings request; `model` is a vFM with an embedding head. `truncate`: cut a text that is too long
+    instead of refusing it (default: as the vFM says)."""
 
     model: str
     input: Prompts
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: int | None = Field(default=None, ge=1)
     user: str | None = None
+    truncate: bool | None = None
+
+    def params(self, vfm: VfmSpec) -> dict[str, Any]:
+        """Return the parameters of the jobs. Raises `InvalidInput` for token ids of a vFM that takes none."""
+        ids = any(not isinstance(text, str) for text in self.input)
+        if ids and not vfm.input.token_ids:
+            raise InvalidInput(NO_IDS.format(vfm=vfm.name), field="input")
+        given = {"dimensions": self.dimensions, "truncate": self.truncate, "add_special_tokens": ids or None}
+        return {name: value for name, value in given.items() if value is not None}
 
 
 class DeployBody(Body):

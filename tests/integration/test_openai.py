@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import openai
@@ -29,7 +29,7 @@ def ai(fleet: LocalFleet) -> Iterator[openai.OpenAI]:
         yield client
 
 
-def test_a_text_a_list_of_texts_and_token_ids_are_embedded(ai: openai.OpenAI, references: dict[str, list[Any]]) -> None:
+def test_a_text_and_a_list_of_texts_are_embedded(ai: openai.OpenAI, references: dict[str, list[Any]]) -> None:
     wanted = [output["embedding"].tolist() for output in references["embed-lora"]]
     one = ai.embeddings.create(model="embed-lora", input=TEXTS[0])
     assert difference(one.data[0].embedding, wanted[0]) <= 1e-5
@@ -37,9 +37,29 @@ def test_a_text_a_list_of_texts_and_token_ids_are_embedded(ai: openai.OpenAI, re
     assert [row.index for row in many.data] == list(range(len(TEXTS)))
     assert all(difference(row.embedding, w) <= 1e-5 for row, w in zip(many.data, wanted, strict=True))
     assert many.model == "embed-lora"
-    hello = ai.embeddings.create(model="embed-lora", input="hello").data[0].embedding
-    for ids in ([101, 7592, 102], [[101, 7592, 102]]):
-        assert difference(ai.embeddings.create(model="embed-lora", input=ids).data[0].embedding, hello) <= 1e-5
+
+
+def test_token_ids_are_taken_by_a_vfm_that_says_so(ai: openai.OpenAI, new_vfm: Callable[..., str]) -> None:
+    name = new_vfm(input={"token_ids": True})
+    hello = ai.embeddings.create(model=name, input="hello").data[0].embedding
+    for ids in ([101, 7592, 102], [[101, 7592, 102]], [7592], [[7592]]):
+        assert difference(ai.embeddings.create(model=name, input=ids).data[0].embedding, hello) <= 1e-5
+    with pytest.raises(openai.APIStatusError, match=r"check_embedding_ctx_length=False.*token_ids = true") as caught:
+        ai.embeddings.create(model="embed", input=[[9906, 1917]])
+    assert caught.value.param == "input"
+
+
+def test_a_text_that_is_too_long_is_cut_where_the_call_or_the_vfm_says_so(
+    ai: openai.OpenAI, new_vfm: Callable[..., str]
+) -> None:
+    long = "word " * 300
+    asked = ai.embeddings.create(model="embed", input=long, extra_body={"truncate": True}).data[0].embedding
+    name = new_vfm(input={"truncate": True})
+    told = ai.embeddings.create(model=name, input=long)
+    assert difference(told.data[0].embedding, asked) <= 1e-5
+    assert told.usage.prompt_tokens == 256
+    with pytest.raises(openai.APIStatusError, match="truncate"):
+        ai.embeddings.create(model=name, input=long, extra_body={"truncate": False})
 
 
 def test_base64_which_is_the_default_and_floats_agree(ai: openai.OpenAI) -> None:

@@ -13,6 +13,7 @@ from fmplex_broker.packages.package import ADAPTER_CONFIG, ADAPTER_WEIGHTS, HEAD
 from fmplex_broker.specs.heads import InputSpec
 from fmplex_worker.adapters.loading import load_adapter
 from fmplex_worker.backbones.backbone import Backbone
+from fmplex_worker.heads.defaults import input_of, with_defaults
 from fmplex_worker.heads.loading import LoadedHead, load_heads
 from fmplex_worker.packed.placing import place_on
 from fmplex_worker.packed.segments import Adapter
@@ -76,13 +77,15 @@ class Versions:
                 field="head",
             )
         weights = bytes(package.files[HEAD]) if HEAD in package.files else None
-        heads = load_heads(spec.outputs, weights, backbone.hidden, backbone.family.causal, self._numbers)
+        outputs = {name: with_defaults(name, head, backbone.sentence) for name, head in spec.outputs.items()}
+        around = input_of(spec, backbone.sentence, backbone.max_tokens)
+        heads = load_heads(outputs, weights, backbone.hidden, backbone.family.causal, self._numbers)
         adapter = None
         if ADAPTER_CONFIG in package.files:
             config, weights = bytes(package.files[ADAPTER_CONFIG]), bytes(package.files[ADAPTER_WEIGHTS])
             adapter = load_adapter(config, weights, backbone, next(self._numbers))
         nbytes = sum(part.nbytes for part in (*heads.values(), adapter) if part is not None)
-        return Version(package.digest, heads, adapter, spec.input, nbytes)
+        return Version(package.digest, heads, adapter, around, nbytes)
 
     def load(self, version: Version) -> None:
         """Place a version on the device and make it resident; again is a no-op."""

@@ -26,10 +26,12 @@ _BYTES_PER_UNIT = 4  # of English text a token; only an estimate until the worke
 
 
 class Params(Spec):
-    """Parameters of a call to a vFM that does not generate. `truncate`: cut an over-long text instead of refusing it;
+    """Parameters of a call to a vFM that does not generate. `truncate`: cut an over-long text instead of refusing it (default: as
+    the vFM says); `add_special_tokens`: to token ids those that the tokenizer adds to texts, unless they are there;
     `dimensions`: first n of an embedding; `top_k`: only the k best labels."""
 
-    truncate: bool = False
+    truncate: bool | None = None
+    add_special_tokens: bool = False
     dimensions: int | None = None
     top_k: int | None = None
 

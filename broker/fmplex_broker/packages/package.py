@@ -17,7 +17,7 @@ from pydantic import BaseModel
 from fmplex_broker.errors import PackageRejected
 from fmplex_broker.packages.peft import check_adapter
 from fmplex_broker.packages.weights import check_head
-from fmplex_broker.specs.heads import HEADS_WITH_WEIGHTS
+from fmplex_broker.specs.heads import outputs
 from fmplex_broker.specs.schema import load_toml, parse
 from fmplex_broker.specs.vfm import VfmSpec
 
@@ -50,7 +50,7 @@ def make_package(spec: VfmSpec, files: Mapping[str, Data] | None = None) -> Pack
     """Check that spec and files belong together and give the package its digest. Raises `PackageRejected` that names the part
     and what to do."""
     files = {name: files[name] for name in FILES if name in files} if files else {}
-    weights = sorted(spec.kinds & HEADS_WITH_WEIGHTS)
+    weights = sorted(head.kind for head in spec.outputs.values() if outputs(head))
     if weights and HEAD not in files:
         raise PackageRejected(f"a {weights[0]} head needs {HEAD}, and there is none", field="head")
     if not weights and HEAD in files:
@@ -127,7 +127,7 @@ def _digest(spec: VfmSpec, files: Mapping[str, Data]) -> str:
     """
     heads = {name: _non_defaults(head) | {"kind": head.kind} for name, head in spec.outputs.items()}
     for head in heads.values():
-        if "hidden" not in head:
+        if not head.keys() & {"hidden", "projection"}:
             head.pop("activation", None)  # of nothing
             head.pop("norm", None)
     content = hashlib.sha256(json.dumps([spec.backbone, heads, _non_defaults(spec.input)], sort_keys=True).encode())

@@ -25,6 +25,8 @@ _MERGE = "merge it into a backbone of its own, or train a plain LoRA"
 # The two tensors of one linear layer, [rank, in] and [out, rank], and of an embedding, [rank, tokens] and [width, rank].
 LORA_TENSOR = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<side>[AB])\.weight")
 EMBEDDING_TENSOR = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_embedding_(?P<side>[AB])")
+# Of modules where PEFT wrapped a whole SentenceTransformer; its first module is the transformer.
+SENTENCE_PREFIXES = ("0.model.", "0.auto_model.")
 _TRAINING = """
     corda_config ensure_weight_tying eva_config exclude_modules layers_pattern layers_to_transform loftq_config lora_dropout
     lora_ga_config megatron_core qalora_group_size target_modules velora_config

@@ -112,7 +112,7 @@ def check_head(heads: Mapping[str, Head], data: bytes | memoryview, hidden: int 
     wanted: dict[str, Shape] = {}
     for name, head in heads.items():
         stem = f"{name}." if name else ""
-        first = found.get(f"{stem}hidden.0.weight" if getattr(head, "hidden", ()) else f"{stem}weight", ())
+        first = found.get(stem + next(iter(head_tensors(head, 0)), ""), ())
         width = hidden or (first[1] if len(first) == 2 else 0)
         own = {stem + key: shape for key, shape in head_tensors(head, width).items()}
         if twice := sorted(own.keys() & wanted.keys()):

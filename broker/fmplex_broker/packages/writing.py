@@ -19,12 +19,8 @@ from fmplex_broker.specs.schema import Spec
 from fmplex_broker.specs.vfm import VfmSpec
 
 _OURS = (MANIFEST, HEAD, ADAPTER)
-_QUIET = (
-    "hidden",
-    "activation",
-    "stop",
-    "stop_token_ids",
-)  # keys of heads that are written only where they say something
+# Keys of heads that are written only where they say something.
+_QUIET = ("hidden", "projection", "activation", "stop", "stop_token_ids")
 
 
 def refuse_foreign(out: Path) -> None:

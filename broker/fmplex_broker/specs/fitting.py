@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from fmplex_broker.specs.fleet import Dtype
 from fmplex_broker.specs.heads import Pooling
 from fmplex_broker.specs.schema import Name, Spec
 
@@ -30,7 +31,9 @@ class LoraSpec(Spec):
 class FitSpec(Spec):
     """Train one vFM package from labelled data.
 
-    `backbone` is the name the vFM will ask for, `model` the local folder or hub id of its weights. Without `lora` the
+    `backbone` is the name the vFM will ask for, `model` the local folder or hub id of its weights; `revision`, `dtype` and
+    `max_tokens` are those with which it is hosted. `pooling`: default as for embeddings. `truncate`: texts that are too long are
+    cut, when the vFM is called too. Without `lora` the
     backbone is frozen and only the head is trained, on features computed once. `hidden`: widths of hidden layers (ReLU), for
     heads that have weights. The last `held_out` share of the data is never trained on: the score is measured there. "Last" is
     by the order of the file or, with `shuffle`, by a random one that `seed` decides. `patience`: epochs without a better score
@@ -43,7 +46,11 @@ class FitSpec(Spec):
     model: str
     out: Path
     head: FitHead
-    pooling: Pooling = "mean"
+    revision: str | None = None
+    dtype: Dtype = "float32"
+    max_tokens: int | None = Field(default=None, ge=1)
+    truncate: bool = False
+    pooling: Pooling | None = None
     hidden: tuple[Annotated[int, Field(ge=1, le=65_536)], ...] = Field(default=(), max_length=8)
     lora: LoraSpec | None = None
     epochs: int = Field(default=30, ge=1, le=10_000)

@@ -21,6 +21,7 @@ from fmplex_broker.specs.schema import Name, Spec, load_toml, parse
 from fmplex_broker.specs.vfm import VfmSpec
 
 S = TypeVar("S", bound=Spec)
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 BACKBONE_BYTES = 1_000_000_000
 
 
@@ -77,7 +78,7 @@ class BackboneSpec(Spec):
     name: Name
     model: str = Field(min_length=1)
     revision: str | None = None
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "float32"
+    dtype: Dtype = "float32"
     max_tokens: int | None = Field(default=None, ge=1)
     pass_units: int = Field(default=2048, ge=16, le=1_000_000)
     max_pending_bytes: int = Field(default=BACKBONE_BYTES, ge=1024, le=1_000_000_000_000)

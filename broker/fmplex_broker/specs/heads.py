@@ -11,7 +11,9 @@ from fmplex_broker.specs.schema import Label, Several, Spec
 
 Pooling = Literal["mean", "cls", "last"]
 Activation = Literal["relu", "gelu", "tanh"]
+ProjectionActivation = Literal["identity", "relu", "gelu", "tanh"]
 # What a team writes around its callers' texts, of heads and of `InputSpec`. It is not for everybody who may call the vFM.
+_TEXT, _PAIR = "{text}", "{text_pair}"  # where templates hold the caller's texts
 PROMPTS = frozenset({"system", "chat_template", "template", "pair_template"})
 
 
@@ -30,20 +32,24 @@ class _Layers(Spec):
 
 class _PooledLayers(_Layers):
     """Layers on the pooled state. `normalize`: the state is scaled to length 1 first, as for a linear model that was fitted on
-    embeddings."""
+    embeddings. `pooling`: if not said, as for embeddings."""
 
     normalize: bool = False
 
 
 class Embedding(Spec):
-    """Pooled hidden state, [hidden]. Has no weights.
+    """Pooled hidden state, [hidden], or what `projection` makes of it.
 
-    `pooling`: over all tokens (mean), the first one (cls) or the last one; `normalize`: scale it to length 1.
+    `pooling`: over all tokens (mean), the first one (cls) or the last one; `normalize`: scale it to length 1; if not said, both
+    are what the files of sentence-transformers beside the backbone say, else mean and true. `projection`: widths of layers on the
+    pooled state, each followed by `activation`.
     """
 
     kind: Literal["embedding"] = "embedding"
-    pooling: Pooling = "mean"
-    normalize: bool = True
+    pooling: Pooling | None = None
+    normalize: bool | None = None
+    projection: Several[Annotated[int, Field(ge=1, le=65_536)]] = Field(default=(), max_length=8)
+    activation: ProjectionActivation = "identity"
 
 
 class Classification(_PooledLayers):
@@ -56,7 +62,7 @@ class Classification(_PooledLayers):
     kind: Literal["classification"] = "classification"
     labels: Several[Label] = Field(min_length=2, max_length=10_000)
     multi_label: bool = False
-    pooling: Pooling = "mean"
+    pooling: Pooling | None = None
 
 
 class Regression(_PooledLayers):
@@ -67,12 +73,13 @@ class Regression(_PooledLayers):
     """
 
     kind: Literal["regression"] = "regression"
-    pooling: Pooling = "mean"
+    pooling: Pooling | None = None
 
 
 class Tagging(_Layers):
     """Labelled spans of the text, from the layers on every token. The last one has 1 + len(labels) rows; row 0 means
-    'outside'. Neighbouring tokens of one label make one span.
+    'outside'. Neighbouring tokens of one label make one span. Labels of the BIO, BIOES or BILOU scheme (B-PER, I-PER, …) are read
+    as such: B and S (U) begin a span, I and E (L) of the same type go on with it, E (L) and S (U) end it; it is called PER.
 
     `labels`: in the order of the rows; `hidden`: widths of the layers before the last one, each followed by `activation`.
     """
@@ -88,7 +95,7 @@ class Similarity(Spec):
     """
 
     kind: Literal["similarity"] = "similarity"
-    pooling: Pooling = "mean"
+    pooling: Pooling | None = None
 
 
 class Ranking(_PooledLayers):
@@ -139,13 +146,13 @@ Head = Annotated[
     Embedding | Classification | Regression | Tagging | Similarity | Ranking | Features | Generation,
     Field(discriminator="kind"),
 ]
-# Heads that are layers need weights; the others are a function of the hidden states.
-HEADS_WITH_WEIGHTS = frozenset({"classification", "regression", "tagging", "ranking"})
 
 
 def outputs(head: Head) -> int:
-    """Return the rows of the head's last layer; 0 for heads without weights."""
+    """Return the rows of the head's last layer; 0 for heads without weights, which are a function of the hidden states."""
     match head:
+        case Embedding():
+            return head.projection[-1] if head.projection else 0
         case Classification():
             return len(head.labels)
         case Tagging():
@@ -165,38 +172,49 @@ def head_tensors(head: Head, width: int) -> dict[str, tuple[int, ...]]:
     if not rows:
         return {}
     shapes: dict[str, tuple[int, ...]] = {}
-    for i, size in enumerate(getattr(head, "hidden", ())):
+    before = head.projection[:-1] if isinstance(head, Embedding) else getattr(head, "hidden", ())
+    for i, size in enumerate(before):
         shapes |= {f"hidden.{i}.weight": (size, width), f"hidden.{i}.bias": (size,)}
         width = size
     return shapes | {"weight": (rows, width), "bias": (rows,)}
 
 
 class InputSpec(Spec):
-    """Templates put around a caller's texts before they are tokenised, e.g. `template = "query: {text}"`.
+    """What is done with a caller's texts before they are encoded, e.g. `template = "query: {text}"` is put around them.
 
     `template` holds `{text}` once, `pair_template` holds `{text_pair}` once; all else in them is literal. Token ids and
-    embeddings are taken as they are.
+    embeddings are taken as they are. If not said, nothing is put around; around the texts of embeddings the default prompt of the
+    sentence-transformers files beside the backbone.
+
+    `max_tokens` of a text (default: what the backbone takes); `truncate`: longer ones are cut, for calls that do not say;
+    `token_ids`: `/v1/embeddings` takes ids of the backbone's own vocabulary in place of texts.
     """
 
-    template: str = Field(default="{text}", max_length=65_536)
-    pair_template: str = Field(default="{text_pair}", max_length=65_536)
+    template: str | None = Field(default=None, max_length=65_536)
+    pair_template: str | None = Field(default=None, max_length=65_536)
+    max_tokens: int | None = Field(default=None, ge=1, le=1_000_000)
+    truncate: bool = False
+    token_ids: bool = False
 
     @model_validator(mode="after")
     def _one_place(self) -> InputSpec:
-        for name, place in (("template", "{text}"), ("pair_template", "{text_pair}")):
-            if getattr(self, name).count(place) != 1:
+        for name, place in (("template", _TEXT), ("pair_template", _PAIR)):
+            template = getattr(self, name)
+            if template is not None and template.count(place) != 1:
                 raise ValueError(f"{name} must hold {place} exactly once")
+        if self.token_ids and self.template not in (None, _TEXT):
+            raise ValueError("token_ids: a template cannot be put around token ids; leave one of the two out")
         return self
 
     def text(self, value: str) -> str:
         """Put the template around a text, `value`."""
-        return self.template.replace("{text}", value)
+        return value if self.template is None else self.template.replace(_TEXT, value)
 
     def text_pair(self, value: str) -> str:
         """Put the pair template around a second text, `value`."""
-        return self.pair_template.replace("{text_pair}", value)
+        return value if self.pair_template is None else self.pair_template.replace(_PAIR, value)
 
     @property
     def lead(self) -> int:
         """Number of characters before the caller's text."""
-        return self.template.index("{text}")
+        return 0 if self.template is None else self.template.index(_TEXT)

@@ -82,6 +82,16 @@ class VfmSpec(Spec):
             raise ValueError("heads: ranking reads pairs and tagging single texts; give one of them a vFM of its own")
         return self
 
+    @model_validator(mode="after")
+    def _input_fits(self) -> VfmSpec:
+        if "generation" in self.kinds and (self.input.max_tokens is not None or self.input.truncate):
+            raise ValueError(
+                "input: max_tokens and truncate are of heads that read whole texts; generation goes on from them"
+            )
+        if self.input.token_ids and "embedding" not in self.kinds:
+            raise ValueError('input: token_ids is of embedding heads; others are asked by text, or by {"input_ids"}')
+        return self
+
     @property
     def outputs(self) -> Mapping[str, Head]:
         """All heads by name; the name of a single one is empty."""

@@ -28,7 +28,8 @@ def fit(
     epochs: Annotated[int, typer.Option(min=1, help="At most; training stops early.")] = 30,
     batch_size: Annotated[int, typer.Option(min=1)] = 16,
     learning_rate: Annotated[float | None, typer.Option("--lr", help="Default: a good one for the kind.")] = None,
-    pooling: Annotated[str, typer.Option(help="mean, cls or last.")] = "mean",
+    pooling: Annotated[str | None, typer.Option(help="mean, cls or last. Default: the backbone's own.")] = None,
+    truncate: Annotated[bool, typer.Option("--truncate", help="Cut over-long texts, now and when it is called.")] = False,
     held_out: Annotated[float, typer.Option(help="Share of the data (its last lines) to score on.")] = 1 / 3,
     shuffle: Annotated[bool, typer.Option("--shuffle", help="Mix the examples first; --seed decides how.")] = False,
     patience: Annotated[int, typer.Option(min=1, help="Epochs without progress before stopping.")] = 5,
@@ -38,7 +39,7 @@ def fit(
     """Train a vFM package from labelled texts: a head on the frozen backbone, or LoRA and head."""
     options: dict[str, Any] = {
         "epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate, "pooling": pooling,
-        "held_out": held_out, "shuffle": shuffle, "patience": patience, "seed": seed,
+        "held_out": held_out, "shuffle": shuffle, "truncate": truncate, "patience": patience, "seed": seed,
     }  # fmt: skip
     if hidden is not None:
         options["hidden"] = hidden.split(",")

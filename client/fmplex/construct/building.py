@@ -10,6 +10,7 @@ from fmplex.construct import tensors
 from fmplex_broker.errors import PackageRejected
 from fmplex_broker.packages import writing
 from fmplex_broker.packages.package import ADAPTER_CONFIG, ADAPTER_WEIGHTS, HEAD
+from fmplex_broker.specs.heads import Head
 from fmplex_broker.specs.schema import parse
 from fmplex_broker.specs.vfm import VfmSpec
 
@@ -51,6 +52,13 @@ def build(out: str | Path | None, spec: VfmSpec | Mapping[str, Any], files: Mapp
     folder = PACKAGES / checked.name if out is None else Path(out)
     package = writing.write_package(folder, checked, files)
     return WrittenPackage(folder, package.digest, checked)
+
+
+def head_keys(head: Head | Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return the keys of a head that the caller has said, and no defaults."""
+    if head is None or isinstance(head, Mapping):
+        return dict(head or {})
+    return {"kind": head.kind, **head.model_dump(exclude_unset=True)}
 
 
 def head_tensors(head: Mapping[str, Any]) -> dict[str, tensors.StoredTensor]:

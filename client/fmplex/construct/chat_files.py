@@ -10,7 +10,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from fmplex.construct.classifiers import BaseModel
+from fmplex.construct.saved_adapters import BaseModel
 from fmplex_broker.errors import InvalidInput, PackageRejected
 from fmplex_broker.packages.json_object import read_object
 from fmplex_broker.specs.sampling import SAMPLING

@@ -5,24 +5,16 @@ The layers between hidden states and logits differ by family; a row of `_SEQUENC
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
-from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
 from fmplex.construct import tensors
+from fmplex.construct.saved_adapters import WRAP, BaseModel, SavedAdapter
 from fmplex_broker.errors import InvalidInput, PackageRejected
-from fmplex_broker.packages.peft_config import AdapterConfig
-from fmplex_broker.packages.peft_ia3 import Ia3Config
 from fmplex_broker.packages.peft_lora import LoraConfig
-from fmplex_broker.specs.fleet import locate_model
 from fmplex_broker.specs.heads import Activation
 
-_WRAP = "base_model.model."
-_ADAPTER = re.compile(r"\.lora_|\.ia3_|\.base_layer\.")  # what PEFT trains; all else it has saved whole
 _OUTSIDE = "O"  # of token classification
 
 
@@ -51,63 +43,6 @@ _DECODER = _Layout("last", None, "relu", "score")
 _NORM_EPS = 1e-5  # that of a head with `norm`
 
 
-@dataclass(frozen=True)
-class SavedAdapter:
-    """An adapter as PEFT saved it: the `options` of its config file, their parsed `config`, its tensors."""
-
-    options: dict[str, Any]
-    config: AdapterConfig
-    tensors: Mapping[str, tensors.StoredTensor]
-
-    @property
-    def modules(self) -> set[str]:
-        """Modules that were saved whole; none of a soft prompt's, which shifts the token that classifiers read."""
-        if not isinstance(self.config, LoraConfig | Ia3Config):
-            return set()
-        plain = (key for key in self.tensors if _ADAPTER.search(key) is None)
-        return {key.removeprefix(_WRAP).rpartition(".")[0] for key in plain}
-
-    @property
-    def family(self) -> str:
-        """First part of the names of the adapted modules, as `bert` in `bert.encoder.layer.0.…`; empty if there is none."""
-        paths = [key.removeprefix(_WRAP) for key in self.tensors if _ADAPTER.search(key)]
-        return next((path.partition(".")[0] for path in paths if "classifier" not in path), "")
-
-
-@dataclass(frozen=True)
-class BaseModel:
-    """The files of the model that an adapter was trained on; `folder` None: not known."""
-
-    folder: Path | None
-
-    @classmethod
-    def of(cls, model: str | None) -> BaseModel:
-        """Locate a model's folder. Raises `InvalidInput` (field `model`) when there is no such folder."""
-        if model is None:
-            return cls(None)
-        folder = Path(locate_model(model, Path.cwd()))
-        if not folder.is_dir():
-            raise InvalidInput(
-                f"{model} is not a folder; give the folder of the base model (download it first)", field="model"
-            )
-        return cls(folder)
-
-    @cached_property
-    def config(self) -> dict[str, Any]:
-        """The model's config.json; empty if there is none."""
-        if self.folder is None or not (self.folder / "config.json").is_file():
-            return {}
-        config: dict[str, Any] = json.loads((self.folder / "config.json").read_text(encoding="utf-8"))
-        return config
-
-    def tensor(self, name: str) -> tensors.StoredTensor | None:
-        """Read a tensor of model.safetensors, named with or without the model's own prefix; None if there is none."""
-        for path in sorted(self.folder.glob("model*.safetensors")) if self.folder is not None else ():
-            if (found := tensors.find(path, [name, name.partition(".")[2]])) is not None:
-                return found
-        return None
-
-
 class Classifier(NamedTuple):
     """A head's keys in vfm.toml, its arrays, and which tensors of the adapter went into them."""
 
@@ -131,14 +66,14 @@ class _LayerReader:
             raise _missing(module)
         _check_linear(module, weight, bias)
         matrix = tensors.as_numpy(weight)
-        sides = [f"{_WRAP}{module}.lora_{side}.weight" for side in "AB"]
+        sides = [f"{WRAP}{module}.lora_{side}.weight" for side in "AB"]
         if isinstance(self.saved.config, LoraConfig) and all(key in self.saved.tensors for key in sides):
             a, b = (self.saved.tensors[key] for key in sides)
             if (*b.shape[:1], *a.shape[1:]) != weight.shape or b.shape[1:] != a.shape[:1]:
                 raise _ill_shaped(f"{module} with lora_A {a.shape}, lora_B {b.shape}, weight {weight.shape}")
             matrix = matrix + self.saved.config.scaling(module) * (tensors.as_numpy(b) @ tensors.as_numpy(a))
             self.used.update(sides)
-        left = [key for key in self.saved.tensors if key.startswith(f"{_WRAP}{module}.") and key not in self.used]
+        left = [key for key in self.saved.tensors if key.startswith(f"{WRAP}{module}.") and key not in self.used]
         if left:
             raise PackageRejected(f"the adapter changes the classifier by {left[0]!r}; train with exclude_modules=[{module!r}]",
                                   field="adapter")  # fmt: skip
@@ -155,9 +90,9 @@ class _LayerReader:
         return tensors.as_numpy(weight), 0.0 if bias is None else tensors.as_numpy(bias)
 
     def _tensor(self, name: str) -> tensors.StoredTensor | None:
-        if _WRAP + name in self.saved.tensors:
-            self.used.add(_WRAP + name)
-            return self.saved.tensors[_WRAP + name]
+        if WRAP + name in self.saved.tensors:
+            self.used.add(WRAP + name)
+            return self.saved.tensors[WRAP + name]
         return self.base.tensor(name)
 
 
@@ -198,11 +133,8 @@ def classifier(saved: SavedAdapter, base: BaseModel, labels: tuple[str, ...], wa
         order, named = _outside_first(_check_labels(names, len(bias)))
         arrays |= {key: arrays[key][order] for key in ("weight", "bias")}
         head |= {"kind": "tagging", "labels": named}
-    elif len(bias) == 1 and not names:
-        head |= {"kind": "regression"}
     else:
-        several = base.config.get("problem_type") == "multi_label_classification"
-        head |= {"kind": "classification", "labels": _check_labels(names, len(bias)), "multi_label": several}
+        head |= _of_sequences(base.config.get("problem_type"), names, len(bias), wanted)
     return Classifier(_merge_head(head, wanted), arrays, layers.used)
 
 
@@ -221,6 +153,21 @@ def _stack(layers: _LayerReader, layout: _Layout) -> tuple[dict[str, Any], dict[
         weight, bias = weight * scale, bias + (weight * shift).sum(1)
         head |= {"norm": True}
     return head, {"weight": weight, "bias": bias, "hidden.0.weight": before, "hidden.0.bias": before_bias}
+
+
+def _of_sequences(
+    problem: str | None, names: tuple[str, ...], outputs: int, wanted: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return kind and labels of the head of a SEQ_CLS classifier. Raises `InvalidInput` for a problem that no head answers."""
+    several = problem == "multi_label_classification"
+    if "kind" not in wanted and ((several and outputs == 1) or (problem == "regression" and outputs > 1)):
+        raise InvalidInput(
+            f"problem_type {problem} with {outputs} output(s) is not served; give head= with the kind that you want",
+            field="head.kind",
+        )
+    if outputs == 1 and not names:
+        return {"kind": "regression"}
+    return {"kind": "classification", "labels": _check_labels(names, outputs), "multi_label": several}
 
 
 def _layout(saved: SavedAdapter, base: BaseModel, task: str) -> _Layout:

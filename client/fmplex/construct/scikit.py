@@ -19,7 +19,7 @@ def from_sklearn(
     name: str,
     backbone: str,
     out: str | Path | None = None,
-    pooling: Pooling = "mean",
+    pooling: Pooling | None = None,
     normalize: bool = False,
     labels: Sequence[str] = (),
     **spec: Any,
@@ -28,16 +28,18 @@ def from_sklearn(
     and projections before one.
 
     `name`: of the vFM; `backbone`: the one it will live on.
-    `pooling` and `normalize` say which embeddings it was fitted on: as the vFM that gave them has it. `labels`: names for its
-    classes, in their order, if its own will not do. `spec`: other keys of vfm.toml (weight, limits, slo, input). The model is
-    read as numbers, never pickled. Scores are softmax (sigmoid for several labels) of its margins, which is its
-    `predict_proba` where that is defined so; labels are those of `predict`. Raises `InvalidInput` for what cannot be taken.
+    `pooling` and `normalize` say which embeddings it was fitted on: as the vFM that gave them has it (no pooling: the
+    backbone's own). `labels`: names for its classes, in their order, if its own will not do. `spec`: other keys of vfm.toml
+    (weight, limits, slo, input). The model is read as numbers, never pickled. Scores are softmax (sigmoid for several labels) of
+    its margins, which is its `predict_proba` where that is defined so; labels are those of `predict`. Raises `InvalidInput` for
+    what cannot be taken.
     """
     tensors.need_numpy()
     from fmplex.construct.estimators import convert
 
     stack = convert(model)
-    head: dict[str, Any] = {"pooling": pooling, "normalize": normalize or stack.normalize}
+    head: dict[str, Any] = {} if pooling is None else {"pooling": pooling}
+    head |= {"normalize": normalize or stack.normalize}
     if stack.classes is None:
         head["kind"] = "regression"
     else:

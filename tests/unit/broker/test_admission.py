@@ -91,8 +91,10 @@ def test_units_grow_with_the_text() -> None:
 def test_parameters_travel_without_defaults() -> None:
     [(payload, _)] = admit(vfm(), ["x"], {"truncate": True, "dimensions": 8})
     assert decode_request(payload).params == {"truncate": True, "dimensions": 8}
-    [(payload, _)] = admit(vfm(), ["x"], {"truncate": False, "dimensions": None})
+    [(payload, _)] = admit(vfm(), ["x"], {"truncate": None, "dimensions": None})
     assert decode_request(payload).params == {}
+    [(payload, _)] = admit(vfm(), ["x"], {"truncate": False})  # the vFM may cut by itself
+    assert decode_request(payload).params == {"truncate": False}
 
 
 # --- what is refused --------------------------------------------------------------------------------------------------

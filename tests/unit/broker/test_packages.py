@@ -295,8 +295,8 @@ def test_how_a_vfm_generates_makes_a_version() -> None:
 
 def test_saying_a_default_makes_no_version(tmp_path: Path) -> None:
     """Or a new option would make new versions of everything."""
-    said = LABELS + '\npooling = "mean"\nnormalize = false\nhidden = []\nactivation = "tanh"'
-    template = '[input]\ntemplate = "{text}"'
+    said = LABELS + '\nnormalize = false\nhidden = []\nactivation = "tanh"'
+    template = "[input]\ntruncate = false\ntoken_ids = false"
     assert digest(tmp_path, "p") == digest(tmp_path, "q", labels=said) == digest(tmp_path, "r", more=template)
 
 

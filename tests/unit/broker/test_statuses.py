@@ -12,7 +12,8 @@ from fmplex_broker.specs.heads import PROMPTS, InputSpec
 from fmplex_broker.specs.schema import parse
 from fmplex_broker.specs.vfm import VfmSpec
 
-INPUT = {"template": "SECRET {text}", "pair_template": "SECRET {text_pair}"}
+TOLD = {"max_tokens": None, "truncate": False, "token_ids": False}
+INPUT = {"template": "SECRET {text}", "pair_template": "SECRET {text_pair}", **TOLD}
 BOT = {"kind": "generation", "max_tokens": 9, "system": "SECRET", "chat_template": "SECRET {{ messages }}"}
 
 
@@ -25,7 +26,7 @@ def test_prompts_are_left_out_and_nothing_else() -> None:
     bot = status(head=BOT, input=INPUT, weight=2)
     shown, whole = bot.describe().plain(prompts=False), bot.describe().plain()
     assert shown["head"] == {"kind": "generation", "max_tokens": 9}
-    assert shown["input"] == {}
+    assert shown["input"] == TOLD
     assert (whole["head"], whole["input"]) == (BOT, INPUT)
     assert {**shown, "head": BOT, "input": INPUT} == whole
 
@@ -34,7 +35,7 @@ def test_prompts_are_left_out_of_each_of_several_heads_whatever_its_name() -> No
     several = status(heads={"template": {"kind": "embedding"}, "system": {"kind": "features"}}, input=INPUT)
     shown = several.describe().plain(prompts=False)
     assert shown["heads"] == several.describe().plain()["heads"]
-    assert (list(shown["heads"]), shown["head"], shown["input"]) == (["template", "system"], None, {})
+    assert (list(shown["heads"]), shown["head"], shown["input"]) == (["template", "system"], None, TOLD)
 
 
 def test_a_version_on_offer_shows_none_either() -> None:

@@ -85,7 +85,6 @@ def test_a_manifest_is_short() -> None:
             "]",
             "multi_label = false",
         ],
-        'pooling = "mean"',
     ]
 
 

@@ -68,6 +68,16 @@ def test_examples_in_memory(seen: Seen, case: str) -> None:
     assert not spec.data.exists()  # gone with its folder
 
 
+def test_the_backbone_is_taken_as_the_fleet_file_hosts_it(seen: Seen, tmp_path: Path) -> None:
+    hosted = {"name": "mini", "model": "org/mini", "revision": "abc", "dtype": "bfloat16", "max_tokens": 64}
+    write_fleet(tmp_path / "configs" / "minilm.toml", hosted)
+    fmplex.fit([("a", "x")], name="v", truncate=True)
+    fmplex.fit([("a", "x")], name="v", max_tokens=32)
+    fmplex.fit([("a", "x")], name="v", model="./elsewhere", backbone="mini")
+    told = [(spec.revision, spec.dtype, spec.max_tokens, spec.truncate) for spec, _ in seen]
+    assert told == [("abc", "bfloat16", 64, True), ("abc", "bfloat16", 32, False), (None, "float32", None, False)]
+
+
 def test_defaults_come_from_the_fleet_file(seen: Seen, tmp_path: Path) -> None:
     (tmp_path / "spam.jsonl").write_text('{"text": "a", "label": "x"}\n')
     done = fmplex.fit("spam.jsonl", lora={"r": 4}, hidden=[8])

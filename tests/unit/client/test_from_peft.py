@@ -12,7 +12,13 @@ import pytest
 import torch
 from peft import IA3Config, LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModelForSequenceClassification, AutoModelForTokenClassification
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    AutoTokenizer,
+    pipeline,
+)
 
 import fmplex
 from fmplex_broker.errors import FmplexError, InvalidInput, PackageRejected
@@ -354,3 +360,48 @@ def test_broken_configs(tmp_path: Path, config: bytes) -> None:
 
 def test_families_are_ours() -> None:
     assert set(FAMILIES) <= set(CONFIGS)
+
+
+# --- what the adapter's own config says ------------------------------------------------------------------------------
+
+
+def beside(adapter: Path, **config: Any) -> None:
+    (adapter / "config.json").write_text(json.dumps(config))
+
+
+def test_a_multi_label_problem_is_multi_label(tmp_path: Path) -> None:
+    """The config of the model as it was trained lies beside the adapter; the base model knows nothing of the task."""
+    names = {str(i): label for i, label in enumerate(LABELS)}
+    _, adapter, base = trained(tmp_path, "bert")
+    beside(adapter, problem_type="multi_label_classification", id2label=names)
+    built = fmplex.from_peft(adapter, name="v", backbone="m", model=str(base), out=tmp_path / "p")
+    head = spec_of(built.out)["head"]
+    assert (head["kind"], head["multi_label"], head["labels"]) == ("classification", True, list(LABELS))
+
+
+@pytest.mark.parametrize(("problem", "outputs"), [("multi_label_classification", 1), ("regression", 3)])
+def test_a_problem_that_no_head_answers_is_refused(tmp_path: Path, problem: str, outputs: int) -> None:
+    _, adapter, base = trained(tmp_path, "bert", labels=outputs)
+    beside(adapter, problem_type=problem)
+    with pytest.raises(InvalidInput, match=f"problem_type {problem} with {outputs} output") as caught:
+        fmplex.from_peft(adapter, name="v", backbone="m", model=str(base), out=tmp_path / "p")
+    assert caught.value.field == "head.kind"
+
+
+def test_tags_of_a_token_classifier_are_the_spans_of_transformers(tmp_path: Path) -> None:
+    """As the pipeline of transformers groups them (`simple`), whose labels are the kinds."""
+    tags = ["O", "B-PER", "I-PER", "B-LOC", "I-LOC"]
+    model, adapter, base = trained(tmp_path, "bert", "TOKEN_CLS", labels=len(tags))
+    built = fmplex.from_peft(adapter, name="v", backbone="tiny", labels=tags, model=str(base), out=tmp_path / "p")
+    engine = open_engine(BackboneSpec(name="tiny", model=str(base)), WorkerSpec(device="cpu"))
+    package = read_package(built.out)
+    engine.load(engine.fit(package))
+    whole = model.merge_and_unload()
+    whole.config.id2label = dict(enumerate(tags))
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    oracle = pipeline("token-classification", model=whole, tokenizer=tokenizer, aggregation_strategy="simple")
+    texts = ["the cat sat on the mat in paris", "anna, the dog in the house! cat cat dog", "paris anna anna house on"]
+    for text, made in zip(texts, run(engine, *((package.digest, text) for text in texts)), strict=True):
+        theirs = [(entity["start"], entity["end"], entity["entity_group"]) for entity in oracle(text)]
+        assert [(span["start"], span["end"], span["label"]) for span in made["spans"]] == theirs
+        assert len(theirs) > 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from fmplex_worker.tuning.linear_tasks import ClassificationTask
 from fmplex_worker.tuning.records import LabelRecord
 from fmplex_worker.tuning.tasks import Predictions
 from fmplex_worker.tuning.training import apply_head, validation_split
+from tests.support.tiny import save_model
 from tests.unit.tuning import learnable
 from tests.unit.tuning.conftest import SpecFor
 
@@ -133,6 +135,50 @@ def test_serving_reaches_the_score_that_was_reported(
         assert done.score == pytest.approx(1 - errors / sum((line["value"] - mean) ** 2 for line in held), abs=1e-3)
     elif done.metric in ("micro_f1", "span_f1"):
         assert done.score == pytest.approx(_f1(answers, held))
+
+
+LONG = {"text": "cat dog " * 60, "label": "b"}
+
+
+@pytest.mark.parametrize("lora", [None, LORA], ids=["head", "lora"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_a_backbone_is_trained_as_it_is_hosted(
+    spec_for: SpecFor, model: Path, dtype: str, lora: dict[str, Any] | None
+) -> None:
+    """With its dtype and its length; long texts are cut, in training and when the vFM is called."""
+    lines = [*learnable.MAKERS["classification"](), LONG]
+    spec = spec_for("classification", lines, lora=lora, dtype=dtype, max_tokens=20, truncate=True, epochs=2)
+    done, _ = _fitted(spec)
+    hosted = BackboneSpec(name="tiny", model=str(model), dtype=dtype, max_tokens=20)  # type: ignore[arg-type]
+    engine = open_engine(hosted, WorkerSpec(device="cpu"))
+    package = read_package(spec.out)
+    assert package.spec.input.truncate
+    engine.load(engine.fit(package))
+    held = lines[-50:]
+    right = [_right(answer, line) for answer, line in zip(_answers(engine, done.artifact, held), held, strict=True)]
+    assert done.score == pytest.approx(
+        sum(right) / len(right), abs=0.021
+    )  # half of floats' bits: one may be near a tie
+
+
+@pytest.mark.parametrize(("pooling", "prompt"), [("cls", None), ("mean", "on ")])
+def test_the_backbone_says_the_pooling(spec_for: SpecFor, tmp_path: Path, pooling: str, prompt: str | None) -> None:
+    """What is trained is what is served, also where the backbone has a prompt of its own, which the training does not see."""
+    folder = save_model("bert", tmp_path / "st")
+    kinds = [("Transformer", ""), ("Pooling", "1_Pooling")]
+    rows = [
+        {"idx": n, "type": f"sentence_transformers.models.{kind}", "path": path} for n, (kind, path) in enumerate(kinds)
+    ]
+    (folder / "modules.json").write_text(json.dumps(rows))
+    (folder / "1_Pooling").mkdir()
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_mode": pooling}))
+    settings = {"prompts": {"p": prompt or ""}, "default_prompt_name": "p"}
+    (folder / "config_sentence_transformers.json").write_text(json.dumps(settings))
+    spec = spec_for("embedding", model=str(folder))
+    _fitted(spec)
+    package = read_package(spec.out)
+    assert package.spec.head.pooling == pooling  # type: ignore[union-attr]
+    assert package.spec.input.template == ("{text}" if prompt else None)
 
 
 def _answers(engine: PackedEngine, version: str, lines: list[dict[str, Any]]) -> list[Any]:

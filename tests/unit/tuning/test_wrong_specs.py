@@ -27,6 +27,7 @@ def _lines(*labels: str) -> list[dict[str, Any]]:
     return [{"text": "cat sat", "label": label} for label in labels]
 
 
+TAGS = [{"start": 0, "end": 1, "label": "B-P"}, {"start": 2, "end": 3, "label": "I-P"}]
 WRONG: dict[str, tuple[str, list[dict[str, Any]] | None, dict[str, Any], type[FmplexError], str | None, str]] = {
     "no such model": ("classification", None, {"model": "/no/such/model"}, InvalidInput, "model", "no such folder"),
     "one label": ("classification", _lines(*"aaaaaaaa"), {}, InvalidInput, "data", "only 1 label"),
@@ -50,6 +51,14 @@ WRONG: dict[str, tuple[str, list[dict[str, Any]] | None, dict[str, Any], type[Fm
     ),
     "the pooler": (
         "classification", None, {"lora": {"targets": ["pooler.dense"]}}, InvalidInput, "lora.targets", "pooler",
+    ),
+    "tags of tokens": (
+        "tagging", [{"text": "a b", "spans": TAGS}] * 9, {}, InvalidInput, "data", "one span",
+    ),
+    "more tokens than there are": ("classification", None, {"max_tokens": 100}, InvalidInput, "max_tokens", "66 tokens at most"),
+    "longer than it is hosted": (
+        "classification", [*_lines(*"abababab"), {"text": "cat " * 9, "label": "a"}], {"max_tokens": 8}, TextTooLong, "data",
+        r"takes 8 tokens.*line 9 \(11\).*truncate",
     ),
     "diverged": (
         "regression", None, {"lora": {"r": 2}, "learning_rate": 1e30}, NonFiniteOutput, "learning_rate", "diverged",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor
 
 from fmplex_broker.errors import PackageRejected
@@ -31,7 +30,7 @@ def fit(config: Ia3Config, tensors: Mapping[str, Tensor], backbone: Backbone, nu
         target = target_of(module, f"{module} with ia3_l {shape(vector)}", backbone)
         feedforward = config.feedforward(module)
         _check_shape(module, vector, (1, target.inputs) if feedforward else (target.outputs, 1), feedforward)
-        dtype = getattr(torch, backbone.spec.dtype)
+        dtype = backbone.dtype
         by = fitted(vector.flatten(), f"{module}.ia3_l", dtype, "adapter")
         if feedforward:
             inputs[target.slot] = by

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from fmplex_broker.errors import PackageRejected
@@ -45,5 +44,5 @@ def _prompt(prompt: Tensor, backbone: Backbone, number: int) -> Adapter:
             "tokens in all; train a shorter prompt",
             field="adapter",
         )
-    dtype = getattr(torch, backbone.spec.dtype)
+    dtype = backbone.dtype
     return Adapter(number, prompt=fitted(prompt, PROMPT, dtype, "adapter"))

@@ -91,7 +91,7 @@ def _check_shapes(made: str, pair: _Pair, fits: tuple[int, int], rank: int) -> N
 def _factors(pairs: Sequence[_Pair], config: LoraConfig, backbone: Backbone) -> list[Factors]:
     """Fit pairs of one shape together, as parts of two tensors. One by one would take the interpreter from the running pass
     hundreds of times."""
-    dtype = getattr(torch, backbone.spec.dtype)
+    dtype = backbone.dtype
     scale = torch.tensor([config.scaling(pair.module) for pair in pairs]).view(-1, 1, 1)
     names = [f"{pair.module}.lora_A" for pair in pairs], [f"{pair.module}.lora_B" for pair in pairs]
     downs = fitted_together(torch.stack([pair.a for pair in pairs]), names[0], dtype, "adapter")

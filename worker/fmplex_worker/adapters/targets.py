@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fmplex_broker.errors import PackageRejected
 from fmplex_broker.packages.peft_config import BASE_WEIGHT
+from fmplex_broker.packages.peft_lora import SENTENCE_PREFIXES
 from fmplex_worker.backbones.backbone import Backbone
 from fmplex_worker.packed.linear import Target
 
@@ -16,7 +17,11 @@ _POOLERS = ("pooler.dense", "pooler")  # BERT's, ALBERT's; never run here, becau
 
 
 def path_of(module: str, backbone: Backbone) -> str:
-    """Return the module's name in the bare backbone: adapters made with a task class have its prefix (`bert.`, `model.`)."""
+    """Return the module's name in the bare backbone: adapters made with a task class have its prefix (`bert.`, `model.`), those
+    around a whole SentenceTransformer that of its first module (`0.model.`; `0.auto_model.` before version 6)."""
+    if backbone.target(module) is not None:
+        return module
+    module = next((module.removeprefix(p) for p in SENTENCE_PREFIXES if module.startswith(p)), module)
     return module.removeprefix(backbone.prefix) if backbone.target(module) is None else module
 
 

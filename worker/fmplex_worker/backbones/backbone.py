@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fmplex_broker.packages.sentences import SentenceModel
 from fmplex_broker.specs.fleet import BackboneSpec
 from fmplex_worker.backbones.families import Family
 from fmplex_worker.backbones.texts import Ids, Text, Tokenizer
@@ -62,7 +63,7 @@ class LmHead:
 @dataclass(frozen=True, slots=True, eq=False)
 class Backbone:
     """One model on one device. `targets`: module path → linear that adapters may change; `lm_head`: its language-model
-    head, if it generates text."""
+    head, if it generates text; `sentence`: what sentence-transformers has written beside it, if anything."""
 
     spec: BackboneSpec
     family: Family
@@ -73,6 +74,7 @@ class Backbone:
     first_position: int
     max_tokens: int
     lm_head: LmHead | None = None
+    sentence: SentenceModel | None = None
 
     @property
     def dtype(self) -> torch.dtype:

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import BinaryIO
 
 from transformers.utils.hub import cached_file
 
+from fmplex_broker.packages.sentences import SentenceModel
 from fmplex_broker.specs.fingerprint import Fingerprint
 from fmplex_worker.backbones.backbone import Backbone
 
@@ -37,7 +39,7 @@ def take_fingerprint(backbone: Backbone) -> Fingerprint:
     folder = Path(found).parent
     return Fingerprint(
         model=spec.model,
-        config=_digest_configs(folder),
+        config=_digest_configs(folder, backbone.sentence),
         weights=digest_weights(folder),
         tokenizer=_digest_files(folder, _TOKENIZER),
         dtype=str(backbone.dtype).removeprefix("torch."),
@@ -96,14 +98,17 @@ def _blocks(size: int) -> list[tuple[int, int]]:
     return [(i * (size - _BLOCK) // (_SAMPLES - 1), _BLOCK) for i in range(_SAMPLES)]
 
 
-def _digest_configs(folder: Path) -> str:
-    """Compute the digest of what the configuration files say, in whatever order they say it."""
+def _digest_configs(folder: Path, sentence: SentenceModel | None) -> str:
+    """Compute the digest of what the configuration files say, in whatever order they say it, those of sentence-transformers
+    too."""
     digest = hashlib.blake2b(digest_size=8)
     for name in ("config.json", "generation_config.json"):
         path = folder / name
         said = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
         kept = {key: value for key, value in said.items() if key not in _INCIDENTAL}
         digest.update(json.dumps([name, kept], sort_keys=True).encode())
+    if sentence is not None:
+        digest.update(json.dumps(asdict(sentence), sort_keys=True).encode())
     return digest.hexdigest()
 
 

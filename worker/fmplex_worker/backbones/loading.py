@@ -6,6 +6,7 @@ Every failure is an `InvalidInput` that names the key of the fleet file to chang
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,12 +17,13 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers import logging as transformers_logging
 
 from fmplex_broker.errors import InvalidInput
+from fmplex_broker.packages.sentences import read_sentence_model
 from fmplex_broker.specs.fleet import BackboneSpec
 from fmplex_worker.backbones.backbone import Backbone, LmHead
 from fmplex_worker.backbones.families import Family, family_of
 from fmplex_worker.backbones.generation_config import end_tokens, sampling_defaults
 from fmplex_worker.backbones.limits import max_tokens
-from fmplex_worker.backbones.model_paths import check_model_path
+from fmplex_worker.backbones.model_paths import check_model_path, model_file
 from fmplex_worker.backbones.texts import Tokenizer
 from fmplex_worker.kvcache.pool import KvShape
 from fmplex_worker.packed import attention
@@ -30,8 +32,9 @@ from fmplex_worker.packed.linear import wrap_linears
 T = TypeVar("T")
 
 
-def load_backbone(spec: BackboneSpec, device: str = "auto") -> Backbone:
-    """Load `spec.model` (a folder or a hub id) onto `device` (`auto`: CUDA if there is one).
+def load_backbone(spec: BackboneSpec, device: str = "auto", *, plain: bool = False) -> Backbone:
+    """Load `spec.model` (a folder or a hub id) onto `device` (`auto`: CUDA if there is one). `plain`: as transformers has it, for
+    training: without a language-model head and without the wrappers through which adapters are applied.
 
     Raises `InvalidInput`: no such folder, cannot be loaded, not served, weights missing, `max_tokens` too large, no such device.
     """
@@ -45,9 +48,13 @@ def load_backbone(spec: BackboneSpec, device: str = "auto") -> Backbone:
             f"a {family.model_type} overflows in float16; use bfloat16 or float32", field="backbone.dtype"
         )
     tokenizer = _read(spec, "tokenizer", AutoTokenizer.from_pretrained)
-    model = _load_model(spec, family, config, where).to(where)
-    model, lm_head = _split_lm_head(model, tokenizer, config) if _generates(family, config) else (model, None)
-    targets = wrap_linears(model)
+    sentence = read_sentence_model(partial(model_file, spec.model, spec.revision))
+    if sentence is not None and sentence.max_tokens is not None:
+        tokenizer.model_max_length = min(tokenizer.model_max_length, sentence.max_tokens)
+    generates = not plain and _generates(family, config)
+    model = _load_model(spec, family, generates, where).to(where)
+    model, lm_head = _split_lm_head(model, tokenizer, config) if generates else (model, None)
+    targets = {} if plain else wrap_linears(model)
     first = family.first_position(config)
     limit = max_tokens(spec, family, config, tokenizer)
     return Backbone(
@@ -60,6 +67,7 @@ def load_backbone(spec: BackboneSpec, device: str = "auto") -> Backbone:
         first_position=first,
         max_tokens=limit,
         lm_head=lm_head,
+        sentence=sentence,
     )
 
 
@@ -106,15 +114,15 @@ def _read(spec: BackboneSpec, what: str, load: Callable[..., T], **options: Any)
         ) from e
 
 
-def _load_model(spec: BackboneSpec, family: Family, config: Any, where: torch.device) -> nn.Module:
-    """Load the bare model in eval mode, with its language-model head if it has one. Weights that the checkpoint lacks would be
-    random, so that is an error."""
+def _load_model(spec: BackboneSpec, family: Family, generates: bool, where: torch.device) -> nn.Module:
+    """Load the bare model in eval mode, with its language-model head if it `generates`. Weights that the checkpoint lacks would
+    be random, so that is an error."""
     transformers_logging.set_verbosity_error()  # its report of unused weights (the pooler) and its progress bar
     transformers_logging.disable_progress_bar()  # mean nothing in a worker's log
     model, info = _read(
         spec,
         "weights",
-        (AutoModelForCausalLM if _generates(family, config) else family.auto).from_pretrained,
+        (AutoModelForCausalLM if generates else family.auto).from_pretrained,
         dtype=_dtype(spec, where),
         attn_implementation=attention.NAME,
         use_safetensors=True,

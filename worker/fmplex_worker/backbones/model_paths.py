@@ -1,8 +1,10 @@
-"""Check of models that are written as a path."""
+"""Models that are written as a path, and the files of models wherever they are."""
 
 from __future__ import annotations
 
 from pathlib import Path
+
+from transformers.utils.hub import cached_file
 
 from fmplex_broker.errors import InvalidInput
 
@@ -16,3 +18,16 @@ def check_model_path(model: str, field: str) -> None:
             "hub id",
             field=field,
         )
+
+
+def model_file(model: str, revision: str | None, name: str) -> bytes | None:
+    """Read a file of a model, a folder or a hub id; None if it has no such file, or it cannot be had."""
+    found = cached_file(
+        model,
+        name,
+        revision=revision or "main",
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+        _raise_exceptions_for_gated_repo=False,
+    )
+    return None if found is None else Path(found).read_bytes()

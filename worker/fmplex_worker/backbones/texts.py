@@ -67,6 +67,7 @@ class Tokenizer:
         self._cut = tokenizers.Tokenizer.from_str(saved)
         self._cut.no_padding()
         self._limit = limit
+        self._around: tuple[list[int], list[int]] | None = None
         self._cutting = threading.Lock()  # the limit is a setting of the tokenizer
 
     @classmethod
@@ -89,6 +90,27 @@ class Tokenizer:
         """Return the ids of one text, with the special tokens that the tokenizer adds around texts or without."""
         # As a batch: `encode` keeps the interpreter from everybody else until it is through.
         return list(self._whole.encode_batch_fast([text], add_special_tokens=special)[0].ids)
+
+    def with_special(self, ids: Ids, limit: int | None = None) -> Ids:
+        """Return ids of a text with the special tokens that the tokenizer puts around texts, where they are not there already;
+        cut to `limit` tokens in all."""
+        before, after = self._special()
+        inner = [int(token) for token in ids]
+        if inner[: len(before)] == before and inner[len(inner) - len(after) :] == after:
+            inner = inner[len(before) : len(inner) - len(after)]
+        if limit is not None:
+            inner = inner[: max(limit - len(before) - len(after), 0)]
+        return np.array([*before, *inner, *after], dtype=np.int64)
+
+    def _special(self) -> tuple[list[int], list[int]]:
+        """Return the special tokens before and behind a text; looked up once."""
+        if self._around is None:
+            encoding = self._whole.encode_batch(["a"])[0]
+            added = encoding.special_tokens_mask
+            first = added.index(0) if 0 in added else len(added)
+            last = len(added) - added[::-1].index(0) if 0 in added else len(added)
+            self._around = list(encoding.ids[:first]), list(encoding.ids[last:])
+        return self._around
 
     def shorten(self, texts: Sequence[str], tokens: int) -> list[str]:
         """Return texts as they are, or a beginning of one that has more than twice so many `tokens`: enough to see that it is too

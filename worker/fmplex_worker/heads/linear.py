@@ -18,6 +18,7 @@ _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": torch.relu,
     "gelu": functional.gelu,
     "tanh": torch.tanh,
+    "identity": lambda rows: rows,
 }
 
 
@@ -31,6 +32,11 @@ def apply_heads(rows: Tensor, heads: Sequence[LoadedHead], counts: Sequence[int]
                 rows = functional.layer_norm(rows, rows.shape[-1:])
         rows = _apply(rows, [head.layers[depth] for head in heads], counts)
     return rows
+
+
+def project(rows: Tensor, heads: Sequence[LoadedHead], counts: Sequence[int]) -> Tensor:
+    """Apply the projections of embeddings as `apply_heads` does, with the activation after the last layer too."""
+    return _ACTIVATIONS[heads[0].spec.activation](apply_heads(rows, heads, counts))  # type: ignore[union-attr]
 
 
 def _apply(rows: Tensor, layers: Sequence[Layer], counts: Sequence[int]) -> Tensor:

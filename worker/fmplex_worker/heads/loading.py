@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fmplex_broker.errors import PackageRejected
 from fmplex_broker.packages.weights import check_head
-from fmplex_broker.specs.heads import HEADS_WITH_WEIGHTS, Head, head_tensors, outputs
+from fmplex_broker.specs.heads import Embedding, Head, head_tensors, outputs
 from fmplex_worker.adapters.files import fitted, read_tensors
 from fmplex_worker.packed.placing import Place
 
@@ -34,6 +34,8 @@ class LoadedHead:
     @property
     def form(self) -> tuple[object, ...]:
         """Form of the head: widths of the layers and what is between them. Heads of one form run together."""
+        if isinstance(self.spec, Embedding):
+            return ("embedding", *self.spec.projection, self.spec.activation)
         hidden = getattr(self.spec, "hidden", ())
         between = (getattr(self.spec, "activation", ""), getattr(self.spec, "norm", False)) if hidden else ()
         return (*hidden, outputs(self.spec), *between)
@@ -65,7 +67,7 @@ def load_heads(
                 "pooling 'cls' reads the first token, which sees nothing of the text in a causal backbone; use 'last'",
                 field=f"heads.{name}.pooling" if name else "head.pooling",
             )
-        if data is None and spec.kind in HEADS_WITH_WEIGHTS:
+        if data is None and outputs(spec):
             raise PackageRejected(f"a {spec.kind} head needs head.safetensors", field="head")
     tensors: dict[str, Tensor] = {}
     if data is not None:

@@ -20,7 +20,7 @@ from fmplex_broker.errors import NonFiniteOutput
 from fmplex_broker.specs.heads import Pooling, Tagging
 from fmplex_broker.wire.tensors import Tensor as WireTensor
 from fmplex_worker.heads import answers
-from fmplex_worker.heads.linear import apply_heads
+from fmplex_worker.heads.linear import apply_heads, project
 from fmplex_worker.heads.loading import LoadedHead
 from fmplex_worker.heads.pooling import pool
 from fmplex_worker.heads.spans import spans
@@ -102,17 +102,26 @@ def _joined(named: dict[str, Any]) -> Any:
 
 
 def _embedding(states: States, calls: list[HeadCall], results: Results) -> None:
-    alike: dict[tuple[bool, int], list[HeadCall]] = {}
-    for call in calls:
-        size = call.request.dimensions or states.pooled.shape[1]
-        alike.setdefault((call.head.spec.normalize, size), []).append(call)  # type: ignore[union-attr]
+    if plain := [call for call in calls if not call.head.layers]:
+        _embed(states.pooled, [call.rows[0] for call in plain], plain, results)
+    for group, heads, counts in _by_form([call for call in calls if call.head.layers], lambda _: 1):
+        projected = project(states.pooled[[call.rows[0] for call in group]], heads, counts)
+        _embed(projected, range(len(group)), group, results)
+
+
+def _embed(rows: Tensor, at: Sequence[int], calls: list[HeadCall], results: Results) -> None:
+    """Give each call its vector, of the row `at` the same place."""
+    alike: dict[tuple[bool, int], list[int]] = {}
+    for n, call in enumerate(calls):
+        size = call.request.dimensions or rows.shape[1]
+        alike.setdefault((bool(call.head.spec.normalize), size), []).append(n)  # type: ignore[union-attr]
     for (normalize, size), group in alike.items():
-        vectors = states.pooled[[m.rows[0] for m in group], :size]
+        vectors = rows[[at[n] for n in group], :size]
         if normalize:
             vectors = functional.normalize(vectors, dim=1)
         raw, width = vectors.cpu().numpy().tobytes(), 4 * size
         made = (WireTensor("float32", (size,), raw[i : i + width]) for i in range(0, len(raw), width))
-        _settle(group, _finite(vectors), ({"embedding": vector} for vector in made), results)
+        _settle([calls[n] for n in group], _finite(vectors), ({"embedding": vector} for vector in made), results)
 
 
 def _similarity(states: States, calls: list[HeadCall], results: Results) -> None:

@@ -14,23 +14,19 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoTokenizer
 
 from fmplex_broker.errors import InvalidInput, TextTooLong
+from fmplex_broker.specs.fitting import FitSpec
 from fmplex_broker.specs.fleet import BackboneSpec
 from fmplex_broker.specs.heads import Pooling
 from fmplex_worker.backbones.backbone import Backbone
-from fmplex_worker.backbones.families import family_of
-from fmplex_worker.backbones.limits import usual_max_tokens
-from fmplex_worker.backbones.model_paths import check_model_path
-from fmplex_worker.backbones.texts import Raw, Text, Tokenizer
+from fmplex_worker.backbones.loading import load_backbone
+from fmplex_worker.backbones.texts import Raw, Text
 from fmplex_worker.heads.pooling import pool
-from fmplex_worker.packed import attention
 from fmplex_worker.packed.row import TokenSpan, pack, packed_order
 from fmplex_worker.tuning.data import listed
 
 FORWARD = 32  # items in one forward without gradients
-_UNLIMITED = 1_000_000  # tokenizers without a limit say 1e30
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,14 +77,18 @@ class Encoder:
         """The device on which the model is."""
         return self.backbone.device
 
-    def tokenize(self, raws: Sequence[Raw], lines: Sequence[str], offsets: bool) -> list[Text]:
-        """Tokenize texts or pairs. `lines`: where each came from, as errors name it. Raises `InvalidInput`."""
-        texts = self.backbone.tokenizer.encode(raws, offsets)
+    def tokenize(self, raws: Sequence[Raw], lines: Sequence[str], offsets: bool, truncate: bool = False) -> list[Text]:
+        """Tokenize texts or pairs, as serving does; with `truncate` those that are too long are cut. `lines`: where each came
+        from. Raises `InvalidInput` that names the lines."""
+        tokenizer = self.backbone.tokenizer
+        texts = (tokenizer.encode_cut if truncate else tokenizer.encode)(raws, offsets)
         sizes = [(line, text.tokens) for line, text in zip(lines, texts, strict=True)]
         limit = self.backbone.max_tokens
         if long := [f"{line} ({tokens})" for line, tokens in sizes if tokens > limit]:
             raise TextTooLong(
-                f"the backbone takes {limit} tokens; shorten or split the text of {listed(long, ', ')}", field="data"
+                f"the backbone takes {limit} tokens; shorten or split the text of {listed(long, ', ')}, or cut them "
+                "with truncate",
+                field="data",
             )
         if nothing := [line for line, tokens in sizes if not tokens]:
             raise InvalidInput(f"gives no tokens that this backbone knows: {listed(nothing, ', ')}", field="data")
@@ -108,7 +108,7 @@ class Encoder:
         if pooling is not None:
             return pool(hidden, row.starts, row.lengths, [pooling] * len(texts))[place]
         seen = [np.flatnonzero(visible(text)) + row.starts[at] for text, at in zip(texts, place, strict=True)]
-        return hidden[torch.from_numpy(np.concatenate(seen)).to(self.device)]
+        return hidden[torch.from_numpy(np.concatenate(seen)).to(self.device)].float()
 
     @torch.no_grad()
     def features(self, items: Sequence[EncodedExample], pooling: Pooling | None) -> Tensor:
@@ -117,40 +117,21 @@ class Encoder:
         return torch.cat(parts)
 
 
-@lru_cache(maxsize=1)
-def load(model: str) -> Encoder:
-    """Load a folder or hub id, frozen, in float32; the last one stays cached.
+def load(spec: FitSpec) -> Encoder:
+    """Load the backbone of a training, frozen, as it is hosted; the last one stays cached.
 
-    Raises `InvalidInput` (field `model`): no such folder, cannot be loaded, not served, weights missing, no fast tokenizer.
+    Raises `InvalidInput` (field `model`, `max_tokens`): no such folder, cannot be loaded, not served, weights missing, no fast
+    tokenizer, more tokens than it takes.
     """
-    check_model_path(model, "model")
+    hosted = BackboneSpec(
+        name="tuned", model=spec.model, revision=spec.revision, dtype=spec.dtype, max_tokens=spec.max_tokens
+    )
     try:
-        # Only configs, safetensors and tokenizer files: no pickles, no code of the model's own.
-        config = AutoConfig.from_pretrained(model, trust_remote_code=False)
-        family = family_of(config)
-        net, info = family.auto.from_pretrained(
-            model,
-            dtype=torch.float32,
-            use_safetensors=True,
-            trust_remote_code=False,
-            attn_implementation=attention.NAME,
-            output_loading_info=True,
-            **family.options,
-        )
-        tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
-        fast = Tokenizer.of(tokenizer, model, _UNLIMITED)
-    except InvalidInput as e:
-        raise InvalidInput(e.message, field="model") from None
-    except (OSError, ValueError, ImportError, KeyError, TypeError) as e:
-        raise InvalidInput(f"model {model!r} cannot be loaded: {e}", field="model") from e
-    if missing := sorted(info["missing_keys"]):
-        raise InvalidInput(f"model {model!r} lacks {len(missing)} weights, for example {missing[0]!r}", field="model")
-    first = family.first_position(config)
-    limit = usual_max_tokens(family, config, tokenizer)
-    net.config.use_cache = False
-    if family.adapt is not None:
-        family.adapt(net)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    net.eval().requires_grad_(False).to(device)
-    spec = BackboneSpec(name="tuned", model=model)
-    return Encoder(Backbone(spec, family, net, fast, {}, device, first, limit))
+        return Encoder(_load(hosted))
+    except InvalidInput as e:  # a fleet file calls it backbone.model
+        raise InvalidInput(e.message, field=(e.field or "model").removeprefix("backbone.")) from e
+
+
+@lru_cache(maxsize=1)
+def _load(spec: BackboneSpec) -> Backbone:
+    return load_backbone(spec, plain=True)

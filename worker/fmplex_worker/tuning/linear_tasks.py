@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from fmplex_broker.errors import InvalidInput
 from fmplex_broker.specs.heads import Classification, Pooling, Ranking, Regression, Tagging
+from fmplex_broker.specs.tag_schemes import read_tags
 from fmplex_worker.backbones.texts import Text
 from fmplex_worker.heads.spans import spans
 from fmplex_worker.tuning import scores
@@ -120,7 +121,8 @@ class RegressionTask(Task[ValueRecord]):
 
 
 class TaggingTask(Task[SpansRecord]):
-    """Tagging: every token that overlaps a span is of its label; class 0 is outside. Raises `InvalidInput` without any span."""
+    """Tagging: every token that overlaps a span is of its label; class 0 is outside. Raises `InvalidInput` without any span, and
+    for labels that are tags of a scheme."""
 
     metric = "span_f1"
     pooling = None
@@ -129,6 +131,11 @@ class TaggingTask(Task[SpansRecord]):
         self.labels = tuple(sorted(names(records)))
         if not self.labels:
             raise InvalidInput("no line of the training part has a span; label some", field="data")
+        if (tags := read_tags(self.labels)) is not None:
+            raise InvalidInput(
+                f"{self.labels[0]!r} and the others are tags of tokens; give each {tags[0].kind} as one span of that label",
+                field="data",
+            )
         self.head, self.outputs = Tagging(labels=self.labels), 1 + len(self.labels)
         self._index = {label: i for i, label in enumerate(self.labels, 1)}
 

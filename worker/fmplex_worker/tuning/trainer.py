@@ -13,9 +13,10 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from fmplex_broker.errors import InvalidInput
+from fmplex_broker.packages.sentences import SentenceModel
 from fmplex_broker.packages.writing import refuse_foreign
 from fmplex_broker.specs.fitting import FitDone, FitEpoch, FitEvent, FitSpec, FitStarted
-from fmplex_broker.specs.heads import Head
+from fmplex_broker.specs.heads import Head, InputSpec, Pooling
 from fmplex_broker.specs.schema import invalid
 from fmplex_broker.specs.vfm import VfmSpec
 from fmplex_worker.tuning.data import Example, read
@@ -59,11 +60,13 @@ def fit(spec: FitSpec, on_event: Callable[[FitEvent], None]) -> FitDone:
     refuse_foreign(spec.out)
     split = read(spec.data, spec.head, spec.held_out, spec.seed if spec.shuffle else None)
     with settings(spec.seed, spec.threads):
-        encoder = load(spec.model)
+        encoder = load(spec)
+        spec = spec.model_copy(update={"pooling": _pooling(spec, encoder.backbone.sentence)})
         task = task_for(spec, [example.record for example in split.train])
         _check_pooling(spec, task, encoder)
-        vfm = VfmSpec(name=spec.name, backbone=spec.backbone, head=_head(spec, task))
-        items = _items(task, encoder, [*split.train, *split.held_out])
+        around = _input(spec, encoder.backbone.sentence)
+        vfm = VfmSpec(name=spec.name, backbone=spec.backbone, head=_head(spec, task), input=around)
+        items = _items(task, encoder, [*split.train, *split.held_out], spec.truncate)
         train, held = items[: len(split.train)], items[len(split.train) :]
         started = FitStarted(
             name=spec.name, train=len(train), held_out=len(held), labels=task.labels, ignored=split.ignored
@@ -88,15 +91,16 @@ def fit(spec: FitSpec, on_event: Callable[[FitEvent], None]) -> FitDone:
 
 def task_for(spec: FitSpec, records: Sequence[Record]) -> Task[Record]:
     """Make the task of the spec's head. Raises `InvalidInput` if the training part cannot teach it."""
+    pooling: Pooling = spec.pooling or "mean"
     kinds: dict[str, Callable[[Any], Any]] = {
         "classification": lambda r: (ClassificationTask if isinstance(r[0], LabelRecord) else MultiLabelTask)(
-            r, spec.pooling
+            r, pooling
         ),
-        "regression": lambda r: RegressionTask(r, spec.pooling),
+        "regression": lambda r: RegressionTask(r, pooling),
         "tagging": lambda r: TaggingTask(r),
-        "ranking": lambda r: RankingTask(r, spec.pooling),
-        "similarity": lambda r: SimilarityTask(r, spec.pooling),
-        "embedding": lambda r: EmbeddingTask(r, spec.pooling, contrast=spec.lora is not None),
+        "ranking": lambda r: RankingTask(r, pooling),
+        "similarity": lambda r: SimilarityTask(r, pooling),
+        "embedding": lambda r: EmbeddingTask(r, pooling, contrast=spec.lora is not None),
     }
     try:
         return cast(Task[Record], kinds[spec.head](records))
@@ -119,11 +123,34 @@ def _check_pooling(spec: FitSpec, task: Task[Record], encoder: Encoder) -> None:
         )
 
 
-def _items(task: Task[Record], encoder: Encoder, examples: Sequence[Example[Record]]) -> list[EncodedExample]:
+def _pooling(spec: FitSpec, own: SentenceModel | None) -> Pooling:
+    """Return the pooling: if the spec has none that of the backbone, as embeddings get it. Raises `InvalidInput`."""
+    if spec.pooling is not None:
+        return spec.pooling
+    if own is not None and own.unserved and spec.head != "tagging":
+        raise InvalidInput(
+            f"the backbone does not say a pooling that is served ({own.unserved}); give pooling", field="pooling"
+        )
+    return "mean" if own is None else own.pooling
+
+
+def _input(spec: FitSpec, own: SentenceModel | None) -> InputSpec:
+    """Return what the vFM does with texts: what this training does. The backbone's own prompt is not put before them."""
+    prompted = own is not None and own.default_prompt and spec.head in ("embedding", "similarity")
+    if prompted:
+        return InputSpec(template="{text}", pair_template="{text_pair}", truncate=spec.truncate)
+    return InputSpec(truncate=spec.truncate)
+
+
+def _items(
+    task: Task[Record], encoder: Encoder, examples: Sequence[Example[Record]], truncate: bool
+) -> list[EncodedExample]:
     raws = [task.texts(example.record) for example in examples]
     lines = [example.place for example, some in zip(examples, raws, strict=True) for _ in some]
     # Only tagging asks which characters a token covers.
-    texts = iter(encoder.tokenize([raw for some in raws for raw in some], lines, offsets=task.pooling is None))
+    texts = iter(
+        encoder.tokenize([raw for some in raws for raw in some], lines, offsets=task.pooling is None, truncate=truncate)
+    )
     return [task.item(e.record, tuple(next(texts) for _ in some)) for e, some in zip(examples, raws, strict=True)]
 
 

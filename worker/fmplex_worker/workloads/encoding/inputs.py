@@ -25,6 +25,7 @@ _KEYS = ("text", "text_pair", "input_ids", "inputs_embeds")
 # Parameter → heads that take it.
 _PARAMS: dict[str, tuple[str, ...] | None] = {
     "truncate": None,
+    "add_special_tokens": None,
     "dimensions": ("embedding",),
     "top_k": ("classification",),
 }
@@ -32,7 +33,7 @@ _PARAMS: dict[str, tuple[str, ...] | None] = {
 
 @dataclass(frozen=True, slots=True)
 class InputLimits:
-    """Limits of a backbone: `width` of an embedding, number of token ids; `hidden` bounds `dimensions`."""
+    """Limits of a backbone: `width` of a token's embedding, number of token ids; `hidden` bounds `dimensions`."""
 
     hidden: int
     width: int
@@ -41,9 +42,10 @@ class InputLimits:
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """The parameters of one call."""
+    """The parameters of one call. `truncate` None: as the vFM says."""
 
-    truncate: bool = False
+    truncate: bool | None = None
+    special: bool = False
     dimensions: int | None = None
     top_k: int | None = None
 
@@ -59,10 +61,11 @@ def read_options(params: Mapping[str, Any], kinds: AbstractSet[str], limits: Inp
         if heads is not None and kinds.isdisjoint(heads):
             have = " and ".join(sorted(kinds))
             raise _wrong(f"params.{name}", f"a {have} head does not take it; only {' and '.join(heads)} does")
-    truncate = params.get("truncate", False)
-    if type(truncate) is not bool:
-        raise _wrong("params.truncate", "must be true or false")
-    return Options(truncate, _count(params, "dimensions", limits.hidden), _count(params, "top_k", None))
+    for name in ("truncate", "add_special_tokens"):
+        if type(params.get(name, False)) is not bool:
+            raise _wrong(f"params.{name}", "must be true or false")
+    truncate, special = params.get("truncate"), params.get("add_special_tokens", False)
+    return Options(truncate, special, _count(params, "dimensions", limits.hidden), _count(params, "top_k", None))
 
 
 _NONE = Options()

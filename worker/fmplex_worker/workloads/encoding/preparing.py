@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fmplex_broker.errors import FmplexError, InvalidInput, TextTooLong
-from fmplex_broker.specs.heads import InputSpec
+from fmplex_broker.specs.heads import InputSpec, outputs
 from fmplex_broker.wire.messages import Request
 from fmplex_worker.backbones.backbone import Backbone
 from fmplex_worker.backbones.texts import Raw, Text
@@ -50,11 +50,13 @@ class EncodeJob(OnePass):
 
 @dataclass(slots=True)
 class _ValidatedRequest:
-    """A validated job; `sides` become `Text`s, or the error of one, as they are tokenised. `raw`: what the caller sent, if
-    spans must be found in it."""
+    """A validated job; `sides` become `Text`s, or the error of one, as they are tokenised. `room`: the most tokens of each, cut
+    if `truncate`; `raw`: what the caller sent, if spans must be found in it."""
 
     version: Version
     options: inputs.Options
+    room: int
+    truncate: bool
     sides: list[inputs.Side | FmplexError]
     raw: str | None
 
@@ -81,29 +83,44 @@ class EncodePreparer:
         return [self._finish(d) if isinstance(d, _ValidatedRequest) else d for d in validated]
 
     def _validate(self, version: Version, request: Request) -> _ValidatedRequest | FmplexError:
-        kinds = version.kinds
+        kinds, around = version.kinds, version.input
         try:
-            options = inputs.read_options(request.params, kinds, self._limits)
+            options = inputs.read_options(request.params, kinds, replace(self._limits, hidden=self._vector(version)))
             sides = inputs.read_input(request.input, kinds, self._limits)
         except InvalidInput as e:
             return e
         raw = sides[0] if "tagging" in kinds and isinstance(sides[0], str) else None
-        return _ValidatedRequest(version, options, [*_templated(version.input, sides)], raw)
+        room = min(self._max_tokens - version.virtual, around.max_tokens or self._max_tokens)
+        truncate = around.truncate if options.truncate is None else options.truncate
+        made = _ValidatedRequest(version, options, room, truncate, [*_templated(around, sides)], raw)
+        if options.special:
+            made.sides = [self._with_special(side, room if truncate else None) for side in made.sides]
+        return made
+
+    def _vector(self, version: Version) -> int:
+        """Return the most numbers of an embedding."""
+        heads = (head for head in version.heads.values() if head.spec.kind == "embedding")
+        return max((outputs(head.spec) for head in heads), default=0) or self._limits.hidden
+
+    def _with_special(self, side: inputs.Side | FmplexError, limit: int | None) -> inputs.Side | FmplexError:
+        if not isinstance(side, Text) or side.embeds is not None:
+            return side
+        return Text.of_ids(self._tokenizer.with_special(side.ids, limit))
 
     def _tokenize(self, validated: Sequence[_ValidatedRequest], offsets: bool) -> None:
-        """Tokenise all texts of all requests in one call; those too long, and allowed to be cut, in another (one a soft prompt's
-        length)."""
+        """Tokenise all texts of all requests in one call; those too long, and allowed to be cut, in another (one for each length
+        to which they are cut)."""
         places = [(d, i, side) for d in validated for i, side in enumerate(d.sides) if isinstance(side, str | tuple)]
         if not places:
             return
-        raws = self._shorten([(raw, request.options.truncate) for request, _, raw in places])
+        raws = self._shorten([(raw, request.truncate) for request, _, raw in places])
         encoded = _each(self._tokenizer.encode, raws, offsets)
         long: dict[int, list[int]] = {}
         for n, (request, _, _) in enumerate(places):
-            if request.options.truncate and self._too_long(encoded[n], request.version):
-                long.setdefault(request.version.virtual, []).append(n)
-        for virtual, at in long.items():
-            cut = partial(self._tokenizer.encode_cut, spare=virtual)
+            if request.truncate and _too_long(encoded[n], request.room):
+                long.setdefault(request.room, []).append(n)
+        for room, at in long.items():
+            cut = partial(self._tokenizer.encode_cut, spare=self._max_tokens - room)
             for n, text in zip(at, _each(cut, [raws[n] for n in at], offsets), strict=True):
                 encoded[n] = text
         for (request, i, _), text in zip(places, encoded, strict=True):
@@ -123,9 +140,6 @@ class EncodePreparer:
             for (raw, _), texts in zip(raws, taken, strict=True)
         ]
 
-    def _too_long(self, text: Text | FmplexError, version: Version) -> bool:
-        return isinstance(text, Text) and text.tokens + version.virtual > self._max_tokens
-
     def _finish(self, request: _ValidatedRequest) -> EncodeJob | FmplexError:
         version, options = request.version, request.options
         texts: list[Text] = []
@@ -133,9 +147,9 @@ class EncodePreparer:
             if isinstance(side, FmplexError):
                 return side
             assert isinstance(side, Text)
-            text = side.cut(self._max_tokens - version.virtual) if options.truncate else side
-            if self._too_long(text, version):
-                return self._text_too_long(text.tokens, version.virtual)
+            text = side.cut(request.room) if request.truncate else side
+            if _too_long(text, request.room):
+                return self._text_too_long(text.tokens, version)
             if not text.tokens or int(text.ids.max()) >= self._limits.vocabulary:
                 return InvalidInput("input: gives no tokens that this model knows; send another text", field="input")
             texts.append(text)
@@ -145,11 +159,12 @@ class EncodePreparer:
             wanted = wanted._replace(text=request.raw, offsets=offsets)
         return EncodeJob(version, tuple(texts), wanted, sum(text.tokens + version.virtual for text in texts))
 
-    def _text_too_long(self, tokens: int, virtual: int) -> TextTooLong:
+    def _text_too_long(self, tokens: int, version: Version) -> TextTooLong:
+        virtual, most = version.virtual, version.input.max_tokens or self._max_tokens
         prompt = f" and {virtual} of this vFM's prompt" if virtual else ""
         more = "at least " if tokens > 2 * self._max_tokens else ""  # so much of it was looked at
         return TextTooLong.over(
-            self._max_tokens,
+            min(self._max_tokens, most),
             f'the input has {more}{tokens} tokens{prompt}; shorten it, or send the parameter "truncate": true',
             field="input",
         )
@@ -164,6 +179,10 @@ def _templated(spec: InputSpec, sides: Sequence[inputs.Side]) -> Iterator[inputs
             yield spec.text(side[0]), spec.text_pair(side[1])
         else:
             yield side
+
+
+def _too_long(text: Text | FmplexError, room: int) -> bool:
+    return isinstance(text, Text) and text.tokens > room
 
 
 def _sides(raw: Raw, cut: bool) -> tuple[str, ...]:
