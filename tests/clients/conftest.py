@@ -11,7 +11,7 @@ import pytest
 
 from fmplex import Client
 from fmplex.local import LocalFleet
-from tests.support import tiny_lm
+from tests.support import chat_lm, tiny_lm
 from tests.support.decoders import save_model
 from tests.support.fleets import write_fleet
 from tests.support.packages import write_package
@@ -23,6 +23,7 @@ GENERATION = {"kind": "generation", "max_tokens": 12}
 VFMS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "long": ("long", GENERATION, {}),
     "short": ("short", GENERATION, {}),
+    "talker": ("chat", GENERATION | {"max_tokens": 40}, {}),
     "rationed": ("long", GENERATION, {"limits": {"rate": 0.001}}),  # the second call of a day is one too many
     "vectors": ("long", {"kind": "embedding", "pooling": "last"}, {}),
     "short-vectors": ("short", {"kind": "embedding", "pooling": "last"}, {}),
@@ -42,10 +43,12 @@ def python() -> Path:
 
 @pytest.fixture(scope="session")
 def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalFleet]:
-    """Two decoders with random weights: `long` takes 20,000 tokens, `short` 200. The gateway asks for a key."""
+    """Two decoders with random weights: `long` takes 20,000 tokens, `short` 200; and one that has learnt a talk, whose turns end
+    as only its tokenizer says. The gateway asks for a key."""
     folder = tmp_path_factory.mktemp("clients")
     hosted = [
         {"name": "long", "model": str(save_model(folder / "long"))},
+        {"name": "chat", "model": str(chat_lm.save_chat_model(folder / "chat"))},
         {"name": "short", "model": str(tiny_lm.save_model("llama", folder / "short"))},
     ]
     worker = {"threads": 1, "kv_bytes": 32 << 20}

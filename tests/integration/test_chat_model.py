@@ -10,7 +10,6 @@ import pytest
 
 import fmplex
 from fmplex.local import LocalFleet
-from fmplex_broker.errors import PackageRejected
 from tests.support import chat_lm
 from tests.support.chat_lm import ANSWERS, END
 from tests.support.fleets import write_fleet
@@ -69,7 +68,6 @@ def test_a_chat_stops_at_the_end_of_its_turn(ai: openai.OpenAI, model: str, text
     assert streamed(ai, model) == (text, "stop")
 
 
-@pytest.mark.xfail(raises=PackageRejected, strict=True, reason="LoRA on lm_head is not served yet")
 def test_so_does_one_with_a_lora_on_lm_head(ai: openai.OpenAI, chats: LocalFleet, tmp_path: Any) -> None:
     adapter = chat_lm.save_lora(chats.config.parent / "model", tmp_path / "tied", COOK, [*LINEARS, "lm_head"])
     with fmplex.Client(chats.gateway_url) as client:

@@ -30,6 +30,14 @@ def test_a_chat_is_answered_and_streamed(url: str, key: str) -> None:
     assert "".join(str(part.content) for part in chat("long", url, key).stream("the cat sat")) == whole.content
 
 
+def test_a_turn_ends_where_the_chat_model_ends_it(url: str, key: str) -> None:
+    talker = chat("talker", url, key)
+    whole = talker.invoke("what is tea")
+    assert whole.content == "leaves in hot water"
+    assert whole.response_metadata["finish_reason"] == "stop"
+    assert "".join(str(part.content) for part in talker.stream("what is tea")) == whole.content
+
+
 @pytest.mark.parametrize("kind", [ContextOverflowError, openai.BadRequestError])
 def test_a_text_that_is_too_long_goes_to_the_model_that_takes_it(
     url: str, key: str, too_long: str, kind: type[Exception]

@@ -274,10 +274,7 @@ def test_special_tokens_around_texts_and_chats(lm_folder: Any, tmp_path: Path) -
     "targets",
     [
         ["q_proj", "v_proj", "up_proj", "down_proj"],
-        pytest.param(
-            ["q_proj", "v_proj", "up_proj", "down_proj", "lm_head"],
-            marks=pytest.mark.xfail(raises=PackageRejected, strict=True, reason="LoRA on lm_head is not served yet"),
-        ),
+        ["q_proj", "v_proj", "up_proj", "down_proj", "lm_head"],
     ],
     ids=["linears", "lm_head"],
 )
