@@ -20,7 +20,7 @@ from fmplex_broker.specs.vfm import VfmSpec
 
 _OURS = (MANIFEST, HEAD, ADAPTER)
 # Keys of heads that are written only where they say something.
-_QUIET = ("hidden", "projection", "activation", "stop", "stop_token_ids")
+_QUIET = ("hidden", "projection", "activation", "norm", "stop", "stop_token_ids")
 
 
 def refuse_foreign(out: Path) -> None:

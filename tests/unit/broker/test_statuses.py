@@ -14,7 +14,9 @@ from fmplex_broker.specs.vfm import VfmSpec
 
 TOLD = {"max_tokens": None, "truncate": False, "token_ids": False}
 INPUT = {"template": "SECRET {text}", "pair_template": "SECRET {text_pair}", **TOLD}
-BOT = {"kind": "generation", "max_tokens": 9, "system": "SECRET", "chat_template": "SECRET {{ messages }}"}
+DRAWN = dict.fromkeys(("temperature", "top_p", "top_k", "min_p", "repetition_penalty"))
+PLAIN = {"kind": "generation", "max_tokens": 9, "stop": ["END"], "stop_token_ids": [7], **DRAWN}
+BOT = {**PLAIN, "system": "SECRET", "chat_template": "SECRET {{ messages }}"}
 
 
 def status(error: dict[str, Any] | None = None, **parts: Any) -> VfmStatus:
@@ -25,7 +27,7 @@ def status(error: dict[str, Any] | None = None, **parts: Any) -> VfmStatus:
 def test_prompts_are_left_out_and_nothing_else() -> None:
     bot = status(head=BOT, input=INPUT, weight=2)
     shown, whole = bot.describe().plain(prompts=False), bot.describe().plain()
-    assert shown["head"] == {"kind": "generation", "max_tokens": 9}
+    assert shown["head"] == PLAIN
     assert shown["input"] == TOLD
     assert (whole["head"], whole["input"]) == (BOT, INPUT)
     assert {**shown, "head": BOT, "input": INPUT} == whole
