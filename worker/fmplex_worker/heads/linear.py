@@ -28,7 +28,7 @@ def apply_heads(rows: Tensor, heads: Sequence[LoadedHead], counts: Sequence[int]
     for depth, _ in enumerate(heads[0].layers):
         if depth:
             rows = _ACTIVATIONS[heads[0].spec.activation](rows)  # type: ignore[union-attr]
-            if heads[0].spec.norm:  # type: ignore[union-attr]
+            if getattr(heads[0].spec, "norm", False):  # a projection has none
                 rows = functional.layer_norm(rows, rows.shape[-1:])
         rows = _apply(rows, [head.layers[depth] for head in heads], counts)
     return rows
