@@ -48,7 +48,7 @@ $(BIN)/python -m pytest $(2) $(PYTEST_ARGS); rest=$$?; \
 wait $$beside; status=$$?; cat $(VENV)/beside.log; test $$rest -eq 0 && test $$status -eq 0
 endef
 
-BESIDE := tests/unit tests/tutorial/test_generation.py $(wildcard tests/integration/test_generation*.py)
+BESIDE := tests/unit tests/tutorial/test_generation.py $(wildcard tests/integration/test_generation*.py) tests/integration/test_backbones.py
 test: setup
 	$(call side_by_side,$(BESIDE),tests --ignore=tests/chaos $(addprefix --ignore=,$(BESIDE)))
 

@@ -339,6 +339,7 @@ def kill_all(process: subprocess.Popen[bytes]) -> None:
     process.wait(30)
 
 
+@pytest.mark.long
 def test_edits_of_the_fleet_file_are_applied_at_the_next_start(bert: Path, tmp_path: Path) -> None:
     port = str(free_port())
     with up(tmp_path, bert, "--port", port) as running, running.client() as client:
@@ -354,6 +355,7 @@ def test_edits_of_the_fleet_file_are_applied_at_the_next_start(bert: Path, tmp_p
     assert [p.version for p in after.past] == [before.version]
 
 
+@pytest.mark.long
 def test_two_fleets_of_one_machine_prune_their_own_artifacts(bert: Path, tmp_path: Path) -> None:
     bert.write_text("\n".join(line for line in bert.read_text().splitlines() if not line.startswith("artifacts")))
     with up(tmp_path / "one", bert, "--port", "0") as one, up(tmp_path / "two", bert, "--port", "0") as two:
