@@ -82,8 +82,8 @@ def _attend(
     scale = 1 / sqrt(attn.attention_head_size * (1 + ("c2p" in attn.pos_att_type) + ("p2c" in attn.pos_att_type)))
     biases, of_positions = [], _positions(attn, rel_embeddings)
     for group in relative_pos:
-        texts = (biased.heads_of(t[0], group.run, attn.num_attention_heads) for t in (q, k))
-        biases.append(_bias(group, *texts, of_positions) * scale)
+        queries, keys = (biased.heads_of(t[0], group.run, attn.num_attention_heads) for t in (q, k))
+        biases.append(_bias(group, queries, keys, of_positions) * scale)
     runs = [group.run for group in relative_pos]
     return biased.attend(runs, (q, k, v), biases, attn.num_attention_heads, scale), None
 

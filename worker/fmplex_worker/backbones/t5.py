@@ -12,13 +12,13 @@ from fmplex_worker.backbones import biased
 
 def adapt(model: nn.Module) -> None:
     """Make a loaded `T5EncoderModel` attend text by text. Module names, and so adapters, stay as they are."""
-    encoder: Any = model.encoder
-    for block in encoder.block:
+    t5: Any = model
+    for block in t5.encoder.block:
         attn = block.layer[0].SelfAttention
         attn.forward = MethodType(_attend, attn)
     # The table that is looked up is the encoder's; `shared` has the same weights, and nothing reads it.
-    del model.shared
-    model.get_input_embeddings = MethodType(lambda self: self.encoder.embed_tokens, model)
+    del t5.shared
+    t5.get_input_embeddings = MethodType(lambda self: self.encoder.embed_tokens, t5)
 
 
 def _attend(
