@@ -16,6 +16,7 @@ import typer
 from fmplex.cli import chat as chat_command
 from fmplex.cli import fit as fit_command
 from fmplex.cli import pack as pack_commands
+from fmplex.cli import queues as queues_command
 from fmplex.cli import show, vfms
 from fmplex.cli import trace as trace_command
 from fmplex.cli.common import (
@@ -45,6 +46,7 @@ app.add_typer(vfms.app, name="vfms")
 app.command("fit")(fit_command.fit)
 app.command("chat")(chat_command.chat)
 app.command("trace")(trace_command.trace)
+app.command("queues")(queues_command.queues)
 for command in (pack_commands.pack, pack_commands.inspect, pack_commands.schema):
     app.command()(command)
 
