@@ -1,4 +1,4 @@
-"""The queues as operators see them, and the commands of docs/batches.md that show the same by hand."""
+"""The queues as operators see them, and the commands of docs/protocol.md that show the same by hand."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ import re
 import shlex
 from pathlib import Path
 from typing import Any
-
-import pytest
 
 from fmplex_broker.specs.deployments import BackboneInfo
 from fmplex_broker.streams.fleet import read_fleet
@@ -119,9 +117,7 @@ async def run(bench: Bench, figure: str) -> Any:
     return await bench.redis.execute_command(*shlex.split(commands()[figure]))
 
 
-@pytest.mark.parametrize("server", ["real"])
-async def test_every_figure_has_a_command_that_shows_it(request: pytest.FixtureRequest, server: str) -> None:
-    bench: Bench = request.getfixturevalue(server)
+async def test_every_figure_has_a_command_that_shows_it(bench: Bench) -> None:
     await filled(bench)
     worker = await bench.worker("w2")
     await bench.claimed(worker, offline=2)

@@ -153,7 +153,7 @@ def queue_rates(before: FleetView, now: FleetView) -> dict[str, Any]:
             earlier = Depth()
         came, went = depth.queued - earlier.queued, depth.ended - earlier.ended
         if came or went or depth.waiting or depth.pending:
-            row = {"vfm": flow.vfm, "class": flow.cls, "backbone": homes.get(flow.vfm, "")}
+            row: dict[str, Any] = {"vfm": flow.vfm, "class": flow.cls, "backbone": homes.get(flow.vfm, "")}
             row |= {"waiting": depth.waiting, "pending": depth.pending, "oldest_ms": depth.oldest_ms}
             rows.append(row | {"queued_per_s": came / seconds, "ended_per_s": went / seconds})
     rows.sort(key=lambda r: (-r["waiting"] - r["pending"], r["vfm"], r["class"]))

@@ -162,3 +162,21 @@ def test_bytes_in_the_broker_are_told_by_vfm_and_by_backbone() -> None:
     told = drawn(rows)
     assert "64.0 MiB (26%)" in told
     assert "96.0 MiB" in told
+
+
+def test_what_is_offline_has_a_row_of_its_own() -> None:
+    """Its latencies and its device time say nothing of those who wait for an answer."""
+    fast, slow = (
+        FlowStats(done=40, charged_s=0.25, latency=Counter({8: 40})),
+        FlowStats(done=900, charged_s=1.5, latency=Counter({70: 900})),
+    )
+    now = FleetView(1_000, 2, [worker("w", a=fast, b=FlowStats(done=4, charged_s=0.25))], [vfm("a"), vfm("b")])
+    now.workers[0].flows[Flow("a", OFFLINE)] = slow
+    now.depths[Flow("a", OFFLINE)] = Depth(256, 64, 9_000, 1_220)
+    rows = fleet_rates(FleetView(0, 2, [worker("w")]), now)
+    by_flow = {(row["vfm"], row["class"]): row for row in rows["vfms"]}
+    assert by_flow.keys() == {("a", INTERACTIVE), ("b", INTERACTIVE), ("a", OFFLINE)}
+    assert (by_flow["a", INTERACTIVE]["p99_ms"], by_flow["a", OFFLINE]["p99_ms"]) == (bucket_top(8), bucket_top(70))
+    assert (by_flow["a", INTERACTIVE]["waiting"], by_flow["a", OFFLINE]["waiting"]) == (0, 256)
+    assert [row["share_received"] for row in rows["vfms"]] == [0.5, 0.5, 1.0]
+    assert "a (offline)" in drawn(rows)

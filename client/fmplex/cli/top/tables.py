@@ -80,7 +80,7 @@ def _vfm(r: dict[str, Any]) -> list[str]:
 
 
 def _name(r: dict[str, Any]) -> str:
-    return r["vfm"] + (f" ({OFFLINE})" if r["class"] == OFFLINE else "")
+    return str(r["vfm"]) + (f" ({OFFLINE})" if r["class"] == OFFLINE else "")
 
 
 def _text(name: str, t: dict[str, Any]) -> list[str]:
