@@ -15,7 +15,7 @@ from fmplex_broker.specs.deployments import VfmStatus
 from fmplex_broker.specs.heads import Embedding, Generation, Head
 from fmplex_broker.specs.vfm import Slo, VfmSpec
 from fmplex_broker.wire.fleet_view import Depth, FleetView, Stored
-from fmplex_broker.wire.messages import INTERACTIVE, Flow
+from fmplex_broker.wire.messages import INTERACTIVE, OFFLINE, Flow
 from fmplex_broker.wire.rates import fleet_rates
 from fmplex_broker.wire.stats import (
     FlowStats,
