@@ -46,7 +46,7 @@ from fmplex_broker.streams.producer import NewJob, Producer
 from fmplex_broker.streams.registry import Registry
 from fmplex_broker.wire.fleet_view import Depth, FleetView
 from fmplex_broker.wire.messages import INTERACTIVE, Flow, Payload
-from fmplex_broker.wire.stats import by_vfm
+from fmplex_broker.wire.stats import by_flow
 
 _BACKBONE = "shared"
 _WORKERS = 2
@@ -116,13 +116,14 @@ class Queues:
         self._sources = {vfm: cycle(self._payloads[n]) for vfm, n in tokens.items()}
         self._sent = {vfm: deque(maxlen=2 * _DEPTH) for vfm in tokens}
 
-    async def top_up(self, depths: Mapping[str, Depth]) -> None:
+    async def top_up(self, depths: Mapping[Flow, Depth]) -> None:
         """Fill every queue, given how deep they are."""
         jobs = []
         for vfm, source in self._sources.items():
-            there = depths.get(vfm, Depth())
+            flow = Flow(vfm, INTERACTIVE)
+            there = depths.get(flow, Depth())
             for payload, units in islice(source, max(0, _DEPTH - there.waiting - there.pending)):
-                jobs.append(NewJob(Flow(vfm, INTERACTIVE), payload, units, _TIMEOUT_MS))
+                jobs.append(NewJob(flow, payload, units, _TIMEOUT_MS))
                 self._sent[vfm].append(jobs[-1])
         await self._producer.enqueue(jobs)
 
@@ -207,7 +208,8 @@ class Bench:
             if passed > plan.lead_s:
                 before = before or view
                 self._least = min(
-                    self._least, *(view.depths.get(v, Depth()).waiting for v in self._fleet.vfms.values())
+                    self._least,
+                    *(view.depths.get(Flow(v, INTERACTIVE), Depth()).waiting for v in self._fleet.vfms.values()),
                 )
             if passed > plan.lead_s + plan.seconds:
                 break
@@ -217,12 +219,13 @@ class Bench:
         self._report.add(_samples(self._received(tokens, before or view, view)))
         with self._fleet.frozen():
             await self._queues.clear()
-        while (await self._fleet.look()).depths:  # noqa: ASYNC110  # nobody tells
+        while any(d.waiting or d.pending for d in (await self._fleet.look()).depths.values()):  # noqa: ASYNC110  # nobody tells
             await asyncio.sleep(_TICK_S)
 
     def _received(self, tokens: Mapping[int, int], before: FleetView, after: FleetView) -> list[Received]:
-        then, now = by_vfm(before.workers), by_vfm(after.workers)
-        got = {weight: now[vfm].since(then[vfm]) for weight, vfm in self._fleet.vfms.items()}
+        then, now = by_flow(before.workers), by_flow(after.workers)
+        flows = {weight: Flow(vfm, INTERACTIVE) for weight, vfm in self._fleet.vfms.items()}
+        got = {weight: now[flow].since(then[flow]) for weight, flow in flows.items()}
         if any(stats.failed for stats in got.values()) or not self._least:
             raise RuntimeError("jobs failed, or a queue ran dry: what was received says nothing")
         claims = {weight: stats.done * self._queues.estimate(tokens[weight]) for weight, stats in got.items()}

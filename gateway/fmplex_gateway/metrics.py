@@ -10,7 +10,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from fmplex_broker.wire.fleet_view import FleetView
-from fmplex_broker.wire.stats import VfmStats, WorkerStats
+from fmplex_broker.wire.stats import FlowStats, WorkerStats
 from fmplex_gateway.generation import metrics as generation
 from fmplex_gateway.histograms import buckets
 
@@ -49,37 +49,50 @@ class _Fleet(Collector):
 
     def collect(self) -> Iterator[Metric]:
         yield from _queues(self._view)
+        yield from _limits(self._view)
         yield from _stored(self._view)
         yield from _workers(self._view.workers)
         yield from _residency(self._view.workers)
-        vfms = [([w.backbone, name, w.worker], stats) for w in self._view.workers for name, stats in w.vfms.items()]
-        yield from _vfms(vfms)
+        flows = [([w.backbone, *flow, w.worker], stats) for w in self._view.workers for flow, stats in w.flows.items()]
+        yield from _flows(flows)
         yield from generation.targets(self._view.vfms)
         yield from generation.memory(self._view.workers)
-        yield from generation.texts(vfms)
+        yield from generation.texts(flows)
 
 
 def _queues(view: FleetView) -> Iterator[Metric]:
     yield GaugeMetricFamily("fmplex_vfms_registered", "vFMs, idle ones included", value=view.registered)
-    labels = ["backbone", "vfm"]
+    labels = ["backbone", "vfm", "class"]
     waiting = GaugeMetricFamily("fmplex_queue_waiting", "Jobs waiting for a worker", labels=labels)
     pending = GaugeMetricFamily("fmplex_queue_pending", "Jobs in a worker's hands", labels=labels)
     oldest = GaugeMetricFamily("fmplex_queue_oldest_seconds", "Age of the oldest job", labels=labels)
-    held = GaugeMetricFamily("fmplex_queue_bytes", "Bytes of its jobs in the broker", labels=labels)
-    most = GaugeMetricFamily("fmplex_queue_limit_bytes", "Bytes that they may have", labels=labels)
+    queued = CounterMetricFamily("fmplex_queue_jobs", "Jobs that were ever queued", labels=labels)
+    ended = CounterMetricFamily("fmplex_queue_ended_jobs", "Those that were answered or cancelled", labels=labels)
+    homes = {vfm.name: vfm.backbone for vfm in view.vfms}
+    for flow, depth in view.depths.items():
+        which = [homes[flow.vfm], *flow]
+        waiting.add_metric(which, depth.waiting)
+        pending.add_metric(which, depth.pending)
+        oldest.add_metric(which, depth.oldest_ms / 1000)
+        queued.add_metric(which, depth.queued)
+        ended.add_metric(which, depth.ended)
+    yield from (waiting, pending, oldest, queued, ended)
+
+
+def _limits(view: FleetView) -> Iterator[Metric]:
+    """Yield what vFMs are held to, and how much of it their jobs of both classes take."""
+    labels = ["backbone", "vfm"]
+    held = GaugeMetricFamily("fmplex_vfm_queued_bytes", "Bytes of its jobs in the broker", labels=labels)
+    most = GaugeMetricFamily("fmplex_vfm_queued_limit_bytes", "Bytes that they may have", labels=labels)
     target = GaugeMetricFamily("fmplex_vfm_latency_target_seconds", "What the vFM's SLO asks for", labels=labels)
     for vfm in view.vfms:
         which = [vfm.backbone, vfm.name]
         if vfm.serving and vfm.serving.slo.latency_ms:
             target.add_metric(which, vfm.serving.slo.latency_ms / 1000)
-        if (depth := view.depths.get(vfm.name)) is not None:
-            waiting.add_metric(which, depth.waiting)
-            pending.add_metric(which, depth.pending)
-            oldest.add_metric(which, depth.oldest_ms / 1000)
-            if depth.nbytes and vfm.serving:
-                held.add_metric(which, depth.nbytes)
-                most.add_metric(which, vfm.serving.limits.max_pending_bytes)
-    yield from (waiting, pending, oldest, held, most, target)
+        if vfm.serving and (nbytes := view.nbytes.get(vfm.name)):
+            held.add_metric(which, nbytes)
+            most.add_metric(which, vfm.serving.limits.max_pending_bytes)
+    yield from (held, most, target)
 
 
 def _stored(view: FleetView) -> Iterator[Metric]:
@@ -140,9 +153,9 @@ def _residency(workers: list[WorkerStats]) -> Iterator[Metric]:
     yield from (held, versions, budget, jobs, loads, evictions, seconds)
 
 
-def _vfms(rows: list[tuple[list[str], VfmStats]]) -> Iterator[Metric]:
-    """Yield the counters of vFMs. A row: backbone, vFM and worker, and the counters."""
-    labels = ["backbone", "vfm", "worker"]
+def _flows(rows: list[tuple[list[str], FlowStats]]) -> Iterator[Metric]:
+    """Yield the counters of flows. A row: backbone, vFM, class and worker, and the counters."""
+    labels = ["backbone", "vfm", "class", "worker"]
     jobs = CounterMetricFamily("fmplex_vfm_jobs", "Jobs answered", labels=[*labels, "outcome"])
     units = CounterMetricFamily("fmplex_vfm_units", "Units (tokens) run", labels=labels)
     charged = CounterMetricFamily("fmplex_vfm_charged_seconds", "Device time charged", labels=labels)

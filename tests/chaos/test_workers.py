@@ -15,7 +15,8 @@ from fmplex_broker.packages.package import bare
 from fmplex_broker.specs.schema import parse
 from fmplex_broker.specs.vfm import VfmSpec
 from fmplex_broker.streams.queue_client import QueueClient
-from fmplex_broker.wire.stats import by_vfm
+from fmplex_broker.wire.messages import INTERACTIVE, Flow
+from fmplex_broker.wire.stats import by_flow
 from tests.chaos.conftest import TEXT, VFMS, Crew, Load
 from tests.support.fleets import frozen
 from tests.support.waiting import until
@@ -26,13 +27,14 @@ async def test_both_workers_take_work_and_weights_hold_across_both(load: Load, c
     # The start is not counted: what one got of the windows (2 x 128 jobs) while the other was still being sent is made up for
     # after it. Both are backlogged until nine tenths of the heavier one's jobs are answered, and workers speak once a second.
     await load.reaches(len(load.answered) + 1000)
-    begin = by_vfm((await load.stats()).values())
+    begin = by_flow((await load.stats()).values())
     await until(lambda: sum(vfm == "heavy" for _, vfm, _ in load.answered) >= 3000, "most of it is done")
-    end = by_vfm((await load.stats()).values())
+    end = by_flow((await load.stats()).values())
     await load.whole()
     # Of the device's time: a job of the light one costs more, for fewer of them share what its adapter and head cost a pass.
-    got = {vfm: end[vfm].since(begin[vfm]).charged_s for vfm in ("heavy", "light")}
-    assert min(end[vfm].since(begin[vfm]).done for vfm in got) > 100
+    flows = {vfm: Flow(vfm, INTERACTIVE) for vfm in ("heavy", "light")}
+    got = {vfm: end[flow].since(begin[flow]).charged_s for vfm, flow in flows.items()}
+    assert min(end[flow].since(begin[flow]).done for flow in flows.values()) > 100
     assert 4 / 1.25 <= got["heavy"] / got["light"] <= 4 * 1.25, got
     by_id = load.workers()
     shares = [sum(by_id[worker] for worker in crew.ids(name)) for name in crew.processes()]

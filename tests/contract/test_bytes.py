@@ -283,7 +283,7 @@ async def buried(bench: Bench, jobs: list[NewJob]) -> None:
 
 async def retired(bench: Bench, jobs: list[NewJob]) -> None:
     for vfm in "ab":
-        assert (await bench.scripts("retire", bench.keys.vfms, [vfm, "answer", 99, 1000, answer()]))[0] == b"gone"
+        assert (await bench.scripts("retire", bench.keys.vfms, [vfm, "answer", 99, answer()]))[0] == b"gone"
 
 
 @pytest.mark.parametrize("key", ["k", "5 a:1|b|", None])
@@ -387,7 +387,7 @@ class Walk:
         await self.bench.redis.hset(self.bench.keys.vfms, ":max_bytes", 150_000)
 
     async def retire(self) -> None:
-        await self.bench.scripts("retire", self.bench.keys.vfms, ["a", "answer", 3, 1000, answer()])
+        await self.bench.scripts("retire", self.bench.keys.vfms, ["a", "answer", 3, answer()])
         if not await self.bench.redis.hexists(self.bench.keys.vfms, "a"):
             await self.bench.serve("a", max_bytes=60_000)
 

@@ -144,7 +144,7 @@ async def test_a_vfm_that_is_being_removed_accepts_no_version(bench: Bench, regi
     await bench.enqueue(job())
     held = await bench.claimed(worker)
     await offer(bench, "v2")
-    assert (await bench.scripts("retire", bench.keys.vfms, ["a", "drain", 10, 1000, b""]))[0] == b"draining"
+    assert (await bench.scripts("retire", bench.keys.vfms, ["a", "drain", 10, b""]))[0] == b"draining"
     assert await registry.offers(BACKBONE) == []
     assert await registry.vote(BACKBONE, "a", "v2", "w1") == "gone"
     assert (await registry.show("a")).status == "draining"
@@ -286,7 +286,7 @@ async def test_a_name_that_is_taken_again_while_it_is_dropped_is_not_lost(
                 await registry._drop_name("a", BACKBONE)
             await super()._propose(spec, version, expect)
 
-    while (await bench.scripts("retire", bench.keys.vfms, ["a", "answer", 256, 1000, b""]))[0] != b"gone":
+    while (await bench.scripts("retire", bench.keys.vfms, ["a", "answer", 256, b""]))[0] != b"gone":
         pass
     deploying = asyncio.create_task(Slow(bench.redis, bench.scripts).deploy(spec("a"), "v2"))
     await until_soon(lambda: bench.redis.hexists(bench.keys.vfms, "a:next"))

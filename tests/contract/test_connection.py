@@ -136,7 +136,7 @@ async def test_full_server_lets_the_dead_be_buried_and_jobs_be_given_back(
     with pytest.raises(BrokerUnavailable):
         await bench.enqueue(waiting)
     assert await bench.producer().cancel([(waiting.flow, held[0].job, held[0].job)]) == ["cancelled"]
-    await bench.scripts("retire", bench.keys.vfms, ["a", "answer", 10, 1000, b"retired"])
+    await bench.scripts("retire", bench.keys.vfms, ["a", "answer", 10, b"retired"])
     assert await worker.settle([(j, b"ok") for j in held[2:]]) == [True, True]
     assert await bench.depth() == 0
     await bench.redis.config_set("maxmemory", 0)

@@ -106,10 +106,10 @@ async def test_unknown_and_closed(bench: Bench, session: QueueClient) -> None:
         await session.submit("nobody", ["x"])
     await bench.serve("a")
     await bench.enqueue(job())
-    await bench.scripts("retire", bench.keys.vfms, ["a", "drain", 10, 1000, b""])
+    await bench.scripts("retire", bench.keys.vfms, ["a", "drain", 10, b""])
     with pytest.raises(VfmClosed):
         await session.submit("a", ["x"])
-    await bench.scripts("retire", bench.keys.vfms, ["a", "answer", 10, 1000, answer()])
+    await bench.scripts("retire", bench.keys.vfms, ["a", "answer", 10, answer()])
     with pytest.raises(UnknownVfm):
         await session.submit("a", ["x"])
 
@@ -118,7 +118,7 @@ async def test_a_removed_vfm_is_noticed_behind_the_cache(bench: Bench) -> None:
     await bench.serve("a")
     session = QueueClient(bench.redis, scripts=bench.scripts, spec_ttl_s=1000)
     await session.vfm("a")
-    await bench.scripts("retire", bench.keys.vfms, ["a", "drain", 10, 1000, b""])
+    await bench.scripts("retire", bench.keys.vfms, ["a", "drain", 10, b""])
     for _ in range(2):
         with pytest.raises(UnknownVfm):
             await session.submit("a", ["x"])

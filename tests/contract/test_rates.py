@@ -55,7 +55,7 @@ async def test_a_very_low_rate_takes_one_job_and_then_says_to_come_back(bench: B
     await bench.serve("a", rate=rate)
     assert await bench.enqueue(job(units=1000)) == ["new"]
     assert 0 < (await limited(bench, 1)).wait_ms <= 86_400_000
-    assert 0 < await bench.redis.pttl(bench.keys.prefix + "rate:a") <= 30 * 86_400_000
+    assert 0 < await bench.redis.pttl(bench.keys.prefix + "rate:interactive:a") <= 30 * 86_400_000
 
 
 @pytest.mark.parametrize("weight", [0.0, -1.0, 1e-300, 1e300, float("inf"), float("nan")])
@@ -125,7 +125,7 @@ async def test_a_cancel_that_breaks_the_script_breaks_it_alone(bench: Bench) -> 
 async def test_a_rated_vfm_serves_on_when_the_clock_was_set_back(bench: Bench) -> None:
     """Its bucket was last seen an hour from now."""
     await bench.serve("a", rate=1000)
-    await bench.redis.set(bench.keys.prefix + "rate:a", f"0|{await now_ms(bench) + HOUR_MS}", px=HOUR_MS)
+    await bench.redis.set(bench.keys.prefix + "rate:interactive:a", f"0|{await now_ms(bench) + HOUR_MS}", px=HOUR_MS)
     got = await limited(bench, 100)
     assert got.wait_ms <= 100
     await asyncio.sleep(got.wait_ms / 1000)  # the promise under test
@@ -134,7 +134,7 @@ async def test_a_rated_vfm_serves_on_when_the_clock_was_set_back(bench: Bench) -
 
 async def test_a_bucket_from_the_future_holds_what_it_held(bench: Bench) -> None:
     await bench.serve("a", rate=1000)
-    await bench.redis.set(bench.keys.prefix + "rate:a", f"700|{await now_ms(bench) + HOUR_MS}", px=HOUR_MS)
+    await bench.redis.set(bench.keys.prefix + "rate:interactive:a", f"700|{await now_ms(bench) + HOUR_MS}", px=HOUR_MS)
     assert await bench.enqueue(job(units=700)) == ["new"]
     await limited(bench, 200)
 

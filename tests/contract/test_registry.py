@@ -191,7 +191,7 @@ async def test_compare_and_set_on_the_generation(bench: Bench) -> None:
     assert await call("propose", "a", V3, "{}", -1, 10, 1.0, 0, 0) == ("exists", 4)
     assert await call("alter", "b", 1, 10, 1.0, 0, 0, "{}") == ("unknown", 0)
     assert await call("propose", "b", V1, "{}", 1, 10, 1.0, 0, 0) == ("unknown", 0)
-    await call("retire", "a", "drain", 1, 1000, b"")
+    await call("retire", "a", "drain", 1, b"")
     assert await call("propose", "a", V1, "{}", -1, 10, 1.0, 0, 0) == ("ok", 1)
 
 

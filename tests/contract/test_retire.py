@@ -9,7 +9,7 @@ from tests.contract.harness import Bench, answer, job
 
 
 async def retire(bench: Bench, mode: str, vfm: str = "a", budget: int = 100) -> tuple[str, int]:
-    state, left = await bench.scripts("retire", bench.keys.vfms, [vfm, mode, budget, 5_000, answer("retired")])
+    state, left = await bench.scripts("retire", bench.keys.vfms, [vfm, mode, budget, answer("retired")])
     return state.decode(), left
 
 
@@ -72,7 +72,7 @@ async def test_all_keys_go(bench: Bench) -> None:
     await bench.enqueue(job(payload=b"x" * 70_000), job(cls=OFFLINE))
     await worker.release(await bench.claimed(worker, interactive=1, offline=1))
     await bench.scripts("propose", bench.keys.vfms, ["a", "v2", "{}", 2, 100, 1.0, 0, 0])
-    assert {"dead:a", "rate:a", "q:interactive:a", "q:offline:a"} <= await bench.names()
+    assert {"dead:a", "rate:interactive:a", "q:interactive:a", "q:offline:a"} <= await bench.names()
     assert await retire(bench, "answer") == ("gone", 0)
     assert await traces(bench) == []
     assert (await bench.names()) & {"dead:ab", "q:interactive:ab"} == {"dead:ab", "q:interactive:ab"}

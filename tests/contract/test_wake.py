@@ -139,7 +139,7 @@ async def test_words_carry_the_counter_without_a_gap_and_the_name_of_the_vfm(ben
     await bench.lapse(dead)
     await worker.reap(10**6, max_attempts=3)  # b's votes are to be counted again
     await bench.scripts("vote", bench.keys.vfms, ["b", "v2", "w1", '{"code": "package_rejected"}'])
-    await bench.scripts("retire", bench.keys.vfms, ["a", "answer", 10, 1000, b""])  # closed, gone
+    await bench.scripts("retire", bench.keys.vfms, ["a", "answer", 10, b""])  # closed, gone
     counter = (await worker.beat()).changes
     words = await heard(worker, counter)
     assert [n for n, _ in words] == list(range(1, counter + 1))

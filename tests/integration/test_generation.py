@@ -14,7 +14,8 @@ import pytest
 from fmplex_broker.errors import DeadlineExceeded, TextTooLong
 from fmplex_broker.streams.queue_client import QueueClient, cancel_all
 from fmplex_broker.streams.tracing import Tracer
-from fmplex_broker.wire.stats import by_vfm, quantile
+from fmplex_broker.wire.messages import INTERACTIVE, Flow
+from fmplex_broker.wire.stats import by_flow, quantile
 from tests.support.decoders import POSITIONS
 from tests.support.fleets import frozen
 from tests.support.generation_fleet import (
@@ -192,7 +193,7 @@ async def test_tokens_and_the_times_between_them_are_counted(site: Site, session
     for i in range(3):
         output = await write(session, "counted", prompt(50, 100 + i), **GREEDY)
         assert (output["completion_tokens"], output["finish_reason"]) == (30, "length"), "as the vFM says"
-    counted = by_vfm(await next_stats(session))["counted"]
+    counted = by_flow(await next_stats(session))[Flow("counted", INTERACTIVE)]
     assert (counted.done, counted.tokens, counted.prompt_tokens) == (3, 90, 150)
     assert (counted.ttft.total(), counted.gaps.total()) == (3, 87)
     assert quantile(counted.ttft, 0.5), "enqueue to the first token"
@@ -286,7 +287,7 @@ async def test_a_cancelled_text_is_in_no_pass_any_more(session: QueueClient) -> 
         return any(p.parts for heard in await tracer.read() for p in heard.report.passes)
 
     await until(recorded, "passes are recorded")
-    assert by_vfm(await next_stats(session))["rank32"].kv_bytes > 0
+    assert by_flow(await next_stats(session))[Flow("rank32", INTERACTIVE)].kv_bytes > 0
     now_ms = await tracer.now_ms()
     assert await growing.pending.cancel() == "told"
     await holds_nothing(session)

@@ -19,7 +19,7 @@ from fmplex_broker.streams.deployer import Deployer
 from fmplex_broker.streams.embedded import EmbeddedServer
 from fmplex_broker.streams.fleet import read_fleet
 from fmplex_broker.streams.queue_client import Pending, QueueClient
-from fmplex_broker.wire.stats import by_vfm
+from fmplex_broker.wire.stats import by_flow
 from fmplex_worker.host.service import Worker
 from tests.support.acting import NAME, ActingEngine
 from tests.support.waiting import until
@@ -102,8 +102,8 @@ async def test_nobody_waits_for_a_vfm_that_is_slow_to_prepare(site: Site, honest
 
         async def charged() -> bool:
             view = await read_fleet(site.session.redis, site.session.registry)
-            used = by_vfm(view.workers)
-            return "sloth" in used and used["sloth"].charged_s > 3.5 and used["swift"].charged_s < 1
+            used = {flow.vfm: stats.charged_s for flow, stats in by_flow(view.workers).items()}
+            return used.get("sloth", 0) > 3.5 and used["swift"] < 1
 
         await until(charged, "it is charged for what it took", 10)
     await asyncio.gather(*ended)

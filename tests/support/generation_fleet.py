@@ -255,10 +255,10 @@ async def holds_nothing(
 
     workers = await until(idle, "no worker has anything in hand", patience_s)
     for worker in workers:
-        left = {name: vfm.kv_bytes for name, vfm in worker.vfms.items() if vfm.kv_bytes}
+        left = {flow.vfm: stats.kv_bytes for flow, stats in worker.flows.items() if stats.kv_bytes}
         left |= {"kv_bytes": worker.kv_bytes, "waiting_memory": worker.waiting_memory}
         assert not any(left.values()), f"{worker.worker} has no job and yet {left}"
-    await nothing_queued(session, backbone, [name for worker in workers for name in worker.vfms])
+    await nothing_queued(session, backbone, [flow.vfm for worker in workers for flow in worker.flows])
     return list(workers)
 
 

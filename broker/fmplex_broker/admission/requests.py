@@ -16,12 +16,13 @@ from fmplex_broker.specs.heads import Generation
 from fmplex_broker.specs.sampling import SAMPLING, GenerationParams, derive_seed, nth_seed
 from fmplex_broker.specs.schema import Spec, parse
 from fmplex_broker.specs.vfm import VfmSpec
-from fmplex_broker.wire.messages import Part, Payload, Request, SharedPayload, encode_request, packb
+from fmplex_broker.wire.messages import INTERACTIVE, Part, Payload, Request, SharedPayload, encode_request, packb
 
 MAX_INPUTS = 2048
 MAX_KEY_BYTES = 1024  # of an idempotency key
 MAX_SCHEMA_BYTES = 65_536
 _SHARED_FROM = 1024  # bytes; what is smaller travels with every job: to name it costs as much
+_DAY_MS = 86_400_000
 _BYTES_PER_UNIT = 4  # of English text a token; only an estimate until the worker has tokenised
 
 
@@ -114,12 +115,15 @@ def check_key(key: str | None) -> None:
         raise InvalidInput(f"must have 1 to {MAX_KEY_BYTES} bytes", field="idempotency_key")
 
 
-def timeout_ms(vfm: VfmSpec, wanted: float | None) -> int:
-    """Return the deadline of a call in ms: what the caller wants, else what the vFM promises. Raises `InvalidInput`."""
+def timeout_ms(vfm: VfmSpec, wanted: float | None, cls: str = INTERACTIVE) -> int:
+    """Return the deadline of a call in ms: what the caller wants, else what the vFM promises those who wait for an answer; an
+    offline call has a day, and may have a week. Raises `InvalidInput`."""
     if wanted is None:
-        return vfm.deadline_ms
-    if isinstance(wanted, bool) or not isinstance(wanted, int | float) or not 1 <= wanted <= 86_400_000:
-        raise InvalidInput("timeout_ms must be between 1 and 86400000", field="timeout_ms")
+        return vfm.deadline_ms if cls == INTERACTIVE else _DAY_MS
+    most = _DAY_MS if cls == INTERACTIVE else 7 * _DAY_MS
+    if isinstance(wanted, bool) or not isinstance(wanted, int | float) or not 1 <= wanted <= most:
+        offline = "" if cls == INTERACTIVE else " for offline jobs"
+        raise InvalidInput(f"timeout_ms must be between 1 and {most}{offline}", field="timeout_ms")
     return int(wanted)
 
 

@@ -24,7 +24,8 @@ Weight = Annotated[float, Field(ge=1e-3, le=1e6)]
 class Limits(Spec):
     """Limits of what a vFM may take. `max_pending` counts jobs waiting or running, `max_pending_bytes` their bytes in the broker;
     `max_call_bytes` bounds those of one call, `max_input_bytes` one input (the default: 256 embedded tokens of width 768).
-    `rate` is tokens per second: an estimate when a job is sent, put right by what it has read and written when it ends."""
+    `rate` is tokens per second, for interactive and offline jobs each: an estimate when a job is sent, put right by what it has
+    read and written when it ends. Offline jobs may fill half of `max_pending_bytes`."""
 
     max_pending: int = Field(default=4096, ge=1, le=1_000_000)
     max_pending_bytes: int = Field(default=256_000_000, ge=1024, le=1_000_000_000_000)

@@ -14,7 +14,6 @@ from fmplex_broker.streams.claims import CLAIM_FLOWS, CLAIM_ROOM, Claim, Claimed
 from fmplex_broker.streams.connection import ANSWER_S, BLOCK_MS, BLOCKED_S, Arg, Client, Scripts, broker_errors
 from fmplex_broker.streams.keys import Keys
 from fmplex_broker.streams.payloads import fetch_payloads
-from fmplex_broker.streams.producer import RESULT_TTL_MS
 from fmplex_broker.wire.messages import Flow, Reply, encode_reply
 
 HERE_TTL_MS = 60_000
@@ -111,7 +110,6 @@ class Consumer:
             self._lease_ms,
             max_attempts,
             budget,
-            RESULT_TTL_MS,
             _POISONED,
             victim,
         ]
@@ -205,7 +203,7 @@ class Consumer:
             beyond = 0 if job.spent is None else f"{job.spent - job.units:.6g}"
             tokens = 0 if job.tokens is None else job.tokens - job.units
             rows += [job.address, job.entry, job.job, job.inbox, payload, job.stored, beyond, tokens]
-        return [bool(n) for n in await self._call("settle", [self.worker, RESULT_TTL_MS, *rows])]
+        return [bool(n) for n in await self._call("settle", [self.worker, *rows])]
 
     async def send_chunks(self, chunks: Sequence[tuple[Claimed, bytes]]) -> list[bool]:
         """Send chunks of running jobs. False: not this worker's job any more. Not safe to repeat: the reader must know what it

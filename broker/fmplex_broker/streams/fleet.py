@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
-from fmplex_broker.specs.deployments import VfmStatus
-from fmplex_broker.streams.catalog import Catalog
-from fmplex_broker.streams.connection import Client, broker_errors
-from fmplex_broker.streams.keys import BYTES, GROUP, MAX_BYTES, Keys
+from fmplex_broker.streams.connection import Arg, Client, Scripts, broker_errors
+from fmplex_broker.streams.keys import BYTES, MAX_BYTES, Keys
+from fmplex_broker.streams.registry import Registry
 from fmplex_broker.streams.tracing import add_report
 from fmplex_broker.wire.fleet_view import Depth, FleetView, Stored
 from fmplex_broker.wire.messages import CLASSES, Flow
@@ -15,7 +15,7 @@ from fmplex_broker.wire.passes import PassRecord
 from fmplex_broker.wire.stats import WorkerStats, decode_stats, encode_stats
 
 STATS_TTL_MS = 10_000
-_WAITED = 64  # queues whose oldest entry is read, per backbone and reading
+_FLOWS = 256  # whose queues are read in one script
 _LISTED = 200  # vFMs that are shown whether or not anything happens on them
 _READY = 1000  # flows with waiting work that are read, per backbone and class
 
@@ -36,7 +36,7 @@ async def publish(redis: Client, stats: WorkerStats, passes: Sequence[PassRecord
     return bool(traced)
 
 
-async def read_fleet(redis: Client, registry: Catalog) -> FleetView:
+async def read_fleet(redis: Client, registry: Registry) -> FleetView:
     """Read the state of all backbones. Its cost grows with the vFMs on which something happens, not with those registered."""
     async with broker_errors():
         seconds, micros = await redis.time()
@@ -46,13 +46,14 @@ async def read_fleet(redis: Client, registry: Catalog) -> FleetView:
         keys = Keys(backbone)
         workers = await _workers(redis, keys, await registry.live_workers(backbone))
         first = {s.name: s for s in listed if s.backbone == backbone}
-        busy = await _busy(redis, keys) | {name for w in workers for name in w.vfms}
+        busy = await _busy(redis, keys) | {flow.vfm for w in workers for flow in w.flows}
         others = await registry.states(backbone, sorted(busy - first.keys()))
         found = [*first.values(), *(s for s in others if s is not None)]
         view.workers += workers
         view.vfms += found
-        view.depths |= await _depths(redis, keys, [v.name for v in found], view.now_ms)
-        view.stored[backbone] = await _stored(redis, keys, view.depths, found)
+        view.depths |= await _depths(registry.scripts, keys, [v.name for v in found], view.now_ms)
+        names = {flow.vfm for flow, depth in view.depths.items() if depth.waiting or depth.pending}
+        view.stored[backbone] = await _stored(redis, keys, view.nbytes, [v.name for v in found if v.name in names])
     view.vfms.sort(key=lambda s: s.name)
     return view
 
@@ -73,13 +74,12 @@ async def _busy(redis: Client, keys: Keys) -> set[str]:
     return {vfm.decode() for part in ready for vfm in part} | {flow.decode().partition(":")[2] for flow in back}
 
 
-async def _stored(redis: Client, keys: Keys, depths: dict[str, Depth], vfms: Sequence[VfmStatus]) -> Stored:
-    """Read how many bytes wait on a backbone, and complete the depths of its vFMs that have jobs."""
-    names = [v.name for v in vfms if v.name in depths]
+async def _stored(redis: Client, keys: Keys, nbytes: dict[str, int], names: Sequence[str]) -> Stored:
+    """Read how many bytes wait on a backbone, and add to `nbytes` those of its vFMs of these names."""
     async with broker_errors():
         *raw, total, most = await redis.hmget(keys.vfms, [*(name + BYTES for name in names), BYTES, MAX_BYTES])
     for name, value in zip(names, raw, strict=True):
-        depths[name].nbytes = int(value or 0)
+        nbytes[name] = int(value or 0)
     return Stored(int(total or 0), int(most or 0))
 
 
@@ -91,32 +91,16 @@ def _decoded(raw: bytes | None) -> WorkerStats | None:
         return None
 
 
-async def _depths(redis: Client, keys: Keys, names: list[str], now_ms: int) -> dict[str, Depth]:
+async def _depths(scripts: Scripts, keys: Keys, names: list[str], now_ms: int) -> dict[Flow, Depth]:
+    """Read the queues of vFMs; of those that have never had a job there is none."""
     flows = [Flow(name, cls) for name in names for cls in CLASSES]
-    async with broker_errors():
-        pipe = redis.pipeline(transaction=False)
-        for flow in flows:
-            pipe.xlen(keys.queue(flow))
-        lengths = await pipe.execute()
-        busy = [(flow, n) for flow, n in zip(flows, lengths, strict=True) if n]
-        # XPENDING fails on a stream without a group, which only means that nothing was delivered yet.
-        pipe = redis.pipeline(transaction=False)
-        for flow, _ in busy:
-            pipe.xpending(keys.queue(flow), GROUP)
-        pendings = await pipe.execute(raise_on_error=False)
-        for refused in pendings:
-            if isinstance(refused, Exception) and not str(refused).startswith("NOGROUP"):
-                raise refused
-        pipe = redis.pipeline(transaction=False)
-        for flow, _ in busy[:_WAITED]:
-            pipe.xrange(keys.queue(flow), count=1)
-        oldest = await pipe.execute()
-    out: dict[str, Depth] = {}
-    for i, ((flow, length), pending) in enumerate(zip(busy, pendings, strict=True)):
-        depth = out.setdefault(flow.vfm, Depth())
-        held = int(pending["pending"]) if isinstance(pending, dict) else 0
-        depth.waiting += length - held
-        depth.pending += held
-        if i < _WAITED and oldest[i]:
-            depth.oldest_ms = max(depth.oldest_ms, now_ms - int(oldest[i][0][0].split(b"-")[0]))
+    rows: list[Any] = []
+    for start in range(0, len(flows), _FLOWS):
+        part: list[Arg] = [f"{flow.cls}:{flow.vfm}" for flow in flows[start : start + _FLOWS]]
+        rows += await scripts("queues", keys.vfms, part)
+    out: dict[Flow, Depth] = {}
+    for flow, (jobs, held, ever, oldest) in zip(flows, rows, strict=True):
+        if ever:
+            since_ms = now_ms - int(oldest.partition(b"-")[0]) if oldest else 0
+            out[flow] = Depth(jobs - held, held, max(since_ms, 0), ever)
     return out

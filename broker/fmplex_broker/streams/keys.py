@@ -17,7 +17,7 @@
 | … `#new` | field of it | entries that claim number `#claim` brought, and that are prepared together |
 | … `#load` | field of it | versions that are being loaded |
 | `control` | capped stream | messages to workers: cancellations, changed vFMs |
-| `idem:<key>`, `res:<job>`, `blob:<job>`, `rate:<vfm>` | string + TTL | idempotency, result, large payload, token bucket |
+| `idem:<key>`, `res:<job>`, `blob:<job>`, `rate:<class>:<vfm>` | string + TTL | idempotency, result, large payload, tokens |
 | `part:<vfm>:<id>` | string + TTL | what several jobs of a vFM have in common: a schema, a prompt |
 | `subs:<job>` | hash + TTL | inboxes that have asked again for a job that is there -> their last attempt |
 | `in:<client>`, `dead:<vfm>` | capped stream + TTL | reply inbox; dead letters |

@@ -5,15 +5,18 @@ from __future__ import annotations
 from fmplex_broker.errors import BrokerFault, Conflict, FmplexError, QueueFull, RateLimited, TooLarge, VfmClosed
 from fmplex_broker.streams.catalog import unknown_vfm
 from fmplex_broker.streams.producer import EnqueueResult
+from fmplex_broker.wire.messages import OFFLINE, Flow
 
 _RETRY_S = 1.0
 _CAPS = {"bytes": "limits.max_pending_bytes of {vfm!r}", "backbone": "max_pending_bytes of its backbone, for all vFMs"}
 
 
-def not_taken(vfm: str, got: EnqueueResult) -> FmplexError:
+def not_taken(flow: Flow, got: EnqueueResult) -> FmplexError:
     """Return the error of a call, one of whose jobs was not taken."""
+    vfm = flow.vfm
     word, _, what = got.status.partition("_")
-    cap = f"{got.most} bytes ({_CAPS[what].format(vfm=vfm)})" if what else ""
+    half = "half of " if flow.cls == OFFLINE else ""
+    cap = f"{got.most} bytes ({half}{_CAPS[what].format(vfm=vfm)})" if what else ""
     match word:
         case "full" if what:
             return QueueFull(f"as much waits as may, {cap}; come back later", retry_after=_RETRY_S)

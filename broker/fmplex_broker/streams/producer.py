@@ -15,7 +15,6 @@ from fmplex_broker.streams.keys import Keys
 from fmplex_broker.wire.messages import Flow, Payload, Reply, encode_reply, read_reply, split
 
 ENTRY_BYTES = 256  # that a job takes in the broker beside its payload, as enqueue.lua counts them
-RESULT_TTL_MS = 60_000  # how long a reply can be asked for again; at thousands a second, minutes would fill the server
 _CANCELLED = encode_reply(Reply(error=Cancelled("the job was cancelled before it ran")))
 
 
@@ -101,7 +100,7 @@ class Producer:
             rows += [j.flow.cls, j.flow.vfm, j.job, j.idem, j.request_digest]
             rows += [j.units, j.units if j.charge is None else j.charge, j.timeout_ms, j.call_bytes]
             rows += [" ".join(str(numbers[part.id]) for part in shared), own]
-        head: list[Arg] = [self._inbox, RESULT_TTL_MS, len(numbers), *parts]
+        head: list[Arg] = [self._inbox, len(numbers), *parts]
         return [_result(*row) for row in await self._scripts("enqueue", self.keys.vfms, [*head, *rows])]
 
     async def cancel(self, jobs: Sequence[tuple[Flow, str, str]], attempts: Sequence[str] = ()) -> list[str]:
@@ -114,7 +113,7 @@ class Producer:
         return [state or "gone" for state in await send_all(self._cancel, rows, lambda row: len(row[0][2]))]
 
     async def _cancel(self, rows: Sequence[tuple[tuple[Flow, str, str], str]]) -> list[str]:
-        args: list[Arg] = [self._inbox, RESULT_TTL_MS, _CANCELLED]
+        args: list[Arg] = [self._inbox, _CANCELLED]
         for (flow, job, idem), attempt in rows:
             args += [f"{flow.cls}:{flow.vfm}", job, idem, attempt]
         return [state.decode() for state in await self._scripts("cancel", self.keys.vfms, args)]

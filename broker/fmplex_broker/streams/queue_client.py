@@ -134,7 +134,7 @@ class QueueClient:
         payloads = await _in_turns(admission.admitting(spec, inputs, params, call=call, n=n))
         nbytes = stored_bytes([payload for payload, _ in payloads])
         admission.check_bytes(spec, nbytes)
-        ms = admission.timeout_ms(spec, timeout_ms)
+        ms = admission.timeout_ms(spec, timeout_ms, cls)
         flow, until = Flow(vfm, cls), time.monotonic() + ms / 1000
         channel = self._channel(status.backbone)
         keys = [None if idempotency_key is None else f"{vfm}:{idempotency_key}:{i}" for i in range(len(payloads))]
@@ -149,14 +149,14 @@ class QueueClient:
             except BaseException:
                 channel.abandon(jobs)
                 raise
-            return await self._accepted(vfm, channel, pending, got)
+            return await self._accepted(flow, channel, pending, got)
         except BaseException:
             for p in pending:
                 channel.inbox.forget(p.job, p.future)
             raise
 
     async def _accepted(
-        self, vfm: str, channel: BackboneChannel, pending: list[Pending], got: list[EnqueueResult]
+        self, flow: Flow, channel: BackboneChannel, pending: list[Pending], got: list[EnqueueResult]
     ) -> list[Pending]:
         refused = next((g for g in got if g.status not in ("new", "dup", "done")), None)
         if refused is not None:
@@ -168,12 +168,12 @@ class QueueClient:
                 if g.status == "dup":  # whoever waits for that here goes on waiting
                     channel.inbox.note_attempt(g.job, p.job)
             if refused.status in ("closed", "stale", "unknown"):
-                self.forget(vfm)
+                self.forget(flow.vfm)
             if refused.status == "stale":
-                now = await self.registry.show(vfm)
+                now = await self.registry.show(flow.vfm)
                 if now.status == "stale":  # else it has been deployed again just now
-                    raise stale_error(vfm, now.version, now.hosted)
-            raise not_taken(vfm, refused)
+                    raise stale_error(flow.vfm, now.version, now.hosted)
+            raise not_taken(flow, refused)
         for p, g in zip(pending, got, strict=True):
             if g.job != p.job:  # an earlier job with this idempotency key answers
                 channel.inbox.forget(p.job)

@@ -22,7 +22,6 @@ from fmplex_broker.specs.vfm import VfmChange, VfmSpec
 from fmplex_broker.streams.catalog import Catalog, unknown_vfm
 from fmplex_broker.streams.connection import Arg, Client, Scripts, broker_errors
 from fmplex_broker.streams.keys import REGISTRY_BACKBONES, REGISTRY_VFMS, Keys
-from fmplex_broker.streams.producer import RESULT_TTL_MS
 from fmplex_broker.wire.messages import Reply, encode_reply
 
 _POLL_S = 0.02
@@ -34,7 +33,7 @@ class Registry(Catalog):
 
     def __init__(self, redis: Client, scripts: Scripts) -> None:
         super().__init__(redis)
-        self._scripts = scripts
+        self.scripts = scripts
 
     async def register_backbone(self, info: BackboneInfo) -> None:
         """Record a backbone that a worker hosts."""
@@ -80,7 +79,7 @@ class Registry(Catalog):
                 spec.model_dump_json(),
                 spec.limits.max_pending_bytes,
             ]
-            state, _ = await self._scripts("alter", Keys(now.backbone).vfms, args)
+            state, _ = await self.scripts("alter", Keys(now.backbone).vfms, args)
             self._check_state(state.decode(), vfm)
         return await self.show(vfm)
 
@@ -120,7 +119,7 @@ class Registry(Catalog):
         while True:
             waited = time.monotonic() - start
             mode = "drain" if waited < drain_s else "answer"
-            state, left = await self._scripts("retire", Keys(backbone).vfms, [vfm, mode, 256, RESULT_TTL_MS, answer])
+            state, left = await self.scripts("retire", Keys(backbone).vfms, [vfm, mode, 256, answer])
             if state == b"gone":
                 break
             if waited > drain_s + 60:
@@ -132,7 +131,7 @@ class Registry(Catalog):
         """Record a worker's verdict on an offered version (`worker` '': only count) and return the state after it: serving |
         waiting | rejected | gone. Raises the workers' refusal where one has rejected it and `worker` is ''."""
         error = json.dumps(refusal.to_wire()) if refusal else ""
-        state, wire = await self._scripts("vote", Keys(backbone).vfms, [vfm, version, worker, error])
+        state, wire = await self.scripts("vote", Keys(backbone).vfms, [vfm, version, worker, error])
         if state == b"rejected" and not worker:
             raise from_wire(json.loads(wire))
         return str(state.decode())
@@ -188,7 +187,7 @@ class Registry(Catalog):
     async def _propose(self, spec: VfmSpec, version: str, expect: int) -> None:
         terms = [*_terms(spec), spec.limits.max_pending_bytes]
         args: list[Arg] = [spec.name, version, spec.model_dump_json(), expect, *terms]
-        state, _ = await self._scripts("propose", Keys(spec.backbone).vfms, args)
+        state, _ = await self.scripts("propose", Keys(spec.backbone).vfms, args)
         self._check_state(state.decode(), spec.name)
 
     def _check_state(self, state: str, vfm: str) -> None:

@@ -8,28 +8,34 @@ from typing import Any
 from fmplex_broker.specs.deployments import VfmStatus
 from fmplex_broker.specs.vfm import Slo
 from fmplex_broker.wire.fleet_view import Depth, FleetView
-from fmplex_broker.wire.stats import VfmStats, WorkerStats, by_vfm, quantile
+from fmplex_broker.wire.messages import CLASSES, INTERACTIVE, Flow
+from fmplex_broker.wire.stats import FlowStats, WorkerStats, by_flow, quantile
 
 
 def fleet_rates(before: FleetView, now: FleetView) -> dict[str, Any]:
-    """Compute what happened between two readings: `seconds`, `registered`, `vfms` (one row each, busiest first; those that
-    generate have a `text`), `backbones` and `workers` (one row each).
+    """Compute what happened between two readings: `seconds`, `registered`, `vfms` (one row each and class, busiest first,
+    offline only where there is something to tell; those that generate have a `text`), `backbones` and `workers` (one row each).
 
-    `share_received`: part of the device time of the vFM's backbone; `share_promised`: its weight among the active ones. Names
-    of values end in their units; `busy`, `cached` and `hit_rate` are parts of 1. None: there was nothing to measure.
+    `share_received`: part of the device time that its class had of the backbone; `share_promised`: its weight among those active
+    in it. `queued_bytes` are the vFM's in both classes. Names of values end in their units; `busy`, `cached` and `hit_rate` are
+    parts of 1. None: there was nothing to measure.
     """
     seconds = max((now.now_ms - before.now_ms) / 1000, 1e-3)
     known = {w.worker: w for w in before.workers}
     # A worker that has just come starts from nothing; one that has gone is in neither sum.
-    earlier = by_vfm([known.get(w.worker, _unused(w)) for w in now.workers])
-    later = by_vfm(now.workers)
-    spent = {name: later[name].since(earlier.get(name, VfmStats())) for name in later}
+    earlier = by_flow([known.get(w.worker, _unused(w)) for w in now.workers])
+    later = by_flow(now.workers)
+    spent = {flow: later[flow].since(earlier.get(flow, FlowStats())) for flow in later}
     rows = []
     for status in now.vfms:
-        stats, depth = spent.get(status.name, VfmStats()), now.depths.get(status.name, Depth())
-        rows.append(_vfm_row(status, stats, depth, seconds))
-    _add_shares(rows, spent)
-    rows.sort(key=lambda r: (-(r["share_received"] or 0), -r["waiting"], r["vfm"]))
+        for cls in CLASSES:
+            flow = Flow(status.name, cls)
+            row = _row(status, cls, spent.get(flow, FlowStats()), now.depths.get(flow, Depth()), seconds)
+            row["queued_bytes"] = now.nbytes.get(status.name, 0)
+            if cls == INTERACTIVE or row["active"]:
+                rows.append(row)
+    _add_shares(rows)
+    rows.sort(key=lambda r: (CLASSES.index(r["class"]), -(r["share_received"] or 0), -r["waiting"], r["vfm"]))
     workers = [_worker_row(w, known.get(w.worker, _unused(w)), seconds) for w in now.workers]
     backbones = [
         {"backbone": name, "queued_bytes": stored.nbytes, "max_queued_bytes": stored.most}
@@ -49,47 +55,47 @@ def _unused(worker: WorkerStats) -> WorkerStats:
     return WorkerStats(worker.worker, worker.backbone, worker.device, worker.pid, worker.host)
 
 
-def _add_shares(rows: list[dict[str, Any]], spent: dict[str, VfmStats]) -> None:
-    """Add the shares promised and received; they are shares of one backbone's devices."""
-    charged: dict[str, float] = defaultdict(float)
-    weights: dict[str, float] = defaultdict(float)
+def _add_shares(rows: list[dict[str, Any]]) -> None:
+    """Add the shares promised and received; they are shares of what one class had of one backbone's devices."""
+    used: dict[tuple[str, str], float] = defaultdict(float)
+    weights: dict[tuple[str, str], float] = defaultdict(float)
     for row in rows:
-        charged[row["backbone"]] += spent[row["vfm"]].charged_s if row["vfm"] in spent else 0.0
-        weights[row["backbone"]] += row["weight"] if row["active"] else 0.0
+        used[row["backbone"], row["class"]] += row["device_s_per_s"]
+        weights[row["backbone"], row["class"]] += row["weight"] if row["active"] else 0.0
     for row in rows:
-        weight, total = weights[row["backbone"]], charged[row["backbone"]]
+        weight, total = (sums[row["backbone"], row["class"]] for sums in (weights, used))
         row["share_promised"] = row["weight"] / weight if row["active"] and weight else None
-        row["share_received"] = spent[row["vfm"]].charged_s / total if row["vfm"] in spent and total > 0 else None
+        row["share_received"] = row["device_s_per_s"] / total if total > 0 and row["active"] else None
 
 
-def _vfm_row(status: VfmStatus, stats: VfmStats, depth: Depth, seconds: float) -> dict[str, Any]:
+def _row(status: VfmStatus, cls: str, stats: FlowStats, depth: Depth, seconds: float) -> dict[str, Any]:
     serving = status.serving
     row = {
         "vfm": status.name,
+        "class": cls,
         "backbone": status.backbone,
         "status": status.status,
-        "active": bool(stats.done or stats.failed or depth.waiting or depth.pending),
+        "active": bool(stats.done or stats.failed or stats.charged_s or depth.waiting or depth.pending),
         "waiting": depth.waiting,
         "pending": depth.pending,
         "oldest_ms": depth.oldest_ms,
-        "queued_bytes": depth.nbytes,
         "max_queued_bytes": serving.limits.max_pending_bytes if serving else None,
         "jobs_per_s": (stats.done + stats.failed) / seconds,
         "failed_per_s": stats.failed / seconds,
         "p50_ms": quantile(stats.latency, 0.5),
         "p99_ms": quantile(stats.latency, 0.99),
-        "target_ms": serving.slo.latency_ms if serving else None,
+        "target_ms": serving.slo.latency_ms if serving and cls == INTERACTIVE else None,
         "wait_p99_ms": quantile(stats.wait, 0.99),
         "device_s_per_s": stats.charged_s / seconds,
         "weight": serving.weight if serving else 0.0,
         "deficit_s": stats.deficit_s,
     }
     if serving is not None and "generation" in serving.kinds:
-        row["text"] = _text_row(serving.slo, stats, seconds)
+        row["text"] = _text_row(serving.slo if cls == INTERACTIVE else Slo(), stats, seconds)
     return row
 
 
-def _text_row(slo: Slo, stats: VfmStats, seconds: float) -> dict[str, Any]:
+def _text_row(slo: Slo, stats: FlowStats, seconds: float) -> dict[str, Any]:
     """Return the rates of the texts of a vFM that generates."""
     return {
         "tokens_per_s": stats.tokens / seconds,
@@ -132,3 +138,23 @@ def _worker_row(now: WorkerStats, before: WorkerStats, seconds: float) -> dict[s
         "prefix_bytes": now.prefix_bytes,
         "waiting_memory": now.waiting_memory,
     }
+
+
+def queue_rates(before: FleetView, now: FleetView) -> dict[str, Any]:
+    """Compute what happened to the queues between two readings: `seconds`, and `queues`, a row for each flow that has jobs or has
+    had some meanwhile, the one with the most first. `queued_per_s`: jobs that came, `ended_per_s`: jobs that were answered or
+    cancelled."""
+    seconds = max((now.now_ms - before.now_ms) / 1000, 1e-3)
+    homes = {status.name: status.backbone for status in now.vfms}
+    rows = []
+    for flow, depth in now.depths.items():
+        earlier = before.depths.get(flow, Depth())
+        if depth.queued < earlier.queued:  # removed meanwhile, and deployed again
+            earlier = Depth()
+        came, went = depth.queued - earlier.queued, depth.ended - earlier.ended
+        if came or went or depth.waiting or depth.pending:
+            row: dict[str, Any] = {"vfm": flow.vfm, "class": flow.cls, "backbone": homes.get(flow.vfm, "")}
+            row |= {"waiting": depth.waiting, "pending": depth.pending, "oldest_ms": depth.oldest_ms}
+            rows.append(row | {"queued_per_s": came / seconds, "ended_per_s": went / seconds})
+    rows.sort(key=lambda r: (-r["waiting"] - r["pending"], r["vfm"], r["class"]))
+    return {"seconds": seconds, "queues": rows}

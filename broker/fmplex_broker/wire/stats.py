@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from fmplex_broker.wire.messages import packb, unpackb
+from fmplex_broker.wire.messages import Flow, packb, unpackb
 
 # Latency buckets grow by 2^(1/4): bucket i holds what is at most 0.1 ms * 2^(i/4), so a quantile is right within 19 %.
 _FIRST_MS, _STEP = 0.1, 4
@@ -37,14 +37,15 @@ def quantile(histogram: Mapping[int, int], q: float) -> float | None:
     return bucket_top(max(histogram))
 
 
-# Fields of `VfmStats`: histograms, by bucket; and gauges, which are not counted up.
+# Fields of `FlowStats`: histograms, by bucket; and gauges, which are not counted up.
 _HISTOGRAMS = ("latency", "wait", "ttft", "gaps")
 _GAUGES = ("weight", "deficit_s", "kv_bytes")
 
 
 @dataclass(slots=True)
-class VfmStats:
-    """Counters of one vFM on one worker since it started. `charged_s`: device seconds; `latency`: enqueue to reply, by bucket;
+class FlowStats:
+    """Counters of one flow on one worker since it started: of a vFM in one class, for what is offline may take as long as it
+    will and says nothing of those who wait. `charged_s`: device seconds; `latency`: enqueue to reply, by bucket;
     `wait`: the part of it before the pass.
 
     If it generates, `tokens`: of its texts; `ttft`: enqueue to the first of them, by bucket; `gaps`: from each to the next;
@@ -69,15 +70,15 @@ class VfmStats:
     cached_tokens: int = 0
     kv_bytes: int = 0
 
-    def __add__(self, other: VfmStats) -> VfmStats:
-        """Add up the same vFM on two workers."""
+    def __add__(self, other: FlowStats) -> FlowStats:
+        """Add up the same flow on two workers."""
         both = {f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self)}
-        return VfmStats(**both | {"weight": other.weight})
+        return FlowStats(**both | {"weight": other.weight})
 
-    def since(self, before: VfmStats) -> VfmStats:
+    def since(self, before: FlowStats) -> FlowStats:
         """Return what has been counted since an earlier reading; gauges as they are now."""
         now = {f.name: getattr(self, f.name) for f in fields(self)}
-        return VfmStats(**{name: v if name in _GAUGES else v - getattr(before, name) for name, v in now.items()})
+        return FlowStats(**{name: v if name in _GAUGES else v - getattr(before, name) for name, v in now.items()})
 
 
 @dataclass(slots=True)
@@ -104,7 +105,7 @@ class WorkerStats:
     """One worker. Its counters are since its start. `memory_bytes`: unique memory of the process; `device_bytes`: on the
     accelerator; `backbone_bytes`: weights of the shared backbone. `budget_units`: of a full pass, which takes about `budget_s`.
     `kv_bytes`: keys and values that texts hold, of `kv_budget_bytes`; `prefix_bytes`: what is kept beside them for prompts that
-    begin alike; `waiting_memory`: jobs that wait for some. `vfms`: the few hundred on which something happened last."""
+    begin alike; `waiting_memory`: jobs that wait for some. `flows`: the few hundred on which something happened last."""
 
     worker: str
     backbone: str
@@ -127,7 +128,7 @@ class WorkerStats:
     prefix_bytes: int = 0
     waiting_memory: int = 0
     residency: ResidencyStats = field(default_factory=ResidencyStats)
-    vfms: dict[str, VfmStats] = field(default_factory=dict)
+    flows: dict[Flow, FlowStats] = field(default_factory=dict)
 
 
 def _wire(value: object) -> dict[str, Any]:
@@ -136,29 +137,30 @@ def _wire(value: object) -> dict[str, Any]:
 
 def encode_stats(stats: WorkerStats) -> bytes:
     """Encode a worker's statistics; histograms travel as lists of (bucket, count)."""
-    vfms = {
-        name: _wire(v) | {key: sorted(getattr(v, key).items()) for key in _HISTOGRAMS} for name, v in stats.vfms.items()
-    }
+    flows = [
+        [*flow, _wire(v) | {key: sorted(getattr(v, key).items()) for key in _HISTOGRAMS}]
+        for flow, v in stats.flows.items()
+    ]
     residency = _wire(stats.residency) | {"load_ms": sorted(stats.residency.load_ms.items())}
-    return packb(_wire(stats) | {"vfms": vfms, "residency": residency})
+    return packb(_wire(stats) | {"flows": flows, "residency": residency})
 
 
 def decode_stats(data: bytes) -> WorkerStats:
     """Decode a worker's statistics. Raises `ValueError`, `TypeError` or `KeyError` for bytes of another version."""
     wire: dict[str, Any] = unpackb(data)
-    vfms = {}
-    for name, v in wire.pop("vfms").items():
+    flows = {}
+    for vfm, cls, v in wire.pop("flows"):
         histograms = {key: Counter[int](dict(v[key])) for key in _HISTOGRAMS}
-        vfms[name] = VfmStats(**{**v, **histograms})
+        flows[Flow(vfm, cls)] = FlowStats(**{**v, **histograms})
     residency = wire.pop("residency")
     load_ms = Counter(dict(residency.pop("load_ms")))
-    return WorkerStats(**wire, residency=ResidencyStats(**residency, load_ms=load_ms), vfms=vfms)
+    return WorkerStats(**wire, residency=ResidencyStats(**residency, load_ms=load_ms), flows=flows)
 
 
-def by_vfm(workers: Iterable[WorkerStats]) -> dict[str, VfmStats]:
-    """Sum the statistics of each vFM over workers."""
-    total: dict[str, VfmStats] = {}
+def by_flow(workers: Iterable[WorkerStats]) -> dict[Flow, FlowStats]:
+    """Sum the statistics of each flow over workers."""
+    total: dict[Flow, FlowStats] = {}
     for worker in workers:
-        for name, stats in worker.vfms.items():
-            total[name] = total[name] + stats if name in total else stats
+        for flow, stats in worker.flows.items():
+            total[flow] = total[flow] + stats if flow in total else stats
     return total

@@ -15,6 +15,7 @@ from fmplex.cli import deploy as deploy_command
 from fmplex.cli import fit as fit_command
 from fmplex.cli import infer as infer_command
 from fmplex.cli import pack as pack_commands
+from fmplex.cli import queues as queues_command
 from fmplex.cli import show, vfms
 from fmplex.cli import trace as trace_command
 from fmplex.cli.common import AsJson, broker_url, err, out
@@ -34,6 +35,7 @@ app.command("chat")(chat_command.chat)
 app.command("trace")(trace_command.trace)
 app.command("deploy")(deploy_command.deploy)
 app.command("infer")(infer_command.infer)
+app.command("queues")(queues_command.queues)
 for command in (pack_commands.pack, pack_commands.inspect, pack_commands.schema):
     app.command()(command)
 

@@ -8,7 +8,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.metrics_core import Metric
 
 from fmplex_broker.specs.deployments import VfmStatus
-from fmplex_broker.wire.stats import VfmStats, WorkerStats
+from fmplex_broker.wire.stats import FlowStats, WorkerStats
 from fmplex_gateway.histograms import buckets
 
 
@@ -43,12 +43,12 @@ def memory(workers: Iterable[WorkerStats]) -> Iterator[Metric]:
     yield from (used, budget, prefixes, waiting)
 
 
-def texts(rows: Iterable[tuple[list[str], VfmStats]]) -> Iterator[Metric]:
-    """Yield the counters of the vFMs that have generated: thousands of others need no histograms of tokens.
+def texts(rows: Iterable[tuple[list[str], FlowStats]]) -> Iterator[Metric]:
+    """Yield the counters of the flows that have generated: thousands of others need no histograms of tokens.
 
-    A row: backbone, vFM and worker, and the counters.
+    A row: backbone, vFM, class and worker, and the counters.
     """
-    labels = ["backbone", "vfm", "worker"]
+    labels = ["backbone", "vfm", "class", "worker"]
     tokens = CounterMetricFamily("fmplex_vfm_generated_tokens", "Tokens generated", labels=labels)
     prompt = CounterMetricFamily("fmplex_vfm_prompt_tokens", "Tokens of prompts", labels=labels)
     cached = CounterMetricFamily("fmplex_vfm_cached_tokens", "Those that were not computed again", labels=labels)

@@ -10,14 +10,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fmplex_broker.wire.messages import packb, unpackb
+from fmplex_broker.wire.messages import CLASSES, INTERACTIVE, OFFLINE, Flow, packb, unpackb
 from fmplex_broker.wire.stats import (
+    FlowStats,
     ResidencyStats,
-    VfmStats,
     WorkerStats,
     bucket_of,
     bucket_top,
-    by_vfm,
+    by_flow,
     decode_stats,
     encode_stats,
     quantile,
@@ -26,6 +26,8 @@ from fmplex_broker.wire.stats import (
 counts = st.integers(0, 10**12)
 seconds = st.integers(0, 10**6).map(lambda n: n / 8)  # sums of these are exact
 histograms = st.dictionaries(st.integers(0, 200), st.integers(1, 10**6), max_size=4).map(Counter)
+A, B, OF_A = Flow("a", INTERACTIVE), Flow("b", INTERACTIVE), Flow("a", OFFLINE)
+addresses = st.builds(Flow, st.text(max_size=5), st.sampled_from(CLASSES))
 STANDING = {"weight", "deficit_s", "kv_bytes"}
 
 
@@ -36,9 +38,9 @@ def drawn(kind: type[Any], **more: st.SearchStrategy[Any]) -> st.SearchStrategy[
     return st.builds(kind, **ways)
 
 
-vfms = drawn(VfmStats)
+flows = drawn(FlowStats)
 residency = drawn(ResidencyStats, loads=st.dictionaries(st.sampled_from(["host", "disk", "store"]), counts))
-workers = drawn(WorkerStats, residency=residency, vfms=st.dictionaries(st.text(max_size=5), vfms, max_size=3))
+workers = drawn(WorkerStats, residency=residency, flows=st.dictionaries(addresses, flows, max_size=3))
 
 
 @given(workers)
@@ -46,7 +48,7 @@ def test_stats_survive_the_wire(stats: WorkerStats) -> None:
     assert decode_stats(encode_stats(stats)) == stats
 
 
-@given(workers, st.sampled_from(["worker", "vfms", "residency"]))
+@given(workers, st.sampled_from(["worker", "flows", "residency"]))
 def test_what_another_version_says_is_an_error_that_readers_expect(stats: WorkerStats, missing: str) -> None:
     wire = unpackb(encode_stats(stats))
     for changed in ({k: v for k, v in wire.items() if k != missing}, {**wire, "new": 1}):
@@ -54,29 +56,33 @@ def test_what_another_version_says_is_an_error_that_readers_expect(stats: Worker
             decode_stats(packb(changed))
 
 
-@given(vfms, vfms)
-def test_the_sum_of_two_workers(one: VfmStats, two: VfmStats) -> None:
+@given(flows, flows)
+def test_the_sum_of_two_workers(one: FlowStats, two: FlowStats) -> None:
     """Of everything but the weight, which they should agree on."""
     both = one + two
-    for f in fields(VfmStats):
+    for f in fields(FlowStats):
         mine, other = getattr(one, f.name), getattr(two, f.name)
         assert getattr(both, f.name) == (other if f.name == "weight" else mine + other)
 
 
-@given(vfms, vfms)
-def test_what_has_come_since_an_earlier_look(before: VfmStats, more: VfmStats) -> None:
+@given(flows, flows)
+def test_what_has_come_since_an_earlier_look(before: FlowStats, more: FlowStats) -> None:
     """Counters; what stands is as it stands now."""
     now = before + more
     since = now.since(before)
-    for f in fields(VfmStats):
+    for f in fields(FlowStats):
         expected = getattr(now if f.name in STANDING else more, f.name)
         assert getattr(since, f.name) == expected
 
 
-def test_by_vfm() -> None:
-    one = WorkerStats("1", "b", "cpu", 1, "h", vfms={"a": VfmStats(tokens=3, kv_bytes=5), "b": VfmStats(tokens=1)})
-    two = WorkerStats("2", "b", "cpu", 2, "h", vfms={"a": VfmStats(tokens=4, kv_bytes=6)})
-    assert by_vfm([one, two]) == {"a": VfmStats(tokens=7, kv_bytes=11), "b": VfmStats(tokens=1)}
+def test_by_flow() -> None:
+    one = WorkerStats("1", "b", "cpu", 1, "h", flows={A: FlowStats(tokens=3, kv_bytes=5), B: FlowStats(tokens=1)})
+    two = WorkerStats("2", "b", "cpu", 2, "h", flows={A: FlowStats(tokens=4, kv_bytes=6), OF_A: FlowStats(tokens=9)})
+    assert by_flow([one, two]) == {
+        A: FlowStats(tokens=7, kv_bytes=11),
+        B: FlowStats(tokens=1),
+        OF_A: FlowStats(tokens=9),
+    }
 
 
 @given(st.floats(0, 1e9))

@@ -15,21 +15,23 @@ from fmplex_broker.specs.deployments import VfmStatus
 from fmplex_broker.specs.heads import Embedding, Generation, Head
 from fmplex_broker.specs.vfm import Slo, VfmSpec
 from fmplex_broker.wire.fleet_view import Depth, FleetView, Stored
+from fmplex_broker.wire.messages import INTERACTIVE, OFFLINE, Flow
 from fmplex_broker.wire.rates import fleet_rates
 from fmplex_broker.wire.stats import (
-    VfmStats,
+    FlowStats,
     WorkerStats,
     bucket_of,
     bucket_top,
-    by_vfm,
+    by_flow,
     decode_stats,
     encode_stats,
     quantile,
 )
 
 
-def worker(name: str, backbone: str = "b", **vfms: VfmStats) -> WorkerStats:
-    return WorkerStats(name, backbone, "cpu", 1, "host", vfms=vfms)
+def worker(name: str, backbone: str = "b", **vfms: FlowStats) -> WorkerStats:
+    flows = {Flow(vfm, INTERACTIVE): stats for vfm, stats in vfms.items()}
+    return WorkerStats(name, backbone, "cpu", 1, "host", flows=flows)
 
 
 def vfm(
@@ -51,25 +53,27 @@ def test_quantiles_of_nothing_are_nothing() -> None:
 
 
 def test_stats_survive_the_wire() -> None:
-    stats = worker("w", a=VfmStats(2.0, 3, 1, 40, 0.5, -0.1, 0.02, Counter({5: 4}), 0.01, Counter({2: 3})))
+    stats = worker("w", a=FlowStats(2.0, 3, 1, 40, 0.5, -0.1, 0.02, Counter({5: 4}), 0.01, Counter({2: 3})))
     assert decode_stats(encode_stats(stats)) == stats
 
 
 def test_rates_and_shares_are_over_what_happened_between_the_looks() -> None:
     early, late = Counter({30: 5}), Counter({30: 5, 8: 20})  # before these looks it waited long
     before = FleetView(
-        1_000, 2, [worker("w", a=VfmStats(done=10, charged_s=1.0, wait=early), b=VfmStats(charged_s=5.0))]
+        1_000, 2, [worker("w", a=FlowStats(done=10, charged_s=1.0, wait=early), b=FlowStats(charged_s=5.0))]
     )
     now = FleetView(
         3_000,
         2,
         [
             worker(
-                "w", a=VfmStats(done=30, charged_s=1.75, deficit_s=-0.2, wait=late), b=VfmStats(done=1, charged_s=5.25)
+                "w",
+                a=FlowStats(done=30, charged_s=1.75, deficit_s=-0.2, wait=late),
+                b=FlowStats(done=1, charged_s=5.25),
             )
         ],
         [vfm("a", weight=3.0), vfm("b")],
-        {"b": Depth(waiting=7, pending=1, oldest_ms=90)},
+        {Flow("b", INTERACTIVE): Depth(waiting=7, pending=1, oldest_ms=90)},
     )
     rows = {row["vfm"]: row for row in fleet_rates(before, now)["vfms"]}
     assert rows["a"]["jobs_per_s"] == pytest.approx(10.0)
@@ -80,15 +84,15 @@ def test_rates_and_shares_are_over_what_happened_between_the_looks() -> None:
 
 
 def test_a_worker_that_has_gone_does_not_make_rates_negative() -> None:
-    before = FleetView(0, 2, [worker("old", a=VfmStats(done=1000)), worker("new", a=VfmStats(done=5))])
-    now = FleetView(1_000, 2, [worker("new", a=VfmStats(done=7))], [vfm("a")])
+    before = FleetView(0, 2, [worker("old", a=FlowStats(done=1000)), worker("new", a=FlowStats(done=5))])
+    now = FleetView(1_000, 2, [worker("new", a=FlowStats(done=7))], [vfm("a")])
     assert fleet_rates(before, now)["vfms"][0]["jobs_per_s"] == pytest.approx(2.0)
 
 
 def test_workers_add_up() -> None:
-    total = by_vfm([worker("w1", a=VfmStats(done=1, latency=Counter({3: 1}))), worker("w2", a=VfmStats(done=2))])
-    assert total["a"].done == 3
-    assert total["a"].latency == Counter({3: 1})
+    total = by_flow([worker("w1", a=FlowStats(done=1, latency=Counter({3: 1}))), worker("w2", a=FlowStats(done=2))])
+    assert total[Flow("a", INTERACTIVE)].done == 3
+    assert total[Flow("a", INTERACTIVE)].latency == Counter({3: 1})
 
 
 def drawn(rows: dict[str, Any]) -> str:
@@ -99,8 +103,8 @@ def drawn(rows: dict[str, Any]) -> str:
 
 
 def test_vfms_that_generate_tell_of_tokens_between_the_looks() -> None:
-    early = VfmStats(tokens=100, prompt_tokens=50, cached_tokens=0, ttft=Counter({60: 9}), gaps=Counter({60: 99}))
-    late = VfmStats(
+    early = FlowStats(tokens=100, prompt_tokens=50, cached_tokens=0, ttft=Counter({60: 9}), gaps=Counter({60: 99}))
+    late = FlowStats(
         tokens=300, prompt_tokens=150, cached_tokens=80, ttft=Counter({60: 9, 20: 4}), gaps=Counter({60: 99, 10: 90, 12: 10}),
         kv_bytes=3 << 20,
     )  # fmt: skip
@@ -124,7 +128,7 @@ def test_vfms_that_generate_tell_of_tokens_between_the_looks() -> None:
 
 
 def test_fleets_that_generate_nothing_have_no_columns_for_it() -> None:
-    now = FleetView(1_000, 1, [worker("w", a=VfmStats(done=1))], [vfm("a")])
+    now = FleetView(1_000, 1, [worker("w", a=FlowStats(done=1))], [vfm("a")])
     told = drawn(fleet_rates(FleetView(0, 1, [worker("w")]), now))
     assert "jobs/s" in told
     assert "tokens/s" not in told
@@ -147,7 +151,8 @@ def test_backbones_are_told_where_there_are_several() -> None:
 
 
 def test_bytes_in_the_broker_are_told_by_vfm_and_by_backbone() -> None:
-    now = FleetView(1_000, 1, [worker("w")], [vfm("a"), vfm("idle")], {"a": Depth(waiting=2, nbytes=64 << 20)})
+    now = FleetView(1_000, 1, [worker("w")], [vfm("a"), vfm("idle")])
+    now.nbytes["a"] = 64 << 20
     now.stored["b"] = Stored(96 << 20, 1_000_000_000)
     rows = fleet_rates(FleetView(0, 1, [worker("w")]), now)
     by_name = {row["vfm"]: row for row in rows["vfms"]}
@@ -157,3 +162,21 @@ def test_bytes_in_the_broker_are_told_by_vfm_and_by_backbone() -> None:
     told = drawn(rows)
     assert "64.0 MiB (26%)" in told
     assert "96.0 MiB" in told
+
+
+def test_what_is_offline_has_a_row_of_its_own() -> None:
+    """Its latencies and its device time say nothing of those who wait for an answer."""
+    fast, slow = (
+        FlowStats(done=40, charged_s=0.25, latency=Counter({8: 40})),
+        FlowStats(done=900, charged_s=1.5, latency=Counter({70: 900})),
+    )
+    now = FleetView(1_000, 2, [worker("w", a=fast, b=FlowStats(done=4, charged_s=0.25))], [vfm("a"), vfm("b")])
+    now.workers[0].flows[Flow("a", OFFLINE)] = slow
+    now.depths[Flow("a", OFFLINE)] = Depth(256, 64, 9_000, 1_220)
+    rows = fleet_rates(FleetView(0, 2, [worker("w")]), now)
+    by_flow = {(row["vfm"], row["class"]): row for row in rows["vfms"]}
+    assert by_flow.keys() == {("a", INTERACTIVE), ("b", INTERACTIVE), ("a", OFFLINE)}
+    assert (by_flow["a", INTERACTIVE]["p99_ms"], by_flow["a", OFFLINE]["p99_ms"]) == (bucket_top(8), bucket_top(70))
+    assert (by_flow["a", INTERACTIVE]["waiting"], by_flow["a", OFFLINE]["waiting"]) == (0, 256)
+    assert [row["share_received"] for row in rows["vfms"]] == [0.5, 0.5, 1.0]
+    assert "a (offline)" in drawn(rows)

@@ -12,7 +12,8 @@ from fmplex_broker.specs.deployments import VfmStatus
 from fmplex_broker.specs.heads import Generation
 from fmplex_broker.specs.vfm import Slo, VfmSpec
 from fmplex_broker.wire.fleet_view import Depth, FleetView, Stored
-from fmplex_broker.wire.stats import ResidencyStats, VfmStats, WorkerStats
+from fmplex_broker.wire.messages import CLASSES, INTERACTIVE, OFFLINE, Flow
+from fmplex_broker.wire.stats import FlowStats, ResidencyStats, WorkerStats
 from fmplex_gateway.metrics import Metrics
 
 BACKBONES = ("minilm", "qwen")
@@ -26,12 +27,12 @@ def vfm(backbone: str) -> VfmStatus:
 
 def worker(backbone: str) -> WorkerStats:
     histogram = Counter({5: 4})
-    counted = VfmStats(
+    counted = FlowStats(
         done=4, latency=histogram, wait=histogram, tokens=9, ttft=histogram, gaps=histogram, prompt_tokens=3, kv_bytes=1
     )
     return WorkerStats(
         f"w-{backbone}", backbone, "cpu", 1, "host", kv_budget_bytes=8, residency=ResidencyStats(loads={"host": 1}),
-        vfms={f"of-{backbone}": counted},
+        flows={Flow(f"of-{backbone}", cls): counted for cls in CLASSES},
     )  # fmt: skip
 
 
@@ -39,7 +40,8 @@ def worker(backbone: str) -> WorkerStats:
 def samples() -> list[Sample]:
     """The samples of a fleet of two backbones, a vFM and a worker on each, and a queue of each vFM."""
     vfms, workers = [vfm(b) for b in BACKBONES], [worker(b) for b in BACKBONES]
-    view = FleetView(1_000, 2, workers, vfms, {v.name: Depth(waiting=7, pending=1, oldest_ms=90) for v in vfms})
+    depths = {INTERACTIVE: Depth(7, 1, 90, 20), OFFLINE: Depth(500, 60, 9_000, 1_000)}
+    view = FleetView(1_000, 2, workers, vfms, {Flow(v.name, cls): depths[cls] for v in vfms for cls in CLASSES})
     families = text_string_to_metric_families(Metrics().render(view).decode())
     return [sample for family in families for sample in family.samples if not sample.name.endswith("_created")]
 
@@ -57,13 +59,27 @@ def test_every_series_of_a_vfm_or_a_worker_tells_its_backbone(samples: list[Samp
 def test_queues_and_targets_are_told(samples: list[Sample], backbone: str) -> None:
     told = {s.name: s.value for s in samples if s.labels == {"backbone": backbone, "vfm": f"of-{backbone}"}}
     assert told == {
-        "fmplex_queue_waiting": 7,
-        "fmplex_queue_pending": 1,
-        "fmplex_queue_oldest_seconds": 0.09,
         "fmplex_vfm_latency_target_seconds": 0.03,
         "fmplex_vfm_ttft_target_seconds": 0.5,
         "fmplex_vfm_inter_token_target_seconds": 0.08,
     }
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+@pytest.mark.parametrize(
+    ("cls", "expected"), [(INTERACTIVE, (7, 1, 0.09, 20, 12)), (OFFLINE, (500, 60, 9.0, 1_000, 440))]
+)
+def test_queues_are_told_by_class(samples: list[Sample], backbone: str, cls: str, expected: tuple[float, ...]) -> None:
+    labels = {"backbone": backbone, "vfm": f"of-{backbone}", "class": cls}
+    told = {s.name.removeprefix("fmplex_queue_"): s.value for s in samples if s.labels == labels}
+    assert tuple(told.values()) == expected
+    assert list(told) == ["waiting", "pending", "oldest_seconds", "jobs_total", "ended_jobs_total"]
+
+
+def test_every_series_of_a_queue_or_of_what_was_served_tells_its_class(samples: list[Sample]) -> None:
+    served = [s for s in samples if s.name.startswith("fmplex_queue_") or {"vfm", "worker"} <= s.labels.keys()]
+    assert len(served) > 60
+    assert {s.labels.get("class") for s in served} == set(CLASSES)
 
 
 def test_without_a_broker_it_tells_of_itself() -> None:
@@ -75,10 +91,10 @@ def test_without_a_broker_it_tells_of_itself() -> None:
 
 
 def test_bytes_in_the_broker_are_told_where_there_are_any() -> None:
-    view = FleetView(1_000, 1, [], [vfm("qwen")], {"of-qwen": Depth(waiting=1, nbytes=5_000)})
+    view = FleetView(1_000, 1, [], [vfm("qwen")], nbytes={"of-qwen": 5_000})
     view.stored["qwen"] = Stored(7_000, 1_000_000)
     told = Metrics().render(view).decode()
-    assert 'fmplex_queue_bytes{backbone="qwen",vfm="of-qwen"} 5000.0' in told
-    assert 'fmplex_queue_limit_bytes{backbone="qwen",vfm="of-qwen"} 2.56e+08' in told
+    assert 'fmplex_vfm_queued_bytes{backbone="qwen",vfm="of-qwen"} 5000.0' in told
+    assert 'fmplex_vfm_queued_limit_bytes{backbone="qwen",vfm="of-qwen"} 2.56e+08' in told
     assert 'fmplex_backbone_queue_bytes{backbone="qwen"} 7000.0' in told
     assert 'fmplex_backbone_queue_limit_bytes{backbone="qwen"} 1e+06' in told

@@ -262,11 +262,11 @@ class Loop:
         self.ended.clear()
 
     def _has_memory(self, flight: Flight) -> None:
-        needs: dict[str, int] = {}
+        needs: dict[Flow, int] = {}
         for job in {job.key: job for job in flight.jobs}.values():
-            needs[job.flow.vfm] = needs.get(job.flow.vfm, 0) + job.prepared.memory
+            needs[job.flow] = needs.get(job.flow, 0) + job.prepared.memory
         held_bytes = self.admission.held_bytes
-        assert all(bytes_ <= held_bytes.get(vfm, 0) for vfm, bytes_ in needs.items()), (
+        assert all(bytes_ <= held_bytes.get(flow, 0) for flow, bytes_ in needs.items()), (
             "a job without memory is in a pass"
         )
 
@@ -527,7 +527,7 @@ def test_a_text_cancelled_at_any_time_is_in_no_later_pass(when: int) -> None:
         loop.queue = [entry for entry in loop.queue if entry[2] != victim]
         while loop.flights:
             loop.land()
-    assert "victim" not in loop.admission.held_bytes
+    assert Flow("victim", INTERACTIVE) not in loop.admission.held_bytes
     assert victim in loop.answers or held is None
     loop.finish()
 

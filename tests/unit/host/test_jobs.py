@@ -15,7 +15,7 @@ from tests.unit.host.tables import PASS, Encode, Table, claimed
 NOW = 100.0
 
 
-def test_an_empty_table_has_room_for_several_interactive_passes_and_one_offline() -> None:
+def test_an_empty_table_has_room_for_several_interactive_passes_and_two_offline() -> None:
     room = Table(3).claimable(NOW)
     assert room[INTERACTIVE] > room[OFFLINE] > 0
     assert max(room.values()) <= CLAIM_ROOM

@@ -13,7 +13,7 @@ import pytest
 
 from fmplex_broker.errors import BrokerUnavailable, Cancelled, JobFailed
 from fmplex_broker.streams.claims import Claimed
-from fmplex_broker.wire.messages import decode_reply
+from fmplex_broker.wire.messages import INTERACTIVE, Flow, decode_reply
 from fmplex_broker.wire.streaming import Chunk, Delta, decode_chunk
 from fmplex_worker.host import outbox as outbox_module
 from fmplex_worker.host import streaming as streaming_module
@@ -27,6 +27,8 @@ from fmplex_worker.scheduling import CostModel
 from tests.support.hosting import HOSTED
 from tests.support.waiting import until_soon
 from tests.unit.host.tables import Encode, Table, claimed
+
+A = Flow("a", INTERACTIVE)
 
 
 @dataclass
@@ -113,7 +115,7 @@ async def test_a_reply_says_what_the_job_was_and_how_long_it_took(bench: Bench) 
     assert (reply.output, reply.error, reply.version, reply.worker, reply.units) == ({"label": "x"}, None, "v", "w", 10)
     assert (reply.queue_ms, reply.run_ms, reply.load_ms) == (25.0, 7.0, 3.0)
     assert settled.spent == 12.5, "virtual time is put right by what it was charged"
-    stats = bench.meter._vfm("a")
+    stats = bench.meter._flow(A)
     assert (stats.done, stats.failed, stats.latency_s, stats.wait_s) == (1, 0, 0.6, 0.025)
 
 
@@ -124,7 +126,7 @@ async def test_what_never_ran_has_waited_all_its_time(bench: Bench) -> None:
     reply = decode_reply(bench.broker.settled[0][0][1])
     assert isinstance(reply.error, JobFailed)
     assert (reply.output, reply.queue_ms) == (None, 600.0)
-    assert bench.meter._vfm("a").failed == 1
+    assert bench.meter._flow(A).failed == 1
 
 
 async def test_a_broker_that_is_away_delays_replies_and_loses_none(bench: Bench) -> None:
@@ -206,7 +208,7 @@ async def test_times_to_tokens_are_counted_of_texts_alone(bench: Bench) -> None:
     bench.now_ms += 10
     bench.answer(job, {"text": "xyz!", "prompt_tokens": 5, "cached_tokens": 2})
     bench.answer(bench.job(2), "a vector")
-    stats = bench.meter._vfm("a")
+    stats = bench.meter._flow(A)
     assert (stats.tokens, stats.ttft_s, stats.prompt_tokens, stats.cached_tokens) == (4, 0.6, 5, 2)
     assert stats.gaps_s == pytest.approx(0.05)
 
@@ -245,6 +247,6 @@ async def test_a_clock_that_is_set_back_makes_no_negative_times(bench: Bench) ->
     bench.answer(job, {"text": "ab", "prompt_tokens": 3, "completion_tokens": 3, "cached_tokens": 0})
     async with bench.running():
         await bench.outbox.flushed()
-    stats = bench.meter._vfm("a")
+    stats = bench.meter._flow(A)
     assert min(stats.ttft_s, stats.gaps_s, stats.latency_s, stats.wait_s) >= 0
     assert decode_reply(bench.broker.settled[0][0][1]).queue_ms == 0

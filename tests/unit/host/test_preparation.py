@@ -111,8 +111,8 @@ class Bench:
         return next(job.state for job in self.table if job.claimed.job == text)
 
     def charged(self, vfm: str) -> float:
-        shares = self.scheduler.shares()
-        return shares[vfm].charged if vfm in shares else 0.0
+        share = self.scheduler.shares().get(Flow(vfm, INTERACTIVE))
+        return share.charged if share else 0.0
 
 
 @pytest.fixture
@@ -210,7 +210,7 @@ async def test_it_is_charged_and_its_flow_told(bench: Bench) -> None:
     assert bench.charged("sloth") >= 0.06
     assert bench.charged("swift") == 0
     assert job.charged == pytest.approx(bench.charged("sloth") / bench.cost.price(1)), "its stream's time too"
-    assert bench.scheduler.shares()["sloth"].deficit < 0
+    assert bench.scheduler.shares()[Flow("sloth", INTERACTIVE)].deficit < 0
 
 
 async def test_what_takes_but_a_moment_costs_nothing(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:

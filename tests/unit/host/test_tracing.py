@@ -37,7 +37,7 @@ class Bench:
         self.recorder.landed(plan, [enqueued_ms] * len(plan.items), Outcome(seconds, [], ended), charges)
 
     def drain(self) -> list[tracing.PassRecord] | None:
-        return self.recorder.drain(self.scheduler.shares())
+        return self.recorder.drain()
 
 
 @pytest.fixture
@@ -84,7 +84,7 @@ def test_a_pass_tells_who_was_in_it(bench: Bench) -> None:
     assert all(p.wait_ms == pytest.approx(400) for p in parts.values())
     assert sum(p.charged_s for p in parts.values()) == pytest.approx(0.5)
     assert {vfm: p.charged_s for vfm, p in parts.items()} == pytest.approx(
-        {vfm: share.charged for vfm, share in bench.scheduler.shares().items()}
+        {flow.vfm: share.charged for flow, share in bench.scheduler.shares().items()}
     )
 
 

@@ -70,9 +70,10 @@ def test_the_books() -> None:
     assert len(scheduler) == 2
     scheduler.charge(must(scheduler.plan(0.0, AMPLE)), 4.0)
     shares = scheduler.shares()
-    assert [shares[vfm].charged for vfm in "ab"] == pytest.approx([1.0, 3.0])
-    assert shares["a"] == Share(weight=2, charged=shares["a"].charged, deficit=0.0, waiting=0)
+    a, b = Flow("a", INTERACTIVE), Flow("b", INTERACTIVE)
+    assert [shares[flow].charged for flow in (a, b)] == pytest.approx([1.0, 3.0])
+    assert shares[a] == Share(weight=2, charged=shares[a].charged, deficit=0.0, waiting=0)
     scheduler.forget("a")
     scheduler.budget = 70
     assert scheduler.budget == 70
-    assert list(scheduler.shares()) == ["b"]
+    assert list(scheduler.shares()) == [b]

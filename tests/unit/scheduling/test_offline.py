@@ -58,3 +58,12 @@ def test_spare_offline_passes_are_not_paid_from_the_trickle() -> None:
         scheduler.charge(plan := must(scheduler.plan(0.0, AMPLE)), sum(plan.prices))
         order.append(plan.cls)
     assert order == [INTERACTIVE, OFFLINE] * 2
+
+
+def test_a_full_pass_of_offline_work_is_what_its_slice_holds() -> None:
+    """So that the next one is made while one runs: measured by a whole pass, what waits would never be enough."""
+    scheduler = DeficitRoundRobin(KnownCost(100, alpha=1.0, beta=0.1), 100, offline_slice=4.0)
+    for n in range(10):
+        scheduler.add(item(f"o{n}", "a", cls=OFFLINE))
+    assert scheduler.full_units(INTERACTIVE) == 100
+    assert must(scheduler.plan(0.0, AMPLE)).units == scheduler.full_units(OFFLINE) == 30

@@ -8,11 +8,12 @@ import time
 from contextlib import suppress
 
 from fmplex_broker.streams.claims import CLAIM_ROOM
+from fmplex_broker.wire.messages import INTERACTIVE
 from fmplex_worker.host.job_state import JobState
 from fmplex_worker.host.jobs import JobTable
 from fmplex_worker.host.passes import PassProgress
 
-_A_PASS, _A_FULL_PASS = 8, 2  # claims while a pass runs; and if what waits already fills the next one
+_A_PASS, _A_FULL_PASS = 8, 2  # claims while a pass runs; and if interactive work that waits already fills the next one
 _LAST = 8  # jobs of the last claim: few, so that they are ready in time; who has just come is among the first
 _WAY_S = 0.004  # from a claim until what it brought can be in a pass, until that is known
 _SMOOTH = 0.05
@@ -41,7 +42,7 @@ class ClaimPacer:
     async def claim_due(self) -> int:
         """Wait until it is time for a claim; return how many jobs it may bring at most."""
         table, now = self._table, time.monotonic()
-        full = table.waiting_units >= table.room.pass_units
+        full = table.waiting[INTERACTIVE] >= table.room.pass_units  # offline work makes way for whoever comes
         rest_s = self._sent + self._passes.expected_s / (_A_FULL_PASS if full else _A_PASS) - now
         last_s = self._passes.due - 1.5 * self._way_s - now
         if rest_s <= 0:

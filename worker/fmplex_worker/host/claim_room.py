@@ -1,7 +1,7 @@
 """How many jobs a worker may claim. Pure: `now` is passed in (monotonic seconds).
 
-A worker holds `passes` passes of interactive work and one of offline work, so that the next pass is always at hand and yet
-nobody's turn is decided here long before it comes.
+A worker holds `passes` passes of interactive work and two of offline work, so that the next pass is always at hand while one
+runs, and yet nobody's turn is decided here long before it comes.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from fmplex_broker.wire.messages import CLASSES, INTERACTIVE, Flow
 from fmplex_worker.host.passes import PassProgress
 
 _SMOOTH = 0.05
+_OFFLINE_PASSES = 2  # one that runs, and the one behind it
 
 
 class ClaimRoom:
@@ -23,7 +24,7 @@ class ClaimRoom:
         self.pass_units = pass_units
         self._fair = order == "fair"
         self._progress = progress
-        self._passes = {cls: passes if cls == INTERACTIVE else 1 for cls in CLASSES}
+        self._passes = {cls: passes if cls == INTERACTIVE else _OFFLINE_PASSES for cls in CLASSES}
         self._taken = dict.fromkeys(CLASSES, 0)
         self._by_flow: dict[Flow, int] = {}
         self._typical = dict.fromkeys(CLASSES, 16.0)  # units a job

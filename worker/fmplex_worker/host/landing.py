@@ -13,7 +13,7 @@ from fmplex_worker.host.jobs import JobTable
 from fmplex_worker.host.outbox import Outbox
 from fmplex_worker.host.stats import Meter
 from fmplex_worker.protocol import Outcome, Progress
-from fmplex_worker.scheduling import CostModel
+from fmplex_worker.scheduling import CostModel, Flow
 
 
 class Landing:
@@ -39,10 +39,10 @@ class Landing:
         """Take in the outcome of a pass, of whose items each was charged so many seconds."""
         unit_s = self._cost.price(1)
         began_ms = self._clock.at_ms(outcome.ended - outcome.seconds)
-        units: dict[str, int] = {}
+        units: dict[Flow, int] = {}
         jobs: dict[str, ActiveJob] = {}
         for job, item, charge in zip(flight.jobs, flight.plan.items, charges, strict=True):
-            units[job.flow.vfm] = units.get(job.flow.vfm, 0) + item.units
+            units[job.flow] = units.get(job.flow, 0) + item.units
             job.charged += charge / unit_s
             jobs[job.key] = job
         for job in jobs.values():

@@ -49,11 +49,11 @@ class Outbox:
 
     def _count(self, job: ActiveJob, tokens: int) -> None:
         """Record the times to first and to next tokens."""
-        now, vfm = self._clock.now_ms(), job.flow.vfm
+        now, flow = self._clock.now_ms(), job.flow
         if not job.token_ms:
-            self._meter.first_token(vfm, max(0.0, now - job.claimed.enqueued_ms))  # the clock may have been set back
+            self._meter.first_token(flow, max(0.0, now - job.claimed.enqueued_ms))  # the clock may have been set back
         elif tokens:
-            self._meter.next_tokens(vfm, tokens, max(0.0, now - job.token_ms))
+            self._meter.next_tokens(flow, tokens, max(0.0, now - job.token_ms))
         job.token_ms = now
 
     def send(self, job: ActiveJob, output: object) -> None:
@@ -72,10 +72,10 @@ class Outbox:
         )
         job.claimed.spent, job.claimed.tokens = job.charged, _tokens(job, output)
         self._chunks.end(job)
-        self._meter.answered(job.flow.vfm, failed=error is not None, latency_ms=total_ms, wait_ms=reply.queue_ms)
+        self._meter.answered(job.flow, failed=error is not None, latency_ms=total_ms, wait_ms=reply.queue_ms)
         if error is None and job.prepared.kind == "generate":
             self._count(job, 1)  # its last token was not streamed: the reply has it
-            self._meter.generated(job.flow.vfm, cast(dict[str, Any], output))
+            self._meter.generated(job.flow, cast(dict[str, Any], output))
         self._queue.append((job, reply))
         self._filled.set()
         self._empty.clear()

@@ -122,7 +122,7 @@ class PassLoop:
 
     def _worth_planning(self) -> bool:
         first = self._flights[0]
-        full = self._planner.full(self._table.waiting_units)
+        full = self._planner.full(self._table.waiting)
         return full and len(self._flights) < 2 and time.monotonic() >= first.due and not first.grows
 
     def _busy_s(self) -> float:

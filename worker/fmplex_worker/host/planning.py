@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from fmplex_worker.host.clock import ServerClock
 from fmplex_worker.host.deadline_guard import DeadlineGuard
 from fmplex_worker.host.flight import Flight
 from fmplex_worker.host.tracing import Recorder
 from fmplex_worker.protocol import Engine, Outcome
-from fmplex_worker.scheduling import CostModel, Plan, Room, Scheduler
+from fmplex_worker.scheduling import CLASSES, INTERACTIVE, CostModel, Plan, Room, Scheduler
 
 _ROWS = 4096  # items a pass
 
@@ -49,9 +51,10 @@ class PassPlanner:
         self._recorder.landed(flight.plan, [job.claimed.enqueued_ms for job in flight.jobs], outcome, charges)
         return charges
 
-    def full(self, units: int) -> bool:
-        """Tell whether so many units that wait fill a pass."""
-        return units >= self._scheduler.budget
+    def full(self, waiting: Mapping[str, int]) -> bool:
+        """Tell whether so many units that wait, by class, fill the next pass: one of the first class that has any."""
+        cls = next((cls for cls in CLASSES if waiting[cls]), INTERACTIVE)
+        return waiting[cls] >= self._scheduler.full_units(cls)
 
     @property
     def error(self) -> float:

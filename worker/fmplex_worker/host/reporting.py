@@ -48,16 +48,14 @@ class Reporter:
         while True:
             if not self._table.count(JobState.RUNNING) or self._meter.memory_is_old:
                 await asyncio.to_thread(self._meter.memory)
-            shares = self._scheduler.shares()
             stats = self._meter.snapshot(
                 held=len(self._table),
                 residency=self._residents.snapshot(),
-                shares=shares,
-                budget=self._scheduler.budget,
+                scheduler=self._scheduler,
                 memory=self._dispatcher.memory,
             )
             try:
-                self._recorder.listen(await publish(self._redis, stats, self._recorder.drain(shares)))
+                self._recorder.listen(await publish(self._redis, stats, self._recorder.drain()))
                 outage.over()
             except FmplexError as e:
                 outage.say(e)

@@ -11,19 +11,20 @@ from typing import Any, NamedTuple
 
 import psutil
 
-from fmplex_broker.wire.stats import ResidencyStats, VfmStats, WorkerStats, bucket_of
+from fmplex_broker.wire.messages import Flow
+from fmplex_broker.wire.stats import FlowStats, ResidencyStats, WorkerStats, bucket_of
 from fmplex_worker.protocol import Engine
-from fmplex_worker.scheduling import CostModel, Share
+from fmplex_worker.scheduling import CostModel, Scheduler, Share
 
-_MOST = 500  # vFMs that a worker tells of
+_MOST = 500  # flows that a worker tells of
 _READING = 0.002  # of the time may be spent reading memory under load
 
 
 class Memory(NamedTuple):
-    """Bytes of keys and values: what the sequences of each vFM may hold (`held`), what all of them hold (`used`), of a `budget`;
+    """Bytes of keys and values: what the sequences of each flow may hold (`held`), what all of them hold (`used`), of a `budget`;
     `prefixes`: held by prompts that are kept. `waiting`: flows whose jobs wait for memory."""
 
-    held: Mapping[str, int]
+    held: Mapping[Flow, int]
     used: int
     budget: int
     prefixes: int
@@ -39,19 +40,19 @@ class Meter:
         self._process = psutil.Process()
         self._started = time.monotonic()
         self._memory_due = 0.0
-        self._vfms: dict[str, VfmStats] = {}  # last heard of last
+        self._flows: dict[Flow, FlowStats] = {}  # last heard of last
         self.stats = WorkerStats(worker, engine.info.name, engine.info.device, os.getpid(), socket.gethostname())
         self.stats.backbone_bytes = engine.info.memory_bytes
 
-    def _vfm(self, name: str) -> VfmStats:
-        """Return a vFM's counters; it becomes the one that was last heard of."""
-        stats = self._vfms.pop(name, None) or VfmStats()
-        self._vfms[name] = stats
+    def _flow(self, flow: Flow) -> FlowStats:
+        """Return a flow's counters; it becomes the one that was last heard of."""
+        stats = self._flows.pop(flow, None) or FlowStats()
+        self._flows[flow] = stats
         return stats
 
-    def answered(self, vfm: str, *, failed: bool, latency_ms: float, wait_ms: float) -> None:
+    def answered(self, flow: Flow, *, failed: bool, latency_ms: float, wait_ms: float) -> None:
         """Count a reply, `latency_ms` after its job was enqueued, which waited `wait_ms` for its first pass."""
-        stats = self._vfm(vfm)
+        stats = self._flow(flow)
         if failed:
             stats.failed += 1
         else:
@@ -61,32 +62,32 @@ class Meter:
         stats.wait_s += wait_ms / 1000
         stats.wait[bucket_of(wait_ms)] += 1
 
-    def first_token(self, vfm: str, ms: float) -> None:
+    def first_token(self, flow: Flow, ms: float) -> None:
         """Record the time to first token, `ms` after the job was enqueued."""
-        stats = self._vfm(vfm)
+        stats = self._flow(flow)
         stats.tokens += 1
         stats.ttft_s += ms / 1000
         stats.ttft[bucket_of(ms)] += 1
 
-    def next_tokens(self, vfm: str, count: int, ms: float) -> None:
+    def next_tokens(self, flow: Flow, count: int, ms: float) -> None:
         """Record `count` more tokens of a text, `ms` after the one before."""
-        stats = self._vfm(vfm)
+        stats = self._flow(flow)
         stats.tokens += count
         stats.gaps_s += ms / 1000
         stats.gaps[bucket_of(ms / max(count, 1))] += count
 
-    def generated(self, vfm: str, output: Mapping[str, Any]) -> None:
+    def generated(self, flow: Flow, output: Mapping[str, Any]) -> None:
         """Count the tokens of the prompt of a text that has ended."""
-        stats = self._vfm(vfm)
+        stats = self._flow(flow)
         stats.prompt_tokens += output["prompt_tokens"]
         stats.cached_tokens += output["cached_tokens"]
 
-    def ran(self, vfm_units: dict[str, int], seconds: float) -> None:
-        """Count a pass: the units of each vFM in it, and how long it took."""
+    def ran(self, flow_units: dict[Flow, int], seconds: float) -> None:
+        """Count a pass: the units of each flow in it, and how long it took."""
         self.stats.passes += 1
         self.stats.busy_s += seconds
-        for name, units in vfm_units.items():
-            self._vfm(name).units += units
+        for flow, units in flow_units.items():
+            self._flow(flow).units += units
             self.stats.pass_units += units
 
     @property
@@ -110,24 +111,23 @@ class Meter:
         *,
         held: int,
         residency: ResidencyStats,
-        shares: dict[str, Share],
-        budget: int,
+        scheduler: Scheduler,
         memory: Memory,
     ) -> WorkerStats:
-        """Return the counters as they stand, with what the scheduler knows of the vFMs on which anything happened last: thousands
-        need no word every second."""
-        s = self.stats
+        """Return the counters as they stand, with what the scheduler knows of the flows on which anything happened last:
+        thousands need no word every second."""
+        s, budget, shares = self.stats, scheduler.budget, scheduler.shares()
         s.held, s.residency = held, residency
         s.cost_error, s.budget_units, s.budget_s = self._cost.error, budget, self._cost.predict_pass(budget)
         s.kv_bytes, s.kv_budget_bytes, s.prefix_bytes = memory.used, memory.budget, memory.prefixes
         s.waiting_memory = memory.waiting
         s.uptime_s = time.monotonic() - self._started
-        for gone in self._vfms.keys() - shares.keys():
-            del self._vfms[gone]  # removed: its counters have been seen
-        lately = list(self._vfms)[-_MOST:]
-        for name in lately:
-            share, vfm = shares[name], self._vfms[name]
-            vfm.weight, vfm.charged_s, vfm.deficit_s = share.weight, share.charged, share.deficit
-            vfm.kv_bytes = memory.held.get(name, 0)
-        s.vfms = {name: self._vfms[name] for name in lately}
+        for gone in [flow for flow in self._flows if flow not in shares and flow.vfm not in scheduler.weights]:
+            del self._flows[gone]  # removed: its counters have been seen
+        lately = list(self._flows.items())[-_MOST:]
+        for flow, stats in lately:
+            share = shares.get(flow) or Share(scheduler.weights.get(flow.vfm, 1.0), 0.0, 0.0, 0)
+            stats.weight, stats.charged_s, stats.deficit_s = share.weight, share.charged, share.deficit
+            stats.kv_bytes = memory.held.get(flow, 0)
+        s.flows = dict(lately)
         return s

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from fmplex_broker.wire.passes import PassPart, PassRecord
 from fmplex_worker.host.clock import ServerClock
 from fmplex_worker.protocol import Outcome
-from fmplex_worker.scheduling import Plan, Scheduler, Share
+from fmplex_worker.scheduling import Plan, Scheduler
 
 _MOST = 2000  # passes between two reports; of more, the latest
 
@@ -65,13 +65,12 @@ class Recorder:
             )
         )  # fmt: skip
 
-    def drain(self, shares: Mapping[str, Share]) -> list[PassRecord] | None:
+    def drain(self) -> list[PassRecord] | None:
         """Return the records since the last call, with the weights that their vFMs have now; None while it is off."""
         if not self._on:
             return None
         records = list(self._records)
         self._records.clear()
         for part in (part for record in records for part in record.parts):
-            if share := shares.get(part.vfm):  # else it has just been removed
-                part.weight = share.weight
+            part.weight = self._scheduler.weights.get(part.vfm, 1.0)
         return records

@@ -84,8 +84,11 @@ class Scheduler(Protocol):
     def forget(self, vfm: str) -> None:
         """Drop what is kept of a vFM that was deleted. Raises `ValueError` while it has items waiting."""
 
-    def shares(self) -> dict[str, Share]:
-        """Report on every vFM that was charged, weighted or queued here."""
+    def full_units(self, cls: str) -> int:
+        """Return the units of a full pass of a class."""
+
+    def shares(self) -> dict[Flow, Share]:
+        """Report on every flow that was charged or queued here."""
 
 
 def make_scheduler(

@@ -1,4 +1,4 @@
-"""The accounts that every policy keeps: waiting items, passes in flight, each vFM's weight and what it was charged."""
+"""The accounts that every policy keeps: waiting items, passes in flight, each vFM's weight, and what its flows were charged."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from math import isfinite
 
 from .cost import CostModel
-from .items import CLASSES, Item, Plan, Share
+from .items import CLASSES, Flow, Item, Plan, Share
 
 
 class Accounts:
@@ -17,7 +17,7 @@ class Accounts:
         self.cost = cost
         self.set_budget(budget)
         self.weights: dict[str, float] = {}
-        self.charged: dict[str, float] = {}
+        self.charged: dict[Flow, float] = {}
         self.waiting: dict[str, Item] = {}
         self._open: set[int] = set()
         self._last = 0
@@ -70,21 +70,21 @@ class Accounts:
         self.cost.observe(plan.units, *_extras(plan.items), seconds)
         charges = self.cost.apportion(plan.items, seconds)
         for item, charge in zip(plan.items, charges, strict=True):
-            self.charged[item.flow.vfm] = self.charged.get(item.flow.vfm, 0.0) + charge
+            self.charged[item.flow] = self.charged.get(item.flow, 0.0) + charge
         return charges
 
-    def owe(self, vfm: str, seconds: float) -> float:
-        """Charge a vFM for seconds beside the passes; return the units of a full pass that cost as much."""
-        self.charged[vfm] = self.charged.get(vfm, 0.0) + seconds
+    def owe(self, flow: Flow, seconds: float) -> float:
+        """Charge a flow for seconds beside the passes; return the units of a full pass that cost as much."""
+        self.charged[flow] = self.charged.get(flow, 0.0) + seconds
         return seconds / self.cost.price(1)
 
-    def shares(self, deficits: Mapping[str, float]) -> dict[str, Share]:
-        """Report on every vFM that is known here or has a deficit."""
-        weights, charged = self.weights, self.charged
-        waiting = Counter(item.flow.vfm for item in self.waiting.values())
+    def shares(self, deficits: Mapping[Flow, float]) -> dict[Flow, Share]:
+        """Report on every flow that was charged, waits or has a deficit."""
+        charged = self.charged
+        waiting = Counter(item.flow for item in self.waiting.values())
         return {
-            vfm: Share(weights.get(vfm, 1.0), charged.get(vfm, 0.0), deficits.get(vfm, 0.0), waiting[vfm])
-            for vfm in sorted(weights.keys() | charged.keys() | deficits.keys() | waiting.keys())
+            flow: Share(self.weights.get(flow.vfm, 1.0), charged.get(flow, 0.0), deficits.get(flow, 0.0), waiting[flow])
+            for flow in sorted(charged.keys() | deficits.keys() | waiting.keys())
         }
 
     def forget(self, vfm: str) -> None:
@@ -92,7 +92,8 @@ class Accounts:
         if any(item.flow.vfm == vfm for item in self.waiting.values()):
             raise ValueError(f"{vfm!r} has items waiting")
         self.weights.pop(vfm, None)
-        self.charged.pop(vfm, None)
+        for cls in CLASSES:
+            self.charged.pop(Flow(vfm, cls), None)
 
 
 def _extras(items: Sequence[Item]) -> tuple[int, int]:

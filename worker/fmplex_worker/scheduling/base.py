@@ -42,7 +42,7 @@ class BasePolicy:
 
     def owe(self, flow: Flow, seconds: float) -> float:
         """Charge a flow for seconds beside the passes; see `Scheduler.owe`."""
-        return self._accounts.owe(flow.vfm, seconds)
+        return self._accounts.owe(flow, seconds)
 
     def set_weight(self, vfm: str, weight: float) -> None:
         """Set the weight of a vFM, which is kept for reports; see `Scheduler.set_weight`."""
@@ -55,6 +55,10 @@ class BasePolicy:
         """Drop weight and charges of a vFM; see `Scheduler.forget`."""
         self._accounts.forget(vfm)
 
-    def shares(self) -> dict[str, Share]:
-        """Report on every vFM, without deficits; see `Scheduler.shares`."""
+    def full_units(self, cls: str) -> int:
+        """Return the units of a full pass, the same for both classes; see `Scheduler.full_units`."""
+        return self.budget
+
+    def shares(self) -> dict[Flow, Share]:
+        """Report on every flow, without deficits; see `Scheduler.shares`."""
         return self._accounts.shares({})

@@ -118,13 +118,13 @@ class DeficitRoundRobin:
         return plan
 
     def _plan(self, cls: str, now: float, room: Room) -> Plan | None:
-        cost = self._accounts.cost
-        units = self.budget
-        if cls == OFFLINE:
-            units = cost.units_within(self._offline_slice, units)
-        builder = PassBuilder(self._queues[cls], units, room, self.max_debt)
-        builder.fill(Moment(now, cost, self.budget, self._arrivals.rate(now)))
+        builder = PassBuilder(self._queues[cls], self.full_units(cls), room, self.max_debt)
+        builder.fill(Moment(now, self._accounts.cost, self.budget, self._arrivals.rate(now)))
         return self._accounts.dispatch(builder.items, builder.prices) if builder.items else None
+
+    def full_units(self, cls: str) -> int:
+        """Return the units of a full pass of a class: of offline work, what is expected to take no longer than its slice."""
+        return self._accounts.cost.units_within(self._offline_slice, self.budget) if cls == OFFLINE else self.budget
 
     def _has_runnable(self, cls: str) -> bool:
         return self._queues[cls].soonest() is not None
@@ -154,7 +154,7 @@ class DeficitRoundRobin:
     def owe(self, flow: Flow, seconds: float) -> float:
         """Charge a flow for seconds that it took beside the passes; it waits while others take as many. See `Scheduler.owe`."""
         self._queues[flow.cls].adjust(flow.vfm, -seconds)
-        return self._accounts.owe(flow.vfm, seconds)
+        return self._accounts.owe(flow, seconds)
 
     # ---- vFMs ----
 
@@ -174,11 +174,11 @@ class DeficitRoundRobin:
         for queue in self._queues.values():
             queue.forget(vfm)
 
-    def shares(self) -> dict[str, Share]:
-        """Report on every vFM that was charged, weighted or queued here."""
-        deficits: dict[str, float] = {}
-        for queue in self._queues.values():
+    def shares(self) -> dict[Flow, Share]:
+        """Report on every flow that was charged or queued here."""
+        deficits: dict[Flow, float] = {}
+        for cls, queue in self._queues.items():
             for vfm, flow in queue.flows.items():
                 queue.sync(flow)
-                deficits[vfm] = deficits.get(vfm, 0.0) + flow.deficit
+                deficits[Flow(vfm, cls)] = flow.deficit
         return self._accounts.shares(deficits)

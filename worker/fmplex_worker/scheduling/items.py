@@ -63,7 +63,7 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """The account of a vFM as an operator sees it, both classes together. In seconds; a negative deficit is a debt."""
+    """The account of a flow as an operator sees it. In seconds; a negative deficit is a debt."""
 
     weight: float
     charged: float

@@ -60,12 +60,9 @@ class KvAdmission:
         return self._used
 
     @property
-    def held_bytes(self) -> dict[str, int]:
-        """Bytes that sequences may hold now, by vFM."""
-        out: dict[str, int] = {}
-        for flow, nbytes in self._held.items():
-            out[flow.vfm] = out.get(flow.vfm, 0) + nbytes
-        return out
+    def held_bytes(self) -> dict[Flow, int]:
+        """Bytes that sequences may hold now, by flow."""
+        return dict(self._held)
 
     @property
     def waiting_flows(self) -> list[Flow]:

@@ -1,7 +1,7 @@
--- Cancel many jobs. ARGV: inbox, result_ttl, reply payload, then 4 a job: flow, job, idempotency key, attempt: the id that the
+-- Cancel many jobs. ARGV: inbox, reply payload, then 4 a job: flow, job, idempotency key, attempt: the id that the
 -- canceller has sent with its own `enqueue`, which is the job's if that was the first with its key.
 -- Per job: cancelled (it never ran) | told (running: its worker was told) | shared (others wait for it) | gone.
-local inbox, ttl, payload, out, now = ARGV[1], tonumber(ARGV[2]), ARGV[3], {}, now_ms()
+local inbox, payload, out, now = ARGV[1], ARGV[2], {}, now_ms()
 
 local function cancel(flow, job, idem, attempt)
   local raw = redis.call('GET', P .. 'idem:' .. idem)
@@ -27,11 +27,10 @@ local function cancel(flow, job, idem, attempt)
     return 'told'
   end
   drop_entry(flow, id, job, entry_stored(e))
-  local _, vfm = flow_parts(flow)
-  correct_bucket(vfm, -entry_units(e), now)  -- it never ran: its rate gets back what it was charged
-  reply(entry_inbox(e), job, payload, ttl)
+  correct_bucket(flow, -entry_units(e), now)  -- it never ran: its rate gets back what it was charged
+  reply(flow, entry_inbox(e), job, payload)
   return 'cancelled'
 end
 
-for i = 4, #ARGV, 4 do out[#out + 1] = cancel(ARGV[i], ARGV[i + 1], ARGV[i + 2], ARGV[i + 3]) end
+for i = 3, #ARGV, 4 do out[#out + 1] = cancel(ARGV[i], ARGV[i + 1], ARGV[i + 2], ARGV[i + 3]) end
 return out

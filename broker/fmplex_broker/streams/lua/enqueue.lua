@@ -1,11 +1,11 @@
 -- Add many jobs.
--- ARGV: inbox, result_ttl ms, number of parts, then 2 a part: id, bytes; then 11 a job: class, vfm, job, idempotency key, request
+-- ARGV: inbox, number of parts, then 2 a part: id, bytes; then 11 a job: class, vfm, job, idempotency key, request
 -- digest, units, charge, timeout ms, bytes of its call, numbers of its parts (joined by spaces), payload. `charge`: what the vFM's
 -- rate must have left for it, and `bytes of its call`: what must fit beside what waits; a call of many jobs asks for all of them on
 -- its first job, so that it is taken or refused as a whole, and every job pays for itself.
 -- Per job: {status, job, extra}: new | dup | done | conflict | full | closed | stale | unknown | limited (extra = ms to wait)
 -- | full_bytes, full_backbone (as many bytes wait as may; extra = how many that is) | large_bytes, large_backbone (it never fits).
-local inbox, result_ttl, now, hosts = ARGV[1], tonumber(ARGV[2]), now_ms(), hosted()
+local inbox, now, hosts = ARGV[1], now_ms(), hosted()
 local ENTRY = 256  -- bytes that an entry and its keys take beside the payload
 local VFM_BYTES, BACKBONE_BYTES = 256000000, 1000000000
 local MOST_UNITS, MOST_WAIT_MS = 1e9, 86400000
@@ -13,15 +13,15 @@ local backbone_most = tonumber(redis.call('HGET', VFMS, ':max_bytes') or 0)
 if backbone_most <= 0 then backbone_most = BACKBONE_BYTES end
 
 local parts = {}
-for i = 4, 2 + 2 * tonumber(ARGV[3]), 2 do parts[#parts + 1] = {id = ARGV[i], bytes = ARGV[i + 1]} end
+for i = 3, 1 + 2 * tonumber(ARGV[2]), 2 do parts[#parts + 1] = {id = ARGV[i], bytes = ARGV[i + 1]} end
 
--- Ms after which the vFM's rate has enough for a job; 0: it has, and has paid. A full bucket pays for one larger job.
-local function take_tokens(vfm, rate, needs, units)
+-- Ms after which the flow's rate has enough for a job; 0: it has, and has paid. A full bucket pays for one larger job.
+local function take_tokens(flow, rate, needs, units)
   if rate <= 0 then return 0 end
-  local level = bucket(vfm, rate, now)
+  local level = bucket(flow, rate, now)
   needs = math.min(needs, rate)
   if needs > 0 and level < needs then return within(math.ceil((needs - level) * 1000 / rate), 1, MOST_WAIT_MS) end
-  set_bucket(vfm, rate, level - units, now)
+  set_bucket(flow, rate, level - units, now)
   return 0
 end
 
@@ -47,15 +47,17 @@ local function look_up(vfm)
   return records[vfm]
 end
 
--- Which cap in bytes has no room for so many more, and how large it is; nil if there is room.
-local function over(vfm, r, bytes)
+-- Which cap in bytes has no room for so many more, and how large it is; nil if there is room. Offline work is taken while less than
+-- half of it waits: what has spare time must not fill the queue of those who have none.
+local function over(class, vfm, r, bytes)
   if not waits[vfm] then waits[vfm] = tonumber(redis.call('HGET', VFMS, vfm .. ':bytes') or 0) end
   if not waits[''] then waits[''] = tonumber(redis.call('HGET', VFMS, ':bytes') or 0) end
-  local most = r.max_bytes > 0 and r.max_bytes or VFM_BYTES
+  local part = class == 'offline' and 0.5 or 1
+  local most, all = math.floor(part * (r.max_bytes > 0 and r.max_bytes or VFM_BYTES)), math.floor(part * backbone_most)
   if bytes > most then return 'large_bytes', most end
-  if bytes > backbone_most then return 'large_backbone', backbone_most end
+  if bytes > all then return 'large_backbone', all end
   if waits[vfm] + bytes > most then return 'full_bytes', most end
-  if waits[''] + bytes > backbone_most then return 'full_backbone', backbone_most end
+  if waits[''] + bytes > all then return 'full_backbone', all end
 end
 
 -- The parts of a job, and what they add to what waits.
@@ -97,11 +99,11 @@ local function add(class, vfm, job, idem, request, units, charge, timeout, call,
   if lengths[flow] >= r.max_pending then return {'full', job, 0} end
   local mine, shared = read_parts(vfm, numbers)
   local own = #payload + ENTRY
-  local cap, most = over(vfm, r, math.max(own + shared, call))
+  local cap, most = over(class, vfm, r, math.max(own + shared, call))
   if cap then return {cap, job, most} end
-  local wait = take_tokens(vfm, r.rate, charge, units)
+  local wait = take_tokens(flow, r.rate, charge, units)
   if wait > 0 then return {'limited', job, wait} end
-  local large, ttl = '', timeout + result_ttl
+  local large, ttl = '', timeout + REPLY_MS[class]
   local stored = string.format('%d', own) .. keep_parts(vfm, mine, ttl) .. (timeout > LONG_MS and '|' .. idem or '')
   if #payload > LARGE then
     redis.call('SET', P .. 'blob:' .. job, payload, 'PX', ttl)
@@ -118,7 +120,7 @@ local function add(class, vfm, job, idem, request, units, charge, timeout, call,
 end
 
 local out, rung = {}, false
-for i = 4 + 2 * #parts, #ARGV, 11 do
+for i = 3 + 2 * #parts, #ARGV, 11 do
   local units, charge = within(tonumber(ARGV[i + 5]), 1, MOST_UNITS), within(tonumber(ARGV[i + 6]), 0, MOST_UNITS)
   local got = add(ARGV[i], ARGV[i + 1], ARGV[i + 2], ARGV[i + 3], ARGV[i + 4], units, charge, tonumber(ARGV[i + 7]),
                   tonumber(ARGV[i + 8]), ARGV[i + 9], ARGV[i + 10])

@@ -125,10 +125,16 @@ local function pending(flow, from, to, count, consumer)
   return reply
 end
 
--- Store the reply if the job has none yet and tell every inbox that waits. `large` replies travel by key only.
-local INBOX_TTL, INBOX_LENGTH, LARGE = 600000, 16384, 65536
-local function reply(inbox, job, payload, ttl)
-  if not redis.call('SET', P .. 'res:' .. job, payload, 'NX', 'PX', ttl) then return false end
+-- How long a reply can be asked for again, and a job that is done is known under its idempotency key. Thousands a second wait for
+-- interactive ones, who would notice that an answer was lost; who sends offline work may have died, and comes back for its answers.
+local REPLY_MS = {interactive = 60000, offline = 900000}
+
+-- Store the reply if the job has none yet and tell every inbox that waits. `large` replies travel by key only. An inbox stays as
+-- long as any reply.
+local INBOX_TTL, INBOX_LENGTH, LARGE = REPLY_MS.offline, 16384, 65536
+local function reply(flow, inbox, job, payload)
+  local life = REPLY_MS[(flow_parts(flow))]
+  if not redis.call('SET', P .. 'res:' .. job, payload, 'NX', 'PX', life) then return false end
   local body = payload
   if #payload > LARGE then body = '' end
   local function post(to)
@@ -152,36 +158,39 @@ local function entry_inbox(entry) return entry[2][4] end
 local function entry_units(entry) return tonumber(entry[2][8]) or 1 end
 local function entry_stored(entry) return entry[2][16] end
 
--- Token bucket of a vFM's rate, in units; it holds one second's worth, and less than nothing when more was taken. No key: it is full.
+-- Token bucket of a flow: the vFM's rate, in units, for each class by itself, so that a batch takes nothing from who waits for an
+-- answer. It holds one second's worth, and less than nothing when more was taken. No key: it is full.
 local BUCKET_MS, BUCKET_MOST_MS = 60000, 30 * 86400000
+local function bucket_key(flow) return P .. 'rate:' .. flow end
 
-local function set_bucket(vfm, rate, level, now)
+local function set_bucket(flow, rate, level, now)
   local full = within(BUCKET_MS + math.ceil((rate - level) * 1000 / rate), BUCKET_MS, BUCKET_MOST_MS)
-  redis.call('SET', P .. 'rate:' .. vfm, string.format('%.17g|%d', level, now), 'PX', string.format('%d', full))
+  redis.call('SET', bucket_key(flow), string.format('%.17g|%d', level, now), 'PX', string.format('%d', full))
 end
 
-local function bucket(vfm, rate, now)
-  local raw = redis.call('GET', P .. 'rate:' .. vfm)
+local function bucket(flow, rate, now)
+  local raw = redis.call('GET', bucket_key(flow))
   if not raw then return rate end
   local level, at = string.match(raw, '^([^|]*)|([^|]*)$')
   level, at = within(tonumber(level) or rate, -1e15, rate), tonumber(at) or now
   if not (at <= now) then  -- the server's clock was set back: from now on it fills again, not when that time has come back
-    set_bucket(vfm, rate, level, now)
+    set_bucket(flow, rate, level, now)
     at = now
   end
   return math.min(rate, level + (now - at) * rate / 1000)
 end
 
--- Take more units from a vFM's bucket, or give some back (units < 0).
-local function correct_bucket(vfm, units, now)
+-- Take more units from a flow's bucket, or give some back (units < 0).
+local function correct_bucket(flow, units, now)
+  local _, vfm = flow_parts(flow)
   local r = units ~= 0 and record(vfm)
-  if r and r.rate > 0 then set_bucket(vfm, r.rate, math.min(r.rate, bucket(vfm, r.rate, now) - units), now) end
+  if r and r.rate > 0 then set_bucket(flow, r.rate, math.min(r.rate, bucket(flow, r.rate, now) - units), now) end
 end
 
 -- Bytes that wait: of a vFM in `<vfm>:bytes`, of the backbone in `:bytes`. What jobs have in common is kept once, in `part:<vfm>:<id>`,
 -- and counted once, while `<vfm>:part:<id>` entries refer to it. The field `s` of an entry says what it has added: its own bytes, then
 -- ` id:bytes` for every part, then `|` and its idempotency key if that would stay for long after it.
-local LONG_MS, REPEAT_MS = 600000, 60000
+local LONG_MS = 600000
 local function part_key(vfm, id) return P .. 'part:' .. vfm .. ':' .. id end
 local function part_users(vfm, id) return vfm .. ':part:' .. id end
 
@@ -216,7 +225,7 @@ local function drop_entry(flow, id, job, stored)
     subtract_bytes(vfm, bytes, parts)
   end
   if bytes > LARGE then redis.call('DEL', P .. 'blob:' .. job) end
-  if idem and idem ~= '' then redis.call('PEXPIRE', P .. 'idem:' .. idem, REPEAT_MS) end
+  if idem and idem ~= '' then redis.call('PEXPIRE', P .. 'idem:' .. idem, REPLY_MS[(flow_parts(flow))]) end
 end
 
 -- Scores in `back` of the flows of one class, [from, to): when it was given back, in a span of its own for each class.

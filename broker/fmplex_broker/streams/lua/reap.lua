@@ -1,8 +1,8 @@
 -- Take over from a dead worker (or, with `victim` = me, end my own life in order: nobody has died then, and nothing is to blame).
--- ARGV: me, ms for which I have beaten without a gap, lease ms, attempts at most, budget (entries and flows), result_ttl, error payload,
--- victim or ''. Returns {state, victim, given back, dead letters, more}: idle | wait | ok.
+-- ARGV: me, ms for which I have beaten without a gap, lease ms, attempts at most, budget (entries and flows), error payload, victim
+-- or ''. Returns {state, victim, given back, dead letters, more}: idle | wait | ok.
 local me, steady, lease_ms = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
-local most, budget, ttl, poisoned, victim = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6]), ARGV[7], ARGV[8]
+local most, budget, poisoned, victim = tonumber(ARGV[4]), tonumber(ARGV[5]), ARGV[6], ARGV[7]
 local now, given, dead = now_ms(), 0, 0
 local leases, orderly = P .. 'leases', victim ~= ''
 
@@ -58,7 +58,7 @@ local function bury(flow, id)
     redis.call('XADD', grave, 'MAXLEN', 256, '*', 'flow', flow, unpack(e[2]))
     redis.call('PEXPIRE', grave, 7 * 86400000)
     drop_entry(flow, id, entry_job(e), entry_stored(e))
-    reply(entry_inbox(e), entry_job(e), poisoned, ttl)
+    reply(flow, entry_inbox(e), entry_job(e), poisoned)
     dead = dead + 1
   else
     redis.pcall('XACK', queue(flow), 'w', id)

@@ -1,7 +1,7 @@
 -- End a vFM's life: closed to enqueue at once; its waiting jobs are left to drain or answered; then all its keys go together.
--- ARGV: vfm, mode (drain | answer), budget (entries), result_ttl, reply payload.
+-- ARGV: vfm, mode (drain | answer), budget (entries), reply payload.
 -- Returns {state, jobs left}: gone | draining. Call again until gone.
-local vfm, mode, budget, ttl, payload = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4]), ARGV[5]
+local vfm, mode, budget, payload = ARGV[1], ARGV[2], tonumber(ARGV[3]), ARGV[4]
 local r = record(vfm)
 if not r then return {'gone', 0} end
 if r.status ~= 'draining' then
@@ -14,7 +14,7 @@ end
 local function answer(flow, entries)
   for _, e in ipairs(entries) do
     drop_entry(flow, e[1], entry_job(e), entry_stored(e))
-    reply(entry_inbox(e), entry_job(e), payload, ttl)
+    reply(flow, entry_inbox(e), entry_job(e), payload)
   end
 end
 
@@ -39,12 +39,12 @@ end
 if left > 0 then return {'draining', left} end
 
 for _, class in ipairs(CLASSES) do
-  redis.call('DEL', queue(class .. ':' .. vfm))
+  redis.call('DEL', queue(class .. ':' .. vfm), bucket_key(class .. ':' .. vfm))
   redis.call('ZREM', P .. 'ready:' .. class, vfm)
   redis.call('ZREM', P .. 'back', class .. ':' .. vfm)
   redis.call('HDEL', VFMS, vfm .. ':v:' .. class)
 end
-redis.call('DEL', P .. 'dead:' .. vfm, P .. 'rate:' .. vfm)
+redis.call('DEL', P .. 'dead:' .. vfm)
 add_bytes(vfm, -tonumber(redis.call('HGET', VFMS, vfm .. ':bytes') or 0))  -- 0, unless somebody has deleted jobs by hand
 redis.call('HDEL', VFMS, vfm, vfm .. ':bytes', vfm .. ':deaths', vfm .. ':spec', vfm .. ':error', vfm .. ':past')
 changed(vfm)

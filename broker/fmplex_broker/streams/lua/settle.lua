@@ -1,8 +1,8 @@
 -- End many jobs: reply, acknowledge and delete in one step. The XPENDING look is owner check and fence in one.
--- ARGV: worker, result_ttl ms, then 8 a job: flow, entry, job, inbox, payload, what its entry has stored, and beyond its estimate the
+-- ARGV: worker, then 8 a job: flow, entry, job, inbox, payload, what its entry has stored, and beyond its estimate the
 -- units that it has cost, and the tokens that its rate is charged.
 -- Per job 1 (settled) or 0 (not mine any more).
-local me, ttl, out, beyond, tokens, now = ARGV[1], tonumber(ARGV[2]), {}, {}, {}, now_ms()
+local me, out, beyond, tokens, now = ARGV[1], {}, {}, {}, now_ms()
 local MOST = 1e9
 
 -- The claim advanced the flow's virtual time by an estimate; what its jobs have really cost is put right here, once for each job
@@ -26,18 +26,17 @@ local function measured(value)
   return n == n and within(n, -MOST, MOST) or 0
 end
 
-for i = 3, #ARGV, 8 do
+for i = 2, #ARGV, 8 do
   local flow, id, job = ARGV[i], ARGV[i + 1], ARGV[i + 2]
   local mine = #pending(flow, id, id, 1, me) == 1
   if mine then
     drop_entry(flow, id, job, ARGV[i + 5])  -- first, so that a full server drains
-    reply(ARGV[i + 3], job, ARGV[i + 4], ttl)
-    local _, vfm = flow_parts(flow)
+    reply(flow, ARGV[i + 3], job, ARGV[i + 4])
     beyond[flow] = (beyond[flow] or 0) + measured(ARGV[i + 6])
-    tokens[vfm] = (tokens[vfm] or 0) + measured(ARGV[i + 7])
+    tokens[flow] = (tokens[flow] or 0) + measured(ARGV[i + 7])
   end
   out[#out + 1] = mine and 1 or 0
 end
 for flow, units in pairs(beyond) do true_up(flow, units) end
-for vfm, units in pairs(tokens) do correct_bucket(vfm, units, now) end
+for flow, units in pairs(tokens) do correct_bucket(flow, units, now) end
 return out

@@ -8,6 +8,7 @@ from typing import Any
 from rich.console import Group, RenderableType
 
 from fmplex.columns import Column, FittedTable
+from fmplex_broker.wire.messages import OFFLINE
 
 # The numbers say what a narrow terminal leaves out first: the highest.
 _BACKBONE = Column("backbone", 3, left=True)  # second of vFMs and of workers, where there are several
@@ -32,16 +33,16 @@ _MEMORY = (
 
 
 def draw(rows: dict[str, Any], limit: int) -> Group:
-    """Draw the rows of `fleet_rates` as tables, the first `limit` vFMs; tokens and KV cache where there is a vFM that generates,
+    """Draw the rows of `fleet_rates` as tables, `limit` of the flows; tokens and KV cache where there is a vFM that generates,
     backbones where there are several."""
     shown = rows["vfms"][:limit]
-    more = rows["registered"] - len(shown)
+    more = rows["registered"] - len({row["vfm"] for row in shown})
     several = len({row["backbone"] for row in (*rows["vfms"], *rows["workers"])}) > 1
     tables: list[RenderableType] = [
         _table(_VFMS, shown, _vfm, several),
         f"[dim]… and {more} quieter vFMs[/]" if more > 0 else "",
     ]
-    texts = [_text(r["vfm"], r["text"]) for r in shown if "text" in r]
+    texts = [_text(_name(r), r["text"]) for r in shown if "text" in r]
     tables += [FittedTable(_TEXTS, texts), ""] if texts else []
     tables.append(_table(_WORKERS, rows["workers"], _worker, several))
     queues = [_queues(b) for b in rows.get("backbones", ())]
@@ -68,7 +69,7 @@ def _table(
 
 def _vfm(r: dict[str, Any]) -> list[str]:
     return [
-        r["vfm"] if r["status"] == "serving" else f"{r['vfm']} ({r['status']})",
+        _name(r) if r["status"] == "serving" else f"{_name(r)} ({r['status']})",
         str(r["waiting"]), str(r["pending"]), f"{r['oldest_ms'] / 1000:.1f}s" if r["oldest_ms"] else "-",
         _part(r.get("queued_bytes"), r.get("max_queued_bytes")),
         f"{r['jobs_per_s']:.1f}", f"{r['failed_per_s']:.1f}", _ms(r["p50_ms"]), _ms(r["p99_ms"]),
@@ -76,6 +77,10 @@ def _vfm(r: dict[str, Any]) -> list[str]:
         f"{100 * r['device_s_per_s']:.1f}%", _percent(r["share_received"]), _percent(r["share_promised"]),
         f"{1000 * r['deficit_s']:+.0f} ms" if r["deficit_s"] else "-",
     ]  # fmt: skip
+
+
+def _name(r: dict[str, Any]) -> str:
+    return str(r["vfm"]) + (f" ({OFFLINE})" if r["class"] == OFFLINE else "")
 
 
 def _text(name: str, t: dict[str, Any]) -> list[str]:

@@ -59,7 +59,7 @@ class _Books(World):
         shares = self.scheduler.shares()
         total = sum(share.charged for share in shares.values())
         assert abs(total - self.seconds) <= ROUNDING * (1 + self.seconds)
-        given = {flow.vfm: shares[flow.vfm].charged + shares[flow.vfm].deficit for flow in self.steady}
+        given = {flow.vfm: shares[flow].charged + shares[flow].deficit for flow in self.steady}
         for _, flown in self.flying:
             for it, price in zip(flown.items, flown.prices, strict=True):
                 if it.flow.vfm in given:
@@ -79,11 +79,11 @@ class _Alone(World):
     """The device takes α + β·X, whatever the scheduler believes."""
 
     def charged(self, number: int, plan: Plan, seconds: float) -> None:
-        before = {vfm: share.charged for vfm, share in self.scheduler.shares().items()}
+        before = {flow.vfm: share.charged for flow, share in self.scheduler.shares().items()}
         super().charged(number, plan, seconds)
         factor = seconds / (self.alpha + self.beta * plan.units)  # of the noise
         alone = by_flow(plan, [factor * (self.alpha + self.beta * it.units) for it in plan.items])
-        paid = {vfm: share.charged - before.get(vfm, 0.0) for vfm, share in self.scheduler.shares().items()}
+        paid = {flow.vfm: share.charged - before.get(flow.vfm, 0.0) for flow, share in self.scheduler.shares().items()}
         assert all(paid[vfm] <= alone.get(vfm, 0.0) + ROUNDING * (1 + before.get(vfm, 0.0)) for vfm in paid)
         assert abs(sum(paid.values()) - seconds) <= ROUNDING * (1 + sum(before.values()))
 

@@ -105,7 +105,7 @@ def check_long_run_shares(make: Make, seed: int, bias: float) -> float:
         scheduler.charge(plan, (alpha + beta * plan.units + gamma * segments) * rng.uniform(0.8, 1.2))
     shares = scheduler.shares()
     total = sum(share.charged for share in shares.values())
-    off = max(abs(shares[vfm].charged / total / (weight / 7) - 1) for vfm, weight in weights.items())
+    off = max(abs(shares[Flow(vfm, INTERACTIVE)].charged / total / (weight / 7) - 1) for vfm, weight in weights.items())
     assert off < 0.02
     return off
 

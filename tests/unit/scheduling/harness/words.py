@@ -48,8 +48,8 @@ def flow_queue(scheduler: DeficitRoundRobin, cls: str = INTERACTIVE) -> FlowQueu
     return scheduler._queues[cls]
 
 
-def deficit(scheduler: DeficitRoundRobin, vfm: str) -> float:
-    share = scheduler.shares().get(vfm)
+def deficit(scheduler: DeficitRoundRobin, vfm: str, cls: str = INTERACTIVE) -> float:
+    share = scheduler.shares().get(Flow(vfm, cls))
     return share.deficit if share else 0.0
 
 

@@ -102,7 +102,7 @@ class World:
 
     def deficits(self) -> defaultdict[str, float]:
         """A flow without a record has none. No vFM here has flows in both classes."""
-        return defaultdict(float, {vfm: share.deficit for vfm, share in self.scheduler.shares().items()})
+        return defaultdict(float, {flow.vfm: share.deficit for flow, share in self.scheduler.shares().items()})
 
     # ---- what happens ----
 
