@@ -139,5 +139,6 @@ end
 -- Counted once for all jobs of a vFM: two commands a job less.
 local whole, broken = pcall(add_all)
 for vfm, bytes in pairs(uncounted) do add_bytes(vfm, bytes) end
-if not whole then error(broken) end
-return out
+if whole then return out end
+if type(broken) == 'table' then return broken end
+return {err = (string.gsub(tostring(broken), '^[^ ]+:%d+: ', ''))}  -- as the server has said it, its code first
