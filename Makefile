@@ -41,16 +41,19 @@ $(CLIENTS_STAMP): tests/clients/requirements.txt tests/clients/constraints.txt
 demo: $(DEMO_STAMP)
 	$(BIN)/fmplex demo
 
-# Two runs of pytest side by side, for tests of real processes mostly wait for each other; what the first prints comes at the end.
+# Runs of pytest side by side, for tests of real processes mostly wait for each other; what all but the first print comes at the end.
 define side_by_side
-@$(BIN)/python -m pytest $(1) $(PYTEST_ARGS) > $(VENV)/beside.log 2>&1 & beside=$$!; \
-$(BIN)/python -m pytest $(2) $(PYTEST_ARGS); rest=$$?; \
-wait $$beside; status=$$?; cat $(VENV)/beside.log; test $$rest -eq 0 && test $$status -eq 0
+@$(foreach n,2 3,$(if $($(n)),$(BIN)/python -m pytest $($(n)) $(PYTEST_ARGS) > $(VENV)/tests-$(n).log 2>&1 & run_$(n)=$$!;)) \
+$(BIN)/python -m pytest $(1) $(PYTEST_ARGS); failed=$$?; \
+$(foreach n,2 3,$(if $($(n)),wait $$run_$(n) || failed=1; cat $(VENV)/tests-$(n).log;)) \
+test $$failed -eq 0
 endef
 
-BESIDE := tests/unit tests/tutorial/test_generation.py $(wildcard tests/integration/test_generation*.py) tests/integration/test_backbones.py
+# Three parts that take about as long: what is in neither of two others is in the third.
+UNIT := tests/unit
+PROTOCOL := tests/contract tests/tutorial tests/integration/test_backbones.py
 test: setup
-	$(call side_by_side,$(BESIDE),tests --ignore=tests/chaos $(addprefix --ignore=,$(BESIDE)))
+	$(call side_by_side,tests --ignore=tests/chaos $(addprefix --ignore=,$(UNIT) $(PROTOCOL)),$(UNIT),$(PROTOCOL))
 
 # The benchmarks by themselves: they put their processes ahead of all others.
 BENCHMARK_TESTS := tests/integration/test_benchmarks.py

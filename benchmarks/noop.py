@@ -86,18 +86,22 @@ class NoopEngine:
         return Outcome(1e-6 * len(work), output)
 
 
-async def serve(url: str, artifacts: str, lease_ms: int) -> None:
-    """Run one worker until SIGTERM."""
-    backbone, spec = BackboneSpec(name=BACKBONE, model="none"), WorkerSpec(lease_ms=lease_ms)
-    worker = Worker(url, backbone, spec, NoopEngine(), ArtifactStore(artifacts))
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, worker.stop)
-    await worker.run()
-
-
-if __name__ == "__main__":
+def main(engine: NoopEngine) -> None:
+    """Run one worker of an engine until SIGTERM, as the command line says."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--broker", required=True)
     parser.add_argument("--artifacts", required=True)
     parser.add_argument("--lease-ms", type=int, default=3000)
     args = parser.parse_args()
-    uvloop.run(serve(args.broker, args.artifacts, args.lease_ms))
+    uvloop.run(_serve(engine, args.broker, args.artifacts, args.lease_ms))
+
+
+async def _serve(engine: NoopEngine, url: str, artifacts: str, lease_ms: int) -> None:
+    backbone, spec = BackboneSpec(name=BACKBONE, model="none"), WorkerSpec(lease_ms=lease_ms)
+    worker = Worker(url, backbone, spec, engine, ArtifactStore(artifacts))
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, worker.stop)
+    await worker.run()
+
+
+if __name__ == "__main__":
+    main(NoopEngine())

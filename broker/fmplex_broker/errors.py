@@ -90,7 +90,7 @@ class TextTooLong(InvalidInput):
     @classmethod
     def over(cls, most: int, said: str, *, field: str) -> TextTooLong:
         """Make the error of a text that has more than `most` tokens, in OpenAI's words: programs look for them, to fall back on a
-        model that takes more. `said`: how much it is, and what to do."""
+        model that takes more. `said`: how much it is, and what to do; `field`: of the text."""
         return cls(f"This model's maximum context length is {most} tokens. However, {said}", field=field)
 
 

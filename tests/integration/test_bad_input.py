@@ -39,7 +39,7 @@ NAN[2, 7] = math.nan
 REQUESTS: dict[str, tuple[Any, int, str, str | None, str]] = {
     "an empty text": ([""], 422, "invalid_input", "inputs.0", "empty"),
     "a text of white space": (["fine", " \n\t"], 422, "invalid_input", "inputs.1", "empty"),
-    "a megabyte of text": (["fine", "word " * 200_000], 413, "too_large", "inputs.1", "at most 786432; shorten"),
+    "a megabyte of text": (["fine", "word " * 200_000], 413, "too_large", "inputs.1", "at most 786432 in an input; shorten"),
     "a text that is too long": (["fine", "word " * 300], 422, "text_too_long", "inputs.1", "has 302 tokens; shorten it, or send"),
     "a number": ([7], 422, "invalid_input", "inputs.0", "must be a string or a mapping, not int"),
     "nothing": ([None], 422, "invalid_input", "inputs.0", "must be a string or a mapping"),

@@ -7,25 +7,19 @@ the process that fits it, and one of `dying…` waits for the test.
 
 from __future__ import annotations
 
-import argparse
-import asyncio
 import logging
 import os
 import resource
-import signal
 import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.noop import BACKBONE, NoopEngine, NoopJob
+from benchmarks.noop import BACKBONE, NoopEngine, NoopJob, main
 from fmplex_broker.errors import FmplexError, JobFailed
-from fmplex_broker.packages.artifacts import ArtifactStore
 from fmplex_broker.packages.package import Package
-from fmplex_broker.specs.fleet import BackboneSpec, WorkerSpec
 from fmplex_broker.wire.messages import Request
-from fmplex_worker.host.service import Worker
 from fmplex_worker.protocol import Fitted, Outcome, Prepared, Work
 
 NAME = BACKBONE
@@ -95,20 +89,7 @@ class ActingEngine(NoopEngine):
             time.sleep(self.slow_s)
 
 
-async def serve(url: str, artifacts: str, lease_ms: int) -> None:
-    """Run one worker until SIGTERM."""
-    backbone, spec = BackboneSpec(name=NAME, model="none"), WorkerSpec(lease_ms=lease_ms)
-    worker = Worker(url, backbone, spec, ActingEngine(), ArtifactStore(artifacts))
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, worker.stop)
-    await worker.run()
-
-
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--broker", required=True)
-    parser.add_argument("--artifacts", required=True)
-    parser.add_argument("--lease-ms", type=int, required=True)
-    args = parser.parse_args()
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     logging.basicConfig(level="INFO")
-    asyncio.run(serve(args.broker, args.artifacts, args.lease_ms))
+    main(ActingEngine())

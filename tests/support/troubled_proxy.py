@@ -66,7 +66,8 @@ class TroubledProxy:
         if self.trouble in ("close", "reset"):
             if self.trouble == "reset":  # to close with a linger of no time sends an RST
                 sock: Any = writer.get_extra_info("socket")
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                if sock is not None:  # else it is closed already
+                    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             writer.close()
             return
         line = _Line(self, reader, writer)

@@ -56,7 +56,7 @@ class Classification(_PooledLayers):
     """Scores per label from the layers on the pooled state: softmax, or one sigmoid a label if `multi_label`.
 
     `labels`: in the order of the outputs; `pooling`: mean, cls or last; `normalize`: scale the state to length 1 first; `hidden`:
-    widths of the layers before the last one, each followed by `activation`.
+    widths of the layers before the last one, each followed by `activation` and, if `norm`, normalised.
     """
 
     kind: Literal["classification"] = "classification"
@@ -69,7 +69,7 @@ class Regression(_PooledLayers):
     """One number from the layers on the pooled state.
 
     `pooling`: mean, cls or last; `normalize`: scale the state to length 1 first; `hidden`: widths of the layers before the last
-    one, each followed by `activation`.
+    one, each followed by `activation` and, if `norm`, normalised.
     """
 
     kind: Literal["regression"] = "regression"
@@ -81,7 +81,8 @@ class Tagging(_Layers):
     'outside'. Neighbouring tokens of one label make one span. Labels of the BIO, BIOES or BILOU scheme (B-PER, I-PER, …) are read
     as such: B and S (U) begin a span, I and E (L) of the same type go on with it, E (L) and S (U) end it; it is called PER.
 
-    `labels`: in the order of the rows; `hidden`: widths of the layers before the last one, each followed by `activation`.
+    `labels`: in the order of the rows; `hidden`: widths of the layers before the last one, each followed by `activation` and,
+    if `norm`, normalised.
     """
 
     kind: Literal["tagging"] = "tagging"
@@ -102,7 +103,7 @@ class Ranking(_PooledLayers):
     """Relevance of `text_pair` to `text`, both encoded together (cross-encoder): sigmoid of the one output of the layers.
 
     `pooling`: mean, cls or last; `normalize`: scale the state to length 1 first; `hidden`: widths of the layers before the last
-    one, each followed by `activation`.
+    one, each followed by `activation` and, if `norm`, normalised.
     """
 
     kind: Literal["ranking"] = "ranking"

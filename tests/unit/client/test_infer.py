@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -128,7 +129,11 @@ def test_a_fleet_that_is_away_ends_the_run() -> None:
 
 def test_a_result_is_there_before_the_next_line_is_written(url: str) -> None:
     """Standard input stays open, as of `tail -f`; and the process ends by a signal though it waits for a line."""
-    command = [sys.executable, "-c", "from fmplex.cli import main; main()", "infer", "v", "--url", url, "--json"]
+    # Whoever is started in a shell's background ignores the signal, and so would its children.
+    begin = (
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from fmplex.cli import main; main()"
+    )
+    command = [sys.executable, "-c", begin, "infer", "v", "--url", url, "--json"]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as p:
@@ -140,6 +145,6 @@ def test_a_result_is_there_before_the_next_line_is_written(url: str) -> None:
             p.stdin.flush()
             answer = json.loads(p.stdout.readline())
             assert answer.get("output", {"text": REFUSED}) == {"text": text}
-        p.send_signal(2)
+        p.send_signal(signal.SIGINT)
         assert p.wait(60) in (1, 130)
         assert "Fatal Python error" not in p.stderr.read()

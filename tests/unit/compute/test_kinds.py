@@ -11,7 +11,7 @@ import peft
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModel, AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification
 
 from fmplex_broker.errors import TextTooLong
 from fmplex_broker.specs import heads as specs
@@ -46,11 +46,9 @@ class Trained:
         return tiny.reference_features(self.model, text)[self.virtual :]
 
 
-def train(family: str, source: Path, config: peft.PeftConfig, folder: Path, virtual: int = 0) -> Trained:
+def train(source: Path, config: peft.PeftConfig, folder: Path, virtual: int = 0) -> Trained:
     """PEFT's model with random adapter weights."""
-    options: dict[str, Any] = {"add_pooling_layer": False} if FAMILIES[family].pooler else {}
-    model = AutoModel.from_pretrained(source, attn_implementation="eager", **options).eval()
-    wrapped = peft.get_peft_model(model, config).eval()
+    wrapped = peft.get_peft_model(tiny.reference(source), config).eval()
     torch.manual_seed(virtual + 1)
     with torch.no_grad():
         for name, weight in wrapped.named_parameters():
@@ -81,7 +79,7 @@ def kinds(family: str, engine: PackedEngine, source: Path, folder: Path) -> dict
         "prompt": (peft.PromptTuningConfig(num_virtual_tokens=VIRTUAL, **prompt), VIRTUAL),
         "p_tuning": (peft.PromptEncoderConfig(num_virtual_tokens=3, encoder_hidden_size=7, **prompt), 3),
     }
-    return {kind: train(family, source, config, folder / kind, n) for kind, (config, n) in configs.items()}
+    return {kind: train(source, config, folder / kind, n) for kind, (config, n) in configs.items()}
 
 
 @families

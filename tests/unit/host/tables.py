@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from fmplex_broker.streams.claims import Claimed, Order
 from fmplex_broker.wire.messages import INTERACTIVE, Flow
@@ -29,6 +30,16 @@ class Encode(OnePass):
 
 def claimed(n: int, units: int = 100, cls: str = INTERACTIVE, deadline_ms: int = 10_000) -> Claimed:
     return Claimed(Flow("a", cls), f"{n}-0", f"job{n}", "in", "v", units, deadline_ms, b"x", 1)
+
+
+class FakeOutbox:
+    """Keeps what is answered, by job."""
+
+    def __init__(self) -> None:
+        self.answers: dict[str, Any] = {}
+
+    def send(self, job: ActiveJob, output: Any) -> None:
+        self.answers[job.claimed.job] = output
 
 
 def nothing(version: str) -> None:

@@ -25,7 +25,7 @@ from fmplex_worker.host.version_loads import VersionLoads
 from fmplex_worker.scheduling import CostModel, KvAdmission, PassBudget
 from tests.support.hosting import HOSTED, OTHER, on_hosted
 from tests.support.waiting import until_soon
-from tests.unit.host.tables import Encode
+from tests.unit.host.tables import Encode, FakeOutbox
 from tests.unit.residency.fakes import Inline, residents
 
 
@@ -52,14 +52,6 @@ class FakeScheduler:
 
     def set_weight(self, vfm: str, weight: float) -> None:
         self.weights[vfm] = weight
-
-
-class FakeOutbox:
-    def __init__(self) -> None:
-        self.answers: dict[str, Any] = {}
-
-    def send(self, job: ActiveJob, output: Any) -> None:
-        self.answers[job.claimed.job] = output
 
 
 class FakeConsumer:

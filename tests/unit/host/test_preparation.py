@@ -23,7 +23,7 @@ from fmplex_worker.host.preparation import THREADS, Preparation
 from fmplex_worker.protocol import Prepared
 from fmplex_worker.scheduling import CostModel, KvAdmission, make_scheduler
 from tests.support.waiting import until_soon
-from tests.unit.host.tables import Encode, Table
+from tests.unit.host.tables import Encode, FakeOutbox, Table
 
 Act = Callable[[str], None]  # what preparing an input does: it may wait, or raise
 
@@ -69,14 +69,6 @@ class Broker:
         return self.alive
 
 
-class Outbox:
-    def __init__(self) -> None:
-        self.answers: dict[str, Any] = {}
-
-    def send(self, job: ActiveJob, output: Any) -> None:
-        self.answers[job.claimed.job] = output
-
-
 class Clock:
     def now_ms(self) -> float:
         return 0.0
@@ -84,7 +76,7 @@ class Clock:
 
 class Bench:
     def __init__(self, tasks: asyncio.TaskGroup, threads: ThreadPoolExecutor) -> None:
-        self.engine, self.broker, self.outbox = Engine(), Broker(), Outbox()
+        self.engine, self.broker, self.outbox = Engine(), Broker(), FakeOutbox()
         self.cost = CostModel(1000)
         self.scheduler = make_scheduler("drr", self.cost, 1000)
         self.table = Table(8)
