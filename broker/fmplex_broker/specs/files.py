@@ -52,4 +52,4 @@ def is_file_id(text: str) -> bool:
 
 
 def _moment(seconds: float) -> str:
-    return f"{int(seconds * 1000):012x}"
+    return f"{round(seconds * 1000):012x}"
