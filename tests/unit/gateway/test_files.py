@@ -398,6 +398,20 @@ async def test_expired_files_go_by_themselves(files: Files, tmp_path: Path) -> N
     task.cancel()
 
 
+async def test_the_bytes_of_a_deleted_file_stay_while_an_open_batch_reads_them(
+    place: Site, files: Files, tmp_path: Path
+) -> None:
+    made = await upload(place)
+    await files.list.hold(made["id"], "batch_1")
+    assert (await place.ask("DELETE", f"/v1/files/{made['id']}")).json()["deleted"]
+    assert (await place.ask("GET", f"/v1/files/{made['id']}/content")).status_code == 404
+    assert await files.prune() == []
+    assert stored(tmp_path) == [made["id"]]
+    await files.list.release(made["id"], "batch_1")
+    assert await files.expire() == [made["id"]]
+    assert (stored(tmp_path), await files.list.going()) == ([], [])
+
+
 async def test_trouble_does_not_end_the_expiring(files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     await add(files, 1, 2)
     with monkeypatch.context() as patch:
