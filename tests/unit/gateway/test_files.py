@@ -7,6 +7,7 @@ import errno
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -239,6 +240,20 @@ def test_an_upload_that_stalls(gateway: Serving, tmp_path: Path) -> None:
         said = answer(client)
     assert said.startswith(b"HTTP/1.1 408")
     assert b'"code":"too_slow"' in said
+    wait_until(lambda: stored(tmp_path) == [], "nothing is left")
+
+
+def test_an_upload_that_trickles(gateway: Serving, tmp_path: Path) -> None:
+    with gateway.connect() as client:
+        client.sendall(beginning(sent=0))
+        client.settimeout(0.05)
+        said = b""
+        for _ in range(100):
+            client.sendall(b"x")
+            with suppress(TimeoutError):
+                said = client.recv(1000)
+                break
+    assert said.startswith(b"HTTP/1.1 408")
     wait_until(lambda: stored(tmp_path) == [], "nothing is left")
 
 
