@@ -7,7 +7,7 @@ import math
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
-from fmplex.batches.building import InputFile, prepare
+from fmplex.batches.building import prepare
 from fmplex.batches.calls import PAGE, BatchCalls
 from fmplex.batches.core import BatchCore, begin
 from fmplex.batches.records import BatchInfo
@@ -28,19 +28,21 @@ async def enqueue_alone(calls: BatchCalls, call: Call) -> AsyncHandle:
     async def ask(send: Callable[[BatchCalls], Awaitable[T]], /) -> T:
         return await send(calls)
 
-    deadline = {} if call.timeout_ms is None else {"timeout_ms": call.timeout_ms}
-    with prepare(call.inputs, call.vfm, call.params, "text", **deadline) as source:
-        told = {_KEY: call.idempotency_key, _DIGEST: _digest(source)}
-        info = await _known(calls, told)
-        if info is None:
+    told = {_KEY: call.idempotency_key, _DIGEST: _digest(call)}
+    info = await _known(calls, told)
+    if info is None:
+        deadline = {} if call.timeout_ms is None else {"timeout_ms": call.timeout_ms}
+        with prepare(call.inputs, call.vfm, call.params, "text", **deadline) as source:
             info = await begin(ask, source, _window(call.timeout_ms), told)
     job = _Job(BatchCore(ask, info))
     return AsyncHandle(job.result, job.cancel)
 
 
-def _digest(source: InputFile) -> str:
-    source.file.seek(0)
-    return hashlib.sha256(source.file.read()).hexdigest()
+def _digest(call: Call) -> str:
+    """Return what tells a call from others, whatever is left of its time."""
+    with prepare(call.inputs, call.vfm, call.params, "text") as source:
+        source.file.seek(0)
+        return hashlib.sha256(source.file.read()).hexdigest()
 
 
 def _window(timeout_ms: float | None) -> str:

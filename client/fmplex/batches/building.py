@@ -115,17 +115,15 @@ class _Raw(str):
 
 
 def _json_lines(path: Path) -> Iterator[Item]:
-    for number, text in _numbered(path):
-        value = _json(text)
-        yield Item(number, f"line-{number}", _Raw(text) if value is None else value)
+    return (Item(number, f"line-{number}", _json(text)) for number, text in _numbered(path))
 
 
 def _json(text: str) -> Any:
-    """Read a line of JSON; None if it is none."""
+    """Read a line of JSON; one that is none stays as it is."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError):
-        return None
+        return _Raw(text)
 
 
 def _texts(folder: Path) -> Iterator[Item]:
@@ -144,7 +142,7 @@ def _requests_endpoint(path: Path) -> str | None:
         match _json(text[1]):
             case {"url": str(url), "body": _} | {"url": str(url), "custom_id": _}:
                 return _INFER if re.fullmatch(r"/v1/vfms/[^/]+/infer", url) else url
-            case None:
+            case _Raw():
                 continue
             case _:
                 return None
