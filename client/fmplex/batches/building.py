@@ -20,6 +20,7 @@ from fmplex.call import vfm_path
 from fmplex_broker.errors import InvalidInput
 
 _IN_MEMORY = 1_048_576  # bytes of a file that is made; more wait on disk
+_LONGEST_NAME = 255
 _LOOKED_AT = 100  # lines, to see what a file of JSON lines is
 _FORMS = "give a file of lines (.txt), JSON lines (.jsonl), a table (.csv, .tsv) or a folder of texts"
 _INFER = "/v1/vfms/{name}/infer"  # the endpoint of requests to several vFMs
@@ -77,7 +78,7 @@ def prepare(
             f"the lines of {path} are requests, which say what they are for; give no vFM and no parameters beside them",
             field="vfm" if vfm is not None else "params",
         )
-    return InputFile(path.open("rb"), path.name, endpoint)
+    return InputFile(path.open("rb"), _sendable(path.name), endpoint)
 
 
 def _check(path: Path) -> None:
@@ -169,7 +170,12 @@ def _written(
     except BaseException:
         file.close()
         raise
-    return InputFile(file, f"{name}.jsonl", url)
+    return InputFile(file, _sendable(f"{name}.jsonl"), url)
+
+
+def _sendable(name: str) -> str:
+    """Return a file's name as gateways take it."""
+    return "".join(c if c.isprintable() else "_" for c in name)[-_LONGEST_NAME:]
 
 
 def _line(item: Item, url: str, ends: bytes) -> bytes:
