@@ -44,7 +44,7 @@ def ended(ai: openai.OpenAI, batch: str) -> Batch:
         assert counts.completed + counts.failed <= counts.total or seen.status == "validating"
         return seen if seen.status in ENDED else None
 
-    found: Batch = wait_until(look)
+    found: Batch = wait_until(look, f"{batch} ends")
     return found
 
 
@@ -104,7 +104,7 @@ def test_batches_are_listed_page_by_page(ai: openai.OpenAI) -> None:
 def test_a_cancelled_batch_has_every_line_in_one_of_its_files(ai: openai.OpenAI) -> None:
     lines = [embedding(f"line {n}", f"text number {n}") for n in range(3000)]
     batch = begin(ai, lines)
-    wait_until(lambda: ai.batches.retrieve(batch.id).status == "in_progress")
+    wait_until(lambda: ai.batches.retrieve(batch.id).status == "in_progress", "it is in progress")
     assert ai.batches.cancel(batch.id).status in ("cancelling", "cancelled")
     done = ended(ai, batch.id)
     assert done.status == "cancelled"
@@ -141,7 +141,7 @@ async def test_results_are_those_of_calls(fleet: LocalFleet, references: dict[st
     async with AsyncClient(fleet.gateway_url) as fm:
         batch = await fm.batches.submit(inputs, vfm=name)
         found = [result async for result in batch]
-        assert [difference(result.output, output) <= 1e-5 for result, output in zip(found, wanted, strict=True)]
+        assert all(difference(r.output, output) <= 1e-5 for r, output in zip(found, wanted, strict=True))
         assert {result.version for result in found} == {(await fm.vfms.show(name)).version}
         assert (batch.counts.completed, batch.counts.failed) == (len(inputs), 0)
 
@@ -178,7 +178,7 @@ def test_the_command_line_sends_a_file_and_comes_back(fmplex: Shell, references:
     (fmplex.folder / "mails.csv").write_text("id,text\n" + "".join(f'{n},"{text}"\n' for n, text in enumerate(TEXTS)))
     sent = json.loads(fmplex("submit", "mails.csv", "--vfm", "sentiment", "--json", "--window", "90m"))
     assert sent["completion_window"] == "90m"
-    wait_until(lambda: json.loads(fmplex("batches", "show", sent["id"]))["status"] == "completed")
+    wait_until(lambda: json.loads(fmplex("batches", "show", sent["id"]))["status"] == "completed", "it has ended")
     lines = [json.loads(line) for line in fmplex("batches", "fetch", sent["id"]).splitlines()]
     assert [line["line"] for line in lines] == [2, 3, 4, 5, 6]
     for line, wanted in zip(lines, references["sentiment"], strict=True):

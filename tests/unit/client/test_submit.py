@@ -169,7 +169,7 @@ def test_ctrl_c_leaves_it_to_itself(gateway: BatchGateway) -> None:
         assert p.stderr is not None
         assert "batch_0000: its results" in p.stderr.readline()
         seen = len(gateway.requests)
-        wait_until(lambda: len(gateway.requests) > seen, 30)
+        wait_until(lambda: len(gateway.requests) > seen, "it looks at the batch")
         p.send_signal(2)
         assert p.wait(60) == 130
         assert "batch_0000 goes on; its results: fmplex batches fetch batch_0000 --wait -o out.jsonl" in p.stderr.read()
