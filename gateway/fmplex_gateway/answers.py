@@ -66,13 +66,12 @@ async def answer(queue: QueueClient, url: str, body: dict[str, Any], asking: Ask
 
     Raises what `embed`, `generate` and `infer` raise, and `InvalidInput` naming the field for what the endpoint does not take.
     """
-    match url:
-        case "/v1/embeddings":
-            return await embed(queue, validate(EmbeddingsBody, body), asking)
-        case "/v1/chat/completions":
-            return await generate(queue, validate(ChatBody, body), ChatShape(), asking)
-        case "/v1/completions":
-            return await generate(queue, validate(CompletionBody, body), CompletionShape(), asking)
+    if url == EMBEDDINGS:
+        return await embed(queue, validate(EmbeddingsBody, body), asking)
+    if url == CHAT:
+        return await generate(queue, validate(ChatBody, body), ChatShape(), asking)
+    if url == COMPLETIONS:
+        return await generate(queue, validate(CompletionBody, body), CompletionShape(), asking)
     if (name := vfm_of(url)) is None:
         raise InvalidInput(f"nothing is answered at {url[:128]!r}, but at {', '.join(ENDPOINTS)}", field="url")
     return await infer(queue, name, validate(InferBody, body), asking)
