@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import time
 from contextlib import AbstractContextManager, suppress
 from typing import IO
 
@@ -13,7 +12,6 @@ from fmplex_broker.packages.storage import Storage
 _FOLDER = "files"
 _PART = "[A-Za-z0-9_-][A-Za-z0-9._-]*"
 _NAME = re.compile(rf"{_PART}(/{_PART})*")
-_ABANDONED_S = 86_400.0  # a scratch file to which nobody has written for so long
 
 
 class FileStore:
@@ -41,32 +39,16 @@ class FileStore:
 
     def names(self, folder: str = "") -> list[str]:
         """Return the names, as `open` takes them, of the files in a folder, sorted; none if there is no such folder."""
-        prefix = f"{_checked(folder)}/" if folder else ""
-        return sorted(prefix + name for name in self._found(folder) if not name.startswith("."))
+        return self._storage.names(_checked(folder) if folder else "")
 
     def delete(self, name: str) -> None:
         """Delete a file, or a folder with all that is in it; nothing happens if there is none."""
-        with self._storage.answers(), suppress(FileNotFoundError):
-            self._storage.fs.rm(self._storage.path(_checked(name)), recursive=True)
+        with suppress(FileNotFoundError):
+            self._storage.delete(_checked(name))
 
     def sweep(self) -> None:
-        """Delete what writers that were killed have left half written."""
-        fs = self._storage.fs
-        with self._storage.answers():
-            for name in self._found(""):
-                path = self._storage.path(name)
-                with suppress(FileNotFoundError):  # another gateway sweeps too
-                    if name.startswith(".") and fs.modified(path).timestamp() < time.time() - _ABANDONED_S:
-                        fs.rm_file(path)
-
-    def _found(self, folder: str) -> list[str]:
-        """List the last parts of the names of the files in a folder, scratch files too."""
-        path = self._storage.path(folder).rstrip("/")
-        with self._storage.answers(), suppress(FileNotFoundError):
-            self._storage.fs.invalidate_cache(path)
-            entries = self._storage.fs.ls(path, detail=True)
-            return [entry["name"].rpartition("/")[2] for entry in entries if entry["type"] == "file"]
-        return []
+        """Delete what uploads have left that ended with their gateway."""
+        self._storage.sweep()
 
 
 def _checked(name: str) -> str:

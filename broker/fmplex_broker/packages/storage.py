@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import io
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -17,6 +18,7 @@ from fmplex_broker.errors import FmplexError, InvalidInput, StoreUnavailable
 # Bytes that are read or sent at a time. Object stores have a default of 50 MB, which every open file would hold in memory.
 BLOCK_BYTES = 8 << 20
 _BUFFER = 1 << 17
+_ABANDONED_S = 86_400.0  # a scratch file to which nobody has written for so long
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -71,6 +73,37 @@ class Storage:
         with self.answers(FileNotFoundError):
             file = self.fs.open(self.path(name), "rb", block_size=BLOCK_BYTES)
         return io.BufferedReader(_Guarded(file, self), _BUFFER)
+
+    def names(self, folder: str = "") -> list[str]:
+        """Return the names of the files in a folder, sorted; none if there is no such folder."""
+        prefix = f"{folder}/" if folder else ""
+        return [prefix + name for name in self._found(folder) if not name.startswith(".")]
+
+    def delete(self, name: str) -> None:
+        """Delete a file, or a folder with all that is in it. Raises `FileNotFoundError` if there is none."""
+        with self.answers(FileNotFoundError):
+            self.fs.rm(self.path(name), recursive=True)
+
+    def age_s(self, name: str) -> float:
+        """Return how long ago a file was written. Raises `FileNotFoundError`."""
+        with self.answers(FileNotFoundError):
+            return time.time() - float(self.fs.modified(self.path(name)).timestamp())
+
+    def sweep(self) -> None:
+        """Delete what writers that were killed have left half written, directly in this folder."""
+        for name in self._found(""):
+            with suppress(FileNotFoundError):  # somebody else sweeps too
+                if name.startswith(".") and self.age_s(name) > _ABANDONED_S:
+                    self.delete(name)
+
+    def _found(self, folder: str) -> list[str]:
+        """List the last parts of the names of the files in a folder, scratch files too, sorted."""
+        path = self.path(folder).rstrip("/")
+        with self.answers(), suppress(FileNotFoundError):
+            self.fs.invalidate_cache(path)
+            entries = self.fs.ls(path, detail=True)
+            return sorted(entry["name"].rpartition("/")[2] for entry in entries if entry["type"] == "file")
+        return []
 
     @contextmanager
     def answers(self, *unless: type[Exception]) -> Iterator[None]:
