@@ -46,6 +46,13 @@ class FileStore:
         with suppress(FileNotFoundError):
             self._storage.delete(_checked(name))
 
+    def age_s(self, name: str) -> float:
+        """Return how long ago a file was written. Raises `UnknownFile`."""
+        try:
+            return self._storage.age_s(_checked(name))
+        except FileNotFoundError:
+            raise UnknownFile.of(name) from None
+
     def sweep(self) -> None:
         """Delete what uploads have left that ended with their gateway."""
         self._storage.sweep()

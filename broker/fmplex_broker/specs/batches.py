@@ -2,10 +2,11 @@
 
 ```
 validating ──> in_progress ──> finalizing ──> completed | expired | failed
-     │  │           │
-     │  └───────────┴──────> cancelling ──> cancelled
-     └──> failed
+     │              │
+     └──────────────┴──> cancelling ──> cancelled
 ```
+
+From every state that is no end a batch may go to `failed`: its file is no batch, or its answers were lost.
 """
 
 from __future__ import annotations
@@ -29,9 +30,9 @@ Status: TypeAlias = Literal[
 STATUSES: tuple[Status, ...] = get_args(Status)
 NEXT: Mapping[Status, tuple[Status, ...]] = {
     "validating": ("in_progress", "failed", "cancelling"),
-    "in_progress": ("finalizing", "cancelling"),
+    "in_progress": ("finalizing", "failed", "cancelling"),
     "finalizing": ("completed", "expired", "failed"),
-    "cancelling": ("cancelled",),
+    "cancelling": ("cancelled", "failed"),
 }
 ENDED = frozenset(status for status in STATUSES if status not in NEXT)
 

@@ -10,14 +10,13 @@ from typing import Annotated, Literal, TypeAlias, get_args
 
 from pydantic import Field, StringConstraints
 
-from fmplex_broker.errors import InvalidInput
 from fmplex_broker.specs.schema import Spec
 
 Purpose: TypeAlias = Literal["batch", "batch_output"]
 PURPOSES: tuple[Purpose, ...] = get_args(Purpose)
 LIFE_S = 30 * 86_400  # how long a file is kept unless its maker says otherwise
 LEAST_LIFE_S, MOST_LIFE_S = 3_600, 30 * 86_400
-_ID = re.compile(r"file-([0-9a-f]{12})[0-9a-f]{12}")
+_ID = re.compile(r"file-[0-9a-f]{24}")
 FileId = Annotated[str, StringConstraints(pattern=rf"^{_ID.pattern}$")]
 
 
@@ -52,13 +51,5 @@ def is_file_id(text: str) -> bool:
     return _ID.fullmatch(text) is not None
 
 
-def made_at(file: str) -> float:
-    """Return when an id was made, in seconds since 1970. Raises `InvalidInput` for what is no id."""
-    found = _ID.fullmatch(file)
-    if found is None:
-        raise InvalidInput(f"{file[:64]!r} is not the id of a file; they look like {new_file_id()!r}")
-    return int(found[1], 16) / 1000
-
-
 def _moment(seconds: float) -> str:
-    return f"{int(seconds * 1000):012x}"
+    return f"{round(seconds * 1000):012x}"

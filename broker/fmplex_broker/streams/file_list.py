@@ -7,6 +7,7 @@ Everything of files and batches lies in one slot; keys begin with `{batches}:`.
 | `files` | hash | file -> its record |
 | `files:<owner>`, `files:<owner>:<purpose>` | zset, all scores 0 | files of an owner; ids sort by the time they were made |
 | `files-expiring` | zset | file -> when it expires, in seconds since 1970 |
+| `files-going` | set | files that are in no list any more, and whose bytes are still to be deleted |
 | `holders:<file>` | set | open batches that read the file |
 """
 
@@ -24,6 +25,7 @@ from fmplex_broker.streams.keys import BATCHES
 Order: TypeAlias = Literal["asc", "desc"]
 _FILES = f"{BATCHES}files"
 _EXPIRING = f"{BATCHES}files-expiring"
+_GOING = f"{BATCHES}files-going"
 _AT_ONCE = 500  # records a round trip; more would hold the event loop of whoever asks
 
 
@@ -79,8 +81,7 @@ class FileList:
         return await self._records(found[:limit]), len(found) > limit
 
     async def remove(self, file: str, owner: str) -> None:
-        """Remove a file from the list, also one that an open batch reads; its bytes are the caller's to delete. Raises
-        `UnknownFile`."""
+        """Remove a file from the list, also one that an open batch reads; its bytes are `going` then. Raises `UnknownFile`."""
         record = await self.find(file, owner)
         async with broker_errors(), self._redis.pipeline(transaction=True) as pipe:
             _remove(pipe, record)
@@ -103,7 +104,7 @@ class FileList:
 
     async def prune(self, now: float) -> list[str]:
         """Remove from the list the files that have expired at `now` (seconds since 1970) and that no open batch reads; return
-        their ids. Their bytes are the caller's to delete."""
+        their ids. Their bytes are `going` then."""
         async with broker_errors():
             expired = await self._redis.zrangebyscore(_EXPIRING, "-inf", now)
         gone = []
@@ -112,6 +113,16 @@ class FileList:
                 if await self._remove_unless_held(record):
                     gone.append(record.id)
         return gone
+
+    async def going(self) -> list[str]:
+        """Return the files whose bytes are still to be deleted."""
+        async with broker_errors():
+            return sorted(file.decode() for file in await self._redis.smembers(_GOING))
+
+    async def gone(self, file: str) -> None:
+        """Note that the bytes of a file have been deleted."""
+        async with broker_errors():
+            await self._redis.srem(_GOING, file)
 
     async def known(self, files: list[str]) -> set[str]:
         """Return which of these ids are in the list, of whatever owner."""
@@ -151,5 +162,6 @@ class FileList:
 def _remove(pipe: Client, record: FileRecord) -> None:
     pipe.hdel(_FILES, record.id)
     pipe.zrem(_EXPIRING, record.id)
+    pipe.sadd(_GOING, record.id)
     for purpose in (None, record.purpose):
         pipe.zrem(_list(record.owner, purpose), record.id)
