@@ -10,7 +10,7 @@ from fmplex_broker.errors import InvalidInput
 from fmplex_broker.specs.batches import Metadata, Order, Window, new_batch_id
 from fmplex_broker.specs.files import LEAST_LIFE_S, LIFE_S, MOST_LIFE_S, FileId
 from fmplex_gateway.access import Principal
-from fmplex_gateway.answers import ENDPOINTS, INFER, vfm_of
+from fmplex_gateway.answers import ENDPOINTS, vfm_of
 from fmplex_gateway.schemas import Body
 
 
@@ -34,8 +34,8 @@ class BatchBody(Body):
         """Return what is ordered, by whom. Raises `InvalidInput` for an endpoint of which there are no batches."""
         if self.endpoint not in ENDPOINTS and vfm_of(self.endpoint) is None:
             raise InvalidInput(
-                f"endpoint: {self.endpoint[:64]!r} has no batches; there are {', '.join(ENDPOINTS)} (as it is: then each line's url "
-                f"names its vFM; or with a name for {INFER.split('/')[3]})",
+                f"endpoint: {self.endpoint[:64]!r} has no batches; there are {', '.join(ENDPOINTS)}; of the last, as it stands here, "
+                "each line's url names its vFM",
                 field="endpoint",
             )
         life = self.output_expires_after.seconds if self.output_expires_after else LIFE_S
