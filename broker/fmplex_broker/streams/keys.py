@@ -35,6 +35,8 @@ from fmplex_broker.wire.messages import Flow
 # The registry is fleet-wide and lives apart from any backbone's slot.
 REGISTRY_BACKBONES = "fmplex:backbones"
 REGISTRY_VFMS = "fmplex:vfms"
+# Neither do files and batches belong to a backbone: they have a slot of their own, described where it is used.
+BATCHES = "{batches}:"
 GROUP = "w"
 # Fields of the hash `vfms`.
 HOSTED = ":hosted"
@@ -45,6 +47,7 @@ class Keys:
     """Key names of one backbone."""
 
     def __init__(self, backbone: str) -> None:
+        self.backbone = backbone
         self.prefix = f"{{{backbone}}}:"
         self.vfms = self.prefix + "vfms"
         self.wake = self.prefix + "wake"
@@ -66,6 +69,10 @@ class Keys:
     def result(self, job: str) -> str:
         """Return the key of a job's stored reply."""
         return f"{self.prefix}res:{job}"
+
+    def idem(self, key: str) -> str:
+        """Return the key of what is known under an idempotency key."""
+        return f"{self.prefix}idem:{key}"
 
     def blob(self, job: str) -> str:
         """Return the key of a job's payload if it is large."""
