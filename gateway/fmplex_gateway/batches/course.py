@@ -36,6 +36,8 @@ class Course:
         """Take what was said to the renewal of the lease."""
         if lease.status == LOST:
             self._patience.end(lost=True)
+        else:
+            self._patience.renewed()
         self._cancelled = self._cancelled or lease.status == "cancelling"
         self._deleted = self._deleted or not lease.input_there
         self._tell_feeding()

@@ -110,7 +110,7 @@ class Feeding:
                         lambda: self._desk.disk.run(self._reader.read, _AHEAD_LINES, _AHEAD_BYTES)
                     )
                 )
-            elif self._patience.lost or self._why_not():
+            elif self._patience.lost or not self._patience.is_sure or self._why_not():
                 return
             else:
                 await self.window.start(self._ahead.popleft())

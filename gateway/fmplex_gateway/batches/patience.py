@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import TypeVar
@@ -29,7 +30,17 @@ class Patience:
         self._batch = batch
         self._outage = Outage(log, f"batch {batch}")
         self._over = asyncio.Event()
+        self._sure_until = time.monotonic() + LEASE_MS / 1000
         self.lost = self.closing = False
+
+    @property
+    def is_sure(self) -> bool:
+        """True while the lease cannot have run out: a process that has stood still does not know yet that it did."""
+        return time.monotonic() < self._sure_until
+
+    def renewed(self) -> None:
+        """Note that the lease begins anew."""
+        self._sure_until = time.monotonic() + LEASE_MS / 1000
 
     def end(self, *, lost: bool = False) -> None:
         """Say that the batch is not ours any more, or that this gateway is being stopped."""

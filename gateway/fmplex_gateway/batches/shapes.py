@@ -34,8 +34,8 @@ class BatchBody(Body):
         """Return what is ordered, by whom. Raises `InvalidInput` for an endpoint of which there are no batches."""
         if self.endpoint not in ENDPOINTS and vfm_of(self.endpoint) is None:
             raise InvalidInput(
-                f"endpoint: {self.endpoint[:64]!r} has no batches; there are {', '.join(ENDPOINTS)}; of the last, as it stands here, "
-                "each line's url names its vFM",
+                f"endpoint: {self.endpoint[:64]!r} has no batches; there are {', '.join(ENDPOINTS)}; of the last, as it "
+                "stands here, each line's url names its vFM",
                 field="endpoint",
             )
         life = self.output_expires_after.seconds if self.output_expires_after else LIFE_S
