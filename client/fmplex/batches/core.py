@@ -55,7 +55,7 @@ class BatchCore:
                 if file_id is not None:
                     into = rows.add()
                     await self._ask(lambda calls: calls.download(file_id, into))  # noqa: B023 - asked at once
-            rows.index()
+            await asyncio.to_thread(rows.index)
             undo.pop_all()
         return rows
 
