@@ -130,6 +130,9 @@ WRONG = [
     (EMBEDDINGS, {"model": "bot", "input": "x"}, "model", 400),
     (EMBEDDINGS, {"model": "embed"}, "input", 400),
     (EMBEDDINGS, {}, "model", 400),
+    (EMBEDDINGS, {"model": "\ud800", "input": "x"}, "model", 400),
+    (EMBEDDINGS, {"model": "embed", "input": "\ud800"}, "input.0", 400),
+    (EMBEDDINGS, {"model": "a\0b", "input": "x"}, None, 404),
     (EMBEDDINGS, {"model": "nobody", "input": "x"}, None, 404),
     (CHAT, {"model": "spam", "messages": CALLS[CHAT]["messages"]}, "model", 400),
     (CHAT, {"model": "bot", "messages": [{"role": "tool", "content": "x"}]}, "messages.0.role", 400),
@@ -149,7 +152,7 @@ async def test_a_batch_is_refused_as_a_client_is(
 ) -> None:
     async with site(tmp_path) as place:
         await served(place)
-        waited = await place.ask("POST", url, body=body)
+        waited = await place.http.post(url, content=json.dumps(body))
         assert waited.status_code == status
         with pytest.raises(FmplexError) as caught:
             await answer(place.queue, url, body, offline())
@@ -184,7 +187,13 @@ async def test_other_urls_are_refused(tmp_path: Path, url: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("url", "vfm"), [(INFER, "spam"), ("/v1/vfms/a.b-c_1/infer", "a.b-c_1"), ("/v1/vfms/x/infer\n", None)]
+    ("url", "vfm"),
+    [
+        (INFER, "spam"),
+        ("/v1/vfms/\ud800/infer", None),
+        ("/v1/vfms/a.b-c_1/infer", "a.b-c_1"),
+        ("/v1/vfms/x/infer\n", None),
+    ],
 )
 def test_the_vfm_of_a_url(url: str, vfm: str | None) -> None:
     assert vfm_of(url) == vfm
