@@ -130,7 +130,7 @@ WRONG = [
     (EMBEDDINGS, {"model": "bot", "input": "x"}, "model", 400),
     (EMBEDDINGS, {"model": "embed"}, "input", 400),
     (EMBEDDINGS, {}, "model", 400),
-    (EMBEDDINGS, {"model": "\ud800", "input": "x"}, "model", 400),
+    (EMBEDDINGS, {"model": "\ud800", "input": "x"}, None, 404),
     (EMBEDDINGS, {"model": "embed", "input": "\ud800"}, "input.0", 400),
     (EMBEDDINGS, {"model": "a\0b", "input": "x"}, None, 404),
     (EMBEDDINGS, {"model": "nobody", "input": "x"}, None, 404),
