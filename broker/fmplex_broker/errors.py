@@ -7,6 +7,8 @@ FmplexError
 ├── Unauthorized (401)         no API key, or one that is not known
 ├── Forbidden (403)            the API key may not do this; the message says what it lacks
 ├── UnknownVfm (404)
+├── UnknownFile (404)
+├── UnknownBatch (404)
 ├── Conflict (409)             duplicate name, stale generation, idempotency key used for another request
 │   └── StaleVersion           the version was made for other weights than the fleet hosts; deploy the package again
 ├── TooSlow (408)              the request did not come in time
@@ -23,6 +25,7 @@ FmplexError
 ├── Unavailable (503)          nobody can answer now; retry later
 │   ├── BrokerUnavailable      the broker does not answer, or refuses
 │   │   └── BrokerMisconfigured  it will refuse until somebody changes its configuration, or its URL
+│   ├── StoreUnavailable       the artifact store does not answer, refuses, or is full
 │   ├── VfmClosed              the vFM is draining or not serving yet
 │   └── NoWorker               no live worker hosts the backbone
 └── DeadlineExceeded (504)
@@ -116,6 +119,28 @@ class UnknownVfm(FmplexError):
     """No vFM has this name."""
 
     code, status = "unknown_vfm", 404
+
+
+class UnknownFile(FmplexError):
+    """No file has this id, or not one of whoever asks."""
+
+    code, status = "unknown_file", 404
+
+    @classmethod
+    def of(cls, file: str) -> UnknownFile:
+        """Make the error of an id that no file has, in OpenAI's words."""
+        return cls(f"No such File object: {file[:64]}; GET /v1/files lists those there are", field="id")
+
+
+class UnknownBatch(FmplexError):
+    """No batch has this id, or not one of whoever asks."""
+
+    code, status = "unknown_batch", 404
+
+    @classmethod
+    def of(cls, batch: str) -> UnknownBatch:
+        """Make the error of an id that no batch has, in OpenAI's words."""
+        return cls(f"No batch found with id {batch[:64]!r}; GET /v1/batches lists those there are", field="id")
 
 
 class Conflict(FmplexError):
@@ -212,6 +237,12 @@ class BrokerMisconfigured(BrokerUnavailable):
     """The broker goes on refusing until somebody changes its configuration, or the URL; the message says what."""
 
     code = "broker_misconfigured"
+
+
+class StoreUnavailable(Unavailable):
+    """The artifact store does not answer, refuses, or is full."""
+
+    code = "store_unavailable"
 
 
 class VfmClosed(Unavailable):

@@ -89,34 +89,50 @@ async def received(request: Request, limit: int) -> AsyncGenerator[Body, None]:
     Raises `TooLarge` once it has more than `limit` bytes, `TooSlow` when it does not come, `Unavailable` when there is no room
     for it, `ClientDisconnected` if it is cut off.
     """
-    declared = request.headers.get("content-length", "")
-    if declared.isdigit() and int(declared) > limit:
-        raise TooLarge(f"the body has {declared} bytes, at most {limit} are taken; split the call")
     body = Body()
     try:
-        await _receive(request, limit, body)
-        request.scope["state"][RECEIVED] = body.size
+        async for part in parts(request, limit):
+            await body.add(part)
+        await body.end()
         yield body
     finally:
         body.close()
 
 
-async def _receive(request: Request, limit: int, body: Body) -> None:
-    loop, seen = asyncio.get_running_loop(), 0
-    try:
-        async with asyncio.timeout(WINDOW_S) as window:
-            async for part in request.stream():
-                if body.size + len(part) > limit:
-                    raise TooLarge(f"the body has more than {limit} bytes; split the call")
-                await body.add(part)
-                if body.size - seen >= LEAST_BYTES:
-                    seen = body.size
-                    window.reschedule(loop.time() + WINDOW_S)
-        await body.end()
-    except ClientDisconnect as e:
-        raise ClientDisconnected from e
-    except TimeoutError as e:
-        raise TooSlow(
-            f"only {body.size - seen} bytes of the body came in {WINDOW_S:g} s; send it at {LEAST_BYTES / WINDOW_S:g} bytes a "
-            "second at least"
-        ) from e
+async def parts(request: Request, limit: int) -> AsyncGenerator[bytes, None]:
+    """Yield the body of a request as it comes. How long it takes to use a part is not the client's time.
+
+    Raises `TooLarge` once it has more than `limit` bytes, `TooSlow` when it does not come, `ClientDisconnected` if it is cut off.
+    """
+    _check_declared(request, limit)
+    loop, stream = asyncio.get_running_loop(), request.stream()
+    size = seen = 0
+    left = WINDOW_S
+    while True:
+        begun = loop.time()
+        try:
+            async with asyncio.timeout(left):
+                part = await anext(stream, None)
+        except ClientDisconnect as e:
+            raise ClientDisconnected from e
+        except TimeoutError as e:
+            raise TooSlow(
+                f"only {size - seen} bytes of the body came in {WINDOW_S:g} s; send it at {LEAST_BYTES / WINDOW_S:g} bytes a "
+                "second at least"
+            ) from e
+        if part is None:
+            break
+        left -= loop.time() - begun
+        size += len(part)
+        if size > limit:
+            raise TooLarge(f"the body has more than {limit} bytes; split the call")
+        if size - seen >= LEAST_BYTES:
+            seen, left = size, WINDOW_S
+        yield part
+    request.scope["state"][RECEIVED] = size
+
+
+def _check_declared(request: Request, limit: int) -> None:
+    declared = request.headers.get("content-length", "")
+    if declared.isdigit() and int(declared) > limit:
+        raise TooLarge(f"the body has {declared} bytes, at most {limit} are taken; split the call")

@@ -17,6 +17,7 @@ from fmplex_broker.specs.vfm import VfmChange
 from fmplex_broker.streams.deployer import Deployer
 from fmplex_broker.streams.queue_client import QueueClient
 from fmplex_gateway.access import principal_of, require_name, requires
+from fmplex_gateway.files.keeping import Files
 from fmplex_gateway.receiving import received
 from fmplex_gateway.schemas import DeployBody, RollBackBody
 from fmplex_gateway.wire import json_response, parse_body
@@ -118,6 +119,8 @@ async def remove(name: str, request: Request) -> Response:
 
 @router.post("/v1/artifacts/prune", dependencies=[requires("admin")])
 async def prune(request: Request) -> Response:
-    """Delete artifacts, older than an hour, that no vFM serves, has on offer or could be rolled back to."""
+    """Delete artifacts, older than an hour, that no vFM serves, has on offer or could be rolled back to; and files that have
+    expired, or whose upload never ended."""
     deployer: Deployer = request.app.state.deployer
-    return json_response({"pruned": await deployer.prune()})
+    files: Files = request.app.state.files
+    return json_response({"pruned": await deployer.prune(), "files": await files.prune()})

@@ -2,67 +2,42 @@
 
 from __future__ import annotations
 
-import tempfile
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from pathlib import Path
-from uuid import uuid4
+from contextlib import suppress
 
-import fsspec
-
-from fmplex_broker.errors import FmplexError, InvalidInput, PackageRejected, Unavailable
+from fmplex_broker.errors import PackageRejected
 from fmplex_broker.packages.archive import SUFFIX, unpack, write_archive
 from fmplex_broker.packages.package import Package
+from fmplex_broker.packages.storage import Storage
 
 
 class ArtifactStore:
     """Stores packages by digest. Blocking; call it off the event loop. `url`: a folder, or anything fsspec takes (`s3://…`
     needs s3fs, and so on).
 
-    Raises `InvalidInput` for a URL that fsspec does not know, `Unavailable` when the store does not answer.
+    Raises `InvalidInput` for a URL that fsspec does not know, `StoreUnavailable` when the store does not answer, refuses or is
+    full.
     """
 
     def __init__(self, url: str) -> None:
         self.url = url
-        try:
-            self._fs, path = fsspec.core.url_to_fs(str(Path(url).expanduser()) if "://" not in url else url)
-        except (ValueError, ImportError) as e:
-            raise InvalidInput(f"artifacts {url!r}: {e}", field="artifacts") from e
-        self._folder = path.rstrip("/")
+        self._storage = Storage(url)
 
     @property
     def local(self) -> bool:
         """True for a folder of this machine: a copy on disk would gain nothing."""
-        return "file" in self._fs.protocol
+        return self._storage.local
 
     def put(self, package: Package) -> None:
         """Store a package, whole or not at all. Again makes it young again (see `prune`), and whole if somebody has changed
         it."""
-        path = self._path(package.digest)
-        with self._answers():
-            if not self.local:
-                with tempfile.NamedTemporaryFile() as file:
-                    write_archive(package, file)
-                    file.flush()
-                    self._fs.put_file(file.name, path)  # object stores write whole objects
-                return
-            self._fs.makedirs(self._folder, exist_ok=True)
-            scratch = f"{self._folder}/.{uuid4().hex}"
-            try:
-                with self._fs.open(scratch, "wb") as file:
-                    write_archive(package, file)
-                self._fs.mv(scratch, path)
-            except BaseException:
-                with suppress(OSError):
-                    self._fs.rm_file(scratch)
-                raise
+        with self._storage.writing(_name(package.digest)) as file:
+            write_archive(package, file)
 
     def get(self, digest: str) -> bytes:
         """Read the blob of an artifact; see `open_artifact`. Raises `PackageRejected` when the store does not have it."""
-        with self._answers():
+        with self._storage.answers():
             try:
-                blob: bytes = self._fs.cat_file(self._path(digest))
+                blob: bytes = self._storage.fs.cat_file(self._storage.path(_name(digest)))
             except FileNotFoundError:
                 raise PackageRejected(
                     f"artifact {digest} is not in the artifact store {self.url}; deploy it again", field="package"
@@ -70,32 +45,23 @@ class ArtifactStore:
         return blob
 
     def prune(self, keep: set[str], older_than_s: float) -> list[str]:
-        """Delete artifacts that nobody refers to and that are older than that: a new one may be about to be offered."""
+        """Delete artifacts that nobody refers to and that are older than that: a new one may be about to be offered; and what
+        puts that were killed have left."""
+        self._storage.sweep()
         gone = []
-        with self._answers():
-            self._fs.invalidate_cache()
-            for entry in self._fs.ls(self._folder, detail=True) if self._fs.exists(self._folder) else []:
-                digest, dot, rest = entry["name"].rpartition("/")[2].partition(SUFFIX)
-                if not dot or rest or digest in keep:
-                    continue
-                with suppress(FileNotFoundError):  # another gateway prunes too
-                    written = entry.get("mtime") or self._fs.modified(entry["name"]).timestamp()
-                    if written < time.time() - older_than_s:
-                        self._fs.rm_file(entry["name"])
-                        gone.append(digest)
+        for name in self._storage.names():
+            digest, dot, rest = name.partition(SUFFIX)
+            if not dot or rest or digest in keep:
+                continue
+            with suppress(FileNotFoundError):  # another gateway prunes too
+                if self._storage.age_s(name) > older_than_s:
+                    self._storage.delete(name)
+                    gone.append(digest)
         return gone
 
-    def _path(self, digest: str) -> str:
-        return f"{self._folder}/{digest}{SUFFIX}"
 
-    @contextmanager
-    def _answers(self) -> Iterator[None]:
-        try:
-            yield
-        except FmplexError:
-            raise
-        except Exception as e:  # every kind of store has errors of its own
-            raise Unavailable(f"the artifact store {self.url} does not answer ({type(e).__name__}: {e})") from e
+def _name(digest: str) -> str:
+    return digest + SUFFIX
 
 
 def open_artifact(blob: bytes | memoryview, digest: str) -> Package:

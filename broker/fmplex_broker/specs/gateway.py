@@ -85,6 +85,7 @@ class GatewaySpec(Spec):
     public: frozenset[Page] = frozenset()
     max_body_bytes: int = Field(default=33_554_432, ge=1024)
     max_package_bytes: int = Field(default=536_870_912, ge=1024)
+    max_file_bytes: int = Field(default=209_715_200, ge=1024)
 
     @model_validator(mode="after")
     def _names_differ(self) -> GatewaySpec:

@@ -35,6 +35,8 @@ from fmplex_broker.wire.messages import Flow
 # The registry is fleet-wide and lives apart from any backbone's slot.
 REGISTRY_BACKBONES = "fmplex:backbones"
 REGISTRY_VFMS = "fmplex:vfms"
+# Neither do files and batches belong to a backbone: they have a slot of their own, described where it is used.
+BATCHES = "{batches}:"
 GROUP = "w"
 # Fields of the hash `vfms`.
 HOSTED = ":hosted"

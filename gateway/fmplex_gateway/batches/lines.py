@@ -30,7 +30,7 @@ from fmplex_gateway.wire import dump
 MOST_LINE_BYTES = 4 << 20
 LARGE_LINE_BYTES = 65_536  # larger ones are read on a thread
 MOST_ID_CHARACTERS = 512  # OpenAI takes 64
-_BLOCK = 1 << 20
+_BLOCK = 1 << 17  # hundreds of files may be open at once
 BOM = b"\xef\xbb\xbf"
 _SHOWN = 64  # characters of what somebody sent
 
@@ -54,7 +54,7 @@ class Line(NamedTuple):
 
 
 def raw_lines(file: IO[bytes]) -> Iterator[RawLine]:
-    """Yield the lines of a file that are not blank. Blocks, and holds a megabyte or two beside the line that it yields."""
+    """Yield the lines of a file that are not blank. Blocks, and holds half a megabyte at most beside the line that it yields."""
     index, number, held = 0, 0, b""
     while block := file.read(_BLOCK):
         first, *others = block.split(b"\n")

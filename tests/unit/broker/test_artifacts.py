@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 from uuid import uuid4
 
 import fsspec
 import pytest
+from fsspec.implementations.local import LocalFileOpener
 
 from fmplex_broker.errors import InvalidInput, PackageRejected, Unavailable
-from fmplex_broker.packages import artifacts
 from fmplex_broker.packages.archive import SUFFIX, pack
 from fmplex_broker.packages.artifacts import ArtifactStore, open_artifact
-from fmplex_broker.packages.package import Package
 from tests.unit.broker import made
 
 OPENERS: dict[str, Callable[[Path], str]] = {
@@ -34,8 +34,13 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[ArtifactSt
 
 def stored(store: ArtifactStore) -> list[str]:
     """Names of all files in the store."""
-    found = store._fs.find(store._folder) if store._fs.exists(store._folder) else []
+    fs, folder = store._storage.fs, store._storage.folder
+    found = fs.find(folder) if fs.exists(folder) else []
     return sorted(path.rpartition("/")[2] for path in found)
+
+
+def put_bytes(store: ArtifactStore, name: str, blob: bytes) -> None:
+    store._storage.fs.pipe_file(store._storage.path(name), blob)
 
 
 def other(value: float) -> Any:
@@ -65,10 +70,10 @@ def test_a_missing_version_says_what_to_do(store: ArtifactStore) -> None:
 def test_only_what_has_the_digest_is_opened(store: ArtifactStore) -> None:
     package, evil = made.package(), other(2.0)
     store.put(package)
-    store._fs.pipe_file(store._path(package.digest), pack(evil))
+    put_bytes(store, package.digest + SUFFIX, pack(evil))
     with pytest.raises(PackageRejected, match="is another one; deploy it again"):
         open_artifact(store.get(package.digest), package.digest)
-    store._fs.pipe_file(store._path(package.digest), b"half of i")
+    put_bytes(store, package.digest + SUFFIX, b"half of i")
     with pytest.raises(PackageRejected):
         open_artifact(store.get(package.digest), package.digest)
     store.put(package)  # deployed again: it is whole again
@@ -78,12 +83,12 @@ def test_only_what_has_the_digest_is_opened(store: ArtifactStore) -> None:
 def test_a_put_that_breaks_off_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store, package = ArtifactStore(str(tmp_path)), made.package()
 
-    def full(package: Package, out: BinaryIO) -> None:
-        out.write(pack(package)[:700])
-        raise OSError(28, "No space left on device")
+    def full(self: LocalFileOpener, part: bytes) -> None:
+        self.f.write(part[:100])
+        raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(artifacts, "write_archive", full)
-    with pytest.raises(Unavailable, match="No space left"):
+    monkeypatch.setattr(LocalFileOpener, "write", full)
+    with pytest.raises(Unavailable, match=r"has no room left.*No space left"):
         store.put(package)
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(PackageRejected):
@@ -94,13 +99,13 @@ def test_a_put_that_is_killed_before_its_last_step_is_not_seen(tmp_path: Path, m
     """The file gets its name last, by a rename."""
     store, package = ArtifactStore(str(tmp_path)), made.package()
     seen: list[list[str]] = []
-    moved = type(store._fs).mv
+    moved = type(store._storage.fs).mv
 
     def watched(self: Any, source: str, target: str, **more: Any) -> None:
         seen.append([name for name in stored(store) if name.endswith(SUFFIX)])
         moved(self, source, target, **more)
 
-    monkeypatch.setattr(type(store._fs), "mv", watched)
+    monkeypatch.setattr(type(store._storage.fs), "mv", watched)
     store.put(package)
     assert (seen, stored(store)) == ([[]], [package.digest + SUFFIX])
 
@@ -130,10 +135,21 @@ def test_age_is_of_the_last_put(tmp_path: Path) -> None:
     assert stored(store) == [again.digest + SUFFIX]
 
 
+def test_what_a_killed_put_left_goes_after_a_day(store: ArtifactStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    store.put(made.package())
+    put_bytes(store, ".0123", b"half of i")
+    store.prune(set(), older_than_s=-1)
+    assert stored(store) == [".0123"], "somebody may be writing it"
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now + 2 * 86_400)
+    store.prune(set(), older_than_s=1e9)
+    assert stored(store) == []
+
+
 def test_other_files_are_not_ours_to_delete(store: ArtifactStore) -> None:
     store.put(made.package())
     for name in ("notes.txt", f"x{SUFFIX}.bak"):
-        store._fs.pipe_file(f"{store._folder}/{name}", b"mine")
+        put_bytes(store, name, b"mine")
     store.prune(set(), older_than_s=-1)
     assert stored(store) == ["notes.txt", f"x{SUFFIX}.bak"]
 
@@ -156,8 +172,8 @@ def test_a_store_that_does_not_answer_is_unavailable(error: Exception, monkeypat
     def fails(*_: Any, **__: Any) -> None:
         raise error
 
-    for name in ("put_file", "cat_file", "exists", "ls"):
-        monkeypatch.setattr(type(store._fs), name, fails)
+    for name in ("_open", "cat_file", "ls"):
+        monkeypatch.setattr(type(store._storage.fs), name, fails)
     for call in (lambda: store.put(made.package()), lambda: store.get("x"), lambda: store.prune(set(), 0)):
         with pytest.raises(Unavailable, match=r"artifact store memory://.* does not answer"):
             call()

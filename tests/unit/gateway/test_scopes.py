@@ -26,6 +26,7 @@ KEYS = {
 GATEWAY = {"keys": [{"name": name, **key} for name, key in KEYS.items()]}
 SECRETS = {name: str(key["key"]) for name, key in KEYS.items()}
 
+NO_FILE = "file-0123456789abcdef01234567"
 Route = tuple[str, str]
 # What a call is answered that has got through, but for its body or the state of the fleet: `200` with a body that is right.
 # A key with scope infer, of a vFM that it may use and of another; one with scope deploy, likewise; an admin; nobody's.
@@ -37,6 +38,11 @@ MATRIX: dict[Route, tuple[int, int, int, int, int, int]] = {
     ("POST", "/v1/embeddings"):            (400, 404, 403, 403, 400, 401),
     ("GET", "/v1/models"):                 (200, 200, 403, 403, 200, 401),
     ("GET", "/v1/models/{name}"):          (200, 404, 403, 403, 200, 401),
+    ("POST", "/v1/files"):                 (400, 400, 403, 403, 400, 401),
+    ("GET", "/v1/files"):                  (200, 200, 403, 403, 200, 401),
+    ("GET", "/v1/files/{file_id}"):        (404, 404, 403, 403, 404, 401),
+    ("GET", "/v1/files/{file_id}/content"): (404, 404, 403, 403, 404, 401),
+    ("DELETE", "/v1/files/{file_id}"):     (404, 404, 403, 403, 404, 401),
     ("GET", "/v1/vfms"):                   (200, 200, 200, 200, 200, 401),
     ("GET", "/v1/vfms/{name}"):            (200, 404, 200, 404, 200, 401),
     ("POST", "/v1/vfms"):                  (403, 403, 422, 403, 422, 401),
@@ -68,7 +74,7 @@ async def call(place: Site, route: Route, vfm: str, who: str | None) -> httpx.Re
     """Call a route for a vFM. What the call removes is there again afterwards."""
     method, path = route
     body = BODIES[route](vfm) if route in BODIES else None
-    response = await place.ask(method, path.format(name=vfm), SECRETS.get(who or ""), body)
+    response = await place.ask(method, path.format(name=vfm, file_id=NO_FILE), SECRETS.get(who or ""), body)
     if method == "DELETE" and response.is_success:
         await place.serve(spec(vfm))
     return response
@@ -173,15 +179,17 @@ async def test_without_keys_everybody_may_do_everything(tmp_path: Path) -> None:
             for header in ({}, {"Authorization": "Bearer unused"}):
                 method, path = route
                 body = BODIES[route]("mine") if route in BODIES else None
-                response = await place.http.request(method, path.format(name="mine"), headers=header, json=body)
+                response = await place.http.request(
+                    method, path.format(name="mine", file_id=NO_FILE), headers=header, json=body
+                )
                 assert response.status_code == admin, (route, header)
-                if method == "DELETE":
+                if method == "DELETE" and response.is_success:
                     await place.serve(spec("mine"))
 
 
 # --- what a key may not use is not there ------------------------------------------------------------------------------
 
-NAMING = [route for route, (_, other, *_) in MATRIX.items() if other == 404]
+NAMING = [route for route, (_, other, *_) in MATRIX.items() if other == 404 and "{file_id}" not in route[1]]
 CHANGING = [route for route, (_, _, _, other, *_) in MATRIX.items() if other == 404]
 
 

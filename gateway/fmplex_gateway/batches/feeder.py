@@ -1,0 +1,115 @@
+"""The feeder of a gateway: takes open batches that nobody feeds, keeps their leases, and leads each to its end."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from contextlib import suppress
+
+from fmplex_broker.errors import FmplexError
+from fmplex_broker.packages.files import FileStore
+from fmplex_broker.streams.batch_list import BatchList, Held, Lost
+from fmplex_broker.streams.file_list import FileList
+from fmplex_broker.streams.outages import Outage
+from fmplex_broker.streams.queue_client import QueueClient
+from fmplex_gateway.batches.course import Course
+from fmplex_gateway.batches.desk import Desk
+from fmplex_gateway.batches.patience import GivenBack
+
+log = logging.getLogger(__name__)
+_EVERY_S = 1.0
+_AT_ONCE = 16  # batches that are taken in a second: several gateways share what is there
+_MOST = 256
+_CLOSE_S = 8.0
+
+
+class Feeder:
+    """Feeds batches, from `start` to `close`."""
+
+    def __init__(self, queue: QueueClient, batches: BatchList, files: FileList, store: FileStore) -> None:
+        self._desk = Desk(queue, batches, files, store)
+        self._courses: dict[str, tuple[Course, asyncio.Task[None]]] = {}
+        self._closed: list[Course] = []
+        self._woken = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begin to take batches."""
+        self._task = asyncio.create_task(self._run())
+
+    def wake(self) -> None:
+        """Look at once: a batch was ordered, or cancelled."""
+        self._woken.set()
+
+    async def close(self) -> None:
+        """Record what is answered and give all batches back; what is with workers stays there, for whoever takes them over."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+        tasks = [task for _, task in self._courses.values()]
+        self._closed = [course for course, _ in self._courses.values()]
+        held = {course.batch: course.holder for course in self._closed}
+        for course in self._closed:
+            course.close()
+        if tasks:
+            _, late = await asyncio.wait(tasks, timeout=_CLOSE_S)
+            for task in late:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+        with suppress(FmplexError):
+            await self._desk.batches.give_back(held)
+
+    async def drop(self) -> None:
+        """Let nothing of it wait any more, once the queue is closed."""
+        for course in self._closed:
+            await course.drop()
+        self._desk.disk.close()
+
+    # --- inner ---
+
+    async def _run(self) -> None:
+        outage = Outage(log, "feeding batches")
+        while True:
+            try:
+                await self._renew()
+                room = min(_AT_ONCE, _MOST - len(self._courses))
+                for held in await self._desk.batches.take(room) if room > 0 else []:
+                    self._begin(held)
+                outage.over()
+            except FmplexError as e:
+                outage.say(e)
+            except Exception:  # whatever it was, batches must be fed
+                log.exception("looking for batches failed; trying again")
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_EVERY_S):
+                    await self._woken.wait()
+            self._woken.clear()
+
+    async def _renew(self) -> None:
+        now, leases = await self._desk.batches.renew({b: course.holder for b, (course, _) in self._courses.items()})
+        self._desk.clock.set(now)
+        for batch, lease in leases.items():
+            if batch in self._courses:
+                self._courses[batch][0].tell(lease)
+
+    def _begin(self, held: Held) -> None:
+        course = Course(self._desk, held)
+        before = self._courses.get(course.batch)
+        if before is not None:  # the lease had run out, and nobody else came
+            before[1].cancel()
+        self._courses[course.batch] = course, asyncio.create_task(self._lead(course))
+        self._desk.room.batches = len(self._courses)
+
+    async def _lead(self, course: Course) -> None:
+        try:
+            await course.run()
+        except Lost:
+            log.info("batch %s is fed by another gateway now", course.batch)
+        except GivenBack:
+            log.info("batch %s is given back", course.batch)
+        except Exception:  # its lease runs out, and somebody tries again
+            log.exception("batch %s failed here", course.batch)
+        finally:
+            if self._courses.get(course.batch, (None,))[0] is course:
+                del self._courses[course.batch]
+            self._desk.room.batches = len(self._courses)

@@ -1,0 +1,1 @@
+"""Files over HTTP: uploads that are streamed to the artifact store, and what people read and delete of them."""

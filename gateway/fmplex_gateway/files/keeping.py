@@ -1,0 +1,75 @@
+"""The files of a gateway: their list and their bytes, and what goes when its time has come."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from dataclasses import dataclass
+
+from fmplex_broker.errors import FmplexError
+from fmplex_broker.packages.files import FileStore
+from fmplex_broker.specs.files import is_file_id
+from fmplex_broker.streams.file_list import FileList
+from fmplex_gateway.files.off_loop import StoreCalls
+
+log = logging.getLogger(__name__)
+_EVERY_S = 3_600.0
+_ORPHAN_S = 86_400.0  # bytes that are in no list: their upload may be about to end, or its broker away
+
+
+@dataclass(frozen=True, slots=True)
+class Files:
+    """The files: their bytes in the `store`, their records in the `list`. Methods raise what these raise."""
+
+    store: FileStore
+    list: FileList
+
+    async def remove(self, file: str, owner: str) -> None:
+        """Delete a file. Bytes that the store does not delete now go later. Raises `UnknownFile`."""
+        await self.list.remove(file, owner)
+        try:
+            await self._delete(file)
+        except FmplexError as e:
+            log.warning("the bytes of %s stay for now: %s", file, e)
+
+    async def expire(self) -> list[str]:
+        """Delete the files that have expired, but for those that an open batch reads, and bytes that could not be deleted before;
+        return the ids of all."""
+        await self.list.prune(time.time())
+        going = await self.list.going()
+        for file in going:
+            await self._delete(file)
+        return going
+
+    async def prune(self) -> list[str]:
+        """Delete what `expire` does, and bytes that are in no list, a day old; return the ids of all."""
+        gone, calls = await self.expire(), StoreCalls()
+        await calls(self.store.sweep)
+        there = [name for name in await calls(self.store.names) if is_file_id(name)]
+        known = await self.list.known(there)
+        for file in there:
+            if file not in known and await calls(self._delete_orphan, file):
+                gone.append(file)
+        return gone
+
+    async def _delete(self, file: str) -> None:
+        await StoreCalls()(self.store.delete, file)
+        await self.list.gone(file)
+
+    def _delete_orphan(self, file: str) -> bool:
+        if self.store.age_s(file) < _ORPHAN_S:
+            return False
+        self.store.delete(file)
+        return True
+
+
+async def expiring(files: Files, every_s: float = _EVERY_S) -> None:
+    """Delete expired files from time to time, for ever."""
+    while True:
+        await asyncio.sleep(every_s)
+        try:
+            if gone := await files.expire():
+                log.info("%d files have expired", len(gone))
+        except FmplexError as e:
+            log.warning("expired files stay for now: %s", e)

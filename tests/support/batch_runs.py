@@ -1,0 +1,99 @@
+"""Batches in tests: lines, a worker that answers them, and what is in their files."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fmplex_broker.errors import FmplexError, JobFailed
+from fmplex_broker.streams.claims import Claimed
+from fmplex_broker.streams.consumer import Consumer
+from fmplex_broker.wire.messages import OFFLINE, Reply, decode_request, encode_reply
+
+ENDED = {"completed", "failed", "expired", "cancelled"}
+
+
+def infer_url(vfm: str) -> str:
+    return f"/v1/vfms/{vfm}/infer"
+
+
+def infer_line(custom_id: str, text: str, vfm: str = "echo", **more: Any) -> dict[str, Any]:
+    """A line that asks a vFM for one text."""
+    body = {"inputs": [text]}
+    return {"custom_id": custom_id, "method": "POST", "url": infer_url(vfm), "body": body, **more}
+
+
+def jsonl(lines: Iterable[Any]) -> bytes:
+    """Lines of a file; texts and bytes as they are."""
+    raw = (line if isinstance(line, str | bytes) else json.dumps(line) for line in lines)
+    return b"".join((line.encode() if isinstance(line, str) else line) + b"\n" for line in raw)
+
+
+Found = dict[str, tuple[int | None, Any]]
+
+
+def rows(content: bytes) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in content.splitlines()]
+
+
+def found(content: bytes) -> Found:
+    """What a file says: custom id -> status and output, or code. Every id is there once."""
+    out: Found = {}
+    for row in rows(content):
+        response = row["response"]
+        assert row["custom_id"] not in out, f"{row['custom_id']} twice"
+        if response is None:
+            out[row["custom_id"]] = None, row["error"]["code"]
+        elif response["status_code"] == 200:
+            out[row["custom_id"]] = 200, response["body"].get("outputs")
+        else:
+            out[row["custom_id"]] = response["status_code"], response["body"]["error"]["code"]
+    return out
+
+
+class EchoWorker:
+    """A worker that answers every text with itself, but `fail…` with an error. `ran`: how often each was run; `gate`: what it
+    waits for before it answers; `hold`: texts for which it never has an answer."""
+
+    def __init__(self, consumer: Consumer) -> None:
+        self._consumer = consumer
+        self.ran: Counter[str] = Counter()
+        self.classes: Counter[str] = Counter()
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.hold: Callable[[str], bool] = lambda text: False
+
+    async def run(self) -> None:
+        while True:
+            claim = await self._consumer.claim({OFFLINE: 64, "interactive": 64})
+            if not claim.jobs:
+                await asyncio.sleep(0.005)
+                continue
+            done = [(job, reply) for job in claim.jobs if (reply := self._answer(job)) is not None]
+            await self.gate.wait()
+            await self._consumer.settle(done)
+
+    def _answer(self, job: Claimed) -> bytes | None:
+        text = decode_request(job.payload).input
+        self.ran[text] += 1
+        self.classes[job.flow.cls] += 1
+        if self.hold(text):
+            return None
+        error: FmplexError | None = JobFailed("as it was told") if text.startswith("fail") else None
+        output = None if error else {"text": text}
+        return encode_reply(Reply(output, error, job.version, "echo", 1))
+
+
+@asynccontextmanager
+async def echoing(consumer: Consumer) -> AsyncIterator[EchoWorker]:
+    """Run a worker that answers."""
+    worker = EchoWorker(consumer)
+    task = asyncio.create_task(worker.run())
+    yield worker
+    while not task.done():
+        task.cancel()
+        await asyncio.wait([task], timeout=0.1)
