@@ -27,7 +27,7 @@ from fmplex_gateway.schemas import EmbeddingsBody, InferBody, as_inputs
 EMBEDDINGS, CHAT, COMPLETIONS = "/v1/embeddings", "/v1/chat/completions", "/v1/completions"
 INFER = "/v1/vfms/{name}/infer"
 ENDPOINTS = (EMBEDDINGS, CHAT, COMPLETIONS, INFER)
-_INFER = re.compile(r"/v1/vfms/([^/{}]+)/infer")
+_INFER = re.compile(r"/v1/vfms/([A-Za-z0-9._-]{1,128})/infer")
 
 
 @dataclass(frozen=True, slots=True)

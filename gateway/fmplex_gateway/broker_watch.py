@@ -22,8 +22,9 @@ async def watching(catalog: Catalog) -> AsyncIterator[None]:
     try:
         yield
     finally:
-        task.cancel()
-        await asyncio.wait([task], timeout=1)
+        while not task.done():  # `asyncio.wait_for` of Python 3.11 may lose a cancellation
+            task.cancel()
+            await asyncio.wait([task], timeout=0.1)
 
 
 async def _watch(catalog: Catalog) -> None:

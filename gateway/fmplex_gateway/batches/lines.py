@@ -31,7 +31,7 @@ MOST_LINE_BYTES = 4 << 20
 LARGE_LINE_BYTES = 65_536  # larger ones are read on a thread
 MOST_ID_CHARACTERS = 512  # OpenAI takes 64
 _BLOCK = 1 << 17  # hundreds of files may be open at once
-_BOM = b"\xef\xbb\xbf"
+BOM = b"\xef\xbb\xbf"
 _SHOWN = 64  # characters of what somebody sent
 
 
@@ -70,7 +70,7 @@ def raw_lines(file: IO[bytes]) -> Iterator[RawLine]:
 
 
 def _is_blank(data: bytes) -> bool:
-    rest = data.removeprefix(_BOM)
+    rest = data.removeprefix(BOM)
     return not rest or rest.isspace()
 
 
@@ -109,7 +109,7 @@ def _decode(raw: bytes) -> dict[str, Any]:
     if len(raw) > MOST_LINE_BYTES:
         raise LineTooLong(f"the line has more than {MOST_LINE_BYTES} bytes; split the call")
     try:
-        value = (_QUICK if len(raw) <= LARGE_LINE_BYTES else _PATIENT).decode(raw.removeprefix(_BOM).decode())
+        value = (_QUICK if len(raw) <= LARGE_LINE_BYTES else _PATIENT).decode(raw.removeprefix(BOM).decode())
     except UnicodeDecodeError as e:
         raise InvalidJsonLine(f"the line is not UTF-8: {e.reason} at byte {e.start}") from None
     except (ValueError, RecursionError) as e:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 from typing import IO, NamedTuple
 
-from fmplex_gateway.batches.lines import RawLine, custom_id_of, raw_lines
+from fmplex_gateway.batches.lines import BOM, RawLine, custom_id_of, raw_lines
 
 MOST_LINES = 50_000
 MOST_ERRORS = 100  # that are told
@@ -61,7 +61,7 @@ def check_file(file: IO[bytes]) -> Checked:
         ids.add(number, custom_id_of(data))
     if total == 0:
         return Checked(0, [BatchError("empty_file", "the file has no lines but blank ones; put a call on each")])
-    if _is_array(first.strip(), last.strip(), total):
+    if _is_array(first.removeprefix(BOM).strip(), last.strip(), total):
         what = "the file is one JSON array; write its objects a line each, without brackets and commas around them"
         return Checked(0, [BatchError("invalid_file", what, 1)])
     return Checked(total, ids.errors())
@@ -81,7 +81,7 @@ def _format(data: bytes) -> str | None:
 
 
 def _is_array(first: bytes, last: bytes, total: int) -> bool:
-    """Tell whether a file is one array, by its first and last lines. An array that is all of a line is only that line's fault."""
+    """Tell whether a file is one array, by its first and last lines. Where each line is an array, that is each line's fault."""
     return first.startswith(b"[") and (total == 1 or (last.endswith(b"]") and not first.endswith(b"]")))
 
 

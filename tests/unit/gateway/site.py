@@ -80,5 +80,4 @@ async def site(
         app.router.lifespan_context(app),
         httpx.AsyncClient(transport=transport, base_url="http://gateway") as http,
     ):
-        await redis.ping()  # the first look of the broker's watcher is over then: fakeredis loses cancellations
         yield Site(app, http, queue)

@@ -186,7 +186,7 @@ def after_writing(gateway: Gateway, times: int, prefix: str) -> None:
         with real(name) as file:
             yield file
         count += name.startswith(prefix)
-        if count == times and not gateway.dead:
+        if name.startswith(prefix) and count == times and not gateway.dead:
             gateway.scripts.dead = gateway.strike == gateway.kill
             loop.call_soon_threadsafe(gateway.strike)
             if gateway.dead:

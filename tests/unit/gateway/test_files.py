@@ -18,7 +18,7 @@ from fmplex_broker.errors import BrokerUnavailable, StoreUnavailable
 from fmplex_broker.packages.files import FileStore
 from fmplex_broker.specs.files import LIFE_S, FileRecord, derived_file_id, new_file_id
 from fmplex_broker.streams.file_list import FileList
-from fmplex_gateway import receiving
+from fmplex_gateway import protocol, receiving
 from fmplex_gateway.files import off_loop
 from fmplex_gateway.files.keeping import Files, expiring
 from tests.support.waiting import until_soon, wait_until
@@ -224,6 +224,7 @@ async def test_what_is_refused_leaves_nothing(place: Site, tmp_path: Path, data:
 def gateway(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Serving]:
     """A gateway in a hurry, behind a socket."""
     monkeypatch.setattr(receiving, "WINDOW_S", 0.5)
+    monkeypatch.setattr(protocol, "HEAD_S", 0.5)
     with serving(tmp_path) as served:
         yield served
 
