@@ -9,6 +9,7 @@ from typing import Any
 
 import httpx
 
+from fmplex.call import ClientClosed
 from fmplex_broker.errors import (
     Busy,
     Conflict,
@@ -55,6 +56,12 @@ class Connection:
             httpx.AsyncClient(base_url=url, headers=headers, limits=limits, verify=context) for _ in range(_POOLS)
         ]
         self._next = itertools.cycle(self._pools)
+        self._closed = False
+
+    def _pool(self) -> httpx.AsyncClient:
+        if self._closed:  # whoever asks has a job of this client left
+            raise ClientClosed
+        return next(self._next)
 
     async def request(
         self,
@@ -68,7 +75,7 @@ class Connection:
         """Send one request and decode its answer. `headers`: where they differ; `times`: for its steps. Raises the error that it
         is answered with, or `Unavailable`."""
         try:
-            response = await next(self._next).request(method, path, content=content, headers=headers, timeout=times)
+            response = await self._pool().request(method, path, content=content, headers=headers, timeout=times)
         except httpx.HTTPError as e:
             raise self.no_answer(e) from e
         if response.is_error:
@@ -90,9 +97,7 @@ class Connection:
     ) -> AsyncIterator[httpx.Response]:
         """Send one request and give its answer while it comes. Raises as `request` does, also for what breaks off."""
         try:
-            async with next(self._next).stream(
-                method, path, content=content, headers=headers, timeout=times
-            ) as response:
+            async with self._pool().stream(method, path, content=content, headers=headers, timeout=times) as response:
                 if response.is_error:
                     await response.aread()
                     raise _response_error(response)
@@ -110,6 +115,7 @@ class Connection:
 
     async def close(self) -> None:
         """Close all connections."""
+        self._closed = True
         for pool in self._pools:
             await pool.aclose()
 

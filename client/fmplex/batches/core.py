@@ -10,6 +10,7 @@ from fmplex.batches.calls import PAGE, Ask, BatchCalls
 from fmplex.batches.records import BatchInfo
 from fmplex.batches.rows import Rows
 from fmplex.batches.watching import Watch
+from fmplex.call import ClientClosed
 from fmplex_broker.errors import InvalidInput, Unavailable
 
 
@@ -33,6 +34,8 @@ class BatchCore:
         """Look at the batch on behalf of somebody who waits; return whether it has ended. Raises as `Watch` does."""
         try:
             return watch.saw(self.info if self.info.ended else await self.refresh())
+        except ClientClosed:
+            raise
         except Unavailable as e:
             watch.missed(self.info.id, e)
             return False
