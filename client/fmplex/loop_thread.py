@@ -8,8 +8,9 @@ from collections.abc import Callable, Coroutine
 from concurrent.futures import CancelledError, Future
 from typing import Any, Generic, TypeVar
 
+from fmplex.call import ClientClosed
 from fmplex.homes import forks, keep_in_forks
-from fmplex_broker.errors import Cancelled, InvalidInput, Unavailable
+from fmplex_broker.errors import Cancelled, InvalidInput
 
 T = TypeVar("T")
 
@@ -53,7 +54,7 @@ class LoopThread:
         """Start some work. Raises `Unavailable` once the loop is closed."""
         if self._closed:
             work.close()
-            raise Unavailable("this client is closed; make a new one")
+            raise ClientClosed
         return Work(asyncio.run_coroutine_threadsafe(work, self._thread().loop))
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
