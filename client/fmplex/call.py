@@ -10,18 +10,11 @@ from dataclasses import dataclass, replace
 from numbers import Real
 from typing import Any
 
-from fmplex_broker.errors import InvalidInput, Unavailable
+from fmplex_broker.errors import InvalidInput
 
 LONGEST_S = 86_400.0  # that a call may take
 LONGEST_OFFLINE_S = 7 * LONGEST_S
 GRACE_S = 1.0  # after the deadline, for the fleet's own word on it
-
-
-class ClientClosed(Unavailable):
-    """The client is closed: no use in trying again."""
-
-    def __init__(self) -> None:
-        super().__init__("this client is closed; make a new one")
 
 
 @dataclass(frozen=True, slots=True)

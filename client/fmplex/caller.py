@@ -11,7 +11,7 @@ from typing import TypeVar
 from weakref import WeakSet
 
 from fmplex.batches.calls import BatchCalls
-from fmplex.call import Call, ClientClosed, Deadline
+from fmplex.call import Call, Deadline
 from fmplex.homes import Home, keep_in_forks
 from fmplex.results import AsyncHandle, AsyncTextStream, Result
 from fmplex.transport import Transport, open_transport
@@ -55,7 +55,7 @@ class Caller:
         """Return the transport of the running event loop. Raises `Unavailable` once it is closed, `InvalidInput` where
         another loop has it."""
         if self._closed:
-            raise ClientClosed
+            raise Unavailable("this client is closed; make a new one")
         match self._home.look():
             case "forked" | "ended":
                 self._open()

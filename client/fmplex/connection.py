@@ -9,7 +9,6 @@ from typing import Any
 
 import httpx
 
-from fmplex.call import ClientClosed
 from fmplex_broker.errors import (
     Busy,
     Conflict,
@@ -58,9 +57,13 @@ class Connection:
         self._next = itertools.cycle(self._pools)
         self._closed = False
 
+    def check_open(self) -> None:
+        """Raise `Unavailable` if this is closed: whoever asks has a job of a closed client left."""
+        if self._closed:
+            raise Unavailable("this client is closed; make a new one")
+
     def _pool(self) -> httpx.AsyncClient:
-        if self._closed:  # whoever asks has a job of this client left
-            raise ClientClosed
+        self.check_open()
         return next(self._next)
 
     async def request(

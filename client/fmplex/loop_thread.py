@@ -8,9 +8,8 @@ from collections.abc import Callable, Coroutine
 from concurrent.futures import CancelledError, Future
 from typing import Any, Generic, TypeVar
 
-from fmplex.call import ClientClosed
 from fmplex.homes import forks, keep_in_forks
-from fmplex_broker.errors import Cancelled, InvalidInput
+from fmplex_broker.errors import Cancelled, InvalidInput, Unavailable
 
 T = TypeVar("T")
 
@@ -54,7 +53,7 @@ class LoopThread:
         """Start some work. Raises `Unavailable` once the loop is closed."""
         if self._closed:
             work.close()
-            raise ClientClosed
+            raise Unavailable("this client is closed; make a new one")
         return Work(asyncio.run_coroutine_threadsafe(work, self._thread().loop))
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:

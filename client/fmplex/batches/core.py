@@ -10,7 +10,6 @@ from fmplex.batches.calls import PAGE, Ask, BatchCalls
 from fmplex.batches.records import BatchInfo
 from fmplex.batches.rows import Rows
 from fmplex.batches.watching import Watch
-from fmplex.call import ClientClosed
 from fmplex_broker.errors import InvalidInput, Unavailable
 
 
@@ -32,10 +31,9 @@ class BatchCore:
 
     async def look(self, watch: Watch) -> bool:
         """Look at the batch on behalf of somebody who waits; return whether it has ended. Raises as `Watch` does."""
+        await self._ask(lambda calls: calls.ready())  # a closed client is not one whose gateway is away
         try:
             return watch.saw(self.info if self.info.ended else await self.refresh())
-        except ClientClosed:
-            raise
         except Unavailable as e:
             watch.missed(self.info.id, e)
             return False
