@@ -104,7 +104,9 @@ class Feeder:
         try:
             await course.run()
         except Lost:
-            log.info("batch %s is fed by another gateway now", course.batch)
+            log.info("batch %s is not held here any more", course.batch)
+            with suppress(FmplexError):  # unless it is: then the broker has forgotten something, and it is read anew
+                await self._desk.batches.give_back({course.batch: course.holder})
         except GivenBack:
             log.info("batch %s is given back", course.batch)
         except Exception:  # its lease runs out, and somebody tries again

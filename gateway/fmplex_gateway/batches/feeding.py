@@ -101,7 +101,7 @@ class Feeding:
 
     async def _fill(self) -> None:
         """Ask for as many lines as there is room for. Others get turns in between."""
-        while self.window.has_room and not self._parts.is_full:
+        while self.window.has_room and not self._parts.is_full(len(self.window)):
             if not self._ahead:
                 if self._reader.at_end:
                     return
@@ -118,8 +118,6 @@ class Feeding:
 
     async def _rest(self) -> None:
         """Wait until a line is answered, rows are in a part, or it is time to look."""
-        if self._parts.is_full and self._putting is None:
-            return
         with suppress(TimeoutError):
             async with asyncio.timeout(_LOOK_S):
                 await self._woken.wait()
