@@ -139,7 +139,7 @@ class UnknownBatch(FmplexError):
 
     @classmethod
     def of(cls, batch: str) -> UnknownBatch:
-        """Make the error of an id that no batch has, in OpenAI's words."""
+        """Make the error of an id, `batch`, that no batch has, in OpenAI's words."""
         return cls(f"No batch found with id {batch[:64]!r}; GET /v1/batches lists those there are", field="id")
 
 

@@ -16,6 +16,7 @@ from fmplex_gateway.batches.parts import Parts
 from fmplex_gateway.batches.patience import GivenBack, Patience
 from fmplex_gateway.batches.reading import LineReader, left_of
 from fmplex_gateway.batches.window import Window
+from fmplex_gateway.ending import end
 
 _AHEAD_LINES, _AHEAD_BYTES = 64, 1 << 18  # that are read at once
 _LEFT_LINES, _LEFT_BYTES = 2048, 4 << 20  # likewise, of those that will not be run
@@ -143,8 +144,7 @@ class Feeding:
     async def _give_up(self) -> None:
         """Leave everything as it is: another one has the batch, or will have it."""
         if self._putting is not None:
-            self._putting.cancel()
-            await asyncio.gather(self._putting, return_exceptions=True)
+            await end([self._putting])
         if not self._patience.closing:
             await self.window.stop()
         self._parts.drop()
