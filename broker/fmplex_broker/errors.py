@@ -128,7 +128,7 @@ class UnknownFile(FmplexError):
 
     @classmethod
     def of(cls, file: str) -> UnknownFile:
-        """Make the error of an id that no file has, in OpenAI's words."""
+        """Make the error of a `file`, an id, that there is none of, in OpenAI's words."""
         return cls(f"No such File object: {file[:64]}; GET /v1/files lists those there are", field="id")
 
 
@@ -139,7 +139,7 @@ class UnknownBatch(FmplexError):
 
     @classmethod
     def of(cls, batch: str) -> UnknownBatch:
-        """Make the error of an id that no batch has, in OpenAI's words."""
+        """Make the error of an id, `batch`, that no batch has, in OpenAI's words."""
         return cls(f"No batch found with id {batch[:64]!r}; GET /v1/batches lists those there are", field="id")
 
 

@@ -116,7 +116,7 @@ def test_while_the_store_is_away_residents_serve_and_others_say_why(far: Far) ->
     with away(far):
         with pytest.raises(Unavailable, match=r"artifact store .* does not answer") as caught:
             far.client.infer(first, TEXT)
-        assert (caught.value.code, caught.value.status) == ("unavailable", 503)
+        assert (caught.value.code, caught.value.status) == ("store_unavailable", 503)
         for name in resident:
             far.answers(name)
         offered = read_package(write_package(far.store.parent / "away" / first, CLASSES, seed=77))

@@ -6,6 +6,7 @@ import asyncio
 from typing import Any
 
 import pytest
+from redis.asyncio.client import Pipeline
 
 from fmplex_broker.errors import InvalidInput, UnknownFile
 from fmplex_broker.specs.files import FileRecord, derived_file_id, new_file_id
@@ -149,6 +150,22 @@ async def test_a_batch_that_takes_a_file_while_it_expires_has_it_or_does_not(fil
         there = bool(await files.known([one.id]))
         assert there == (not pruned)
         assert not taken or there
+
+
+async def test_a_batch_that_takes_a_file_at_the_last_moment_keeps_it(
+    files: FileList, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, looked = record(), Pipeline.exists
+    await files.add(one)
+
+    async def and_then_held(self: Any, key: str) -> Any:
+        found = await looked(self, key)
+        await files.hold(one.id, "batch-1")
+        return found
+
+    monkeypatch.setattr(Pipeline, "exists", and_then_held)
+    assert await files.prune(1e12) == []
+    assert await files.find(one.id, "team-a") == one
 
 
 async def test_bytes_that_are_still_to_go_are_remembered(files: FileList) -> None:

@@ -130,7 +130,10 @@ def _handler(gateway: BatchGateway) -> type[BaseHTTPRequestHandler]:
             elif path == "/v1/batches":
                 self._answer(gateway.create(json.loads(content)))
             elif (batch := self._batch(path.removesuffix("/cancel"))) is not None:
-                if batch["status"] in ("validating", "in_progress"):
+                if batch["status"] in ("completed", "failed"):
+                    self._answer({"error": {"code": "conflict", "message": "it has ended"}}, 409)
+                    return
+                if batch["status"] != "cancelled":
                     batch["status"] = "cancelling"
                 self._answer(batch)
 

@@ -56,33 +56,33 @@ def found(content: bytes) -> Found:
 
 
 class EchoWorker:
-    """A worker that answers every text with itself, but `fail…` with an error. `ran`: how often each was run; `gate`: what it
-    waits for before it answers; `hold`: texts for which it never has an answer."""
+    """A worker that answers every text with itself, but `fail…` with an error. `ran`: how often each was run; `hold`: texts for
+    which it has no answer until `stop_holding`."""
 
     def __init__(self, consumer: Consumer) -> None:
         self._consumer = consumer
         self.ran: Counter[str] = Counter()
         self.classes: Counter[str] = Counter()
-        self.gate = asyncio.Event()
-        self.gate.set()
         self.hold: Callable[[str], bool] = lambda text: False
+        self._held: list[tuple[Claimed, bytes]] = []
+
+    def stop_holding(self) -> None:
+        self.hold = lambda text: False
 
     async def run(self) -> None:
         while True:
             claim = await self._consumer.claim({OFFLINE: 64, "interactive": 64})
+            self._held += [(job, self._answer(job)) for job in claim.jobs]
+            done = [(job, reply) for job, reply in self._held if not self.hold(decode_request(job.payload).input)]
+            await self._consumer.settle(done)
+            self._held = [row for row in self._held if row not in done]
             if not claim.jobs:
                 await asyncio.sleep(0.005)
-                continue
-            done = [(job, reply) for job in claim.jobs if (reply := self._answer(job)) is not None]
-            await self.gate.wait()
-            await self._consumer.settle(done)
 
-    def _answer(self, job: Claimed) -> bytes | None:
+    def _answer(self, job: Claimed) -> bytes:
         text = decode_request(job.payload).input
         self.ran[text] += 1
         self.classes[job.flow.cls] += 1
-        if self.hold(text):
-            return None
         error: FmplexError | None = JobFailed("as it was told") if text.startswith("fail") else None
         output = None if error else {"text": text}
         return encode_reply(Reply(output, error, job.version, "echo", 1))

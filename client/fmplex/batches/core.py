@@ -10,7 +10,7 @@ from fmplex.batches.calls import PAGE, Ask, BatchCalls
 from fmplex.batches.records import BatchInfo
 from fmplex.batches.rows import Rows
 from fmplex.batches.watching import Watch
-from fmplex_broker.errors import InvalidInput, Unavailable
+from fmplex_broker.errors import Conflict, InvalidInput, Unavailable
 
 
 class BatchCore:
@@ -27,7 +27,10 @@ class BatchCore:
 
     async def cancel(self) -> None:
         """Cancel the batch; once it has ended this changes nothing."""
-        self.info = await self._ask(lambda calls: calls.cancel(self.info.id))
+        try:
+            self.info = await self._ask(lambda calls: calls.cancel(self.info.id))
+        except Conflict:  # that was too late
+            await self.refresh()
 
     async def look(self, watch: Watch) -> bool:
         """Look at the batch on behalf of somebody who waits; return whether it has ended. Raises as `Watch` does."""

@@ -112,6 +112,7 @@ class Course:
             await desk.disk.run(desk.store.delete, self.batch)
             if not await desk.files.known([file]) and not await desk.files.held(file):
                 await desk.disk.run(desk.store.delete, file)
+                await desk.files.gone(file)
         await desk.batches.give_back({self.batch: self.holder}, over=True)
 
     # --- inner ---

@@ -15,6 +15,7 @@ from fmplex_broker.streams.queue_client import QueueClient
 from fmplex_gateway.batches.course import Course
 from fmplex_gateway.batches.desk import Desk
 from fmplex_gateway.batches.patience import GivenBack
+from fmplex_gateway.ending import end
 
 log = logging.getLogger(__name__)
 _EVERY_S = 1.0
@@ -44,18 +45,15 @@ class Feeder:
     async def close(self) -> None:
         """Record what is answered and give all batches back; what is with workers stays there, for whoever takes them over."""
         if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait([self._task])
+            await end([self._task])
         tasks = [task for _, task in self._courses.values()]
         self._closed = [course for course, _ in self._courses.values()]
         held = {course.batch: course.holder for course in self._closed}
         for course in self._closed:
             course.close()
         if tasks:
-            _, late = await asyncio.wait(tasks, timeout=_CLOSE_S)
-            for task in late:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await asyncio.wait(tasks, timeout=_CLOSE_S)
+            await end(tasks)
         with suppress(FmplexError):
             await self._desk.batches.give_back(held)
 
@@ -104,7 +102,9 @@ class Feeder:
         try:
             await course.run()
         except Lost:
-            log.info("batch %s is fed by another gateway now", course.batch)
+            log.info("batch %s is not held here any more", course.batch)
+            with suppress(FmplexError):  # unless it is: then the broker has forgotten something, and it is read anew
+                await self._desk.batches.give_back({course.batch: course.holder})
         except GivenBack:
             log.info("batch %s is given back", course.batch)
         except Exception:  # its lease runs out, and somebody tries again

@@ -16,6 +16,7 @@ from fmplex_gateway.batches.parts import Parts
 from fmplex_gateway.batches.patience import GivenBack, Patience
 from fmplex_gateway.batches.reading import LineReader, left_of
 from fmplex_gateway.batches.window import Window
+from fmplex_gateway.ending import end
 
 _AHEAD_LINES, _AHEAD_BYTES = 64, 1 << 18  # that are read at once
 _LEFT_LINES, _LEFT_BYTES = 2048, 4 << 20  # likewise, of those that will not be run
@@ -101,7 +102,7 @@ class Feeding:
 
     async def _fill(self) -> None:
         """Ask for as many lines as there is room for. Others get turns in between."""
-        while self.window.has_room and not self._parts.is_full:
+        while self.window.has_room and not self._parts.is_full(len(self.window)):
             if not self._ahead:
                 if self._reader.at_end:
                     return
@@ -118,8 +119,6 @@ class Feeding:
 
     async def _rest(self) -> None:
         """Wait until a line is answered, rows are in a part, or it is time to look."""
-        if self._parts.is_full and self._putting is None:
-            return
         with suppress(TimeoutError):
             async with asyncio.timeout(_LOOK_S):
                 await self._woken.wait()
@@ -145,8 +144,7 @@ class Feeding:
     async def _give_up(self) -> None:
         """Leave everything as it is: another one has the batch, or will have it."""
         if self._putting is not None:
-            self._putting.cancel()
-            await asyncio.gather(self._putting, return_exceptions=True)
+            await end([self._putting])
         if not self._patience.closing:
             await self.window.stop()
         self._parts.drop()

@@ -112,6 +112,8 @@ def _decode(raw: bytes) -> dict[str, Any]:
         value = (_QUICK if len(raw) <= LARGE_LINE_BYTES else _PATIENT).decode(raw.removeprefix(BOM).decode())
     except UnicodeDecodeError as e:
         raise InvalidJsonLine(f"the line is not UTF-8: {e.reason} at byte {e.start}") from None
+    except json.JSONDecodeError as e:  # its own words say `line 1` of every line
+        raise InvalidJsonLine(f"the line is not valid JSON: {e.msg} at character {e.pos + 1}") from None
     except (ValueError, RecursionError) as e:
         raise InvalidJsonLine(f"the line is not valid JSON: {e}") from None
     if not isinstance(value, dict):

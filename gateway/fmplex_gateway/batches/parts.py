@@ -47,7 +47,7 @@ class Parts:
         self._completed, self._failed = held.record.completed, held.record.failed
         self._versions = dict.fromkeys(held.record.versions)
         self._rows: list[Answered] = []
-        self._nbytes = self._written = 0
+        self._unrecorded = self._nbytes = self._written = 0
         self._since = 0.0
 
     @property
@@ -60,17 +60,17 @@ class Parts:
         """True if every row is in a part."""
         return not self._rows
 
-    @property
-    def is_full(self) -> bool:
-        """True if no more lines should be asked for until rows are in parts."""
-        return len(self._rows) >= WINDOW_LINES or self._nbytes >= WINDOW_BYTES
+    def is_full(self, open_lines: int) -> bool:
+        """Tell whether no more lines should be asked for until rows are recorded, while so many are open: at most two windows'
+        worth would run again, should all of this be lost."""
+        return self._unrecorded + open_lines >= 2 * WINDOW_LINES or self._nbytes >= WINDOW_BYTES
 
     def add(self, answered: Answered) -> None:
         """Take the row of a line that is done."""
         if not self._rows:
             self._since = time.monotonic()
         self._rows.append(answered)
-        self._count(len(answered.row))
+        self._count(1, len(answered.row))
 
     def is_due(self, began_s: float) -> bool:
         """Tell whether rows are to be put into a part now; `began_s`: for how long the batch has run."""
@@ -79,19 +79,19 @@ class Parts:
 
     async def put(self) -> None:
         """Put all rows into parts and record them. Raises `Lost`: then nothing of it counts, and as `Patience` does."""
-        rows, nbytes = self._rows, self._nbytes
-        self._rows = []
+        rows, self._rows = self._rows, []
+        nbytes = sum(len(row.row) for row in rows)
         try:
             names = await self._store(rows)
             await self._record(rows, names)
         finally:
-            self._count(-nbytes)
+            self._count(-len(rows), -nbytes)
         await self._trim(rows)
 
     def drop(self) -> None:
         """Forget the rows: somebody else has the batch."""
+        self._count(-len(self._rows), -sum(len(row.row) for row in self._rows))
         self._rows = []
-        self._count(-self._nbytes)
 
     async def join(self, kind: Kind, name: str) -> int | None:
         """Join the parts of a kind to a file of the store; return its bytes, None if there are none. Raises as `put` does, and
@@ -139,7 +139,8 @@ class Parts:
         except FmplexError as e:  # they go by themselves
             log.warning("replies to batch %s stay for a quarter of an hour: %s", self._batch, e)
 
-    def _count(self, nbytes: int) -> None:
+    def _count(self, rows: int, nbytes: int) -> None:
+        self._unrecorded += rows
         self._nbytes += nbytes
         self._desk.room.nbytes += nbytes
 

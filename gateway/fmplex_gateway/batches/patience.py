@@ -56,14 +56,16 @@ class Patience:
     async def until_done(self, work: Callable[[], Awaitable[T]]) -> T:
         """Do something, again and again while broker or store are away; return its result. Raises what else it raises, `Lost`,
         and `GivenBack` where it would have to wait and may not."""
-        pause_s = _LEAST_PAUSE_S
+        pause_s, failed = _LEAST_PAUSE_S, False
         while True:
             self.check()
             try:
                 result = await work()
-                self._outage.over()
+                if failed:
+                    self._outage.over()
                 return result
             except Unavailable as e:
+                failed = True
                 self._outage.say(e)
             if self.closing:
                 raise GivenBack

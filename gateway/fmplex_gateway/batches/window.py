@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from fmplex_gateway.batches.calling import Answered, Caller, inputs_of
 from fmplex_gateway.batches.desk import WINDOW_BYTES, WINDOW_INPUTS, Room
 from fmplex_gateway.batches.lines import Line, RawLine
+from fmplex_gateway.ending import end
 
 AGAIN_S = (
     300.0  # lines that have waited for so long are asked for again: a broker that lost its memory does not know of them
@@ -80,9 +81,7 @@ class Window:
         tasks = [task for opened in self._open.values() for task in opened.tasks]
         for opened in list(self._open.values()):
             self._close(opened)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await end(tasks)
 
     def _ask(self, opened: _Open) -> None:
         task = asyncio.create_task(self._caller.call(opened.raw, opened.line))

@@ -7,7 +7,7 @@ import logging
 import time
 from dataclasses import dataclass
 
-from fmplex_broker.errors import FmplexError
+from fmplex_broker.errors import FmplexError, UnknownFile
 from fmplex_broker.packages.files import FileStore
 from fmplex_broker.specs.files import is_file_id
 from fmplex_broker.streams.file_list import FileList
@@ -26,10 +26,11 @@ class Files:
     list: FileList
 
     async def remove(self, file: str, owner: str) -> None:
-        """Delete a file. Bytes that the store does not delete now go later. Raises `UnknownFile`."""
+        """Delete a file. Its bytes go later if an open batch reads them, or if the store does not answer. Raises
+        `UnknownFile`."""
         await self.list.remove(file, owner)
         try:
-            await self._delete(file)
+            await self._delete_unless_held(file)
         except FmplexError as e:
             log.warning("the bytes of %s stay for now: %s", file, e)
 
@@ -37,10 +38,7 @@ class Files:
         """Delete the files that have expired, but for those that an open batch reads, and bytes that could not be deleted before;
         return the ids of all."""
         await self.list.prune(time.time())
-        going = await self.list.going()
-        for file in going:
-            await self._delete(file)
-        return going
+        return [file for file in await self.list.going() if await self._delete_unless_held(file)]
 
     async def prune(self) -> list[str]:
         """Delete what `expire` does, and bytes that are in no list, a day old; return the ids of all."""
@@ -48,19 +46,20 @@ class Files:
         await calls(self.store.sweep)
         there = [name for name in await calls(self.store.names) if is_file_id(name)]
         known = await self.list.known(there)
-        for file in there:
-            if file not in known and await calls(self._delete_orphan, file):
-                gone.append(file)
-        return gone
+        orphans = [file for file in there if file not in known and await calls(self._is_old, file)]
+        return gone + [file for file in orphans if await self._delete_unless_held(file)]
 
-    async def _delete(self, file: str) -> None:
+    def _is_old(self, file: str) -> bool:
+        try:
+            return self.store.age_s(file) > _ORPHAN_S
+        except UnknownFile:  # another gateway prunes too
+            return False
+
+    async def _delete_unless_held(self, file: str) -> bool:
+        if await self.list.held(file):
+            return False
         await StoreCalls()(self.store.delete, file)
         await self.list.gone(file)
-
-    def _delete_orphan(self, file: str) -> bool:
-        if self.store.age_s(file) < _ORPHAN_S:
-            return False
-        self.store.delete(file)
         return True
 
 

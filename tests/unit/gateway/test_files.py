@@ -7,6 +7,7 @@ import errno
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -242,6 +243,20 @@ def test_an_upload_that_stalls(gateway: Serving, tmp_path: Path) -> None:
     wait_until(lambda: stored(tmp_path) == [], "nothing is left")
 
 
+def test_an_upload_that_trickles(gateway: Serving, tmp_path: Path) -> None:
+    with gateway.connect() as client:
+        client.sendall(beginning(sent=0))
+        client.settimeout(0.05)
+        said = b""
+        for _ in range(100):
+            client.sendall(b"x")
+            with suppress(TimeoutError):
+                said = client.recv(1000)
+                break
+    assert said.startswith(b"HTTP/1.1 408")
+    wait_until(lambda: stored(tmp_path) == [], "nothing is left")
+
+
 def test_an_upload_that_is_cut_off(gateway: Serving, tmp_path: Path) -> None:
     with gateway.connect() as client:
         client.sendall(beginning(sent=2_000_000, length=3_000_000))
@@ -396,6 +411,20 @@ async def test_expired_files_go_by_themselves(files: Files, tmp_path: Path) -> N
     await files.list.release(held, "batch_1")
     await until_soon(lambda: stored(tmp_path) == [young], "nobody reads the other any more")
     task.cancel()
+
+
+async def test_the_bytes_of_a_deleted_file_stay_while_an_open_batch_reads_them(
+    place: Site, files: Files, tmp_path: Path
+) -> None:
+    made = await upload(place)
+    await files.list.hold(made["id"], "batch_1")
+    assert (await place.ask("DELETE", f"/v1/files/{made['id']}")).json()["deleted"]
+    assert (await place.ask("GET", f"/v1/files/{made['id']}/content")).status_code == 404
+    assert await files.prune() == []
+    assert stored(tmp_path) == [made["id"]]
+    await files.list.release(made["id"], "batch_1")
+    assert await files.expire() == [made["id"]]
+    assert (stored(tmp_path), await files.list.going()) == ([], [])
 
 
 async def test_trouble_does_not_end_the_expiring(files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

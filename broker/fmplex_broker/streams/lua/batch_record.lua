@@ -8,6 +8,7 @@ local there, new = redis.call('LLEN', parts), #ARGV - 7
 if there == before + new and redis.call('LINDEX', parts, -1) == ARGV[#ARGV] then return status end  -- it was sent twice
 if there ~= before then return 'lost' end
 for i = 8, #ARGV do redis.call('RPUSH', parts, ARGV[i]) end
-redis.call('PEXPIRE', parts, redis.call('PTTL', batch))
+local ttl = redis.call('PTTL', batch)
+if ttl > 0 then redis.call('PEXPIRE', parts, ttl) end
 redis.call('HSET', batch, 'done', ARGV[4], 'completed', ARGV[5], 'failed', ARGV[6], 'versions', ARGV[7], 'takes', 0)
 return status
