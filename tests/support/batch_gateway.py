@@ -133,7 +133,9 @@ def _handler(gateway: BatchGateway) -> type[BaseHTTPRequestHandler]:
                 if batch["status"] in ("completed", "failed"):
                     self._answer({"error": {"code": "conflict", "message": "it has ended"}}, 409)
                     return
-                if batch["status"] != "cancelled":
+                if batch["status"] == "validating":
+                    batch["status"] = "cancelled"  # without files
+                elif batch["status"] != "cancelled":
                     batch["status"] = "cancelling"
                 self._answer(batch)
 

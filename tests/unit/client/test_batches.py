@@ -239,6 +239,10 @@ def test_an_offline_job_is_cancelled(client: Client, gateway: BatchGateway) -> N
     assert job.cancel() is True
     with pytest.raises(Cancelled):
         job.result()
+    early = client.enqueue("spam", "hello", offline=True)
+    assert early.cancel() is True
+    with pytest.raises(Cancelled):
+        early.result()
     gateway.stuck = False
     done = client.enqueue("spam", "hello", offline=True)
     done.result()
