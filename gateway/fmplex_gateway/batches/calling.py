@@ -95,7 +95,7 @@ class Caller:
     async def _written(self, raw: RawLine, line: Line, got: Answer) -> Answered:
         async with self._desk.turn:
             if len(got.jobs) > _MANY_JOBS:
-                row = await self._desk.disk.run(output_row, self._batch, line, got)
+                row = await self._desk.disk.compute(output_row, self._batch, line, got)
             else:
                 row = output_row(self._batch, line, got)
                 await asyncio.sleep(0)

@@ -69,7 +69,7 @@ class Course:
 
     async def _validate(self) -> None:
         try:
-            checked = await self._patience.until_done(lambda: self._desk.disk.run(self._check))
+            checked = await self._patience.until_done(lambda: self._desk.disk.compute(self._check))
         except UnknownFile:
             await self._fail([_deleted("input_file_id")])
             return

@@ -156,7 +156,7 @@ class Feeding:
         reader = LineReader(self._desk.store, self._record.order.input_file_id, self._parts.done)
         try:
             while not reader.at_end:
-                given_up = await self._patience.until_done(lambda: self._desk.disk.run(self._left, reader, why))
+                given_up = await self._patience.until_done(lambda: self._desk.disk.compute(self._left, reader, why))
                 for answered in given_up:
                     self._parts.add(answered)
                 if not self._parts.is_empty:

@@ -132,6 +132,7 @@ class Parts:
         self.done, self._versions = done, versions
         self._completed, self._failed = progress.completed, progress.failed
         self._names += names
+        self._desk.lines.update(completed=completed, failed=len(rows) - completed)
 
     async def _trim(self, rows: list[Answered]) -> None:
         try:
