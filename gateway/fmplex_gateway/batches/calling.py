@@ -7,7 +7,7 @@ import logging
 from typing import Any, NamedTuple
 
 from fmplex_broker.errors import Conflict, DeadlineExceeded, FmplexError, StaleVersion
-from fmplex_broker.specs.batches import BatchRecord
+from fmplex_broker.specs.batches import MOST_WINDOW_S, BatchRecord
 from fmplex_broker.streams.producer import StoredReply
 from fmplex_broker.wire.messages import OFFLINE
 from fmplex_gateway.access import Principal
@@ -73,7 +73,8 @@ class Caller:
         """Ask until there is an answer; None if the window is over. Raises what is the line's answer, if that is an error."""
         key, tries = f"batch:{self._batch}:{line.number}", 0
         while (left_s := self._ends_at - self._desk.clock.now()) > 0:
-            asking = Asking(self._principal, OFFLINE, timeout_ms=max(left_s * 1000, 1), idempotency_key=key)
+            timeout_s = min(left_s, MOST_WINDOW_S)  # the clock is the server's but for a few milliseconds
+            asking = Asking(self._principal, OFFLINE, timeout_ms=max(timeout_s * 1000, 1), idempotency_key=key)
             try:
                 return await answer(self._desk.queue, line.url, line.body, asking)
             except DeadlineExceeded:

@@ -111,11 +111,12 @@ class Feeding:
                         lambda: self._desk.disk.run(self._reader.read, _AHEAD_LINES, _AHEAD_BYTES)
                     )
                 )
-            elif self._patience.lost or not self._patience.is_sure or self._why_not():
+            elif self._patience.closing or not self._patience.is_sure or self._why_not():
                 return
             else:
                 await self.window.start(self._ahead.popleft())
                 await asyncio.sleep(0)
+                self._put_if_due()
 
     async def _rest(self) -> None:
         """Wait until a line is answered, rows are in a part, or it is time to look."""
