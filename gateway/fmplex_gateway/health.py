@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from contextlib import suppress
 
 from fastapi import APIRouter, Request
@@ -12,6 +13,7 @@ from fmplex_broker.errors import FmplexError, NoWorker
 from fmplex_broker.streams.batch_list import BatchList
 from fmplex_broker.streams.fleet import read_fleet
 from fmplex_broker.streams.queue_client import QueueClient
+from fmplex_broker.wire.fleet_view import FleetView
 from fmplex_gateway.access import requires_all_models
 from fmplex_gateway.batches.feeder import Feeder
 from fmplex_gateway.batches.metrics import families
@@ -50,7 +52,8 @@ async def metrics(request: Request) -> Response:
     queue: QueueClient = request.app.state.queue
     batches: BatchList = request.app.state.batches
     feeder: Feeder = request.app.state.feeder
-    view = open_batches = None
+    view: FleetView | None = None
+    open_batches: Counter[str] | None = None
     with suppress(FmplexError):  # the broker is away; what the gateway itself counts still matters
         view, open_batches = await read_fleet(queue.redis, queue.registry), await batches.count_open()
     # On a thread: of ten thousand vFMs it takes a while, and others get their turns.

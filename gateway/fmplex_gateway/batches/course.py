@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from fmplex_broker.errors import UnknownFile
-from fmplex_broker.specs.batches import ENDED, BatchRecord, Status
+from fmplex_broker.specs.batches import ENDED, Status
 from fmplex_broker.specs.files import FileRecord, derived_file_id
 from fmplex_broker.streams.batch_list import LOST, Held, Lease
 from fmplex_gateway.batches.desk import Desk
@@ -145,7 +145,7 @@ class Course:
 
     async def _read(self) -> None:
         find, owner = self._desk.batches.find, self._record.order.owner
-        self._record: BatchRecord = await self._patience.until_done(lambda: find(self.batch, owner))
+        self._record = await self._patience.until_done(lambda: find(self.batch, owner))
 
     def _tell_feeding(self) -> None:
         if self._feeding is not None:

@@ -123,6 +123,7 @@ class Feeder:
         except Exception:  # its lease runs out, and somebody tries again
             log.exception("batch %s failed here", course.batch)
         finally:
-            if self._courses.get(course.batch, (None,))[0] is course:
+            now = self._courses.get(course.batch)
+            if now is not None and now[0] is course:
                 del self._courses[course.batch]
             self._desk.room.batches = len(self._courses)
