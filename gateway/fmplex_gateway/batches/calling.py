@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 from typing import Any, NamedTuple
 
 from fmplex_broker.errors import Conflict, DeadlineExceeded, FmplexError, StaleVersion
@@ -107,8 +108,9 @@ class Caller:
 
 
 def _pause(retry_after: float | None, tries: int) -> float:
-    """Return the seconds to wait after so many tries: what was said, and longer if that was not enough."""
-    return min(max(retry_after or 0.0, _LEAST_PAUSE_S) * (1 + tries / 4), _MOST_PAUSE_S)
+    """Return the seconds to wait after so many tries: what was said, longer if that was not enough, and not as long as others."""
+    pause_s = min(max(retry_after or 0.0, _LEAST_PAUSE_S) * (1 + tries / 4), _MOST_PAUSE_S)
+    return pause_s * random.uniform(0.8, 1.2)
 
 
 def inputs_of(body: dict[str, Any]) -> int:
