@@ -153,6 +153,8 @@ class Course:
 
 
 def _deleted(param: str | None) -> BatchError:
-    return BatchError(
-        DELETED.code, "the input file was deleted while the batch needed it; upload it again", param=param
+    words = (
+        "the input file was deleted while the batch needed it; upload it again (or the artifact store has lost it: do all gateways "
+        "have the same one?)"
     )
+    return BatchError(DELETED.code, words, param=param)
