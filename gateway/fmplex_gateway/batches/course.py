@@ -154,7 +154,7 @@ class Course:
 
 def _deleted(param: str | None) -> BatchError:
     words = (
-        "the input file was deleted while the batch needed it; upload it again (or the artifact store has lost it: do all gateways "
-        "have the same one?)"
+        "the input file was deleted while the batch needed it; upload it again (or the artifact store has lost it: do all "
+        "gateways have the same one?)"
     )
     return BatchError(DELETED.code, words, param=param)
