@@ -9,10 +9,13 @@ from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from typing import Any
 
+import httpx
+
 from fmplex_broker.errors import FmplexError, JobFailed
 from fmplex_broker.streams.claims import Claimed
 from fmplex_broker.streams.consumer import Consumer
 from fmplex_broker.wire.messages import OFFLINE, Reply, decode_request, encode_reply
+from tests.support.waiting import wait_until
 
 ENDED = {"completed", "failed", "expired", "cancelled"}
 
@@ -97,3 +100,47 @@ async def echoing(consumer: Consumer) -> AsyncIterator[EchoWorker]:
     while not task.done():
         task.cancel()
         await asyncio.wait([task], timeout=0.1)
+
+
+class BatchHttp:
+    """Batches over HTTP, in words of a few letters. `http`: a client whose base is the gateway; it may be exchanged."""
+
+    def __init__(self, http: httpx.Client) -> None:
+        self.http = http
+
+    def upload(self, lines: Iterable[Any] | bytes) -> str:
+        content = lines if isinstance(lines, bytes) else jsonl(lines)
+        answer = self.http.post("/v1/files?purpose=batch&filename=lines.jsonl", content=content)
+        assert answer.status_code == 200, answer.text
+        return str(answer.json()["id"])
+
+    def order(self, lines: Iterable[Any] | bytes, endpoint: str = "/v1/vfms/{name}/infer", **more: Any) -> str:
+        answer = self.http.post("/v1/batches", json={"input_file_id": self.upload(lines), "endpoint": endpoint, **more})
+        assert answer.status_code == 200, answer.text
+        return str(answer.json()["id"])
+
+    def show(self, batch: str) -> dict[str, Any]:
+        """Show a batch; `{}` while nobody answers."""
+        try:
+            answer = self.http.get(f"/v1/batches/{batch}")
+        except httpx.HTTPError:
+            return {}
+        return answer.json() if answer.status_code == 200 else {}
+
+    def done(self, batch: str) -> int:
+        counts = self.show(batch).get("request_counts", {})
+        return int(counts.get("completed", 0) + counts.get("failed", 0))
+
+    def ended(self, batch: str, patience_s: float = 90.0) -> dict[str, Any]:
+        def look() -> dict[str, Any] | None:
+            shown = self.show(batch)
+            return shown if shown.get("status") in ENDED else None
+
+        shown: dict[str, Any] = wait_until(look, f"{batch} ends", patience_s)
+        return shown
+
+    def content(self, file: str | None) -> bytes:
+        return b"" if file is None else self.http.get(f"/v1/files/{file}/content").content
+
+    def files(self, shown: dict[str, Any]) -> tuple[Found, Found]:
+        return found(self.content(shown["output_file_id"])), found(self.content(shown["error_file_id"]))

@@ -18,6 +18,7 @@ from __future__ import annotations
 import json
 import logging
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -184,10 +185,15 @@ class BatchList:
             args += [batch, holder]
         await self._scripts("batch_release", _VFMS, args)
 
-    async def count_open(self) -> int:
-        """Count the batches that are not over."""
+    async def count_open(self) -> Counter[str]:
+        """Count the batches that are not over, by status."""
         async with broker_errors():
-            return int(await self._redis.zcard(_OPEN))
+            names = await self._redis.zrange(_OPEN, 0, -1)
+        async with broker_errors(), self._redis.pipeline(transaction=False) as pipe:
+            for name in names:
+                pipe.hget(_key(name.decode()), "status")
+            statuses = await pipe.execute()
+        return Counter(status.decode() for status in statuses if status is not None)
 
     # --- inner ---
 

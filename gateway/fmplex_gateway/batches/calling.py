@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 from typing import Any, NamedTuple
 
 from fmplex_broker.errors import Conflict, DeadlineExceeded, FmplexError, StaleVersion
-from fmplex_broker.specs.batches import BatchRecord
+from fmplex_broker.specs.batches import MOST_WINDOW_S, BatchRecord
 from fmplex_broker.streams.producer import StoredReply
 from fmplex_broker.wire.messages import OFFLINE
 from fmplex_gateway.access import Principal
@@ -73,7 +74,8 @@ class Caller:
         """Ask until there is an answer; None if the window is over. Raises what is the line's answer, if that is an error."""
         key, tries = f"batch:{self._batch}:{line.number}", 0
         while (left_s := self._ends_at - self._desk.clock.now()) > 0:
-            asking = Asking(self._principal, OFFLINE, timeout_ms=max(left_s * 1000, 1), idempotency_key=key)
+            timeout_s = min(left_s, MOST_WINDOW_S)  # the clock is the server's but for a few milliseconds
+            asking = Asking(self._principal, OFFLINE, timeout_ms=max(timeout_s * 1000, 1), idempotency_key=key)
             try:
                 return await answer(self._desk.queue, line.url, line.body, asking)
             except DeadlineExceeded:
@@ -95,7 +97,7 @@ class Caller:
     async def _written(self, raw: RawLine, line: Line, got: Answer) -> Answered:
         async with self._desk.turn:
             if len(got.jobs) > _MANY_JOBS:
-                row = await self._desk.disk.run(output_row, self._batch, line, got)
+                row = await self._desk.disk.compute(output_row, self._batch, line, got)
             else:
                 row = output_row(self._batch, line, got)
                 await asyncio.sleep(0)
@@ -106,8 +108,9 @@ class Caller:
 
 
 def _pause(retry_after: float | None, tries: int) -> float:
-    """Return the seconds to wait after so many tries: what was said, and longer if that was not enough."""
-    return min(max(retry_after or 0.0, _LEAST_PAUSE_S) * (1 + tries / 4), _MOST_PAUSE_S)
+    """Return the seconds to wait after so many tries: what was said, longer if that was not enough, and not as long as others."""
+    pause_s = min(max(retry_after or 0.0, _LEAST_PAUSE_S) * (1 + tries / 4), _MOST_PAUSE_S)
+    return pause_s * random.uniform(0.8, 1.2)
 
 
 def inputs_of(body: dict[str, Any]) -> int:

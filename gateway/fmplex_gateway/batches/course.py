@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from fmplex_broker.errors import UnknownFile
-from fmplex_broker.specs.batches import ENDED, BatchRecord, Status
+from fmplex_broker.specs.batches import ENDED, Status
 from fmplex_broker.specs.files import FileRecord, derived_file_id
 from fmplex_broker.streams.batch_list import LOST, Held, Lease
 from fmplex_gateway.batches.desk import Desk
@@ -69,7 +69,7 @@ class Course:
 
     async def _validate(self) -> None:
         try:
-            checked = await self._patience.until_done(lambda: self._desk.disk.run(self._check))
+            checked = await self._patience.until_done(lambda: self._desk.disk.compute(self._check))
         except UnknownFile:
             await self._fail([_deleted("input_file_id")])
             return
@@ -145,7 +145,7 @@ class Course:
 
     async def _read(self) -> None:
         find, owner = self._desk.batches.find, self._record.order.owner
-        self._record: BatchRecord = await self._patience.until_done(lambda: find(self.batch, owner))
+        self._record = await self._patience.until_done(lambda: find(self.batch, owner))
 
     def _tell_feeding(self) -> None:
         if self._feeding is not None:
@@ -153,6 +153,8 @@ class Course:
 
 
 def _deleted(param: str | None) -> BatchError:
-    return BatchError(
-        DELETED.code, "the input file was deleted while the batch needed it; upload it again", param=param
+    words = (
+        "the input file was deleted while the batch needed it; upload it again (or the artifact store has lost it: do all "
+        "gateways have the same one?)"
     )
+    return BatchError(DELETED.code, words, param=param)

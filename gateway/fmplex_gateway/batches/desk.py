@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -64,10 +65,16 @@ class Disk:
 
     def __init__(self) -> None:
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="batches")
+        self._computing = asyncio.Lock()
 
     async def run(self, work: Callable[[*Ts], T], *args: *Ts) -> T:
         """Run something that blocks on a thread; return its result."""
         return await asyncio.get_running_loop().run_in_executor(self._threads, work, *args)
+
+    async def compute(self, work: Callable[[*Ts], T], *args: *Ts) -> T:
+        """Run something that computes for a while, one at a time: the event loop must get its turns."""
+        async with self._computing:
+            return await self.run(work, *args)
 
     def close(self) -> None:
         """Take no more work."""
@@ -77,7 +84,7 @@ class Disk:
 @dataclass(frozen=True, slots=True)
 class Desk:
     """What the batches of a gateway work with. `turn`: whoever writes a row holds it, so that not all of those whose answers came
-    together write theirs before anybody else is served."""
+    together write theirs before anybody else is served; `lines`: recorded, by outcome."""
 
     queue: QueueClient
     batches: BatchList
@@ -87,3 +94,4 @@ class Desk:
     room: Room = field(default_factory=Room)
     disk: Disk = field(default_factory=Disk)
     turn: asyncio.Lock = field(default_factory=asyncio.Lock)
+    lines: Counter[str] = field(default_factory=Counter)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Mapping
 from contextlib import suppress
 
 from fmplex_broker.errors import FmplexError
@@ -19,7 +20,7 @@ from fmplex_gateway.ending import end
 
 log = logging.getLogger(__name__)
 _EVERY_S = 1.0
-_AT_ONCE = 16  # batches that are taken in a second: several gateways share what is there
+_AT_ONCE, _SOON_S = 16, 0.1  # batches that are taken at once, and when the next: several gateways share what is there
 _MOST = 256
 _CLOSE_S = 8.0
 
@@ -37,6 +38,11 @@ class Feeder:
     def start(self) -> None:
         """Begin to take batches."""
         self._task = asyncio.create_task(self._run())
+
+    @property
+    def lines(self) -> Mapping[str, int]:
+        """How many lines were recorded here, by outcome."""
+        return self._desk.lines
 
     def wake(self) -> None:
         """Look at once: a batch was ordered, or cancelled."""
@@ -68,20 +74,27 @@ class Feeder:
     async def _run(self) -> None:
         outage = Outage(log, "feeding batches")
         while True:
+            pause_s = _EVERY_S
             try:
                 await self._renew()
-                room = min(_AT_ONCE, _MOST - len(self._courses))
-                for held in await self._desk.batches.take(room) if room > 0 else []:
-                    self._begin(held)
+                pause_s = _SOON_S if await self._take() else _EVERY_S
                 outage.over()
             except FmplexError as e:
                 outage.say(e)
             except Exception:  # whatever it was, batches must be fed
                 log.exception("looking for batches failed; trying again")
             with suppress(TimeoutError):
-                async with asyncio.timeout(_EVERY_S):
+                async with asyncio.timeout(pause_s):
                     await self._woken.wait()
             self._woken.clear()
+
+    async def _take(self) -> bool:
+        """Take batches; return whether there may be more that this gateway has room for."""
+        room = min(_AT_ONCE, _MOST - len(self._courses))
+        taken = await self._desk.batches.take(room) if room > 0 else []
+        for held in taken:
+            self._begin(held)
+        return len(taken) == _AT_ONCE
 
     async def _renew(self) -> None:
         now, leases = await self._desk.batches.renew({b: course.holder for b, (course, _) in self._courses.items()})
@@ -110,6 +123,7 @@ class Feeder:
         except Exception:  # its lease runs out, and somebody tries again
             log.exception("batch %s failed here", course.batch)
         finally:
-            if self._courses.get(course.batch, (None,))[0] is course:
+            now = self._courses.get(course.batch)
+            if now is not None and now[0] is course:
                 del self._courses[course.batch]
             self._desk.room.batches = len(self._courses)

@@ -111,11 +111,12 @@ class Feeding:
                         lambda: self._desk.disk.run(self._reader.read, _AHEAD_LINES, _AHEAD_BYTES)
                     )
                 )
-            elif self._patience.lost or not self._patience.is_sure or self._why_not():
+            elif self._patience.closing or not self._patience.is_sure or self._why_not():
                 return
             else:
                 await self.window.start(self._ahead.popleft())
                 await asyncio.sleep(0)
+                self._put_if_due()
 
     async def _rest(self) -> None:
         """Wait until a line is answered, rows are in a part, or it is time to look."""
@@ -156,7 +157,7 @@ class Feeding:
         reader = LineReader(self._desk.store, self._record.order.input_file_id, self._parts.done)
         try:
             while not reader.at_end:
-                given_up = await self._patience.until_done(lambda: self._desk.disk.run(self._left, reader, why))
+                given_up = await self._patience.until_done(lambda: self._desk.disk.compute(self._left, reader, why))
                 for answered in given_up:
                     self._parts.add(answered)
                 if not self._parts.is_empty:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import shutil
 import time
+from functools import partial
 from typing import Literal, TypeAlias
 
 from fmplex_broker.errors import FmplexError
@@ -113,9 +114,7 @@ class Parts:
             if mine := [row.row for row in rows if row.ok is ok]:
                 names.append(f"{kind}-{self._holder}-{self._written}.jsonl")
                 path = f"{self._batch}/{names[-1]}"
-                await self._patience.until_done(
-                    lambda mine=mine, path=path: self._desk.disk.run(_write, self._desk.store, path, mine)
-                )
+                await self._patience.until_done(partial(self._desk.disk.run, _write, self._desk.store, path, mine))
         return names
 
     async def _record(self, rows: list[Answered], names: list[str]) -> None:
@@ -132,6 +131,7 @@ class Parts:
         self.done, self._versions = done, versions
         self._completed, self._failed = progress.completed, progress.failed
         self._names += names
+        self._desk.lines.update(completed=completed, failed=len(rows) - completed)
 
     async def _trim(self, rows: list[Answered]) -> None:
         try:

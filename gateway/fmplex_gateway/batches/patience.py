@@ -36,7 +36,7 @@ class Patience:
     @property
     def is_sure(self) -> bool:
         """True while the lease cannot have run out: a process that has stood still does not know yet that it did."""
-        return time.monotonic() < self._sure_until
+        return not self.lost and time.monotonic() < self._sure_until
 
     def renewed(self) -> None:
         """Note that the lease begins anew."""

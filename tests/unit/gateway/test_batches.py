@@ -482,3 +482,23 @@ async def test_a_gateway_that_is_stopped_gives_its_batches_back(tmp_path: Path, 
     assert (shown["status"], shown["request_counts"]["completed"]) == ("completed", 100)
     assert max(office.worker.ran.values()) == 1, "nothing was cancelled"
     await another.close()
+
+
+async def test_metrics_of_batches(office: Office) -> None:
+    await office.ended(await office.order([infer_line("a", "text 1"), infer_line("b", "fail")]))
+    held_back(office, 0)
+    batch = await office.order(numbered(3))
+    await office.reaches(batch, "in_progress")
+    text = (await office.place.ask("GET", "/metrics")).text.splitlines()
+    assert 'fmplex_batch_lines_total{outcome="completed"} 1.0' in text
+    assert 'fmplex_batch_lines_total{outcome="failed"} 1.0' in text
+    assert 'fmplex_batches{status="in_progress"} 1.0' in text
+
+
+async def test_a_window_of_a_week_is_never_longer_than_a_job_may_be(
+    office: Office, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = desk.Clock.now
+    monkeypatch.setattr(desk.Clock, "now", lambda self: now(self) - 2)  # it lags behind
+    shown = await office.ended(await office.order(numbered(3), completion_window="7d"))
+    assert (shown["status"], shown["request_counts"]["completed"]) == ("completed", 3)
