@@ -39,7 +39,7 @@ class RawLine(NamedTuple):
     """A line that is not blank, as it is in the file. `index`: how many such lines are before it; `number`: its number, from 1,
     blank lines counted; `data`: without its end, and at most a byte more of it than `MOST_LINE_BYTES`."""
 
-    index: int
+    index: int  # type: ignore[assignment]  # what tuples have of this name is not needed
     number: int
     data: bytes
 
@@ -109,7 +109,7 @@ def _decode(raw: bytes) -> dict[str, Any]:
     if len(raw) > MOST_LINE_BYTES:
         raise LineTooLong(f"the line has more than {MOST_LINE_BYTES} bytes; split the call")
     try:
-        value = (_QUICK if len(raw) <= LARGE_LINE_BYTES else _PATIENT).decode(raw.removeprefix(BOM).decode())
+        value = (_QUICK if len(raw) <= LARGE_LINE_BYTES else _PATIENT).decode(raw.decode("utf-8-sig"))
     except UnicodeDecodeError as e:
         raise InvalidJsonLine(f"the line is not UTF-8: {e.reason} at byte {e.start}") from None
     except json.JSONDecodeError as e:  # its own words say `line 1` of every line
