@@ -17,8 +17,6 @@ from tests.support.fleets import gateway
 from tests.support.packages import write_package
 from tests.support.waiting import wait_until
 
-pytestmark = pytest.mark.usefixtures("neighbours")
-
 
 @pytest.fixture
 def batches(http: httpx.Client) -> BatchHttp:
@@ -49,7 +47,7 @@ def test_what_a_batch_answers_is_what_a_call_is_answered(fleet: LocalFleet, batc
         vectors = [answered["embedding"] for answered in output["embed-5"][1]]
         alone = [client.infer("embed-lora", text(i)).output["embedding"].tolist() for i in (5, 6)]
         assert vectors == [pytest.approx(one, abs=1e-4) for one in alone]
-        assert set(shown["versions"]) == {client.vfms.get(name).version for name in ("stars", "embed-lora")}
+        assert set(shown["versions"]) == {client.vfms.show(name).version for name in ("stars", "embed-lora")}
     assert errors == {f"none-{i}": (404, "unknown_vfm") for i in range(3)}
 
 
@@ -88,7 +86,7 @@ def test_a_vfm_that_is_updated_and_removed_half_way(
     name = new_vfm(head, seed=1)
     batch = batches.order([infer_line(f"id-{i}", text(i), name) for i in range(4000)])
     with Client(fleet.gateway_url) as client:
-        first = client.vfms.get(name).version
+        first = client.vfms.show(name).version
         wait_until(lambda: batches.done(batch) >= 300, "some lines are done")
         second = client.vfms.update(name, write_package(tmp_path / name, head, seed=2)).version
         wait_until(lambda: second in batches.show(batch).get("versions", ()), "the new version answers")

@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 from uuid import uuid4
 
 import fsspec
@@ -60,7 +60,7 @@ class Storage:
             file = self.fs.open(scratch, "wb", block_size=BLOCK_BYTES)
         try:
             with _Guarded(file, self) as guarded:
-                yield guarded
+                yield cast(IO[bytes], guarded)
             with self.answers():
                 self.fs.mv(scratch, path)
         except BaseException:
@@ -110,9 +110,9 @@ class Storage:
         """Turn what the store raises into `StoreUnavailable`, unless it is one of these errors."""
         try:
             yield
-        except (FmplexError, *unless):
-            raise
         except Exception as e:  # every kind of store has errors of its own
+            if isinstance(e, (FmplexError, *unless)):
+                raise
             full = isinstance(e, OSError) and e.errno in _NO_ROOM
             what = "has no room left" if full else "does not answer"
             raise StoreUnavailable(f"the artifact store {self.url} {what} ({type(e).__name__}: {e})") from e

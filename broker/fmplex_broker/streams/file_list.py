@@ -126,7 +126,7 @@ class FileList:
 
     async def known(self, files: list[str]) -> set[str]:
         """Return which of these ids are in the list, of whatever owner."""
-        there = set()
+        there: set[str] = set()
         for start in range(0, len(files), _AT_ONCE):
             part = files[start : start + _AT_ONCE]
             async with broker_errors():

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 from fmplex_broker.errors import Conflict, DeadlineExceeded, FmplexError, StaleVersion
 from fmplex_broker.specs.batches import MOST_WINDOW_S, BatchRecord
@@ -23,7 +24,8 @@ _OVER_S = 1.0  # an answer that came so shortly before the end of the window tha
 _MANY_JOBS = 16  # of a line whose row is written on a thread
 
 
-class Answered(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Answered:
     """A line that is done: its `row`, for the output file if it is `ok`, else for the error file; the `version` that answered it,
     and where the replies to its jobs are stored."""
 

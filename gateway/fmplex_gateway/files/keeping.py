@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from fmplex_broker.errors import FmplexError, UnknownFile
 from fmplex_broker.packages.files import FileStore
@@ -14,6 +15,7 @@ from fmplex_broker.streams.file_list import FileList
 from fmplex_gateway.files.off_loop import StoreCalls
 
 log = logging.getLogger(__name__)
+Ids: TypeAlias = list[str]  # within the class `list` is another
 _EVERY_S = 3_600.0
 _ORPHAN_S = 86_400.0  # bytes that are in no list: their upload may be about to end, or its broker away
 
@@ -34,13 +36,13 @@ class Files:
         except FmplexError as e:
             log.warning("the bytes of %s stay for now: %s", file, e)
 
-    async def expire(self) -> list[str]:
+    async def expire(self) -> Ids:
         """Delete the files that have expired, but for those that an open batch reads, and bytes that could not be deleted before;
         return the ids of all."""
         await self.list.prune(time.time())
         return [file for file in await self.list.going() if await self._delete_unless_held(file)]
 
-    async def prune(self) -> list[str]:
+    async def prune(self) -> Ids:
         """Delete what `expire` does, and bytes that are in no list, a day old; return the ids of all."""
         gone, calls = await self.expire(), StoreCalls()
         await calls(self.store.sweep)
