@@ -8,6 +8,7 @@ FmplexError
 ├── Forbidden (403)            the API key may not do this; the message says what it lacks
 ├── UnknownVfm (404)
 ├── UnknownFile (404)
+├── UnknownBatch (404)
 ├── Conflict (409)             duplicate name, stale generation, idempotency key used for another request
 │   └── StaleVersion           the version was made for other weights than the fleet hosts; deploy the package again
 ├── TooSlow (408)              the request did not come in time
@@ -129,6 +130,17 @@ class UnknownFile(FmplexError):
     def of(cls, file: str) -> UnknownFile:
         """Make the error of a `file`, an id, that there is none of, in OpenAI's words."""
         return cls(f"No such File object: {file[:64]}; GET /v1/files lists those there are", field="id")
+
+
+class UnknownBatch(FmplexError):
+    """No batch has this id, or not one of whoever asks."""
+
+    code, status = "unknown_batch", 404
+
+    @classmethod
+    def of(cls, batch: str) -> UnknownBatch:
+        """Make the error of an id, `batch`, that no batch has, in OpenAI's words."""
+        return cls(f"No batch found with id {batch[:64]!r}; GET /v1/batches lists those there are", field="id")
 
 
 class Conflict(FmplexError):

@@ -5,12 +5,16 @@ from fmplex import Client
 with Client("http://127.0.0.1:8080") as fm:
     fm.infer("sentiment", "what a lovely day").output
 
-Calls: `Client`, `AsyncClient` and what they give (`Result`, handles, text streams); `client.vfms` shows vFMs as `VfmInfo`.
+Calls: `Client`, `AsyncClient` and what they give (`Result`, handles, text streams); `client.vfms` shows vFMs as `VfmInfo`;
+`client.batches` has offline work.
 Packages: `fit`, `from_peft`, `from_sentence_transformers`, `from_sklearn`, `write_package`. Specifications: `VfmSpec` and its
 parts, a class for each kind of head. Errors: all are `FmplexError`.
 """
 
 from fmplex.aio import AsyncClient
+from fmplex.batches.aio import AsyncBatch, AsyncBatches
+from fmplex.batches.records import BatchCounts, BatchFault, BatchInfo, BatchResult
+from fmplex.batches.sync import Batch, Batches
 from fmplex.construct import WrittenPackage, from_peft, from_sentence_transformers, from_sklearn, write_package
 from fmplex.fitting import fit
 from fmplex.results import AsyncHandle, AsyncTextStream, Handle, Result, TextStream
@@ -35,12 +39,15 @@ from fmplex_broker.errors import (
     QueueFull,
     RateLimited,
     StaleVersion,
+    StoreUnavailable,
     StreamRestarted,
     TextTooLong,
     TooLarge,
     TooSlow,
     Unauthorized,
     Unavailable,
+    UnknownBatch,
+    UnknownFile,
     UnknownVfm,
     VfmClosed,
 )
@@ -62,10 +69,18 @@ from fmplex_broker.specs.vfm_info import PastVersion, Refusal, VfmInfo
 from fmplex_broker.wire.tensors import Tensor
 
 __all__ = [
+    "AsyncBatch",
+    "AsyncBatches",
     "AsyncClient",
     "AsyncHandle",
     "AsyncTextStream",
     "AsyncVfms",
+    "Batch",
+    "BatchCounts",
+    "BatchFault",
+    "BatchInfo",
+    "BatchResult",
+    "Batches",
     "BrokerFault",
     "BrokerMisconfigured",
     "BrokerUnavailable",
@@ -102,6 +117,7 @@ __all__ = [
     "Similarity",
     "Slo",
     "StaleVersion",
+    "StoreUnavailable",
     "StreamRestarted",
     "Tagging",
     "Tensor",
@@ -111,6 +127,8 @@ __all__ = [
     "TooSlow",
     "Unauthorized",
     "Unavailable",
+    "UnknownBatch",
+    "UnknownFile",
     "UnknownVfm",
     "VfmClosed",
     "VfmInfo",

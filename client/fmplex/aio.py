@@ -8,9 +8,10 @@ from collections.abc import AsyncIterator, Iterable
 from types import TracebackType
 from typing import Any, Literal, overload
 
-from fmplex.batches import MapPlan, MapRun, Outcome, embed_all, progress_bar
+from fmplex.batches.aio import AsyncBatches
 from fmplex.call import make_call
 from fmplex.caller import Caller
+from fmplex.mapping import MapPlan, MapRun, Outcome, embed_all, progress_bar
 from fmplex.results import AsyncHandle, AsyncTextStream, Result
 from fmplex.vfms import AsyncVfms
 from fmplex_broker.errors import FmplexError
@@ -23,16 +24,16 @@ class AsyncClient:
     one. `artifacts`: the fleet's artifact store, which is needed to deploy straight to the streams. Raises `InvalidInput` for a
     URL that is neither. Close the client, or use `async with`; a closed client raises `Unavailable`.
 
-    It belongs to the event loop that uses it first. In a process that is forked later, and in a loop that follows the first one,
-    once that is closed, it connects anew; in a second loop beside the first it raises `InvalidInput`. Jobs and texts stay where
-    they were asked for.
+    It belongs to the event loop that uses it first. In a process that is forked later, and in a loop that follows the first
+    one, once that is closed, it connects anew; in a second loop beside the first it raises `InvalidInput`. Jobs and texts
+    stay where they were asked for.
 
     Calls are repeated, at most `retries` times, where that cannot run a job twice for the caller: every call carries an
     idempotency key. Full queues and rate limits (429) are waited out as the fleet asks, within the same number of tries.
 
     Every call may raise `Unauthorized`, `Forbidden`, `UnknownVfm`, `InvalidInput` (its `field` is at fault), `TextTooLong`,
-    `TooLarge`, `Conflict` (the idempotency key was used for another call), `StaleVersion` (the vFM was deployed for other weights
-    than the fleet hosts now), `QueueFull`, `RateLimited`, `Unavailable`, `DeadlineExceeded`, `JobFailed`,
+    `TooLarge`, `Conflict` (the idempotency key was used for another call), `StaleVersion` (the vFM was deployed for other
+    weights than the fleet hosts now), `QueueFull`, `RateLimited`, `Unavailable`, `DeadlineExceeded`, `JobFailed`,
     `NonFiniteOutput` or `Poisoned`; all of them are `FmplexError`.
 
         async with AsyncClient("http://127.0.0.1:8080") as client:
@@ -49,11 +50,17 @@ class AsyncClient:
     ) -> None:
         self._caller = Caller(url, api_key, artifacts, retries, ends_with_loop=True)
         self._vfms = AsyncVfms(self._caller.transport)
+        self._batches = AsyncBatches(self._caller.ask_batches)
 
     @property
     def vfms(self) -> AsyncVfms:
         """The vFMs of the fleet: to deploy, list, show, change and remove them."""
         return self._vfms
+
+    @property
+    def batches(self) -> AsyncBatches:
+        """Offline batches: to submit, list, wait for, cancel and fetch them; through a gateway."""
+        return self._batches
 
     @overload
     async def infer(
@@ -83,8 +90,8 @@ class AsyncClient:
         `vfm`: its name. `inputs`: texts, `{"text": …, "text_pair": …}`, `{"input_ids": […]}`, `{"inputs_embeds": tensor}` or,
         for a vFM that generates, `{"messages": […]}`; at most 2,048 of them (`map` takes more). `timeout`: seconds until the
         deadline, by default the vFM's. `idempotency_key`: a call that is repeated with the same key does not run twice; by
-        default a random one. `params`: `truncate` cuts over-long texts, `dimensions` shortens embeddings, `top_k` keeps the best
-        labels; of a vFM that generates, those of `GenerationParams` (`max_tokens`, `temperature`, `stop`, …).
+        default a random one. `params`: `truncate` cuts over-long texts, `dimensions` shortens embeddings, `top_k` keeps the
+        best labels; of a vFM that generates, those of `GenerationParams` (`max_tokens`, `temperature`, `stop`, …).
 
         Raises the first error among the inputs: `UnknownVfm`, `InvalidInput` (its `field` is at fault), `TextTooLong`,
         `TooLarge`, `QueueFull` or `RateLimited` (after all tries), `DeadlineExceeded`, `Unavailable`, `JobFailed`, …: see
@@ -120,9 +127,9 @@ class AsyncClient:
         """Generate a text and read it as it comes. Returns at once.
 
         `vfm`: its name. `value`: a text, `{"messages": […]}` or `{"input_ids": […]}`. `timeout`: seconds until the deadline, by
-        default the vFM's. `idempotency_key`: by default a random one; the call is repeated only before the first piece. `params`:
-        those of `GenerationParams`. The stream raises typed errors as it is read: what `infer` raises, and `StreamRestarted` (a
-        repeated text came out differently: send it again).
+        default the vFM's. `idempotency_key`: by default a random one; the call is repeated only before the first piece.
+        `params`: those of `GenerationParams`. The stream raises typed errors as it is read: what `infer` raises, and
+        `StreamRestarted` (a repeated text came out differently: send it again).
 
             async for piece in client.stream("support-bot", "Dear customer,", max_tokens=100):
                 print(piece, end="")
@@ -142,9 +149,11 @@ class AsyncClient:
         """Enqueue one job and return its handle without waiting for the result.
 
         `vfm`: its name. `value`: one input, as of `infer`. `timeout`: seconds until the deadline, by default the vFM's.
-        `idempotency_key`: a job that is enqueued again with the same key does not run twice; by default a random one. `offline`:
-        run it from spare capacity (broker URLs only). `params` as in `infer`. Raises what `infer` raises on admission; errors of
-        the job itself are raised by `AsyncHandle.result`.
+        `idempotency_key`: a job that is enqueued again with the same key does not run twice; by default a random one.
+        `offline`: run it from spare capacity, within a day if `timeout` does not say otherwise (a week at most); through a
+        gateway as a batch of its own, which lives on when this client is closed (`batches` is for many). `params` as in
+        `infer`. Raises what `infer` raises on admission (of a batch: when it is waited for); errors of the job itself are
+        raised by `AsyncHandle.result`.
 
             handle = await client.enqueue("sentiment", "what a lovely day")
             (await handle.result(timeout=5)).output
@@ -191,9 +200,9 @@ class AsyncClient:
 
         `vfm`: its name. `inputs`: each as of `infer`; drawn as results are read: about `window` of them are under
         way, fewer where the vFM's queue takes fewer. `progress`: draw a bar. `timeout`: seconds, for each input. `params` as in
-        `infer`. Raises what `infer` raises, with the input's place among all (`inputs.70`); what is under way is cancelled then,
-        and when the iterator is closed early. `on_error="return"`: what is wrong with an input is yielded in its place, as the
-        error itself; what is wrong with all of them (an unknown vFM, a key, a parameter) is raised.
+        `infer`. Raises what `infer` raises, with the input's place among all (`inputs.70`); what is under way is cancelled
+        then, and when the iterator is closed early. `on_error="return"`: what is wrong with an input is yielded in its place,
+        as the error itself; what is wrong with all of them (an unknown vFM, a key, a parameter) is raised.
 
             async for result in client.map("spam", open("mails.txt"), on_error="return"):
                 print(result if isinstance(result, FmplexError) else result.output["label"])

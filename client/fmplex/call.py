@@ -13,6 +13,7 @@ from typing import Any
 from fmplex_broker.errors import InvalidInput
 
 LONGEST_S = 86_400.0  # that a call may take
+LONGEST_OFFLINE_S = 7 * LONGEST_S
 GRACE_S = 1.0  # after the deadline, for the fleet's own word on it
 
 
@@ -65,8 +66,9 @@ def make_call(
     """Make a call from what a user gave: `timeout` in seconds; a random idempotency key if there is none. Raises `InvalidInput`
     for a timeout that is none."""
     timeout_ms = None if timeout is None else _seconds(timeout) * 1000
-    if timeout_ms is not None and not 1 <= timeout_ms <= LONGEST_S * 1000:
-        raise InvalidInput(f"timeout must be between 0.001 and {LONGEST_S:.0f} seconds, not {timeout}", field="timeout")
+    most_s = LONGEST_OFFLINE_S if offline else LONGEST_S
+    if timeout_ms is not None and not 1 <= timeout_ms <= most_s * 1000:
+        raise InvalidInput(f"timeout must be between 0.001 and {most_s:.0f} seconds, not {timeout}", field="timeout")
     return Call(vfm, tuple(inputs), params, timeout_ms, idempotency_key or secrets.token_hex(12), offline)
 
 
@@ -83,3 +85,10 @@ def _seconds(timeout: Any) -> float:
     if isinstance(timeout, bool) or not isinstance(timeout, Real) or math.isnan(timeout):
         raise InvalidInput(f"timeout must be a number of seconds, not {timeout!r}", field="timeout")
     return float(timeout)
+
+
+def vfm_path(vfm: str, of: str = "") -> str:
+    """Return the path of a vFM, or `of` something of it. Raises `InvalidInput` for what is no name."""
+    if not vfm or not all(c.isalnum() or c in "._-" for c in vfm):
+        raise InvalidInput(f"{vfm!r} is not the name of a vFM", field="vfm")
+    return f"/v1/vfms/{vfm}{of}"

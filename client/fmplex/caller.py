@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing, suppress
 from itertools import count
 from typing import TypeVar
 from weakref import WeakSet
 
+from fmplex.batches.calls import BatchCalls
 from fmplex.call import Call, Deadline
 from fmplex.homes import Home, keep_in_forks
 from fmplex.results import AsyncHandle, AsyncTextStream, Result
@@ -99,7 +101,22 @@ class Caller:
             except (Unavailable, Busy) as e:
                 if begun:
                     raise
-                await self._wait_out(e, attempt, deadline)
+                await self._wait_out(e, attempt, deadline.left_s())
+
+    async def repeat(self, send: Callable[[Transport], Awaitable[T]]) -> T:
+        """Do what may be done twice; return what comes of it."""
+        for attempt in count():
+            transport = self.transport()
+            try:
+                return await send(transport)
+            except (Unavailable, Busy) as e:
+                await self._wait_out(e, attempt, math.inf)
+        raise AssertionError("unreachable")
+
+    async def ask_batches(self, send: Callable[[BatchCalls], Awaitable[T]]) -> T:
+        """Ask for something about files or batches that may be asked for twice; see `Ask`. Raises `InvalidInput` where there
+        is no gateway."""
+        return await self.repeat(lambda transport: send(transport.batch_calls()))
 
     async def _retry(self, call: Call, send: Callable[[Transport, Call], Awaitable[T]], *, patient: bool = True) -> T:
         deadline = Deadline(call)
@@ -110,12 +127,11 @@ class Caller:
             except (Unavailable, Busy) as e:
                 if isinstance(e, Busy) and not patient:
                     raise
-                await self._wait_out(e, attempt, deadline)
+                await self._wait_out(e, attempt, deadline.left_s())
         raise AssertionError("unreachable")
 
-    async def _wait_out(self, e: Unavailable | Busy, attempt: int, deadline: Deadline) -> None:
-        """Wait until the next attempt; raise the error if there is none, or no time for it."""
-        left_s = deadline.left_s()
+    async def _wait_out(self, e: Unavailable | Busy, attempt: int, left_s: float) -> None:
+        """Wait until the next attempt; raise the error if there is none, or no time for it in `left_s` seconds."""
         if not left_s:
             raise DeadlineExceeded(f"the call's time is over; its last try: {e.message}") from e
         pause_s = e.retry_after or min(_BACKOFF_S * 2**attempt, _LONGEST_BACKOFF_S)

@@ -8,6 +8,7 @@ from collections.abc import AsyncGenerator
 from contextlib import suppress
 from typing import Any
 
+from fmplex.batches.calls import BatchCalls
 from fmplex.call import Call
 from fmplex.results import AsyncHandle, Result
 from fmplex_broker.errors import BrokerUnavailable, Cancelled, DeadlineExceeded, InvalidInput
@@ -75,6 +76,14 @@ class DirectTransport:
                 await cancel_all(pending)
         raise_first_error([reply])
         yield _result(call, reply)
+
+    def batch_calls(self) -> BatchCalls:
+        """Refuse files and batches: a gateway keeps them. Raises `InvalidInput`."""
+        raise InvalidInput(
+            "batches are kept by a gateway: connect with its http:// URL; straight to the broker, enqueue(offline=True) runs "
+            "single jobs from spare capacity",
+            field="url",
+        )
 
     async def deploy(self, package: Package) -> VfmInfo:
         """Deploy a vFM; see `Transport.deploy`. Raises `InvalidInput` when the artifact store is not known."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import json
 from collections.abc import AsyncGenerator
 from typing import Any
@@ -12,114 +11,85 @@ from urllib.parse import urlencode
 import httpx
 from pydantic import ValidationError
 
-from fmplex.call import GRACE_S, LONGEST_S, Call
+from fmplex.batches.alone import enqueue_alone
+from fmplex.batches.calls import BatchCalls
+from fmplex.call import GRACE_S, LONGEST_S, Call, vfm_path
+from fmplex.connection import CONNECT_S, TIMES, Connection, typed_error
 from fmplex.results import AsyncHandle, Result, wait_task
-from fmplex_broker.errors import Cancelled, DeadlineExceeded, FmplexError, InvalidInput, Unavailable, from_wire
+from fmplex_broker.errors import Cancelled, DeadlineExceeded, InvalidInput
 from fmplex_broker.packages.archive import MEDIA_TYPE, pack
 from fmplex_broker.packages.package import Package
 from fmplex_broker.specs.schema import invalid
 from fmplex_broker.specs.vfm import VfmChange
 from fmplex_broker.specs.vfm_info import VfmInfo
-from fmplex_broker.wire.messages import packb, unpackb
-
-_MSGPACK = "application/msgpack"
-_CONNECT_S = 5.0
-_TIMES = httpx.Timeout(90.0, connect=_CONNECT_S)
-_POOLS, _CONNECTIONS = 32, 32
+from fmplex_broker.wire.messages import packb
 
 
 class HttpTransport:
     """The transport to a gateway, `url`; `api_key`: None if it asks for none.
 
-    An enqueued job is a request that waits: it lives as long as this client (straight to the broker, it lives on). Raises
-    `httpx.InvalidURL` for a URL that is none.
+    An enqueued job is a request that waits: it lives as long as this client (straight to the broker, it lives on), unless it is
+    offline. Raises `httpx.InvalidURL` for a URL that is none.
     """
 
     def __init__(self, url: str, api_key: str | None) -> None:
+        self._connection = Connection(url, api_key)
         self._requests: set[asyncio.Task[list[Result]]] = set()
-        headers = {"Content-Type": _MSGPACK, "Accept": _MSGPACK}
-        if api_key is not None:
-            headers["Authorization"] = f"Bearer {api_key}"
-        self.url = url
-        context = httpx.create_ssl_context()
-        limits = httpx.Limits(max_connections=_CONNECTIONS, max_keepalive_connections=_CONNECTIONS)
-        # A pool looks through all its connections for every request: many small ones, in turn, stay fast.
-        self._pools = [
-            httpx.AsyncClient(base_url=url, headers=headers, limits=limits, verify=context) for _ in range(_POOLS)
-        ]
-        self._next = itertools.cycle(self._pools)
 
-    async def _send(self, method: str, path: str, body: Any = None, times: httpx.Timeout = _TIMES) -> Any:
+    def batch_calls(self) -> BatchCalls:
+        """Return the calls on files and batches; see `Transport.batch_calls`."""
+        return BatchCalls(self._connection)
+
+    async def _send(self, method: str, path: str, body: Any = None, times: httpx.Timeout = TIMES) -> Any:
         """Send one request and decode its answer. `body`: a value, or an archive as bytes; `times`: for its steps."""
-        headers = {"Content-Type": MEDIA_TYPE} if isinstance(body, bytes) else {}
+        headers = {"Content-Type": MEDIA_TYPE} if isinstance(body, bytes) else None
         content = _encode(body) if body is not None and not isinstance(body, bytes) else body
-        try:
-            response = await next(self._next).request(method, path, content=content, headers=headers, timeout=times)
-        except httpx.HTTPError as e:
-            raise self._no_answer(e) from e
-        if response.is_error:
-            raise _response_error(response)
-        try:
-            return (
-                unpackb(response.content) if _MSGPACK in response.headers.get("content-type", "") else response.json()
-            )
-        except ValueError as e:
-            raise self._not_a_gateway(e) from e
-
-    def _no_answer(self, e: httpx.HTTPError) -> Unavailable:
-        return Unavailable(f"the gateway at {self.url} does not answer ({type(e).__name__}: {e})")
-
-    def _not_a_gateway(self, e: Exception) -> Unavailable:
-        return Unavailable(f"{self.url} does not answer like an FMplex gateway of this client's version ({e})")
+        return await self._connection.request(method, path, content, headers=headers, times=times)
 
     def _info(self, answer: Any) -> VfmInfo:
         """Read the vFM that an answer shows."""
         try:
             return VfmInfo.read(answer)
         except ValidationError as e:
-            raise self._not_a_gateway(invalid(e)) from e
+            raise self._connection.not_a_gateway(invalid(e)) from e
 
     async def infer(self, call: Call) -> list[Result]:
         """Run a call; see `Transport.infer`."""
         try:
             async with asyncio.timeout(call.give_up_s):
-                answer = await self._send("POST", _path(call.vfm, "/infer"), _body(call), _times(call))
+                answer = await self._send("POST", vfm_path(call.vfm, "/infer"), _body(call), _times(call))
         except TimeoutError as e:
             raise DeadlineExceeded(
-                f"no answer in the call's time: the fleet is overloaded, no worker is alive, or the gateway at {self.url} is not"
+                f"no answer in the call's time: the fleet is overloaded, no worker is alive, or the gateway at "
+                f"{self._connection.url} is not"
             ) from e
         try:
             return _results(call, answer)
         except (ValueError, KeyError, TypeError) as e:
-            raise self._not_a_gateway(e) from e
+            raise self._connection.not_a_gateway(e) from e
 
     async def stream(self, call: Call) -> AsyncGenerator[str | Result, None]:
         """Generate a text; see `Transport.stream`."""
         content = _encode(_body(call, stream=True))
-        path = _path(call.vfm, "/infer")
+        path = vfm_path(call.vfm, "/infer")
         result: Result | None = None
         try:
-            async with next(self._next).stream("POST", path, content=content, timeout=_times(call)) as response:
-                if response.is_error:
-                    await response.aread()
-                    raise _response_error(response)
+            async with self._connection.stream("POST", path, content, times=_times(call)) as response:
                 async for event in _events(response):
                     if "outputs" in event:
                         (result,) = _results(call, event)
                     elif event["text"]:
                         yield event["text"]
-        except httpx.HTTPError as e:
-            raise self._no_answer(e) from e
         except (ValueError, KeyError, TypeError) as e:
-            raise self._not_a_gateway(e) from e
+            raise self._connection.not_a_gateway(e) from e
         if result is None:
-            raise self._not_a_gateway(EOFError("the stream ended before the text did"))
+            raise self._connection.not_a_gateway(EOFError("the stream ended before the text did"))
         yield result  # after all has been read: the connection may be used again
 
     async def enqueue(self, call: Call) -> AsyncHandle:
-        """Enqueue a call; see `Transport.enqueue`. Raises `InvalidInput` for an offline job: gateways take none."""
+        """Enqueue a call; see `Transport.enqueue`. An offline one becomes a batch of its own, which lives on."""
         if call.offline:
-            raise InvalidInput("offline jobs go straight to the broker; connect with a redis:// URL", field="offline")
+            return await enqueue_alone(self.batch_calls(), call)
         task = asyncio.ensure_future(self.infer(call))
         self._requests.add(task)
         task.add_done_callback(self._ended)
@@ -143,11 +113,11 @@ class HttpTransport:
 
     async def offer(self, name: str, package: Package) -> VfmInfo:
         """Offer a version; see `Transport.offer`."""
-        return self._info(await self._send("POST", _path(name, "/versions"), pack(package)))
+        return self._info(await self._send("POST", vfm_path(name, "/versions"), pack(package)))
 
     async def roll_back(self, name: str, version: str | None) -> VfmInfo:
         """Serve an earlier version; see `Transport.roll_back`."""
-        return self._info(await self._send("POST", _path(name, "/rollback"), {"version": version}))
+        return self._info(await self._send("POST", vfm_path(name, "/rollback"), {"version": version}))
 
     async def prune(self) -> list[str]:
         """Delete artifacts; see `Transport.prune`."""
@@ -160,20 +130,20 @@ class HttpTransport:
         try:
             return [self._info(vfm) for vfm in answer["vfms"]], int(answer["total"])
         except (ValueError, KeyError, TypeError) as e:
-            raise self._not_a_gateway(e) from e
+            raise self._connection.not_a_gateway(e) from e
 
     async def show(self, name: str) -> VfmInfo:
         """Return a vFM; see `Transport.show`."""
-        return self._info(await self._send("GET", _path(name)))
+        return self._info(await self._send("GET", vfm_path(name)))
 
     async def update(self, name: str, change: VfmChange) -> VfmInfo:
         """Change a vFM; see `Transport.update`."""
         body = change.model_dump(mode="json", exclude_unset=True)
-        return self._info(await self._send("PATCH", _path(name), body))
+        return self._info(await self._send("PATCH", vfm_path(name), body))
 
     async def remove(self, name: str) -> None:
         """Remove a vFM; see `Transport.remove`."""
-        await self._send("DELETE", _path(name))
+        await self._send("DELETE", vfm_path(name))
 
     def _ended(self, task: asyncio.Task[list[Result]]) -> None:
         self._requests.discard(task)
@@ -186,8 +156,7 @@ class HttpTransport:
         for request in requests:
             request.cancel()
         await asyncio.gather(*requests, return_exceptions=True)
-        for pool in self._pools:
-            await pool.aclose()
+        await self._connection.close()
 
 
 def _encode(body: Any) -> bytes:
@@ -219,7 +188,7 @@ def _results(call: Call, answer: dict[str, Any]) -> list[Result]:
 def _times(call: Call) -> httpx.Timeout:
     """Return how long the steps of a call may take. A call without a deadline has the vFM's, which only the gateway knows."""
     answer_s = LONGEST_S if call.timeout_ms is None else call.timeout_ms / 1000
-    return httpx.Timeout(answer_s + GRACE_S, connect=min(_CONNECT_S, answer_s), write=_TIMES.write)
+    return httpx.Timeout(answer_s + GRACE_S, connect=min(CONNECT_S, answer_s), write=TIMES.write)
 
 
 async def _events(response: httpx.Response) -> AsyncGenerator[dict[str, Any], None]:
@@ -230,24 +199,5 @@ async def _events(response: httpx.Response) -> AsyncGenerator[dict[str, Any], No
             continue
         event = json.loads(data)
         if "error" in event:
-            raise _typed_error(event["error"])
+            raise typed_error(event["error"])
         yield event
-
-
-def _path(vfm: str, of: str = "") -> str:
-    """Return the path of a vFM, or `of` something of it. Raises `InvalidInput` for what is no name."""
-    if not vfm or not all(c.isalnum() or c in "._-" for c in vfm):
-        raise InvalidInput(f"{vfm!r} is not the name of a vFM", field="vfm")
-    return f"/v1/vfms/{vfm}{of}"
-
-
-def _response_error(response: httpx.Response) -> FmplexError:
-    try:
-        return _typed_error(response.json()["error"])
-    except (ValueError, KeyError, TypeError, AttributeError):
-        kind = Unavailable if response.status_code >= 500 else FmplexError
-        return kind(f"the server answered {response.status_code}: {response.text[:200]}")
-
-
-def _typed_error(wire: Any) -> FmplexError:
-    return from_wire({k: wire.get(k) for k in ("code", "message", "field", "retry_after")})

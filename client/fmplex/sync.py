@@ -7,10 +7,11 @@ from collections.abc import Iterable, Iterator
 from types import TracebackType
 from typing import Any, Literal, overload
 
-from fmplex.batches import MapPlan, MapRun, Outcome, embed_all, progress_bar
+from fmplex.batches.sync import Batches
 from fmplex.call import make_call
 from fmplex.caller import Caller
 from fmplex.loop_thread import LoopThread, Work
+from fmplex.mapping import MapPlan, MapRun, Outcome, embed_all, progress_bar
 from fmplex.results import Handle, Result, TextStream
 from fmplex.vfms import AsyncVfms, Vfms
 from fmplex_broker.errors import FmplexError
@@ -21,15 +22,15 @@ class Client:
 
     `url`: `http://…` (a gateway), or `redis://…`, `unix://…` (straight to the streams). `api_key`: for a gateway that asks for
     one. `artifacts`: the fleet's artifact store, which is needed to deploy straight to the streams. Raises `InvalidInput` for a
-    URL that is neither. Safe to use from many threads, and after a fork: the new process connects anew on first use; handles and
-    texts stay with the process that asked for them. Close it, or use `with`; a closed client raises `Unavailable`.
+    URL that is neither. Safe to use from many threads, and after a fork: the new process connects anew on first use; handles
+    and texts stay with the process that asked for them. Close it, or use `with`; a closed client raises `Unavailable`.
 
     Calls are repeated, at most `retries` times, where that cannot run a job twice for the caller: every call carries an
     idempotency key. Full queues and rate limits (429) are waited out as the fleet asks, within the same number of tries.
 
     Every call may raise `Unauthorized`, `Forbidden`, `UnknownVfm`, `InvalidInput` (its `field` is at fault), `TextTooLong`,
-    `TooLarge`, `Conflict` (the idempotency key was used for another call), `StaleVersion` (the vFM was deployed for other weights
-    than the fleet hosts now), `QueueFull`, `RateLimited`, `Unavailable`, `DeadlineExceeded`, `JobFailed`,
+    `TooLarge`, `Conflict` (the idempotency key was used for another call), `StaleVersion` (the vFM was deployed for other
+    weights than the fleet hosts now), `QueueFull`, `RateLimited`, `Unavailable`, `DeadlineExceeded`, `JobFailed`,
     `NonFiniteOutput`, `Poisoned`, or `Cancelled` (another thread closed the client); all of them are `FmplexError`.
 
         with Client("http://127.0.0.1:8080") as client:
@@ -47,11 +48,17 @@ class Client:
         self._caller = Caller(url, api_key, artifacts, retries)
         self._loop = LoopThread()
         self._vfms = Vfms(AsyncVfms(self._caller.transport), self._loop)
+        self._batches = Batches(self._caller.ask_batches, self._loop)
 
     @property
     def vfms(self) -> Vfms:
         """The vFMs of the fleet: to deploy, list, show, change and remove them."""
         return self._vfms
+
+    @property
+    def batches(self) -> Batches:
+        """Offline batches: to submit, list, wait for, cancel and fetch them; through a gateway."""
+        return self._batches
 
     @overload
     def infer(
@@ -81,8 +88,8 @@ class Client:
         `vfm`: its name. `inputs`: texts, `{"text": …, "text_pair": …}`, `{"input_ids": […]}`, `{"inputs_embeds": tensor}` or,
         for a vFM that generates, `{"messages": […]}`; at most 2,048 of them (`map` takes more). `timeout`: seconds until the
         deadline, by default the vFM's. `idempotency_key`: a call that is repeated with the same key does not run twice; by
-        default a random one. `params`: `truncate` cuts over-long texts, `dimensions` shortens embeddings, `top_k` keeps the best
-        labels; of a vFM that generates, those of `GenerationParams` (`max_tokens`, `temperature`, `stop`, …).
+        default a random one. `params`: `truncate` cuts over-long texts, `dimensions` shortens embeddings, `top_k` keeps the
+        best labels; of a vFM that generates, those of `GenerationParams` (`max_tokens`, `temperature`, `stop`, …).
 
         Raises the first error among the inputs: `UnknownVfm`, `InvalidInput` (its `field` is at fault), `TextTooLong`,
         `TooLarge`, `QueueFull` or `RateLimited` (after all tries), `DeadlineExceeded`, `Unavailable`, `JobFailed`, …: see
@@ -118,9 +125,9 @@ class Client:
         """Generate a text and read it as it comes. Returns at once.
 
         `vfm`: its name. `value`: a text, `{"messages": […]}` or `{"input_ids": […]}`. `timeout`: seconds until the deadline, by
-        default the vFM's. `idempotency_key`: by default a random one; the call is repeated only before the first piece. `params`:
-        those of `GenerationParams`. The stream raises typed errors as it is read: what `infer` raises, and `StreamRestarted` (a
-        repeated text came out differently: send it again).
+        default the vFM's. `idempotency_key`: by default a random one; the call is repeated only before the first piece.
+        `params`: those of `GenerationParams`. The stream raises typed errors as it is read: what `infer` raises, and
+        `StreamRestarted` (a repeated text came out differently: send it again).
 
             for piece in client.stream("support-bot", "Dear customer,", max_tokens=100):
                 print(piece, end="")
@@ -141,9 +148,11 @@ class Client:
         """Enqueue one job and return its handle without waiting for the result.
 
         `vfm`: its name. `value`: one input, as of `infer`. `timeout`: seconds until the deadline, by default the vFM's.
-        `idempotency_key`: a job that is enqueued again with the same key does not run twice; by default a random one. `offline`:
-        run it from spare capacity (broker URLs only). `params` as in `infer`. Raises what `infer` raises on admission; errors of
-        the job itself are raised by `Handle.result`.
+        `idempotency_key`: a job that is enqueued again with the same key does not run twice; by default a random one.
+        `offline`: run it from spare capacity, within a day if `timeout` does not say otherwise (a week at most); through a
+        gateway as a batch of its own, which lives on when this client is closed (`batches` is for many). `params` as in
+        `infer`. Raises what `infer` raises on admission (of a batch: when it is waited for); errors of the job itself are
+        raised by `Handle.result`.
 
             handle = client.enqueue("sentiment", "what a lovely day")
             handle.result(timeout=5).output
@@ -191,8 +200,8 @@ class Client:
         `vfm`: its name. `inputs`: each as of `infer`; drawn in the caller's thread as results are read: about `window` of them
         are under way, fewer where the vFM's queue takes fewer. `progress`: draw a bar. `timeout`: seconds, for each input.
         `params` as in `infer`. Raises what `infer` raises, with the input's place among all (`inputs.70`); what is under way is
-        cancelled then, and when the iterator is closed early. `on_error="return"`: what is wrong with an input is yielded in its
-        place, as the error itself; what is wrong with all of them (an unknown vFM, a key, a parameter) is raised.
+        cancelled then, and when the iterator is closed early. `on_error="return"`: what is wrong with an input is yielded in
+        its place, as the error itself; what is wrong with all of them (an unknown vFM, a key, a parameter) is raised.
 
             for result in client.map("spam", open("mails.txt"), on_error="return"):
                 print(result if isinstance(result, FmplexError) else result.output["label"])

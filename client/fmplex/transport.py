@@ -7,6 +7,7 @@ from typing import Protocol
 
 import httpx
 
+from fmplex.batches.calls import BatchCalls
 from fmplex.call import Call
 from fmplex.direct import DirectTransport
 from fmplex.http import HttpTransport
@@ -34,6 +35,10 @@ class Transport(Protocol):
 
         Closing the generator early cancels the job.
         """
+        ...
+
+    def batch_calls(self) -> BatchCalls:
+        """Return the calls on files and batches. Raises `InvalidInput` where there is no gateway."""
         ...
 
     async def deploy(self, package: Package) -> VfmInfo:

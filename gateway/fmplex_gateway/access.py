@@ -116,7 +116,7 @@ class _Requirement:
         if self.all_models and not who.uses_all:
             raise Forbidden(f"this names every vFM; the key {who.name!r} may use {', '.join(who.models)} only")
         if "name" in request.path_params:
-            require_model(request, request.path_params["name"])
+            _require_model(request, request.path_params["name"])
 
 
 def requires(*scopes: Scope) -> params.Depends:
@@ -137,7 +137,7 @@ def _depends(requirement: _Requirement) -> params.Depends:
     return made
 
 
-def require_model(request: Request, vfm: str) -> None:
+def _require_model(request: Request, vfm: str) -> None:
     """Check that who asks may use a vFM. Raises `UnknownVfm`, whether or not there is one of that name."""
     if not principal_of(request).may_use(vfm):
         raise unknown_vfm(vfm)

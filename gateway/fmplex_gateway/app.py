@@ -19,11 +19,14 @@ from fmplex_broker.memory import Trimmer
 from fmplex_broker.packages.artifacts import ArtifactStore
 from fmplex_broker.packages.files import FileStore
 from fmplex_broker.specs.gateway import GatewaySpec
+from fmplex_broker.streams.batch_list import BatchList
 from fmplex_broker.streams.deployer import Deployer
 from fmplex_broker.streams.file_list import FileList
 from fmplex_broker.streams.queue_client import QueueClient
 from fmplex_gateway import health, inference, openai, vfms
 from fmplex_gateway.access import Access, check_declared
+from fmplex_gateway.batches import routes as batches
+from fmplex_gateway.batches.feeder import Feeder
 from fmplex_gateway.broker_watch import watching
 from fmplex_gateway.files import routes as files
 from fmplex_gateway.files.keeping import Files, expiring
@@ -52,14 +55,19 @@ def create_app(
         app.state.queue = queue()
         app.state.deployer = Deployer(app.state.queue.registry, store)
         app.state.files = Files(FileStore(store.url), FileList(app.state.queue.redis))
+        app.state.batches = BatchList(app.state.queue.redis, app.state.queue.scripts)
+        app.state.feeder = Feeder(app.state.queue, app.state.batches, app.state.files.list, app.state.files.store)
         app.state.reader = Reader()
+        app.state.feeder.start()
         tasks = [asyncio.create_task(_trim(trimmer)), asyncio.create_task(expiring(app.state.files))]
         async with watching(app.state.queue.registry):
             yield
         for task in tasks:
             task.cancel()
         app.state.reader.close()
+        await app.state.feeder.close()
         await app.state.queue.close()
+        await app.state.feeder.drop()
 
     trimmer = Trimmer()
     app = FastAPI(title="FMplex gateway", lifespan=lifespan, swagger_ui_oauth2_redirect_url=None)
@@ -75,7 +83,7 @@ def create_app(
 
 
 def _routers() -> list[APIRouter]:
-    return [part.router for part in (inference, openai, generation, files, vfms, health)]
+    return [part.router for part in (inference, openai, generation, files, batches, vfms, health)]
 
 
 async def _trim(trimmer: Trimmer) -> None:

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
+from contextlib import suppress
 
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from fmplex_broker.errors import FmplexError, NoWorker
+from fmplex_broker.streams.batch_list import BatchList
 from fmplex_broker.streams.fleet import read_fleet
 from fmplex_broker.streams.queue_client import QueueClient
+from fmplex_broker.wire.fleet_view import FleetView
 from fmplex_gateway.access import requires_all_models
+from fmplex_gateway.batches.feeder import Feeder
+from fmplex_gateway.batches.metrics import families
 from fmplex_gateway.dialect import error_body
 from fmplex_gateway.wire import error_response, json_response
 
@@ -44,10 +50,13 @@ async def readyz(request: Request) -> Response:
 async def metrics(request: Request) -> Response:
     """Answer with Prometheus text: this gateway's requests, and the fleet as the broker shows it."""
     queue: QueueClient = request.app.state.queue
-    try:
-        view = await read_fleet(queue.redis, queue.registry)
-    except FmplexError:
-        view = None  # the broker is away; what the gateway itself counts still matters
+    batches: BatchList = request.app.state.batches
+    feeder: Feeder = request.app.state.feeder
+    view: FleetView | None = None
+    open_batches: Counter[str] | None = None
+    with suppress(FmplexError):  # the broker is away; what the gateway itself counts still matters
+        view, open_batches = await read_fleet(queue.redis, queue.registry), await batches.count_open()
     # On a thread: of ten thousand vFMs it takes a while, and others get their turns.
-    text = await asyncio.to_thread(request.app.state.metrics.render, view)
+    more = families(feeder.lines, open_batches)
+    text = await asyncio.to_thread(request.app.state.metrics.render, view, more)
     return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")

@@ -12,11 +12,13 @@ from starlette.responses import Response
 from fmplex_broker.errors import InvalidInput
 from fmplex_broker.streams.queue_client import QueueClient, raise_first_error
 from fmplex_broker.wire.messages import Reply
-from fmplex_gateway.access import requires
-from fmplex_gateway.calls import call
+from fmplex_gateway import answers
+from fmplex_gateway.access import principal_of, requires
+from fmplex_gateway.answers import Asking, infer_body
+from fmplex_gateway.calls import unless_disconnected
 from fmplex_gateway.events import EventStream, follow
 from fmplex_gateway.schemas import InferBody
-from fmplex_gateway.wire import answer, parse_body
+from fmplex_gateway.wire import parse_body, respond
 
 router = APIRouter()
 
@@ -33,29 +35,8 @@ async def infer(name: str, request: Request) -> Response:
                 "one text at a time can be streamed; send the others in calls of their own", field="inputs"
             )
         return EventStream(_stream(request.app.state.queue, name, body))
-    replies = await call(
-        request, name, body.inputs, body.params, timeout_ms=body.timeout_ms, idempotency_key=body.idempotency_key
-    )
-    return await answer(request, _envelope(name, replies), _lists(replies))
-
-
-def _envelope(name: str, replies: list[Reply]) -> dict[str, Any]:
-    return {"vfm": name, "version": replies[0].version, "usage": {"units": sum(reply.units for reply in replies)}}
-
-
-def _lists(replies: list[Reply]) -> dict[str, list[Any]]:
-    """Return the parts of the answer that have one entry an input."""
-    return {"runs": [_run(reply) for reply in replies], "outputs": [reply.output for reply in replies]}
-
-
-def _run(reply: Reply) -> dict[str, Any]:
-    return {
-        "version": reply.version,
-        "units": reply.units,
-        "queue_ms": reply.queue_ms,
-        "run_ms": reply.run_ms,
-        "load_ms": reply.load_ms,
-    }
+    running = answers.infer(request.app.state.queue, name, body, Asking(principal_of(request)))
+    return await respond(request, (await unless_disconnected(request.receive, running)).body)
 
 
 async def _stream(queue: QueueClient, name: str, body: InferBody) -> AsyncGenerator[dict[str, Any], None]:
@@ -67,6 +48,6 @@ async def _stream(queue: QueueClient, name: str, body: InferBody) -> AsyncGenera
         async for _, got in coming:
             if isinstance(got, Reply):
                 raise_first_error([got])
-                yield _envelope(name, [got]) | _lists([got])
+                yield infer_body(name, [got])
             else:
                 yield {"text": got.text, "tokens": got.tokens, **({"logprobs": got.logprobs} if got.logprobs else {})}

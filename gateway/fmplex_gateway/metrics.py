@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
@@ -33,21 +33,22 @@ class Metrics:
         self._requests.labels(route, str(status)).inc()
         self._seconds.labels(route).observe(seconds)
 
-    def render(self, view: FleetView | None) -> bytes:
-        """Return the metrics as Prometheus text; `view`: the fleet, None if the broker is away."""
-        text = generate_latest(self._own)
-        if view is not None:
-            fleet = CollectorRegistry()
-            fleet.register(_Fleet(view))
-            text += generate_latest(fleet)
-        return text
+    def render(self, view: FleetView | None, more: Sequence[Metric] = ()) -> bytes:
+        """Return the metrics as Prometheus text, `more` of them too; `view`: the fleet, None if the broker is away."""
+        fleet = CollectorRegistry()
+        fleet.register(_Fleet(view, more))
+        return generate_latest(self._own) + generate_latest(fleet)
 
 
 class _Fleet(Collector):
-    def __init__(self, view: FleetView) -> None:
+    def __init__(self, view: FleetView | None, more: Sequence[Metric]) -> None:
         self._view = view
+        self._more = more
 
     def collect(self) -> Iterator[Metric]:
+        yield from self._more
+        if self._view is None:
+            return
         yield from _queues(self._view)
         yield from _limits(self._view)
         yield from _stored(self._view)

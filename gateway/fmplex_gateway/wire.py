@@ -44,6 +44,12 @@ def _is_msgpack(content_type: str) -> bool:
     return content_type.partition(";")[0].strip().lower() in (MSGPACK, "application/x-msgpack")
 
 
+async def respond(request: Request, body: dict[str, Any]) -> Response:
+    """Answer with a body, as `answer` does."""
+    lists = {key: value for key, value in body.items() if isinstance(value, list)}
+    return await answer(request, {key: value for key, value in body.items() if key not in lists}, lists)
+
+
 async def answer(request: Request, envelope: dict[str, Any], lists: dict[str, list[Any]]) -> Response:
     """Answer with `envelope` and in it `lists` by their keys: msgpack if the client asks for it (tensors stay tensors), else JSON
     (tensors become lists). Thousands of values take their time: other requests get their turns in between."""

@@ -13,7 +13,7 @@ from fmplex_broker.wire.messages import CLASSES, Flow
 # "Only q, ready, back, vfms, wake, leases, held, control, offers may lack a TTL", and the fleet-wide registry.
 PERMANENT = re.compile(
     r"\{[^}]*\}:(q:|ready:|back$|vfms$|wake$|leases$|held:|control$|offers$)"
-    r"|\{batches\}:(files$|files:|files-expiring$|files-going$|holders:)"
+    r"|\{batches\}:(files$|files:|files-expiring$|files-going$|holders:|batches-open$)"
 )
 FLEET_WIDE = {REGISTRY_BACKBONES, REGISTRY_VFMS}
 

@@ -31,7 +31,10 @@ _SETTINGS = {
 }  # fmt: skip
 _SCRIPTS_AT_ONCE = 64
 # Must run on a full server too, so that no lease lapses and it can drain: all that a job goes through once it is queued.
-_ALLOW_OOM = frozenset({"beat", "cancel", "claim", "join", "mark", "reap", "recover", "release", "retire", "settle"})
+_ALLOW_OOM = frozenset(
+    {"beat", "cancel", "claim", "join", "mark", "reap", "recover", "release", "retire", "settle"}
+    | {f"batch_{word}" for word in ("cancel", "move", "record", "release", "renew", "take")}
+)
 # Probes of idle connections, and how long what was sent may stay unconfirmed: a peer that is gone is noticed in six seconds.
 _KEEPALIVE = {"TCP_KEEPIDLE": 3, "TCP_KEEPALIVE": 3, "TCP_KEEPINTVL": 1, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 6_000}
 

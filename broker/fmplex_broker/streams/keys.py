@@ -47,6 +47,7 @@ class Keys:
     """Key names of one backbone."""
 
     def __init__(self, backbone: str) -> None:
+        self.backbone = backbone
         self.prefix = f"{{{backbone}}}:"
         self.vfms = self.prefix + "vfms"
         self.wake = self.prefix + "wake"
@@ -68,6 +69,10 @@ class Keys:
     def result(self, job: str) -> str:
         """Return the key of a job's stored reply."""
         return f"{self.prefix}res:{job}"
+
+    def idem(self, key: str) -> str:
+        """Return the key of what is known under an idempotency key."""
+        return f"{self.prefix}idem:{key}"
 
     def blob(self, job: str) -> str:
         """Return the key of a job's payload if it is large."""

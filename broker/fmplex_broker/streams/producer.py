@@ -6,7 +6,7 @@ import hashlib
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from fmplex_broker.errors import Cancelled
 from fmplex_broker.streams.batches import PER_CALL, send_all
@@ -52,6 +52,14 @@ class NewJob:
         for part in parts:
             digest.update(part.id.encode())
         return digest.hexdigest()
+
+
+class StoredReply(NamedTuple):
+    """Where the reply to a job lies: at its backbone under the job's id, which is found under the idempotency key."""
+
+    backbone: str
+    job: str
+    idem: str
 
 
 def stored_bytes(payloads: Sequence[Payload]) -> int:
@@ -125,6 +133,15 @@ class Producer:
             async with broker_errors():
                 raw += await self._redis.mget([self.keys.result(job) for job in jobs[start : start + PER_CALL]])
         return [read_reply(r) if r is not None else None for r in raw]
+
+    async def forget(self, stored: Sequence[StoredReply]) -> None:
+        """Delete stored replies, and the idempotency keys that lead to them. Raises `BrokerUnavailable`."""
+        for start in range(0, len(stored), PER_CALL):
+            part = stored[start : start + PER_CALL]
+            async with broker_errors():
+                await self._redis.unlink(
+                    *(key for s in part for key in (self.keys.result(s.job), self.keys.idem(s.idem)))
+                )
 
 
 def _result(status: bytes, job: bytes, extra: int) -> EnqueueResult:

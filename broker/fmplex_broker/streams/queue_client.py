@@ -17,7 +17,7 @@ from fmplex_broker.specs.versions import stale_error
 from fmplex_broker.streams.backbone_channel import BackboneChannel
 from fmplex_broker.streams.connection import Client, Scripts, open_redis
 from fmplex_broker.streams.not_taken import not_taken
-from fmplex_broker.streams.producer import EnqueueResult, NewJob, new_id, stored_bytes
+from fmplex_broker.streams.producer import EnqueueResult, NewJob, StoredReply, new_id, stored_bytes
 from fmplex_broker.streams.registry import Registry
 from fmplex_broker.streams.stream_buffer import StreamBuffer
 from fmplex_broker.streams.vfm_cache import VfmCache
@@ -85,6 +85,11 @@ class Pending:
         """Cancel the job; nobody waits for it afterwards. Returns cancelled | told (it runs, its worker was told) | shared
         (others wait for it) | gone."""
         return (await _take_back([self]))[0]
+
+    @property
+    def stored(self) -> StoredReply:
+        """Where its reply is stored once it has ended."""
+        return StoredReply(self.channel.producer.keys.backbone, self.job, self.idem)
 
     def _left(self) -> float:
         return max(0.0, self.until + _GRACE_S - time.monotonic())
@@ -181,6 +186,12 @@ class QueueClient:
                 channel.inbox.note_attempt(g.job, attempt)
         await channel.inbox.look_up([g.job for g in got if g.status == "done"])
         return pending
+
+    async def forget_results(self, stored: Sequence[StoredReply]) -> None:
+        """Delete stored replies before their time: whoever has written them down needs them no more, and a job that is asked for
+        again runs again. Raises `BrokerUnavailable`."""
+        for backbone in {reply.backbone for reply in stored}:
+            await self._channel(backbone).producer.forget([reply for reply in stored if reply.backbone == backbone])
 
     def _channel(self, backbone: str) -> BackboneChannel:
         channel = self._channels.get(backbone)

@@ -10,13 +10,14 @@ from typing import Annotated
 
 import typer
 
+from fmplex.cli import batches, show, vfms
 from fmplex.cli import chat as chat_command
 from fmplex.cli import deploy as deploy_command
 from fmplex.cli import fit as fit_command
 from fmplex.cli import infer as infer_command
 from fmplex.cli import pack as pack_commands
 from fmplex.cli import queues as queues_command
-from fmplex.cli import show, vfms
+from fmplex.cli import submit as submit_command
 from fmplex.cli import trace as trace_command
 from fmplex.cli.common import AsJson, broker_url, err, out
 from fmplex.cli.top import run_top
@@ -30,11 +31,13 @@ from fmplex_broker.errors import InvalidInput
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
                   help="Serve many customised versions of one foundation model on one shared backbone.")  # fmt: skip
 app.add_typer(vfms.app, name="vfms")
+app.add_typer(batches.app, name="batches")
 app.command("fit")(fit_command.fit)
 app.command("chat")(chat_command.chat)
 app.command("trace")(trace_command.trace)
 app.command("deploy")(deploy_command.deploy)
 app.command("infer")(infer_command.infer)
+app.command("submit")(submit_command.submit)
 app.command("queues")(queues_command.queues)
 for command in (pack_commands.pack, pack_commands.inspect, pack_commands.schema):
     app.command()(command)

@@ -9,15 +9,15 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from fmplex_broker.streams.queue_client import QueueClient, gather_replies
+from fmplex_broker.streams.queue_client import QueueClient
 from fmplex_broker.wire.messages import Reply
-from fmplex_gateway.access import require_model, requires
+from fmplex_gateway.access import principal_of, requires
+from fmplex_gateway.answers import Asking, generate, writer
 from fmplex_gateway.calls import unless_disconnected
 from fmplex_gateway.events import EventStream, follow
 from fmplex_gateway.generation.bodies import ChatBody, CompletionBody, TextBody
 from fmplex_gateway.generation.shapes import ChatShape, CompletionShape, Shape, envelope, usage
 from fmplex_gateway.generation.text_calls import TextCall, translated_errors
-from fmplex_gateway.kinds import require_kind
 from fmplex_gateway.wire import json_response, parse_body
 
 router = APIRouter()
@@ -39,19 +39,14 @@ async def completions(request: Request) -> Response:
 
 
 async def _answer(request: Request, body: TextBody, shape: Shape) -> Response:
-    require_model(request, body.model)
     queue: QueueClient = request.app.state.queue
-    status = await queue.vfm(body.model)
-    require_kind(status.spec, "generation")
+    asking = Asking(principal_of(request))
+    if not body.stream:
+        return json_response((await unless_disconnected(request.receive, generate(queue, body, shape, asking))).body)
+    status = await writer(queue, body, asking)
     with translated_errors(body):
         call = TextCall.of(body)
-        if body.stream:
-            return EventStream(_parts(queue, body, call, shape, status.version))
-        replies = await unless_disconnected(request.receive, gather_replies(await call.submit(queue)))
-        outputs = [call.check(at, reply).output for at, reply in enumerate(replies)]
-    choices = [shape.choice(at, output) for at, output in enumerate(outputs)]
-    around = envelope(shape, body.model, replies[0].version, part=False)
-    return json_response(around | {"choices": choices, "usage": usage(outputs, call.n)})
+    return EventStream(_parts(queue, body, call, shape, status.version))
 
 
 async def _parts(

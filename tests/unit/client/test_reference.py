@@ -14,10 +14,14 @@ from pydantic import BaseModel
 import fmplex
 import fmplex_broker.errors
 from fmplex import (
+    AsyncBatch,
+    AsyncBatches,
     AsyncClient,
     AsyncHandle,
     AsyncTextStream,
     AsyncVfms,
+    Batch,
+    Batches,
     Client,
     FmplexError,
     Handle,
@@ -28,7 +32,14 @@ from fmplex import (
 
 EXPORTED = {name: getattr(fmplex, name) for name in fmplex.__all__}
 CLASSES = {name: kind for name, kind in EXPORTED.items() if isinstance(kind, type)}
-PAIRS = ((AsyncClient, Client), (AsyncVfms, Vfms), (AsyncHandle, Handle), (AsyncTextStream, TextStream))
+PAIRS = (
+    (AsyncClient, Client),
+    (AsyncVfms, Vfms),
+    (AsyncHandle, Handle),
+    (AsyncTextStream, TextStream),
+    (AsyncBatches, Batches),
+    (AsyncBatch, Batch),
+)
 SYNC_NAMES = {"aclose": "close"}
 
 
@@ -97,7 +108,7 @@ def signature(function: Any) -> list[inspect.Parameter]:
 
 
 def test_the_sync_client_sends_nobody_to_the_other_one() -> None:
-    for kind in (Client, Vfms, Handle, TextStream):
+    for kind in (Client, Vfms, Handle, TextStream, Batches, Batch):
         for name, docstring in [(kind.__name__, kind.__doc__), *((n, m.__doc__) for n, m in members(kind).items())]:
             assert "Async" not in (docstring or ""), name
 

@@ -1,0 +1,1 @@
+"""Offline batches: files of calls that are answered with whatever capacity is to spare."""
