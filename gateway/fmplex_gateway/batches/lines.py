@@ -41,7 +41,7 @@ class RawLine:
     """A line that is not blank, as it is in the file. `index`: how many such lines are before it; `number`: its number, from 1,
     blank lines counted; `data`: without its end, and at most a byte more of it than `MOST_LINE_BYTES`."""
 
-    index: int  # type: ignore[assignment]  # what tuples have of this name is not needed
+    index: int
     number: int
     data: bytes
 
