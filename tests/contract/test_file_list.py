@@ -10,6 +10,7 @@ from redis.asyncio.client import Pipeline
 
 from fmplex_broker.errors import InvalidInput, UnknownFile
 from fmplex_broker.specs.files import FileRecord, derived_file_id, new_file_id
+from fmplex_broker.streams import file_list
 from fmplex_broker.streams.file_list import FileList
 from tests.contract.harness import Bench
 
@@ -88,15 +89,16 @@ async def test_a_page_after_what_is_no_file(files: FileList) -> None:
         assert caught.value.field == "after"
 
 
-async def test_more_than_a_round_trip_reads(files: FileList) -> None:
-    made = [record(at, expires_at=5_000) for at in range(1, 1_203)]
-    for start in range(0, len(made), 100):
-        await asyncio.gather(*(files.add(one) for one in made[start : start + 100]))
-    found, more = await files.page("team-a", 1_200)
-    assert ([one.id for one in found], more) == ([one.id for one in made[:1:-1]], True)
+async def test_more_than_a_round_trip_reads(files: FileList, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(file_list, "_AT_ONCE", 10)
+    made = [record(at, expires_at=5_000) for at in range(1, 32)]
+    for one in made:
+        await files.add(one)
+    found, more = await files.page("team-a", 25)
+    assert ([one.id for one in found], more) == ([one.id for one in made[:5:-1]], True)
     assert await files.known([one.id for one in made] + [new_file_id()]) == {one.id for one in made}
-    assert len(await files.prune(5_000)) == 1_202
-    assert (await ids(files), len(await files.going())) == ([], 1_202)
+    assert len(await files.prune(5_000)) == 31
+    assert (await ids(files), len(await files.going())) == ([], 31)
 
 
 # --- what expires -----------------------------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ from fmplex_broker.errors import BrokerFault, BrokerMisconfigured, BrokerUnavail
 from fmplex_broker.packages.artifacts import ArtifactStore
 from fmplex_broker.packages.package import bare
 from fmplex_broker.specs.deployments import BackboneInfo
+from fmplex_broker.specs.files import FileRecord, new_file_id
 from fmplex_broker.specs.heads import Embedding
 from fmplex_broker.specs.vfm import VfmChange, VfmSpec
 from fmplex_broker.streams.claims import Claimed
@@ -27,6 +28,7 @@ from fmplex_broker.streams.connection import Scripts, open_redis
 from fmplex_broker.streams.consumer import Consumer
 from fmplex_broker.streams.deployer import Deployer
 from fmplex_broker.streams.embedded import EmbeddedServer
+from fmplex_broker.streams.file_list import FileList
 from fmplex_broker.streams.fleet import publish, read_fleet
 from fmplex_broker.streams.payloads import fetch_payloads
 from fmplex_broker.streams.producer import Producer
@@ -90,6 +92,8 @@ HELD = Claimed(Flow("a", INTERACTIVE), "1-1", "j1", "in", "v", 1, 10**13, b"", 1
 STATS = WorkerStats("w1", BACKBONE, "cpu", 1, "host")
 RAN = PassRecord("w1", BACKBONE, 1, "interactive", 1e3, 0.1, 0.1, 30, 100, 2, [PassPart("a", 3, 30, 0.1, 5.0, 2.0)])
 
+FILE = FileRecord(id=new_file_id(), owner="a", bytes=1, created_at=1, expires_at=2, filename="x.jsonl", purpose="batch")
+
 
 class Hands:
     """One of everything that speaks to the broker, on one connection pool."""
@@ -103,6 +107,7 @@ class Hands:
         self.deployer = Deployer(self.registry, ArtifactStore(str(folder)))
         self.tracer = Tracer(self.redis, [BACKBONE])
         self.queue = QueueClient(self.redis, scripts=scripts)
+        self.files = FileList(self.redis)
         self.channel = self.queue._channel(BACKBONE)
 
     def pending(self) -> Pending:
@@ -169,6 +174,17 @@ CALLS: dict[str, Call] = {
     "Pending.cancel": lambda h: h.pending().cancel(),
     "cancel_all": lambda h: cancel_all([h.pending()]),
     "VfmCache.get": lambda h: h.queue._vfms.get("a"),
+    "FileList.add": lambda h: h.files.add(FILE),
+    "FileList.find": lambda h: h.files.find(FILE.id, "a"),
+    "FileList.page": lambda h: h.files.page("a"),
+    "FileList.remove": lambda h: h.files.remove(FILE.id, "a"),
+    "FileList.hold": lambda h: h.files.hold(FILE.id, "b"),
+    "FileList.release": lambda h: h.files.release(FILE.id, "b"),
+    "FileList.held": lambda h: h.files.held(FILE.id),
+    "FileList.prune": lambda h: h.files.prune(1e12),
+    "FileList.going": lambda h: h.files.going(),
+    "FileList.gone": lambda h: h.files.gone(FILE.id),
+    "FileList.known": lambda h: h.files.known([FILE.id]),
     "Scripts.__call__": lambda h: h.queue.scripts("beat", "{b}:vfms", ["w1", 3000]),
 }
 # What asks the broker nothing by itself, or whose failure at the end of things tells nobody anything.
