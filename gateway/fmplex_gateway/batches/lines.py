@@ -6,6 +6,7 @@ import hashlib
 import json
 import unicodedata
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import IO, Any, NamedTuple, NoReturn
 
 from fmplex_broker.errors import FmplexError, TooLarge
@@ -35,11 +36,12 @@ BOM = b"\xef\xbb\xbf"
 _SHOWN = 64  # characters of what somebody sent
 
 
-class RawLine(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class RawLine:
     """A line that is not blank, as it is in the file. `index`: how many such lines are before it; `number`: its number, from 1,
     blank lines counted; `data`: without its end, and at most a byte more of it than `MOST_LINE_BYTES`."""
 
-    index: int  # type: ignore[assignment]  # what tuples have of this name is not needed
+    index: int
     number: int
     data: bytes
 

@@ -49,16 +49,16 @@ def check_file(file: IO[bytes]) -> Checked:
     grow with the file. Raises what reading the file raises."""
     first = last = b""
     total, ids = 0, _Ids()
-    for index, number, data in _in_turns(raw_lines(file)):
-        total = index + 1
-        if index == 0:
-            first = data
-            if (what := _format(data)) is not None:
-                return Checked(0, [BatchError("invalid_file", f"the file is {what}", number)])
-        if index == MOST_LINES:
-            return Checked(total, [*ids.errors(), _too_many(number)])
-        last = data
-        ids.add(number, custom_id_of(data))
+    for line in _in_turns(raw_lines(file)):
+        total = line.index + 1
+        if line.index == 0:
+            first = line.data
+            if (what := _format(first)) is not None:
+                return Checked(0, [BatchError("invalid_file", f"the file is {what}", line.number)])
+        if line.index == MOST_LINES:
+            return Checked(total, [*ids.errors(), _too_many(line.number)])
+        last = line.data
+        ids.add(line.number, custom_id_of(last))
     if total == 0:
         return Checked(0, [BatchError("empty_file", "the file has no lines but blank ones; put a call on each")])
     if _is_array(first.removeprefix(BOM).strip(), last.strip(), total):

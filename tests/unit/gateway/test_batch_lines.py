@@ -27,6 +27,7 @@ from fmplex_gateway.batches.errors import BatchCancelled, BatchExpired, InputFil
 from fmplex_gateway.batches.lines import (
     MOST_LINE_BYTES,
     Line,
+    RawLine,
     custom_id_of,
     error_row,
     output_row,
@@ -88,7 +89,7 @@ def test_lines_are_the_lines_of_the_file_but_blank_ones(parts: list[bytes], size
 def test_of_a_line_that_is_too_long_no_more_is_held_than_shows_it(over: int) -> None:
     long = b"x" * (MOST_LINE_BYTES + over)
     [before, line, after] = raw_lines(io.BytesIO(b"{}\n" + long + b"\n{}"))
-    assert (before.data, after, line.number) == (b"{}", (2, 3, b"{}"), 2)
+    assert (before.data, after, line.number) == (b"{}", RawLine(2, 3, b"{}"), 2)
     assert len(line.data) == MOST_LINE_BYTES + min(over, 1)
     assert custom_id_of(line.data) is None
     assert refused(line.data).code == ("line_too_long" if over else "invalid_json_line")

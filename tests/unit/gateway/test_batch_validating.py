@@ -110,14 +110,19 @@ def rows(count: int) -> Iterator[bytes]:
     return (call(f"request-{i}") + b"\n" for i in range(count))
 
 
-def test_as_many_lines_as_may_and_one_more() -> None:
-    blank = b"\n"
-    assert checked(blank + b"".join(rows(MOST_LINES)) + blank) == (MOST_LINES, [])
-    assert codes(blank + b"".join(rows(MOST_LINES + 9))) == [("too_many_tasks", MOST_LINES + 2)]
-    assert codes(call("request-7") + blank + b"".join(rows(MOST_LINES))) == [
-        ("duplicate_custom_id", 9),
-        ("too_many_tasks", MOST_LINES + 1),
-    ]
+def test_as_many_lines_as_may_and_one_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert MOST_LINES == 50_000
+    most, blank = 60, b"\n"
+    monkeypatch.setattr(validating, "MOST_LINES", most)
+    assert checked(blank + b"".join(rows(most)) + blank) == (most, [])
+    assert codes(blank + b"".join(rows(most + 9))) == [("too_many_tasks", most + 2)]
+    twice = call("request-7") + blank + b"".join(rows(most))
+    assert codes(twice) == [("duplicate_custom_id", 9), ("too_many_tasks", most + 1)]
+
+
+def test_fifty_thousand_lines_and_one() -> None:
+    found = checked(b"".join(rows(MOST_LINES + 1)))
+    assert [(error.code, error.line) for error in found.errors] == [("too_many_tasks", MOST_LINES + 1)]
 
 
 def zipped() -> bytes:
@@ -157,18 +162,18 @@ def test_the_memory_does_not_grow_with_the_file(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(validating, "_REST_S", 0)
 
     class Long(io.RawIOBase):
-        """Sixty-four megabytes of lines, two of them without an end."""
+        """Forty megabytes: lines, one of twenty megabytes, and one that is blank over and over."""
 
         def __init__(self) -> None:
-            self._left = [call("a" * 99, body={"input": "x" * 20_000}) + b"\n", b"y" * (1 << 20)] * 2
-            self._parts = iter([self._left[0]] * 1500 + [b"y" * (1 << 20)] * 30 + [b"\n"] + [b"\n" * (1 << 20)] * 2)
+            line = call("a", body={"input": "x" * 20_000}) + b"\n"
+            self._parts = iter([line] * 1000 + [b"y" * (1 << 20)] * 20 + [b"\n"] + [b"\n" * (1 << 17)] * 2)
 
         def read(self, size: int = -1) -> bytes:
             return next(self._parts, b"")
 
     tracemalloc.start()
     try:
-        assert check_file(Long()).total == 1501  # type: ignore[arg-type]
-        assert tracemalloc.get_traced_memory()[1] < 32 << 20
+        assert check_file(Long()).total == 1001  # type: ignore[arg-type]
+        assert tracemalloc.get_traced_memory()[1] < 12 << 20
     finally:
         tracemalloc.stop()
