@@ -41,7 +41,8 @@ from benchmarks.stopping import run_async
 from fmplex import AsyncBatch, AsyncClient
 from fmplex.local import LocalFleet
 from fmplex_broker.errors import Busy
-from fmplex_broker.specs.fleet import GatewaySpec, WorkerSpec
+from fmplex_broker.specs.fleet import WorkerSpec
+from fmplex_broker.specs.gateway import GatewaySpec
 
 _LOADS = (20, 60)  # %
 _WINDOWS = (128, 512, 2048)  # of `map`

@@ -55,6 +55,16 @@ class Connection:
             httpx.AsyncClient(base_url=url, headers=headers, limits=limits, verify=context) for _ in range(_POOLS)
         ]
         self._next = itertools.cycle(self._pools)
+        self._closed = False
+
+    def check_open(self) -> None:
+        """Raise `Unavailable` if this is closed: whoever asks has a job of a closed client left."""
+        if self._closed:
+            raise Unavailable("this client is closed; make a new one")
+
+    def _pool(self) -> httpx.AsyncClient:
+        self.check_open()
+        return next(self._next)
 
     async def request(
         self,
@@ -68,7 +78,7 @@ class Connection:
         """Send one request and decode its answer. `headers`: where they differ; `times`: for its steps. Raises the error that it
         is answered with, or `Unavailable`."""
         try:
-            response = await next(self._next).request(method, path, content=content, headers=headers, timeout=times)
+            response = await self._pool().request(method, path, content=content, headers=headers, timeout=times)
         except httpx.HTTPError as e:
             raise self.no_answer(e) from e
         if response.is_error:
@@ -90,9 +100,7 @@ class Connection:
     ) -> AsyncIterator[httpx.Response]:
         """Send one request and give its answer while it comes. Raises as `request` does, also for what breaks off."""
         try:
-            async with next(self._next).stream(
-                method, path, content=content, headers=headers, timeout=times
-            ) as response:
+            async with self._pool().stream(method, path, content=content, headers=headers, timeout=times) as response:
                 if response.is_error:
                     await response.aread()
                     raise _response_error(response)
@@ -110,6 +118,7 @@ class Connection:
 
     async def close(self) -> None:
         """Close all connections."""
+        self._closed = True
         for pool in self._pools:
             await pool.aclose()
 

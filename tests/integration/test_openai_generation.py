@@ -444,3 +444,40 @@ def test_metrics_tell_of_tokens_and_how_they_come(ai: openai.OpenAI, texts: Loca
     assert metric(texts.gateway_url, "fmplex_vfm_inter_token_target_seconds", vfm="poet") == 0.1
     assert metric(texts.gateway_url, "fmplex_kv_budget_bytes") == 33_554_432
     assert metric(texts.gateway_url, "fmplex_vfm_generated_tokens_total", vfm="vectors") == 0
+
+
+# --- batches -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("endpoint", ["/v1/chat/completions", "/v1/completions"])
+def test_texts_of_a_batch_are_those_of_calls(ai: openai.OpenAI, endpoint: Any) -> None:
+    chats = endpoint == "/v1/chat/completions"
+    asked = {"messages": HI} if chats else {"prompt": "the cat"}
+    bodies = [
+        {"model": "plain", **asked, **GREEDY, **more} for more in ({}, {"max_tokens": 3}, {"stream": True}, {"n": 2})
+    ]
+    lines = [{"custom_id": str(i), "method": "POST", "url": endpoint, "body": body} for i, body in enumerate(bodies)]
+    content = "".join(json.dumps(line) + "\n" for line in lines).encode()
+    file = ai.files.create(file=("lines.jsonl", content), purpose="batch")
+    batch = ai.batches.create(input_file_id=file.id, endpoint=endpoint, completion_window="24h")
+    wait_until(lambda: ai.batches.retrieve(batch.id).status == "completed", "the batch ends")
+    done = ai.batches.retrieve(batch.id)
+    assert done.output_file_id is not None
+    assert done.error_file_id is not None
+    good, bad = (
+        [json.loads(line) for line in ai.files.content(name).text.splitlines()]
+        for name in (done.output_file_id, done.error_file_id)
+    )
+    assert {row["custom_id"]: row["error"]["code"] for row in bad} == {
+        "2": "stream_not_supported",
+        "3": "n_not_supported",
+    }
+    answers = {row["custom_id"]: row["response"]["body"] for row in good}
+    calls = ai.chat.completions if chats else ai.completions
+    for n in (0, 1):
+        body, wanted = answers[str(n)], calls.create(**bodies[n]).model_dump()
+        (got,), (choice,) = body["choices"], wanted["choices"]
+        text = (lambda c: c["message"]["content"]) if chats else (lambda c: c["text"])
+        assert (text(got), got["finish_reason"]) == (text(choice), choice["finish_reason"])
+        assert body["usage"]["completion_tokens"] == wanted["usage"]["completion_tokens"]
+        assert body["object"] == wanted["object"]

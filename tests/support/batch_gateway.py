@@ -130,7 +130,12 @@ def _handler(gateway: BatchGateway) -> type[BaseHTTPRequestHandler]:
             elif path == "/v1/batches":
                 self._answer(gateway.create(json.loads(content)))
             elif (batch := self._batch(path.removesuffix("/cancel"))) is not None:
-                if batch["status"] in ("validating", "in_progress"):
+                if batch["status"] in ("completed", "failed"):
+                    self._answer({"error": {"code": "conflict", "message": "it has ended"}}, 409)
+                    return
+                if batch["status"] == "validating":
+                    batch["status"] = "cancelled"  # without files
+                elif batch["status"] != "cancelled":
                     batch["status"] = "cancelling"
                 self._answer(batch)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fmplex.batches.building import prepare
-from fmplex.batches.calls import Ask, BatchCalls
+from fmplex.batches.calls import Ask
 from fmplex.batches.core import BatchCore, begin, find_all
 from fmplex.batches.records import BatchCounts, BatchInfo, BatchResult
 from fmplex.batches.rows import write_rows
@@ -112,7 +112,7 @@ class AsyncBatches:
             async for result in batch:
                 print(result.line, result.error or result.output["label"])
         """
-        await self._ask(_nothing)  # straight to the broker this is refused before the inputs are drawn
+        await self._ask(lambda calls: calls.ready())  # or refuse, before the inputs are drawn
         source = await asyncio.to_thread(prepare, inputs, vfm, params or {}, column)
         with source:
             info = await begin(self._ask, source, completion_window, dict(metadata) if metadata else None)
@@ -126,7 +126,3 @@ class AsyncBatches:
     async def list(self, limit: int | None = None) -> list[AsyncBatch]:
         """List batches, newest first: all of them, or the first `limit`."""
         return [AsyncBatch(BatchCore(self._ask, info)) for info in await find_all(self._ask, limit)]
-
-
-async def _nothing(calls: BatchCalls) -> None:
-    pass

@@ -14,7 +14,7 @@ from fmplex.batches.records import BatchInfo
 from fmplex.batches.rows import read_row
 from fmplex.call import Call
 from fmplex.results import AsyncHandle, Result
-from fmplex_broker.errors import Conflict, Unavailable
+from fmplex_broker.errors import Cancelled, Conflict
 
 T = TypeVar("T")
 _KEY, _DIGEST = "idempotency_key", "call"  # of its metadata
@@ -73,7 +73,7 @@ class _Job:
             with await self._core.rows() as rows:
                 self._row = next(rows.raw(), None)
         if self._row is None:
-            raise Unavailable(f"{self._core.info.id} has ended as {self._core.info.status}, without a word on its line")
+            raise Cancelled("the job was cancelled")  # before anybody had looked at it
         line = read_row(self._row)
         if line.error is not None:
             raise line.error

@@ -166,7 +166,7 @@ def _written(
             file.write(_line(item, url, ends) + b"\n")
             last = item.number
         if not last:
-            raise InvalidInput("no inputs: there is nothing but blank lines", field="inputs")
+            raise InvalidInput("no inputs: there is nothing in it to send", field="inputs")
     except BaseException:
         file.close()
         raise

@@ -33,6 +33,10 @@ class BatchCalls:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
 
+    async def ready(self) -> None:
+        """Raise `Unavailable` if the client is closed."""
+        self._connection.check_open()
+
     async def upload(self, file: BinaryIO, name: str) -> str:
         """Send a file, block by block, to be the input of a batch; return its id. `file`: seekable, sent from its beginning."""
         size = file.seek(0, 2)

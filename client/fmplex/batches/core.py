@@ -10,7 +10,7 @@ from fmplex.batches.calls import PAGE, Ask, BatchCalls
 from fmplex.batches.records import BatchInfo
 from fmplex.batches.rows import Rows
 from fmplex.batches.watching import Watch
-from fmplex_broker.errors import InvalidInput, Unavailable
+from fmplex_broker.errors import Conflict, InvalidInput, Unavailable
 
 
 class BatchCore:
@@ -27,10 +27,14 @@ class BatchCore:
 
     async def cancel(self) -> None:
         """Cancel the batch; once it has ended this changes nothing."""
-        self.info = await self._ask(lambda calls: calls.cancel(self.info.id))
+        try:
+            self.info = await self._ask(lambda calls: calls.cancel(self.info.id))
+        except Conflict:  # that was too late
+            await self.refresh()
 
     async def look(self, watch: Watch) -> bool:
         """Look at the batch on behalf of somebody who waits; return whether it has ended. Raises as `Watch` does."""
+        await self._ask(lambda calls: calls.ready())  # a closed client is not one whose gateway is away
         try:
             return watch.saw(self.info if self.info.ended else await self.refresh())
         except Unavailable as e:
@@ -55,7 +59,7 @@ class BatchCore:
                 if file_id is not None:
                     into = rows.add()
                     await self._ask(lambda calls: calls.download(file_id, into))  # noqa: B023 - asked at once
-            rows.index()
+            await asyncio.to_thread(rows.index)
             undo.pop_all()
         return rows
 

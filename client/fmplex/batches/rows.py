@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -14,6 +15,7 @@ from fmplex.batches.records import BatchResult
 from fmplex.connection import typed_error
 from fmplex_broker.errors import Cancelled, DeadlineExceeded, FmplexError, InvalidInput, Unavailable
 
+_LINE_LAST = re.compile(rb'"line": ?([0-9]+)\}\s*\Z')
 # Words of lines that never ran; whatever else is said of such a line is invalid input.
 _NEVER_RAN: dict[str, type[FmplexError]] = {"batch_expired": DeadlineExceeded, "batch_cancelled": Cancelled}
 
@@ -68,6 +70,8 @@ class Rows:
 
 
 def _line_of(raw: bytes) -> int:
+    if (found := _LINE_LAST.search(raw)) is not None:  # not all of a large row need be read for it
+        return int(found[1])
     try:
         return int(json.loads(raw)["line"])
     except (ValueError, KeyError, TypeError) as e:

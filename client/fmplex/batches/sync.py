@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fmplex.batches.building import prepare
-from fmplex.batches.calls import Ask, BatchCalls
+from fmplex.batches.calls import Ask
 from fmplex.batches.core import BatchCore, begin, find_all
 from fmplex.batches.records import BatchCounts, BatchInfo, BatchResult
 from fmplex.batches.rows import write_rows
@@ -118,7 +118,7 @@ class Batches:
             for result in batch:
                 print(result.line, result.error or result.output["label"])
         """
-        self._loop.run(self._ask(_nothing))  # straight to the broker this is refused before the inputs are drawn
+        self._loop.run(self._ask(lambda calls: calls.ready()))  # or refuse, before the inputs are drawn
         with prepare(inputs, vfm, params or {}, column) as source:
             given = dict(metadata) if metadata else None
             info = self._loop.run(begin(self._ask, source, completion_window, given))
@@ -132,7 +132,3 @@ class Batches:
     def list(self, limit: int | None = None) -> list[Batch]:
         """List batches, newest first: all of them, or the first `limit`."""
         return [Batch(BatchCore(self._ask, info), self._loop) for info in self._loop.run(find_all(self._ask, limit))]
-
-
-async def _nothing(calls: BatchCalls) -> None:
-    pass

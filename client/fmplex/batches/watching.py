@@ -25,7 +25,7 @@ class Watch:
         self._bar = Progress(
             TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"),
             TextColumn("ETA"), TimeRemainingColumn(), TimeElapsedColumn(), TextColumn("{task.fields[failed]}", style="red"),
-            console=Console(stderr=True), disable=not progress,
+            console=Console(stderr=True), redirect_stdout=False, disable=not progress,
         )  # fmt: skip
         self._task = self._bar.add_task("validating", total=None, rate="", failed="")
 

@@ -108,7 +108,9 @@ def wait_for(batch: Batch, output: Path | None) -> None:
     try:
         batch.wait(progress=True)
     except KeyboardInterrupt:
-        err.print(f"{batch.id} goes on; {how_to_come_back(batch, output)}", highlight=False, soft_wrap=True)
+        err.print(
+            f"{batch.id} goes on; {how_to_come_back(batch, output)}", markup=False, highlight=False, soft_wrap=True
+        )
         raise typer.Exit(130) from None
 
 

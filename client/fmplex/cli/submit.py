@@ -60,7 +60,7 @@ def submit(
                     highlight=False, soft_wrap=True,
                 )  # fmt: skip
             return
-        err.print(f"{batch.id}: {how_to_come_back(batch, output)}", highlight=False, soft_wrap=True)
+        err.print(f"{batch.id}: {how_to_come_back(batch, output)}", markup=False, highlight=False, soft_wrap=True)
         wait_for(batch, output)
         deliver(batch, output)
 

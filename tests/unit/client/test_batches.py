@@ -239,10 +239,25 @@ def test_an_offline_job_is_cancelled(client: Client, gateway: BatchGateway) -> N
     assert job.cancel() is True
     with pytest.raises(Cancelled):
         job.result()
+    early = client.enqueue("spam", "hello", offline=True)
+    assert early.cancel() is True
+    with pytest.raises(Cancelled):
+        early.result()
     gateway.stuck = False
     done = client.enqueue("spam", "hello", offline=True)
     done.result()
     assert done.cancel() is False
+
+
+async def test_what_is_left_of_a_closed_client_says_so(gateway: BatchGateway) -> None:
+    async with AsyncClient(gateway.url) as fm:
+        job = await fm.enqueue("spam", "hello", offline=True)
+        batch = await fm.batches.submit(["hello"], vfm="spam")
+    for call in (job.result(), batch.wait(), batch.cancel()):
+        with pytest.raises(Unavailable, match="this client is closed"):
+            await call
+    async with AsyncClient(gateway.url) as fm:
+        assert (await (await fm.batches.get(batch.id)).wait()).status == "completed", "it went on"
 
 
 def test_results_are_read_from_disk(client: Client, gateway: BatchGateway) -> None:

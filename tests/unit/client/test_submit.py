@@ -182,7 +182,7 @@ def test_ctrl_c_leaves_it_to_itself(gateway: BatchGateway) -> None:
     [
         ("nowhere", None, [], "nowhere cannot be read"),
         ("a.txt", b"one", [], "say which vFM"),
-        ("a.txt", b"\n \r\n", ["--vfm", "v"], "nothing but blank lines"),
+        ("a.txt", b"\n \r\n", ["--vfm", "v"], "no inputs: there is nothing in it to send"),
         ("a.txt", b"one", ["--vfm", "a/b"], "not the name of a vFM"),
         ("a.txt", "one".encode("utf-16"), ["--vfm", "v"], "is UTF-16 text; unpack it, save it as UTF-8 text"),
         ("a.csv.gz", b"\x1f\x8b\x08\x00", ["--vfm", "v"], "is compressed"),
