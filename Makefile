@@ -42,8 +42,9 @@ demo: $(DEMO_STAMP)
 	$(BIN)/fmplex demo
 
 # Runs of pytest side by side, for tests of real processes mostly wait for each other; what all but the first print comes at the end.
+# A thread each: those of several runs would keep each other from the processors, spinning.
 define side_by_side
-@$(foreach n,2 3,$(if $($(n)),$(BIN)/python -m pytest $($(n)) $(PYTEST_ARGS) > $(VENV)/tests-$(n).log 2>&1 & run_$(n)=$$!;)) \
+@export OMP_NUM_THREADS=1; $(foreach n,2 3,$(if $($(n)),$(BIN)/python -m pytest $($(n)) $(PYTEST_ARGS) > $(VENV)/tests-$(n).log 2>&1 & run_$(n)=$$!;)) \
 $(BIN)/python -m pytest $(1) $(PYTEST_ARGS); failed=$$?; \
 $(foreach n,2 3,$(if $($(n)),wait $$run_$(n) || failed=1; cat $(VENV)/tests-$(n).log;)) \
 test $$failed -eq 0
