@@ -222,6 +222,7 @@ async def test_what_begins_alike_is_not_computed_again_within_a_vfm(site: Site, 
 # ---- too little memory for all ----
 
 
+@pytest.mark.long
 async def test_when_memory_is_full_jobs_wait_and_none_dies(session: QueueClient) -> None:
     asks = [(vfm, prompt(40, i)) for i in range(6) for vfm in ("plain", "rank4", "rank8")]
     calls = [asyncio.create_task(write(session, f"tight-{v}", p, **COMPARED, max_tokens=200)) for v, p in asks]
@@ -343,6 +344,7 @@ async def test_a_worker_told_to_end_finishes_its_texts(site: Site, session: Queu
     assert "has left" in site.log("ending")
 
 
+@pytest.mark.long
 async def test_what_a_worker_cannot_finish_another_one_does_and_readers_notice_nothing(
     site: Site, session: QueueClient
 ) -> None:
