@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
 
 import pytest
 
@@ -11,7 +10,7 @@ import pytest
 OFTEN = frozenset({"bert", "roberta", "mpnet", "modernbert", "deberta-v2", "t5", "llama", "gemma3_text", "gpt2"})
 
 
-def families(names: Iterable[str]) -> Any:
+def families(names: Iterable[str]) -> pytest.MarkDecorator:
     """Return the mark of a test that takes each `family` of these."""
     params = [name if name in OFTEN else pytest.param(name, marks=pytest.mark.long) for name in names]
     return pytest.mark.parametrize("family", params)
