@@ -41,7 +41,6 @@ def test_train_a_head(fleet: LocalFleet, folder: Path, monkeypatch: pytest.Monke
     assert answers(fleet, "spam", ["You have WON a free cruise, reply now"])[0]["label"] == "spam"
 
 
-@pytest.mark.long
 def test_train_a_lora(fleet: LocalFleet, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     done = DOCUMENT.run("Train a LoRA", fleet, folder, monkeypatch)["done"]
     with Client(fleet.gateway_url) as fm:
