@@ -292,8 +292,8 @@ async def test_a_cancelled_text_is_in_no_pass_any_more(session: QueueClient) -> 
     assert await growing.pending.cancel() == "told"
     await holds_nothing(session)
     passes = [p for heard in await tracer.read() for p in heard.report.passes if p.start_ms > now_ms]
-    # Some run until the word is heard. Unheard, it would be in twenty thousand.
-    assert sum(part.vfm == "rank32" for p in passes for part in p.parts) <= 200
+    # One may run when the word is sent, and a few more until it is heard.
+    assert sum(part.vfm == "rank32" for p in passes for part in p.parts) <= 20
     growing.task.cancel()
     await asyncio.wait([growing.task])
 
