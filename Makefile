@@ -42,8 +42,9 @@ demo: $(DEMO_STAMP)
 	$(BIN)/fmplex demo
 
 # Runs of pytest side by side, for tests of real processes mostly wait for each other; what all but the first print comes at the end.
+# A thread each: those of several runs would keep each other from the processors, spinning.
 define side_by_side
-@$(foreach n,2 3,$(if $($(n)),$(BIN)/python -m pytest $($(n)) $(PYTEST_ARGS) > $(VENV)/tests-$(n).log 2>&1 & run_$(n)=$$!;)) \
+@export OMP_NUM_THREADS=1; $(foreach n,2 3,$(if $($(n)),$(BIN)/python -m pytest $($(n)) $(PYTEST_ARGS) > $(VENV)/tests-$(n).log 2>&1 & run_$(n)=$$!;)) \
 $(BIN)/python -m pytest $(1) $(PYTEST_ARGS); failed=$$?; \
 $(foreach n,2 3,$(if $($(n)),wait $$run_$(n) || failed=1; cat $(VENV)/tests-$(n).log;)) \
 test $$failed -eq 0
@@ -51,7 +52,7 @@ endef
 
 # Three parts that take about as long: what is in neither of two others is in the third.
 UNIT := tests/unit
-PROTOCOL := tests/contract tests/tutorial tests/integration/test_backbones.py
+PROTOCOL := tests/contract tests/tutorial tests/integration/test_backbones.py $(wildcard tests/integration/test_generation*.py)
 test: setup
 	$(call side_by_side,tests --ignore=tests/chaos $(addprefix --ignore=,$(UNIT) $(PROTOCOL)),$(UNIT),$(PROTOCOL))
 

@@ -114,7 +114,7 @@ async def test_shares_hold_over_many_workers(bench: Bench) -> None:
     assert got == {"one": pytest.approx(20, abs=4), "four": pytest.approx(80, abs=4)}
 
 
-@pytest.mark.parametrize("workers", [1, 3])
+@pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.long), 3])
 async def test_500_flows_share_by_weight_through_windows_of_128_jobs(real: Bench, workers: int) -> None:
     """Each within 5 %: Redis alone decides who enters a window, and no window has room for everybody."""
     weights = {f"v{i:03}": 1 + i % 8 for i in range(500)}

@@ -181,6 +181,7 @@ async def test_who_loses_its_worker_is_named_and_the_others_answer_as_before(zoo
     await until(lambda: zoo.ready().status_code == 200, "it is back")
 
 
+@pytest.mark.long
 async def test_who_dies_again_soon_after_its_start_is_started_again_too(zoo: Up) -> None:
     async with AsyncClient(zoo.state["gateway"], retries=8) as client:
         for _ in range(3):
@@ -263,6 +264,7 @@ def bert(tmp_path: Path) -> Path:
     )
 
 
+@pytest.mark.long
 def test_a_worker_with_other_weights_under_a_taken_name_is_refused(bert: Path, tmp_path: Path) -> None:
     with up(tmp_path, bert, "--port", "0") as running, running.client() as client:
         before = client.infer("listed", TEXT)

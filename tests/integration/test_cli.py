@@ -172,7 +172,8 @@ def test_a_bad_line_of_a_pipe_is_named_and_stops_no_other(fmplex: Shell, referen
     for f, wanted in zip((found[0], found[3]), references["sentiment"], strict=False):
         assert difference(f["output"], wanted) <= 1e-5
     assert done.returncode == 1
-    assert done.stderr.startswith("line 2: text_too_long: This model's maximum context length is 256 tokens.")
+    assert done.stderr.startswith("line 2: text_too_long: This model's maximum context length is 256 tokens. However, ")
+    assert "the input has 302 tokens" in done.stderr
     assert done.stderr.count("\n") == 1
     said = fmplex.run("infer", "embed", "--jsonl", stdin='"fine"\n{"text": \n')
     assert "line 2: invalid_input: not JSON" in said.stderr

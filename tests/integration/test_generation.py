@@ -223,6 +223,7 @@ async def test_what_begins_alike_is_not_computed_again_within_a_vfm(site: Site, 
 # ---- too little memory for all ----
 
 
+@pytest.mark.long
 async def test_when_memory_is_full_jobs_wait_and_none_dies(session: QueueClient) -> None:
     asks = [(vfm, prompt(40, i)) for i in range(6) for vfm in ("plain", "rank4", "rank8")]
     calls = [asyncio.create_task(write(session, f"tight-{v}", p, **COMPARED, max_tokens=200)) for v, p in asks]
@@ -292,8 +293,8 @@ async def test_a_cancelled_text_is_in_no_pass_any_more(session: QueueClient) -> 
     assert await growing.pending.cancel() == "told"
     await holds_nothing(session)
     passes = [p for heard in await tracer.read() for p in heard.report.passes if p.start_ms > now_ms]
-    # Some run until the word is heard. Unheard, it would be in twenty thousand.
-    assert sum(part.vfm == "rank32" for p in passes for part in p.parts) <= 200
+    # One may run when the word is sent, and a few more until it is heard.
+    assert sum(part.vfm == "rank32" for p in passes for part in p.parts) <= 20
     growing.task.cancel()
     await asyncio.wait([growing.task])
 
@@ -344,6 +345,7 @@ async def test_a_worker_told_to_end_finishes_its_texts(site: Site, session: Queu
     assert "has left" in site.log("ending")
 
 
+@pytest.mark.long
 async def test_what_a_worker_cannot_finish_another_one_does_and_readers_notice_nothing(
     site: Site, session: QueueClient
 ) -> None:

@@ -31,6 +31,11 @@ def test_an_answer_is_an_object(client: instructor.Instructor) -> None:
 
 
 def test_an_object_comes_in_parts(client: instructor.Instructor) -> None:
-    # As many as come apart: on a busy machine perhaps one.
-    *_, card = client.chat.completions.create_partial(model="long", messages=ASKED, response_model=Card, max_tokens=400)
-    assert Card.model_validate(card.model_dump())
+    for _ in range(5):  # whoever reads late on a busy machine gets what has come meanwhile as one
+        *parts, card = client.chat.completions.create_partial(
+            model="long", messages=ASKED, response_model=Card, max_tokens=400
+        )
+        assert Card.model_validate(card.model_dump())
+        if parts:
+            break
+    assert parts

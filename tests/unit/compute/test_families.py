@@ -17,13 +17,14 @@ from fmplex_broker.wire.messages import Request
 from fmplex_worker.backbones.families import FAMILIES, family_of
 from fmplex_worker.engine.engine import PackedEngine
 from fmplex_worker.packed import attention
+from tests.support import families as support
 from tests.support import tiny
 
 Engines = Callable[[str], PackedEngine]
 Folders = Callable[[str], Path]
 # PEFT reads a name that transformers is about to drop.
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
-families = pytest.mark.parametrize("family", FAMILIES)
+families = support.families(FAMILIES)
 
 # How an adapter may differ from another: rank, targets, scaling, patterns.
 LORAS: list[dict[str, Any]] = [

@@ -19,6 +19,7 @@ from fmplex_broker.wire.messages import Request
 from fmplex_worker.backbones.families import FAMILIES
 from fmplex_worker.engine.engine import PackedEngine
 from fmplex_worker.heads.spans import spans
+from tests.support import families as support
 from tests.support import tiny
 
 Engines = Callable[[str], PackedEngine]
@@ -29,7 +30,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:Could not find a config file"),
     pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`"),
 ]
-families = pytest.mark.parametrize("family", FAMILIES)
+families = support.families(FAMILIES)
 VIRTUAL = 5
 
 

@@ -13,10 +13,11 @@ import torch
 from fmplex_broker.wire.messages import Request
 from fmplex_worker.backbones.backbone import Backbone
 from fmplex_worker.engine.engine import PackedEngine
+from tests.support import families as support
 from tests.support import tiny_lm
 
 Folders = Callable[[str], Path]
-families = pytest.mark.parametrize("family", tiny_lm.FAMILIES)
+families = support.families(tiny_lm.FAMILIES)
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
 _LENGTHS = (1, 2, 7, 40, 40, 90, 23, 64)
 

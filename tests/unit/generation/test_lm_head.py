@@ -15,6 +15,7 @@ from fmplex_broker.errors import PackageRejected
 from fmplex_broker.packages.peft import check_adapter
 from fmplex_worker.engine.engine import PackedEngine
 from fmplex_worker.workloads.generation import workload
+from tests.support import families as support
 from tests.support import tiny, tiny_lm
 
 Folders = Callable[[str], Path]
@@ -24,7 +25,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to"),
     pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`"),
 ]
-families = pytest.mark.parametrize("family", tiny_lm.FAMILIES)
+families = support.families(tiny_lm.FAMILIES)
 
 
 def configs(family: str) -> dict[str, peft.PeftConfig]:
