@@ -26,7 +26,8 @@ def rendered(what: RenderableType, width: int) -> str:
 
 def vfm(name: str, **changed: Any) -> dict[str, Any]:
     row = {
-        "vfm": name, "backbone": "b", "class": "interactive", "status": "serving", "waiting": 12345, "pending": 4096, "oldest_ms": 163_840,
+        "vfm": name, "backbone": "b", "class": "interactive", "status": "serving",
+        "waiting": 12345, "pending": 4096, "oldest_ms": 163_840,
         "jobs_per_s": 1638.4, "failed_per_s": 12.3, "p50_ms": 819.2, "p99_ms": 16384.0, "target_ms": 2500, "wait_p99_ms": 11585.2,
         "device_s_per_s": 0.987, "share_received": 0.364, "share_promised": 0.333, "deficit_s": -12.345,
         "queued_bytes": 209_715_200, "max_queued_bytes": 256_000_000,
