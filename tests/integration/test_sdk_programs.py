@@ -24,17 +24,20 @@ FORKING = """
 import os, sys, warnings
 from fmplex import Client
 warnings.simplefilter("ignore", DeprecationWarning)  # newer Pythons: a process with threads that forks
+def say(*words):  # one write, buffered or not: a fork copies no half-written line, and processes cut none of each other's
+    os.write(1, (" ".join(map(str, words)) + "\\n").encode())
+
 client = Client(sys.argv[1])
 vector = lambda text: client.embed("embed", [text])[0]
-print(len(vector("before the fork")))
+say(len(vector("before the fork")))
 for child in range(2):
     if os.fork() == 0:
-        print("child", len(vector(f"in child {child}")), len(list(client.map("embed", ["a", "b"]))), flush=True)
+        say("child", len(vector(f"in child {child}")), len(list(client.map("embed", ["a", "b"]))))
         os._exit(0)
-print(len(vector("while the children run")))
+say(len(vector("while the children run")))
 for child in range(2):
     os.wait()
-print(len(vector("after the children")))
+say(len(vector("after the children")))
 client.close()
 """
 

@@ -20,12 +20,15 @@ warnings.simplefilter("ignore", DeprecationWarning)  # newer Pythons: a process 
 
 URL = sys.argv[1]
 
+def say(*words):  # one write, buffered or not: a fork copies no half-written line, and processes cut none of each other's
+    os.write(1, (" ".join(map(str, words)) + "\\n").encode())
+
 def forked(work):
     if os.fork() == 0:
         try:
-            print("child:", work(), flush=True)
+            say("child:", work())
         except FmplexError as e:
-            print("child:", type(e).__name__, e, flush=True)
+            say("child:", type(e).__name__, e)
         finally:
             os._exit(0)
     os.wait()
@@ -52,10 +55,10 @@ def run(program: str, url: str) -> list[str]:
 def test_a_forked_process_uses_the_client_and_the_first_one_goes_on(gateway: str) -> None:
     program = """
         client = Client(URL)
-        print(client.infer("v", "before").output["text"])
+        say(client.infer("v", "before").output["text"])
         forked(lambda: [client.infer("v", x).output["text"] for x in "ab"])
         forked(lambda: [r.output["text"] for r in client.map("v", ["c", "d"])])
-        print(client.infer("v", "after").output["text"])
+        say(client.infer("v", "after").output["text"])
         client.close()
         """
     assert run(program, gateway) == ["before", "child: ['a', 'b']", "child: ['c', 'd']", "after"]
@@ -66,7 +69,7 @@ def test_a_client_that_nobody_has_used_can_be_used_in_each_process(gateway: str)
         client = Client(URL)
         forked(lambda: client.infer("v", "a").output["text"])
         forked(lambda: forked(lambda: client.infer("v", "grandchild").output["text"]))
-        print(client.infer("v", "b").output["text"])
+        say(client.infer("v", "b").output["text"])
         """
     assert run(program, gateway) == ["child: a", "child: grandchild", "child: None", "b"]
 
@@ -97,7 +100,7 @@ def test_closing_it_in_one_process_leaves_it_to_the_other(gateway: str) -> None:
                 client.close()
                 return client.infer("v", "closed")
             forked(use_and_close)
-            print(client.infer("v", "after").output["text"])
+            say(client.infer("v", "after").output["text"])
         """
     closed = "child: Unavailable this client is closed; make a new one"
     assert run(program, gateway) == ["child: None", closed, "after"]
@@ -108,7 +111,7 @@ def test_jobs_texts_and_maps_of_the_first_process_say_so_in_the_second(gateway: 
         client = Client(URL)
         handle = client.enqueue("v", "a job")
         results = client.map("v", map(str, range(1000)))
-        print(next(results).output["text"])
+        say(next(results).output["text"])
         forked(lambda: handle.result(timeout=5))
         forked(handle.cancel)
         forked(lambda: list(results))
@@ -116,7 +119,7 @@ def test_jobs_texts_and_maps_of_the_first_process_say_so_in_the_second(gateway: 
             results.close()
             return "left"
         forked(leave)
-        print(handle.result(timeout=30).output["text"], next(results).output["text"], len(list(results)))
+        say(handle.result(timeout=30).output["text"], next(results).output["text"], len(list(results)))
         """
     first, *children, last = run(program, gateway)
     assert (first, last) == ("0", "a job 1 998")
@@ -130,9 +133,9 @@ def test_an_asynchronous_client_is_used_in_a_forked_process_too(gateway: str) ->
         async def ask(text):
             return (await client.infer("v", text)).output["text"]
         async def main():
-            print(await ask("before"))
+            say(await ask("before"))
             forked(lambda: in_a_new_loop("a"))  # while this loop runs
-            print(await ask("after"))
+            say(await ask("after"))
         def in_a_new_loop(text):
             asyncio._set_running_loop(None)
             return asyncio.run(ask(text))
