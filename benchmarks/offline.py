@@ -12,7 +12,7 @@ second alone over those of the same texts through `map`, with the best of severa
 interactive calls that were refused; `upload_rss_mib`: how much the gateway grew during an upload of `gateway.max_file_bytes`;
 `list_1000_s`: seconds to list 1,000 open batches.
 
-    python -m benchmarks.offline [--json] [--rounds N] [--quick] [--backbone NAME]
+    python -m benchmarks.offline [--json] [--rounds N] [--quick] [--backbone NAME] [--slice-ms N]
 
 takes about nine minutes.
 """
@@ -46,7 +46,6 @@ from fmplex_broker.specs.gateway import GatewaySpec
 
 _LOADS = (20, 60)  # %
 _WINDOWS = (128, 512, 2048)  # of `map`
-_SLICE_S = WorkerSpec().offline_slice_ms / 1000
 _LONGEST = 3  # times the seconds that a batch should take: arrivals for so long
 _BLOCK = 1 << 18  # bytes
 
@@ -230,7 +229,7 @@ async def _opened(report: Report, plan: Plan, folder: Path) -> AsyncIterator[Ben
     size = SIZES[report.options.more.backbone]
     tasks = Tasks(folder, size, 2)
     backbone = {"name": "shared", "model": str(tasks.base), "pass_units": size.pass_units}
-    worker = {"device": "cpu", "threads": 1, "lease_ms": LEASE_MS}
+    worker = {"device": "cpu", "threads": 1, "lease_ms": LEASE_MS, "offline_slice_ms": report.options.more.slice_ms}
     config = write_fleet(
         folder / "fleet.toml", {"backbone": backbone, "worker": worker}, artifacts=str(folder / "artifacts")
     )
@@ -262,7 +261,7 @@ def run(report: Report) -> None:
     report.config |= {
         "backbone": options.more.backbone,
         "loads": _LOADS,
-        "slice_s": _SLICE_S,
+        "slice_ms": options.more.slice_ms,
         "map_windows": _WINDOWS,
         "plan": plan._asdict(),
         "cores": f"worker: one; broker, gateway and callers: the rest of {os.cpu_count()}",
@@ -276,14 +275,14 @@ def run(report: Report) -> None:
 
 def ratios(report: Report) -> Ratios:
     """Compare what interactive callers see, and what the batch gets, at the worse load; and a batch to `map`."""
-    waits = []
+    waits, slice_s = [], report.options.more.slice_ms / 1000
     for load in _LOADS:
         pairs = zip(
             report.samples.get(f"p99_with_at_{load}_s", ()),
             report.samples.get(f"p99_without_at_{load}_s", ()),
             strict=False,
         )
-        waits.append([beside / (alone + _SLICE_S) for beside, alone in pairs])
+        waits.append([beside / (alone + slice_s) for beside, alone in pairs])
     used = [
         [share / (1 - load / 100) for share in report.ratio(f"lines_per_s_at_{load}", "alone_lines_per_s")]
         for load in _LOADS
@@ -298,6 +297,8 @@ def ratios(report: Report) -> Ratios:
 
 def _arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--backbone", choices=list(SIZES), default="bert_width", help="shape of the backbone")
+    slice_ms = WorkerSpec().offline_slice_ms
+    parser.add_argument("--slice-ms", type=int, default=slice_ms, help="what an offline pass may take beside calls")
 
 
 if __name__ == "__main__":

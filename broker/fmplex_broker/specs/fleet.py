@@ -47,8 +47,8 @@ class WorkerSpec(Spec):
     the weights, with claim room for each class. `lease_ms`: how long a silent worker keeps its jobs;
     `max_attempts`: deaths of workers with a job in hand, or at the loading of a version, until that is given up; `kv_bytes`: keys
     and values of texts that are being generated, and of prompts kept for the next one that begins alike; `window_passes`: passes'
-    worth of work it holds. Offline jobs get what interactive ones leave, and `offline_trickle` of the device's time always, in
-    passes no longer than `offline_slice_ms`.
+    worth of work it holds. Offline jobs get what interactive ones leave, and `offline_trickle` of the device's time always; while
+    interactive jobs come in passes no longer than `offline_slice_ms`.
     """
 
     device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")

@@ -60,10 +60,51 @@ def test_spare_offline_passes_are_not_paid_from_the_trickle() -> None:
     assert order == [INTERACTIVE, OFFLINE] * 2
 
 
+def interrupted(now: float = 0.0) -> DeficitRoundRobin:
+    """One that has just made a pass of an interactive job."""
+    scheduler = DeficitRoundRobin(KnownCost(100, alpha=1.0, beta=0.1), 100, offline_slice=4.0)
+    scheduler.add(item("interactive", "a", 1))
+    scheduler.charge(plan := must(scheduler.plan(now, AMPLE)), sum(plan.prices))
+    return scheduler
+
+
 def test_a_full_pass_of_offline_work_is_what_its_slice_holds() -> None:
     """So that the next one is made while one runs: measured by a whole pass, what waits would never be enough."""
-    scheduler = DeficitRoundRobin(KnownCost(100, alpha=1.0, beta=0.1), 100, offline_slice=4.0)
+    scheduler = interrupted()
     for n in range(10):
         scheduler.add(item(f"o{n}", "a", cls=OFFLINE))
     assert scheduler.full_units(INTERACTIVE) == 100
     assert must(scheduler.plan(0.0, AMPLE)).units == scheduler.full_units(OFFLINE) == 30
+
+
+def test_before_anything_interactive_came_offline_passes_are_full() -> None:
+    scheduler = DeficitRoundRobin(KnownCost(100, alpha=1.0, beta=0.1), 100, offline_slice=4.0)
+    for n in range(100):
+        scheduler.add(item(f"o{n}", "a", 1, cls=OFFLINE))
+    assert must(scheduler.plan(0.0, AMPLE)).units == 100
+
+
+def test_in_a_lull_offline_passes_are_full() -> None:
+    """And the pass behind a running one is made when as much waits."""
+    scheduler = interrupted()
+
+    def units(now: float) -> int:
+        for n in range(100):
+            scheduler.add(item(f"{now} {n}", "a", 1, cls=OFFLINE))
+        scheduler.charge(plan := must(scheduler.plan(now, AMPLE)), sum(plan.prices))
+        assert plan.units == scheduler.full_units(OFFLINE)
+        return plan.units
+
+    assert [units(now) for now in (0.5, 1.9, 2.1, 5.0)] == [30, 30, 100, 100]
+    scheduler.add(item("again"))
+    assert keys(scheduler.plan(6.0, AMPLE)) == ["again"]
+    assert units(6.1) == 30
+
+
+def test_a_smaller_budget_holds_in_a_lull_too() -> None:
+    """So what the first caller after it waits for is what the latency targets allow."""
+    scheduler = interrupted()
+    scheduler.budget = 7
+    for n in range(40):
+        scheduler.add(item(f"o{n}", "a", 1, cls=OFFLINE))
+    assert [must(scheduler.plan(now, AMPLE)).units for now in (0.0, 1000.0)] == [7, 7]

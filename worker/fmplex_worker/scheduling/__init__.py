@@ -7,6 +7,7 @@ flows.py         a flow's state, and the lanes in which flows wait
 flow_queue.py    the flows of one class: deficits and lazy credit
 pass_builder.py  one pass in the making
 deadlines.py     what deadlines may do to a pass
+lull.py          when nobody waits for offline passes, so that they may be full
 kv_admission.py  which sequences may hold memory between passes
 budget.py        how large a pass may be, for the latency targets of the vFMs
 drr.py           batch-aware deficit round robin, the default policy; its docstring is the promise

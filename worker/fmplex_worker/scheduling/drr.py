@@ -9,6 +9,7 @@ from .cost import CostModel
 from .deadlines import Arrivals, Moment
 from .flow_queue import FlowQueue
 from .items import CLASSES, INTERACTIVE, OFFLINE, Flow, Item, Plan, Room, Share
+from .lull import Lull
 from .pass_builder import PassBuilder
 
 
@@ -36,7 +37,7 @@ class DeficitRoundRobin:
     offline work gets what interactive leaves, and `trickle` of the device time always. A plan is O(items
     picked + buckets).
 
-    `budget`: units of a full pass; `offline_slice`: seconds that an offline pass may take. Raises `ValueError`
+    `budget`: units of a full pass; `offline_slice`: seconds that an offline pass may take, but in a lull. Raises `ValueError`
     unless `trickle` is a fraction below 1.
     """
 
@@ -55,6 +56,8 @@ class DeficitRoundRobin:
         self._trickle = trickle
         self._offline_slice = offline_slice
         self._arrivals = Arrivals()
+        self._lull = Lull()
+        self._lulled = True  # whether there was a lull as the last pass was made
         self._arrears = 0.0  # the offline class's own deficit against the interactive one
         self._trickled: set[int] = set()  # passes in flight that were paid from it
 
@@ -105,7 +108,11 @@ class DeficitRoundRobin:
     def plan(self, now: float, room: Room) -> Plan | None:
         """Make the next pass; earlier ones may still be in flight. None exactly if nothing is runnable. `now`: when it will
         begin, in seconds on the clock of the deadlines."""
-        if self._arrears > 0 and self._has_runnable(INTERACTIVE):
+        wanted = self._has_runnable(INTERACTIVE)
+        if wanted:
+            self._lull.end(now)
+        self._lulled = self._lull.lasts(now)
+        if self._arrears > 0 and wanted:
             plan = self._plan(OFFLINE, now, room)
             if plan is not None:
                 self._trickled.add(plan.number)
@@ -123,8 +130,11 @@ class DeficitRoundRobin:
         return self._accounts.dispatch(builder.items, builder.prices) if builder.items else None
 
     def full_units(self, cls: str) -> int:
-        """Return the units of a full pass of a class: of offline work, what is expected to take no longer than its slice."""
-        return self._accounts.cost.units_within(self._offline_slice, self.budget) if cls == OFFLINE else self.budget
+        """Return the units of a full pass of a class: of offline work, while interactive jobs come, what is expected to take no
+        longer than its slice."""
+        if cls == INTERACTIVE or self._lulled:
+            return self.budget
+        return self._accounts.cost.units_within(self._offline_slice, self.budget)
 
     def _has_runnable(self, cls: str) -> bool:
         return self._queues[cls].soonest() is not None
