@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from fmplex_broker.errors import Conflict, InvalidInput, NonFiniteOutput
+from fmplex_broker.examples.texts import Conversation, Message, read
 from fmplex_broker.packages.package import read_package
 from fmplex_broker.specs.fitting import FitDone, FitFailed
 from fmplex_broker.specs.fitting_text import DecoderSpec, TextEvent, TextLoraSpec, TextStarted, TextStep
@@ -21,7 +22,6 @@ from fmplex_worker.tuning.decoder.__main__ import SPECS, train
 from fmplex_worker.tuning.decoder.adapting import train_lora
 from fmplex_worker.tuning.decoder.examples import IGNORED, batches, encode, in_order
 from fmplex_worker.tuning.decoder.pretraining import train_decoder
-from fmplex_worker.tuning.decoder.texts import Conversation, Message, read
 from fmplex_worker.tuning.decoder.tokenizer import train_tokenizer
 from fmplex_worker.tuning.process import serve
 

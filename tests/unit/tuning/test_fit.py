@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load
 
 from fmplex_broker.errors import InvalidInput
+from fmplex_broker.examples.records import LabelRecord
 from fmplex_broker.packages.package import ADAPTER_CONFIG, HEAD, read_package
 from fmplex_broker.specs.fitting import FitDone, FitEpoch, FitEvent, FitSpec, FitStarted
 from fmplex_broker.specs.fleet import BackboneSpec, WorkerSpec
@@ -22,7 +23,6 @@ from fmplex_worker.protocol import Work
 from fmplex_worker.tuning import fit
 from fmplex_worker.tuning.frozen import fit_head
 from fmplex_worker.tuning.linear_tasks import ClassificationTask
-from fmplex_worker.tuning.records import LabelRecord
 from fmplex_worker.tuning.tasks import Predictions
 from fmplex_worker.tuning.training import apply_head, validation_split
 from tests.support.tiny import save_model

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from fmplex_broker.errors import InvalidInput, TextTooLong
+from fmplex_broker.examples.reading import listed
 from fmplex_broker.specs.fitting import FitSpec
 from fmplex_broker.specs.fleet import BackboneSpec
 from fmplex_broker.specs.heads import Pooling
@@ -24,7 +25,6 @@ from fmplex_worker.backbones.loading import load_backbone
 from fmplex_worker.backbones.texts import Raw, Text
 from fmplex_worker.heads.pooling import pool
 from fmplex_worker.packed.row import TokenSpan, pack, packed_order
-from fmplex_worker.tuning.data import listed
 
 FORWARD = 32  # items in one forward without gradients
 

@@ -18,9 +18,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from fmplex_broker.examples.records import Record
 from fmplex_broker.specs.fitting import FitSpec
 from fmplex_worker.tuning.encoder import EncodedExample, targets
-from fmplex_worker.tuning.records import Record
 from fmplex_worker.tuning.tasks import Predictions, Task
 from fmplex_worker.tuning.training import EarlyStopping, Head, Report, ValidationSplit, finite
 

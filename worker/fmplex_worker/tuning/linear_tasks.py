@@ -9,14 +9,14 @@ from torch import Tensor
 from torch.nn import functional
 
 from fmplex_broker.errors import InvalidInput
+from fmplex_broker.examples.reading import names
+from fmplex_broker.examples.records import LabelRecord, LabelsRecord, PairRecord, SpansRecord, ValueRecord
 from fmplex_broker.specs.heads import Classification, Pooling, Ranking, Regression, Tagging
 from fmplex_broker.specs.tag_schemes import read_tags
 from fmplex_worker.backbones.texts import Text
 from fmplex_worker.heads.spans import spans
 from fmplex_worker.tuning import scores
-from fmplex_worker.tuning.data import names
 from fmplex_worker.tuning.encoder import EncodedExample, targets, visible
-from fmplex_worker.tuning.records import LabelRecord, LabelsRecord, PairRecord, SpansRecord, ValueRecord
 from fmplex_worker.tuning.tasks import UNSEEN, Loss, Predictions, Task, both_relations, several_labels
 
 

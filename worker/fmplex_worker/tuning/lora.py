@@ -14,9 +14,9 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from fmplex_broker.errors import InvalidInput
+from fmplex_broker.examples.records import Record
 from fmplex_broker.specs.fitting import FitSpec, LoraSpec
 from fmplex_worker.tuning.encoder import FORWARD, EncodedExample, Encoder, targets
-from fmplex_worker.tuning.records import Record
 from fmplex_worker.tuning.tasks import Loss, Predictions, Task
 from fmplex_worker.tuning.training import EarlyStopping, Head, Report, ValidationSplit, finite
 

@@ -10,11 +10,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from fmplex_broker.errors import InvalidInput
+from fmplex_broker.examples.records import GroupRecord, PairRecord
 from fmplex_broker.specs.heads import Embedding, Pooling, Similarity
 from fmplex_worker.backbones.texts import Raw, Text
 from fmplex_worker.tuning import scores
 from fmplex_worker.tuning.encoder import EncodedExample, targets
-from fmplex_worker.tuning.records import GroupRecord, PairRecord
 from fmplex_worker.tuning.tasks import UNSEEN, Loss, Predictions, Task, both_relations, several_labels
 
 TEMPERATURE = 0.05

@@ -12,11 +12,11 @@ from typing import ClassVar, Generic, NamedTuple, TypeVar
 from torch import Tensor
 
 from fmplex_broker.errors import InvalidInput
+from fmplex_broker.examples.reading import names
+from fmplex_broker.examples.records import PairRecord, Record
 from fmplex_broker.specs.heads import Head, Pooling
 from fmplex_worker.backbones.texts import Raw, Text
-from fmplex_worker.tuning.data import names
 from fmplex_worker.tuning.encoder import EncodedExample
-from fmplex_worker.tuning.records import PairRecord, Record
 
 UNSEEN = -1  # the target of a label that the training part does not have
 

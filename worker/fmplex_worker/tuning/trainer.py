@@ -13,13 +13,14 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from fmplex_broker.errors import InvalidInput
+from fmplex_broker.examples.reading import Example, read
+from fmplex_broker.examples.records import LabelRecord, Record
 from fmplex_broker.packages.sentences import SentenceModel
 from fmplex_broker.packages.writing import refuse_foreign
 from fmplex_broker.specs.fitting import FitDone, FitEpoch, FitEvent, FitSpec, FitStarted
 from fmplex_broker.specs.heads import Head, InputSpec, Pooling
 from fmplex_broker.specs.schema import invalid
 from fmplex_broker.specs.vfm import VfmSpec
-from fmplex_worker.tuning.data import Example, read
 from fmplex_worker.tuning.encoder import EncodedExample, Encoder, load
 from fmplex_worker.tuning.frozen import fit_head
 from fmplex_worker.tuning.linear_tasks import (
@@ -31,7 +32,6 @@ from fmplex_worker.tuning.linear_tasks import (
 )
 from fmplex_worker.tuning.lora import adapt, fit_lora
 from fmplex_worker.tuning.metric_tasks import EmbeddingTask, SimilarityTask
-from fmplex_worker.tuning.records import LabelRecord, Record
 from fmplex_worker.tuning.settings import settings
 from fmplex_worker.tuning.tasks import Predictions, Task
 from fmplex_worker.tuning.training import Report, apply_head, validation_split

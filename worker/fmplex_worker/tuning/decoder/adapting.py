@@ -10,6 +10,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from fmplex_broker.errors import InvalidInput
+from fmplex_broker.examples.texts import read
 from fmplex_broker.packages.writing import refuse_foreign
 from fmplex_broker.specs.fitting import FitDone
 from fmplex_broker.specs.fitting_text import TextEvent, TextLoraSpec, TextStarted, TextStep
@@ -18,7 +19,6 @@ from fmplex_broker.specs.vfm import VfmSpec
 from fmplex_worker.backbones.model_paths import check_model_path
 from fmplex_worker.tuning.decoder import loop
 from fmplex_worker.tuning.decoder.examples import encode
-from fmplex_worker.tuning.decoder.texts import read
 from fmplex_worker.tuning.settings import settings
 from fmplex_worker.tuning.writing import write_package
 

@@ -15,9 +15,9 @@ from typing import Any, Generic, NamedTuple, TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 from fmplex_broker.errors import InvalidInput
+from fmplex_broker.examples.files import Row, read_rows
+from fmplex_broker.examples.records import KINDS, LabelRecord, LabelsRecord, PairRecord, Record, ValueRecord
 from fmplex_broker.specs.fitting import FitHead
-from fmplex_worker.tuning.files import Row, read_rows
-from fmplex_worker.tuning.records import KINDS, LabelRecord, LabelsRecord, PairRecord, Record, ValueRecord
 
 SHOWN = 10  # things named in one error
 MIN_TRAIN, MIN_HELD_OUT = 4, 1
