@@ -43,27 +43,31 @@ def read_rows(path: Path) -> Iterator[Row]:
         raise InvalidInput(f"{path} cannot be read ({e.strerror}); check the path", field="data") from e
 
 
-def rows_of(file: IO[bytes], name: str) -> Iterator[Row]:
-    """Yield the rows of an open file called `name`. Blocks; it holds a line at a time, of an array everything.
+def rows_of(file: IO[bytes], name: str, most: int | None = None) -> Iterator[Row]:
+    """Yield the rows of an open file called `name`. Blocks; it holds a line at a time, of an array everything. `most`: bytes of
+    a line, and of an array (None: any number).
 
-    Raises `InvalidInput` (field `data`): it is not UTF-8 text, is no JSON array though it begins like one, or is a CSV without
-    the columns or the quotes that it needs. Raises what reading the file raises.
+    Raises `InvalidInput` (field `data`): it is not UTF-8 text, is no JSON array though it begins like one, is a CSV without the
+    columns or the quotes that it needs, or has longer lines. Raises what reading the file raises.
     """
-    lines = _decoded(file, name)
+    lines = _decoded(file, name, most)
     if (suffix := Path(name).suffix.lower()) in (".csv", ".tsv"):
         return _from_csv(lines, name, suffix)
     blank: list[str] = []
     for line in lines:
         if line.strip():
             rest = itertools.chain([*blank, line], lines)
-            return _from_array("".join(rest), name) if line.lstrip()[:1] == "[" else _from_lines(rest)
+            return _from_array(rest, name, most) if line.lstrip()[:1] == "[" else _from_lines(rest)
         blank.append(line)
     return iter(())
 
 
-def _decoded(file: IO[bytes], name: str) -> Iterator[str]:
+def _decoded(file: IO[bytes], name: str, most: int | None) -> Iterator[str]:
     """Yield the lines of a file as texts, each with its end."""
-    for number, raw in enumerate(file, 1):
+    limit = -1 if most is None else most + 1
+    for number, raw in enumerate(iter(lambda: file.readline(limit), b""), 1):
+        if most is not None and len(raw) > most:
+            raise InvalidInput(f"{name}: line {number} has more than {most} bytes; an example a line", field="data")
         content = raw.removeprefix(_BOM) if number == 1 else raw
         try:
             text = content.decode()
@@ -87,9 +91,15 @@ def _from_lines(lines: Iterable[str]) -> Iterator[Row]:
                 yield Row(place, None, f"not JSON ({str(e).replace('at line 1 ', 'at ')})")
 
 
-def _from_array(text: str, name: str) -> Iterator[Row]:
+def _from_array(lines: Iterable[str], name: str, most: int | None) -> Iterator[Row]:
+    text, length = [], 0
+    for line in lines:
+        text.append(line)
+        length += len(line)
+        if most is not None and length > most:
+            raise InvalidInput(f"{name}: an array has at most {most} bytes here; write JSON lines", field="data")
     try:
-        values = from_json(text, allow_inf_nan=False)
+        values = from_json("".join(text), allow_inf_nan=False)
     except ValueError as e:
         raise InvalidInput(f"{name} begins like a JSON array, but is none ({e}); {_FORMS}", field="data") from None
     return (Row(f"example {number}", value) for number, value in enumerate(values, 1))

@@ -6,21 +6,19 @@ See `records` for what an example holds, `files` for how it may be written down.
 from __future__ import annotations
 
 import random
-from collections import Counter
 from collections.abc import Iterable, Sequence
-from itertools import groupby, pairwise
 from pathlib import Path
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 from pydantic import ValidationError
 
 from fmplex_broker.errors import InvalidInput
 from fmplex_broker.examples.files import Row, read_rows
-from fmplex_broker.examples.records import KINDS, LabelRecord, LabelsRecord, PairRecord, Record, ValueRecord
+from fmplex_broker.examples.records import KINDS, LabelRecord, LabelsRecord, Record
+from fmplex_broker.examples.split import Labelled, check_split, held_out_from
 from fmplex_broker.specs.fitting import FitHead
 
 SHOWN = 10  # things named in one error
-MIN_TRAIN, MIN_HELD_OUT = 4, 1
 
 R = TypeVar("R", bound=Record, covariant=True)
 
@@ -60,19 +58,6 @@ class Split(NamedTuple, Generic[R]):
     ignored: tuple[str, ...] = ()
 
 
-class Labelled(NamedTuple):
-    """What the checks of a whole file need of an example: its place, what is to be learned of it, and the labels it shows."""
-
-    place: str
-    answer: Any
-    names: frozenset[str]
-
-    @classmethod
-    def of(cls, example: Example[Record]) -> Labelled:
-        """Return what the checks need of an example."""
-        return cls(example.place, _answer(example.record), example.record.names)
-
-
 def read(path: Path, head: FitHead, held_out: float, shuffle: int | None = None) -> Split[Record]:
     """Read and check a whole file; the last `held_out` share of its examples is held out, after a shuffle with the seed
     `shuffle`, if there is one.
@@ -85,29 +70,10 @@ def read(path: Path, head: FitHead, held_out: float, shuffle: int | None = None)
     parser.check(str(path))
     if shuffle is not None:
         random.Random(shuffle).shuffle(examples)
-    check_split([Labelled.of(example) for example in examples], held_out, str(path), shuffled=shuffle is not None)
-    cut = _cut(len(examples), held_out)
+    labelled = [Labelled.of(example.place, example.record) for example in examples]
+    check_split(labelled, held_out, str(path), shuffled=shuffle is not None)
+    cut = held_out_from(len(examples), held_out)
     return Split(examples[:cut], examples[cut:], tuple(sorted(parser.ignored)))
-
-
-def check_split(examples: Sequence[Labelled], held_out: float, name: str, *, shuffled: bool) -> None:
-    """Check that the examples of the file `name`, in the order in which they are split, are enough, and that those held out are
-    like the others. Raises `InvalidInput` (field `data`)."""
-    cut = _cut(len(examples), held_out)
-    train, held = examples[:cut], examples[cut:]
-    if len(train) < MIN_TRAIN or len(held) < MIN_HELD_OUT:
-        raise InvalidInput(
-            f"{name} holds too few examples: {len(train)} to train on and {len(held)} held out; at least "
-            f"{MIN_TRAIN} and {MIN_HELD_OUT} are needed (held_out is {held_out:.3g})",
-            field="data",
-        )
-    if not shuffled:
-        _not_sorted(examples, name)
-    _not_strangers(train, held, name)
-
-
-def _cut(examples: int, held_out: float) -> int:
-    return examples - round(examples * held_out)
 
 
 def listed(things: Sequence[str], separator: str) -> str:
@@ -119,47 +85,6 @@ def listed(things: Sequence[str], separator: str) -> str:
 def names(records: Iterable[Record]) -> frozenset[str]:
     """Collect all labels of some records."""
     return frozenset(name for record in records for name in record.names)
-
-
-def _not_sorted(examples: Sequence[Labelled], name: str) -> None:
-    """Raise `InvalidInput` if the examples are sorted by what is to be learned: the last ones would not be like the others."""
-    answers = [example.answer for example in examples]
-    if isinstance(answers[0], float):
-        several = len(set(answers)) > 2
-        up, down = (
-            all(test(a, b) for a, b in pairwise(answers)) for test in (lambda a, b: a <= b, lambda a, b: a >= b)
-        )
-        in_order = several and (up or down)
-    else:
-        counts, runs = Counter(answers), sum(1 for _ in groupby(answers))
-        by_chance = 1 + len(answers) - sum(n * n for n in counts.values()) / len(answers)  # runs, on average
-        in_order = runs <= max(len(counts), by_chance / 4) and runs <= by_chance / 2
-    if in_order:
-        raise InvalidInput(
-            f"{name} seems sorted by label or value, so that its last lines, which are held out, are not like the others; "
-            "shuffle them: --shuffle, or shuffle=True",
-            field="data",
-        )
-
-
-def _answer(record: Record) -> Any:
-    """Return what is to be learned of a record."""
-    if isinstance(record, ValueRecord):
-        return record.value
-    return record.label if isinstance(record, PairRecord) else record.names
-
-
-def _not_strangers(train: Sequence[Labelled], held_out: Sequence[Labelled], name: str) -> None:
-    known = frozenset(label for example in train for label in example.names)
-    strangers = [example for example in held_out if not example.names <= known]
-    if 2 * len(strangers) > len(held_out):
-        first = strangers[0]
-        raise InvalidInput(
-            f"{name}: most of the last {len(held_out)} examples, which are held out, have labels that the others never show "
-            f"({first.place}: {sorted(first.names - known)}); shuffle them (--shuffle, or shuffle=True), or give more of each "
-            "label",
-            field="data",
-        )
 
 
 class Parser:
