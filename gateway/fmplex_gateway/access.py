@@ -143,9 +143,8 @@ def _require_model(request: Request, vfm: str) -> None:
         raise unknown_vfm(vfm)
 
 
-def require_name(request: Request, vfm: str) -> None:
+def require_name(who: Principal, vfm: str) -> None:
     """Check that who asks may deploy a vFM under a name of their choice. Raises `Forbidden`, which says what names they may."""
-    who = principal_of(request)
     if not who.may_use(vfm):
         allowed = ", ".join(who.models)
         raise Forbidden(f"{vfm!r} is no name for the key {who.name!r}, which may use {allowed}", field="name")

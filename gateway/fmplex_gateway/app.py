@@ -23,6 +23,7 @@ from fmplex_broker.streams.batch_list import BatchList
 from fmplex_broker.streams.deployer import Deployer
 from fmplex_broker.streams.file_list import FileList
 from fmplex_broker.streams.queue_client import QueueClient
+from fmplex_broker.streams.tunes import Tunes
 from fmplex_gateway import health, inference, openai, vfms
 from fmplex_gateway.access import Access, check_declared
 from fmplex_gateway.batches import routes as batches
@@ -30,6 +31,8 @@ from fmplex_gateway.batches.feeder import Feeder
 from fmplex_gateway.broker_watch import watching
 from fmplex_gateway.files import routes as files
 from fmplex_gateway.files.keeping import Files, expiring
+from fmplex_gateway.fine_tuning import routes as fine_tuning
+from fmplex_gateway.fine_tuning.checker import Checker
 from fmplex_gateway.generation import routes as generation
 from fmplex_gateway.metrics import Metrics
 from fmplex_gateway.reader import Reader
@@ -57,14 +60,18 @@ def create_app(
         app.state.files = Files(FileStore(store.url), FileList(app.state.queue.redis))
         app.state.batches = BatchList(app.state.queue.redis, app.state.queue.scripts)
         app.state.feeder = Feeder(app.state.queue, app.state.batches, app.state.files.list, app.state.files.store)
+        app.state.tunes = Tunes(app.state.queue.redis, app.state.queue.scripts)
+        app.state.checker = Checker(app.state.tunes, app.state.files)
         app.state.reader = Reader()
         app.state.feeder.start()
+        app.state.checker.start()
         tasks = [asyncio.create_task(_trim(trimmer)), asyncio.create_task(expiring(app.state.files))]
         async with watching(app.state.queue.registry):
             yield
         for task in tasks:
             task.cancel()
         app.state.reader.close()
+        await app.state.checker.close()
         await app.state.feeder.close()
         await app.state.queue.close()
         await app.state.feeder.drop()
@@ -83,7 +90,7 @@ def create_app(
 
 
 def _routers() -> list[APIRouter]:
-    return [part.router for part in (inference, openai, generation, files, batches, vfms, health)]
+    return [part.router for part in (inference, openai, generation, files, batches, fine_tuning, vfms, health)]
 
 
 async def _trim(trimmer: Trimmer) -> None:

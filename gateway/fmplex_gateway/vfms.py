@@ -69,7 +69,7 @@ async def deploy(request: Request) -> Response:
     """Deploy a vFM: answer when every live worker of the backbone has accepted it (201), or say why it cannot serve."""
     deployer: Deployer = request.app.state.deployer
     async with _package(request) as package:
-        require_name(request, package.spec.name)
+        require_name(principal_of(request), package.spec.name)
         return _shown(await deployer.deploy(package), 201)
 
 

@@ -6,7 +6,7 @@ import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from fmplex_broker.errors import InvalidInput
 from fmplex_broker.examples.files import Row
@@ -70,7 +70,7 @@ def check_texts(training: DataFile, validation: DataFile | None) -> int:
     return found[0]
 
 
-def head_of(row: Any) -> str:
+def head_of(row: Any) -> Literal["generation", "classification"]:
     """Return the head that a training file is for, by the value of its first row, where nobody says: what holds conversations, or
     nothing but texts, is for generation, all else for classification."""
     keys = row.keys() if isinstance(row, dict) else set()

@@ -12,7 +12,8 @@ from pydantic import Field, StringConstraints
 
 from fmplex_broker.specs.schema import Spec
 
-Purpose: TypeAlias = Literal["batch", "batch_output"]
+Purpose: TypeAlias = Literal["batch", "batch_output", "fine-tune", "fine-tune-results"]
+UploadPurpose: TypeAlias = Literal["batch", "fine-tune"]
 PURPOSES: tuple[Purpose, ...] = get_args(Purpose)
 LIFE_S = 30 * 86_400  # how long a file is kept unless its maker says otherwise
 LEAST_LIFE_S, MOST_LIFE_S = 3_600, 30 * 86_400

@@ -14,7 +14,7 @@ from pydantic import Field, StringConstraints, model_validator
 
 from fmplex_broker.specs.batches import Metadata
 from fmplex_broker.specs.files import FileId
-from fmplex_broker.specs.fitting import FitHead, LoraSpec
+from fmplex_broker.specs.fitting import FitHead, Ia3Spec, LoraSpec
 from fmplex_broker.specs.heads import InputSpec, Pooling
 from fmplex_broker.specs.schema import Name, Spec
 from fmplex_broker.specs.vfm import Weight
@@ -44,6 +44,7 @@ class TuneFit(Spec):
 
     head: TuneHead | None = None
     lora: LoraSpec | None = None
+    ia3: Ia3Spec | None = None
     hidden: tuple[Annotated[int, Field(ge=1, le=65_536)], ...] = Field(default=(), max_length=8)
     pooling: Pooling | None = None
     max_tokens: int | None = Field(default=None, ge=1, le=1_000_000)
@@ -55,6 +56,12 @@ class TuneFit(Spec):
     input: InputSpec = InputSpec()
     system: str = Field(default="", max_length=65_536)
     chat_template: str | None = Field(default=None, min_length=1, max_length=65_536)
+
+    @model_validator(mode="after")
+    def _one_adapter(self) -> TuneFit:
+        if self.lora is not None and self.ia3 is not None:
+            raise ValueError("lora and ia3: a vFM has one adapter; leave one of the two out")
+        return self
 
 
 class Base(Spec):

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import time
-from collections.abc import Iterator
 from typing import IO, NamedTuple
 
-from fmplex_gateway.batches.lines import BOM, RawLine, custom_id_of, raw_lines
+from fmplex_gateway.batches.lines import BOM, custom_id_of, raw_lines
+from fmplex_gateway.turns import in_turns
 
 MOST_LINES = 50_000
 MOST_ERRORS = 100  # that are told
-_WORK_S, _REST_S = 0.002, 0.001  # in turns, so that whoever waits for the interpreter gets it
 _SHOWN = 64  # characters of an id
 # What some files begin with that are no lines of JSON.
 _FORMATS = {
@@ -49,7 +47,7 @@ def check_file(file: IO[bytes]) -> Checked:
     grow with the file. Raises what reading the file raises."""
     first = last = b""
     total, ids = 0, _Ids()
-    for line in _in_turns(raw_lines(file)):
+    for line in in_turns(raw_lines(file)):
         total = line.index + 1
         if line.index == 0:
             first = line.data
@@ -65,15 +63,6 @@ def check_file(file: IO[bytes]) -> Checked:
         what = "the file is one JSON array; write its objects a line each, without brackets and commas around them"
         return Checked(0, [BatchError("invalid_file", what, 1)])
     return Checked(total, ids.errors())
-
-
-def _in_turns(lines: Iterator[RawLine]) -> Iterator[RawLine]:
-    began = time.monotonic()
-    for line in lines:
-        yield line
-        if time.monotonic() - began > _WORK_S:
-            time.sleep(_REST_S)
-            began = time.monotonic()
 
 
 def _format(data: bytes) -> str | None:

@@ -13,7 +13,7 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, MultipartState, parse_options_header
 
 from fmplex_broker.errors import InvalidInput
-from fmplex_broker.specs.files import LEAST_LIFE_S, LIFE_S, MOST_LIFE_S
+from fmplex_broker.specs.files import LEAST_LIFE_S, LIFE_S, MOST_LIFE_S, UploadPurpose
 from fmplex_gateway.parsing import validate
 from fmplex_gateway.schemas import Body
 
@@ -27,7 +27,7 @@ _FORM = "send multipart/form-data with the parts purpose and file, or the file's
 class UploadFields(Body):
     """The fields of an upload. `expires_after[seconds]`: how long the file is kept, from its making on."""
 
-    purpose: Literal["batch"]
+    purpose: UploadPurpose
     anchor: Literal["created_at"] = Field(default="created_at", alias="expires_after[anchor]")
     seconds: int = Field(default=LIFE_S, ge=LEAST_LIFE_S, le=MOST_LIFE_S, alias="expires_after[seconds]")
 

@@ -25,13 +25,13 @@ async def _find(request: Request, file: str) -> FileRecord:
     return await files.list.find(file, principal_of(request).name)
 
 
-@router.post("/v1/files", dependencies=[requires("infer")])
+@router.post("/v1/files", dependencies=[requires("infer", "deploy")])
 async def create(request: Request) -> Response:
     """Upload a file: a form as OpenAI's clients send it, or the file's bytes with `?purpose=batch&filename=…`."""
     return json_response((await upload(request)).shown())
 
 
-@router.get("/v1/files", dependencies=[requires("infer")])
+@router.get("/v1/files", dependencies=[requires("infer", "deploy")])
 async def list_files(
     request: Request, after: str = "", limit: str = str(_MAX_PAGE), order: str = "desc", purpose: str | None = None
 ) -> Response:
@@ -59,20 +59,20 @@ def _check_one_of(field: str, value: str, known: tuple[str, ...]) -> None:
         raise InvalidInput(f"{field}: must be {' or '.join(map(repr, known))}", field=field)
 
 
-@router.get("/v1/files/{file_id}", dependencies=[requires("infer")])
+@router.get("/v1/files/{file_id}", dependencies=[requires("infer", "deploy")])
 async def show(file_id: str, request: Request) -> Response:
     """Show a file."""
     return json_response((await _find(request, file_id)).shown())
 
 
-@router.get("/v1/files/{file_id}/content", dependencies=[requires("infer")])
+@router.get("/v1/files/{file_id}/content", dependencies=[requires("infer", "deploy")])
 async def read(file_id: str, request: Request) -> Response:
     """Send the bytes of a file, or one range of them."""
     files: Files = request.app.state.files
     return await content(request, files.store, await _find(request, file_id))
 
 
-@router.delete("/v1/files/{file_id}", dependencies=[requires("infer")])
+@router.delete("/v1/files/{file_id}", dependencies=[requires("infer", "deploy")])
 async def delete(file_id: str, request: Request) -> Response:
     """Delete a file. A batch that still reads it fails the lines that are left."""
     files: Files = request.app.state.files
