@@ -71,6 +71,7 @@ class Keys:
         self.offers = self.prefix + "offers"
         self.tracing = self.prefix + "tracing"
         self.passes = self.prefix + "passes"
+        self.tunes_over = self.prefix + "tunes:over"
 
     def queue(self, flow: Flow) -> str:
         """Return the key of a flow's jobs."""
