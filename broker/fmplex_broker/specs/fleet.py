@@ -40,6 +40,23 @@ class ResidencySpec(Spec):
     steal_ms: int = Field(default=50, ge=0)
 
 
+class TuningSpec(Spec):
+    """Training beside inference. `enabled`: this worker takes tuning jobs; `bytes` of device memory for them, which decides how
+    much is computed twice instead of kept. A unit of training, `unit_ms` long at most, runs only if every request keeps its
+    target: `spend` is the part of what they have to spare that units may use (of the gaps between tokens: `spend_tokens`).
+    `trickle` of the device's time they always have; of what interactive work leaves they have `idle_share`, offline jobs the
+    rest.
+    """
+
+    enabled: bool = False
+    bytes: int = Field(default=1 << 30, ge=1 << 20)
+    spend: float = Field(default=0.5, ge=0, le=1)
+    spend_tokens: float = Field(default=0.9, ge=0, le=1)
+    unit_ms: float = Field(default=50.0, gt=0)
+    trickle: float = Field(default=0.02, ge=0, lt=1)
+    idle_share: float = Field(default=0.5, ge=0, le=1)
+
+
 class WorkerSpec(Spec):
     """One GPU process.
 
@@ -48,7 +65,7 @@ class WorkerSpec(Spec):
     `max_attempts`: deaths of workers with a job in hand, or at the loading of a version, until that is given up; `kv_bytes`: keys
     and values of texts that are being generated, and of prompts kept for the next one that begins alike; `window_passes`: passes'
     worth of work it holds. Offline jobs get what interactive ones leave, and `offline_trickle` of the device's time always; while
-    interactive jobs come in passes no longer than `offline_slice_ms`.
+    interactive jobs come in passes no longer than `offline_slice_ms`. `tuning`: of vFMs, beside inference.
     """
 
     device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
@@ -62,6 +79,7 @@ class WorkerSpec(Spec):
     window_passes: int = Field(default=3, ge=1, le=16)
     offline_trickle: float = Field(default=0.05, ge=0, lt=1)
     offline_slice_ms: float = Field(default=50.0, gt=0)
+    tuning: TuningSpec = TuningSpec()
 
 
 class BackboneSpec(Spec):
