@@ -41,7 +41,7 @@ class EmbeddingTask(Task[GroupRecord]):
 
     def loss(self, train: Tensor) -> Loss:
         """Make the loss; see `Task.loss`."""
-        return supervised_contrastive
+        return Loss(supervised_contrastive, lambda _: 1.0, divisible=False)
 
     def score(self, reference: Predictions, part: Predictions) -> float:
         """Score predictions; see `Task.score`."""
@@ -74,7 +74,7 @@ class SimilarityTask(Task[PairRecord]):
 
     def loss(self, train: Tensor) -> Loss:
         """Make the loss; see `Task.loss`."""
-        return lambda outputs, target: cosent(cosines(outputs), target)
+        return Loss(lambda outputs, target: cosent(cosines(outputs), target), lambda _: 1.0, divisible=False)
 
     def score(self, reference: Predictions, part: Predictions) -> float:
         """Score predictions; see `Task.score`."""

@@ -21,7 +21,19 @@ from fmplex_worker.tuning.encoder import EncodedExample
 UNSEEN = -1  # the target of a label that the training part does not have
 
 R = TypeVar("R", bound=Record)
-Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+class Loss(NamedTuple):
+    """A loss of outputs and targets: `total` over rows, to be divided by the `size` of the targets of the whole batch, however
+    many micro-batches it goes through. One that compares rows is not `divisible`: all of a batch must be in one of them."""
+
+    total: Callable[[Tensor, Tensor], Tensor]
+    size: Callable[[Tensor], float]
+    divisible: bool = True
+
+    def mean(self, outputs: Tensor, target: Tensor) -> Tensor:
+        """Compute the loss of rows that are all of a batch."""
+        return self.total(outputs, target) / self.size(target)
 
 
 class Predictions(NamedTuple):
