@@ -8,9 +8,10 @@ from __future__ import annotations
 import re
 import secrets
 import time
-from typing import Annotated, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import Field, StringConstraints, model_validator
+from pydantic import Field, PlainValidator, StringConstraints, model_validator
+from pydantic_core import PydanticCustomError
 
 from fmplex_broker.specs.batches import Metadata
 from fmplex_broker.specs.files import FileId
@@ -25,13 +26,27 @@ _ID = re.compile(r"ftjob-[0-9a-f]{24}")
 _CHECKPOINT_ID = re.compile(r"ftckpt-([0-9a-f]{24})([0-9a-f]{8})")
 
 
+def _auto_or(kind: type[int] | type[float], least: float, most: float) -> PlainValidator:
+    """Make the check of a number, or `auto`. As a union, pydantic's errors would name its branches."""
+    words = f"must be 'auto' or a {'whole ' if kind is int else ''}number from {least:g} to {most:g}"
+
+    def check(value: Any) -> Any:
+        if value == "auto":
+            return value
+        if isinstance(value, bool) or not isinstance(value, (int, kind)) or not least <= value <= most:
+            raise PydanticCustomError("auto_or", words)
+        return kind(value)
+
+    return PlainValidator(check)
+
+
 class Hyperparameters(Spec):
     """OpenAI's: `n_epochs`; `batch_size` in examples; `learning_rate_multiplier` of the rate that fits what is trained. `auto`: a
     good default."""
 
-    n_epochs: Annotated[int, Field(ge=1, le=10_000)] | Auto = "auto"
-    batch_size: Annotated[int, Field(ge=1, le=4096)] | Auto = "auto"
-    learning_rate_multiplier: Annotated[float, Field(gt=0, le=1e6)] | Auto = "auto"
+    n_epochs: Annotated[int | Auto, _auto_or(int, 1, 10_000)] = "auto"
+    batch_size: Annotated[int | Auto, _auto_or(int, 1, 4096)] = "auto"
+    learning_rate_multiplier: Annotated[float | Auto, _auto_or(float, 1e-6, 1e6)] = "auto"
 
 
 class TuneFit(Spec):

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from typing import IO
 
-from fmplex_broker.errors import FmplexError, InvalidInput, UnknownFile
+from fmplex_broker.errors import FmplexError, InvalidInput, StoreUnavailable, UnknownFile
 from fmplex_broker.examples.checking import DataFile, check_examples, check_texts
 from fmplex_broker.examples.files import Row, rows_of
 from fmplex_broker.specs.files import FileRecord
@@ -79,19 +79,31 @@ class Checker:
             self._woken.clear()
 
     async def _check(self, record: TuneRecord) -> None:
-        """Look through the files of a job, and say what was found. Raises `StoreUnavailable`: then somebody tries again."""
+        """Look through the files of a job, and say what was found; as long as the store is away it waits, as all others must."""
         if record.checks > _MOST_CHECKS:
             words = "the gateways failed again and again at looking through the files; their logs say how"
             await self._tunes.checked(record, TuneError(code="check_failed", message=words))
             return
         try:
             files = [await self._find(record.spec, field) for field in _FIELDS]
-            examples = await asyncio.get_running_loop().run_in_executor(self._thread, self._look, record.spec, *files)
+            examples = await self._seen(record.spec, *files)
         except (InvalidInput, UnknownFile) as e:
             code = f"invalid_{e.field}" if isinstance(e, InvalidInput) else e.code
             await self._tunes.checked(record, TuneError(code=code, message=e.message, param=e.field))
         else:
             await self._tunes.checked(record, examples=examples)
+
+    async def _seen(self, spec: TuneSpec, *files: FileRecord | None) -> int:
+        outage = Outage(log, f"the files of tuning job {spec.id}")
+        while True:
+            try:
+                examples = await asyncio.get_running_loop().run_in_executor(self._thread, self._look, spec, *files)
+            except StoreUnavailable as e:
+                outage.say(e)
+                await asyncio.sleep(_EVERY_S)
+            else:
+                outage.over()
+                return examples
 
     async def _find(self, spec: TuneSpec, field: str) -> FileRecord | None:
         file = getattr(spec, field)

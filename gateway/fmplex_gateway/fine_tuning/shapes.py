@@ -7,6 +7,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
+from fmplex_broker.errors import InvalidInput
 from fmplex_broker.specs.batches import Metadata
 from fmplex_broker.specs.schema import Name
 from fmplex_broker.specs.tuning import Hyperparameters, Publish, TuneFit
@@ -25,8 +26,9 @@ def _supervised_only(value: Any) -> Any:
 
 def _head_that_trains(value: Any) -> Any:
     if isinstance(value, dict) and value.get("head") == "features":
-        raise PydanticCustomError(
-            "head", "a features head cannot be trained: it has neither weights nor answers; give the head of your task"
+        raise InvalidInput(
+            "fit.head: a features head cannot be trained: it has neither weights nor answers; give the head of your task",
+            field="fit.head",
         )
     return value
 

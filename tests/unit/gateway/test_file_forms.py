@@ -120,7 +120,7 @@ def test_what_is_around_the_form_is_left_alone(size: int, before: bytes, after: 
         ([FILE], "purpose", "Field required"),
         ([PURPOSE, FILE, FILE], "file", "has two"),
         ([PURPOSE, PURPOSE, FILE], "purpose", "has two"),
-        ([PURPOSE.replace("batch", "fine-tune"), FILE], "purpose", "'batch'"),
+        ([PURPOSE.replace("batch", "vision"), FILE], "purpose", "'batch' or 'fine-tune'"),
         ([FILE, PURPOSE.replace("batch", "batch_output")], "purpose", "'batch'"),
         ([PURPOSE, FILE, PURPOSE.replace("purpose", "color")], "color", "unknown key"),
         ([PURPOSE, FILE, PURPOSE.replace("purpose", "expires_after[seconds]")], "expires_after[seconds]", "integer"),

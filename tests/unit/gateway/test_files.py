@@ -213,7 +213,7 @@ async def test_a_file_over_the_limit(place: Site, tmp_path: Path, declared: bool
     assert (exact.status_code, exact.json()["bytes"]) == (200, LIMIT)
 
 
-@pytest.mark.parametrize("data", [{}, {"purpose": "fine-tune"}, {"purpose": "batch", "color": "red"}])
+@pytest.mark.parametrize("data", [{}, {"purpose": "vision"}, {"purpose": "batch", "color": "red"}])
 async def test_what_is_refused_leaves_nothing(place: Site, tmp_path: Path, data: dict[str, str]) -> None:
     response = await place.http.post("/v1/files", data=data, files={"file": CONTENT})
     assert error_of(response) == (400, "invalid_value", "color" if "color" in data else "purpose")

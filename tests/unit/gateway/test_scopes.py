@@ -28,6 +28,7 @@ SECRETS = {name: str(key["key"]) for name, key in KEYS.items()}
 
 NO_FILE = "file-0123456789abcdef01234567"
 NO_BATCH = "batch_" + "0" * 24
+NO_JOB = "ftjob-" + "0" * 24
 Route = tuple[str, str]
 # What a call is answered that has got through, but for its body or the state of the fleet: `200` with a body that is right.
 # A key with scope infer, of a vFM that it may use and of another; one with scope deploy, likewise; an admin; nobody's.
@@ -39,15 +40,23 @@ MATRIX: dict[Route, tuple[int, int, int, int, int, int]] = {
     ("POST", "/v1/embeddings"):            (400, 404, 403, 403, 400, 401),
     ("GET", "/v1/models"):                 (200, 200, 403, 403, 200, 401),
     ("GET", "/v1/models/{name}"):          (200, 404, 403, 403, 200, 401),
-    ("POST", "/v1/files"):                 (400, 400, 403, 403, 400, 401),
-    ("GET", "/v1/files"):                  (200, 200, 403, 403, 200, 401),
-    ("GET", "/v1/files/{file_id}"):        (404, 404, 403, 403, 404, 401),
-    ("GET", "/v1/files/{file_id}/content"): (404, 404, 403, 403, 404, 401),
-    ("DELETE", "/v1/files/{file_id}"):     (404, 404, 403, 403, 404, 401),
+    ("POST", "/v1/files"):                 (400, 400, 400, 400, 400, 401),
+    ("GET", "/v1/files"):                  (200, 200, 200, 200, 200, 401),
+    ("GET", "/v1/files/{file_id}"):        (404, 404, 404, 404, 404, 401),
+    ("GET", "/v1/files/{file_id}/content"): (404, 404, 404, 404, 404, 401),
+    ("DELETE", "/v1/files/{file_id}"):     (404, 404, 404, 404, 404, 401),
     ("POST", "/v1/batches"):               (400, 400, 403, 403, 400, 401),
     ("GET", "/v1/batches"):                (200, 200, 403, 403, 200, 401),
     ("GET", "/v1/batches/{batch_id}"):     (404, 404, 403, 403, 404, 401),
     ("POST", "/v1/batches/{batch_id}/cancel"): (404, 404, 403, 403, 404, 401),
+    ("POST", "/v1/fine_tuning/jobs"):      (403, 403, 400, 400, 400, 401),
+    ("GET", "/v1/fine_tuning/jobs"):       (403, 403, 200, 200, 200, 401),
+    ("GET", "/v1/fine_tuning/jobs/{job}"): (403, 403, 404, 404, 404, 401),
+    ("POST", "/v1/fine_tuning/jobs/{job}/cancel"): (403, 403, 404, 404, 404, 401),
+    ("POST", "/v1/fine_tuning/jobs/{job}/pause"): (403, 403, 404, 404, 404, 401),
+    ("POST", "/v1/fine_tuning/jobs/{job}/resume"): (403, 403, 404, 404, 404, 401),
+    ("GET", "/v1/fine_tuning/jobs/{job}/events"): (403, 403, 404, 404, 404, 401),
+    ("GET", "/v1/fine_tuning/jobs/{job}/checkpoints"): (403, 403, 404, 404, 404, 401),
     ("GET", "/v1/vfms"):                   (200, 200, 200, 200, 200, 401),
     ("GET", "/v1/vfms/{name}"):            (200, 404, 200, 404, 200, 401),
     ("POST", "/v1/vfms"):                  (403, 403, 422, 403, 422, 401),
@@ -80,7 +89,7 @@ async def call(place: Site, route: Route, vfm: str, who: str | None) -> httpx.Re
     method, path = route
     body = BODIES[route](vfm) if route in BODIES else None
     response = await place.ask(
-        method, path.format(name=vfm, file_id=NO_FILE, batch_id=NO_BATCH), SECRETS.get(who or ""), body
+        method, path.format(name=vfm, file_id=NO_FILE, batch_id=NO_BATCH, job=NO_JOB), SECRETS.get(who or ""), body
     )
     if method == "DELETE" and response.is_success:
         await place.serve(spec(vfm))
@@ -187,7 +196,10 @@ async def test_without_keys_everybody_may_do_everything(tmp_path: Path) -> None:
                 method, path = route
                 body = BODIES[route]("mine") if route in BODIES else None
                 response = await place.http.request(
-                    method, path.format(name="mine", file_id=NO_FILE, batch_id=NO_BATCH), headers=header, json=body
+                    method,
+                    path.format(name="mine", file_id=NO_FILE, batch_id=NO_BATCH, job=NO_JOB),
+                    headers=header,
+                    json=body,
                 )
                 assert response.status_code == admin, (route, header)
                 if method == "DELETE" and response.is_success:
