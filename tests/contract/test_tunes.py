@@ -187,7 +187,7 @@ async def test_files_that_are_not_fail_it(orders: Orders) -> None:
 ANSWERS: dict[Wish, dict[TuneStatus, TuneStatus]] = {  # all others are refused
     "pause": {"queued": "paused", "running": "paused"},
     "resume": {"paused": "queued"},
-    "cancel": {s: "cancelled" for s in ("validating_files", "queued", "running", "paused", "cancelled")},
+    "cancel": dict.fromkeys(("validating_files", "queued", "running", "paused", "cancelled"), "cancelled"),
 }
 
 
