@@ -37,8 +37,8 @@ class Activations:
         self._input = int(embedded) * walk.backbone.dtype.itemsize  # type: ignore[arg-type]
 
     def saved(self, tokens: int, longest: int, keep: int) -> int:
-        """Predict the bytes of a micro-batch of so many tokens, in texts of `longest` at most, whose `keep` last layers keep their
-        activations. Of the others one at a time is computed again."""
+        """Predict the bytes of a micro-batch of so many tokens, in texts of `longest` at most, whose `keep` last layers keep
+        their activations. Of the others one at a time is computed again."""
         sizes = [tokens * (layer.token + layer.pair * longest) for layer in self._layers]
         again = len(sizes) - keep
         return int(tokens * self._input * (again + 1) + sum(sizes[again:]) + max(sizes[:again], default=0.0))
@@ -51,8 +51,8 @@ class Activations:
                 return keep
         least = self.saved(tokens, longest, 0)
         raise TooLarge(
-            f"to learn from {tokens} tokens at once, in texts of up to {longest}, takes {least:,} bytes, and there are {budget:,}; "
-            "shorten or cut the texts, or raise worker.tuning.bytes",
+            f"to learn from {tokens} tokens at once, in texts of up to {longest}, takes {least:,} bytes, and there are "
+            f"{budget:,}; shorten or cut the texts, or raise worker.tuning.bytes",
             field="worker.tuning.bytes",
         )
 
