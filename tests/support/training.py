@@ -15,8 +15,9 @@ from fmplex_worker.backbones.backbone import Backbone
 from fmplex_worker.backbones.loading import load_backbone
 from fmplex_worker.backbones.texts import Text
 from fmplex_worker.packed.row import TokenSpan, pack, packed_order
-from fmplex_worker.tuning.learnt import DropoutKey, Learnt, fresh_lora
-from fmplex_worker.tuning.units import Unit
+from fmplex_worker.training import Unit
+from fmplex_worker.tuning.fresh import fresh_lora
+from fmplex_worker.tuning.learnt import DropoutKey, Learnt
 from tests.support import tiny
 
 Loss = Callable[[Tensor], Tensor]

@@ -24,6 +24,7 @@ def fit(
     config: Annotated[Path, typer.Option("--config", "-c", help="Fleet file with the model: that of `fmplex up`.")] = FLEET,
     name: Annotated[str | None, typer.Option(help="Name of the vFM. Default: the data file's.")] = None,
     lora: Annotated[str | None, typer.Option(help="LoRA too: r=8[,alpha=16][,dropout=0.1][,targets=query+value].")] = None,
+    ia3: Annotated[str | None, typer.Option(help="(IA)³ instead of LoRA: all, or targets=query+value[,feedforward=…].")] = None,
     hidden: Annotated[str | None, typer.Option(help="Widths of hidden layers of the head, e.g. 64 or 128,64.")] = None,
     epochs: Annotated[int, typer.Option(min=1, help="At most; training stops early.")] = 30,
     batch_size: Annotated[int, typer.Option(min=1)] = 16,
@@ -36,11 +37,13 @@ def fit(
     seed: Annotated[int, typer.Option()] = 0,
     as_json: AsJson = False,
 ) -> None:  # fmt: skip
-    """Train a vFM package from labelled texts: a head on the frozen backbone, or LoRA and head."""
+    """Train a vFM package from labelled texts: a head on the frozen backbone, or an adapter and a head."""
     options: dict[str, Any] = {
         "epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate, "pooling": pooling,
         "held_out": held_out, "shuffle": shuffle, "truncate": truncate, "patience": patience, "seed": seed,
     }  # fmt: skip
+    if ia3 is not None:
+        options["ia3"] = {} if ia3 == "all" else _named("--ia3", ia3, ("targets", "feedforward"), "targets=query+value")
     if hidden is not None:
         options["hidden"] = hidden.split(",")
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[note]}"), TimeElapsedColumn())
@@ -48,7 +51,8 @@ def fit(
         bar = progress.add_task("loading the backbone", total=None, note="")
         done = run_fit(
             data, name=name, backbone=backbone, model=model, config=config, head=head, out=output,  # type: ignore[arg-type]
-            lora=_lora(lora), on_event=lambda e: _draw(progress, bar, e), **options,
+            lora=None if lora is None else _named("--lora", lora, ("targets",), "r=8,alpha=16"),
+            on_event=lambda e: _draw(progress, bar, e), **options,
         )  # fmt: skip
     if as_json:
         print_json(done.model_dump(mode="json"))
@@ -56,16 +60,14 @@ def fit(
         _summary(done)
 
 
-def _lora(text: str | None) -> Any:
-    """Read `r=8,alpha=16,targets=query+value`. Raises `InvalidInput`."""
-    if text is None:
-        return None
+def _named(option: str, text: str, lists: tuple[str, ...], example: str) -> dict[str, Any]:
+    """Read `r=8,alpha=16,targets=query+value`; those of `lists` may have several values. Raises `InvalidInput`."""
     options: dict[str, Any] = {}
     for part in text.split(","):
         key, equals, value = part.partition("=")
         if not equals:
-            raise InvalidInput(f"--lora {text!r}: write it as r=8,alpha=16", field="lora")
-        options[key.strip()] = value.split("+") if key.strip() == "targets" else value
+            raise InvalidInput(f"{option} {text!r}: write it as {example}", field=option.removeprefix("--"))
+        options[key.strip()] = value.split("+") if key.strip() in lists else value
     return options
 
 

@@ -25,8 +25,6 @@ from fmplex_worker.tuning.decoder.pretraining import train_decoder
 from fmplex_worker.tuning.decoder.tokenizer import train_tokenizer
 from fmplex_worker.tuning.process import serve
 
-# PEFT asks transformers by an old name.
-pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 THINGS = ("door", "house", "tree", "boat")
 SIZES: dict[str, Any] = {
     "vocabulary": 320, "width": 32, "inner": 48, "layers": 2, "heads": 2, "kv_heads": 1, "positions": 64, "steps": 200,

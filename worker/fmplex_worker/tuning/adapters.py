@@ -10,7 +10,8 @@ from fmplex_broker.specs.fitting import FitSpec
 from fmplex_broker.specs.fitting_text import TextLoraSpec
 from fmplex_worker.backbones.backbone import Backbone
 from fmplex_worker.training import TuneOrder
-from fmplex_worker.tuning.learnt import Learnt, continued, fresh_ia3, fresh_lora
+from fmplex_worker.tuning.fresh import fresh_ia3, fresh_lora
+from fmplex_worker.tuning.learnt import Learnt, continued
 from fmplex_worker.tuning.room import TOKENS, Room
 from fmplex_worker.tuning.units import layers_kept
 from fmplex_worker.tuning.walk import Walk

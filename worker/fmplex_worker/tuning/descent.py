@@ -1,7 +1,7 @@
-"""Gradient descent in units: batches, micro-batches, their units, clipping, AdamW, schedule, evaluation, early stop, the best state.
+"""Gradient descent in units: batches, micro-batches, clipping, AdamW, schedule, evaluation, early stop, the best state.
 
-It is a pure function of its objective, its plan and the step. At some steps, which the plan decides, it notes its whole state: there
-it can be cut, and there it goes back to when losses are no numbers any more.
+It is a pure function of its objective, its plan and the step. At some steps, which the plan decides, it notes its whole state:
+there it can be cut, and there it goes back to when losses are no numbers any more.
 """
 
 from __future__ import annotations
@@ -26,17 +26,20 @@ from fmplex_worker.tuning.units import MicroBatch
 
 CLIP = 1.0
 NOTED_EVERY = 20  # steps at most between two states that it can be cut at
+WARNINGS = 20  # that are kept
 BAD_IN_A_ROW = 3  # steps whose losses are no numbers
 
 
 class Plan(NamedTuple):
-    """How long and how fast: `steps` at most, of which `epoch` are an epoch; `patience`: epochs without a better evaluation."""
+    """How long and how fast: `steps` at most, of which `epoch` are an epoch; `patience`: epochs without a better evaluation, by
+    its score or `by_loss` alone."""
 
     seed: int
     steps: int
     epoch: int
     patience: int
     schedule: Schedule
+    by_loss: bool = False
 
 
 class Descent:
@@ -117,7 +120,9 @@ class Descent:
         whole = not self._objective.divisible
         yield from self._room.again(partial(self._gradients, batch), whole)
         tokens = sum(self._tokens(example) for example in batch)
-        yield Unit("step", 0, float(sum(p.numel() for p in self._parameters.values())) / 1000, partial(self._update, tokens))
+        yield Unit(
+            "step", 0, float(sum(p.numel() for p in self._parameters.values())) / 1000, partial(self._update, tokens)
+        )
 
     def _gradients(self, batch: Sequence[int]) -> Generator[Unit, None, None]:
         """Compute the gradients of a batch, micro-batch by micro-batch."""
@@ -154,7 +159,7 @@ class Descent:
             self._bad, self.loss = 0, self._summed
         else:
             self._bad += 1
-            self.warnings.append(f"step {self.step + 1} was dropped: its loss or its gradients are not finite")
+            self._warn(f"step {self.step + 1} was dropped: its loss or its gradients are not finite")
         self._zero()
         self.step += 1
         self.tokens += tokens
@@ -163,11 +168,12 @@ class Descent:
         """Validate, and note the state; return whether all is finite."""
         verdict = yield from self._objective.validate(self._room)
         if verdict is not None and not math.isfinite(verdict.loss):
-            self.warnings.append(f"the evaluation after step {self.step} is not finite")
+            self._warn(f"the evaluation after step {self.step} is not finite")
             return False
         if verdict is not None:
             self.verdict, self.evaluations = verdict, self.evaluations + 1
-            if self.stopper.note(-(-self.step // self._plan.epoch), verdict, self._parameters):
+            rank = Verdict(-verdict.loss, verdict.loss) if self._plan.by_loss else verdict
+            if self.stopper.note(-(-self.step // self._plan.epoch), rank, self._parameters):
                 self.best_step = self.step
         self._note()
         return True
@@ -182,11 +188,15 @@ class Descent:
                 "lower learning_rate",
                 field="learning_rate",
             )
-        told = [*self.warnings, f"back to step {self.state.step}, at half the learning rate"]
+        self._warn(f"back to step {self.state.step}, at half the learning rate")
+        told = self.warnings
         self._set(self.state)
         self._bad, self._halved, self.warnings = 0, True, told
         self._optimizer.halved = True
         self._note()
+
+    def _warn(self, what: str) -> None:
+        self.warnings = [*self.warnings, what][-WARNINGS:]
 
     def _note(self) -> None:
         """Note the state."""
@@ -200,8 +210,8 @@ class Descent:
         verdict = None if self.verdict is None else [*self.verdict]
         values = {
             "tokens": self.tokens, "loss": self.loss, "verdict": verdict, "warnings": [*self.warnings], "bad": self._bad,
-            "halved": self._halved, "best_step": self.best_step, "evaluations": self.evaluations, "stopper": self.stopper.values(),
-            "room": self._room.tokens,
+            "halved": self._halved, "best_step": self.best_step, "evaluations": self.evaluations,
+            "stopper": self.stopper.values(), "room": self._room.tokens,
         }  # fmt: skip
         self.state = State(self.step, tensors, values)
 

@@ -12,8 +12,8 @@ its path begins weaker, and every strength begins anew at random weights.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 import copy
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any, Literal
 
@@ -23,9 +23,9 @@ from torch import Tensor
 from fmplex_broker.examples.records import Record
 from fmplex_broker.specs.fitting import FitSpec
 from fmplex_worker.training import Unit
+from fmplex_worker.tuning.early import EarlyStopping, Verdict, finite
 from fmplex_worker.tuning.encoder import EncodedExample, targets
-from fmplex_worker.tuning.early import EarlyStopping, Verdict
-from fmplex_worker.tuning.head import Head, finite
+from fmplex_worker.tuning.head import Head
 from fmplex_worker.tuning.seeds import generator
 from fmplex_worker.tuning.slices import ValidationSplit
 from fmplex_worker.tuning.state import State, named

@@ -28,8 +28,8 @@ class Head(nn.Module):
         hidden: Sequence[int] = (),
         random: torch.Generator | None = None,
     ) -> None:
-        """`rows` [n, hidden]: what the statistics are taken from. `scale`: m and s. `hidden`: widths of hidden layers, whose first
-        weights are `random`."""
+        """`rows` [n, hidden]: what the statistics are taken from. `scale`: m and s. `hidden`: widths of hidden layers, whose
+        first weights are `random`."""
         super().__init__()
         widths = [rows.shape[1], *hidden]
         self.stack = nn.ModuleList(_layer(a, b, random) for a, b in pairwise(widths))

@@ -12,23 +12,22 @@ from torch import Tensor
 from fmplex_broker.packages.package import HEAD
 from fmplex_broker.specs.fitting import FitSpec
 from fmplex_broker.specs.vfm import VfmSpec
+from fmplex_worker.backbones.backbone import Backbone
 from fmplex_worker.training import HeldOut, RunProgress, TuneOrder, Unit
 from fmplex_worker.tuning.adapters import adapter_of, base_name, default_rate, room_for
-from fmplex_worker.backbones.backbone import Backbone
 from fmplex_worker.tuning.descent import Descent, Plan
 from fmplex_worker.tuning.encoder import EncodedExample, head_rows
 from fmplex_worker.tuning.frozen import HeadPath
-from fmplex_worker.tuning.head import Head, apply_head
+from fmplex_worker.tuning.head import apply_head
 from fmplex_worker.tuning.head_data import read_data
 from fmplex_worker.tuning.head_objective import HeadObjective, forward
-from fmplex_worker.tuning.learnt import Learnt
 from fmplex_worker.tuning.optimizer import Schedule
 from fmplex_worker.tuning.state import State
 from fmplex_worker.tuning.tasks import Predictions
 
 
 class HeadCourse:
-    """`fmplex_worker.tuning.run.Course` of a head. `data`: what it is given; `learnt`: the adapter that learns with it, if any."""
+    """`fmplex_worker.tuning.run.Course` of a head. `data`: what it is given; `learnt`: the adapter that learns too, or None."""
 
     def __init__(self, order: TuneOrder, spec: FitSpec, backbone: Backbone) -> None:
         self.learnt = adapter_of(order, backbone, generates=False)

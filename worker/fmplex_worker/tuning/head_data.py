@@ -6,10 +6,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
+import torch
 from pydantic import ValidationError
 
 from fmplex_broker.errors import InvalidInput
-from fmplex_broker.examples.reading import Example, read
+from fmplex_broker.examples.files import read_rows
+from fmplex_broker.examples.reading import Example, Parser, read
 from fmplex_broker.examples.records import LabelRecord, Record
 from fmplex_broker.packages.sentences import SentenceModel
 from fmplex_broker.specs.fitting import FitSpec
@@ -26,11 +28,8 @@ from fmplex_worker.tuning.linear_tasks import (
     TaggingTask,
 )
 from fmplex_worker.tuning.metric_tasks import EmbeddingTask, SimilarityTask
-from fmplex_worker.tuning.seeds import generator
 from fmplex_worker.tuning.slices import ValidationSplit, validation_split
 from fmplex_worker.tuning.tasks import Task
-
-_VALIDATION = 0.2  # of a file that is all for validation: `read` wants to hold some out
 
 
 class HeadData(NamedTuple):
@@ -57,10 +56,12 @@ def read_data(spec: FitSpec, backbone: Backbone, validation: Path | None, adapts
     train, held = items[: len(split.train)], items[len(split.train) :]
     every = [*range(len(train))]
     if validation is None:
-        chosen = validation_split(train, generator(spec.seed, "validation"))
+        chosen = validation_split(train, torch.Generator().manual_seed(spec.seed % 2**63))
         return HeadData(task, vfm, train, held, chosen, every, split.ignored)
-    apart = read(validation, spec.head, _VALIDATION, 0)
-    more = _items(task, backbone, [*apart.train, *apart.held_out], spec.truncate)
+    parser = Parser(spec.head)
+    apart = [example for row in read_rows(validation) if (example := parser.take(row)) is not None]
+    parser.check(str(validation))
+    more = _items(task, backbone, apart, spec.truncate)
     chosen = ValidationSplit(every, [*range(len(train), len(train) + len(more))])
     return HeadData(task, vfm, [*train, *more], held, chosen, every, split.ignored)
 

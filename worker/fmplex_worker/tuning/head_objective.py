@@ -35,7 +35,12 @@ class HeadObjective:
     """
 
     def __init__(
-        self, task: Task[Record], learnt: Learnt, items: Sequence[EncodedExample], chosen: ValidationSplit, spec: FitSpec
+        self,
+        task: Task[Record],
+        learnt: Learnt,
+        items: Sequence[EncodedExample],
+        chosen: ValidationSplit,
+        spec: FitSpec,
     ) -> None:
         self.head: Head | None = None
         self.learnt = learnt
@@ -144,8 +149,8 @@ def forward(
     items: Sequence[EncodedExample],
     read: Callable[[Sequence[EncodedExample], Tensor], Tensor],
 ) -> Generator[Unit, None, Tensor]:
-    """Yield the units of a forward of items without gradients; return what `read` makes of them and their hidden states, one after
-    the other, on the CPU."""
+    """Yield the units of a forward of items without gradients; return what `read` makes of them and their hidden states, one
+    after the other, on the CPU."""
 
     def attempt() -> Generator[Unit, None, list[Tensor]]:
         made: list[Tensor] = []

@@ -19,12 +19,15 @@ from fmplex_broker.packages.package import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from fmplex_broker.packages.peft import check_adapter, read_config, read_options
 from fmplex_broker.packages.peft_ia3 import IA3_TENSOR, Ia3Config
 from fmplex_broker.packages.peft_lora import LORA_TENSOR, LoraConfig
-from fmplex_broker.specs.fitting import LoraSpec
 from fmplex_worker.adapters.files import read_tensors
 from fmplex_worker.adapters.targets import is_pooler, target_of
 from fmplex_worker.backbones.backbone import Backbone
 from fmplex_worker.packed.segments import Adapter, Factors, Scale
-from fmplex_worker.tuning.walk import blocks_of
+
+
+def stable_seed(*parts: object) -> int:
+    """Return a seed that differs for different parts, and is the same in every process."""
+    return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=7).digest())
 
 
 class DropoutKey(NamedTuple):
@@ -85,15 +88,16 @@ class Learnt:
         """Compute the logits of rows: hidden `[rows, width]` → `[rows, vocabulary]` float32, with what is learnt of the
         language-model head."""
         slot = len(self._backbone.targets)
-        trained = any(change.slot == slot for change in (*self._loras, *self._vectors))
+        trained = slot in {*(lora.slot for lora in self._loras), *(vector.slot for vector in self._vectors)}
         adapter = self._made(key, (slot,)) if trained else None
         return self._backbone.logits(hidden, [adapter] * len(hidden))
 
-    def files(self, base: str | None = None) -> dict[str, bytes]:
+    def files(self, base: str | None = None, values: Mapping[str, Tensor] | None = None) -> dict[str, bytes]:
         """Return the adapter's files as PEFT has them, always the same bytes for the same parameters. `base`: the model they are
-        for, as PEFT is to find it."""
+        for, as PEFT is to find it; `values`: of the parameters, instead of what they have now."""
         options = {**self._options} if base is None else {**self._options, "base_model_name_or_path": base}
-        tensors = {name: parameter.detach().cpu().contiguous() for name, parameter in self.parameters.items()}
+        of = self.parameters if values is None else values
+        tensors = {name: of[name].detach().cpu().contiguous() for name in self.parameters}
         return {
             ADAPTER_CONFIG: json.dumps(options, indent=2, sort_keys=True).encode(),
             ADAPTER_WEIGHTS: safetensors.torch.save({**self._kept, **tensors}, {"format": "pt"}),
@@ -122,37 +126,11 @@ class Learnt:
             return None
 
         def drop(slot: int, x: Tensor) -> Tensor:
-            generator = torch.Generator(x.device).manual_seed(_seed(*key, slot))
+            generator = torch.Generator(x.device).manual_seed(stable_seed(*key, slot))
             kept = torch.rand(x.shape, generator=generator, device=x.device) >= share
             return x * kept / (1 - share)
 
         return drop
-
-
-def fresh_lora(backbone: Backbone, spec: LoraSpec, seed: int, *, generates: bool = False) -> Learnt:
-    """Make a LoRA that changes nothing yet, initialised as PEFT does. `generates`: for the whole language model, not the bare
-    one.
-
-    Raises `InvalidInput` (`lora.targets`).
-    """
-    modules = _targets(backbone, spec.targets, "lora.targets")
-    options = _options(backbone, modules, generates) | {
-        "peft_type": "LORA",
-        "r": spec.r,
-        "lora_alpha": spec.alpha if spec.alpha is not None else 2 * spec.r,
-        "lora_dropout": spec.dropout,
-        "bias": "none",
-    }
-    tensors = {}
-    for path in modules:
-        target = backbone.target(path)
-        assert target is not None
-        stem = f"base_model.model.{_named(path, backbone, generates)}"
-        generator = torch.Generator().manual_seed(_seed(seed, stem))
-        bound = target.inputs**-0.5
-        a = torch.empty(spec.r, target.inputs).uniform_(-bound, bound, generator=generator)
-        tensors |= {f"{stem}.lora_A.weight": a, f"{stem}.lora_B.weight": torch.zeros(target.outputs, spec.r)}
-    return Learnt(backbone, options, tensors, spec.dropout)
 
 
 def continued(backbone: Backbone, config: bytes, weights: bytes, dropout: float = 0.0) -> Learnt:
@@ -166,11 +144,6 @@ def continued(backbone: Backbone, config: bytes, weights: bytes, dropout: float 
             field="adapter",
         )
     return Learnt(backbone, read_options(config), tensors, dropout)
-
-
-def _seed(*parts: object) -> int:
-    """Return a seed that differs for different parts, and is the same in every process."""
-    return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=7).digest())
 
 
 def _fixed(name: str, backbone: Backbone) -> bool:
@@ -192,34 +165,3 @@ def _loras(names: Mapping[str, Tensor], config: LoraConfig, backbone: Backbone) 
 def _vectors(names: Mapping[str, Tensor], config: Ia3Config, backbone: Backbone) -> list[_Vector]:
     found = [(name, match["module"]) for name in names if (match := IA3_TENSOR.fullmatch(name))]
     return [_Vector(target_of(m, name, backbone).slot, name, config.feedforward(m)) for name, m in found]
-
-
-def _targets(backbone: Backbone, wanted: Sequence[str] | None, field: str) -> list[str]:
-    """List the paths of the linears of the blocks, or of those that are `wanted`, whole or by last parts; the language-model head
-    where it is among them."""
-    prefix, _ = blocks_of(backbone.model)
-    linears = [path for path in backbone.targets if path.startswith(f"{prefix}.")]
-    if wanted is None:
-        return linears
-    if backbone.lm_head is not None:
-        linears.append(backbone.lm_head.path)
-    for name in wanted:
-        if not any(f".{path}".endswith(f".{name}") for path in linears):
-            known = sorted({path.rsplit(".", 1)[-1] for path in linears})
-            raise InvalidInput(f"no linear layer of the blocks is called {name!r}; there are {known}", field=field)
-    return [path for path in linears if any(f".{path}".endswith(f".{name}") for name in wanted)]
-
-
-def _named(path: str, backbone: Backbone, generates: bool) -> str:
-    """Return the module's name in the model that PEFT wraps: the whole language model has the bare one in it."""
-    inside = generates and path in backbone.targets
-    return f"{backbone.prefix}{path}" if inside else path
-
-
-def _options(backbone: Backbone, modules: Sequence[str], generates: bool) -> dict[str, Any]:
-    options: dict[str, Any] = {
-        "target_modules": [_named(path, backbone, generates) for path in modules],
-        "fan_in_fan_out": backbone.family.model_type == "gpt2",  # in PEFT's eyes its linears are Conv1D
-        "inference_mode": True,
-    }
-    return options | {"task_type": "CAUSAL_LM"} if generates else options

@@ -31,7 +31,8 @@ class Schedule(NamedTuple):
 
 
 class Optimizer:
-    """AdamW over groups of parameters; `halved`: at half the rate. Its moments are there from the start, so that no step can run out of memory half way."""
+    """AdamW over groups of parameters; `halved`: at half the rate. Its moments are there from the start, so that no step can run
+    out of memory half way."""
 
     def __init__(self, groups: Sequence[Group], schedule: Schedule) -> None:
         self.halved = False
@@ -55,7 +56,9 @@ class Optimizer:
 
     def moments(self) -> dict[str, Tensor]:
         """Return the moments of all parameters; the next step changes them."""
-        return {f"{name}.{kind}": self._adam.state[p][kind] for name, p in self._parameters.items() for kind in _MOMENTS}
+        return {
+            f"{name}.{kind}": self._adam.state[p][kind] for name, p in self._parameters.items() for kind in _MOMENTS
+        }
 
     @torch.no_grad()
     def restore(self, moments: Mapping[str, Tensor]) -> None:

@@ -71,7 +71,7 @@ class Room:
 
     def states(self, learnt: Learnt | None, texts: Sequence[Text], take: Callable[[Tensor], None]) -> Iterator[Unit]:
         """Yield the units that compute hidden states `[tokens, hidden]` of texts, in their order, without gradients."""
-        if self.walk is not None and learnt is not None:
+        if self.walk is not None:
             yield from check_units(self.walk, learnt, texts, take)
         else:
             tokens = sum(text.tokens for text in texts)

@@ -1,4 +1,4 @@
-"""The state of a training between two steps, in memory and as bytes: a safetensors file whose header has all that is no tensor."""
+"""The state of a training between two steps, in memory and as bytes: a safetensors file whose header has what is no tensor."""
 
 from __future__ import annotations
 
@@ -70,5 +70,6 @@ def read_state(data: bytes, order: str) -> State:
 def named(prefix: str, tensors: Mapping[str, Tensor] | Iterable[tuple[str, Tensor]], copy: bool) -> dict[str, Tensor]:
     """Put `prefix` and a dot before the names of tensors, which are copied if they will be changed in place."""
     return {
-        f"{prefix}.{name}": tensor.detach().clone() if copy else tensor.detach() for name, tensor in dict(tensors).items()
+        f"{prefix}.{name}": tensor.detach().clone() if copy else tensor.detach()
+        for name, tensor in dict(tensors).items()
     }

@@ -30,7 +30,11 @@ def fit(spec: FitSpec, on_event: Callable[[FitEvent], None]) -> FitDone:
         run, data = Run(course, name_of(order), None), course.data
         on_event(
             FitStarted(
-                name=spec.name, train=len(data.train), held_out=len(data.held), labels=data.task.labels, ignored=data.ignored
+                name=spec.name,
+                train=len(data.train),
+                held_out=len(data.held),
+                labels=data.task.labels,
+                ignored=data.ignored,
             )
         )
         _drive(run, course, spec, on_event)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -19,6 +18,7 @@ from torch import Tensor
 from fmplex_worker.backbones.texts import Text
 from fmplex_worker.packed.row import Pack, TokenSpan, pack, packed_order, running
 from fmplex_worker.packed.segments import Adapter
+from fmplex_worker.training import Unit
 from fmplex_worker.tuning.learnt import DropoutKey, Learnt
 from fmplex_worker.tuning.walk import Walk
 
@@ -26,20 +26,10 @@ LAYERS = 4  # of a unit
 _BACKWARD = 1.25  # cost of a layer's backward, in those of its forward: its weights are not learnt
 
 
-class Unit(NamedTuple):
-    """A part of a training that is not interrupted. `tokens`: of the row that it goes through (0 for `step`); `cost`, relative:
-    tokens times layers, of a forward. `run`: once, in order, on the device thread."""
-
-    kind: Literal["forward", "loss", "backward", "step", "check"]
-    tokens: int
-    cost: float
-    run: Callable[[], None]
-
-
 class _Row:
     """Texts as one packed row. `back` puts hidden states of their own tokens into the order of the texts."""
 
-    def __init__(self, walk: Walk, adapter: Adapter, texts: Sequence[Text]) -> None:
+    def __init__(self, walk: Walk, adapter: Adapter | None, texts: Sequence[Text]) -> None:
         spans = [TokenSpan(text.tokens, adapter) for text in texts]
         order = packed_order(spans)
         self.pack: Pack = pack([spans[at] for at in order], walk.backbone.device, None)
@@ -115,7 +105,7 @@ class MicroBatch:
             loss = self._loss(self._pass.finish())
             self._value = loss.detach()
             if loss.requires_grad:  # it does not if nothing is learnt below it
-                loss.backward()  # type: ignore[no-untyped-call]
+                loss.backward()
 
     def _backward(self, first: int, end: int, ended: bool) -> None:
         assert self._pass is not None
@@ -182,10 +172,10 @@ def _cut(tensor: Tensor) -> Tensor:
 
 
 def check_units(
-    walk: Walk, learnt: Learnt, texts: Sequence[Text], take: Callable[[Tensor], None], layers: int = LAYERS
+    walk: Walk, learnt: Learnt | None, texts: Sequence[Text], take: Callable[[Tensor], None], layers: int = LAYERS
 ) -> Iterator[Unit]:
-    """Yield the units of a forward without gradients, as passes compute it; the last one hands `take` the hidden states `[tokens,
-    hidden]`, as a loss gets them. Run each before asking for the next."""
+    """Yield the units of a forward without gradients, as passes compute it (`learnt` None: of the backbone alone); the last one
+    hands `take` the hidden states `[tokens, hidden]`, as a loss gets them. Run each before asking for the next."""
     tokens = sum(text.tokens for text in texts)
     checked = _Check(walk, learnt, texts, take)
     for first in range(0, walk.layers, layers):
@@ -196,14 +186,17 @@ def check_units(
 class _Check:
     """A forward without gradients, a few layers at a time."""
 
-    def __init__(self, walk: Walk, learnt: Learnt, texts: Sequence[Text], take: Callable[[Tensor], None]) -> None:
+    def __init__(
+        self, walk: Walk, learnt: Learnt | None, texts: Sequence[Text], take: Callable[[Tensor], None]
+    ) -> None:
         self._walk, self._learnt, self._texts, self._take = walk, learnt, texts, take
 
     def run(self, first: int, end: int) -> None:
         """Run the layers from `first` to `end`; after the last, hand over the hidden states."""
         with torch.inference_mode(False), torch.no_grad():
             if not first:
-                self._row = _Row(self._walk, self._learnt.adapter(None), self._texts)
+                adapter = None if self._learnt is None else self._learnt.adapter(None)
+                self._row = _Row(self._walk, adapter, self._texts)
                 self._hidden, self._calls = self._walk.enter(self._row.pack, self._row.texts)
             with running(self._row.pack):
                 for call in self._calls[first:end]:

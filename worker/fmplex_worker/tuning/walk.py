@@ -91,6 +91,14 @@ class Walk:
         with self._visit.by(lambda _call, _hidden: given):
             return self._shell.encode(row, texts)
 
+    @property
+    def logits_layers(self) -> float:
+        """Cost of the logits of a token, in layers; 0 without a language-model head."""
+        head = self.backbone.lm_head
+        _, blocks = blocks_of(self.backbone.model)
+        a_layer = sum(p.numel() for p in blocks.parameters()) / len(blocks)
+        return 0.0 if head is None else head.vocabulary * self.backbone.hidden / a_layer
+
     def _check(self) -> int:
         """Check that the walk gives what the model gives. Returns the number of blocks it runs."""
         tokens = np.arange(sum(_PROBE)) % self.backbone.embeddings.num_embeddings
