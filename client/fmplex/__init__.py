@@ -6,7 +6,7 @@ with Client("http://127.0.0.1:8080") as fm:
     fm.infer("sentiment", "what a lovely day").output
 
 Calls: `Client`, `AsyncClient` and what they give (`Result`, handles, text streams); `client.vfms` shows vFMs as `VfmInfo`;
-`client.batches` has offline work.
+`client.batches` has offline work, `client.tune` trains on the fleet.
 Packages: `fit`, `from_peft`, `from_sentence_transformers`, `from_sklearn`, `write_package`. Specifications: `VfmSpec` and its
 parts, a class for each kind of head. Errors: all are `FmplexError`.
 """
@@ -19,6 +19,9 @@ from fmplex.construct import WrittenPackage, from_peft, from_sentence_transforme
 from fmplex.fitting import fit
 from fmplex.results import AsyncHandle, AsyncTextStream, Handle, Result, TextStream
 from fmplex.sync import Client
+from fmplex.tunes.aio import AsyncTune, AsyncTunes
+from fmplex.tunes.records import TuneCheckpointInfo, TuneEventInfo, TuneInfo
+from fmplex.tunes.sync import Tune, Tunes
 from fmplex.vfms import AsyncVfms, Vfms
 from fmplex_broker.errors import (
     BrokerFault,
@@ -48,6 +51,7 @@ from fmplex_broker.errors import (
     Unavailable,
     UnknownBatch,
     UnknownFile,
+    UnknownTune,
     UnknownVfm,
     VfmClosed,
 )
@@ -64,6 +68,7 @@ from fmplex_broker.specs.heads import (
     Tagging,
 )
 from fmplex_broker.specs.sampling import GenerationParams
+from fmplex_broker.specs.tune_records import TuneError, TuneProgress
 from fmplex_broker.specs.vfm import Limits, Slo, VfmSpec
 from fmplex_broker.specs.vfm_info import PastVersion, Refusal, VfmInfo
 from fmplex_broker.wire.tensors import Tensor
@@ -74,6 +79,8 @@ __all__ = [
     "AsyncClient",
     "AsyncHandle",
     "AsyncTextStream",
+    "AsyncTune",
+    "AsyncTunes",
     "AsyncVfms",
     "Batch",
     "BatchCounts",
@@ -125,10 +132,18 @@ __all__ = [
     "TextTooLong",
     "TooLarge",
     "TooSlow",
+    "Tune",
+    "TuneCheckpointInfo",
+    "TuneError",
+    "TuneEventInfo",
+    "TuneInfo",
+    "TuneProgress",
+    "Tunes",
     "Unauthorized",
     "Unavailable",
     "UnknownBatch",
     "UnknownFile",
+    "UnknownTune",
     "UnknownVfm",
     "VfmClosed",
     "VfmInfo",

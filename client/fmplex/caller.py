@@ -15,6 +15,7 @@ from fmplex.call import Call, Deadline
 from fmplex.homes import Home, keep_in_forks
 from fmplex.results import AsyncHandle, AsyncTextStream, Result
 from fmplex.transport import Transport, open_transport
+from fmplex.tunes.calls import TuneCalls
 from fmplex_broker.errors import Busy, DeadlineExceeded, InvalidInput, Unavailable, VfmClosed
 
 T = TypeVar("T")
@@ -117,6 +118,11 @@ class Caller:
         """Ask for something about files or batches that may be asked for twice; see `Ask`. Raises `InvalidInput` where there
         is no gateway."""
         return await self.repeat(lambda transport: send(transport.batch_calls()))
+
+    async def ask_tunes(self, send: Callable[[TuneCalls], Awaitable[T]]) -> T:
+        """Ask for something about tuning jobs that may be asked for twice; see `Ask`. Raises `InvalidInput` where there is no
+        gateway."""
+        return await self.repeat(lambda transport: send(transport.tune_calls()))
 
     async def _retry(self, call: Call, send: Callable[[Transport, Call], Awaitable[T]], *, patient: bool = True) -> T:
         deadline = Deadline(call)

@@ -11,6 +11,7 @@ from typing import Any
 from fmplex.batches.calls import BatchCalls
 from fmplex.call import Call
 from fmplex.results import AsyncHandle, Result
+from fmplex.tunes.calls import TuneCalls
 from fmplex_broker.errors import BrokerUnavailable, Cancelled, DeadlineExceeded, InvalidInput
 from fmplex_broker.packages.artifacts import ArtifactStore
 from fmplex_broker.packages.package import Package
@@ -84,6 +85,10 @@ class DirectTransport:
             "single jobs from spare capacity",
             field="url",
         )
+
+    def tune_calls(self) -> TuneCalls:
+        """Refuse tuning jobs: a gateway looks through their files. Raises `InvalidInput`."""
+        raise InvalidInput("tuning jobs are ordered from a gateway: connect with its http:// URL", field="url")
 
     async def deploy(self, package: Package) -> VfmInfo:
         """Deploy a vFM; see `Transport.deploy`. Raises `InvalidInput` when the artifact store is not known."""

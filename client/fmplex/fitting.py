@@ -55,7 +55,7 @@ def fit(
     hosted: dict[str, object] = {}
     if backbone is None or model is None:
         backbone, model, hosted = backbone_of(Path(config), backbone, model)
-    with _as_file(data, head) as (path, memory):
+    with as_file(data, head) as (path, memory):
         if name is None and memory:
             raise InvalidInput("name: examples in memory have no file name; give name=", field="name")
         _check_path(path)
@@ -120,7 +120,7 @@ def _check_path(path: Path) -> None:
 
 
 @contextmanager
-def _as_file(data: str | Path | Iterable[Any], head: FitHead) -> Iterator[tuple[Path, bool]]:
+def as_file(data: str | Path | Iterable[Any], head: str) -> Iterator[tuple[Path, bool]]:
     """Give the data as a JSONL file, and whether it is a temporary one."""
     if isinstance(data, str | Path):
         yield Path(data), False
@@ -133,7 +133,7 @@ def _as_file(data: str | Path | Iterable[Any], head: FitHead) -> Iterator[tuple[
         yield path, True
 
 
-def _line(example: Any, head: FitHead, number: int) -> str:
+def _line(example: Any, head: str, number: int) -> str:
     """Write an example, the `number`th, as a line of JSON. Raises `InvalidInput`."""
     if isinstance(example, tuple | list) and len(example) in (2, 3):
         *texts, answer = example

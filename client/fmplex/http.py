@@ -16,6 +16,7 @@ from fmplex.batches.calls import BatchCalls
 from fmplex.call import GRACE_S, LONGEST_S, Call, vfm_path
 from fmplex.connection import CONNECT_S, TIMES, Connection, typed_error
 from fmplex.results import AsyncHandle, Result, wait_task
+from fmplex.tunes.calls import TuneCalls
 from fmplex_broker.errors import Cancelled, DeadlineExceeded, InvalidInput
 from fmplex_broker.packages.archive import MEDIA_TYPE, pack
 from fmplex_broker.packages.package import Package
@@ -39,6 +40,10 @@ class HttpTransport:
     def batch_calls(self) -> BatchCalls:
         """Return the calls on files and batches; see `Transport.batch_calls`."""
         return BatchCalls(self._connection)
+
+    def tune_calls(self) -> TuneCalls:
+        """Return the calls on tuning jobs; see `Transport.tune_calls`."""
+        return TuneCalls(self._connection)
 
     async def _send(self, method: str, path: str, body: Any = None, times: httpx.Timeout = TIMES) -> Any:
         """Send one request and decode its answer. `body`: a value, or an archive as bytes; `times`: for its steps."""

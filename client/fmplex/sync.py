@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from types import TracebackType
 from typing import Any, Literal, overload
 
@@ -13,8 +13,11 @@ from fmplex.caller import Caller
 from fmplex.loop_thread import LoopThread, Work
 from fmplex.mapping import MapPlan, MapRun, Outcome, embed_all, progress_bar
 from fmplex.results import Handle, Result, TextStream
+from fmplex.tunes.ordering import Data, make_order
+from fmplex.tunes.sync import Tune, Tunes
 from fmplex.vfms import AsyncVfms, Vfms
 from fmplex_broker.errors import FmplexError
+from fmplex_broker.specs.fitting import LoraSpec
 
 
 class Client:
@@ -49,6 +52,7 @@ class Client:
         self._loop = LoopThread()
         self._vfms = Vfms(AsyncVfms(self._caller.transport), self._loop)
         self._batches = Batches(self._caller.ask_batches, self._loop)
+        self._tunes = Tunes(self._caller.ask_tunes, self._loop)
 
     @property
     def vfms(self) -> Vfms:
@@ -59,6 +63,11 @@ class Client:
     def batches(self) -> Batches:
         """Offline batches: to submit, list, wait for, cancel and fetch them; through a gateway."""
         return self._batches
+
+    @property
+    def tunes(self) -> Tunes:
+        """Tuning jobs, which `tune` orders: to list, wait for, pause, cancel and look at them; through a gateway."""
+        return self._tunes
 
     @overload
     def infer(
@@ -222,6 +231,51 @@ class Client:
             finally:
                 for left in running:
                     left.cancel()
+
+    def tune(
+        self,
+        data: Data,
+        *,
+        model: str,
+        name: str | None = None,
+        head: str | None = None,
+        validation: Data | None = None,
+        lora: LoraSpec | Mapping[str, Any] | None = None,
+        epochs: int | None = None,
+        batch_size: int | None = None,
+        learning_rate: float | None = None,
+        seed: int | None = None,
+        weight: float | None = None,
+        publish: Mapping[str, Any] | None = None,
+        metadata: Mapping[str, str] | None = None,
+        **options: Any,
+    ) -> Tune:
+        """Train a vFM on the fleet, beside what its backbone serves; return the job, which goes on by itself.
+
+        `data`: a file (JSON lines, CSV or TSV as `fit` takes them; conversations for a head that generates), the id of one that
+        is uploaded, or examples in memory. `model`: the backbone to train a new vFM on, or a vFM to go on from, which becomes
+        its next version; also `NAME@VERSION` or `NAME@CHECKPOINT`. `name`: of the new vFM, by default one of the fleet's
+        choice. `head`: its kind, by default that of the vFM, else what the data are for. `validation`: more examples, to choose
+        the best checkpoint by. `lora`: an adapter to train, beside the head; `options`: other fields of `fit` in the API (`ia3`,
+        `hidden`, `pooling`, `truncate`, `shuffle`, `held_out`, `patience`, `system`, …).
+
+        `epochs`, `batch_size`, `learning_rate`, `seed`: as they are; by default what fits. `weight`: its part of the device
+        against other tuning jobs. `publish`: what becomes of the best checkpoint, as `{"how": "update", "vfm": "spam"}`.
+        `metadata`: up to 16 texts by names, kept with it.
+
+        Raises `InvalidInput` for what is wrong with the order at once; what is wrong with the data fails the job in a moment,
+        with the lines. Raises `Conflict` where no worker trains, or the name is taken.
+
+            job = client.tune("mails.csv", model="minilm", name="spam", lora={"r": 8})
+            job.wait(progress=True)
+        """
+        order = make_order(
+            data, validation, model=model, name=name, head=head,
+            hyperparameters={"n_epochs": epochs, "batch_size": batch_size},
+            options={"lora": lora, "learning_rate": learning_rate, **options},
+            seed=seed, weight=weight, publish=publish, metadata=metadata,
+        )  # fmt: skip
+        return self._tunes.submit(order)
 
     def close(self) -> None:
         """Close all connections and cancel what is under way: calls of other threads raise `Cancelled` there."""

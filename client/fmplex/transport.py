@@ -12,6 +12,7 @@ from fmplex.call import Call
 from fmplex.direct import DirectTransport
 from fmplex.http import HttpTransport
 from fmplex.results import AsyncHandle, Result
+from fmplex.tunes.calls import TuneCalls
 from fmplex_broker.errors import InvalidInput
 from fmplex_broker.packages.package import Package
 from fmplex_broker.specs.broker_url import BROKER_SCHEMES, better_broker_url
@@ -39,6 +40,10 @@ class Transport(Protocol):
 
     def batch_calls(self) -> BatchCalls:
         """Return the calls on files and batches. Raises `InvalidInput` where there is no gateway."""
+        ...
+
+    def tune_calls(self) -> TuneCalls:
+        """Return the calls on tuning jobs. Raises `InvalidInput` where there is no gateway."""
         ...
 
     async def deploy(self, package: Package) -> VfmInfo:

@@ -37,7 +37,7 @@ _TEXTS = ("status", "fingerprint", "vfm", "version", "worker")
 
 
 class TuneError(Spec):
-    """Why a tuning job failed; `param`: which part of what was ordered is at fault."""
+    """Why a tuning job failed: its `code` and `message`; `param`: which part of what was ordered is at fault."""
 
     code: str
     message: str

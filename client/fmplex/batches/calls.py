@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from fmplex.batches.records import BatchInfo
 from fmplex.connection import CONNECT_S, JSON, Connection
 from fmplex_broker.errors import InvalidInput, Unavailable
+from fmplex_broker.specs.files import UploadPurpose
 from fmplex_broker.specs.schema import invalid
 
 T = TypeVar("T")
@@ -37,12 +38,13 @@ class BatchCalls:
         """Raise `Unavailable` if the client is closed."""
         self._connection.check_open()
 
-    async def upload(self, file: BinaryIO, name: str) -> str:
-        """Send a file, block by block, to be the input of a batch; return its id. `file`: seekable, sent from its beginning."""
+    async def upload(self, file: BinaryIO, name: str, purpose: UploadPurpose = "batch") -> str:
+        """Send a file, block by block, to be the input of a batch, or for another `purpose`; return its id. `file`: seekable,
+        sent from its beginning."""
         size = file.seek(0, 2)
         file.seek(0)
         headers = {"Content-Type": "application/octet-stream", "Content-Length": str(size), "Accept": JSON}
-        query = urlencode({"purpose": "batch", "filename": name})
+        query = urlencode({"purpose": purpose, "filename": name})
         answer = await self._connection.request(
             "POST", f"/v1/files?{query}", _blocks(file), headers=headers, times=_FILE_TIMES
         )

@@ -1,9 +1,10 @@
-"""Waiting for a batch: how often to look, for how long, and the bar that shows how far it is."""
+"""Waiting for a batch, or what else ends by itself: how often to look, for how long, and the bar that shows how far it is."""
 
 from __future__ import annotations
 
 import time
 from types import TracebackType
+from typing import Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -15,9 +16,9 @@ _SOONEST_S, _LATEST_S = 0.1, 5.0  # until the next look
 _AWAY_S = 600.0  # that the gateway may be away; the batch goes on meanwhile
 
 
-class Watch:
-    """Watches one batch for at most `timeout` seconds, None: until it ends. `progress`: draw a bar on standard error, with
-    lines a second, the time that is left, and how many have failed."""
+class Waiting:
+    """Waits for the end of something on a fleet for at most `timeout` seconds, None: until it ends. `progress`: draw a bar on
+    standard error."""
 
     def __init__(self, timeout: float | None, progress: bool) -> None:
         self._begun = self._heard = time.monotonic()
@@ -29,31 +30,23 @@ class Watch:
         )  # fmt: skip
         self._task = self._bar.add_task("validating", total=None, rate="", failed="")
 
-    def __enter__(self) -> Watch:
+    def __enter__(self) -> Self:
         self._bar.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, e: BaseException | None, tb: TracebackType | None) -> None:
         self._bar.stop()
 
-    def saw(self, info: BatchInfo) -> bool:
-        """Take the batch as it is now; return whether it has ended. Raises `TimeoutError`."""
+    def heard(self, name: str, *, ended: bool) -> bool:
+        """Take that the gateway has answered, and whether what is waited for has ended; return that. Raises `TimeoutError`."""
         self._heard = time.monotonic()
-        counts = info.request_counts
-        done = counts.completed + counts.failed
-        self._bar.update(
-            self._task, description=info.status, total=counts.total or None, completed=done,
-            failed=f"{counts.failed} failed" if counts.failed else "",
-        )  # fmt: skip
-        if (speed := self._bar.tasks[0].speed) is not None:
-            self._bar.update(self._task, rate=f"{speed:.1f}/s")
-        if not info.ended:
-            self._in_time(info.id)
-        return info.ended
+        if not ended:
+            self._in_time(name)
+        return ended
 
-    def missed(self, batch: str, e: Unavailable) -> None:
+    def missed(self, name: str, e: Unavailable) -> None:
         """Take that the gateway did not answer. Raises the error when that has lasted, or `TimeoutError`."""
-        self._in_time(batch)
+        self._in_time(name)
         if time.monotonic() - self._heard > _AWAY_S:
             raise e
 
@@ -63,6 +56,22 @@ class Watch:
         left = _LATEST_S if self._timeout is None else max(0.0, self._timeout - passed)
         return min(max(_SOONEST_S, passed / 50), _LATEST_S, left)
 
-    def _in_time(self, batch: str) -> None:
+    def _in_time(self, name: str) -> None:
         if self._timeout is not None and time.monotonic() - self._begun >= self._timeout:
-            raise TimeoutError(f"{batch} has not ended within {self._timeout} s; it goes on")
+            raise TimeoutError(f"{name} has not ended within {self._timeout} s; it goes on")
+
+
+class Watch(Waiting):
+    """Watches one batch: lines a second, the time that is left, and how many have failed."""
+
+    def saw(self, info: BatchInfo) -> bool:
+        """Take the batch as it is now; return whether it has ended. Raises `TimeoutError`."""
+        counts = info.request_counts
+        done = counts.completed + counts.failed
+        self._bar.update(
+            self._task, description=info.status, total=counts.total or None, completed=done,
+            failed=f"{counts.failed} failed" if counts.failed else "",
+        )  # fmt: skip
+        if (speed := self._bar.tasks[0].speed) is not None:
+            self._bar.update(self._task, rate=f"{speed:.1f}/s")
+        return self.heard(info.id, ended=info.ended)

@@ -19,6 +19,8 @@ from fmplex import (
     AsyncClient,
     AsyncHandle,
     AsyncTextStream,
+    AsyncTune,
+    AsyncTunes,
     AsyncVfms,
     Batch,
     Batches,
@@ -26,6 +28,8 @@ from fmplex import (
     FmplexError,
     Handle,
     TextStream,
+    Tune,
+    Tunes,
     Vfms,
     VfmSpec,
 )
@@ -39,6 +43,8 @@ PAIRS = (
     (AsyncTextStream, TextStream),
     (AsyncBatches, Batches),
     (AsyncBatch, Batch),
+    (AsyncTunes, Tunes),
+    (AsyncTune, Tune),
 )
 SYNC_NAMES = {"aclose": "close"}
 
@@ -108,7 +114,7 @@ def signature(function: Any) -> list[inspect.Parameter]:
 
 
 def test_the_sync_client_sends_nobody_to_the_other_one() -> None:
-    for kind in (Client, Vfms, Handle, TextStream, Batches, Batch):
+    for kind in (Client, Vfms, Handle, TextStream, Batches, Batch, Tunes, Tune):
         for name, docstring in [(kind.__name__, kind.__doc__), *((n, m.__doc__) for n, m in members(kind).items())]:
             assert "Async" not in (docstring or ""), name
 

@@ -1,0 +1,1 @@
+"""Tuning jobs: vFMs that the fleet trains beside what it serves."""
