@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from fmplex.cli import batches, show, vfms
+from fmplex.cli import batches, show, tune, vfms
 from fmplex.cli import chat as chat_command
 from fmplex.cli import deploy as deploy_command
 from fmplex.cli import fit as fit_command
@@ -32,6 +32,7 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
                   help="Serve many customised versions of one foundation model on one shared backbone.")  # fmt: skip
 app.add_typer(vfms.app, name="vfms")
 app.add_typer(batches.app, name="batches")
+app.add_typer(tune.app, name="tune")
 app.command("fit")(fit_command.fit)
 app.command("chat")(chat_command.chat)
 app.command("trace")(trace_command.trace)

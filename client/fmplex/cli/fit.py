@@ -8,10 +8,10 @@ from typing import Annotated, Any
 import typer
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+from fmplex.cli.adapters import read_ia3, read_lora
 from fmplex.cli.common import AsJson, err, out, print_json
 from fmplex.fitting import DEFAULT_FLEET as FLEET
 from fmplex.fitting import fit as run_fit
-from fmplex_broker.errors import InvalidInput
 from fmplex_broker.specs.fitting import FitDone, FitEpoch, FitEvent, FitStarted
 
 
@@ -41,9 +41,8 @@ def fit(
     options: dict[str, Any] = {
         "epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate, "pooling": pooling,
         "held_out": held_out, "shuffle": shuffle, "truncate": truncate, "patience": patience, "seed": seed,
+        "ia3": read_ia3(ia3),
     }  # fmt: skip
-    if ia3 is not None:
-        options["ia3"] = {} if ia3 == "all" else _named("--ia3", ia3, ("targets", "feedforward"), "targets=query+value")
     if hidden is not None:
         options["hidden"] = hidden.split(",")
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[note]}"), TimeElapsedColumn())
@@ -51,24 +50,12 @@ def fit(
         bar = progress.add_task("loading the backbone", total=None, note="")
         done = run_fit(
             data, name=name, backbone=backbone, model=model, config=config, head=head, out=output,  # type: ignore[arg-type]
-            lora=None if lora is None else _named("--lora", lora, ("targets",), "r=8,alpha=16"),
-            on_event=lambda e: _draw(progress, bar, e), **options,
+            lora=read_lora(lora), on_event=lambda e: _draw(progress, bar, e), **options,
         )  # fmt: skip
     if as_json:
         print_json(done.model_dump(mode="json"))
     else:
         _summary(done)
-
-
-def _named(option: str, text: str, lists: tuple[str, ...], example: str) -> dict[str, Any]:
-    """Read `r=8,alpha=16,targets=query+value`; those of `lists` may have several values. Raises `InvalidInput`."""
-    options: dict[str, Any] = {}
-    for part in text.split(","):
-        key, equals, value = part.partition("=")
-        if not equals:
-            raise InvalidInput(f"{option} {text!r}: write it as {example}", field=option.removeprefix("--"))
-        options[key.strip()] = value.split("+") if key.strip() in lists else value
-    return options
 
 
 def _draw(progress: Progress, bar: Any, event: FitEvent) -> None:

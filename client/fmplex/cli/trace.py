@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from fmplex.cli.common import broker_url, err, out
+from fmplex.cli.plotting import draw_both, pictures
 from fmplex.tracing.chart import make_chart
 from fmplex.tracing.recorder import PassRecorder, RecordingProgress
-from fmplex.tracing.recording import must_be_new, must_have_folder, read_recording
+from fmplex.tracing.recording import must_be_new, read_recording
 from fmplex_broker.errors import FmplexError, InvalidInput
 
 
@@ -27,25 +27,20 @@ def trace(
     broker: Annotated[str | None, typer.Option(help="Broker URL; default: the fleet that runs here.")] = None,
 ) -> None:
     """Record what each pass of each worker contains, and draw who was served when."""
-    pictures = _pictures(plot, file) if plot is not None else []
+    drawn = _pictures(plot, file) if plot is not None else None
     if plot is None or seconds is not None or not file.exists():
         must_be_new(file)
         asyncio.run(_record(file, broker_url(broker), seconds))
-    if pictures:
-        _draw(file, *pictures)
+    if drawn is not None:
+        _draw(file, drawn)
 
 
-def _pictures(plot: Path, recording: Path) -> list[Path]:
+def _pictures(plot: Path, recording: Path) -> tuple[Path, Path]:
     """Return the paths of picture and page. Raises `InvalidInput`: better before a recording than after it."""
-    if missing := [name for name in ("matplotlib", "plotly") if find_spec(name) is None]:
-        raise InvalidInput(f"--plot needs {' and '.join(missing)}: pip install 'fmplex[trace]'", field="plot")
-    stem = plot.with_suffix("") if plot.suffix in (".png", ".html") else plot
-    pictures = [stem.with_name(stem.name + suffix) for suffix in (".png", ".html")]
-    for path in pictures:
-        must_have_folder(path, "plot")
-        if path.resolve() == recording.resolve():
-            raise InvalidInput(f"--plot would overwrite the recording {recording}; give it another name", field="plot")
-    return pictures
+    drawn = pictures(plot)
+    if recording.resolve() in {path.resolve() for path in drawn}:
+        raise InvalidInput(f"--plot would overwrite the recording {recording}; give it another name", field="plot")
+    return drawn
 
 
 async def _record(file: Path, url: str, seconds: float | None) -> None:
@@ -72,15 +67,10 @@ def _summary(now: RecordingProgress) -> str:
     return f"{now.passes} passes{missing}, {now.jobs} jobs, {len(now.vfms)} vFMs"
 
 
-def _draw(file: Path, picture: Path, page: Path) -> None:
+def _draw(file: Path, drawn: tuple[Path, Path]) -> None:
     from fmplex.tracing.page import draw_page
     from fmplex.tracing.picture import draw_picture
 
-    with out.status("drawing"):
+    with out.status("reading"):
         chart = make_chart(read_recording(file))
-        try:
-            draw_picture(chart, picture)
-            draw_page(chart, page)
-        except OSError as e:
-            raise InvalidInput(f"{e.filename} cannot be written: {e.strerror}", field="plot") from e
-    out.print(f"[bold]{picture}[/], [bold]{page}[/] (open it in a browser to zoom)", highlight=False)
+    draw_both(chart, drawn, draw_picture, draw_page)
