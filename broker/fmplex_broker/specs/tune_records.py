@@ -189,6 +189,8 @@ class TuneRecord(Spec):
             **spec.model_dump(include={"training_file", "validation_file", "seed", "metadata", "weight", "suffix"}),
             "result_files": list(self.result_files),
             "backbone": spec.backbone,
+            "fit": spec.fit.model_dump(mode="json", exclude_defaults=True),
+            "publish": spec.publish.model_dump(exclude_none=True),
             "version": self.version,
             "deaths": self.deaths,
         }

@@ -252,7 +252,7 @@ def _cells(info: TuneInfo) -> list[str]:
     begun = datetime.fromtimestamp(info.created_at).isoformat(" ", "minutes")
     step = f"{progress.step}/{progress.steps}" if progress.steps else ""
     return [
-        info.id, info.status, info.model, info.fine_tuned_model or info.suffix or "", step, _figure(progress.loss),
+        info.id, info.status, info.model, info.makes, step, _figure(progress.loss),
         _figure(progress.validation), begun,
     ]  # fmt: skip
 

@@ -43,8 +43,7 @@ def make_curve(info: TuneInfo, events: Iterable[TuneEventInfo], checkpoints: Ite
             f"{info.id} is {info.status} and has told no loss yet; wait for its first steps", field="plot"
         )
     best = [one.step_number for one in checkpoints if one.best]
-    made = info.fine_tuned_model or info.suffix or info.model
-    return Curve(f"{made} ({info.id}, {info.status})", losses, scores, max(best, default=None))
+    return Curve(f"{info.makes or info.model} ({info.id}, {info.status})", losses, scores, max(best, default=None))
 
 
 def _lines(figures: list[dict[str, Any]], wanted: tuple[tuple[str, str], ...]) -> list[Line]:

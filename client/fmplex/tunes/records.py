@@ -16,9 +16,9 @@ class TuneInfo(Spec):
     `id`; `status`: validating_files, queued, running, paused, and at its end succeeded, failed or cancelled; `model`: what was
     trained, a backbone or a vFM; `backbone`; `fine_tuned_model`: the vFM that came of it, and its `version`, None until then;
     `progress`: step, loss, validation, tokens a second, share of the device; `examples` in its training file; `error`: why it
-    failed; `hyperparameters`, `seed`, `suffix`, `weight`, `metadata`: as they were ordered; `trained_tokens`: at its end;
-    `deaths`: workers that have died of it. Files: `training_file`, `validation_file`, `result_files` (its figures as CSV). Times
-    in seconds since 1970: `created_at`, `finished_at`, `estimated_finish`.
+    failed; `hyperparameters`, `fit`, `publish`, `seed`, `suffix`, `weight`, `metadata`: as they were ordered; `trained_tokens`:
+    at its end; `deaths`: workers that have died of it. Files: `training_file`, `validation_file`, `result_files` (its figures as
+    CSV). Times in seconds since 1970: `created_at`, `finished_at`, `estimated_finish`.
     """
 
     id: str
@@ -34,6 +34,8 @@ class TuneInfo(Spec):
     examples: int | None = None
     error: TuneError | None = None
     hyperparameters: dict[str, Any] = Field(default_factory=dict)
+    fit: dict[str, Any] = Field(default_factory=dict)
+    publish: dict[str, Any] = Field(default_factory=dict)
     seed: int = 0
     suffix: str | None = None
     weight: float = 1.0
@@ -48,6 +50,11 @@ class TuneInfo(Spec):
     def ended(self) -> bool:
         """Whether nothing of it will change any more."""
         return self.status in ENDS
+
+    @property
+    def makes(self) -> str:
+        """The vFM that came of it, or is to; empty if none is."""
+        return self.fine_tuned_model or str(self.publish.get("vfm", ""))
 
     def plain(self) -> dict[str, Any]:
         """Return the tuning job in plain values, as it travels."""

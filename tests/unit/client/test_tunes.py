@@ -154,7 +154,7 @@ def test_a_job_from_the_command_line(tune: Shell, office: TuningOffice, tmp_path
     )  # fmt: skip
     assert sent.exit_code == 0, sent.output
     job = json.loads(sent.stdout)
-    assert (job["status"], job["suffix"]) == ("queued", "mine")
+    assert (job["status"], job["publish"]) == ("queued", {"how": "as", "vfm": "mine"})
     held = office.take()
     assert (held.record.spec.fit.hidden, held.record.spec.fit.held_out) == ((8,), 0.25)
     office.train(held, 10, 20, 30, best=20)
@@ -216,7 +216,7 @@ def event(step: int, **data: Any) -> TuneEventInfo:
     )
 
 
-INFO = TuneInfo(id="ftjob-1", status="running", model="minilm", created_at=0, training_file="f", suffix="mine")
+INFO = TuneInfo(id="ftjob-1", status="running", model="minilm", created_at=0, training_file="f", publish={"vfm": "mine"})
 
 
 def test_a_curve_is_what_was_told() -> None:
