@@ -54,7 +54,7 @@ class AsyncClient:
         self._caller = Caller(url, api_key, artifacts, retries, ends_with_loop=True)
         self._vfms = AsyncVfms(self._caller.transport)
         self._batches = AsyncBatches(self._caller.ask_batches)
-        self._tunes = AsyncTunes(self._caller.ask_tunes)
+        self._tunes = AsyncTunes(self._caller.ask_tunes, self._caller.transport)
 
     @property
     def vfms(self) -> AsyncVfms:

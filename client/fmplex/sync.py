@@ -52,7 +52,7 @@ class Client:
         self._loop = LoopThread()
         self._vfms = Vfms(AsyncVfms(self._caller.transport), self._loop)
         self._batches = Batches(self._caller.ask_batches, self._loop)
-        self._tunes = Tunes(self._caller.ask_tunes, self._loop)
+        self._tunes = Tunes(self._caller.ask_tunes, self._caller.transport, self._loop)
 
     @property
     def vfms(self) -> Vfms:

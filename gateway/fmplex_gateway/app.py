@@ -17,6 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from fmplex_broker.errors import BrokerFault, FmplexError, InvalidInput, UnknownVfm
 from fmplex_broker.memory import Trimmer
 from fmplex_broker.packages.artifacts import ArtifactStore
+from fmplex_broker.packages.checkpoints import CheckpointStore
 from fmplex_broker.packages.files import FileStore
 from fmplex_broker.specs.gateway import GatewaySpec
 from fmplex_broker.streams.batch_list import BatchList
@@ -61,6 +62,7 @@ def create_app(
         app.state.batches = BatchList(app.state.queue.redis, app.state.queue.scripts)
         app.state.feeder = Feeder(app.state.queue, app.state.batches, app.state.files.list, app.state.files.store)
         app.state.tunes = Tunes(app.state.queue.redis, app.state.queue.scripts)
+        app.state.checkpoints = CheckpointStore(store.url)
         app.state.checker = Checker(app.state.tunes, app.state.files)
         app.state.reader = Reader()
         app.state.feeder.start()

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from fmplex_broker.errors import InvalidInput
-from fmplex_broker.specs.schema import Spec
+from fmplex_broker.specs.schema import Name, Spec
 from fmplex_broker.specs.vfm import VfmSpec
 
 T = TypeVar("T")
@@ -76,9 +76,20 @@ class EmbeddingsBody(Body):
 
 
 class DeployBody(Body):
-    """The body that deploys a vFM without files. One with files is sent as an archive instead."""
+    """The body that deploys a vFM without files, by its `spec`, or a `checkpoint` of a tuning job under a `name`. Files that are
+    not in the fleet yet are sent as an archive instead."""
 
-    spec: VfmSpec
+    spec: VfmSpec | None = None
+    checkpoint: str | None = None
+    name: Name | None = None
+
+    @model_validator(mode="after")
+    def _one_thing(self) -> DeployBody:
+        if (self.spec is None) == (self.checkpoint is None):
+            raise ValueError("give either spec, or checkpoint and name")
+        if self.spec is not None and self.name is not None:
+            raise ValueError("name: the spec has one; leave it out")
+        return self
 
 
 class RollBackBody(Body):

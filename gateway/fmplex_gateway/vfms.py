@@ -18,6 +18,7 @@ from fmplex_broker.streams.deployer import Deployer
 from fmplex_broker.streams.queue_client import QueueClient
 from fmplex_gateway.access import principal_of, require_name, requires
 from fmplex_gateway.files.keeping import Files
+from fmplex_gateway.fine_tuning.checkpoints import checkpoint_package
 from fmplex_gateway.receiving import received
 from fmplex_gateway.schemas import DeployBody, RollBackBody
 from fmplex_gateway.wire import json_response, parse_body
@@ -28,17 +29,27 @@ _MAX_PAGE = 1000
 
 
 @asynccontextmanager
-async def _package(request: Request) -> AsyncGenerator[Package, None]:
-    """Read the package of a request: an archive (`fmplex pack` makes one), or `{"spec": …}` of a vFM without files.
+async def _package(request: Request, vfm: str | None = None) -> AsyncGenerator[Package, None]:
+    """Read the package of a request: an archive (`fmplex pack` makes one), `{"spec": …}` of a vFM without files, or a checkpoint
+    of a tuning job, `{"checkpoint": …, "name": …}`. `vfm`: the name that is in the path already.
 
     It is checked before anything is stored, and its files stay on disk. Raises `PackageRejected`, `InvalidInput`, and what
     `received` raises.
     """
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != MEDIA_TYPE:
-        yield bare((await parse_body(request, DeployBody, _MAX_BODY)).spec)
+        body = await parse_body(request, DeployBody, _MAX_BODY)
+        yield await _checkpoint(request, body, vfm) if body.spec is None else bare(body.spec)
         return
     async with received(request, request.app.state.spec.max_package_bytes) as body:
         yield await asyncio.to_thread(unpack, body.view())
+
+
+async def _checkpoint(request: Request, body: DeployBody, vfm: str | None) -> Package:
+    name = body.name or vfm
+    if name is None or body.checkpoint is None:
+        raise InvalidInput("name: say what the vFM is called that the checkpoint becomes", field="name")
+    state, owner = request.app.state, principal_of(request).name
+    return await checkpoint_package(body.checkpoint, name, owner, state.tunes, state.checkpoints)
 
 
 def _changed(queue: QueueClient, status: VfmStatus) -> Response:
@@ -95,7 +106,7 @@ async def offer(name: str, request: Request) -> Response:
     queue: QueueClient = request.app.state.queue
     deployer: Deployer = request.app.state.deployer
     await queue.registry.find(name)  # before megabytes are read
-    async with _package(request) as package:
+    async with _package(request, name) as package:
         return _changed(queue, await deployer.update(name, package))
 
 

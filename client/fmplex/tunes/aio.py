@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from fmplex.call import wait_s
+from fmplex.transport import Transport
 from fmplex.tunes.calls import Ask
 from fmplex.tunes.core import TuneCore, all_pages
 from fmplex.tunes.ordering import TuneOrder, begin
 from fmplex.tunes.records import TuneCheckpointInfo, TuneEventInfo, TuneInfo
+from fmplex_broker.specs.vfm_info import VfmInfo
 
 
 class AsyncTune:
@@ -69,11 +73,13 @@ class AsyncTunes:
     """The tuning jobs of whoever asks: `client.tunes` of an `AsyncClient`. They are ordered from a gateway: straight to the
     broker all methods raise `InvalidInput`.
 
-    All raise `Unauthorized`, `Forbidden` or `Unavailable`. `ask`: how to ask for them.
+    All raise `Unauthorized`, `Forbidden` or `Unavailable`. `ask`: how to ask for them, again where that helps; `transport`: for
+    what is asked once.
     """
 
-    def __init__(self, ask: Ask) -> None:
+    def __init__(self, ask: Ask, transport: Callable[[], Transport]) -> None:
         self._ask = ask
+        self._transport = transport
 
     async def submit(self, order: TuneOrder) -> AsyncTune:
         """Send an `order` with its files, as `client.tune` makes it; return the job."""
@@ -84,6 +90,11 @@ class AsyncTunes:
         """Return the tuning job called `id` as it is now."""
         info = await self._ask(lambda calls: calls.show(id))
         return AsyncTune(TuneCore(self._ask, info))
+
+    async def deploy(self, checkpoint: str, name: str, *, update: bool = False) -> VfmInfo:
+        """Deploy a `checkpoint` (an id, as `checkpoints()` of a job lists them) as a new vFM called `name`, or, with `update`, as
+        the next version of that one; return the vFM once every worker has accepted it. Raises as `client.vfms.deploy` does."""
+        return await self._transport().tune_calls().deploy(checkpoint, name, update=update)
 
     async def list(self, limit: int | None = None) -> list[AsyncTune]:
         """List tuning jobs, newest first: all of them, or the first `limit`."""

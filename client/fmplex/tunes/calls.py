@@ -10,10 +10,12 @@ from urllib.parse import quote, urlencode
 from pydantic import ValidationError
 
 from fmplex.batches.calls import BatchCalls
+from fmplex.call import vfm_path
 from fmplex.connection import JSON, Connection
 from fmplex.tunes.records import TuneCheckpointInfo, TuneEventInfo, TuneInfo
 from fmplex_broker.errors import InvalidInput
 from fmplex_broker.specs.schema import Spec, invalid
+from fmplex_broker.specs.vfm_info import VfmInfo
 
 S = TypeVar("S", bound=Spec)
 T = TypeVar("T")
@@ -59,6 +61,12 @@ class TuneCalls:
     async def checkpoints(self, job: str, limit: int, after: str | None) -> tuple[list[TuneCheckpointInfo], bool]:
         """List up to `limit` checkpoints of a tuning job, newest first; and tell whether there are more."""
         return await self._page(TuneCheckpointInfo, f"{_path(job)}/checkpoints", limit, after)
+
+    async def deploy(self, checkpoint: str, name: str, *, update: bool) -> VfmInfo:
+        """Deploy a checkpoint as the vFM called `name`, or offer it as that one's next version. Not to be repeated."""
+        path = vfm_path(name, "/versions") if update else "/v1/vfms"
+        answer = await self._json("POST", path, {"checkpoint": checkpoint, "name": name})
+        return self._read(VfmInfo, answer)
 
     async def _page(self, kind: type[S], path: str, limit: int, after: str | None, **more: str) -> tuple[list[S], bool]:
         query = urlencode({"limit": limit, **({"after": after} if after else {}), **more})

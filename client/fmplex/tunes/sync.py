@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 from fmplex.call import wait_s
 from fmplex.loop_thread import LoopThread
+from fmplex.transport import Transport
 from fmplex.tunes.calls import Ask
 from fmplex.tunes.core import TuneCore, TuneWatch, all_pages
 from fmplex.tunes.ordering import TuneOrder, begin
 from fmplex.tunes.records import TuneCheckpointInfo, TuneEventInfo, TuneInfo
+from fmplex_broker.specs.vfm_info import VfmInfo
 
 
 class Tune:
@@ -76,11 +79,13 @@ class Tunes:
     """The tuning jobs of whoever asks: `client.tunes` of a `Client`. They are ordered from a gateway: straight to the
     broker all methods raise `InvalidInput`.
 
-    All raise `Unauthorized`, `Forbidden` or `Unavailable`. `ask`: how to ask for them; `loop`: where it does.
+    All raise `Unauthorized`, `Forbidden` or `Unavailable`. `ask`: how to ask for them, again where that helps; `transport`: for
+    what is asked once; `loop`: where.
     """
 
-    def __init__(self, ask: Ask, loop: LoopThread) -> None:
+    def __init__(self, ask: Ask, transport: Callable[[], Transport], loop: LoopThread) -> None:
         self._ask = ask
+        self._transport = transport
         self._loop = loop
 
     def submit(self, order: TuneOrder) -> Tune:
@@ -93,7 +98,15 @@ class Tunes:
         info = self._loop.run(self._ask(lambda calls: calls.show(id)))
         return Tune(TuneCore(self._ask, info), self._loop)
 
+    def deploy(self, checkpoint: str, name: str, *, update: bool = False) -> VfmInfo:
+        """Deploy a `checkpoint` (an id, as `checkpoints()` of a job lists them) as a new vFM called `name`, or, with `update`, as
+        the next version of that one; return the vFM once every worker has accepted it. Raises as `client.vfms.deploy` does."""
+        return self._loop.run(self._deploy(checkpoint, name, update))
+
     def list(self, limit: int | None = None) -> list[Tune]:
         """List tuning jobs, newest first: all of them, or the first `limit`."""
         found = self._loop.run(all_pages(self._ask, lambda calls, most, after: calls.page(most, after), limit))
         return [Tune(TuneCore(self._ask, info), self._loop) for info in found]
+
+    async def _deploy(self, checkpoint: str, name: str, update: bool) -> VfmInfo:
+        return await self._transport().tune_calls().deploy(checkpoint, name, update=update)

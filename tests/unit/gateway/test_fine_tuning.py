@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import Any
 import pytest
 
 from fmplex_broker.errors import StoreUnavailable
+from fmplex_broker.packages.archive import pack
+from fmplex_broker.packages.package import bare
 from fmplex_broker.specs.tune_records import TuneError
 from fmplex_broker.specs.tuning import checkpoint_id
 from fmplex_broker.streams import connection
@@ -28,9 +31,10 @@ PAIRS = jsonl(*({"text": "a", "text_pair": f"b{n}", "label": (n // 2 + n) % 2} f
 class Office:
     """A gateway whose backbone has a worker that tunes, and what tests do with it."""
 
-    def __init__(self, place: Site, hand: Hand) -> None:
+    def __init__(self, place: Site, hand: Hand, worker: str = "") -> None:
         self.place = place
         self.hand = hand
+        self.worker = worker
 
     async def upload(
         self, content: bytes, purpose: str = "fine-tune", key: str | None = None, name: str = "a.jsonl"
@@ -77,7 +81,7 @@ async def opened(folder: Path, **gateway: Any) -> AsyncIterator[Office]:
         consumer = await place.worker("w2")
         hand = Hand(place.queue.redis, place.queue.scripts, BACKBONE, consumer.worker)
         assert await hand.take() is None
-        yield Office(place, hand)
+        yield Office(place, hand, consumer.worker)
 
 
 @pytest.fixture
@@ -376,6 +380,49 @@ async def test_a_checkpoint_is_gone_on_with_as_another_vfm(office: Office) -> No
     assert (ordered.base.checkpoint, ordered.publish.how, ordered.publish.vfm) == (at_step, "as", "next")
     gone = await office.post(model=f"alike@{checkpoint_id(first, 6)}")
     assert error_of(gone) == (400, "invalid_value", "model")
+
+
+async def test_a_checkpoint_is_deployed_by_its_id(office: Office) -> None:
+    await office.reaches(job := await office.order(), "queued")
+    held = await office.hand.took()
+    await office.hand.save(held, at(5), checkpoint(5, best=True, name="s5"))
+    store, queue = office.place.app.state.checkpoints, office.place.queue
+    store.put(job, "s5", "package", pack(bare(spec("whatever", head={"kind": "features"}))))
+    voter = office.place.app.state.queue.registry
+    one = checkpoint_id(job, 5)
+
+    async def deployed(path: str, **body: Any) -> Any:
+        asked = asyncio.create_task(office.place.ask("POST", path, body={"checkpoint": one, **body}))
+        await until(lambda: offered(queue), "it is on offer")
+        ((name, version),) = await offered(queue)
+        assert await voter.vote(BACKBONE, name, version, office.worker) == "serving"
+        return (await asked).json()
+
+    made = await deployed("/v1/vfms", name="tried")
+    assert (made["name"], made["status"], made["head"]["kind"]) == ("tried", "serving", "features")
+    assert error_of(await office.place.ask("POST", "/v1/vfms", body={"checkpoint": one})) == (
+        422,
+        "invalid_input",
+        "name",
+    )
+    for wrong, status, code in (
+        ("latest", 422, "invalid_input"), (checkpoint_id(NO_JOB, 5), 404, "unknown_tune"),
+        (checkpoint_id(job, 6), 404, "unknown_file"),
+    ):  # fmt: skip
+        answer = await office.place.ask("POST", "/v1/vfms", body={"checkpoint": wrong, "name": "x"})
+        assert (answer.status_code, answer.json()["error"]["code"]) == (status, code)
+    nothing = await office.place.ask("POST", "/v1/vfms", body={})
+    assert nothing.status_code == 422
+    store.delete(job, "s5")
+    lost = await office.place.ask("POST", "/v1/vfms/alike/versions", body={"checkpoint": one})
+    assert (lost.status_code, lost.json()["error"]["param"]) == (404, "checkpoint")
+
+
+async def offered(queue: Any) -> list[tuple[str, str]]:
+    """What is on offer: names and versions."""
+    names = await queue.registry.offers(BACKBONE)
+    states = await queue.registry.states(BACKBONE, names)
+    return [(state.name, state.candidate[0]) for state in states if state is not None and state.candidate]
 
 
 async def test_without_a_name_a_vfm_is_called_after_its_job(office: Office) -> None:
