@@ -77,8 +77,8 @@ class Broken(Scripts):
         raise BrokerUnavailable("not within 2 s")
 
     async def arrive(self) -> Any:
-        assert self._kept is not None
-        return await self._real(*self._kept)
+        """Let what was kept arrive; nothing happens if nothing was."""
+        return await self._real(*self._kept) if self._kept is not None else None
 
 
 def broken(fleet: Fleet, hand: Hand, name: str, *, late: bool = False) -> tuple[Hand, Broken]:
