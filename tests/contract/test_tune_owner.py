@@ -77,8 +77,8 @@ class Broken(Scripts):
         raise BrokerUnavailable("not within 2 s")
 
     async def arrive(self) -> Any:
-        assert self._kept is not None
-        return await self._real(*self._kept)
+        """Let what was kept arrive; nothing happens if nothing was."""
+        return await self._real(*self._kept) if self._kept is not None else None
 
 
 def broken(fleet: Fleet, hand: Hand, name: str, *, late: bool = False) -> tuple[Hand, Broken]:
@@ -298,6 +298,31 @@ async def test_many_events_go_in_parts_and_each_once(orders: Orders, fleet: Flee
         await cut.save(held)
     await cut.save(held)
     assert [word for word in await orders.said(job) if word.startswith("step")] == words
+
+
+async def test_a_full_server_lets_tuning_jobs_go_on_and_end(real: Bench) -> None:
+    orders = Orders(real.redis, real.scripts, BACKBONE)
+    await orders.known()
+    first, second = await orders.queued(), await orders.queued()
+    worker = await real.worker("w1")
+    hand = Hand(real.redis, real.scripts, BACKBONE, worker.worker)
+    await real.redis.config_set("maxmemory", 1)
+    try:
+        with pytest.raises(BrokerUnavailable):
+            await orders.ordered()
+        held = await hand.took()
+        assert await worker.mark([], tuning=first)
+        held.say("still here")
+        await hand.save(held, at(1), checkpoint(1))
+        await orders.ask(first, "me", "pause")
+        assert (await hand.release(held)).asked == "pause"
+        await orders.ask(second, "me", "cancel")
+        await orders.ask(first, "me", "resume")
+        await hand.finish(await hand.took(), "succeeded", progress=at(2))
+    finally:
+        await real.redis.config_set("maxmemory", 0)
+    assert (await orders.status(first), await orders.status(second)) == ("succeeded", "cancelled")
+    assert "still here" in await orders.said(first)
 
 
 # --- take-over --------------------------------------------------------------------------------------------------------
