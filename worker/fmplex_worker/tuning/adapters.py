@@ -10,10 +10,10 @@ from fmplex_broker.specs.fitting import FitSpec
 from fmplex_broker.specs.fitting_text import TextLoraSpec
 from fmplex_worker.backbones.backbone import Backbone
 from fmplex_worker.training import TuneOrder
+from fmplex_worker.tuning.activations import Activations
 from fmplex_worker.tuning.fresh import fresh_ia3, fresh_lora
 from fmplex_worker.tuning.learnt import Learnt, continued
 from fmplex_worker.tuning.room import TOKENS, Room
-from fmplex_worker.tuning.units import layers_kept
 from fmplex_worker.tuning.walk import Walk
 
 LORA_RATE = 1e-3
@@ -46,8 +46,8 @@ def default_rate(spec: FitSpec) -> float:
     return rate * spec.learning_rate_multiplier
 
 
-def room_for(order: TuneOrder, backbone: Backbone, learnt: Learnt | None, longest: int) -> Room:
-    """Make the room of a training whose largest text, or batch if that must stay together, has `longest` tokens.
+def room_for(order: TuneOrder, backbone: Backbone, learnt: Learnt | None, longest: int, together: int = 0) -> Room:
+    """Make the room of a training whose texts have `longest` tokens at most; `together`: tokens that must go through at once.
 
     Raises `InvalidInput`: the family cannot be trained; `TooLarge`: its activations take more than the order allows.
     """
@@ -57,5 +57,7 @@ def room_for(order: TuneOrder, backbone: Backbone, learnt: Learnt | None, longes
         except InvalidInput:  # nothing is learnt of the backbone: it need not go layer by layer
             return Room(backbone, None)
     walk = Walk(backbone)
-    keep = walk.layers if order.memory is None else layers_kept(walk, max(TOKENS, longest), order.memory)
-    return Room(backbone, walk, keep)
+    if order.memory is None:
+        return Room(backbone, walk, walk.layers)
+    most = max(TOKENS, longest, together)
+    return Room(backbone, walk, Activations(walk, learnt).layers_kept(most, longest, order.memory))

@@ -40,12 +40,12 @@ class HeadCourse:
         self._objective: HeadObjective | None = None
         self._descent: Descent | None = None
         self._resumed = False
-        longest = max(sum(text.tokens for text in item.sequences) for item in items)
+        longest, together = max(text.tokens for item in items for text in item.sequences), 0
         if self.learnt is not None:
             self._objective = HeadObjective(self.data.task, self.learnt, self.data.train, self.data.chosen, spec)
             if not self._objective.divisible:
-                longest *= spec.batch_size
-        self._room = room_for(order, backbone, self.learnt, longest)
+                together = longest * len(items[0].sequences) * spec.batch_size
+        self._room = room_for(order, backbone, self.learnt, longest, together)
         if self._objective is not None:
             self._descent = Descent(self._objective, _plan(spec, self._objective), self._room)
 
