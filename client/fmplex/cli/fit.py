@@ -41,9 +41,8 @@ def fit(
     options: dict[str, Any] = {
         "epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate, "pooling": pooling,
         "held_out": held_out, "shuffle": shuffle, "truncate": truncate, "patience": patience, "seed": seed,
+        "lora": _named("--lora", lora, "r=8,alpha=16"), "ia3": _named("--ia3", ia3, "targets=query+value"),
     }  # fmt: skip
-    if ia3 is not None:
-        options["ia3"] = {} if ia3 == "all" else _named("--ia3", ia3, ("targets", "feedforward"), "targets=query+value")
     if hidden is not None:
         options["hidden"] = hidden.split(",")
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[note]}"), TimeElapsedColumn())
@@ -51,7 +50,6 @@ def fit(
         bar = progress.add_task("loading the backbone", total=None, note="")
         done = run_fit(
             data, name=name, backbone=backbone, model=model, config=config, head=head, out=output,  # type: ignore[arg-type]
-            lora=None if lora is None else _named("--lora", lora, ("targets",), "r=8,alpha=16"),
             on_event=lambda e: _draw(progress, bar, e), **options,
         )  # fmt: skip
     if as_json:
@@ -60,14 +58,16 @@ def fit(
         _summary(done)
 
 
-def _named(option: str, text: str, lists: tuple[str, ...], example: str) -> dict[str, Any]:
-    """Read `r=8,alpha=16,targets=query+value`; those of `lists` may have several values. Raises `InvalidInput`."""
+def _named(option: str, text: str | None, example: str) -> Any:
+    """Read `r=8,alpha=16,targets=query+value`, or `all` for the defaults. Raises `InvalidInput`."""
+    if text is None:
+        return None
     options: dict[str, Any] = {}
-    for part in text.split(","):
+    for part in () if text == "all" else text.split(","):
         key, equals, value = part.partition("=")
         if not equals:
             raise InvalidInput(f"{option} {text!r}: write it as {example}", field=option.removeprefix("--"))
-        options[key.strip()] = value.split("+") if key.strip() in lists else value
+        options[key.strip()] = value.split("+") if key.strip() in ("targets", "feedforward") else value
     return options
 
 

@@ -423,14 +423,21 @@ def test_an_engine_without_a_trainer_trains_nothing(spec_for: SpecFor, model: Pa
         engine.tune(_order(spec_for, "LoRA"), None)
 
 
+def _number(text: str, after: str) -> int:
+    return int(text.split(f" {after} ")[1].split(" bytes")[0].replace(",", ""))
+
+
 def test_a_limit_of_memory_changes_nothing_but_memory(spec_for: SpecFor, bert: Backbone) -> None:
     order = _order(spec_for, "LoRA", epochs=1)
     ample = open_run(order, bert, None)
     _go(ample)
-    with pytest.raises(TooLarge) as e:
+    with pytest.raises(TooLarge, match="what is learnt") as e:
         open_run(replace(order, memory=64), bert, None)
     assert e.value.field == "worker.tuning.bytes"
-    least = int(str(e.value).split(" takes ")[1].split(" bytes")[0].replace(",", ""))
+    held = 1 + _number(str(e.value), "take")
+    with pytest.raises(TooLarge, match="to learn from 512 tokens at once") as e:
+        open_run(replace(order, memory=held), bert, None)
+    least = held + _number(str(e.value), "takes")
     tight = open_run(replace(order, memory=least), bert, None)  # every layer is computed again
     _go(tight)
     assert tight.package() == ample.package()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fmplex_broker.errors import InvalidInput
+from fmplex_broker.errors import InvalidInput, TooLarge
 from fmplex_broker.packages.package import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from fmplex_broker.specs.fitting import FitSpec
 from fmplex_broker.specs.fitting_text import TextLoraSpec
@@ -18,6 +18,7 @@ from fmplex_worker.tuning.walk import Walk
 
 LORA_RATE = 1e-3
 IA3_RATE = 1e-2
+HELD = 8  # tensors as large as what is learnt: itself, gradients, moments, the state that was noted and the best one
 
 
 def adapter_of(order: TuneOrder, backbone: Backbone, *, generates: bool) -> Learnt | None:
@@ -29,7 +30,7 @@ def adapter_of(order: TuneOrder, backbone: Backbone, *, generates: bool) -> Lear
     files = {} if order.start is None else order.start.files
     if ADAPTER_CONFIG in files:
         dropout = 0.0 if spec.lora is None else spec.lora.dropout
-        return continued(backbone, files[ADAPTER_CONFIG], files[ADAPTER_WEIGHTS], dropout)
+        return continued(backbone, bytes(files[ADAPTER_CONFIG]), bytes(files[ADAPTER_WEIGHTS]), dropout)
     if spec.ia3 is not None:
         return fresh_ia3(backbone, spec.ia3, generates=generates)
     return None if spec.lora is None else fresh_lora(backbone, spec.lora, spec.seed, generates=generates)
@@ -60,4 +61,15 @@ def room_for(order: TuneOrder, backbone: Backbone, learnt: Learnt | None, longes
     if order.memory is None:
         return Room(backbone, walk, walk.layers)
     most = max(TOKENS, longest, together)
-    return Room(backbone, walk, Activations(walk, learnt).layers_kept(most, longest, order.memory))
+    held = HELD * sum(parameter.nbytes for parameter in learnt.parameters.values())
+    if isinstance(order.spec, TextLoraSpec) and backbone.lm_head is not None:
+        held += (
+            3 * most * backbone.lm_head.vocabulary * 4
+        )  # logits, their softmax and gradient, should all of them be learnt
+    if held >= order.memory:
+        raise TooLarge(
+            f"what is learnt, its moments and its best state take {held:,} bytes, and there are {order.memory:,} in all; give "
+            "a lower rank or fewer targets, or raise worker.tuning.bytes",
+            field="worker.tuning.bytes",
+        )
+    return Room(backbone, walk, Activations(walk, learnt).layers_kept(most, longest, order.memory - held))

@@ -139,7 +139,10 @@ class Descent:
             key = DropoutKey(self._plan.seed, self.step, number)
             texts = [text for example in part for text in self._objective.texts(example)]
             loss = partial(self._loss, part, size, key)
-            micro = MicroBatch(walk, self._objective.learnt, texts, loss, keep=self._room.keep, key=key)
+            layers = self._objective.loss_layers(part, walk.logits_layers)
+            micro = MicroBatch(
+                walk, self._objective.learnt, texts, loss, keep=self._room.keep, key=key, loss_layers=layers
+            )
             yield from micro.units()
             self._summed += micro.value
 

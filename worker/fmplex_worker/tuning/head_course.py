@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from typing import Literal
 
 import safetensors.torch
@@ -135,7 +135,7 @@ class HeadCourse:
         """Compute what a head reads of items: [rows, hidden]."""
         pooling = self.data.task.pooling
 
-        def read(part: list[EncodedExample], hidden: Tensor) -> Tensor:
+        def read(part: Sequence[EncodedExample], hidden: Tensor) -> Tensor:
             return head_rows(hidden, [text for item in part for text in item.sequences], pooling)
 
         return (yield from forward(self._room, self.learnt, items, read))
