@@ -42,9 +42,8 @@ def fit(
         "epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate, "pooling": pooling,
         "held_out": held_out, "shuffle": shuffle, "truncate": truncate, "patience": patience, "seed": seed,
         "lora": _named("--lora", lora, "r=8,alpha=16"), "ia3": _named("--ia3", ia3, "targets=query+value"),
+        "hidden": () if hidden is None else hidden.split(","),
     }  # fmt: skip
-    if hidden is not None:
-        options["hidden"] = hidden.split(",")
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[note]}"), TimeElapsedColumn())
     with Progress(*columns, console=out, disable=as_json) as progress:
         bar = progress.add_task("loading the backbone", total=None, note="")
