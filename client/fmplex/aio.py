@@ -243,12 +243,6 @@ class AsyncClient:
         validation: Data | None = None,
         lora: LoraSpec | Mapping[str, Any] | None = None,
         epochs: int | None = None,
-        batch_size: int | None = None,
-        learning_rate: float | None = None,
-        seed: int | None = None,
-        weight: float | None = None,
-        publish: Mapping[str, Any] | None = None,
-        metadata: Mapping[str, str] | None = None,
         **options: Any,
     ) -> AsyncTune:
         """Train a vFM on the fleet, beside what its backbone serves; return the job, which goes on by itself.
@@ -257,12 +251,10 @@ class AsyncClient:
         is uploaded, or examples in memory. `model`: the backbone to train a new vFM on, or a vFM to go on from, which becomes
         its next version; also `NAME@VERSION` or `NAME@CHECKPOINT`. `name`: of the new vFM, by default one of the fleet's
         choice. `head`: its kind, by default that of the vFM, else what the data are for. `validation`: more examples, to choose
-        the best checkpoint by. `lora`: an adapter to train, beside the head; `options`: other fields of `fit` in the API (`ia3`,
-        `hidden`, `pooling`, `truncate`, `shuffle`, `held_out`, `patience`, `system`, …).
-
-        `epochs`, `batch_size`, `learning_rate`, `seed`: as they are; by default what fits. `weight`: its part of the device
-        against other tuning jobs. `publish`: what becomes of the best checkpoint, as `{"how": "update", "vfm": "spam"}`.
-        `metadata`: up to 16 texts by names, kept with it.
+        the best checkpoint by. `lora`: an adapter to train, beside the head. `epochs`: by default what fits. `options`: what else
+        the API has: `batch_size`, `learning_rate_multiplier`; `seed`, `weight` (its part of the device against other tuning
+        jobs), `publish` (what becomes of the best checkpoint), `metadata`; and of its `fit` `ia3`, `learning_rate`, `hidden`,
+        `pooling`, `truncate`, `shuffle`, `held_out`, `patience`, `system`, ….
 
         Raises `InvalidInput` for what is wrong with the order at once; what is wrong with the data fails the job in a moment,
         with the lines. Raises `Conflict` where no worker trains, or the name is taken.
@@ -271,11 +263,13 @@ class AsyncClient:
             await job.wait(progress=True)
         """
         order = make_order(
-            data, validation, model=model, name=name, head=head,
-            hyperparameters={"n_epochs": epochs, "batch_size": batch_size},
-            options={"lora": lora, "learning_rate": learning_rate, **options},
-            seed=seed, weight=weight, publish=publish, metadata=metadata,
-        )  # fmt: skip
+            data,
+            validation,
+            {"model": model, "suffix": name},
+            {"n_epochs": epochs},
+            {"head": head, "lora": lora},
+            options,
+        )
         return await self._tunes.submit(order)
 
     async def close(self) -> None:

@@ -56,15 +56,7 @@ def create_app(
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        app.state.queue = queue()
-        app.state.deployer = Deployer(app.state.queue.registry, store)
-        app.state.files = Files(FileStore(store.url), FileList(app.state.queue.redis))
-        app.state.batches = BatchList(app.state.queue.redis, app.state.queue.scripts)
-        app.state.feeder = Feeder(app.state.queue, app.state.batches, app.state.files.list, app.state.files.store)
-        app.state.tunes = Tunes(app.state.queue.redis, app.state.queue.scripts)
-        app.state.checkpoints = CheckpointStore(store.url)
-        app.state.checker = Checker(app.state.tunes, app.state.files)
-        app.state.reader = Reader()
+        _wire(app, queue(), store)
         app.state.feeder.start()
         app.state.checker.start()
         tasks = [asyncio.create_task(_trim(trimmer)), asyncio.create_task(expiring(app.state.files))]
@@ -89,6 +81,20 @@ def create_app(
     app.add_exception_handler(HTTPException, _no_route)
     app.add_middleware(_Middleware, access=Access(spec), metrics=app.state.metrics, trimmer=trimmer)
     return app
+
+
+def _wire(app: FastAPI, queue: QueueClient, store: ArtifactStore) -> None:
+    """Make what the routes work with."""
+    state = app.state
+    state.queue = queue
+    state.deployer = Deployer(queue.registry, store)
+    state.files = Files(FileStore(store.url), FileList(queue.redis))
+    state.batches = BatchList(queue.redis, queue.scripts)
+    state.feeder = Feeder(queue, state.batches, state.files.list, state.files.store)
+    state.tunes = Tunes(queue.redis, queue.scripts)
+    state.checkpoints = CheckpointStore(store.url)
+    state.checker = Checker(state.tunes, state.files)
+    state.reader = Reader()
 
 
 def _routers() -> list[APIRouter]:

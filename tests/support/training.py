@@ -9,15 +9,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fmplex_broker.specs.fitting import LoraSpec
+from fmplex_broker.specs.fitting import Ia3Spec, LoraSpec
 from fmplex_broker.specs.fleet import BackboneSpec
 from fmplex_worker.backbones.backbone import Backbone
 from fmplex_worker.backbones.loading import load_backbone
 from fmplex_worker.backbones.texts import Text
 from fmplex_worker.packed.row import TokenSpan, pack, packed_order
 from fmplex_worker.training import Unit
-from fmplex_worker.tuning.fresh import fresh_lora
+from fmplex_worker.tuning.fresh import fresh_ia3, fresh_lora
 from fmplex_worker.tuning.learnt import DropoutKey, Learnt
+from fmplex_worker.tuning.walk import blocks_of
 from tests.support import tiny
 
 Loss = Callable[[Tensor], Tensor]
@@ -26,6 +27,8 @@ Loss = Callable[[Tensor], Tensor]
 def load(folder: Path, dtype: torch.dtype = torch.float32) -> Backbone:
     backbone = load_backbone(BackboneSpec(name=tiny.NAME, model=str(folder)), "cpu")
     backbone.model.to(dtype)
+    if backbone.lm_head is not None:
+        backbone.lm_head.head.to(dtype)
     return backbone
 
 
@@ -44,6 +47,20 @@ def noisy(learnt: Learnt, seed: int = 0) -> Learnt:
         for parameter in learnt.parameters.values():
             parameter += torch.randn(parameter.shape, generator=generator) * 0.2
     return learnt
+
+
+def ia3(backbone: Backbone, seed: int = 0) -> Learnt:
+    """An (IA)³ that has learnt something: of the last linear of the blocks it scales the input, of the others the output."""
+    last = [path for path in backbone.targets if f"{path}.".startswith(f"{blocks_of(backbone.model)[0]}.")][-1]
+    return noisy(fresh_ia3(backbone, Ia3Spec(feedforward=(last.rpartition(".")[2],))), seed)
+
+
+def save(learnt: Learnt, folder: Path) -> Path:
+    """Save an adapter as a package has it; returns its PEFT folder."""
+    folder.mkdir()
+    for name, data in learnt.files().items():
+        (folder / Path(name).name).write_bytes(data)
+    return folder
 
 
 def loss_of(tokens: int, width: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Loss:

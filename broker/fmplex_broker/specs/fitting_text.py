@@ -91,7 +91,7 @@ class TextStarted(Spec):
 
 
 class TextStep(Spec):
-    """Progress after a step. `loss`: mean since the last report; `tokens`: learnt so far; `sample`: an answer to `ask`, as far
+    """Progress after a step. `loss`: mean since the last report; `tokens`: trained on so far; `sample`: an answer to `ask`, as far
     as it can by now."""
 
     event: Literal["step"] = "step"

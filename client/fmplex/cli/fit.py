@@ -41,16 +41,14 @@ def fit(
     options: dict[str, Any] = {
         "epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate, "pooling": pooling,
         "held_out": held_out, "shuffle": shuffle, "truncate": truncate, "patience": patience, "seed": seed,
-        "ia3": read_ia3(ia3),
+        "lora": read_lora(lora), "ia3": read_ia3(ia3), "hidden": () if hidden is None else hidden.split(","),
     }  # fmt: skip
-    if hidden is not None:
-        options["hidden"] = hidden.split(",")
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[note]}"), TimeElapsedColumn())
     with Progress(*columns, console=out, disable=as_json) as progress:
         bar = progress.add_task("loading the backbone", total=None, note="")
         done = run_fit(
             data, name=name, backbone=backbone, model=model, config=config, head=head, out=output,  # type: ignore[arg-type]
-            lora=read_lora(lora), on_event=lambda e: _draw(progress, bar, e), **options,
+            on_event=lambda e: _draw(progress, bar, e), **options,
         )  # fmt: skip
     if as_json:
         print_json(done.model_dump(mode="json"))

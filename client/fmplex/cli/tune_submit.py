@@ -19,9 +19,13 @@ from fmplex_broker.specs.files import is_file_id
 _CHECKED_S, _LOOK_S = 60.0, 0.2  # that files may take to be looked through before the job is left to itself
 _OWN = {
     "data": "DATA", "model": "--model", "name": "--as", "head": "--head", "validation": "--validation", "lora": "--lora",
-    "epochs": "--epochs", "batch_size": "--batch-size", "learning_rate": "--lr", "seed": "--seed", "weight": "--weight",
-    "publish": "--as, --update, --canary or --no-publish", "metadata": "in the API",
+    "ia3": "--ia3", "epochs": "--epochs", "learning_rate": "--lr", "seed": "--seed",
+    "publish": "--as, --update, --canary or --no-publish",
 }  # fmt: skip
+_HELP = (
+    "What else the API takes: -o shuffle=true -o truncate=true -o batch_size=8 -o weight=2 -o hidden=[64] -o held_out=0.1 "
+    "-o 'system=Be brief.'; VALUE is JSON, or else a text. May be given often."
+)
 
 
 def submit(
@@ -38,14 +42,9 @@ def submit(
     lora: Annotated[str | None, typer.Option(help="r=8[,alpha=16][,dropout=0.1][,targets=query+value].")] = None,
     ia3: Annotated[str | None, typer.Option(help="(IA)³ instead of LoRA: all, or targets=query+value.")] = None,
     epochs: Annotated[int | None, typer.Option(min=1)] = None,
-    batch_size: Annotated[int | None, typer.Option(min=1)] = None,
     learning_rate: Annotated[float | None, typer.Option("--lr")] = None,
-    truncate: Annotated[bool, typer.Option("--truncate", help="Cut over-long texts, now and when it is called.")] = False,
-    shuffle: Annotated[bool, typer.Option("--shuffle", help="Mix the examples first; --seed decides how.")] = False,
     seed: Annotated[int, typer.Option()] = 0,
-    weight: Annotated[float, typer.Option(help="Its part of the device against other tuning jobs.")] = 1.0,
-    fit: Annotated[list[str] | None, typer.Option("--fit", "-f", metavar="NAME=VALUE", help="What else the API's `fit` has, e.g. "
-                   "-f hidden=[64] -f pooling=cls -f held_out=0.1 -f 'system=Be brief.'; VALUE is JSON, or else a text.")] = None,
+    option: Annotated[list[str] | None, typer.Option("--option", "-o", metavar="NAME=VALUE", help=_HELP)] = None,
     wait: Annotated[bool, typer.Option("--wait", help="Wait for its end.")] = False,
     url: Url = None,
     api_key: ApiKey = None,
@@ -55,14 +54,13 @@ def submit(
 
     Bad lines are named before anything is trained; the exit code is then 1.
     """
-    options = {"truncate": truncate or None, "shuffle": shuffle or None, "ia3": read_ia3(ia3), **_options(fit)}
     publish = _publish(as_name, update, generation, canary, no_publish)
     with open_client(url, api_key) as client:
         with err.status("sending"):
             job = client.tune(
                 _source(data), model=model, head=head, validation=None if validation is None else _source(validation),
-                lora=read_lora(lora), epochs=epochs, batch_size=batch_size, learning_rate=learning_rate, seed=seed,
-                weight=weight, publish=publish, **options,
+                lora=read_lora(lora), ia3=read_ia3(ia3), epochs=epochs, learning_rate=learning_rate, seed=seed, publish=publish,
+                **_options(option),
             )  # fmt: skip
             _see_it_taken(job)
         if wait:
@@ -78,10 +76,10 @@ def _source(data: str) -> str | Path:
 
 
 def _options(given: list[str] | None) -> dict[str, Any]:
-    """Read `--fit` options. Raises `InvalidInput` for one that has an option of its own."""
+    """Read `--option`s. Raises `InvalidInput` for one that has a name of its own."""
     options = parse_params(given)
     if taken := options.keys() & _OWN:
-        raise InvalidInput(f"--fit {min(taken)}: this has an option of its own, {_OWN[min(taken)]}", field="fit")
+        raise InvalidInput(f"--option {min(taken)}: this is {_OWN[min(taken)]}", field="option")
     return options
 
 

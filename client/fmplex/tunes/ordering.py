@@ -18,6 +18,11 @@ from fmplex_broker.specs.files import is_file_id
 
 Data = str | Path | Iterable[Any]
 _LONGEST_NAME = 255
+# Where options belong that are no field of the API's `fit`.
+_PLACES = {
+    **dict.fromkeys(("batch_size", "learning_rate_multiplier"), "hyperparameters"),
+    **dict.fromkeys(("seed", "weight", "publish", "metadata"), "body"),
+}
 
 
 class TuneOrder(NamedTuple):
@@ -31,24 +36,25 @@ class TuneOrder(NamedTuple):
 def make_order(
     data: Data,
     validation: Data | None,
-    *,
-    model: str,
-    name: str | None,
-    head: str | None,
+    body: Mapping[str, Any],
     hyperparameters: Mapping[str, Any],
+    fit: Mapping[str, Any],
     options: Mapping[str, Any],
-    **rest: Any,
 ) -> TuneOrder:
-    """Make an order. `options`: fields of the API's `fit`; `rest`: fields of its body; what is None is left out. Raises
-    `InvalidInput`."""
-    if not isinstance(model, str) or not model:
+    """Make an order. `options`: whatever else belongs to the `body`, the `hyperparameters` or the API's `fit`; what is None is
+    left out. Raises `InvalidInput`."""
+    if not isinstance(body["model"], str) or not body["model"]:
         raise InvalidInput("model: give the name of a backbone, or of a vFM to go on from", field="model")
-    fit = {key: _plain(value) for key, value in {"head": head, **options}.items() if value is not None}
-    wanted = {key: value for key, value in hyperparameters.items() if value is not None}
-    body = {"model": model, "suffix": name, "fit": fit or None, **{k: _plain(v) for k, v in rest.items()}}
+    parts: dict[str, dict[str, Any]] = {"body": dict(body), "hyperparameters": dict(hyperparameters), "fit": dict(fit)}
+    for name, value in options.items():
+        parts[_PLACES.get(name, "fit")][name] = value
+    wanted, given, whole = (
+        {name: _plain(value) for name, value in parts[part].items() if value is not None}
+        for part in ("hyperparameters", "fit", "body")
+    )
     if wanted:
-        body["method"] = {"type": "supervised", "supervised": {"hyperparameters": wanted}}
-    return TuneOrder(data, validation, {key: value for key, value in body.items() if value is not None})
+        whole["method"] = {"type": "supervised", "supervised": {"hyperparameters": wanted}}
+    return TuneOrder(data, validation, whole | ({"fit": given} if given else {}))
 
 
 def _plain(value: Any) -> Any:

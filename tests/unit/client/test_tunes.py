@@ -150,13 +150,14 @@ def test_a_job_from_the_command_line(tune: Shell, office: TuningOffice, tmp_path
     (tmp_path / "a.jsonl").write_bytes(jsonl(*LABELLED))
     sent = tune(
         "submit", tmp_path / "a.jsonl", "--model", "minilm", "--as", "mine", "--lora", "r=4", "--epochs", "2", "--lr", "0.01",
-        "-f", "hidden=[8]", "-f", "held_out=0.25", "--json",
+        "-o", "hidden=[8]", "-o", "held_out=0.25", "-o", "batch_size=4", "--json",
     )  # fmt: skip
     assert sent.exit_code == 0, sent.output
     job = json.loads(sent.stdout)
     assert (job["status"], job["publish"]) == ("queued", {"how": "as", "vfm": "mine"})
     held = office.take()
     assert (held.record.spec.fit.hidden, held.record.spec.fit.held_out) == ((8,), 0.25)
+    assert (held.record.spec.hyperparameters.n_epochs, held.record.spec.hyperparameters.batch_size) == (2, 4)
     office.train(held, 10, 20, 30, best=20)
     assert tune("pause", job["id"]).stdout.split() == [job["id"], "paused"]
     assert tune("resume", job["id"]).stdout.split()[1] in ("queued", "running")
@@ -197,7 +198,7 @@ def test_why_it_failed_is_raised(tune: Shell, office: TuningOffice, tmp_path: Pa
     ("args", "field"),
     [
         (["--as", "a", "--update", "b"], "publish"), (["--as", "a", "--no-publish"], "publish"),
-        (["--generation", "1"], "generation"), (["-f", "seed=1"], "fit"), (["-f", "hidden"], "params"),
+        (["--generation", "1"], "generation"), (["-o", "seed=1"], "option"), (["-o", "hidden"], "params"),
         (["--lora", "r"], "lora"),
     ],
 )  # fmt: skip
@@ -216,7 +217,9 @@ def event(step: int, **data: Any) -> TuneEventInfo:
     )
 
 
-INFO = TuneInfo(id="ftjob-1", status="running", model="minilm", created_at=0, training_file="f", publish={"vfm": "mine"})
+INFO = TuneInfo(
+    id="ftjob-1", status="running", model="minilm", created_at=0, training_file="f", publish={"vfm": "mine"}
+)
 
 
 def test_a_curve_is_what_was_told() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fmplex_broker.errors import InvalidInput, JobFailed, NonFiniteOutput
+from fmplex_broker.errors import InvalidInput, JobFailed, NonFiniteOutput, TooLarge
 from fmplex_broker.packages.package import MANIFEST, Package, make_package
 from fmplex_broker.specs.fitting import FitSpec
 from fmplex_broker.specs.fitting_text import TextLoraSpec
@@ -28,7 +29,7 @@ from fmplex_worker.tuning.head_course import HeadCourse
 from fmplex_worker.tuning.head_objective import HeadObjective
 from fmplex_worker.tuning.opening import open_run
 from fmplex_worker.tuning.run import Run
-from tests.support import tiny_lm
+from tests.support import tiny, tiny_lm
 from tests.unit.tuning import learnable
 from tests.unit.tuning.conftest import SpecFor
 
@@ -310,7 +311,7 @@ def test_it_fails_when_it_diverges_at_half_the_rate_too(
     spec_for: SpecFor, bert: Backbone, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _bad_at(monkeypatch, lambda step, _: step >= 2)
-    run = open_run(_order(spec_for, "LoRA"), bert, None)
+    run = open_run(_order(spec_for, "LoRA", epochs=6), bert, None)
     with pytest.raises(NonFiniteOutput, match=r"diverged.*half the rate") as e:
         _go(run)
     assert e.value.field == "learning_rate"
@@ -396,3 +397,47 @@ def _loss(objective: HeadObjective, part: Sequence[int], backbone: Backbone) -> 
     for unit in micro.units():
         unit.run()
     return micro.value
+
+
+# --- beside passes ------------------------------------------------------------------------------------------------
+
+
+def test_passes_and_units_do_not_touch_each_other(spec_for: SpecFor, bert: Backbone, model: Path) -> None:
+    order = _order(spec_for, "LoRA", epochs=1)
+    alone = open_run(order, bert, None)
+    _go(alone)
+    engine = open_engine(BackboneSpec(name="tiny", model=str(model)), WorkerSpec(device="cpu"), open_run)
+    digest = tiny.load(engine, tiny.FEATURES)
+    texts = [(digest, ids) for ids in tiny.ids(3, 9, 5)]
+    before = tiny.features(engine, *texts)
+    run = engine.tune(order, None)
+    while unit := run.next():
+        unit.run()
+        assert all(map(torch.equal, tiny.features(engine, *texts), before))
+    assert run.package() == alone.package()
+
+
+def test_an_engine_without_a_trainer_trains_nothing(spec_for: SpecFor, model: Path) -> None:
+    engine = open_engine(BackboneSpec(name="tiny", model=str(model)), WorkerSpec(device="cpu"))
+    with pytest.raises(InvalidInput, match="nothing is trained here"):
+        engine.tune(_order(spec_for, "LoRA"), None)
+
+
+def _number(text: str, after: str) -> int:
+    return int(text.split(f" {after} ")[1].split(" bytes")[0].replace(",", ""))
+
+
+def test_a_limit_of_memory_changes_nothing_but_memory(spec_for: SpecFor, bert: Backbone) -> None:
+    order = _order(spec_for, "LoRA", epochs=1)
+    ample = open_run(order, bert, None)
+    _go(ample)
+    with pytest.raises(TooLarge, match="what is learnt") as e:
+        open_run(replace(order, memory=64), bert, None)
+    assert e.value.field == "worker.tuning.bytes"
+    held = 1 + _number(str(e.value), "take")
+    with pytest.raises(TooLarge, match="to learn from 512 tokens at once") as e:
+        open_run(replace(order, memory=held), bert, None)
+    least = held + _number(str(e.value), "takes")
+    tight = open_run(replace(order, memory=least), bert, None)  # every layer is computed again
+    _go(tight)
+    assert tight.package() == ample.package()

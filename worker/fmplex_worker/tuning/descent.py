@@ -85,11 +85,14 @@ class Descent:
                 self._note()
             if not fine:
                 self._go_back()
+        if self.state is not None and self.state.step < self.step:  # the last steps were dropped
+            self._bad = 0
+            self._note()
 
     def parameters(self, which: Literal["best", "last"]) -> Mapping[str, Tensor]:
         """Return parameters by their names: the best where anything was validated, or the last ones, of `state`."""
         if self.state is None:
-            return {name: p.detach() for name, p in self._parameters.items()}
+            return {name: p.detach() for group in self._objective.groups() for name, p in group.parameters.items()}
         return self.stopper.state if which == "best" and self.stopper.state else self.state.part("now")
 
     def finish(self) -> None:
@@ -136,7 +139,10 @@ class Descent:
             key = DropoutKey(self._plan.seed, self.step, number)
             texts = [text for example in part for text in self._objective.texts(example)]
             loss = partial(self._loss, part, size, key)
-            micro = MicroBatch(walk, self._objective.learnt, texts, loss, keep=self._room.keep, key=key)
+            layers = self._objective.loss_layers(part, walk.logits_layers)
+            micro = MicroBatch(
+                walk, self._objective.learnt, texts, loss, keep=self._room.keep, key=key, loss_layers=layers
+            )
             yield from micro.units()
             self._summed += micro.value
 
@@ -191,7 +197,7 @@ class Descent:
         self._warn(f"back to step {self.state.step}, at half the learning rate")
         told = self.warnings
         self._set(self.state)
-        self._bad, self._halved, self.warnings = 0, True, told
+        self._halved, self.warnings = True, told
         self._optimizer.halved = True
         self._note()
 
@@ -199,8 +205,10 @@ class Descent:
         self.warnings = [*self.warnings, what][-WARNINGS:]
 
     def _note(self) -> None:
-        """Note the state."""
+        """Note the state, but not while steps are dropped: back there it would be no better."""
         assert self._optimizer is not None
+        if self._bad:
+            return
         tensors = (
             named("now", self._parameters, copy=True)
             | named("moment", self._optimizer.moments(), copy=True)
@@ -209,7 +217,7 @@ class Descent:
         )
         verdict = None if self.verdict is None else [*self.verdict]
         values = {
-            "tokens": self.tokens, "loss": self.loss, "verdict": verdict, "warnings": [*self.warnings], "bad": self._bad,
+            "tokens": self.tokens, "loss": self.loss, "verdict": verdict, "warnings": [*self.warnings],
             "halved": self._halved, "best_step": self.best_step, "evaluations": self.evaluations,
             "stopper": self.stopper.values(), "room": self._room.tokens,
         }  # fmt: skip
@@ -225,7 +233,7 @@ class Descent:
         self._objective.restore(state.part("more"))
         self.step, self.tokens, self.loss = state.step, values["tokens"], values["loss"]
         self.verdict = None if values["verdict"] is None else Verdict(*values["verdict"])
-        self._bad, self._halved = values["bad"], values["halved"]
+        self._bad, self._halved = 0, values["halved"]
         self.warnings, self.best_step = [*values["warnings"]], values["best_step"]
         self.evaluations = values["evaluations"]
         self.stopper.restore(values["stopper"], state.part("best"))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from typing import Literal
 
 import safetensors.torch
@@ -40,12 +40,12 @@ class HeadCourse:
         self._objective: HeadObjective | None = None
         self._descent: Descent | None = None
         self._resumed = False
-        longest = max(sum(text.tokens for text in item.sequences) for item in items)
+        longest, together = max(text.tokens for item in items for text in item.sequences), 0
         if self.learnt is not None:
             self._objective = HeadObjective(self.data.task, self.learnt, self.data.train, self.data.chosen, spec)
             if not self._objective.divisible:
-                longest *= spec.batch_size
-        self._room = room_for(order, backbone, self.learnt, longest)
+                together = longest * len(items[0].sequences) * spec.batch_size
+        self._room = room_for(order, backbone, self.learnt, longest, together)
         if self._objective is not None:
             self._descent = Descent(self._objective, _plan(spec, self._objective), self._room)
 
@@ -135,7 +135,7 @@ class HeadCourse:
         """Compute what a head reads of items: [rows, hidden]."""
         pooling = self.data.task.pooling
 
-        def read(part: list[EncodedExample], hidden: Tensor) -> Tensor:
+        def read(part: Sequence[EncodedExample], hidden: Tensor) -> Tensor:
             return head_rows(hidden, [text for item in part for text in item.sequences], pooling)
 
         return (yield from forward(self._room, self.learnt, items, read))

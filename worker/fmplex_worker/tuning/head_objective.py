@@ -91,6 +91,10 @@ class HeadObjective:
             self._now |= zip(part, rows, strict=True)
         return self._loss.total(outputs, targets(items).to(outputs.device))
 
+    def loss_layers(self, part: Sequence[int], layers: float) -> float:
+        """Return what the loss costs; see `Objective.loss_layers`."""
+        return 0.5
+
     def outputs(self, items: Sequence[EncodedExample], hidden: Tensor) -> Tensor:
         """Compute the outputs of the head, or what it reads where it has no weights, from the hidden states of items."""
         rows = head_rows(hidden, [text for item in items for text in item.sequences], self._task.pooling)

@@ -138,7 +138,7 @@ def continued(backbone: Backbone, config: bytes, weights: bytes, dropout: float 
     kind = check_adapter(config, weights)
     tensors = read_tensors(weights, ADAPTER_WEIGHTS, "adapter")
     if not isinstance(kind, LoraConfig | Ia3Config) or any("lora_embedding_" in name for name in tensors):
-        what = "token embeddings" if isinstance(kind, LoraConfig) else f"a {kind.peft_type}"
+        what = "an update of the token embeddings" if isinstance(kind, LoraConfig) else "a soft prompt"
         raise InvalidInput(
             f"{what} cannot be trained here, only LoRA and (IA)³ on linear layers; begin with a new adapter",
             field="adapter",

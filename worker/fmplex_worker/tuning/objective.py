@@ -48,6 +48,10 @@ class Objective(Protocol):
     def loss(self, part: Sequence[int], hidden: Tensor, key: DropoutKey) -> Tensor:
         """Compute the loss of a part of a batch, not divided yet, from the hidden states `[tokens, hidden]` of its texts."""
 
+    def loss_layers(self, part: Sequence[int], layers: float) -> float:
+        """Return what the loss of a part costs a token, forward and backward, in layers; `layers`: what the logits of a token
+        cost."""
+
     def begin(self, step: int) -> None:
         """Begin a step, or begin it once more: then what `loss` saw of it is forgotten."""
 

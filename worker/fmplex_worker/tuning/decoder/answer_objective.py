@@ -71,6 +71,10 @@ class AnswerObjective:
         places, wanted = _to_find([self._train[i] for i in part], hidden.device)
         return functional.cross_entropy(self.learnt.logits(hidden[places], key), wanted, reduction="sum")
 
+    def loss_layers(self, part: Sequence[int], layers: float) -> float:
+        """Return what the loss costs; see `Objective.loss_layers`."""
+        return 2 * layers * self.size(part) / sum(len(self._train[i].tokens) - 1 for i in part)
+
     def begin(self, step: int) -> None:
         """Begin a step; see `Objective.begin`. It keeps nothing."""
 
@@ -117,7 +121,9 @@ def _inputs(example: TextExample) -> Text:
 def _to_find(examples: Sequence[TextExample], device: torch.device) -> tuple[Tensor, Tensor]:
     """Return the places in the hidden states of the examples' inputs, one after the other, from which a token is to be found,
     and these tokens."""
-    places, wanted, start = [], [], 0
+    places: list[int] = []
+    wanted: list[int] = []
+    start = 0
     for tokens, learn in examples:
         places += range(start + learn - 1, start + len(tokens) - 1)
         wanted += tokens[learn:]
