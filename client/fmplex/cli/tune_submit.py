@@ -29,8 +29,7 @@ _HELP = (
 
 
 def submit(
-    data: Annotated[str, typer.Argument(help="JSON lines, a JSON array, CSV or TSV, as `fmplex fit` takes them; "
-                                             "conversations; or the id of an uploaded file.")],
+    data: Annotated[str, typer.Argument(help="Examples, as `fmplex fit` takes them; conversations; or the id of a file.")],
     model: Annotated[str, typer.Option(help="Backbone for a new vFM, or a vFM to go on from: NAME[@VERSION|@CHECKPOINT].")],
     head: Annotated[str | None, typer.Option(help="Its kind. Default: that of the vFM, else what the data are for.")] = None,
     as_name: Annotated[str | None, typer.Option("--as", metavar="NAME", help="Publish as a new vFM of this name.")] = None,
