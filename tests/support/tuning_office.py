@@ -29,6 +29,11 @@ class TuningOffice:
         held: HeldTune = self._do(self._hand.took())
         return held
 
+    def offered(self) -> HeldTune | None:
+        """Take the job that waits, None if none does yet."""
+        held: HeldTune | None = self._do(self._hand.take())
+        return held
+
     def train(self, held: HeldTune, *steps: int, best: int = 0) -> None:
         """Train up to these steps, with a checkpoint at each; losses fall."""
         for step in steps:
@@ -46,7 +51,7 @@ class TuningOffice:
 
     def succeed(self, held: HeldTune, vfm: str) -> None:
         """End a job; what it made serves."""
-        self._do(self._hand.finish(held, "succeeded", progress=at(STEPS, loss=0.01), published=(vfm, "v1")))
+        self._do(self._hand.finish(held, "succeeded", progress=at(STEPS, loss=0.01, validation=0.11), published=(vfm, "v1")))
 
     def fail(self, held: HeldTune, code: str, message: str) -> None:
         """End a job in failure."""
@@ -54,17 +59,23 @@ class TuningOffice:
 
 
 @contextmanager
-def tuning_office(folder: Path) -> Iterator[TuningOffice]:
-    """Run such a gateway, whose vFM `alike` compares texts."""
+def tuning_office(folder: Path, *others: str) -> Iterator[TuningOffice]:
+    """Run such a gateway, whose vFM `alike` compares texts; there are workers that tune for `others`, backbones, too."""
     with serving(folder, loop="asyncio") as running:
         place = running.place
         hand = running.do(_begin(place))
+        for backbone in others:
+            running.do(_hand(place, backbone))
         yield TuningOffice(f"http://127.0.0.1:{running.port}", hand, running.do)
 
 
 async def _begin(place: Site) -> Hand:
     await place.serve(spec("alike", head={"kind": "similarity"}))
-    consumer = await place.worker("w2")
-    hand = Hand(place.queue.redis, place.queue.scripts, BACKBONE, consumer.worker)
+    return await _hand(place, BACKBONE)
+
+
+async def _hand(place: Site, backbone: str) -> Hand:
+    consumer = await place.worker(f"tunes-{backbone}", backbone)
+    hand = Hand(place.queue.redis, place.queue.scripts, backbone, consumer.worker)
     assert await hand.take() is None
     return hand

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from datetime import datetime
 from typing import TypeVar
 
 from fmplex.batches.watching import Waiting
@@ -30,12 +31,13 @@ class TuneWatch(Waiting):
 def now_of(info: TuneInfo) -> str:
     """Say in a few words how a tuning job does now."""
     progress = info.progress
-    figures = (
-        ("loss {:.4g}", progress.loss), ("validation {:.4g}", progress.validation),
-        ("{:,.0f} tokens/s", None if info.ended else progress.tokens_s),
-        ("{:.0%} of the device", None if info.ended else progress.share),
-    )  # fmt: skip
-    return "  ".join(words.format(value) for words, value in figures if value is not None)
+    figures = [("loss {:.4g}", progress.loss), ("validation {:.4g}", progress.validation)]
+    if not info.ended:
+        figures += [("{:,.0f} tokens/s", progress.tokens_s), ("{:.0%} of the device", progress.share)]
+    words = [form.format(value) for form, value in figures if value is not None]
+    if not info.ended and info.estimated_finish is not None:
+        words.append(f"until {datetime.fromtimestamp(info.estimated_finish):%H:%M}")
+    return "  ".join(words)
 
 
 class TuneCore:
