@@ -23,7 +23,8 @@ from fmplex_gateway.fine_tuning.shapes import TuneBody
 from fmplex_gateway.fine_tuning.starts import Start, naming
 
 MOST_LINE_BYTES = 4 << 20  # of a training file, and of an array
-_WITHOUT_WEIGHTS = frozenset({"embedding", "similarity", "generation"})
+_OF_GENERATION, _OF_HEADS = ("system", "chat_template"), ("hidden", "pooling", "shuffle", "input")
+_WITHOUT_WEIGHTS = frozenset({"embedding", "similarity"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,8 +164,17 @@ def _head(fit: TuneFit, start: Start) -> TuneHead | None:
     return own.kind
 
 
+def _idle(fit: TuneFit) -> str:
+    """Return the first part that says nothing to the head, empty if there is none."""
+    foreign = _OF_HEADS if fit.head == "generation" else _OF_GENERATION
+    plain = TuneFit()
+    return next((name for name in foreign if getattr(fit, name) != getattr(plain, name)), "")
+
+
 def _check_fit(fit: TuneFit, start: Start) -> None:
-    """Refuse parts that do not go together, or leave nothing to train."""
+    """Refuse parts that do not go together, would have no effect, or leave nothing to train."""
+    if idle := _idle(fit):
+        raise InvalidInput(f"fit.{idle}: a {fit.head} head has none; leave it out", field=f"fit.{idle}")
     if fit.hidden and fit.head in _WITHOUT_WEIGHTS:
         raise InvalidInput(
             f"fit.hidden: a {fit.head} head has no weights, so no hidden layers; leave hidden out", field="fit.hidden"

@@ -210,7 +210,9 @@ async def test_without_keys_everybody_may_do_everything(tmp_path: Path) -> None:
 
 NAMING = [route for route, (_, other, *_) in MATRIX.items() if other == 404 and "_id}" not in route[1]]
 CHANGING = [
-    route for route, (_, _, _, other, *_) in MATRIX.items() if other == 404 and "_id}" not in route[1] and "{job}" not in route[1]
+    route
+    for route, (_, _, _, other, *_) in MATRIX.items()
+    if other == 404 and "_id}" not in route[1] and "{job}" not in route[1]
 ]
 
 
