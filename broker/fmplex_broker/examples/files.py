@@ -53,12 +53,10 @@ def rows_of(file: IO[bytes], name: str, most: int | None = None) -> Iterator[Row
     lines = _decoded(file, name, most)
     if (suffix := Path(name).suffix.lower()) in (".csv", ".tsv"):
         return _from_csv(lines, name, suffix)
-    blank: list[str] = []
-    for line in lines:
+    for blank, line in enumerate(lines):
         if line.strip():
-            rest = itertools.chain([*blank, line], lines)
+            rest = itertools.chain(itertools.repeat("\n", blank), [line], lines)
             return _from_array(rest, name, most) if line.lstrip()[:1] == "[" else _from_lines(rest)
-        blank.append(line)
     return iter(())
 
 

@@ -43,6 +43,7 @@ class Checker:
         self._woken = asyncio.Event()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="tunes")  # one: the event loop must get its turns
         self._task: asyncio.Task[None] | None = None
+        self._closed = False
 
     def start(self) -> None:
         """Begin to take jobs."""
@@ -54,6 +55,7 @@ class Checker:
 
     async def close(self) -> None:
         """Take no more jobs; another gateway looks at the one in hand."""
+        self._closed = True  # a thread that looks at a large file must not hold up the end of the process
         if self._task is not None:
             await end([self._task])
         self._thread.shutdown(wait=False, cancel_futures=True)
@@ -136,9 +138,15 @@ class Checker:
         except UnknownFile as e:
             e.field = field
             raise
-        return DataFile(in_turns(_rows(content, file.filename)), file.filename)
+        return DataFile(in_turns(self._rows(content, file.filename)), file.filename)
+
+    def _rows(self, content: IO[bytes], name: str) -> Iterator[Row]:
+        """Yield the rows of a file; what is wrong with it as a whole is raised where rows are drawn."""
+        for row in rows_of(content, name, MOST_LINE_BYTES):
+            if self._closed:
+                raise _Closed
+            yield row
 
 
-def _rows(content: IO[bytes], name: str) -> Iterator[Row]:
-    """Yield the rows of a file. What is wrong with it as a whole is raised where rows are drawn."""
-    yield from rows_of(content, name, MOST_LINE_BYTES)
+class _Closed(Exception):
+    """Nobody waits for what is found any more."""
