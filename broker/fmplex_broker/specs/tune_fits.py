@@ -24,7 +24,7 @@ def fit_of(spec: TuneSpec, data: Path, hosted: BackboneSpec, threads: int | None
         "learning_rate_multiplier": wanted.get("learning_rate_multiplier"), "held_out": fit.held_out, "patience": fit.patience,
     }  # fmt: skip
     if fit.head == "generation":
-        own = {
+        own: dict[str, Any] = {
             "positions": hosted.max_tokens, "max_tokens": fit.max_tokens, "system": fit.system,
             "chat_template": fit.chat_template,
         }  # fmt: skip

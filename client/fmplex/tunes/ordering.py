@@ -70,7 +70,9 @@ async def begin(ask: Ask, order: TuneOrder) -> TuneInfo:
     body = order.body | {"training_file": await _sent(ask, order.data, head)}
     if order.validation is not None:
         body["validation_file"] = await _sent(ask, order.validation, head)
-    known = await _jobs_of(ask, body["training_file"]) if body["training_file"] == order.data else set()
+    known: set[str] = set()
+    if body["training_file"] == order.data:
+        known = await _jobs_of(ask, body["training_file"])
     tries = 0
 
     async def create(calls: TuneCalls) -> TuneInfo:

@@ -87,19 +87,19 @@ class Checker:
             await self._tunes.checked(record, TuneError(code="check_failed", message=words))
             return
         try:
-            files = [await self._find(record.spec, field) for field in _FIELDS]
-            examples = await self._seen(record.spec, *files)
+            training, validation = [await self._find(record.spec, field) for field in _FIELDS]
+            examples = await self._seen(record.spec, training, validation)
         except (InvalidInput, UnknownFile) as e:
             code = f"invalid_{e.field}" if isinstance(e, InvalidInput) else e.code
             await self._tunes.checked(record, TuneError(code=code, message=e.message, param=e.field))
         else:
             await self._tunes.checked(record, examples=examples)
 
-    async def _seen(self, spec: TuneSpec, *files: FileRecord | None) -> int:
-        outage = Outage(log, f"the files of tuning job {spec.id}")
+    async def _seen(self, spec: TuneSpec, training: FileRecord | None, validation: FileRecord | None) -> int:
+        outage, loop = Outage(log, f"the files of tuning job {spec.id}"), asyncio.get_running_loop()
         while True:
             try:
-                examples = await asyncio.get_running_loop().run_in_executor(self._thread, self._look, spec, *files)
+                examples = await loop.run_in_executor(self._thread, self._look, spec, training, validation)
             except StoreUnavailable as e:
                 outage.say(e)
                 await asyncio.sleep(_EVERY_S)
