@@ -37,8 +37,8 @@ async def _package(request: Request, vfm: str | None = None) -> AsyncGenerator[P
     `received` raises.
     """
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != MEDIA_TYPE:
-        body = await parse_body(request, DeployBody, _MAX_BODY)
-        yield await _checkpoint(request, body, vfm) if body.spec is None else bare(body.spec)
+        what = await parse_body(request, DeployBody, _MAX_BODY)
+        yield await _checkpoint(request, what, vfm) if what.spec is None else bare(what.spec)
         return
     async with received(request, request.app.state.spec.max_package_bytes) as body:
         yield await asyncio.to_thread(unpack, body.view())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections import Counter
 from collections.abc import Sequence
 from itertools import groupby, pairwise
@@ -75,9 +76,7 @@ def _not_sorted(examples: Sequence[Labelled], name: str) -> None:
     answers = [example.answer for example in examples]
     if isinstance(answers[0], float):
         several = len(set(answers)) > 2
-        up, down = (
-            all(test(a, b) for a, b in pairwise(answers)) for test in (lambda a, b: a <= b, lambda a, b: a >= b)
-        )
+        up, down = (all(test(a, b) for a, b in pairwise(answers)) for test in (operator.le, operator.ge))
         in_order = several and (up or down)
     else:
         counts, runs = Counter(answers), sum(1 for _ in groupby(answers))
