@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from fmplex.cli import trace as command
+from fmplex.cli import plotting
 from fmplex.cli.app import app
 from fmplex.tracing.chart import COLOURED, Chart, make_chart
 from fmplex.tracing.page import draw_page
@@ -238,7 +238,7 @@ def test_what_cannot_work_is_refused_before_anything_is_recorded(
     assert "no folder" in fails(new, "--plot", tmp_path / "nowhere" / "a").message
     assert "would overwrite the recording" in fails(tmp_path / "a.png", "--plot", tmp_path / "a").message
     assert fails(new).code == "broker_unavailable"
-    monkeypatch.setattr(command, "find_spec", lambda name: None)
+    monkeypatch.setattr(plotting, "find_spec", lambda name: None)
     assert "pip install 'fmplex[trace]'" in fails(new, "--plot", tmp_path / "a").message
     assert list(tmp_path.iterdir()) == []
 

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fmplex_gateway.batches import validating
+from fmplex_gateway import turns
 from fmplex_gateway.batches.validating import MOST_ERRORS, MOST_LINES, Checked, check_file
 
 BOM = b"\xef\xbb\xbf"
@@ -159,7 +159,7 @@ def test_a_file_of_another_kind_is_told_as_what_it_is(data: bytes, says: str) ->
 
 
 def test_the_memory_does_not_grow_with_the_file(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(validating, "_REST_S", 0)
+    monkeypatch.setattr(turns, "_REST_S", 0)
 
     class Long(io.RawIOBase):
         """Forty megabytes: lines, one of twenty megabytes, and one that is blank over and over."""
