@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fmplex_gateway import turns
+from fmplex_gateway.batches import validating
 from fmplex_gateway.batches.validating import MOST_ERRORS, MOST_LINES, Checked, check_file
 
 BOM = b"\xef\xbb\xbf"
