@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from fmplex_broker.specs.fleet import Dtype
-from fmplex_broker.specs.heads import Pooling
+from fmplex_broker.specs.heads import InputSpec, Pooling
 from fmplex_broker.specs.schema import Name, Spec
 
 FitHead = Literal["embedding", "classification", "regression", "tagging", "similarity", "ranking"]
@@ -41,11 +41,12 @@ class FitSpec(Spec):
 
     `backbone` is the name the vFM will ask for, `model` the local folder or hub id of its weights; `revision`, `dtype` and
     `max_tokens` are those with which it is hosted. `pooling`: default as for embeddings. `truncate`: texts that are too long are
-    cut, when the vFM is called too. Without `lora` and `ia3`, of which one may be given, the backbone is frozen and only the head
-    is trained, on features computed once. `hidden`: widths of hidden layers (ReLU), for heads that have weights. The last
-    `held_out` share of the data is never trained on: the score is measured there. "Last" is by the order of the file or, with
-    `shuffle`, by a random one that `seed` decides. `patience`: epochs without a better score (on a slice of the training part)
-    before training stops early. `learning_rate_multiplier`: of the learning rate, or of its default.
+    cut, when the vFM is called too; `input`: what else the vFM does with texts, and so does the training. Without `lora` and
+    `ia3`, of which one may be given, the backbone is frozen and only the head is trained, on features computed once. `hidden`:
+    widths of hidden layers (ReLU), for heads that have weights. The last `held_out` share of the data is never trained on: the
+    score is measured there. "Last" is by the order of the file or, with `shuffle`, by a random one that `seed` decides.
+    `patience`: epochs without a better score (on a slice of the training part) before training stops early.
+    `learning_rate_multiplier`: of the learning rate, or of its default.
     """
 
     name: Name
@@ -58,6 +59,7 @@ class FitSpec(Spec):
     dtype: Dtype = "float32"
     max_tokens: int | None = Field(default=None, ge=1)
     truncate: bool = False
+    input: InputSpec = InputSpec()
     pooling: Pooling | None = None
     hidden: tuple[Annotated[int, Field(ge=1, le=65_536)], ...] = Field(default=(), max_length=8)
     lora: LoraSpec | None = None

@@ -137,6 +137,28 @@ def test_serving_reaches_the_score_that_was_reported(
         assert done.score == pytest.approx(_f1(answers, held))
 
 
+@pytest.mark.parametrize("head", ["tagging", "ranking", "classification", "similarity"])
+def test_what_the_vfm_puts_around_texts_is_around_them_in_training(spec_for: SpecFor, model: Path, head: str) -> None:
+    around = {
+        "template": "the house: {text} sat",
+        "pair_template": "{text_pair} on",
+        "max_tokens": 24,
+        "truncate": True,
+    }
+    spec = spec_for(head, input=around, lora=LORA, epochs=3)
+    done, _ = _fitted(spec)
+    package = read_package(spec.out)
+    assert package.spec.input.model_dump(exclude_defaults=True) == around
+    engine = open_engine(BackboneSpec(name="tiny", model=str(model)), WorkerSpec(device="cpu"))
+    engine.load(engine.fit(package))
+    held = learnable.MAKERS[head]()[-50:]
+    answers = _answers(engine, done.artifact, held)
+    if head == "tagging":
+        assert done.score == pytest.approx(_f1(answers, held))
+    elif head != "similarity":
+        assert done.score == pytest.approx(sum(map(_right, answers, held)) / len(held))
+
+
 LONG = {"text": "cat dog " * 60, "label": "b"}
 
 

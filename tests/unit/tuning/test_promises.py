@@ -84,6 +84,9 @@ def test_every_example_is_in_one_batch_of_an_epoch_and_partners_share_one() -> N
 # --- the package --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.filterwarnings(
+    "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"
+)  # PEFT asks by an old name
 def test_peft_loads_the_adapter_and_it_never_touches_the_pooler(spec_for: SpecFor, model: Path) -> None:
     spec = spec_for("classification", lora={"r": 3, "alpha": 5.0}, epochs=2)
     _fit(spec)

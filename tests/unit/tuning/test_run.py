@@ -240,6 +240,13 @@ def test_a_file_that_validates_takes_the_place_of_the_slice(spec_for: SpecFor, b
     assert run.progress.validation_loss is not None
 
 
+def test_a_batch_of_texts_has_so_many(tmp_path: Path, llama: Backbone) -> None:
+    run = open_run(_texts(tmp_path / "data.jsonl", llama, batch_size=5, epochs=2), llama, None)
+    assert run.progress.steps == 2 * 3  # of twelve texts
+    _go(run)
+    assert run.progress.epoch == 2
+
+
 def test_it_goes_on_from_a_version(spec_for: SpecFor, bert: Backbone) -> None:
     order = _order(spec_for, "LoRA")
     assert isinstance(order.spec, FitSpec)

@@ -21,7 +21,7 @@ from fmplex_broker.examples.reading import listed
 from fmplex_broker.specs.fitting import FitSpec
 from fmplex_broker.specs.fitting_text import TextLoraSpec
 from fmplex_broker.specs.fleet import BackboneSpec
-from fmplex_broker.specs.heads import Pooling
+from fmplex_broker.specs.heads import InputSpec, Pooling
 from fmplex_worker.backbones.backbone import Backbone
 from fmplex_worker.backbones.loading import load_backbone
 from fmplex_worker.backbones.texts import Raw, Text
@@ -57,14 +57,18 @@ def visible(text: Text) -> np.ndarray[Any, np.dtype[np.bool_]]:
 
 
 def tokenize(
-    backbone: Backbone, raws: Sequence[Raw], lines: Sequence[str], offsets: bool, truncate: bool = False
+    backbone: Backbone, raws: Sequence[Raw], lines: Sequence[str], offsets: bool, around: InputSpec
 ) -> list[Text]:
-    """Tokenize texts or pairs, as serving does; with `truncate` those that are too long are cut. `lines`: where each came
-    from. Raises `InvalidInput` that names the lines."""
-    tokenizer = backbone.tokenizer
-    texts = (tokenizer.encode_cut if truncate else tokenizer.encode)(raws, offsets)
+    """Tokenize texts or pairs, templates already around them, as a vFM with this `input` does. `lines`: where each came from.
+
+    Raises `InvalidInput` that names the lines.
+    """
+    tokenizer, limit = backbone.tokenizer, min(backbone.max_tokens, around.max_tokens or backbone.max_tokens)
+    if around.truncate:
+        texts = tokenizer.encode_cut(raws, offsets, spare=backbone.max_tokens - limit)
+    else:
+        texts = tokenizer.encode(raws, offsets)
     sizes = [(line, text.tokens) for line, text in zip(lines, texts, strict=True)]
-    limit = backbone.max_tokens
     if long := [f"{line} ({tokens})" for line, tokens in sizes if tokens > limit]:
         raise TextTooLong(
             f"the backbone takes {limit} tokens; shorten or split the text of {listed(long, ', ')}, or cut them "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -19,6 +20,7 @@ from fmplex_broker.specs.heads import Head, InputSpec, Pooling
 from fmplex_broker.specs.schema import invalid
 from fmplex_broker.specs.vfm import VfmSpec
 from fmplex_worker.backbones.backbone import Backbone
+from fmplex_worker.backbones.texts import Raw
 from fmplex_worker.tuning.encoder import EncodedExample, tokenize
 from fmplex_worker.tuning.linear_tasks import (
     ClassificationTask,
@@ -30,6 +32,7 @@ from fmplex_worker.tuning.linear_tasks import (
 from fmplex_worker.tuning.metric_tasks import EmbeddingTask, SimilarityTask
 from fmplex_worker.tuning.slices import ValidationSplit, validation_split
 from fmplex_worker.tuning.tasks import Task
+from fmplex_worker.workloads.encoding.preparing import templated, within
 
 
 class HeadData(NamedTuple):
@@ -52,7 +55,7 @@ def read_data(spec: FitSpec, backbone: Backbone, validation: Path | None, adapts
     task = task_for(spec, [example.record for example in split.train], adapts)
     _check_pooling(spec, task, backbone)
     vfm = VfmSpec(name=spec.name, backbone=spec.backbone, head=_head(spec, task), input=_input(spec, backbone.sentence))
-    items = _items(task, backbone, [*split.train, *split.held_out], spec.truncate)
+    items = _items(task, backbone, [*split.train, *split.held_out], vfm.input)
     train, held = items[: len(split.train)], items[len(split.train) :]
     every = [*range(len(train))]
     if validation is None:
@@ -61,7 +64,7 @@ def read_data(spec: FitSpec, backbone: Backbone, validation: Path | None, adapts
     parser = Parser(spec.head)
     apart = [example for row in read_rows(validation) if (example := parser.take(row)) is not None]
     parser.check(str(validation))
-    more = _items(task, backbone, apart, spec.truncate)
+    more = _items(task, backbone, apart, vfm.input)
     chosen = ValidationSplit(every, [*range(len(train), len(train) + len(more))])
     return HeadData(task, vfm, [*train, *more], held, chosen, every, split.ignored)
 
@@ -113,18 +116,27 @@ def _pooling(spec: FitSpec, own: SentenceModel | None) -> Pooling:
 
 def _input(spec: FitSpec, own: SentenceModel | None) -> InputSpec:
     """Return what the vFM does with texts: what this training does. The backbone's own prompt is not put before them."""
+    around = spec.input.model_copy(update={"truncate": spec.truncate or spec.input.truncate})
     prompted = own is not None and own.default_prompt and spec.head in ("embedding", "similarity")
     if prompted:
-        return InputSpec(template="{text}", pair_template="{text_pair}", truncate=spec.truncate)
-    return InputSpec(truncate=spec.truncate)
+        whole = {"template": around.template or "{text}", "pair_template": around.pair_template or "{text_pair}"}
+        return around.model_copy(update=whole)
+    return around
 
 
 def _items(
-    task: Task[Record], backbone: Backbone, examples: Sequence[Example[Record]], truncate: bool
+    task: Task[Record], backbone: Backbone, examples: Sequence[Example[Record]], around: InputSpec
 ) -> list[EncodedExample]:
-    raws = [task.texts(example.record) for example in examples]
+    raws = [[*templated(around, task.texts(example.record))] for example in examples]
     lines = [example.place for example, some in zip(examples, raws, strict=True) for _ in some]
-    every = [raw for some in raws for raw in some]
-    # Only tagging asks which characters a token covers.
-    texts = iter(tokenize(backbone, every, lines, offsets=task.pooling is None, truncate=truncate))
-    return [task.item(e.record, tuple(next(texts) for _ in some)) for e, some in zip(examples, raws, strict=True)]
+    every = cast(list[Raw], [raw for some in raws for raw in some])
+    tagging = task.pooling is None  # nothing else asks which characters a token covers
+    texts = iter(tokenize(backbone, every, lines, tagging, around))
+    items = []
+    for example, some in zip(examples, raws, strict=True):
+        own = tuple(next(texts) for _ in some)
+        if tagging:
+            (text,) = own
+            own = (replace(text, offsets=within(text.offsets, around.lead, len(example.record.text))),)
+        items.append(task.item(example.record, own))
+    return items

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from typing import Literal
 
 from fmplex_broker.errors import InvalidInput
@@ -14,6 +14,7 @@ from fmplex_worker.training import HeldOut, RunProgress, TuneOrder, Unit
 from fmplex_worker.tuning.adapters import adapter_of, base_name, room_for
 from fmplex_worker.tuning.decoder.answer_objective import AnswerObjective, examine
 from fmplex_worker.tuning.decoder.answers import Answers
+from fmplex_worker.tuning.decoder.examples import TextExample
 from fmplex_worker.tuning.decoder.loop import BETAS, LAST_RATE, WARM_UP, split
 from fmplex_worker.tuning.descent import Descent, Plan
 from fmplex_worker.tuning.optimizer import Schedule
@@ -42,8 +43,9 @@ class AnswerCourse:
         self._spec = spec
         longest = max(len(example.tokens) for example in (*self.train, *self.held, *check))
         self._room = room_for(order, backbone, learnt, longest)
-        self._objective = AnswerObjective(learnt, self.train, check, spec.batch_tokens, spec.seed)
-        self.descent = Descent(self._objective, _plan(spec, len(self._objective.batches(0))), self._room)
+        count = _batches(spec, self.train)
+        self._objective = AnswerObjective(learnt, self.train, check, count, spec.seed)
+        self.descent = Descent(self._objective, _plan(spec, count), self._room)
 
     held_out: HeldOut | None
 
@@ -77,6 +79,14 @@ class AnswerCourse:
         ours = yield from examine(self._room, self.learnt, self.held)
         alone = yield from examine(self._room, None, self.held)
         return HeldOut("accuracy", ours.score, alone.score)
+
+
+def _batches(spec: TextLoraSpec, train: Sequence[TextExample]) -> int:
+    """Return how many batches an epoch has."""
+    if spec.batch_size is not None:
+        return -(-len(train) // spec.batch_size)
+    tokens = sum(len(example.tokens) - 1 for example in train)
+    return min(len(train), max(1, round(tokens / spec.batch_tokens)))
 
 
 def _plan(spec: TextLoraSpec, epoch: int) -> Plan:

@@ -32,18 +32,17 @@ class Found(list[tuple[float, int, int]]):
 
 
 class AnswerObjective:
-    """`fmplex_worker.tuning.objective.Objective` of `train`, texts with what is to be learnt of them, in batches of about
-    `batch_tokens` tokens; `check`: what validates, if anything."""
+    """`fmplex_worker.tuning.objective.Objective` of `train`, texts with what is to be learnt of them, in `count` batches an
+    epoch; `check`: what validates, if anything."""
 
     divisible = True
 
     def __init__(
-        self, learnt: Learnt, train: Sequence[TextExample], check: Sequence[TextExample], batch_tokens: int, seed: int
+        self, learnt: Learnt, train: Sequence[TextExample], check: Sequence[TextExample], count: int, seed: int
     ) -> None:
         self.learnt = learnt
         self._train, self._check, self._seed = train, check, seed
-        tokens = sum(len(example.tokens) - 1 for example in train)
-        self._count = min(len(train), max(1, round(tokens / batch_tokens)))
+        self._count = count
         self._of_epoch = lru_cache(maxsize=1)(self._batches)
 
     def groups(self) -> list[Group]:

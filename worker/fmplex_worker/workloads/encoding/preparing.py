@@ -92,7 +92,7 @@ class EncodePreparer:
         raw = sides[0] if "tagging" in kinds and isinstance(sides[0], str) else None
         room = min(self._max_tokens - version.virtual, around.max_tokens or self._max_tokens)
         truncate = around.truncate if options.truncate is None else options.truncate
-        made = _ValidatedRequest(version, options, room, truncate, [*_templated(around, sides)], raw)
+        made = _ValidatedRequest(version, options, room, truncate, [*templated(around, sides)], raw)
         if options.special:
             made.sides = [self._with_special(side, room if truncate else None) for side in made.sides]
         return made
@@ -155,7 +155,7 @@ class EncodePreparer:
             texts.append(text)
         wanted = HeadRequest(version.heads, options.dimensions, options.top_k)
         if request.raw is not None:
-            offsets = _within(texts[0].offsets, version.input.lead, len(request.raw))
+            offsets = within(texts[0].offsets, version.input.lead, len(request.raw))
             wanted = wanted._replace(text=request.raw, offsets=offsets)
         return EncodeJob(version, tuple(texts), wanted, sum(text.tokens + version.virtual for text in texts))
 
@@ -170,7 +170,7 @@ class EncodePreparer:
         )
 
 
-def _templated(spec: InputSpec, sides: Sequence[inputs.Side]) -> Iterator[inputs.Side]:
+def templated(spec: InputSpec, sides: Sequence[inputs.Side]) -> Iterator[inputs.Side]:
     """Yield texts with the vFM's templates around them; tokens and embeddings as they are."""
     for i, side in enumerate(sides):
         if isinstance(side, str):
@@ -192,7 +192,7 @@ def _sides(raw: Raw, cut: bool) -> tuple[str, ...]:
     return () if cut else raw
 
 
-def _within(offsets: NDArray[np.int64] | None, lead: int, length: int) -> NDArray[np.int64]:
+def within(offsets: NDArray[np.int64] | None, lead: int, length: int) -> NDArray[np.int64]:
     """Turn offsets in a templated text into offsets in the caller's, which has `length` characters after `lead` others.
 
     What lies outside becomes empty, as special tokens are; what reaches over an end stops there.
