@@ -26,13 +26,13 @@ def fit_of(spec: TuneSpec, data: Path, hosted: BackboneSpec, threads: int | None
     if fit.head == "generation":
         own: dict[str, Any] = {
             "positions": hosted.max_tokens, "max_tokens": fit.max_tokens, "system": fit.system,
-            "chat_template": fit.chat_template,
+            "chat_template": fit.chat_template, "batch_size": wanted.get("batch_size"),
         }  # fmt: skip
         return parse(TextLoraSpec, _said(common | own))
-    most = min((most for most in (hosted.max_tokens, fit.max_tokens) if most is not None), default=None)
+    around = fit.input if fit.max_tokens is None else fit.input.model_copy(update={"max_tokens": fit.max_tokens})
     own = {
-        "head": fit.head, "pooling": fit.pooling, "hidden": fit.hidden, "shuffle": fit.shuffle, "max_tokens": most,
-        "batch_size": wanted.get("batch_size"),
+        "head": fit.head, "pooling": fit.pooling, "hidden": fit.hidden, "shuffle": fit.shuffle, "input": around,
+        "max_tokens": hosted.max_tokens, "batch_size": wanted.get("batch_size"),
     }  # fmt: skip
     return parse(FitSpec, _said(common | own))
 

@@ -10,6 +10,7 @@ from fmplex_broker.examples.files import rows_of
 from fmplex_broker.packages.files import FileStore
 from fmplex_broker.specs.deployments import VfmStatus
 from fmplex_broker.specs.files import FileRecord
+from fmplex_broker.specs.heads import Generation
 from fmplex_broker.specs.tuning import Base, TuneFit, TuneHead, TuneSpec, new_tune_id, split_checkpoint_id
 from fmplex_broker.specs.versions import stale_error
 from fmplex_broker.streams.catalog import unknown_vfm
@@ -49,6 +50,7 @@ async def ordered(body: TuneBody, who: Principal, desk: Desk) -> TuneSpec:
             head = await StoreCalls()(_head_in, desk.files.store, training)
     fit = body.fit.model_copy(update={"head": head})
     _check_fit(fit, start)
+    fit = _continued(fit, start)
     job = new_tune_id()
     return TuneSpec(
         id=job,
@@ -162,6 +164,19 @@ def _head(fit: TuneFit, start: Start) -> TuneHead | None:
             field="fit.head",
         )
     return own.kind
+
+
+def _continued(fit: TuneFit, start: Start) -> TuneFit:
+    """Return what is wanted, as far as nothing is said as the vFM has it that is gone on with: it was trained like that."""
+    if start.vfm is None:
+        return fit
+    spec = start.vfm.spec
+    if isinstance(spec.head, Generation):
+        own = {name: getattr(spec.head, name) for name in ("system", "chat_template", "max_tokens")}
+    else:
+        own = {"input": spec.input, **{name: getattr(spec.head, name, None) for name in ("pooling", "hidden")}}
+    said = fit.model_fields_set
+    return fit.model_copy(update={name: value for name, value in own.items() if value is not None and name not in said})
 
 
 def _idle(fit: TuneFit) -> str:

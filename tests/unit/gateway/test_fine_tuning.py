@@ -25,6 +25,7 @@ JOBS = "/v1/fine_tuning/jobs"
 NO_FILE = "file-0123456789abcdef01234567"
 NO_JOB = "ftjob-0123456789abcdef01234567"
 SIMILARITY = {"head": {"kind": "similarity"}}
+TALKS = {"kind": "generation", "system": "Be brief.", "chat_template": "{{ messages }}", "max_tokens": 9}
 PAIRS = jsonl(*({"text": "a", "text_pair": f"b{n}", "label": (n // 2 + n) % 2} for n in range(12)))
 
 
@@ -76,6 +77,7 @@ async def opened(folder: Path, **gateway: Any) -> AsyncIterator[Office]:
     async with site(folder, gateway) as place:
         await place.serve(
             spec("alike", **SIMILARITY), spec("features", head={"kind": "features"}),
+            spec("talks", head=TALKS), spec("mails", **SIMILARITY, input={"template": "mail: {text}"}),
             spec("two", heads={"a": {"kind": "features"}, "b": {"kind": "features"}}),
         )  # fmt: skip
         consumer = await place.worker("w2")
@@ -426,6 +428,15 @@ async def offered(queue: Any) -> list[tuple[str, str]]:
     names = await queue.registry.offers(BACKBONE)
     states = await queue.registry.states(BACKBONE, names)
     return [(state.name, state.candidate[0]) for state in states if state is not None and state.candidate]
+
+
+async def test_a_vfm_is_gone_on_with_as_it_was_trained(office: Office) -> None:
+    await office.reaches(await office.order(jsonl(*CHATS), model="talks", fit={"max_tokens": 5}), "queued")
+    fit = (await office.hand.took()).record.spec.fit
+    assert (fit.head, fit.system, fit.chat_template, fit.max_tokens) == ("generation", "Be brief.", "{{ messages }}", 5)
+    await office.reaches(await office.order(PAIRS, model="mails", fit={"pooling": "cls"}), "queued")
+    fit = (await office.hand.took()).record.spec.fit
+    assert (fit.head, fit.input.template, fit.pooling) == ("similarity", "mail: {text}", "cls")
 
 
 async def test_without_a_name_a_vfm_is_called_after_its_job(office: Office) -> None:
