@@ -431,11 +431,12 @@ async def offered(queue: Any) -> list[tuple[str, str]]:
 
 
 async def test_a_vfm_is_gone_on_with_as_it_was_trained(office: Office) -> None:
-    await office.reaches(await office.order(jsonl(*CHATS), model="talks", fit={"max_tokens": 5}), "queued")
+    first = await office.order(jsonl(*CHATS), model="talks", fit={"max_tokens": 5})
+    await office.reaches(first, "queued")
     fit = (await office.hand.took()).record.spec.fit
     assert (fit.head, fit.system, fit.chat_template, fit.max_tokens) == ("generation", "Be brief.", "{{ messages }}", 5)
     await office.reaches(await office.order(PAIRS, model="mails", fit={"pooling": "cls"}), "queued")
-    fit = (await office.hand.took()).record.spec.fit
+    fit = (await office.hand.took(first)).record.spec.fit
     assert (fit.head, fit.input.template, fit.pooling) == ("similarity", "mail: {text}", "cls")
 
 
