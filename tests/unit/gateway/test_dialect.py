@@ -62,7 +62,7 @@ def test_every_error_is_openais_there_and_our_own_elsewhere(kind: type[FmplexErr
         assert (said["message"], said["param"]) == ("wrong", "input")
         assert (said["type"] == "server_error") == (status >= 500)
         wanted = {400: ("invalid_value", "context_length_exceeded", "package_rejected"), 401: ("invalid_api_key",),
-                  404: ("model_not_found", "unknown_file", "unknown_batch"), 429: ("rate_limit_exceeded",)}  # fmt: skip
+                  404: ("model_not_found", "unknown_file", "unknown_batch", "unknown_tune"), 429: ("rate_limit_exceeded",)}  # fmt: skip
         assert said["code"] in wanted.get(status, (kind.code,))
 
 
