@@ -20,7 +20,6 @@ from fmplex import (
     Conflict,
     DeadlineExceeded,
     FmplexError,
-    InvalidInput,
     QueueFull,
     RateLimited,
     Result,
