@@ -7,7 +7,7 @@ import logging
 from collections.abc import Mapping
 from contextlib import suppress
 
-from fmplex_broker.errors import FmplexError
+from fmplex_broker.errors import BrokerUnavailable, FmplexError
 from fmplex_broker.packages.files import FileStore
 from fmplex_broker.streams.batch_list import BatchList, Held, Lost
 from fmplex_broker.streams.file_list import FileList
@@ -80,7 +80,8 @@ class Feeder:
                 pause_s = _SOON_S if await self._take() else _EVERY_S
                 outage.over()
             except FmplexError as e:
-                outage.say(e)
+                if type(e) is not BrokerUnavailable:  # that the broker is away is said by who watches it
+                    outage.say(e)
             except Exception:  # whatever it was, batches must be fed
                 log.exception("looking for batches failed; trying again")
             with suppress(TimeoutError):
