@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import signal
+
 import pytest
 from hypothesis import settings
+
+# Whoever is started in a shell's background ignores Ctrl-C, and so would all that the tests start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # A stall of the machine is no failure. `--hypothesis-profile` comes after this and wins.
 settings.register_profile("patient", deadline=None)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -33,12 +33,13 @@ _INFER = re.compile(r"/v1/vfms/([A-Za-z0-9._-]{1,128})/infer")
 @dataclass(frozen=True, slots=True)
 class Asking:
     """Who asks, and how the jobs are to run: in which class, within how many ms (None: as the vFM says), and under which name
-    they are known to whoever asks for them again (None: nobody does)."""
+    they are known to whoever asks for them again (None: nobody does). `taken` is called once they wait in their queue."""
 
     principal: Principal
     cls: str = INTERACTIVE
     timeout_ms: float | None = None
     idempotency_key: str | None = None
+    taken: Callable[[], None] | None = None
 
 
 class Answer(NamedTuple):
@@ -193,6 +194,8 @@ async def _replies(
         idempotency_key=asking.idempotency_key,
         n=n,
     )
+    if asking.taken is not None:
+        asking.taken()
     replies = await gather_replies(pending)
     if asking.cls == OFFLINE:
         # Whoever asks again must not be given the same refusal.

@@ -12,6 +12,7 @@ import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 HEAD_S = 10.0  # for a whole head, and for the rest of a body whose request has been answered
+REST_S = 75.0  # between requests: longer than clients keep a connection (5 to 60 s); some would write to one that is being closed
 STALL_S = 30.0  # an answer of which nothing has been read for so long is not waited for
 PROBE_S = 1.0  # how often to look whether a client that has closed its side still listens
 # One read gives the event loop to this connection for as long as its parsing takes: h11 needs 10 µs for a chunk of one byte.
@@ -60,6 +61,7 @@ class LimitedHttp(H11Protocol):
 
     def __init__(self, **named: Any) -> None:
         super().__init__(**named)
+        self.timeout_keep_alive = REST_S  # type: ignore[assignment]  # uvicorn says int
         self._owed: Any = None  # what the client has to send: h11.IDLE, a head; h11.SEND_BODY, the rest of a body
         self._owed_timer: asyncio.TimerHandle | None = None
         self._begun = False  # some of a head has come
@@ -85,7 +87,10 @@ class LimitedHttp(H11Protocol):
         """Take what has been read."""
         super().data_received(data)
         self._watch()
-        self._begun = self._owed is h11.IDLE
+        if self._owed is h11.IDLE and not self._begun:
+            self._begun = True
+            if self.cycle is not None:
+                self._set_limit()  # it may have rested
 
     def on_response_complete(self) -> None:
         """Go on after an answer: with what has come meanwhile, or with waiting for more."""
@@ -102,9 +107,12 @@ class LimitedHttp(H11Protocol):
         if owed is self._owed:
             return
         self._owed, self._begun = owed, False
+        self._set_limit()
+
+    def _set_limit(self) -> None:
         if self._owed_timer is not None:
             self._owed_timer.cancel()
-        self._owed_timer = None if owed is None else self.loop.call_later(HEAD_S, self._came_too_late)
+        self._owed_timer = None if self._owed is None else self.loop.call_later(HEAD_S, self._came_too_late)
 
     def _between_requests(self) -> bool:
         """Tell whether nothing is being answered, and the client has to send: a head, or the rest of a body nobody reads."""
@@ -112,6 +120,8 @@ class LimitedHttp(H11Protocol):
         return answered and self.conn.their_state in (h11.IDLE, h11.SEND_BODY) and not self.transport.is_closing()
 
     def _came_too_late(self) -> None:
+        if self._owed is h11.IDLE and self.cycle is not None and not self._begun:
+            return  # it rests
         if self._begun:  # else nobody waits for an answer
             self.transport.write(_TOO_SLOW)
         self.transport.close()

@@ -216,6 +216,17 @@ async def test_what_is_given_back_is_taken_at_once_with_all_that_is_done(office:
     assert (again.record.completed, again.record.failed, again.record.versions) == (8, 1, ("v1",))
 
 
+async def test_what_is_given_back_last_is_taken_after_those_that_wait(office: Office) -> None:
+    await office.ordered()
+    held = await office.one()
+    waits = await office.ordered()
+    now = int((await office.redis.time())[0])
+    assert await office.count_waiting(now) == 1
+    await office.give_back({batch(held): held.holder}, last=True)
+    assert await office.count_waiting(now + 60) == 2
+    assert [batch(await office.one()) for _ in range(2)] == [waits.order.id, batch(held)]
+
+
 async def test_takes_are_counted_until_the_batch_comes_on(office: Office) -> None:
     await office.ordered()
     for takes in (1, 2, 3):

@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from redis.asyncio.connection import Connection
 
 from fmplex_broker.errors import BrokerFault, BrokerUnavailable
 from fmplex_broker.streams.connection import Scripts, open_redis
@@ -32,6 +35,21 @@ async def test_a_cancellation_is_heard_at_every_await(real: Bench, steps: int) -
     assert done
     assert await real.redis.ping()  # no answer of the cancelled command is left on the connection
     assert await real.redis.echo("mine") == b"mine"
+
+
+arguments = st.one_of(st.text(), st.binary(), st.integers(), st.floats(allow_nan=False), st.just(bytes(70_000)))
+
+
+@given(st.lists(arguments))
+def test_commands_are_written_as_redis_py_writes_them(args: list[str | bytes | int | float]) -> None:
+    ours = open_redis("redis://127.0.0.1").connection_pool.make_connection()
+    theirs = Connection()  # type: ignore[no-untyped-call]
+    assert b"".join(ours.pack_command("EVALSHA", *args)) == b"".join(theirs.pack_command("EVALSHA", *args))
+
+
+def test_a_large_argument_is_not_copied() -> None:
+    ours, payload = open_redis("redis://127.0.0.1").connection_pool.make_connection(), bytes(1 << 20)
+    assert any(chunk is payload for chunk in ours.pack_command("SET", "key", payload))
 
 
 async def test_broker_unavailable_when_nobody_listens() -> None:

@@ -20,7 +20,6 @@ from fmplex import (
     Conflict,
     DeadlineExceeded,
     FmplexError,
-    InvalidInput,
     QueueFull,
     RateLimited,
     Result,
@@ -373,10 +372,10 @@ async def test_offline_jobs_are_served_from_spare_capacity(fleet: LocalFleet, re
     assert all(difference(r.output, w) <= 1e-5 for r, w in zip(results, wanted, strict=True))
 
 
-async def test_offline_jobs_do_not_go_through_a_gateway(fleet: LocalFleet) -> None:
+async def test_offline_jobs_go_through_a_gateway_too(fleet: LocalFleet) -> None:
     async with AsyncClient(fleet.gateway_url) as client:
-        with pytest.raises(InvalidInput, match="redis://"):
-            await client.enqueue("stars", "x", offline=True)
+        job = await client.enqueue("stars", TEXTS[0], offline=True)
+        assert difference((await job.result(timeout=60)).output, (await client.infer("stars", TEXTS[0])).output) <= 1e-5
 
 
 # --- the end ---------------------------------------------------------------------------------------------------------

@@ -41,6 +41,10 @@ class FileStore:
         """Return the names, as `open` takes them, of the files in a folder, sorted; none if there is no such folder."""
         return self._storage.names(_checked(folder) if folder else "")
 
+    def folders(self) -> list[str]:
+        """Return the names of the folders that there are, as `names` and `delete` take them, sorted."""
+        return self._storage.folders()
+
     def delete(self, name: str) -> None:
         """Delete a file, or a folder with all that is in it; nothing happens if there is none."""
         with suppress(FileNotFoundError):

@@ -80,7 +80,7 @@ class Storage:
         return [prefix + name for name in self._found(folder) if not name.startswith(".")]
 
     def folders(self) -> list[str]:
-        """Return the names of the folders directly in this one, sorted."""
+        """Return the names of the folders in this one, sorted."""
         return self._found("", "directory")
 
     def delete(self, name: str) -> None:
@@ -101,7 +101,7 @@ class Storage:
                     self.delete(name)
 
     def _found(self, folder: str, kind: str = "file") -> list[str]:
-        """List the last parts of the names of the files (or of what `kind`) in a folder, scratch files too, sorted."""
+        """List the last parts of the names of the files in a folder, scratch files too, or of what else of a kind, sorted."""
         path = self.path(folder).rstrip("/")
         with self.answers(), suppress(FileNotFoundError):
             self.fs.invalidate_cache(path)

@@ -6,7 +6,7 @@ Keys begin with `{batches}:`, beside those of files; times are the server's.
 |---|---|---|
 | `batch:<id>` | hash, its window and 30 days | the record: `BatchRecord`, and `owner`, `input`, `holder`, `done` (a bit a line) |
 | `parts:<id>` | list, while it is open | names of the parts that hold the rows of lines that are done |
-| `batches-open` | zset | batch that is not over -> when the lease of its holder ends (ms); 0: nobody holds it |
+| `batches-open` | zset | batch that is not over -> when the lease of its holder ends (ms), or was given back, or 0 |
 | `batches:<owner>` | zset, all scores 0, TTL | batches of an owner; ids sort by the time they were made |
 | `batches-open:<owner>` | set, TTL | those of them that have not ended |
 
@@ -178,12 +178,18 @@ class BatchList:
             raise Lost(batch)
         return status
 
-    async def give_back(self, held: Mapping[str, str], *, over: bool = False) -> None:
-        """Give batches (id -> holder) back to whoever takes them next; `over`: nothing is left to be done for them."""
-        args: list[Arg] = [int(over)]
+    async def give_back(self, held: Mapping[str, str], *, over: bool = False, last: bool = False) -> None:
+        """Give batches (id -> holder) back to whoever takes them next; `over`: nothing is left to be done for them; `last`: those
+        that wait already are taken before them."""
+        args: list[Arg] = ["over" if over else "last" if last else "first"]
         for batch, holder in held.items():
             args += [batch, holder]
         await self._scripts("batch_release", _VFMS, args)
+
+    async def count_waiting(self, now: float) -> int:
+        """Count the batches that are not over and that nobody feeds at `now` (seconds since 1970)."""
+        async with broker_errors():
+            return int(await self._redis.zcount(_OPEN, "-inf", int(now * 1000)))
 
     async def count_open(self) -> Counter[str]:
         """Count the batches that are not over, by status."""

@@ -20,10 +20,11 @@ def cut(items: Sequence[T], size: Callable[[T], int]) -> Iterator[Sequence[T]]:
     """Cut items into batches: `PER_CALL` of them at most, and `BATCH_BYTES` unless one is larger alone."""
     start = nbytes = 0
     for at, item in enumerate(items):
-        if at > start and (at - start == PER_CALL or nbytes + size(item) > BATCH_BYTES):
+        more = size(item)
+        if at > start and (at - start == PER_CALL or nbytes + more > BATCH_BYTES):
             yield items[start:at]
             start, nbytes = at, 0
-        nbytes += size(item)
+        nbytes += more
     if start < len(items):
         yield items[start:]
 

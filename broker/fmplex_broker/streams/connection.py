@@ -16,6 +16,7 @@ from redis.asyncio import Connection, ConnectionPool, Redis
 from redis.asyncio.connection import parse_url
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
+from redis.connection import HiredisRespSerializer
 
 from fmplex_broker.errors import InvalidInput
 from fmplex_broker.specs.broker_url import check_broker_url
@@ -24,6 +25,8 @@ from fmplex_broker.streams.refusals import FAILURES, as_ours
 ANSWER_S = 2.0  # a server that takes longer for an answer is as good as away
 BLOCK_MS = 2_000  # no blocking read waits longer: it is also how long a dead connection of one goes unnoticed
 BLOCKED_S = BLOCK_MS / 1000 + 1.0
+_PACKER = HiredisRespSerializer()
+_LARGE = 1 << 16  # bytes of an argument that is not worth a copy
 _BYTES_S = 4 << 20  # the slowest line that large arguments are given time for
 _SETTINGS = {
     "protocol": 2, "decode_responses": False, "socket_timeout": None, "socket_connect_timeout": 5.0,
@@ -89,7 +92,14 @@ class _Pool(ConnectionPool):
 
 
 class _PlainFailures:
-    """Mixin for connections that fail with redis-py's errors only, and are closed at once when they have failed."""
+    """Mixin for connections that fail with redis-py's errors only, and are closed at once when they have failed. They write
+    commands by hiredis, as redis-py's synchronous ones do: hundreds of arguments a script take a quarter of the time."""
+
+    def pack_command(self, *args: Any) -> list[bytes]:
+        if any(isinstance(arg, bytes) and len(arg) > _LARGE for arg in args):
+            return super().pack_command(*args)  # type: ignore[misc,no-any-return]
+        packed: list[bytes] = _PACKER.pack(*args)
+        return packed
 
     async def send_packed_command(self, *args: Any, **kwargs: Any) -> None:
         try:

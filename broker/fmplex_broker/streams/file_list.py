@@ -10,6 +10,7 @@ Everything of files and batches lies in one slot; keys begin with `{batches}:`.
 | `files-expiring` | zset | file -> when it expires, in seconds since 1970 |
 | `files-going` | set | files that are in no list any more, and whose bytes are still to be deleted |
 | `holders:<file>` | set | open batches and tuning jobs that read the file |
+| `batches-open` | zset | batches that are not over; see `batch_list` |
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ Order: TypeAlias = Literal["asc", "desc"]
 _FILES = f"{BATCHES}files"
 _EXPIRING = f"{BATCHES}files-expiring"
 _GOING = f"{BATCHES}files-going"
+_OPEN = f"{BATCHES}batches-open"
 _AT_ONCE = 500  # records a round trip; more would hold the event loop of whoever asks
 
 
@@ -135,6 +137,14 @@ class FileList:
                 raw = await self._redis.hmget(_FILES, part)
             there.update(file for file, record in zip(part, raw, strict=True) if record is not None)
         return there
+
+    async def over(self, batches: list[str]) -> list[str]:
+        """Return which of these batches are over, or gone: nobody needs their parts any more."""
+        if not batches:
+            return []
+        async with broker_errors():
+            leases = await self._redis.zmscore(_OPEN, batches)
+        return [batch for batch, lease in zip(batches, leases, strict=True) if lease is None]
 
     # --- inner ---
 

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import random
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from fmplex_broker.errors import Conflict, DeadlineExceeded, FmplexError, StaleVersion
@@ -13,14 +14,16 @@ from fmplex_broker.specs.batches import MOST_WINDOW_S, BatchRecord
 from fmplex_broker.streams.producer import StoredReply
 from fmplex_broker.wire.messages import OFFLINE
 from fmplex_gateway.access import Principal
-from fmplex_gateway.answers import Answer, Asking, answer, may_pass
+from fmplex_gateway.answers import Answer, Asking, answer, may_pass, vfm_of
 from fmplex_gateway.batches.desk import Desk
 from fmplex_gateway.batches.errors import LineError, NotRun
+from fmplex_gateway.batches.gates import Visit
 from fmplex_gateway.batches.lines import LARGE_LINE_BYTES, Line, RawLine, custom_id_of, error_row, output_row, read_line
 
 log = logging.getLogger(__name__)
 _LEAST_PAUSE_S, _MOST_PAUSE_S = 0.2, 5.0
 _OVER_S = 1.0  # an answer that came so shortly before the end of the window that there was none is late
+_MOST_NAME = 128
 _MANY_JOBS = 16  # of a line whose row is written on a thread
 
 
@@ -75,13 +78,13 @@ class Caller:
     async def _answer(self, line: Line) -> Answer | None:
         """Ask until there is an answer; None if the window is over. Raises what is the line's answer, if that is an error."""
         key, tries = f"batch:{self._batch}:{line.number}", 0
-        while (left_s := self._ends_at - self._desk.clock.now()) > 0:
-            timeout_s = min(left_s, MOST_WINDOW_S)  # the clock is the server's but for a few milliseconds
-            asking = Asking(self._principal, OFFLINE, timeout_ms=max(timeout_s * 1000, 1), idempotency_key=key)
+        gate = self._desk.gates.of(vfm_of(line.url) or str(line.body.get("model"))[:_MOST_NAME])
+        while self._left_s() > 0:
+            visit = await gate.enter()
             try:
-                return await answer(self._desk.queue, line.url, line.body, asking)
+                return await answer(self._desk.queue, line.url, line.body, self._asking(key, visit))
             except DeadlineExceeded:
-                if self._ends_at - self._desk.clock.now() < _OVER_S:
+                if self._left_s() < _OVER_S:
                     return None
                 raise  # a deadline of its own
             except Conflict as e:
@@ -93,8 +96,22 @@ class Caller:
                 if not may_pass(e):
                     raise
                 tries += 1
-                await asyncio.sleep(_pause(e.retry_after, tries))
+                pause_s = _pause(e.retry_after, tries)
+                if visit.asking:  # it was not taken, and others would not be
+                    gate.close(pause_s)
+                else:
+                    await asyncio.sleep(pause_s)
+            finally:
+                visit.end()
         return None
+
+    def _asking(self, key: str, visit: Visit) -> Asking:
+        timeout_s = min(self._left_s(), MOST_WINDOW_S)  # the clock is the server's but for a few milliseconds
+        taken = partial(visit.end, taken=True)
+        return Asking(self._principal, OFFLINE, max(timeout_s * 1000, 1), key, taken)
+
+    def _left_s(self) -> float:
+        return self._ends_at - self._desk.clock.now()
 
     async def _written(self, raw: RawLine, line: Line, got: Answer) -> Answered:
         async with self._desk.turn:

@@ -32,6 +32,11 @@ class Course:
         self._feeding: Feeding | None = None
         self._cancelled = self._deleted = False
 
+    @property
+    def still_s(self) -> float:
+        """For how many seconds no line has been answered."""
+        return self._parts.still_s
+
     def tell(self, lease: Lease) -> None:
         """Take what was said to the renewal of the lease."""
         if lease.status == LOST:

@@ -14,6 +14,7 @@ from fmplex_broker.packages.files import FileStore
 from fmplex_broker.streams.batch_list import BatchList
 from fmplex_broker.streams.file_list import FileList
 from fmplex_broker.streams.queue_client import QueueClient
+from fmplex_gateway.batches.gates import Gates
 
 WINDOW_LINES, WINDOW_BYTES = (
     256,
@@ -92,6 +93,7 @@ class Desk:
     store: FileStore
     clock: Clock = field(default_factory=Clock)
     room: Room = field(default_factory=Room)
+    gates: Gates = field(default_factory=Gates)
     disk: Disk = field(default_factory=Disk)
     turn: asyncio.Lock = field(default_factory=asyncio.Lock)
     lines: Counter[str] = field(default_factory=Counter)

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Mapping
 from contextlib import suppress
 
-from fmplex_broker.errors import FmplexError
+from fmplex_broker.errors import BrokerUnavailable, FmplexError
 from fmplex_broker.packages.files import FileStore
 from fmplex_broker.streams.batch_list import BatchList, Held, Lost
 from fmplex_broker.streams.file_list import FileList
@@ -22,6 +22,7 @@ log = logging.getLogger(__name__)
 _EVERY_S = 1.0
 _AT_ONCE, _SOON_S = 16, 0.1  # batches that are taken at once, and when the next: several gateways share what is there
 _MOST = 256
+_STILL_S = 300.0  # a batch of which no line was answered for so long makes room for those that wait, if there is none
 _CLOSE_S = 8.0
 
 
@@ -80,7 +81,8 @@ class Feeder:
                 pause_s = _SOON_S if await self._take() else _EVERY_S
                 outage.over()
             except FmplexError as e:
-                outage.say(e)
+                if type(e) is not BrokerUnavailable:  # that the broker is away is said by who watches it
+                    outage.say(e)
             except Exception:  # whatever it was, batches must be fed
                 log.exception("looking for batches failed; trying again")
             with suppress(TimeoutError):
@@ -91,10 +93,20 @@ class Feeder:
     async def _take(self) -> bool:
         """Take batches; return whether there may be more that this gateway has room for."""
         room = min(_AT_ONCE, _MOST - len(self._courses))
-        taken = await self._desk.batches.take(room) if room > 0 else []
+        if room <= 0:
+            await self._make_room()
+            return False
+        taken = await self._desk.batches.take(room)
         for held in taken:
             self._begin(held)
         return len(taken) == _AT_ONCE
+
+    async def _make_room(self) -> None:
+        """Let batches that stand still take turns with those that wait: what these are for may well be there."""
+        still = [course for course, _ in self._courses.values() if course.still_s > _STILL_S]
+        waiting = await self._desk.batches.count_waiting(self._desk.clock.now()) if still else 0
+        for course in sorted(still, key=lambda course: -course.still_s)[: min(waiting, _AT_ONCE)]:
+            course.close()
 
     async def _renew(self) -> None:
         now, leases = await self._desk.batches.renew({b: course.holder for b, (course, _) in self._courses.items()})
@@ -120,6 +132,10 @@ class Feeder:
                 await self._desk.batches.give_back({course.batch: course.holder})
         except GivenBack:
             log.info("batch %s is given back", course.batch)
+            if course not in self._closed:  # it has made room for another
+                await course.drop()
+                with suppress(FmplexError):
+                    await self._desk.batches.give_back({course.batch: course.holder}, last=True)
         except Exception:  # its lease runs out, and somebody tries again
             log.exception("batch %s failed here", course.batch)
         finally:

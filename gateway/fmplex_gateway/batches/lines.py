@@ -88,7 +88,10 @@ def read_line(raw: bytes, number: int, endpoint: str) -> Line:
             raise InvalidMethod(f'method must be "POST", not {_shown(method)}', field="method")
         url = value.get("url")
         if not isinstance(url, str) or not _is_for(url, endpoint):
-            raise UrlMismatch(f"url must be {endpoint}, which the batch is for, not {_shown(url)}", field="url")
+            wanted = (
+                f"{endpoint} with the name of a vFM" if endpoint == INFER else f"{endpoint}, which the batch is for"
+            )
+            raise UrlMismatch(f"url must be {wanted}, not {_shown(url)}", field="url")
         body = value.get("body")
         if not isinstance(body, dict):
             raise InvalidBody(f"body must be the object that {endpoint} takes, not {_shown(body)}", field="body")

@@ -50,6 +50,12 @@ class Parts:
         self._rows: list[Answered] = []
         self._unrecorded = self._nbytes = self._written = 0
         self._since = 0.0
+        self._added_at = time.monotonic()
+
+    @property
+    def still_s(self) -> float:
+        """For how many seconds no row has come."""
+        return time.monotonic() - self._added_at
 
     @property
     def lines(self) -> int:
@@ -68,8 +74,9 @@ class Parts:
 
     def add(self, answered: Answered) -> None:
         """Take the row of a line that is done."""
+        self._added_at = time.monotonic()
         if not self._rows:
-            self._since = time.monotonic()
+            self._since = self._added_at
         self._rows.append(answered)
         self._count(1, len(answered.row))
 

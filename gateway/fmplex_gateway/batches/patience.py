@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import TypeVar
 
-from fmplex_broker.errors import Unavailable
+from fmplex_broker.errors import BrokerUnavailable, Unavailable
 from fmplex_broker.streams.batch_list import LEASE_MS, Lost
 from fmplex_broker.streams.outages import Outage
 
@@ -66,7 +66,8 @@ class Patience:
                 return result
             except Unavailable as e:
                 failed = True
-                self._outage.say(e)
+                if type(e) is not BrokerUnavailable:  # that is said once, by who watches the broker, not by every batch
+                    self._outage.say(e)
             if self.closing:
                 raise GivenBack
             with suppress(TimeoutError):

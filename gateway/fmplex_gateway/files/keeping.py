@@ -10,6 +10,7 @@ from typing import TypeAlias
 
 from fmplex_broker.errors import FmplexError, UnknownFile
 from fmplex_broker.packages.files import FileStore
+from fmplex_broker.specs.batches import is_batch_id
 from fmplex_broker.specs.files import is_file_id
 from fmplex_broker.streams.file_list import FileList
 from fmplex_gateway.files.off_loop import StoreCalls
@@ -37,10 +38,11 @@ class Files:
             log.warning("the bytes of %s stay for now: %s", file, e)
 
     async def expire(self) -> Ids:
-        """Delete the files that have expired, but for those that an open batch reads, and bytes that could not be deleted before;
-        return the ids of all."""
+        """Delete the files that have expired, but for those that an open batch reads, bytes that could not be deleted before, and
+        parts of batches that are over, a day old; return the ids of all."""
         await self.list.prune(time.time())
-        return [file for file in await self.list.going() if await self._delete_unless_held(file)]
+        gone = [file for file in await self.list.going() if await self._delete_unless_held(file)]
+        return gone + await self._delete_parts()
 
     async def prune(self) -> Ids:
         """Delete what `expire` does, and bytes that are in no list, a day old; return the ids of all."""
@@ -56,6 +58,18 @@ class Files:
             return self.store.age_s(file) > _ORPHAN_S
         except UnknownFile:  # another gateway prunes too
             return False
+
+    async def _delete_parts(self) -> Ids:
+        """Delete the parts of batches that are over: a gateway that stood still meanwhile has put them there afterwards."""
+        calls = StoreCalls()
+        folders = [name for name in await calls(self.store.folders) if is_batch_id(name)]
+        over = [batch for batch in await self.list.over(folders) if await calls(self._are_old, batch)]
+        for batch in over:
+            await calls(self.store.delete, batch)
+        return over
+
+    def _are_old(self, batch: str) -> bool:
+        return all(map(self._is_old, self.store.names(batch)))
 
     async def _delete_unless_held(self, file: str) -> bool:
         if await self.list.held(file):

@@ -129,11 +129,7 @@ def test_a_fleet_that_is_away_ends_the_run() -> None:
 
 def test_a_result_is_there_before_the_next_line_is_written(url: str) -> None:
     """Standard input stays open, as of `tail -f`; and the process ends by a signal though it waits for a line."""
-    # Whoever is started in a shell's background ignores the signal, and so would its children.
-    begin = (
-        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from fmplex.cli import main; main()"
-    )
-    command = [sys.executable, "-c", begin, "infer", "v", "--url", url, "--json"]
+    command = [sys.executable, "-c", "from fmplex.cli import main; main()", "infer", "v", "--url", url, "--json"]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as p:

@@ -15,7 +15,7 @@ from fmplex_broker.errors import StoreUnavailable
 from fmplex_broker.specs.vfm import VfmChange
 from fmplex_broker.streams import connection
 from fmplex_broker.streams.queue_client import QueueClient
-from fmplex_gateway.batches import calling, desk, window
+from fmplex_gateway.batches import calling, desk, feeder, window
 from fmplex_gateway.batches.feeder import Feeder
 from tests.support.batch_runs import ENDED, EchoWorker, Found, echoing, found, infer_line, infer_url, jsonl, rows
 from tests.support.waiting import until
@@ -327,6 +327,44 @@ async def test_a_vfm_that_is_over_its_rate_holds_up_no_other_batch(office: Offic
     await office.place.queue.registry.change("slow", VfmChange.model_validate({"limits": {"rate": 1e6}}))
     shown = await office.ended(slow)
     assert (shown["status"], shown["request_counts"]["completed"]) == ("completed", 100)
+
+
+async def test_lines_of_a_vfm_that_is_over_its_rate_do_not_ask_again_and_again(
+    office: Office, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await office.place.queue.registry.change("slow", VfmChange.model_validate({"limits": {"rate": 0.5}}))
+    asked, real = 0, calling.answer
+
+    async def answer(*args: Any) -> Any:
+        nonlocal asked
+        asked += 1
+        return await real(*args)
+
+    monkeypatch.setattr(calling, "answer", answer)
+    lines = [infer_line(f"id-{i}", f"text {i}", "slow") for i in range(256)]
+    batches = [await office.order(lines, infer_url("slow")) for _ in range(2)]
+    await until(lambda: asked >= 8, "some have been asked for", 30)
+    for _ in range(3):
+        assert (await office.ended(await office.order(numbered(20))))["status"] == "completed"
+    assert asked < 256, "the others wait in their turn"
+    await office.place.queue.registry.change("slow", VfmChange.model_validate({"limits": {"rate": 1e6}}))
+    for batch in batches:
+        assert (await office.ended(batch))["request_counts"]["completed"] == 256
+
+
+async def test_batches_that_stand_still_make_room_for_others(office: Office, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(feeder, "_MOST", 2)
+    monkeypatch.setattr(feeder, "_STILL_S", 0.5)
+    office.worker.hold = lambda text: text.startswith("held")
+    lines = [infer_line(f"id-{i}", f"held {i}", "slow") for i in range(20)]
+    still = [await office.order(lines, infer_url("slow")) for _ in range(3)]
+    await until(lambda: len(office.place.app.state.feeder._courses) == 2, "there is no room left", 30)
+    assert (await office.ended(await office.order(numbered(50))))["request_counts"]["completed"] == 50
+    office.worker.stop_holding()
+    for batch in still:
+        shown = await office.ended(batch)
+        assert (shown["status"], shown["request_counts"]["completed"]) == ("completed", 20)
+        assert len((await office.files(shown))[0]) == 20
 
 
 async def test_a_store_that_is_full_for_a_while(office: Office, monkeypatch: pytest.MonkeyPatch) -> None:

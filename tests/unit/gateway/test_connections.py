@@ -9,11 +9,13 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 
 from fmplex_broker.streams.keys import Keys
 from fmplex_broker.wire.messages import INTERACTIVE, Flow
 from fmplex_gateway import protocol, receiving
+from fmplex_gateway.protocol import REST_S
 from tests.support.waiting import wait_until
 from tests.unit.gateway.serving import LOOPS, Serving, answer, request, serving, status
 from tests.unit.gateway.site import BACKBONE, spec
@@ -26,6 +28,7 @@ INFER = "/v1/vfms/v/infer"
 def gateway(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Serving]:
     """A gateway in a hurry."""
     monkeypatch.setattr(protocol, "HEAD_S", 0.5)
+    monkeypatch.setattr(protocol, "REST_S", 2.0)
     monkeypatch.setattr(protocol, "STALL_S", 0.5)
     monkeypatch.setattr(protocol, "PROBE_S", 0.2)
     monkeypatch.setattr(receiving, "WINDOW_S", 0.5)
@@ -75,6 +78,29 @@ def test_the_next_head_on_a_connection_has_its_time_too(gateway: Serving) -> Non
             time.sleep(0.2)
         client.sendall(HEALTH[:20])
         assert answer(client).startswith(b"HTTP/1.1 408")
+
+
+def test_a_connection_rests_longer_than_clients_keep_it(gateway: Serving) -> None:
+    """Who writes to a connection that is just being closed gets no answer, and cannot know whether the request has run."""
+    assert httpx.Limits().keepalive_expiry == 5.0, "of httpx's clients, which are ours and OpenAI's too"
+    assert REST_S > 60, "of load balancers"
+    with gateway.connect() as client:
+        for _ in range(2):
+            client.sendall(HEALTH)
+            assert status(client) == 200
+            time.sleep(1.2)  # more than for a head
+        begun = time.monotonic()
+        client.sendall(HEALTH[:20])
+        assert answer(client).startswith(b"HTTP/1.1 408")
+        assert time.monotonic() - begun > 0.4, "the next head has its time, however long it was waited for"
+
+
+def test_a_connection_does_not_rest_for_ever(gateway: Serving) -> None:
+    with gateway.connect() as client:
+        client.sendall(HEALTH)
+        assert status(client) == 200
+        wait_until(lambda: gateway.connections == 0, "the gateway has closed it", 30)
+        assert answer(client) == b""
 
 
 @pytest.mark.parametrize("path", [INFER, "/v1/chat/completions", "/v1/vfms"])

@@ -17,6 +17,7 @@ from fsspec.implementations.local import LocalFileOpener
 
 from fmplex_broker.errors import BrokerUnavailable, StoreUnavailable
 from fmplex_broker.packages.files import FileStore
+from fmplex_broker.specs.batches import new_batch_id
 from fmplex_broker.specs.files import LIFE_S, FileRecord, derived_file_id, new_file_id
 from fmplex_broker.streams.file_list import FileList
 from fmplex_gateway import protocol, receiving
@@ -451,6 +452,21 @@ async def test_prune_says_what_has_gone(
     monkeypatch.setattr(FileStore, "age_s", lambda self, name: 100_000.0)
     assert (await place.ask("POST", "/v1/artifacts/prune")).json()["files"] == [orphan]
     assert stored(tmp_path) == [kept]
+
+
+async def test_parts_that_were_written_once_their_batch_was_over(
+    files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a gateway that stood still meanwhile."""
+    over, runs = new_batch_id(), new_batch_id()
+    lease_ends = time.time() * 1000 + 15_000  # nobody else takes it meanwhile
+    await files.list._redis.zadd("{batches}:batches-open", {runs: lease_ends})
+    for batch in (over, runs):
+        with files.store.writing(f"{batch}/output-old-7.jsonl") as file:
+            file.write(b"a row")
+    assert (await files.expire(), files.store.folders()) == ([], sorted([over, runs])), "they may be new"
+    monkeypatch.setattr(FileStore, "age_s", lambda self, name: 100_000.0)
+    assert (await files.expire(), files.store.folders()) == ([over], [runs])
 
 
 async def test_a_file_is_deleted_while_the_store_is_away(

@@ -31,7 +31,7 @@ local function known(idem, request, job, flow)
   local first, digest, entry = string.match(raw, '^([^|]*)|([^|]*)|([^|]*)$')
   if digest ~= request then return {'conflict', first, 0} end
   if redis.call('EXISTS', P .. 'res:' .. first) == 1 then return {'done', first, 0} end
-  local there = redis.call('XRANGE', queue(flow), entry, entry)
+  local there = redis.call('XRANGE', flow.queue, entry, entry)
   if #there == 0 then return nil end
   if inbox ~= '' and (entry_inbox(there[1]) ~= inbox or job ~= first) then
     redis.call('HSET', P .. 'subs:' .. first, inbox, job)
@@ -40,12 +40,22 @@ local function known(idem, request, job, flow)
   return {'dup', first, 0}
 end
 
--- What many jobs of this script ask for, as it has become: records of vFMs, bytes that wait (and how many of them are to be counted
--- yet), lengths of flows.
-local records, waits, uncounted, lengths, ready = {}, {}, {}, {}, {}
+-- What many jobs of this script ask for, as it has become: vFMs (their records, or why they take no jobs), bytes that wait (and how
+-- many of them are to be counted yet), flows.
+local vfms, waits, uncounted, flows = {}, {}, {}, {}
 local function look_up(vfm)
-  if records[vfm] == nil then records[vfm] = record(vfm) or false end
-  return records[vfm]
+  if not vfms[vfm] then
+    local r = record(vfm)
+    local refused = not r and 'unknown' or r.status ~= 'serving' and 'closed' or is_stale(r.version, hosts) and 'stale'
+    vfms[vfm] = {record = r, refused = refused}
+  end
+  return vfms[vfm].record, vfms[vfm].refused
+end
+
+local function flow_of(class, vfm)
+  local name = class .. ':' .. vfm
+  if not flows[name] then flows[name] = {name = name, queue = queue(name), length = redis.call('XLEN', queue(name)), ready = false} end
+  return flows[name]
 end
 
 -- Which cap in bytes has no room for so many more, and how large it is; nil if there is room. Offline work is taken while less than
@@ -64,6 +74,7 @@ end
 -- The parts of a job, and what they add to what waits.
 local function read_parts(vfm, numbers)
   local mine, bytes = {}, 0
+  if numbers == '' then return mine, 0 end
   for number in string.gmatch(numbers, '%d+') do
     local part = parts[tonumber(number)]
     mine[#mine + 1] = part
@@ -87,22 +98,17 @@ local function keep_parts(vfm, mine, ttl)
 end
 
 local function add(class, vfm, job, idem, request, units, charge, timeout, call, numbers, payload)
-  local r = look_up(vfm)
-  if not r then return {'unknown', job, 0} end
-  if r.status ~= 'serving' then return {'closed', job, 0} end
-  if is_stale(r.version, hosts) then return {'stale', job, 0} end
-  local flow = class .. ':' .. vfm
-  local idem_key = P .. 'idem:' .. idem
+  local r, refused = look_up(vfm)
+  if refused then return {refused, job, 0} end
+  local flow, idem_key = flow_of(class, vfm), P .. 'idem:' .. idem
   local before = known(idem_key, request, job, flow)
   if before then return before end
-  local q = queue(flow)
-  lengths[flow] = lengths[flow] or redis.call('XLEN', q)
-  if lengths[flow] >= r.max_pending then return {'full', job, 0} end
+  if flow.length >= r.max_pending then return {'full', job, 0} end
   local mine, shared = read_parts(vfm, numbers)
   local own = #payload + ENTRY
   local cap, most = over(class, vfm, r, math.max(own + shared, call))
   if cap then return {cap, job, most} end
-  local wait = take_tokens(flow, r.rate, charge, units)
+  local wait = take_tokens(flow.name, r.rate, charge, units)
   if wait > 0 then return {'limited', job, wait} end
   local large, ttl = '', timeout + REPLY_MS[class]
   local stored = string.format('%d', own) .. keep_parts(vfm, mine, ttl) .. (timeout > LONG_MS and '|' .. idem or '')
@@ -110,14 +116,14 @@ local function add(class, vfm, job, idem, request, units, charge, timeout, call,
     redis.call('SET', P .. 'blob:' .. job, payload, 'PX', ttl)
     payload, large = '', '1'
   end
-  local id = redis.call('XADD', q, '*', 'j', job, 'c', inbox, 'g', r.version, 'u', units,
+  local id = redis.call('XADD', flow.queue, '*', 'j', job, 'c', inbox, 'g', r.version, 'u', units,
                         't', string.format('%d', now + timeout), 'd', payload, 'b', large, 's', stored)
   waits[vfm], waits[''] = waits[vfm] + own + shared, waits[''] + own + shared
   uncounted[vfm] = (uncounted[vfm] or 0) + own + shared
   redis.call('SET', idem_key, job .. '|' .. request .. '|' .. id, 'PX', ttl)
-  lengths[flow] = lengths[flow] + 1
-  local newly = not ready[flow] and mark_ready(class, vfm)
-  ready[flow] = true
+  flow.length = flow.length + 1
+  local newly = not flow.ready and mark_ready(class, vfm)
+  flow.ready = true
   return {'new', job, newly and 1 or 0}
 end
 
