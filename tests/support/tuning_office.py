@@ -51,7 +51,9 @@ class TuningOffice:
 
     def succeed(self, held: HeldTune, vfm: str) -> None:
         """End a job; what it made serves."""
-        self._do(self._hand.finish(held, "succeeded", progress=at(STEPS, loss=0.01, validation=0.11), published=(vfm, "v1")))
+        self._do(
+            self._hand.finish(held, "succeeded", progress=at(STEPS, loss=0.01, validation=0.11), published=(vfm, "v1"))
+        )
 
     def fail(self, held: HeldTune, code: str, message: str) -> None:
         """End a job in failure."""
