@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load, load_file
 from torch.nn import functional
 
-from fmplex_broker.errors import InvalidInput
+from fmplex_broker.errors import InvalidInput, PackageRejected
 from fmplex_broker.packages.package import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from fmplex_broker.specs.fitting import Ia3Spec, LoraSpec
 from fmplex_worker.backbones.backbone import Backbone
@@ -37,9 +37,12 @@ def bert(tmp_path_factory: pytest.TempPathFactory) -> Walk:
     return Walk(training.load(tiny.save_model("bert", tmp_path_factory.mktemp("bert"))))
 
 
-@pytest.fixture(scope="module")
-def lm_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_lm.save_model("llama", tmp_path_factory.mktemp("llama"))
+@pytest.fixture(
+    scope="module", params=["llama", *(pytest.param(name, marks=pytest.mark.long) for name in ("granite", "gemma2"))]
+)
+def lm_folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model that generates; the others scale their logits, or cap them."""
+    return tiny_lm.save_model(request.param, tmp_path_factory.mktemp(request.param))
 
 
 @pytest.fixture(scope="module")
@@ -139,6 +142,12 @@ def test_adapters_that_cannot_be_trained_are_refused_by_name(bert: Walk, tmp_pat
         with pytest.raises(InvalidInput, match=f"{says} cannot be trained here") as caught:
             continued(bert.backbone, *parts)
         assert caught.value.field == "adapter"
+    other = tiny.save_adapter(tmp_path / "other", tiny.lora("encoder.layer.0.attention.self.query", inputs=48))
+    with pytest.raises(PackageRejected, match="made for another backbone"):
+        continued(
+            bert.backbone,
+            *((other / name).read_bytes() for name in ("adapter_config.json", "adapter_model.safetensors")),
+        )
 
 
 @pytest.mark.parametrize(
@@ -225,8 +234,8 @@ def test_language_model_heads_learn(
     assert any(unit.kind == "backward" for unit in units) == (targets != ("lm_head",))
     model = tiny_lm.reference(lm_folder)
     model = peft.PeftModel.from_pretrained(model, training.save(learnt, tmp_path / "adapter"), is_trainable=True).eval()
-    hidden = [model.model.model(input_ids=torch.from_numpy(text.ids)[None])[0][0] for text in training.texts(*LENGTHS)]
-    TokenLoss(model.model.lm_head)(torch.cat(hidden)).backward()
+    logits = [model(input_ids=torch.from_numpy(text.ids)[None]).logits[0] for text in training.texts(*LENGTHS)]
+    TokenLoss(lambda rows: rows)(torch.cat(logits)).backward()
     theirs: dict[str, Any] = {n.replace(".default", ""): p.grad for n, p in model.named_parameters() if p.requires_grad}
     assert ours.keys() == theirs.keys()
     for name, gradient in theirs.items():

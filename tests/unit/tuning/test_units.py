@@ -184,6 +184,19 @@ def test_a_micro_batch_that_is_given_up_has_added_nothing(walk_of: Walks) -> Non
     assert {gradient is None for gradient in training.gradients(learnt).values()} == {True}
 
 
+def test_in_half_precision_too(folder_of: Folders) -> None:
+    """What is learnt stays in float32, where small steps are not lost."""
+    walk, texts = Walk(training.load(folder_of("llama"), torch.bfloat16)), training.texts(*LENGTHS)
+    learnt = training.lora(walk.backbone, dropout=0.2)
+    loss = training.loss_of(sum(LENGTHS), walk.backbone.hidden, dtype=torch.bfloat16)
+    training.monolithic(walk.backbone, learnt, texts, loss, DropoutKey(1, 2))
+    want = training.gradients(learnt)
+    assert {parameter.dtype for parameter in learnt.parameters.values()} == {torch.float32}
+    for keep in (0, walk.layers):
+        training.run(MicroBatch(walk, learnt, texts, loss, keep=keep, key=DropoutKey(1, 2)).units(1))
+        training.assert_same(training.gradients(learnt), want)
+
+
 def test_what_is_more_than_its_layers_is_refused_by_name(tmp_path: Path) -> None:
     """The convolution of DeBERTa-v2 xlarge lies between two layers."""
     folder = tiny.save_model("deberta-v2", tmp_path, conv_kernel_size=3, conv_act="gelu")

@@ -16,12 +16,13 @@ from fmplex_worker.tuning.learnt import DropoutKey, Learnt
 from fmplex_worker.tuning.units import MicroBatch
 from fmplex_worker.tuning.walk import Walk
 
-_SHORT = 16  # tokens of the shorter of two texts that are measured
+_SHORT = 16  # tokens of the shortest of the texts that are measured
 
 
 class _Layer(NamedTuple):
-    """Bytes that a layer keeps: so many a token, and so many for each pair of tokens of a text."""
+    """Bytes that a layer keeps: so many in any case, so many a token, and so many for each pair of tokens of a text."""
 
+    always: float
     token: float
     pair: float
 
@@ -30,16 +31,16 @@ class Activations:
     """Bytes that training takes until its micro-batch has ended, beside what is learnt and the loss itself (logits!)."""
 
     def __init__(self, walk: Walk, learnt: Learnt) -> None:
-        short = max(1, min(_SHORT, walk.backbone.max_tokens // 2))
-        once, twice = (_measured(walk, learnt, tokens) for tokens in (short, 2 * short))
-        self._layers = [_fitted(short, a, b) for a, b in zip(once, twice, strict=True)]
+        short = max(1, min(_SHORT, walk.backbone.max_tokens // 3))
+        measured = [_measured(walk, learnt, times * short) for times in (1, 2, 3)]
+        self._layers = [_fitted(short, *sizes) for sizes in zip(*measured, strict=True)]
         embedded = walk.backbone.model.config.hidden_size  # type: ignore[union-attr]
         self._input = int(embedded) * walk.backbone.dtype.itemsize  # type: ignore[arg-type]
 
     def saved(self, tokens: int, longest: int, keep: int) -> int:
         """Predict the bytes of a micro-batch of so many tokens, in texts of `longest` at most, whose `keep` last layers keep
         their activations. Of the others one at a time is computed again."""
-        sizes = [tokens * (layer.token + layer.pair * longest) for layer in self._layers]
+        sizes = [layer.always + tokens * (layer.token + layer.pair * longest) for layer in self._layers]
         again = len(sizes) - keep
         return int(tokens * self._input * (again + 1) + sum(sizes[again:]) + max(sizes[:again], default=0.0))
 
@@ -57,10 +58,11 @@ class Activations:
         )
 
 
-def _fitted(short: int, once: int, twice: int) -> _Layer:
-    """Fit what a layer keeps of one text of `short` tokens, and of one twice as long."""
-    pair = max(0.0, (twice - 2 * once) / (2 * short**2))
-    return _Layer(once / short - pair * short, pair)
+def _fitted(short: int, once: int, twice: int, thrice: int) -> _Layer:
+    """Fit what a layer keeps of texts of `short` tokens, of twice and three times as many."""
+    pair = max(0.0, (thrice - 2 * twice + once) / (2 * short**2))
+    token = (thrice - once) / (2 * short) - 4 * pair * short
+    return _Layer(max(0.0, once - token * short - pair * short**2), token, pair)
 
 
 def _measured(walk: Walk, learnt: Learnt, tokens: int) -> list[int]:

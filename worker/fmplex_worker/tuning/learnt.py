@@ -16,10 +16,11 @@ from torch import Tensor, nn
 
 from fmplex_broker.errors import InvalidInput
 from fmplex_broker.packages.package import ADAPTER_CONFIG, ADAPTER_WEIGHTS
-from fmplex_broker.packages.peft import check_adapter, read_config, read_options
+from fmplex_broker.packages.peft import read_config, read_options
 from fmplex_broker.packages.peft_ia3 import IA3_TENSOR, Ia3Config
 from fmplex_broker.packages.peft_lora import LORA_TENSOR, LoraConfig
 from fmplex_worker.adapters.files import read_tensors
+from fmplex_worker.adapters.loading import load_adapter
 from fmplex_worker.adapters.targets import is_pooler, target_of
 from fmplex_worker.backbones.backbone import Backbone
 from fmplex_worker.packed.segments import Adapter, Factors, Scale
@@ -134,16 +135,16 @@ class Learnt:
 
 
 def continued(backbone: Backbone, config: bytes, weights: bytes, dropout: float = 0.0) -> Learnt:
-    """Go on from an adapter that was saved. Raises `InvalidInput`: of a kind that cannot be trained here."""
-    kind = check_adapter(config, weights)
-    tensors = read_tensors(weights, ADAPTER_WEIGHTS, "adapter")
-    if not isinstance(kind, LoraConfig | Ia3Config) or any("lora_embedding_" in name for name in tensors):
-        what = "an update of the token embeddings" if isinstance(kind, LoraConfig) else "a soft prompt"
+    """Go on from an adapter that was saved. Raises `InvalidInput`: of a kind that cannot be trained here; `PackageRejected`: it
+    could not be served either."""
+    adapter = load_adapter(config, weights, backbone, 1)
+    if adapter.embeds:
+        what = "a soft prompt" if adapter.prompt is not None else "an update of the token embeddings"
         raise InvalidInput(
             f"{what} cannot be trained here, only LoRA and (IA)³ on linear layers; begin with a new adapter",
             field="adapter",
         )
-    return Learnt(backbone, read_options(config), tensors, dropout)
+    return Learnt(backbone, read_options(config), read_tensors(weights, ADAPTER_WEIGHTS, "adapter"), dropout)
 
 
 def _fixed(name: str, backbone: Backbone) -> bool:
