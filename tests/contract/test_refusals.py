@@ -190,6 +190,7 @@ CALLS: dict[str, Call] = {
     "FileList.going": lambda h: h.files.going(),
     "FileList.gone": lambda h: h.files.gone(FILE.id),
     "FileList.known": lambda h: h.files.known([FILE.id]),
+    "FileList.over": lambda h: h.files.over([ORDER.id]),
     "Producer.forget": lambda h: h.producer.forget([STORED]),
     "QueueClient.forget_results": lambda h: h.queue.forget_results([STORED]),
     "BatchList.create": lambda h: h.batches.create(ORDER),
@@ -202,6 +203,7 @@ CALLS: dict[str, Call] = {
     "BatchList.move": lambda h: h.batches.move(ORDER.id, "h", "in_progress"),
     "BatchList.give_back": lambda h: h.batches.give_back({ORDER.id: "h"}),
     "BatchList.count_open": lambda h: h.batches.count_open(),
+    "BatchList.count_waiting": lambda h: h.batches.count_waiting(0.0),
     "Scripts.__call__": lambda h: h.queue.scripts("beat", "{b}:vfms", ["w1", 3000]),
 }
 # What asks the broker nothing by itself, or whose failure at the end of things tells nobody anything.

@@ -147,7 +147,10 @@ async def test_what_no_claim_has_marked_is_marked_first(bench: Bench) -> None:
     assert bench.broker.marks == [{"x", "y"}, {"prepared"}]
 
 
-async def test_what_comes_meanwhile_goes_together_when_that_is_through(bench: Bench) -> None:
+async def test_what_comes_meanwhile_goes_together_when_that_is_through(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_PATIENCE_S", 60.0)
     gate = held(bench, "first")
     waiting = [asyncio.create_task(bench.admit(bench.job("first")))]
     await until_soon(lambda: bench.engine.batches)

@@ -44,7 +44,7 @@ def test_offline_trickle_under_saturation(trickle: float) -> None:
     assert spent[OFFLINE] / sum(spent.values()) == pytest.approx(trickle, abs=0.004)
 
 
-def test_spare_offline_passes_are_not_paid_from_the_trickle() -> None:
+def test_spare_offline_passes_are_paid_from_the_trickle() -> None:
     scheduler = DeficitRoundRobin(KnownCost(100), 100, trickle=0.5, offline_slice=9.0)
     for n in range(40):
         scheduler.add(item(f"o{n}", "a", cls=OFFLINE))
@@ -54,10 +54,10 @@ def test_spare_offline_passes_are_not_paid_from_the_trickle() -> None:
     for n in range(40):
         scheduler.add(item(f"i{n}", "a"))
     order = []
-    for _ in range(4):
+    for _ in range(6):
         scheduler.charge(plan := must(scheduler.plan(0.0, AMPLE)), sum(plan.prices))
         order.append(plan.cls)
-    assert order == [INTERACTIVE, OFFLINE] * 2
+    assert order == [INTERACTIVE, INTERACTIVE, *[INTERACTIVE, OFFLINE] * 2]
 
 
 def interrupted(now: float = 0.0) -> DeficitRoundRobin:
@@ -108,3 +108,34 @@ def test_a_smaller_budget_holds_in_a_lull_too() -> None:
     for n in range(40):
         scheduler.add(item(f"o{n}", "a", 1, cls=OFFLINE))
     assert [must(scheduler.plan(now, AMPLE)).units for now in (0.0, 1000.0)] == [7, 7]
+
+
+def test_where_there_is_spare_time_no_offline_pass_comes_before_an_interactive_job() -> None:
+    scheduler = DeficitRoundRobin(KnownCost(100, alpha=1.0, beta=0.1), 100, trickle=0.05, offline_slice=4.0)
+    for n in range(400):
+        scheduler.add(item(f"o{n}", "a", 10, cls=OFFLINE))
+    scheduler.charge(plan := must(scheduler.plan(0.0, AMPLE)), sum(plan.prices))
+    for n in range(60):
+        for part in range(3):  # two passes: one runs while the other waits
+            scheduler.add(item(f"i{n}.{part}", "a", 60))
+        classes = []
+        for _ in range(4):
+            scheduler.charge(plan := must(scheduler.plan(n * 60.0, AMPLE)), sum(plan.prices))
+            classes.append(plan.cls)
+        assert classes == [INTERACTIVE] * 3 + [OFFLINE]
+
+
+def test_a_night_of_spare_time_is_not_held_against_the_day() -> None:
+    scheduler = interrupted()
+    for n in range(400):
+        scheduler.add(item(f"o{n}", "a", cls=OFFLINE))
+    for _ in range(50):
+        scheduler.charge(plan := must(scheduler.plan(0.0, AMPLE)), sum(plan.prices))
+        assert plan.cls == OFFLINE
+    for n in range(200):
+        scheduler.add(item(f"i{n}", "a", 10))
+    waited = 0.0
+    while (plan := must(scheduler.plan(1.0, AMPLE))).cls == INTERACTIVE:
+        scheduler.charge(plan, sum(plan.prices))
+        waited += sum(plan.prices)
+    assert 0.05 / 0.95 * (waited - 11.0) <= 4.0 <= 0.05 / 0.95 * waited, "a slice of four seconds"

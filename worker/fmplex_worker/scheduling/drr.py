@@ -121,13 +121,19 @@ class DeficitRoundRobin:
         plan = self._plan(INTERACTIVE, now, room)
         if plan is None:
             plan = self._plan(OFFLINE, now, room)
-            self._arrears = min(self._arrears, 0.0)  # it was served, or has nothing to serve
+            self._arrears = self._after_spare(sum(plan.prices) if plan is not None else 0.0)
         return plan
 
     def _plan(self, cls: str, now: float, room: Room) -> Plan | None:
         builder = PassBuilder(self._queues[cls], self.full_units(cls), room, self.max_debt)
         builder.fill(Moment(now, self._accounts.cost, self.budget, self._arrivals.rate(now)))
         return self._accounts.dispatch(builder.items, builder.prices) if builder.items else None
+
+    def _after_spare(self, seconds: float) -> float:
+        """Return what the offline class is due once it got so much that nobody else wanted. That counts, so that none of its
+        passes comes before a job that waits as long as there are others; but no more than a slice: a night of it is not
+        held against the day."""
+        return max(min(self._arrears, 0.0) - seconds, min(self._arrears, -self._offline_slice))
 
     def full_units(self, cls: str) -> int:
         """Return the units of a full pass of a class: of offline work, while interactive jobs come, what is expected to take no
