@@ -81,7 +81,7 @@ class FakeConsumer:
         self.strangers.append(strangers)
         self.orders.add(order)
         jobs = self.batches.pop(0) if self.batches else []
-        return Claim("ok", jobs, False, {}, {j.flow.vfm: Terms(2.0, 0) for j in jobs}, 0)
+        return Claim("ok", jobs, False, {}, {j.flow.vfm: Terms(2.0) for j in jobs}, 0)
 
     async def mark(self, jobs: Iterable[Claimed], *, preparing: bool) -> bool:
         self.marks.append([job.job for job in jobs])

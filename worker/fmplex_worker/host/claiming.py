@@ -88,7 +88,7 @@ class Claimer:
             self._scheduler.set_weight(vfm, terms.weight)
         now = time.monotonic()
         for vfm in {job.flow.vfm for job in claim.jobs if job.flow.cls == INTERACTIVE}:
-            self._budget.record_target(vfm, claim.terms[vfm].pass_ms / 1000, now)
+            self._budget.record_target(vfm, claim.terms[vfm].targets.pass_ms / 1000, now)
 
     async def recover(self) -> None:
         """Give back what is pending here unknown to us, as soon as the broker answers. Raises `LeaseLost`."""
