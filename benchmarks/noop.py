@@ -11,7 +11,7 @@ from typing import Any
 
 import uvloop
 
-from fmplex_broker.errors import FmplexError
+from fmplex_broker.errors import FmplexError, InvalidInput
 from fmplex_broker.packages.artifacts import ArtifactStore
 from fmplex_broker.packages.package import Package
 from fmplex_broker.specs.fingerprint import Fingerprint
@@ -19,6 +19,7 @@ from fmplex_broker.specs.fleet import BackboneSpec, WorkerSpec
 from fmplex_broker.wire.messages import Request
 from fmplex_worker.host.service import Worker
 from fmplex_worker.protocol import Capacity, EngineInfo, Fitted, OnePass, Outcome, Prepared, Work
+from fmplex_worker.training import Training, TuneOrder
 
 BACKBONE = "noop"
 FINGERPRINT = Fingerprint(model="none", config="", weights="", tokenizer="", dtype="float32")
@@ -72,6 +73,10 @@ class NoopEngine:
     def prepare(self, batch: Sequence[tuple[str, Request]]) -> list[Prepared | FmplexError]:
         """Prepare jobs, whatever they ask; see `Engine.prepare`."""
         return [NoopJob(digest) for digest, _ in batch]
+
+    def tune(self, order: TuneOrder, state: bytes | None) -> Training:
+        """Refuse, as there is nothing to train; see `Engine.tune`."""
+        raise InvalidInput("this backbone trains nothing", field="model")
 
     def quick(self, digest: str, request: Request) -> bool:
         """Tell that nothing takes any time; see `Engine.quick`."""

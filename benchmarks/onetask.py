@@ -29,6 +29,7 @@ from fmplex_worker.host.service import Worker
 from fmplex_worker.protocol import Capacity, Engine, EngineInfo, Fitted, Outcome, Prepared, Work
 from fmplex_worker.scheduling import CostModel, Item
 from fmplex_worker.scheduling.fifo import Fifo
+from fmplex_worker.training import Training, TuneOrder
 
 
 class OneTask(Fifo):
@@ -93,6 +94,10 @@ class Copies:
             for i, job in zip(places, self._of[digest].prepare([batch[i] for i in places]), strict=True):
                 prepared[i] = job
         return prepared
+
+    def tune(self, order: TuneOrder, state: bytes | None) -> Training:
+        """Train with the first engine; see `Engine.tune`."""
+        return self._engines[0].tune(order, state)
 
     def quick(self, digest: str, request: Request) -> bool:
         """Ask the engine of its task; see `Engine.quick`."""

@@ -1,4 +1,4 @@
-"""The protocol of an engine, whatever the backbone: load versions, prepare jobs, run passes.
+"""The protocol of an engine, whatever the backbone: load versions, prepare jobs, run passes, train.
 
 Several threads may call one engine at the same time: fetchers (`fit`), a loader (`load`, `unload`), the intake's (`prepare`) and
 the device thread (`step`). A version is keyed by the digest of its artifact, never by its name: all that one engine loads is for
@@ -17,6 +17,7 @@ from fmplex_broker.packages.package import Package
 from fmplex_broker.specs.fingerprint import Fingerprint
 from fmplex_broker.wire.messages import Request
 from fmplex_broker.wire.streaming import Delta
+from fmplex_worker.training import Training, TuneOrder
 
 Kind = Literal["encode", "generate"]
 
@@ -269,4 +270,12 @@ class Engine(Protocol):
 
         Raises only when the device itself is broken ("CUDA error: ..."): no pass can run here again, so the worker
         should end without settling these jobs, and another one takes them over.
+        """
+
+    def tune(self, order: TuneOrder, state: bytes | None) -> Training:
+        """Open a training, or go on with one that was cut (`state`: a snapshot of it, dumped). Takes a while; any thread, also
+        while a pass runs.
+
+        Raises `InvalidInput`: bad examples by their lines, what cannot be trained here, a state of another training; `TooLarge`:
+        more than `memory` whatever is recomputed.
         """

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from fmplex_broker.specs.fleet import Dtype
 from fmplex_broker.specs.heads import Pooling
@@ -28,16 +28,24 @@ class LoraSpec(Spec):
     targets: tuple[str, ...] | None = None
 
 
+class Ia3Spec(Spec):
+    """(IA)³ as PEFT names it: one vector a layer scales its output, or, for the layers called `feedforward`, its input.
+    `targets`: names of layers (None: every linear layer of the encoder blocks)."""
+
+    targets: tuple[str, ...] | None = None
+    feedforward: tuple[str, ...] = ()
+
+
 class FitSpec(Spec):
     """Train one vFM package from labelled data.
 
     `backbone` is the name the vFM will ask for, `model` the local folder or hub id of its weights; `revision`, `dtype` and
     `max_tokens` are those with which it is hosted. `pooling`: default as for embeddings. `truncate`: texts that are too long are
-    cut, when the vFM is called too. Without `lora` the
-    backbone is frozen and only the head is trained, on features computed once. `hidden`: widths of hidden layers (ReLU), for
-    heads that have weights. The last `held_out` share of the data is never trained on: the score is measured there. "Last" is
-    by the order of the file or, with `shuffle`, by a random one that `seed` decides. `patience`: epochs without a better score
-    (on a slice of the training part) before training stops early.
+    cut, when the vFM is called too. Without `lora` and `ia3`, of which one may be given, the backbone is frozen and only the head
+    is trained, on features computed once. `hidden`: widths of hidden layers (ReLU), for heads that have weights. The last
+    `held_out` share of the data is never trained on: the score is measured there. "Last" is by the order of the file or, with
+    `shuffle`, by a random one that `seed` decides. `patience`: epochs without a better score (on a slice of the training part)
+    before training stops early.
     """
 
     name: Name
@@ -53,14 +61,21 @@ class FitSpec(Spec):
     pooling: Pooling | None = None
     hidden: tuple[Annotated[int, Field(ge=1, le=65_536)], ...] = Field(default=(), max_length=8)
     lora: LoraSpec | None = None
+    ia3: Ia3Spec | None = None
     epochs: int = Field(default=30, ge=1, le=10_000)
     batch_size: int = Field(default=16, ge=1, le=4096)
-    learning_rate: float | None = Field(default=None, gt=0)  # None: a good default for head-only or LoRA
+    learning_rate: float | None = Field(default=None, gt=0)  # None: a good default for the kind
     seed: int = 0
     held_out: float = Field(default=1 / 3, gt=0, lt=1)
     shuffle: bool = False
     patience: int = Field(default=5, ge=1)
     threads: int | None = Field(default=None, ge=1)
+
+    @model_validator(mode="after")
+    def _one_adapter(self) -> FitSpec:
+        if self.lora is not None and self.ia3 is not None:
+            raise ValueError("lora and ia3: a vFM has one adapter; leave one of the two out")
+        return self
 
 
 class FitStarted(Spec):

@@ -15,13 +15,14 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from fmplex_broker.specs.fitting import FitDone, FitFailed, LoraSpec
+from fmplex_broker.specs.fitting import FitDone, FitFailed, Ia3Spec, LoraSpec
+from fmplex_broker.specs.fleet import Dtype
 from fmplex_broker.specs.schema import Name, Spec
 
 
 class _Training(Spec):
-    """Common part of trainings: `steps` of about `batch_tokens` tokens each, padding included; `learning_rate` at the highest.
-    `ask`: a question (a user's message) whose answer is reported now and then."""
+    """Common part of trainings: `steps` of about `batch_tokens` tokens each (of a decoder padding included); `learning_rate` at
+    the highest. `ask`: a question (a user's message) whose answer is reported now and then, of a decoder."""
 
     name: Name
     data: Path
@@ -50,13 +51,28 @@ class DecoderSpec(_Training):
 
 
 class TextLoraSpec(_Training):
-    """Train a LoRA on the decoder `model` and write the package of a generating vFM on `backbone`."""
+    """Train a LoRA, or with `ia3` an (IA)³, on the decoder `model` and write the package of a generating vFM on `backbone`.
+
+    `revision`, `dtype` and `positions` (of a text in all) are those with which it is hosted. `epochs`: how often each text is
+    learnt, instead of `steps`. `system`, `chat_template`: as the vFM will have them; conversations are put in the same way.
+    `truncate`: texts that are too long are cut. `patience`: evaluations without a better loss before it stops early, where there
+    is something to validate on.
+    """
 
     kind: Literal["text_lora"] = "text_lora"
     backbone: Name
     model: str
+    revision: str | None = None
+    dtype: Dtype = "float32"
+    positions: int | None = Field(default=None, ge=1)
     lora: LoraSpec = LoraSpec()
+    ia3: Ia3Spec | None = None
+    epochs: int | None = Field(default=None, ge=1, le=10_000)
     max_tokens: int = Field(default=256, ge=1)
+    system: str = Field(default="", max_length=65_536)
+    chat_template: str | None = Field(default=None, min_length=1, max_length=65_536)
+    truncate: bool = False
+    patience: int = Field(default=5, ge=1)
 
 
 TextSpec = Annotated[DecoderSpec | TextLoraSpec, Field(discriminator="kind")]

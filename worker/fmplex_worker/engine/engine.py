@@ -7,12 +7,12 @@ came out. A pass changes no job before all of it has run, so a pass that failed 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 import torch
 
-from fmplex_broker.errors import FmplexError, PackageRejected, VfmClosed
+from fmplex_broker.errors import FmplexError, InvalidInput, PackageRejected, VfmClosed
 from fmplex_broker.packages.package import Package
 from fmplex_broker.specs.fingerprint import Fingerprint
 from fmplex_broker.wire.messages import Request
@@ -21,15 +21,22 @@ from fmplex_worker.engine.isolation import PassUnits, run_isolated
 from fmplex_worker.packed.grouping import group_from
 from fmplex_worker.packed.row import pack, packed_order
 from fmplex_worker.protocol import Capacity, EngineInfo, Fitted, Kind, Outcome, Prepared, Work
+from fmplex_worker.training import Training, TuneOrder
 from fmplex_worker.versions import Version, Versions
 from fmplex_worker.workloads.base import PassOutput, PassText, PlacedWork, Workload
+
+OpenTraining = Callable[[TuneOrder, Backbone, bytes | None], Training]
 
 
 class PackedEngine:
     """`fmplex_worker.protocol.Engine` of one backbone and the workloads that it can do."""
 
-    def __init__(self, backbone: Backbone, workloads: Sequence[Workload], fingerprint: Fingerprint) -> None:
+    def __init__(
+        self, backbone: Backbone, workloads: Sequence[Workload], fingerprint: Fingerprint, trainer: OpenTraining | None
+    ) -> None:
+        """`trainer`: what opens trainings here; None: nothing is trained."""
         self._backbone = backbone
+        self._trainer = trainer
         self._fingerprint = fingerprint
         self._workloads: dict[Kind, Workload] = {workload.kind: workload for workload in workloads}
         self._versions = Versions(backbone)
@@ -106,6 +113,12 @@ class PackedEngine:
     def drop(self, prepared: Prepared) -> None:
         """Forget what the job holds between passes; see `Engine.drop`."""
         self._workloads[prepared.kind].drop(prepared)
+
+    def tune(self, order: TuneOrder, state: bytes | None) -> Training:
+        """Open a training; see `Engine.tune`."""
+        if self._trainer is None:
+            raise InvalidInput("nothing is trained here; start the worker with tuning", field="model")
+        return self._trainer(order, self._backbone, state)
 
     def step(self, work: Sequence[Work]) -> Outcome:
         """Run one pass; see `Engine.step`."""

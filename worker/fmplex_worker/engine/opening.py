@@ -7,7 +7,7 @@ from fmplex_broker.specs.fleet import BackboneSpec, WorkerSpec
 from fmplex_worker.backbones.backbone import Backbone, LmHead
 from fmplex_worker.backbones.fingerprint import take_fingerprint
 from fmplex_worker.backbones.loading import load_backbone
-from fmplex_worker.engine.engine import PackedEngine
+from fmplex_worker.engine.engine import OpenTraining, PackedEngine
 from fmplex_worker.workloads.base import Workload
 from fmplex_worker.workloads.encoding.workload import EncodingWorkload
 from fmplex_worker.workloads.generation.workload import GenerationWorkload
@@ -15,13 +15,16 @@ from fmplex_worker.workloads.generation.workload import GenerationWorkload
 _LEAST_TOKENS = 64  # that memory for keys and values must hold
 
 
-def open_engine(spec: BackboneSpec, worker: WorkerSpec) -> PackedEngine:
-    """Load the backbone. Raises `InvalidInput` that names the key of the fleet file to change."""
+def open_engine(spec: BackboneSpec, worker: WorkerSpec, trainer: OpenTraining | None = None) -> PackedEngine:
+    """Load the backbone. `trainer`: what opens trainings on it, if it may be trained on.
+
+    Raises `InvalidInput` that names the key of the fleet file to change.
+    """
     backbone = load_backbone(spec, worker.device)
     workloads: list[Workload] = [EncodingWorkload(backbone)]
     if backbone.lm_head is not None:
         workloads.append(_generation(backbone, backbone.lm_head, worker.kv_bytes))
-    return PackedEngine(backbone, workloads, take_fingerprint(backbone))
+    return PackedEngine(backbone, workloads, take_fingerprint(backbone), trainer)
 
 
 def _generation(backbone: Backbone, lm_head: LmHead, kv_bytes: int) -> GenerationWorkload:
