@@ -9,6 +9,7 @@ FmplexError
 ├── UnknownVfm (404)
 ├── UnknownFile (404)
 ├── UnknownBatch (404)
+├── UnknownTune (404)
 ├── Conflict (409)             duplicate name, stale generation, idempotency key used for another request
 │   └── StaleVersion           the version was made for other weights than the fleet hosts; deploy the package again
 ├── TooSlow (408)              the request did not come in time
@@ -141,6 +142,17 @@ class UnknownBatch(FmplexError):
     def of(cls, batch: str) -> UnknownBatch:
         """Make the error of an id, `batch`, that no batch has, in OpenAI's words."""
         return cls(f"No batch found with id {batch[:64]!r}; GET /v1/batches lists those there are", field="id")
+
+
+class UnknownTune(FmplexError):
+    """No tuning job has this id, or not one of whoever asks."""
+
+    code, status = "unknown_tune", 404
+
+    @classmethod
+    def of(cls, job: str) -> UnknownTune:
+        """Make the error of an id, `job`, that no tuning job has."""
+        return cls(f"No such fine-tuning job: {job[:64]!r}; GET /v1/fine_tuning/jobs lists those there are", field="id")
 
 
 class Conflict(FmplexError):

@@ -7,12 +7,13 @@ import re
 import redis
 import redis.asyncio as aioredis
 
-from fmplex_broker.streams.keys import REGISTRY_BACKBONES, REGISTRY_VFMS, Keys
+from fmplex_broker.streams.keys import REGISTRY_BACKBONES, REGISTRY_TUNES, REGISTRY_VFMS, Keys
 from fmplex_broker.wire.messages import CLASSES, Flow
 
-# "Only q, ready, back, vfms, wake, leases, held, control, offers may lack a TTL", and the fleet-wide registry.
+# "Only q, ready, back, vfms, wake, leases, held, control, offers, tunes may lack a TTL", and the fleet-wide registry; and a tuning
+# job until it has ended.
 PERMANENT = re.compile(
-    r"\{[^}]*\}:(q:|ready:|back$|vfms$|wake$|leases$|held:|control$|offers$)"
+    r"\{[^}]*\}:(q:|ready:|back$|vfms$|wake$|leases$|held:|control$|offers$|tunes$|tunes:)"
     r"|\{batches\}:(files$|files:|files-expiring$|files-going$|holders:|batches-open$)"
 )
 FLEET_WIDE = {REGISTRY_BACKBONES, REGISTRY_VFMS}
@@ -52,4 +53,13 @@ async def keys_without_ttl(redis: aioredis.Redis) -> list[str]:
     """List keys that would stay for ever and are not declared permanent."""
     names = [key.decode() async for key in redis.scan_iter(count=1000)]
     suspects = [name for name in names if name not in FLEET_WIDE and not PERMANENT.match(name)]
-    return [name for name in suspects if await redis.pttl(name) == -1]
+    return [name for name in suspects if await redis.pttl(name) == -1 and not await _open_tune(redis, name)]
+
+
+async def _open_tune(redis: aioredis.Redis, name: str) -> bool:
+    """Tell whether a key belongs to a tuning job that has not ended, or is the list of an owner's."""
+    if name.startswith(REGISTRY_TUNES):
+        return True
+    found = re.fullmatch(r"(\{[^}]*\}:tune:[^:]+)(:events)?", name)
+    ended = {b"succeeded", b"failed", b"cancelled", None}
+    return found is not None and await redis.hget(found[1], "status") not in ended

@@ -8,7 +8,7 @@ the same weights.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -153,69 +153,6 @@ class Outcome:
     seconds: float
     results: list[Any | FmplexError]
     ended: float = field(default_factory=time.monotonic)
-
-
-class TrainingUnit(Protocol):
-    """A part of a training that the device is lent for, in one go: a few layers of one packed row.
-
-    Units of one training run in order, each once, between passes of the same device thread.
-    """
-
-    @property
-    def kind(self) -> str:
-        """What it does: forward, loss, backward, step (of the optimizer), check (an evaluation, without gradients)."""
-
-    @property
-    def tokens(self) -> int:
-        """Tokens of the row that goes through it; 0 for a step."""
-
-    @property
-    def cost(self) -> float:
-        """What it takes beside other units of its training: tokens × layers, more for those that cost more a token."""
-
-    @property
-    def run(self) -> Callable[[], None]:
-        """Run it. Device thread only; raises what the training cannot go on from."""
-
-
-class TrainingProgress(Protocol):
-    """How far a training is."""
-
-    @property
-    def step(self) -> int:
-        """Steps of the optimizer so far."""
-
-    @property
-    def steps(self) -> int:
-        """How many there will be at most."""
-
-
-class TrainingSnapshot(Protocol):
-    """The state of a training between two of its units."""
-
-    def dump(self) -> bytes:
-        """Serialise it. Any thread."""
-
-
-class Training(Protocol):
-    """A training as a stream of units. Device thread only, where nothing else is said."""
-
-    @property
-    def progress(self) -> TrainingProgress:
-        """How far it is. Any thread."""
-
-    @property
-    def checkpoint_due(self) -> bool:
-        """Whether its state should be saved before the next unit."""
-
-    def next(self) -> TrainingUnit | None:
-        """Return the unit that runs next, once the one before has; None: it has ended."""
-
-    def snapshot(self) -> TrainingSnapshot:
-        """Copy its state, cheaply."""
-
-    def package(self, which: Literal["best", "last"]) -> dict[str, bytes]:
-        """Return the files of a vFM package with what has been learnt. Any thread, while no unit runs."""
 
 
 class Engine(Protocol):

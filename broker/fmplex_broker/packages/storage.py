@@ -79,6 +79,10 @@ class Storage:
         prefix = f"{folder}/" if folder else ""
         return [prefix + name for name in self._found(folder) if not name.startswith(".")]
 
+    def folders(self) -> list[str]:
+        """Return the names of the folders directly in this one, sorted."""
+        return self._found("", "directory")
+
     def delete(self, name: str) -> None:
         """Delete a file, or a folder with all that is in it. Raises `FileNotFoundError` if there is none."""
         with self.answers(FileNotFoundError):
@@ -96,13 +100,13 @@ class Storage:
                 if name.startswith(".") and self.age_s(name) > _ABANDONED_S:
                     self.delete(name)
 
-    def _found(self, folder: str) -> list[str]:
-        """List the last parts of the names of the files in a folder, scratch files too, sorted."""
+    def _found(self, folder: str, kind: str = "file") -> list[str]:
+        """List the last parts of the names of the files (or of what `kind`) in a folder, scratch files too, sorted."""
         path = self.path(folder).rstrip("/")
         with self.answers(), suppress(FileNotFoundError):
             self.fs.invalidate_cache(path)
             entries = self.fs.ls(path, detail=True)
-            return sorted(entry["name"].rpartition("/")[2] for entry in entries if entry["type"] == "file")
+            return sorted(entry["name"].rstrip("/").rpartition("/")[2] for entry in entries if entry["type"] == kind)
         return []
 
     @contextmanager

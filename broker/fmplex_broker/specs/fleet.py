@@ -41,8 +41,8 @@ class ResidencySpec(Spec):
 
 
 class TuningSpec(Spec):
-    """Training between the passes of a worker (docs/tuning.md). `enabled`: whether it takes training jobs; `bytes`: what their
-    saved activations may take, all together; what does not fit is computed twice.
+    """Training between the passes of a worker (docs/tuning.md). `enabled`: whether it takes tuning jobs; `bytes` of device memory
+    for them: what of their activations does not fit is computed twice.
 
     `spend`: the part of a latency or first-token target that training may use up, `spend_tokens`: of a target for the gap between
     two tokens; `unit_ms`: how long the device may be lent where nobody has a target; `trickle`: of device time, also while work
@@ -51,8 +51,8 @@ class TuningSpec(Spec):
 
     enabled: bool = False
     bytes: int = Field(default=1 << 30, ge=1 << 20)
-    spend: float = Field(default=0.5, gt=0, lt=1)
-    spend_tokens: float = Field(default=0.9, gt=0, lt=1)
+    spend: float = Field(default=0.5, ge=0, le=1)
+    spend_tokens: float = Field(default=0.9, ge=0, le=1)
     unit_ms: float = Field(default=50.0, gt=0)
     trickle: float = Field(default=0.02, ge=0, lt=1)
     idle_share: float = Field(default=0.5, ge=0, le=1)
@@ -66,7 +66,7 @@ class WorkerSpec(Spec):
     `max_attempts`: deaths of workers with a job in hand, or at the loading of a version, until that is given up; `kv_bytes`: keys
     and values of texts that are being generated, and of prompts kept for the next one that begins alike; `window_passes`: passes'
     worth of work it holds. Offline jobs get what interactive ones leave, and `offline_trickle` of the device's time always; while
-    interactive jobs come in passes no longer than `offline_slice_ms`. `tuning`: training between the passes.
+    interactive jobs come in passes no longer than `offline_slice_ms`. `tuning`: of vFMs, beside inference.
     """
 
     device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")

@@ -129,6 +129,16 @@ class Catalog:
             used |= {s.version, *(p.version for p in s.past), *([s.candidate[0]] if s.candidate else [])}
         return {artifact_of(version) for version in used - {""}}
 
+    async def tuning(self, jobs: Sequence[str]) -> set[str]:
+        """Return which of these ids are of tuning jobs that there is a record of, on whatever backbone."""
+        found: set[str] = set()
+        for backbone in await self.backbones():
+            async with broker_errors(), self._redis.pipeline(transaction=False) as pipe:
+                for job in jobs:
+                    pipe.exists(Keys(backbone).tune(job))
+                found |= {job for job, there in zip(jobs, await pipe.execute(), strict=True) if there}
+        return found
+
     async def live_workers(self, backbone: str) -> list[str]:
         """Return the ids of the workers whose lease has not expired on the server's clock."""
         async with broker_errors():

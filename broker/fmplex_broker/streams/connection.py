@@ -34,7 +34,9 @@ _SCRIPTS_AT_ONCE = 64
 _ALLOW_OOM = frozenset(
     {"beat", "cancel", "claim", "join", "mark", "reap", "recover", "release", "retire", "settle"}
     | {f"batch_{word}" for word in ("cancel", "move", "record", "release", "renew", "take")}
+    | {f"tune_{word}" for word in ("ask", "checked", "claim", "events", "save", "take")}
 )
+_SHARED = {"claim": "orders"}  # what a script needs beside the prelude
 # Probes of idle connections, and how long what was sent may stay unconfirmed: a peer that is gone is noticed in six seconds.
 _KEEPALIVE = {"TCP_KEEPIDLE": 3, "TCP_KEEPALIVE": 3, "TCP_KEEPINTVL": 1, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 6_000}
 
@@ -134,7 +136,8 @@ async def broker_errors(within_s: float | None = None) -> AsyncIterator[None]:
 @cache
 def _source(name: str) -> str:
     lua = files("fmplex_broker.streams") / "lua"
-    parts = ("prelude", "orders", "claim") if name == "claim" else ("prelude", name)
+    shared = "tunes" if name.startswith("tune_") else _SHARED.get(name)
+    parts = ("prelude", *((shared,) if shared else ()), name)
     return "\n".join((lua / f"{part}.lua").read_text() for part in parts)
 
 

@@ -169,11 +169,12 @@ class Consumer:
             pipe.pexpire(key, HERE_TTL_MS)
             await pipe.execute()
 
-    async def mark(self, jobs: Iterable[Claimed], *, preparing: bool = False) -> bool:
+    async def mark(self, jobs: Iterable[Claimed], *, preparing: bool = False, tuning: str = "") -> bool:
         """Record which jobs are about to run, or to be prepared without having been marked by their claim; `preparing`: whether
-        what the last claims brought is being prepared still, and stays marked. False: the lease is gone, nothing may run."""
+        what the last claims brought is being prepared still, and stays marked. `tuning`: the tuning job, if any, of which a unit
+        is about to run: until the next mark a death is its fault alone. False: the lease is gone, nothing may run."""
         through = 0 if preparing else self._answered
-        return bool(await self._call("mark", [self.worker, _lines(jobs), str(through)]))
+        return bool(await self._call("mark", [self.worker, _lines(jobs), str(through), tuning]))
 
     async def loading(
         self,

@@ -6,6 +6,7 @@ import asyncio
 
 from fmplex_broker.errors import Conflict, InvalidInput
 from fmplex_broker.packages.artifacts import ArtifactStore, open_artifact
+from fmplex_broker.packages.checkpoints import CheckpointStore
 from fmplex_broker.packages.package import Package
 from fmplex_broker.specs.deployments import VfmStatus
 from fmplex_broker.specs.versions import artifact_of, is_stale, stale_error
@@ -50,6 +51,11 @@ class Deployer:
         return await self._registry.offer(vfm, package.spec.model_copy(update={"name": vfm}), artifact)
 
     async def prune(self, older_than_s: float = _MIN_AGE_S) -> list[str]:
-        """Delete artifacts that no vFM refers to any more; returns their digests."""
+        """Delete artifacts that no vFM refers to any more; returns their digests. Checkpoints go whose tuning jobs have been
+        forgotten."""
+        checkpoints = CheckpointStore(self._store.url)
+        jobs = await asyncio.to_thread(checkpoints.jobs)  # first: there is a record before there is a checkpoint
+        for job in set(jobs) - await self._registry.tuning(jobs):
+            await asyncio.to_thread(checkpoints.forget, job)
         used = await self._registry.artifacts()
         return await asyncio.to_thread(self._store.prune, used, older_than_s)

@@ -1,4 +1,5 @@
-"""The list of files: their records in Redis, by owner and by the time they were made, and which of them open batches read.
+"""The list of files: their records in Redis, by owner and by the time they were made, and which of them open batches and tuning
+jobs read.
 
 Everything of files and batches lies in one slot; keys begin with `{batches}:`.
 
@@ -8,7 +9,7 @@ Everything of files and batches lies in one slot; keys begin with `{batches}:`.
 | `files:<owner>`, `files:<owner>:<purpose>` | zset, all scores 0 | files of an owner; ids sort by the time they were made |
 | `files-expiring` | zset | file -> when it expires, in seconds since 1970 |
 | `files-going` | set | files that are in no list any more, and whose bytes are still to be deleted |
-| `holders:<file>` | set | open batches that read the file |
+| `holders:<file>` | set | open batches and tuning jobs that read the file |
 """
 
 from __future__ import annotations
@@ -81,29 +82,30 @@ class FileList:
         return await self._records(found[:limit]), len(found) > limit
 
     async def remove(self, file: str, owner: str) -> None:
-        """Remove a file from the list, also one that an open batch reads; its bytes are `going` then. Raises `UnknownFile`."""
+        """Remove a file from the list, also one that is held; its bytes are `going` then. Raises `UnknownFile`."""
         record = await self.find(file, owner)
         async with broker_errors(), self._redis.pipeline(transaction=True) as pipe:
             _remove(pipe, record)
             await pipe.execute()
 
-    async def hold(self, file: str, batch: str) -> None:
-        """Note that an open batch reads a file: it does not expire meanwhile. Look for the file afterwards: it may be gone."""
+    async def hold(self, file: str, reader: str) -> None:
+        """Note that an open batch or tuning job reads a file: it does not expire meanwhile. Look for the file afterwards: it
+        may be gone."""
         async with broker_errors():
-            await self._redis.sadd(_holders(file), batch)
+            await self._redis.sadd(_holders(file), reader)
 
-    async def release(self, file: str, batch: str) -> None:
-        """Note that a batch does not read a file any more. Again changes nothing."""
+    async def release(self, file: str, reader: str) -> None:
+        """Note that it does not read a file any more. Again changes nothing."""
         async with broker_errors():
-            await self._redis.srem(_holders(file), batch)
+            await self._redis.srem(_holders(file), reader)
 
     async def held(self, file: str) -> bool:
-        """Tell whether an open batch reads a file."""
+        """Tell whether anything open reads a file."""
         async with broker_errors():
             return bool(await self._redis.exists(_holders(file)))
 
     async def prune(self, now: float) -> list[str]:
-        """Remove from the list the files that have expired at `now` (seconds since 1970) and that no open batch reads; return
+        """Remove from the list the files that have expired at `now` (seconds since 1970) and that nothing open reads; return
         their ids. Their bytes are `going` then."""
         async with broker_errors():
             expired = await self._redis.zrangebyscore(_EXPIRING, "-inf", now)
@@ -154,7 +156,7 @@ class FileList:
             _remove(pipe, record)
             try:
                 await pipe.execute()
-            except WatchError:  # a batch took it meanwhile
+            except WatchError:  # it was taken meanwhile
                 return False
         return True
 

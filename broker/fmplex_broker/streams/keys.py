@@ -16,6 +16,8 @@
 | … `#run` | field of it | entries of the passes now running, and those that are prepared by themselves |
 | … `#new` | field of it | entries that claim number `#claim` brought, and that are prepared together |
 | … `#load` | field of it | versions that are being loaded |
+| … `#tune` | field of it | the tuning job of which a unit runs: then that alone is to blame |
+| … `#place`, `#tunes` | fields of it | where its trainings give the same result; number of its last claim of a tuning job |
 | `control` | capped stream | messages to workers: cancellations, changed vFMs |
 | `idem:<key>`, `res:<job>`, `blob:<job>`, `rate:<class>:<vfm>` | string + TTL | idempotency, result, large payload, tokens |
 | `part:<vfm>:<id>` | string + TTL | what several jobs of a vFM have in common: a schema, a prompt |
@@ -26,6 +28,16 @@
 | `passes` | capped stream + TTL | what the workers' passes contained, for whoever records them |
 | `here:<worker>` | set + TTL | vFMs that are resident on the worker: a hint for claims |
 | `offers` | set | vFMs with an offered version that is still being voted on |
+| `tune:<job>` | hash, TTL once it has ended | a tuning job: `TuneRecord`, and what scripts need (`lua/tunes.lua`) |
+| `tune:<job>:events` | capped stream, likewise | what it says |
+| `tunes` | zset | tuning jobs that have not ended -> when they were made (ms) |
+| `tunes:unchecked` | zset | those whose files are still to be looked through -> until when somebody does (ms) |
+| `tunes:ready` | zset | owners of tuning jobs that wait for a worker -> virtual time |
+| `tunes:ready:<owner>` | zset, all scores 0 | those jobs |
+| `tunes:clock` | hash | owner -> the last virtual time; `:` -> the present one |
+| `tunes:taken` | set | tuning jobs that a worker has in hand |
+| `tunes:open:<owner>` | set | tuning jobs of an owner that have not ended |
+| `tunes:over` | set | those that have, and hold their files still |
 """
 
 from __future__ import annotations
@@ -35,6 +47,8 @@ from fmplex_broker.wire.messages import Flow
 # The registry is fleet-wide and lives apart from any backbone's slot.
 REGISTRY_BACKBONES = "fmplex:backbones"
 REGISTRY_VFMS = "fmplex:vfms"
+# Tuning jobs of an owner, all scores 0: `<id> <backbone>`; ids sort by the time they were made.
+REGISTRY_TUNES = "fmplex:tunes:"
 # Neither do files and batches belong to a backbone: they have a slot of their own, described where it is used.
 BATCHES = "{batches}:"
 GROUP = "w"
@@ -57,6 +71,7 @@ class Keys:
         self.offers = self.prefix + "offers"
         self.tracing = self.prefix + "tracing"
         self.passes = self.prefix + "passes"
+        self.tunes_over = self.prefix + "tunes:over"
 
     def queue(self, flow: Flow) -> str:
         """Return the key of a flow's jobs."""
@@ -89,6 +104,10 @@ class Keys:
     def stats(self, worker: str) -> str:
         """Return the key of a worker's statistics."""
         return f"{self.prefix}stats:{worker}"
+
+    def tune(self, job: str) -> str:
+        """Return the key of a tuning job's record."""
+        return f"{self.prefix}tune:{job}"
 
     def here(self, worker: str) -> str:
         """Return the key of the vFMs that are resident on a worker."""

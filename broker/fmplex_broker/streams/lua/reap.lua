@@ -16,7 +16,15 @@ redis.call('ZADD', leases, 'XX', 0, victim)  -- condemned: no beat revives it, n
 
 local held = P .. 'held:' .. victim
 -- At once: should I not come to the end, another worker takes over what is left.
-if orderly then redis.call('HDEL', held, '#run', '#new', '#load') end
+if orderly then redis.call('HDEL', held, '#run', '#new', '#load', '#tune') end
+
+-- A unit of a tuning job ran: that is to blame and nothing else, whatever was prepared or loaded meanwhile.
+local tuned = redis.call('HGET', held, '#tune')
+if tuned then
+  redis.call('HDEL', held, '#run', '#new', '#load', '#tune')
+  local tune = P .. 'tune:' .. tuned
+  if redis.call('HGET', tune, 'worker') == victim then redis.call('HINCRBY', tune, 'deaths', 1) end
+end
 
 -- True if a marked entry is still in the victim's hands.
 local function holds(line)
