@@ -21,7 +21,7 @@ def in_ms(ms: float, ahead: float = 0.0) -> Demand:
 
 def check_golden_values(make: Make) -> None:
     slack = make()
-    assert slack.loan(0.0, QUIET) == (pytest.approx(0.2), True)
+    assert slack.loan(0.0, QUIET) == (pytest.approx(0.2), True, False)
     for _ in range(20):
         slack.note_pass(0.04, 0.04, 0.0)
     assert slack.loan(0.0, QUIET).seconds == pytest.approx(0.16)
@@ -66,9 +66,9 @@ def check_offers_nothing_late(make: Make) -> None:
 
 def check_what_waits_without_target_waits_for_nobody(make: Make) -> None:
     slack = make()
-    assert slack.loan(0.0, Demand()) == (0.05, False)
+    assert slack.loan(0.0, Demand()) == (0.05, False, False)
     assert slack.loan(0.0, Demand(untargeted=True)).seconds == 0.0
-    assert slack.loan(0.0, Demand(untargeted=True), owed=True) == (0.05, False)
+    assert slack.loan(0.0, Demand(untargeted=True), owed=True) == (0.05, False, True)
     assert slack.loan(0.0, Demand([Due(0.04, TARGET)], 0.0, TARGET, True), owed=True).seconds == 0.0
 
 

@@ -43,9 +43,9 @@ class Leftover:
         self._ahead = 0.0  # seconds that training has had more than its share
         self._owed = 0.0
 
-    def note_units(self, seconds: float, *, offline_waits: bool) -> None:
-        """Note that training has had the device."""
-        self._owed = max(0.0, self._owed - seconds)
+    def note_units(self, seconds: float, *, offline_waits: bool, owed: bool) -> None:
+        """Note that training has had the device; `owed`: in place of somebody who waited."""
+        self._owed = self._owed - seconds if owed else min(self._owed, max(0.0, self._owed - seconds))
         self._ahead = min(self._ahead + (1 - self._share) * seconds, _MOST_OWED_S) if offline_waits else 0.0
 
     def note_offline(self, seconds: float) -> None:

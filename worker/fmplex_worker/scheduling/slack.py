@@ -107,10 +107,11 @@ class Demand(NamedTuple):
 
 class Loan(NamedTuple):
     """The device, lent to training for `seconds`. `strict`: there are targets, so nothing may run that takes longer; else one
-    unit may run to its end."""
+    unit may run to its end. `owed`: somebody waits meanwhile, so it is paid from the trickle."""
 
     seconds: float
     strict: bool
+    owed: bool = False
 
 
 class Slack:
@@ -158,4 +159,4 @@ class Slack:
             seconds = 0.0
         elif demand.untargeted or not strict:
             seconds = min(seconds, self._unit_s)
-        return Loan(max(seconds, 0.0), strict)
+        return Loan(max(seconds, 0.0), strict, demand.untargeted)
