@@ -148,10 +148,17 @@ class FakeOutbox:
 class World:
     """The parts of a worker that meet at its device. `spend` None: a worker that takes no tuning jobs."""
 
-    def __init__(self, clock: Clock, spend: float | None = 0.8, idle_share: float = 0.5, trickle: float = 0.02) -> None:
+    def __init__(
+        self,
+        clock: Clock,
+        spend: float | None = 0.8,
+        idle_share: float = 0.5,
+        trickle: float = 0.02,
+        books: type[TrainingBooks] = TrainingBooks,
+    ) -> None:
         self.clock = clock
         self.device = Device(clock, pass_s)
-        cost = CostModel(UNITS)
+        self.cost = cost = CostModel(UNITS)
         for units in (1, 20, 60, 120, UNITS) * 3:
             cost.observe(units, 0, 0, pass_s(units))
         self.scheduler = DeficitRoundRobin(cost, UNITS)
@@ -169,7 +176,7 @@ class World:
         self.turn: TrainingTurn | None = None
         if spend is not None:
             self.slack = Slack(spend, 0.9, 0.05)
-            self.books = TrainingBooks(TrainingStats(), self.slack, self.targets, recorder)
+            self.books = books(TrainingStats(), self.slack, self.targets, recorder)
             self.demand = DemandReader(self.table, server, self.targets, cost, self.scheduler)
             leftover = Leftover(idle_share, trickle, 0.05)
             self.turn = TrainingTurn(self.slack, leftover, self.demand, self.device, self.table, self.blame, self.books)
