@@ -30,7 +30,8 @@ class PassRecord:
     """One pass of one worker. Its `number` counts the worker's passes. It began at `start_ms` (server time) and took `seconds`,
     `predicted_s` by the cost model when it was planned; then a full pass had `budget` units, and `waiting` jobs were left.
 
-    `cls` TRAINING: no pass, but units of one training in a row, without a number; its one part says how many, and their tokens.
+    `cls` TRAINING: no pass, but units of one training in a row, without a number; its one part says how many (`jobs`), and of how
+    many tokens at most (`units`).
     """
 
     worker: str

@@ -167,7 +167,7 @@ class World:
         self.consumer = FakeConsumer()
         server, engine = ServerClock(), FakeEngine()
         server.set(0)
-        recorder = Recorder("b", "w", self.scheduler, server)
+        self.recorder = recorder = Recorder("b", "w", self.scheduler, server)
         self.dispatcher = Dispatcher(engine, self.scheduler, self.table, KvAdmission(0, {}), self.outbox)  # type: ignore[arg-type]
         planner = PassPlanner(self.scheduler, engine, cost, NoGuard(), server, recorder)  # type: ignore[arg-type]
         landing = Landing(self.table, self.dispatcher, self.outbox, cost, server, NoMeter())  # type: ignore[arg-type]

@@ -10,6 +10,7 @@ import pytest
 
 from fmplex_broker.errors import BrokerUnavailable
 from fmplex_broker.wire.messages import INTERACTIVE, OFFLINE, Flow
+from fmplex_broker.wire.passes import TRAINING
 from fmplex_worker.host.lease import LeaseLost
 from fmplex_worker.host.training_books import TrainingBooks
 from tests.unit.host import virtual_time
@@ -161,6 +162,22 @@ def test_a_unit_longer_than_any_slack_does_not_run_and_that_can_be_told() -> Non
         assert told is not None
         assert told[0] is job
         assert told[1] > told[2] > 0
+
+    in_world(test)
+
+
+def test_what_was_lent_is_told_to_who_traces() -> None:
+    async def test(world: World) -> None:
+        world.recorder.listen(True)
+        job, _ = world.training("t", 2.0, batches=1)
+        await turn(world).add(job)
+        await job.news.wait()
+        lent = world.recorder.drain() or []
+        assert {(one.cls, one.number) for one in lent} == {(TRAINING, 0)}
+        assert max(one.units for one in lent) == 128
+        assert sum(part.jobs for one in lent for part in one.parts) == 6
+        assert sum(one.seconds for one in lent) == pytest.approx(world.trained_s)
+        assert {(part.vfm, part.weight) for one in lent for part in one.parts} == {("t", 2.0)}
 
     in_world(test)
 

@@ -65,14 +65,14 @@ class Recorder:
             )
         )  # fmt: skip
 
-    def lent(self, vfm: str, weight: float, units: Sequence[int], begun: float, ended: float) -> None:
-        """Record that the device was lent to training of a vFM, for units of so many tokens (monotonic seconds)."""
+    def lent(self, part: PassPart, predicted_s: float, ended: float) -> None:
+        """Record that the device was lent to training until `ended` (monotonic seconds): `part` says whose, how many units,
+        how large, and how long."""
         if self._on:
-            part = PassPart(vfm, len(units), sum(units), ended - begun, 0.0, weight)
             self._records.append(
                 PassRecord(
-                    self._worker, self._backbone, 0, TRAINING, self._clock.at_ms(begun), ended - begun, ended - begun,
-                    max(units), self._scheduler.budget, len(self._scheduler), [part],
+                    self._worker, self._backbone, 0, TRAINING, self._clock.at_ms(ended - part.charged_s), part.charged_s,
+                    predicted_s, part.units, self._scheduler.budget, len(self._scheduler), [part],
                 )
             )  # fmt: skip
 

@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from fmplex_broker.wire.passes import PassPart
 from fmplex_broker.wire.stats import TrainingStats
 from fmplex_worker.host.tracing import Recorder
 from fmplex_worker.scheduling import LentTime, Slack, TargetBook
@@ -43,9 +44,11 @@ class TrainingBooks:
             stats.error += (min(1.0, abs(seconds - predicted) / max(predicted, 1e-9)) - stats.error) * _SMOOTH
             self._slack.note_unit(seconds, predicted, ended)
         if runs:
-            begun = runs[0].ended - runs[0].seconds
-            self._lent.add(begun, runs[-1].ended)
-            self._recorder.lent(vfm, weight, [run.unit.tokens for run in runs], begun, runs[-1].ended)
+            begun, ended = runs[0].ended - runs[0].seconds, runs[-1].ended
+            self._lent.add(begun, ended)
+            most = max(run.unit.tokens for run in runs)
+            part = PassPart(vfm, len(runs), most, ended - begun, weight=weight)
+            self._recorder.lent(part, sum(run.predicted for run in runs), ended)
         return sum(run.seconds for run in runs)
 
     def answered(self, vfm: str, latency_ms: float) -> None:
