@@ -41,7 +41,7 @@ class ResidencySpec(Spec):
 
 
 class TuningSpec(Spec):
-    """Training between the passes of a worker (docs/tuning.md). `enabled`: whether it takes tuning jobs; `bytes` of device memory
+    """Training between the passes of a worker (docs/scheduling.md). `enabled`: whether it takes tuning jobs; `bytes` of device memory
     for them: what of their activations does not fit is computed twice.
 
     `spend`: the part of a latency or first-token target that training may use up, `spend_tokens`: of a target for the gap between

@@ -1,4 +1,4 @@
-"""Training between the passes: when the device is lent, to whom, and for how long (docs/tuning.md)."""
+"""Training between the passes: when the device is lent, to whom, and for how long (docs/scheduling.md)."""
 
 from __future__ import annotations
 
