@@ -155,9 +155,10 @@ class World:
         idle_share: float = 0.5,
         trickle: float = 0.02,
         books: type[TrainingBooks] = TrainingBooks,
+        device: Any = None,
     ) -> None:
         self.clock = clock
-        self.device = Device(clock, pass_s)
+        self.device = device or Device(clock, pass_s)
         self.cost = cost = CostModel(UNITS)
         for units in (1, 20, 60, 120, UNITS) * 3:
             cost.observe(units, 0, 0, pass_s(units))

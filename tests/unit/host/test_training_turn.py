@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+import threading
+import time
+from collections.abc import Callable, Coroutine, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -11,8 +14,11 @@ import pytest
 from fmplex_broker.errors import BrokerUnavailable
 from fmplex_broker.wire.messages import INTERACTIVE, OFFLINE, Flow
 from fmplex_broker.wire.passes import TRAINING
+from fmplex_worker.host.device_thread import DeviceThread
 from fmplex_worker.host.lease import LeaseLost
 from fmplex_worker.host.training_books import TrainingBooks
+from fmplex_worker.protocol import Outcome, Work
+from tests.support.waiting import until
 from tests.unit.host import virtual_time
 from tests.unit.host.coserving import FULL_RATE, World
 from tests.unit.host.virtual_time import Clock
@@ -180,6 +186,43 @@ def test_what_was_lent_is_told_to_who_traces() -> None:
         assert {(part.vfm, part.weight) for one in lent for part in one.parts} == {("t", 2.0)}
 
     in_world(test)
+
+
+class Engine:
+    """Passes of a millisecond."""
+
+    def step(self, work: Sequence[Work]) -> Outcome:
+        time.sleep(0.001)
+        return Outcome(0.001, ["done"] * len(work))
+
+
+async def test_it_is_so_on_a_real_thread_and_in_real_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One thread has both; it answers jobs, and ends trainings."""
+    threads: set[int] = set()
+
+    class Real(DeviceThread):
+        def spend(self, seconds: float, who: str) -> None:
+            threads.add(threading.get_ident())
+            time.sleep(seconds / 20)
+
+    with ThreadPoolExecutor(1) as executor:
+        device = Real(Engine(), executor)  # type: ignore[arg-type]
+        async with World(time.monotonic, device=device) as world:  # type: ignore[arg-type]
+            jobs = [world.training(name, batches=5)[0] for name in ("one", "two")]
+            jobs[1].training.fails_at = 20  # type: ignore[attr-defined]
+            for job in jobs:
+                await turn(world).add(job)
+            for _ in range(20):
+                world.come("a", target_ms=500)
+                await asyncio.sleep(0.005)
+            await asyncio.gather(*(job.news.wait() for job in jobs))
+            assert jobs[0].ended
+            assert str(jobs[1].error) == "it diverged"
+            await until(lambda: len(world.outbox.latencies[A]) == 20)
+            assert world.books.stats.units.total() == 30 + 20
+            assert sum(job.seconds for job in jobs) == pytest.approx(world.trained_s)
+    assert len(threads) == 1
+    assert threading.get_ident() not in threads
 
 
 # ---- what may have killed a worker ----

@@ -11,7 +11,7 @@ from fmplex_worker.training import Snapshot, Training, Unit
 @dataclass(slots=True, eq=False)
 class TrainingJob:
     """A training that has been opened. `vfm`: whose device time it is, by `weight` against other trainings; `alone`: a worker has
-    died of it, so its units run only while nothing else is in hand.
+    died of it, so its units run only while nothing else is in hand; they have taken so many `seconds` of the device here.
 
     `news` is set when there is something for its owner: a `snapshot` to save, or the end: `error`, or `ended` with no more units.
     """
@@ -22,6 +22,7 @@ class TrainingJob:
     training: Training
     alone: bool = False
     unit: Unit | None = None
+    seconds: float = 0.0
     snapshot: Snapshot | None = None
     ended: bool = False
     error: Exception | None = None

@@ -19,7 +19,7 @@ from fmplex_worker.protocol import Outcome
 from fmplex_worker.scheduling import Leftover, Loan, Plan, Slack, UnitQueue
 
 _MARK_S = 0.05  # what is worth waiting until the broker knows whose unit runs
-_AGAIN_S = 1.0  # when it did not answer
+_AGAIN_S = 0.5  # when it did not answer
 _LOOK_S = 0.05  # slack comes back with time, and nothing rings then
 
 
@@ -170,14 +170,17 @@ class TrainingTurn:
                 )  # also if this life ends here: the thread is the next one's
                 self._blame.tuned()
             seconds = self._books.ran(job.vfm, job.weight, runs)
+            job.seconds += seconds
             self._leftover.note_units(seconds, offline_waits=self._offline_waits, owed=loan.owed)
             self._tell(job)
 
     async def _mark(self, job: TrainingJob) -> bool:
-        """Let the broker know whose units run, unless that takes long: passes must not wait for it."""
+        """Let the broker know whose units run, unless that takes long while others wait: passes do not need its answer."""
         telling = asyncio.ensure_future(self._blame.tune(job.id))
         telling.add_done_callback(_swallow)
-        await asyncio.wait({telling}, timeout=_MARK_S)
+        end = time.monotonic() + _MARK_S
+        while not telling.done() and (time.monotonic() < end or not len(self._table)):
+            await asyncio.wait({telling}, timeout=_MARK_S)
         if telling.done() and telling.result():
             return True
         self._blame.tuned()
