@@ -179,7 +179,7 @@ class World:
             self.slack = Slack(spend, 0.9, 0.05)
             self.books = books(TrainingStats(), self.slack, self.targets, recorder)
             self.demand = DemandReader(self.table, server, self.targets, cost, self.scheduler)
-            leftover = Leftover(idle_share, trickle, 0.05)
+            self.leftover = leftover = Leftover(idle_share, trickle, 0.05)
             self.turn = TrainingTurn(self.slack, leftover, self.demand, self.device, self.table, self.blame, self.books)
         self.loop = PassLoop(planner, self.device, self.table, self.table.passes, self.blame, landing, self.turn)
         self._came = 0
@@ -217,6 +217,11 @@ class World:
     def training(self, name: str = "t", weight: float = 1.0, **more: Any) -> tuple[TrainingJob, FakeRun]:
         run = FakeRun(self.device, name, **more)
         return TrainingJob(name, name, weight, run), run
+
+    @property
+    def leftover_owed(self) -> float:
+        """Seconds of its trickle that training has not had."""
+        return self.leftover._owed
 
     def charged(self) -> dict[str, float]:
         """Seconds that each training's units took."""

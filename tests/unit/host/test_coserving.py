@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from fmplex_broker.wire.messages import INTERACTIVE, OFFLINE, Flow
 from tests.unit.host import virtual_time
@@ -148,6 +150,54 @@ def test_both_have_their_part_beside_interactive_work_that_stays_in_time() -> No
             coming.cancel()
             await asyncio.sleep(1)
             assert attained(world.outbox.latencies[A], 500.0) > 0.99
+
+    virtual_time.run(main)
+
+
+loads = st.lists(
+    st.tuples(st.floats(0.02, 1.5), st.sampled_from([0.0, 100.0, 250.0, 1000.0, 5000.0])), min_size=1, max_size=3
+)
+
+
+@settings(max_examples=15, deadline=None)
+@given(loads, st.sampled_from([0.3, 0.5, 0.8]), st.integers(0, 99), st.booleans())
+def test_no_unit_begins_that_takes_more_than_anybody_in_hand_can_spare(
+    loads: list[tuple[float, float]], spend: float, seed: int, night: bool
+) -> None:
+    """Whatever comes, whenever: but for the first units of each kind, of which nothing is known."""
+
+    async def main(clock: Clock) -> None:
+        async with World(clock, spend) as world:
+            assert world.turn
+            job, run = world.training()
+            plain = run._run
+
+            def checked(kind: str, seconds: float) -> None:
+                demand, now = world.demand.read(clock()), clock()
+                known = len(run.ran) > 12
+                for due in demand.dues:
+                    spare = due.at - now - (1 - spend) * due.target - demand.backlog
+                    assert spare >= seconds - (0.001 if known else 0.03)
+                if demand.untargeted and known:
+                    assert world.turn
+                    assert world.slack.loan(now, demand).seconds == 0
+                    assert world.leftover_owed >= -0.051, "beyond its trickle"
+                plain(kind, seconds)
+
+            run._run = checked  # type: ignore[method-assign]
+            await world.turn.add(job)
+            await asyncio.sleep(1)
+            coming = asyncio.create_task(world.offline()) if night else None
+            await asyncio.gather(
+                *(
+                    world.arrivals(f"v{n}", load * FULL_RATE / len(loads), 3, target_ms, seed + n)
+                    for n, (load, target_ms) in enumerate(loads)
+                )
+            )
+            if coming:
+                coming.cancel()
+            assert job.error is None, job.error
+            assert len(run.ran) > 12
 
     virtual_time.run(main)
 
