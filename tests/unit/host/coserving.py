@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +12,7 @@ from fmplex_broker.specs.vfm import Targets
 from fmplex_broker.streams.claims import Claimed
 from fmplex_broker.wire.messages import INTERACTIVE, OFFLINE, Flow
 from fmplex_broker.wire.stats import TrainingStats
+from fmplex_broker.wire.streaming import Delta
 from fmplex_worker.host.active_job import ActiveJob
 from fmplex_worker.host.blame import Blame
 from fmplex_worker.host.clock import ServerClock
@@ -25,7 +26,7 @@ from fmplex_worker.host.tracing import Recorder
 from fmplex_worker.host.training_books import TrainingBooks
 from fmplex_worker.host.training_job import TrainingJob
 from fmplex_worker.host.training_turn import TrainingTurn
-from fmplex_worker.protocol import Capacity
+from fmplex_worker.protocol import Capacity, Piece, Progress
 from fmplex_worker.scheduling import (
     CostModel,
     DeficitRoundRobin,
@@ -98,6 +99,25 @@ class FakeRun:
         return {}
 
 
+class Text:
+    """A job that generates `tokens` after a prompt."""
+
+    kind, digest, adapter, head = "generate", "v", 0, 0
+
+    def __init__(self, prompt: int, tokens: int) -> None:
+        self.units = self._prompt = prompt
+        self._tokens = tokens
+        self.memory = prompt + tokens
+
+    def pieces(self) -> list[Piece]:
+        return [Piece("prefill", self._prompt, self._prompt) if self._prompt else Piece("decode", 1, 1)]
+
+    def ran(self, tokens: int) -> Any:
+        self._prompt = 0
+        self._tokens -= 1
+        return Progress(Delta(0, "", tokens=1)) if self._tokens else "done"
+
+
 class FakeConsumer:
     worker = "w"
 
@@ -135,11 +155,26 @@ class FakeOutbox:
 
     worker: World
     latencies: dict[Flow, list[float]] = field(default_factory=dict)
+    gaps: list[float] = field(default_factory=list)
+    firsts: list[float] = field(default_factory=list)
+
+    def stream(self, job: ActiveJob, news: Delta) -> None:
+        """A token has come."""
+        now_ms, vfm = 1000 * self.worker.clock(), job.flow.vfm
+        since_ms = job.token_ms or job.claimed.enqueued_ms
+        (self.gaps if job.token_ms else self.firsts).append((now_ms - since_ms) / 1000)
+        if self.worker.turn and job.token_ms:
+            self.worker.books.next_tokens(vfm, 1, now_ms - since_ms)
+        elif self.worker.turn:
+            self.worker.books.first_token(vfm, now_ms - since_ms)
+        job.token_ms = now_ms
 
     def send(self, job: ActiveJob, output: Any) -> None:
         at = self.worker.clock()
         took = at - job.claimed.enqueued_ms / 1000
         self.latencies.setdefault(job.flow, []).append(took)
+        if job.token_ms:
+            self.stream(job, Delta(0, "", tokens=1))
         if self.worker.turn and job.flow.cls == INTERACTIVE:
             self.worker.books.answered(job.flow.vfm, 1000 * took)
         self.worker.table.forget(job)
@@ -169,7 +204,7 @@ class World:
         server, engine = ServerClock(), FakeEngine()
         server.set(0)
         self.recorder = recorder = Recorder("b", "w", self.scheduler, server)
-        self.dispatcher = Dispatcher(engine, self.scheduler, self.table, KvAdmission(0, {}), self.outbox)  # type: ignore[arg-type]
+        self.dispatcher = Dispatcher(engine, self.scheduler, self.table, KvAdmission(1 << 40, {}), self.outbox)  # type: ignore[arg-type]
         planner = PassPlanner(self.scheduler, engine, cost, NoGuard(), server, recorder)  # type: ignore[arg-type]
         landing = Landing(self.table, self.dispatcher, self.outbox, cost, server, NoMeter())  # type: ignore[arg-type]
         self.targets = TargetBook(PassBudget(cost, UNITS))
@@ -184,7 +219,15 @@ class World:
         self.loop = PassLoop(planner, self.device, self.table, self.table.passes, self.blame, landing, self.turn)
         self._came = 0
 
-    def come(self, vfm: str, cls: str = INTERACTIVE, units: int = JOB, target_ms: float = 0.0) -> None:
+    def come(
+        self,
+        vfm: str,
+        cls: str = INTERACTIVE,
+        units: int = JOB,
+        target_ms: float = 0.0,
+        targets: Targets | None = None,
+        text: Text | None = None,
+    ) -> None:
         """A job comes, and is ready at once."""
         self._came += 1
         ms = 1000 * self.clock()
@@ -192,12 +235,20 @@ class World:
             Flow(vfm, cls), f"{int(ms)}-{self._came}", f"job{self._came}", "in", "v", units, int(ms) + 60_000, b"x", 1
         )
         if cls == INTERACTIVE:
-            self.targets.record(vfm, Targets(target_ms), self.clock())
+            self.targets.record(vfm, targets or Targets(target_ms), self.clock())
         job = self.table.add(claimed, self.clock())
         self.table.move(job, JobState.PREPARING)
-        self.dispatcher.enter(job, Encode(units))
+        self.dispatcher.enter(job, text or Encode(units))  # type: ignore[arg-type]
 
-    async def arrivals(self, vfm: str, rate: float, seconds: float, target_ms: float = 0.0, seed: int = 0) -> None:
+    async def arrivals(
+        self,
+        vfm: str,
+        rate: float,
+        seconds: float,
+        target_ms: float = 0.0,
+        seed: int = 0,
+        come: Callable[[], None] | None = None,
+    ) -> None:
         """Jobs come at random, so many a second."""
         rng = random.Random(seed)
         end = self.clock() + seconds
@@ -205,7 +256,7 @@ class World:
             await asyncio.sleep(rng.expovariate(rate))
             if self.clock() >= end:
                 return
-            self.come(vfm, target_ms=target_ms)
+            come() if come else self.come(vfm, target_ms=target_ms)
 
     async def offline(self, vfm: str = "night") -> None:
         """There is always offline work, for ever."""

@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fmplex_broker.specs.vfm import Targets
 from fmplex_broker.wire.messages import INTERACTIVE, OFFLINE, Flow
 from tests.unit.host import virtual_time
-from tests.unit.host.coserving import FULL_RATE, World
+from tests.unit.host.coserving import FULL_RATE, Text, World
 from tests.unit.host.virtual_time import Clock
 
 SECONDS = 15.0
@@ -56,6 +57,35 @@ def test_requests_are_in_time_and_training_has_most_of_the_rest(load: float, tar
     assert beside.attained >= alone.attained - 0.01
     assert beside.share >= least
     assert beside.late == 0
+
+
+def generate(texts: int, spend: float | None) -> tuple[float, float, float]:
+    """The parts of gaps and of first tokens that are in time, and training's share, with about so many texts at a time."""
+    targets = Targets(ttft_ms=500, inter_token_ms=75)
+
+    async def main(clock: Clock) -> tuple[float, float, float]:
+        async with World(clock, spend) as world:
+            if world.turn:
+                await world.turn.add(world.training()[0])
+            await world.arrivals("a", texts, 10, come=lambda: world.come("a", targets=targets, text=Text(20, 50)))
+            share = world.trained_s / clock() if world.turn else 0.0
+            gaps, firsts = world.outbox.gaps, world.outbox.firsts
+            assert len(gaps) > 300
+            return (
+                sum(gap <= 0.075 for gap in gaps) / len(gaps),
+                sum(first <= 0.5 for first in firsts) / len(firsts),
+                share,
+            )
+
+    return virtual_time.run(main)
+
+
+@pytest.mark.parametrize(("texts", "least"), [(1, 0.5), (4, 0.4), (12, 0.3)])
+def test_every_gap_between_two_tokens_is_in_time(texts: int, least: float) -> None:
+    alone, beside = generate(texts, None), generate(texts, 0.8)
+    assert beside[0] >= alone[0] - 0.005
+    assert beside[1] >= alone[1] - 0.01
+    assert beside[2] >= least
 
 
 def test_less_spend_is_less_training_and_shorter_waits() -> None:

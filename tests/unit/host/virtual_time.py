@@ -55,7 +55,7 @@ def run(main: Callable[[Clock], Coroutine[Any, Any, T]]) -> T:
 
 
 class Device(DeviceThread):
-    """Runs one thing after the other; a pass takes `pass_s(units)` and answers each job with "done"."""
+    """Runs one thing after the other; a pass takes `pass_s(tokens)`, and texts say themselves what they come to."""
 
     def __init__(self, clock: Clock, pass_s: Callable[[int], float]) -> None:
         self._clock = clock
@@ -94,7 +94,7 @@ class Device(DeviceThread):
         self.log.append((self._clock(), "pass"))
         seconds = self._pass_s(sum(one.tokens for one in work))
         await asyncio.sleep(seconds)
-        return Outcome(seconds, ["done"] * len(work))
+        return Outcome(seconds, [one.prepared.ran(one.tokens) if one.prepared.memory else "done" for one in work])  # type: ignore[attr-defined]
 
     async def _lend(self, steps: Iterator[T]) -> list[T]:
         done: list[T] = []
