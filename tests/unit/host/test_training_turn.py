@@ -281,6 +281,24 @@ def test_what_is_prepared_beside_a_unit_is_not_to_blame() -> None:
     in_world(test)
 
 
+def test_where_the_slack_is_gone_once_the_broker_knows_no_unit_runs_and_none_is_blamed() -> None:
+    async def test(world: World) -> None:
+        world.consumer.delay = 0.04
+        world.come("a", target_ms=100)
+        await asyncio.sleep(0.5)
+        job, run = world.training()
+        await turn(world).add(job)
+        await asyncio.sleep(0.01)
+        assert run.ran == []
+        world.come("b")  # while the broker is told
+        await asyncio.sleep(0.2)
+        marks = world.consumer.marks
+        assert (["job2"], "") in marks, "its pass is blamed on itself"
+        assert run.ran, "later"
+
+    in_world(test)
+
+
 @pytest.mark.parametrize("away", ["says so", "says nothing"])
 def test_while_the_broker_is_away_no_unit_runs_and_texts_go_on(away: str) -> None:
     async def test(world: World) -> None:

@@ -154,36 +154,39 @@ class TrainingTurn:
         """Lend the device until the slack is used up, or somebody comes who has less. Raises `LeaseLost`."""
         async with self._lending:
             job = self._next(time.monotonic()) if self.wanted else None
-            if job is None or not await self._mark(job):
+            if job is None:
                 return
-            now = time.monotonic()
-            loan = self._loan_at(now)
-            if self._stopping or (job.alone and len(self._table)) or not self._fits(loan, now):
-                return
-            self._running, self._until = job, now + loan.seconds
             try:
-                runs = await self._follow(job, self._device.lend(self._units(job)))
+                if await self._mark(job):
+                    await self._lend(job)
             finally:
-                self._running, self._until = (
-                    None,
-                    -math.inf,
-                )  # also if this life ends here: the thread is the next one's
                 self._blame.tuned()
-            seconds = self._books.ran(job.vfm, job.weight, runs)
-            job.seconds += seconds
-            self._leftover.note_units(seconds, offline_waits=self._offline_waits, owed=loan.owed)
-            self._tell(job)
+
+    async def _lend(self, job: TrainingJob) -> None:
+        now = time.monotonic()
+        loan = self._loan_at(now)
+        if self._stopping or (job.alone and len(self._table)) or not self._fits(loan, now):
+            return
+        self._running, self._until = job, now + loan.seconds
+        try:
+            runs = await self._follow(job, self._device.lend(self._units(job)))
+        finally:  # also if this life ends here: the thread is the next one's
+            self._running = None
+            self._until = -math.inf
+        seconds = self._books.ran(job.vfm, job.weight, runs)
+        job.seconds += seconds
+        self._leftover.note_units(seconds, offline_waits=self._offline_waits, owed=loan.owed)
+        self._tell(job)
 
     async def _mark(self, job: TrainingJob) -> bool:
         """Let the broker know whose units run, unless that takes long while others wait: passes do not need its answer."""
         telling = asyncio.ensure_future(self._blame.tune(job.id))
         telling.add_done_callback(_swallow)
         end = time.monotonic() + _MARK_S
-        while not telling.done() and (time.monotonic() < end or not len(self._table)):
+        while not telling.done() and not self._stopping and (time.monotonic() < end or not len(self._table)):
             await asyncio.wait({telling}, timeout=_MARK_S)
         if telling.done() and telling.result():
             return True
-        self._blame.tuned()
         self._marked_after = time.monotonic() + _AGAIN_S
         return False
 
@@ -252,7 +255,8 @@ class TrainingTurn:
 
 def _prime(job: TrainingJob) -> Iterator[None]:
     """Make the first unit of a training. Device thread."""
-    job.unit = job.training.next()
+    if job.unit is None:  # else it was here before, and that one has not run
+        job.unit = job.training.next()
     yield
 
 
