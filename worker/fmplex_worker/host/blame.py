@@ -105,6 +105,7 @@ class Blame:
         async with self._marking:
             self._pardoned = True
             await self._consumer.mark([], preparing=False)
+            self._tuning = self._told_tuning = ""
 
     async def _mark(self) -> None:
         async with self._marking:  # else an older record might come after a newer one
