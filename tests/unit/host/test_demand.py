@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from fmplex_broker.specs.vfm import Targets
@@ -87,8 +89,7 @@ def test_what_runs_has_ended_or_is_offline_waits_for_nothing() -> None:
 def test_who_waits_for_something_else_and_is_late_holds_nothing_up() -> None:
     """It may be long until its version is here; while it can still be in time it counts."""
     bench = Bench(latency_ms=250)
-    job = bench.table.take(claimed(1))
-    job.claimed.entry = "8000-1"
+    job = bench.table.take(replace(claimed(1), entry="8000-1"))
     bench.table.move(job, JobState.AWAITING_VERSION)
     assert bench.read(1.2).dues == [Due(1.25, 0.25)]
     assert bench.read(1.3).dues == []

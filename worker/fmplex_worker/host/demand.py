@@ -8,7 +8,7 @@ from fmplex_broker.specs.vfm import Targets
 from fmplex_broker.wire.messages import INTERACTIVE
 from fmplex_worker.host.active_job import ActiveJob
 from fmplex_worker.host.clock import ServerClock
-from fmplex_worker.host.job_state import JobState
+from fmplex_worker.host.job_state import ENDS, JobState
 from fmplex_worker.host.jobs import JobTable
 from fmplex_worker.scheduling import CostModel, Demand, Due, Scheduler, TargetBook
 
@@ -34,19 +34,23 @@ class DemandReader:
         backlog, expected = self._backlog_s(), self._targets.expected_s(now)
         if backlog > self._targets.loosest_s > 0:
             return Demand([_NEVER], backlog, expected)  # no need to look at thousands of jobs
-        begin_ms = self._clock.at_ms(0.0)
-        dues: list[Due] = []
-        untargeted = False
+        oldest: dict[str, int] = {}  # that waits for its first pass, of each vFM: the others of it have more time
+        others: list[ActiveJob] = []
         for job in self._table:
-            if job.flow.cls != INTERACTIVE or job.ended or job.state is JobState.RUNNING:
+            state, flow = job.state, job.claimed.flow
+            if state is JobState.RUNNING or state in ENDS or flow.cls != INTERACTIVE:
                 continue
-            due = _due(job, self._targets.of(job.flow.vfm), begin_ms)
-            waits = job.state not in _ELSEWHERE
-            if due is None:
-                untargeted = untargeted or waits
-            elif waits or due.at > now:
-                dues.append(due)
-        return Demand(dues, backlog, expected, untargeted)
+            if job.token_ms or state in _ELSEWHERE:
+                others.append(job)
+            elif job.enqueued_ms < oldest.get(flow.vfm, math.inf):
+                oldest[flow.vfm] = job.enqueued_ms
+        begin_ms, of = self._clock.at_ms(0.0), self._targets.of
+        found = [_due(of(vfm), since_ms, 0.0, begin_ms) for vfm, since_ms in oldest.items()]
+        for job in others:
+            due = _due(of(job.flow.vfm), job.enqueued_ms, job.token_ms, begin_ms)
+            if job.state not in _ELSEWHERE or (due is not None and due.at > now):
+                found.append(due)
+        return Demand([due for due in found if due is not None], backlog, expected, None in found)
 
     def quiet(self, now: float) -> Demand:
         """Return the demand as it would be with nothing in hand."""
@@ -61,16 +65,13 @@ class DemandReader:
         return seconds + (self._cost.predict_pass(rest) if rest else 0.0)
 
 
-def _due(job: ActiveJob, targets: Targets | None, begin_ms: float) -> Due | None:
-    """Return what of a job is due next, on the monotonic clock, whose 0 was the server's `begin_ms`; None: it has no target."""
+def _due(targets: Targets | None, enqueued_ms: float, token_ms: float, begin_ms: float) -> Due | None:
+    """Return what of a job is due next, on the monotonic clock, whose 0 was the server's `begin_ms`; None: it has no target. Its
+    last token came at `token_ms`, if one has."""
     if targets is None:
         return None
-    if job.token_ms:
-        target_ms, since_ms = targets.inter_token_ms, job.token_ms
-        found = [(since_ms, target_ms, True)] if target_ms else []
-    else:
-        found = [(float(job.claimed.enqueued_ms), targets.ttft_ms, False)] if targets.ttft_ms else []
-    if targets.latency_ms:
-        found.append((float(job.claimed.enqueued_ms), targets.latency_ms, False))
-    dues = [Due((since + target - begin_ms) / 1000, target / 1000, token) for since, target, token in found]
+    firsts = (enqueued_ms, targets.ttft_ms, False)
+    nexts = (token_ms, targets.inter_token_ms, True)
+    both = ((enqueued_ms, targets.latency_ms, False), nexts if token_ms else firsts)
+    dues = [Due((since + target - begin_ms) / 1000, target / 1000, token) for since, target, token in both if target]
     return min(dues, default=None)
