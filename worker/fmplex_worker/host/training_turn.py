@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, suppress
+from typing import Any
 
 from fmplex_broker.wire.messages import INTERACTIVE, OFFLINE
 from fmplex_worker.host.blame import Blame
@@ -131,10 +132,10 @@ class TrainingTurn:
 
     def _next(self, now: float) -> TrainingJob | None:
         """Choose the training whose turn it is. Of those that run only by themselves none is while there are jobs in hand."""
-        for key, job in list(self._aside.items()):
+        for job in list(self._aside.values()):
             if job.unit is not None and not (job.alone and len(self._table)):
-                del self._aside[key]
-                self._queue.offer(key, job.unit.kind, job.unit.cost, now)
+                del self._aside[job.id]
+                self._queue.offer(job.id, job.unit.kind, job.unit.cost, now)
         while (key := self._queue.pick(now)) is not None and self._jobs[key].alone and len(self._table):
             self._queue.withdraw(key)
             self._aside[key] = self._jobs[key]
@@ -197,7 +198,8 @@ class TrainingTurn:
             self._table.arrived.clear()
             arrival = asyncio.ensure_future(self._table.arrived.wait())
             try:
-                await asyncio.wait({work, arrival}, return_when=asyncio.FIRST_COMPLETED)
+                either: set[asyncio.Future[Any]] = {work, arrival}
+                await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
             finally:
                 arrival.cancel()
             now = time.monotonic()
