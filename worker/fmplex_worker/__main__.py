@@ -70,10 +70,11 @@ async def _serve(url: str, backbone: BackboneSpec, store: ArtifactStore, schedul
 
     from fmplex_worker.engine.opening import open_engine
     from fmplex_worker.host.profile import profile
+    from fmplex_worker.tuning.opening import open_run
 
     if backbone.worker.threads is not None:
         torch.set_num_threads(backbone.worker.threads)
-    engine = open_engine(backbone, backbone.worker)
+    engine = open_engine(backbone, backbone.worker, open_run if backbone.worker.tuning.enabled else None)
     cost = profile(engine, backbone.pass_units)
     # What is here now stays. Going through all of it (torch, the model: 400,000 objects) would halt every pass for 0.2 s, each
     # time enough versions have come and gone.

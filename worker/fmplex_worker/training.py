@@ -33,7 +33,8 @@ class Unit(NamedTuple):
     """A piece of training that is run as a whole, on the device thread, once, and in order.
 
     `tokens`: of the packed row that it goes through, 0 if through none; `cost`: relative to other units of the training (tokens
-    times layers, a recompute counted, a backward by what it takes of a forward). A `check` computes no gradients.
+    times layers, a recompute counted, a backward by what it takes of a forward). A `check` computes no gradients. `run` raises what
+    ends the training (`NonFiniteOutput`); that memory does not suffice it does not: then `next` gives smaller units.
     """
 
     kind: Literal["forward", "loss", "backward", "step", "check"]

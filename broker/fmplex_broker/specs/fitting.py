@@ -45,7 +45,7 @@ class FitSpec(Spec):
     is trained, on features computed once. `hidden`: widths of hidden layers (ReLU), for heads that have weights. The last
     `held_out` share of the data is never trained on: the score is measured there. "Last" is by the order of the file or, with
     `shuffle`, by a random one that `seed` decides. `patience`: epochs without a better score (on a slice of the training part)
-    before training stops early.
+    before training stops early. `learning_rate_multiplier`: of the learning rate, or of its default.
     """
 
     name: Name
@@ -65,6 +65,7 @@ class FitSpec(Spec):
     epochs: int = Field(default=30, ge=1, le=10_000)
     batch_size: int = Field(default=16, ge=1, le=4096)
     learning_rate: float | None = Field(default=None, gt=0)  # None: a good default for the kind
+    learning_rate_multiplier: float = Field(default=1.0, gt=0)
     seed: int = 0
     held_out: float = Field(default=1 / 3, gt=0, lt=1)
     shuffle: bool = False

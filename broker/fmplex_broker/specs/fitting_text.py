@@ -56,7 +56,7 @@ class TextLoraSpec(_Training):
     `revision`, `dtype` and `positions` (of a text in all) are those with which it is hosted. `epochs`: how often each text is
     learnt, instead of `steps`. `system`, `chat_template`: as the vFM will have them; conversations are put in the same way.
     `truncate`: texts that are too long are cut. `patience`: evaluations without a better loss before it stops early, where there
-    is something to validate on.
+    is something to validate on. `learning_rate_multiplier`: of the learning rate.
     """
 
     kind: Literal["text_lora"] = "text_lora"
@@ -73,6 +73,7 @@ class TextLoraSpec(_Training):
     chat_template: str | None = Field(default=None, min_length=1, max_length=65_536)
     truncate: bool = False
     patience: int = Field(default=5, ge=1)
+    learning_rate_multiplier: float = Field(default=1.0, gt=0)
 
 
 TextSpec = Annotated[DecoderSpec | TextLoraSpec, Field(discriminator="kind")]
@@ -90,7 +91,7 @@ class TextStarted(Spec):
 
 
 class TextStep(Spec):
-    """Progress after a step. `loss`: mean since the last report; `tokens`: learnt so far; `sample`: an answer to `ask`, as far
+    """Progress after a step. `loss`: mean since the last report; `tokens`: trained on so far; `sample`: an answer to `ask`, as far
     as it can by now."""
 
     event: Literal["step"] = "step"

@@ -24,6 +24,7 @@ def fit(
     config: Annotated[Path, typer.Option("--config", "-c", help="Fleet file with the model: that of `fmplex up`.")] = FLEET,
     name: Annotated[str | None, typer.Option(help="Name of the vFM. Default: the data file's.")] = None,
     lora: Annotated[str | None, typer.Option(help="LoRA too: r=8[,alpha=16][,dropout=0.1][,targets=query+value].")] = None,
+    ia3: Annotated[str | None, typer.Option(help="(IA)³ instead of LoRA: all, or targets=query+value[,feedforward=…].")] = None,
     hidden: Annotated[str | None, typer.Option(help="Widths of hidden layers of the head, e.g. 64 or 128,64.")] = None,
     epochs: Annotated[int, typer.Option(min=1, help="At most; training stops early.")] = 30,
     batch_size: Annotated[int, typer.Option(min=1)] = 16,
@@ -36,19 +37,19 @@ def fit(
     seed: Annotated[int, typer.Option()] = 0,
     as_json: AsJson = False,
 ) -> None:  # fmt: skip
-    """Train a vFM package from labelled texts: a head on the frozen backbone, or LoRA and head."""
+    """Train a vFM package from labelled texts: a head on the frozen backbone, or an adapter and a head."""
     options: dict[str, Any] = {
         "epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate, "pooling": pooling,
         "held_out": held_out, "shuffle": shuffle, "truncate": truncate, "patience": patience, "seed": seed,
+        "lora": _named("--lora", lora, "r=8,alpha=16"), "ia3": _named("--ia3", ia3, "targets=query+value"),
+        "hidden": () if hidden is None else hidden.split(","),
     }  # fmt: skip
-    if hidden is not None:
-        options["hidden"] = hidden.split(",")
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[note]}"), TimeElapsedColumn())
     with Progress(*columns, console=out, disable=as_json) as progress:
         bar = progress.add_task("loading the backbone", total=None, note="")
         done = run_fit(
             data, name=name, backbone=backbone, model=model, config=config, head=head, out=output,  # type: ignore[arg-type]
-            lora=_lora(lora), on_event=lambda e: _draw(progress, bar, e), **options,
+            on_event=lambda e: _draw(progress, bar, e), **options,
         )  # fmt: skip
     if as_json:
         print_json(done.model_dump(mode="json"))
@@ -56,16 +57,16 @@ def fit(
         _summary(done)
 
 
-def _lora(text: str | None) -> Any:
-    """Read `r=8,alpha=16,targets=query+value`. Raises `InvalidInput`."""
+def _named(option: str, text: str | None, example: str) -> Any:
+    """Read `r=8,alpha=16,targets=query+value`, or `all` for the defaults. Raises `InvalidInput`."""
     if text is None:
         return None
     options: dict[str, Any] = {}
-    for part in text.split(","):
+    for part in () if text == "all" else text.split(","):
         key, equals, value = part.partition("=")
         if not equals:
-            raise InvalidInput(f"--lora {text!r}: write it as r=8,alpha=16", field="lora")
-        options[key.strip()] = value.split("+") if key.strip() == "targets" else value
+            raise InvalidInput(f"{option} {text!r}: write it as {example}", field=option.removeprefix("--"))
+        options[key.strip()] = value.split("+") if key.strip() in ("targets", "feedforward") else value
     return options
 
 

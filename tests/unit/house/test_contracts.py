@@ -38,6 +38,7 @@ PLANTED = [
     ("worker/fmplex_worker/host/clock.py", "from fmplex_worker.engine import engine", HOST),
     ("worker/fmplex_worker/scheduling/planted.py", "import time", PURE),
     ("broker/fmplex_broker/admission/planted.py", "import asyncio", PURE),
+    ("broker/fmplex_broker/examples/planted.py", "import asyncio", PURE),
 ]
 
 

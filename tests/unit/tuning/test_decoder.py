@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from fmplex_broker.errors import Conflict, InvalidInput, NonFiniteOutput
+from fmplex_broker.examples.texts import Conversation, Message, read
 from fmplex_broker.packages.package import read_package
 from fmplex_broker.specs.fitting import FitDone, FitFailed
 from fmplex_broker.specs.fitting_text import DecoderSpec, TextEvent, TextLoraSpec, TextStarted, TextStep
@@ -21,12 +22,9 @@ from fmplex_worker.tuning.decoder.__main__ import SPECS, train
 from fmplex_worker.tuning.decoder.adapting import train_lora
 from fmplex_worker.tuning.decoder.examples import IGNORED, batches, encode, in_order
 from fmplex_worker.tuning.decoder.pretraining import train_decoder
-from fmplex_worker.tuning.decoder.texts import Conversation, Message, read
 from fmplex_worker.tuning.decoder.tokenizer import train_tokenizer
 from fmplex_worker.tuning.process import serve
 
-# PEFT asks transformers by an old name.
-pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 THINGS = ("door", "house", "tree", "boat")
 SIZES: dict[str, Any] = {
     "vocabulary": 320, "width": 32, "inner": 48, "layers": 2, "heads": 2, "kv_heads": 1, "positions": 64, "steps": 200,

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load
 
 from fmplex_broker.errors import InvalidInput
+from fmplex_broker.examples.records import LabelRecord
 from fmplex_broker.packages.package import ADAPTER_CONFIG, HEAD, read_package
 from fmplex_broker.specs.fitting import FitDone, FitEpoch, FitEvent, FitSpec, FitStarted
 from fmplex_broker.specs.fleet import BackboneSpec, WorkerSpec
@@ -20,17 +21,14 @@ from fmplex_worker.engine.engine import PackedEngine
 from fmplex_worker.engine.opening import open_engine
 from fmplex_worker.protocol import Work
 from fmplex_worker.tuning import fit
-from fmplex_worker.tuning.frozen import fit_head
+from fmplex_worker.tuning.frozen import HeadPath
+from fmplex_worker.tuning.head import apply_head
 from fmplex_worker.tuning.linear_tasks import ClassificationTask
-from fmplex_worker.tuning.records import LabelRecord
+from fmplex_worker.tuning.slices import validation_split
 from fmplex_worker.tuning.tasks import Predictions
-from fmplex_worker.tuning.training import apply_head, validation_split
 from tests.support.tiny import save_model
 from tests.unit.tuning import learnable
 from tests.unit.tuning.conftest import SpecFor
-
-# PEFT asks transformers by an old name.
-pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 
 LORA = {"r": 4}
 OUTPUTS = {"classification": 3, "classification:multi_label": 3, "regression": 1, "tagging": 3, "ranking": 1}
@@ -103,13 +101,15 @@ def test_only_hidden_layers_learn_what_is_not_linear() -> None:
     items = [task.item(LabelRecord(text="x", label=label), ()) for label in labels]
     scores = []
     for hidden in ((), (16,), (16, 8)):
-        torch.manual_seed(0)
         spec = FitSpec(
             name="x", data=Path("x"), backbone="b", model="m", out=Path("o"), head="classification", hidden=hidden
         )
-        fitted = fit_head(task, items, rows, validation_split(items, generator), spec, None)
-        plain = apply_head(fitted.head.folded(), rows)
-        assert torch.allclose(plain, fitted.head(rows), atol=1e-4)
+        path = HeadPath(task, spec)
+        for unit in path.units(items, rows, validation_split(items, generator), range(len(items))):
+            unit.run()
+        head = path.head_of("best")
+        plain = apply_head(head.folded(), rows)
+        assert torch.allclose(plain, head(rows), atol=1e-4)
         scores.append(task.score(Predictions(plain, items), Predictions(plain, items)))
     assert scores[0] < 0.7
     assert min(scores[1:]) > 0.9

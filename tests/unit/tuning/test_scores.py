@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fmplex_worker.tuning import scores
+from fmplex_worker.tuning.early import EarlyStopping, Verdict
+from fmplex_worker.tuning.head import Head
 from fmplex_worker.tuning.metric_tasks import cosent, cosines, supervised_contrastive
-from fmplex_worker.tuning.training import EarlyStopping, Head
 
 pairs = st.lists(st.tuples(st.integers(-5, 5), st.integers(0, 1)), min_size=1, max_size=20)
 
@@ -84,6 +85,7 @@ def test_the_stopper_prefers_scores_and_then_losses() -> None:
         [(0.5, 1.0, False), (0.5, 0.9, False), (0.4, 0.1, False), (0.5, 0.9, True)], 1
     ):
         state.fill_(epoch)
-        assert stopper.stop(epoch, score, loss, {"epoch": state}) == stops
-    assert stopper.best_epoch == 2
+        assert stopper.note(epoch, Verdict(score, loss), {"epoch": state}) == (epoch <= 2)
+        assert stopper.stopped == stops
+    assert stopper.best == 2
     assert stopper.state["epoch"] == 2

@@ -15,9 +15,6 @@ from fmplex_worker.tuning import fit
 from tests.support.tiny import save_model
 from tests.unit.tuning.conftest import SpecFor
 
-# PEFT asks transformers by an old name.
-pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
-
 
 def _fit(spec: FitSpec) -> FitDone:
     return fit(spec, lambda _: None)

@@ -15,8 +15,7 @@ from fmplex_broker.specs.fleet import BackboneSpec
 from fmplex_worker.backbones.families import Family
 from fmplex_worker.backbones.texts import Ids, Text, Tokenizer
 from fmplex_worker.kvcache.pool import KvShape
-from fmplex_worker.packed.linear import Target
-from fmplex_worker.packed.matmul import linear_for
+from fmplex_worker.packed.linear import Target, adapted
 from fmplex_worker.packed.row import Pack, running
 from fmplex_worker.packed.segments import Adapter, Segments
 
@@ -39,14 +38,9 @@ class LmHead:
 
     def logits(self, hidden: Tensor, adapters: Segments, slot: int) -> Tensor:
         """Compute logits: hidden `[rows, width]` → `[rows, vocabulary]` float32, with what the adapters of the rows make of the
-        head, linear number `slot` to them. Call it inside inference mode."""
+        head, linear number `slot` to them. Call it inside inference mode, or to train."""
         weight, bias = self.head.weight, getattr(self.head, "bias", None)
-        x = hidden.unsqueeze(0)
-        if adapters.inputs:
-            x = adapters.scaled(slot, x)
-        made: Tensor = linear_for(weight)(x, weight, bias)  # type: ignore[arg-type]
-        if adapters.adapters:
-            adapters.add(slot, x, made)
+        made = adapted(hidden.unsqueeze(0), weight, bias, adapters, slot)  # type: ignore[arg-type]
         return self._scaled(made[0].float())
 
     def _scaled(self, logits: Tensor) -> Tensor:
@@ -112,7 +106,7 @@ class Backbone:
 
     def logits(self, hidden: Tensor, adapters: Sequence[Adapter | None]) -> Tensor:
         """Compute the logits of rows that are in packed order: hidden `[rows, width]` → `[rows, vocabulary]` float32. `adapters`:
-        of each row. Call it inside inference mode."""
+        of each row. Call it inside inference mode, or to train."""
         assert self.lm_head is not None
         # Each has as many columns as there are tokens: to stack them for the grouped kernel would copy them in every pass.
         segments = Segments.of_rows(adapters, self.device)
@@ -138,7 +132,7 @@ class Backbone:
 
     def encode(self, pack: Pack, texts: list[Text]) -> Tensor:
         """Compute hidden states `[tokens, hidden]` of texts in packed order, virtual tokens included. Call it on the device
-        thread, inside inference mode.
+        thread, inside inference mode, or to train.
 
         A prompt's virtual tokens are the first of their text: positions count them, and their token type is 0, as in PEFT.
         """

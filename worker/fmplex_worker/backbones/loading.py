@@ -32,9 +32,8 @@ from fmplex_worker.packed.linear import wrap_linears
 T = TypeVar("T")
 
 
-def load_backbone(spec: BackboneSpec, device: str = "auto", *, plain: bool = False) -> Backbone:
-    """Load `spec.model` (a folder or a hub id) onto `device` (`auto`: CUDA if there is one). `plain`: as transformers has it, for
-    training: without a language-model head and without the wrappers through which adapters are applied.
+def load_backbone(spec: BackboneSpec, device: str = "auto") -> Backbone:
+    """Load `spec.model` (a folder or a hub id) onto `device` (`auto`: CUDA if there is one).
 
     Raises `InvalidInput`: no such folder, cannot be loaded, not served, weights missing, `max_tokens` too large, no such device.
     """
@@ -51,10 +50,10 @@ def load_backbone(spec: BackboneSpec, device: str = "auto", *, plain: bool = Fal
     sentence = read_sentence_model(partial(model_file, spec.model, spec.revision))
     if sentence is not None and sentence.max_tokens is not None:
         tokenizer.model_max_length = min(tokenizer.model_max_length, sentence.max_tokens)
-    generates = not plain and _generates(family, config)
+    generates = _generates(family, config)
     model = _load_model(spec, family, generates, where).to(where)
     model, lm_head = _split_lm_head(model, tokenizer, config) if generates else (model, None)
-    targets = {} if plain else wrap_linears(model)
+    targets = wrap_linears(model)
     first = family.first_position(config)
     limit = max_tokens(spec, family, config, tokenizer)
     return Backbone(

@@ -9,6 +9,7 @@ from typing import Any, Protocol, TypeVar
 import torch
 
 from fmplex_broker.errors import FmplexError, JobFailed
+from fmplex_worker.packed.memory import out_of_memory
 
 log = logging.getLogger(__name__)
 
@@ -67,12 +68,12 @@ def run_isolated(
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as e:  # the panic of a library in Rust is no Exception
-        out_of_memory, why = _is_oom(e), f"{type(e).__name__}: {e}"[:_MOST_SAID]
-        if not out_of_memory and "CUDA error" in str(e):
+        no_memory, why = out_of_memory(e), f"{type(e).__name__}: {e}"[:_MOST_SAID]
+        if not no_memory and "CUDA error" in str(e):
             raise
-        log.warning("a pass of %d jobs failed: %s", len(jobs), why, exc_info=not out_of_memory)
+        log.warning("a pass of %d jobs failed: %s", len(jobs), why, exc_info=not no_memory)
     # Here the exception is gone, and with its frames the tensors of the failed pass.
-    if out_of_memory:
+    if no_memory:
         on_oom(sum(job.tokens for job in jobs))
         if len(jobs) == 1 and (less := half(jobs[0])) is not None:
             return run_isolated([less], run, on_oom, half)
@@ -90,10 +91,3 @@ def run_isolated(
         for i, result in zip(share, run_isolated([jobs[i] for i in share], run, on_oom, half), strict=True):
             results[i] = result
     return results
-
-
-def _is_oom(error: BaseException) -> bool:
-    """Tell whether it is CUDA's own type, or on a CPU the RuntimeError of torch's DefaultCPUAllocator."""
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-        return True
-    return isinstance(error, RuntimeError) and "not enough memory" in str(error)

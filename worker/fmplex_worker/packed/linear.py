@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from fmplex_worker.packed.matmul import linear_for
 from fmplex_worker.packed.row import current
-from fmplex_worker.packed.segments import Adapter, apply_update
+from fmplex_worker.packed.segments import Adapter, Segments, apply_update, updated
 
 
 class AdaptedLinear(nn.Module):
@@ -24,15 +24,7 @@ class AdaptedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the linear and its adapters: x `[1, rows, in]` → `[1, rows, out]`."""
-        segments = current().segments
-        if segments.inputs:
-            x = segments.scaled(self.slot, x)
-        # The faster one knows no gradients, which only fitting needs.
-        linear = functional.linear if torch.is_grad_enabled() else linear_for(self.weight)
-        y = linear(x, self.weight, self.bias)
-        if segments.adapters:
-            segments.add(self.slot, x, y)
-        return y
+        return adapted(x, self.weight, self.bias, current().segments, self.slot)
 
     def alone(self, x: Tensor, adapter: Adapter | None) -> Tensor:
         """Apply the linear as texts of one adapter see it, to rows that are not the pass's: x `[rows, in]` → `[rows, out]`."""
@@ -41,9 +33,28 @@ class AdaptedLinear(nn.Module):
         by = adapter.inputs.get(self.slot)
         x = x if by is None else x * by
         y = functional.linear(x, self.weight, self.bias)
-        if adapter.updates and (update := adapter.updates[self.slot]) is not None:
-            apply_update(update, x, y)
+        if not adapter.updates or (update := adapter.updates[self.slot]) is None:
+            return y
+        if torch.is_grad_enabled():
+            return updated(update, x if adapter.dropout is None else adapter.dropout(self.slot, x), y)
+        apply_update(update, x, y)
         return y
+
+
+def adapted(x: Tensor, weight: Tensor, bias: Tensor | None, segments: Segments, slot: int) -> Tensor:
+    """Apply a linear and what the adapters make of it as number `slot`: x `[1, rows, in]` → `[1, rows, out]`.
+
+    With gradients nothing is written in place, and torch's own linear is taken: the faster one knows none.
+    """
+    if segments.inputs:
+        x = segments.scaled(slot, x)
+    if torch.is_grad_enabled():
+        y = functional.linear(x, weight, bias)
+        return segments.updated(slot, x, y) if segments.adapters else y
+    y = linear_for(weight)(x, weight, bias)
+    if segments.adapters:
+        segments.add(slot, x, y)
+    return y
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
 """Segments: adapters for a row that holds tokens of many of them, sorted, as in Punica and S-LoRA.
 
 Tokens are ordered by adapter, so each adapter present in the pass owns one contiguous slice [s:e], and changes a linear layer
-there and nowhere else, in place:
+there and nowhere else, in place (`add`) or, while an adapter is trained, out of place (`updated`):
 
 - LoRA (Hu et al. 2021): y[s:e] += (x[s:e] Aᵀ) Bᵀ, one pair of small matmuls; scaling is folded into B at load.
 - (IA)³ (Liu et al. 2022): y[s:e] *= l or, in feed-forward blocks, x[s:e] *= l before the layer, on a copy of x (whoever else
@@ -12,7 +12,7 @@ Work grows with the adapters in the pass, never with those loaded.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import NamedTuple
@@ -37,13 +37,17 @@ class Scale(NamedTuple):
     by: Tensor
 
 
+# What a LoRA reads of the input of linear `slot` while it is trained: x `[rows, in]` with some of it left out.
+Dropout = Callable[[int, Tensor], Tensor]
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Adapter:
     """A loaded adapter of any kind. `number` is never reused.
 
     `updates[slot]` is what happens to the output of the backbone's linear `slot`, or None; empty when no linear is changed,
     and then the adapter needs no segment. `inputs[slot]` `[in]` scales that linear's input. `prompt` `[virtual tokens, width]`
-    goes before every text; `tokens` is added to the embedding of token i as `down[i] @ up`.
+    goes before every text; `tokens` is added to the embedding of token i as `down[i] @ up`. `dropout`: only while it is trained.
     """
 
     number: int
@@ -51,6 +55,7 @@ class Adapter:
     inputs: Mapping[int, Tensor] = field(default_factory=dict)
     prompt: Tensor | None = None
     tokens: Factors | None = None
+    dropout: Dropout | None = None
 
     @property
     def segment(self) -> int:
@@ -124,11 +129,10 @@ class Segments:
         if not found:
             return x
         self._check(slot, x)
-        x = x.clone()
-        parts = torch.split(x[0], self.sizes)
+        parts = [*torch.split(x[0], self.sizes)]
         for i, by in found:
-            parts[i].mul_(by)
-        return x
+            parts[i] = parts[i] * by
+        return torch.cat(parts).unsqueeze(0)
 
     def add(self, slot: int, x: Tensor, y: Tensor) -> None:
         """Apply every adapter's update of linear `slot`, in place: x `[1, rows, in]` → y `[1, rows, out]`.
@@ -144,6 +148,22 @@ class Segments:
                 apply_update(update, xs, ys)
         return None
 
+    def updated(self, slot: int, x: Tensor, y: Tensor) -> Tensor:
+        """Do as `add`, but leave y as it is and return another, which can be differentiated."""
+        self._check(slot, x)
+        updates = [adapter.updates[slot] for adapter in self.adapters]
+        if not any(updates):
+            return y
+        rows, outs = torch.split(x[0], self.sizes), [*torch.split(y[0], self.sizes)]
+        dropping = any(adapter.dropout for adapter in self.adapters)
+        if self.offsets is not None and not dropping and (same := _one_rank(updates)) is not None:
+            owned = sum(self.sizes[: len(updates)])
+            return torch.cat([y[0, :owned] + _product(same, self.offsets, x[0, :owned]), y[0, owned:]]).unsqueeze(0)
+        for i, (adapter, update) in enumerate(zip(self.adapters, updates, strict=True)):
+            if update is not None:
+                outs[i] = updated(update, adapter.dropout(slot, rows[i]) if adapter.dropout else rows[i], outs[i])
+        return (outs[0] if len(outs) == 1 else torch.cat(outs)).unsqueeze(0)
+
     def _check(self, slot: int, x: Tensor) -> None:
         if x.shape[:-1] != (1, self.rows):
             raise RuntimeError(f"linear {slot} sees {tuple(x.shape[:-1])} rows, the packed row has {self.rows} tokens")
@@ -157,6 +177,11 @@ def apply_update(update: Factors | Scale, x: Tensor, y: Tensor) -> None:
         y.mul_(update.by)
 
 
+def updated(update: Factors | Scale, x: Tensor, y: Tensor) -> Tensor:
+    """Do as `apply_update`, but leave y as it is and return another, which can be differentiated."""
+    return torch.addmm(y, x @ update.down, update.up) if isinstance(update, Factors) else y * update.by
+
+
 def _one_rank(updates: Sequence[Factors | Scale | None]) -> list[Factors] | None:
     """Return the updates, if all are LoRAs of one rank that the grouped kernel's 16-byte rows allow; else None."""
     pairs = [update for update in updates if isinstance(update, Factors)]
@@ -165,6 +190,11 @@ def _one_rank(updates: Sequence[Factors | Scale | None]) -> list[Factors] | None
 
 
 def _grouped(pairs: Sequence[Factors], offsets: Tensor, rows: int, x: Tensor, y: Tensor) -> None:
-    """Apply the updates with two grouped matmuls, whatever the number of adapters."""
-    low = functional.grouped_mm(x[:rows], torch.stack([pair.down for pair in pairs]), offs=offsets)
-    y[:rows] += functional.grouped_mm(low, torch.stack([pair.up for pair in pairs]), offs=offsets)
+    """Apply the updates in place with two grouped matmuls, whatever the number of adapters."""
+    y[:rows] += _product(pairs, offsets, x[:rows])
+
+
+def _product(pairs: Sequence[Factors], offsets: Tensor, x: Tensor) -> Tensor:
+    """Multiply x `[rows, in]` with the factors of each segment → `[rows, out]`."""
+    low = functional.grouped_mm(x, torch.stack([pair.down for pair in pairs]), offs=offsets)
+    return functional.grouped_mm(low, torch.stack([pair.up for pair in pairs]), offs=offsets)

@@ -1,32 +1,31 @@
-"""The backbone while training: texts to tokens, tokens to the hidden states that a head sees.
+"""The backbone while training: texts to tokens, hidden states to the rows that a head sees.
 
 It is serving's own code, packed rows and all, so that training sees what will be served, and never pays for padding (which
-cost 1.2 to 2.2 times the tokens on the demo data). Only the adapter is PEFT's, which can be differentiated.
+cost 1.2 to 2.2 times the tokens on the demo data).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fmplex_broker.errors import InvalidInput, TextTooLong
+from fmplex_broker.examples.reading import listed
 from fmplex_broker.specs.fitting import FitSpec
+from fmplex_broker.specs.fitting_text import TextLoraSpec
 from fmplex_broker.specs.fleet import BackboneSpec
 from fmplex_broker.specs.heads import Pooling
 from fmplex_worker.backbones.backbone import Backbone
 from fmplex_worker.backbones.loading import load_backbone
 from fmplex_worker.backbones.texts import Raw, Text
 from fmplex_worker.heads.pooling import pool
-from fmplex_worker.packed.row import TokenSpan, pack, packed_order
-from fmplex_worker.tuning.data import listed
-
-FORWARD = 32  # items in one forward without gradients
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,81 +56,53 @@ def visible(text: Text) -> np.ndarray[Any, np.dtype[np.bool_]]:
     return covers
 
 
-@dataclass(frozen=True, slots=True)
-class Encoder:
-    """A backbone that can be differentiated: serving's own, without the wrappers through which it applies adapters."""
-
-    backbone: Backbone
-
-    def with_model(self, model: nn.Module) -> Encoder:
-        """Return the same encoder around another model."""
-        return Encoder(replace(self.backbone, model=model))
-
-    @property
-    def model(self) -> nn.Module:
-        """The backbone's model."""
-        return self.backbone.model
-
-    @property
-    def device(self) -> torch.device:
-        """The device on which the model is."""
-        return self.backbone.device
-
-    def tokenize(self, raws: Sequence[Raw], lines: Sequence[str], offsets: bool, truncate: bool = False) -> list[Text]:
-        """Tokenize texts or pairs, as serving does; with `truncate` those that are too long are cut. `lines`: where each came
-        from. Raises `InvalidInput` that names the lines."""
-        tokenizer = self.backbone.tokenizer
-        texts = (tokenizer.encode_cut if truncate else tokenizer.encode)(raws, offsets)
-        sizes = [(line, text.tokens) for line, text in zip(lines, texts, strict=True)]
-        limit = self.backbone.max_tokens
-        if long := [f"{line} ({tokens})" for line, tokens in sizes if tokens > limit]:
-            raise TextTooLong(
-                f"the backbone takes {limit} tokens; shorten or split the text of {listed(long, ', ')}, or cut them "
-                "with truncate",
-                field="data",
-            )
-        if nothing := [line for line, tokens in sizes if not tokens]:
-            raise InvalidInput(f"gives no tokens that this backbone knows: {listed(nothing, ', ')}", field="data")
-        return texts
-
-    def rows(self, items: Sequence[EncodedExample], pooling: Pooling | None) -> Tensor:
-        """Compute what heads see, item after item: one pooled row a sequence or, without pooling, one row a visible token.
-
-        Shape [rows, hidden]. One forward of one packed row, as in serving; gradients flow.
-        """
-        texts = [text for item in items for text in item.sequences]
-        spans = [TokenSpan(text.tokens, None) for text in texts]
-        order = packed_order(spans)
-        row = pack([spans[at] for at in order], self.device, None)
-        hidden = self.backbone.encode(row, [texts[at] for at in order])
-        place = sorted(range(len(order)), key=order.__getitem__)  # where text i lies in the row
-        if pooling is not None:
-            return pool(hidden, row.starts, row.lengths, [pooling] * len(texts))[place]
-        seen = [np.flatnonzero(visible(text)) + row.starts[at] for text, at in zip(texts, place, strict=True)]
-        return hidden[torch.from_numpy(np.concatenate(seen)).to(self.device)].float()
-
-    @torch.no_grad()
-    def features(self, items: Sequence[EncodedExample], pooling: Pooling | None) -> Tensor:
-        """Compute `rows` of any number of items, without gradients. On the CPU."""
-        parts = [self.rows(items[at : at + FORWARD], pooling).cpu() for at in range(0, len(items), FORWARD)]
-        return torch.cat(parts)
+def tokenize(
+    backbone: Backbone, raws: Sequence[Raw], lines: Sequence[str], offsets: bool, truncate: bool = False
+) -> list[Text]:
+    """Tokenize texts or pairs, as serving does; with `truncate` those that are too long are cut. `lines`: where each came
+    from. Raises `InvalidInput` that names the lines."""
+    tokenizer = backbone.tokenizer
+    texts = (tokenizer.encode_cut if truncate else tokenizer.encode)(raws, offsets)
+    sizes = [(line, text.tokens) for line, text in zip(lines, texts, strict=True)]
+    limit = backbone.max_tokens
+    if long := [f"{line} ({tokens})" for line, tokens in sizes if tokens > limit]:
+        raise TextTooLong(
+            f"the backbone takes {limit} tokens; shorten or split the text of {listed(long, ', ')}, or cut them "
+            "with truncate",
+            field="data",
+        )
+    if nothing := [line for line, tokens in sizes if not tokens]:
+        raise InvalidInput(f"gives no tokens that this backbone knows: {listed(nothing, ', ')}", field="data")
+    return texts
 
 
-def load(spec: FitSpec) -> Encoder:
+def head_rows(hidden: Tensor, texts: Sequence[Text], pooling: Pooling | None) -> Tensor:
+    """Compute what heads see: hidden `[tokens, hidden]` of texts, one after the other, to one pooled row a text or, without
+    pooling, one row a visible token: `[rows, hidden]` float32. Gradients flow."""
+    lengths = [text.tokens for text in texts]
+    starts = [0, *accumulate(lengths)][:-1]
+    if pooling is not None:
+        return pool(hidden, starts, lengths, [pooling] * len(texts))
+    seen = [np.flatnonzero(visible(text)) + start for text, start in zip(texts, starts, strict=True)]
+    return hidden[torch.from_numpy(np.concatenate(seen)).to(hidden.device)].float()
+
+
+def hosted(spec: FitSpec | TextLoraSpec) -> Backbone:
     """Load the backbone of a training, frozen, as it is hosted; the last one stays cached.
 
     Raises `InvalidInput` (field `model`, `max_tokens`): no such folder, cannot be loaded, not served, weights missing, no fast
     tokenizer, more tokens than it takes.
     """
-    hosted = BackboneSpec(
-        name="tuned", model=spec.model, revision=spec.revision, dtype=spec.dtype, max_tokens=spec.max_tokens
+    limit = spec.max_tokens if isinstance(spec, FitSpec) else spec.positions
+    as_hosted = BackboneSpec(
+        name=spec.backbone, model=spec.model, revision=spec.revision, dtype=spec.dtype, max_tokens=limit
     )
     try:
-        return Encoder(_load(hosted))
+        return _load(as_hosted)
     except InvalidInput as e:  # a fleet file calls it backbone.model
         raise InvalidInput(e.message, field=(e.field or "model").removeprefix("backbone.")) from e
 
 
 @lru_cache(maxsize=1)
 def _load(spec: BackboneSpec) -> Backbone:
-    return load_backbone(spec, plain=True)
+    return load_backbone(spec)

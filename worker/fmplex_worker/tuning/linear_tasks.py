@@ -9,14 +9,14 @@ from torch import Tensor
 from torch.nn import functional
 
 from fmplex_broker.errors import InvalidInput
+from fmplex_broker.examples.reading import names
+from fmplex_broker.examples.records import LabelRecord, LabelsRecord, PairRecord, SpansRecord, ValueRecord
 from fmplex_broker.specs.heads import Classification, Pooling, Ranking, Regression, Tagging
 from fmplex_broker.specs.tag_schemes import read_tags
 from fmplex_worker.backbones.texts import Text
 from fmplex_worker.heads.spans import spans
 from fmplex_worker.tuning import scores
-from fmplex_worker.tuning.data import names
 from fmplex_worker.tuning.encoder import EncodedExample, targets, visible
-from fmplex_worker.tuning.records import LabelRecord, LabelsRecord, PairRecord, SpansRecord, ValueRecord
 from fmplex_worker.tuning.tasks import UNSEEN, Loss, Predictions, Task, both_relations, several_labels
 
 
@@ -68,8 +68,11 @@ class MultiLabelTask(Task[LabelsRecord]):
         present = train.sum(0)
         # The square root: full balancing makes rare labels too eager for a threshold of one half.
         weight = ((len(train) - present) / present.clamp(min=1)).sqrt().clamp(0.1, 10)
-        return lambda outputs, target: functional.binary_cross_entropy_with_logits(
-            outputs, target, pos_weight=weight.to(outputs)
+        return Loss(
+            lambda outputs, target: functional.binary_cross_entropy_with_logits(
+                outputs, target, pos_weight=weight.to(outputs), reduction="sum"
+            ),
+            torch.numel,
         )
 
     def score(self, reference: Predictions, part: Predictions) -> float:
@@ -108,7 +111,7 @@ class RegressionTask(Task[ValueRecord]):
     def loss(self, train: Tensor) -> Loss:
         """Make the loss; see `Task.loss`."""
         _, spread = self.scale(train)
-        return lambda outputs, target: ((outputs[:, 0] - target) / spread).square().mean()
+        return Loss(lambda outputs, target: ((outputs[:, 0] - target) / spread).square().sum(), len)
 
     def score(self, reference: Predictions, part: Predictions) -> float:
         """Score predictions; see `Task.score`."""
@@ -185,8 +188,11 @@ class RankingTask(Task[PairRecord]):
     def loss(self, train: Tensor) -> Loss:
         """Make the loss; see `Task.loss`."""
         weight = ((len(train) - train.sum()) / train.sum().clamp(min=1)).sqrt().clamp(0.1, 10)
-        return lambda outputs, target: functional.binary_cross_entropy_with_logits(
-            outputs[:, 0], target, pos_weight=weight.to(outputs)
+        return Loss(
+            lambda outputs, target: functional.binary_cross_entropy_with_logits(
+                outputs[:, 0], target, pos_weight=weight.to(outputs), reduction="sum"
+            ),
+            len,
         )
 
     def score(self, reference: Predictions, part: Predictions) -> float:
@@ -209,4 +215,10 @@ def _weighted_cross_entropy(train: Tensor, classes: int) -> Loss:
     # Weights by the square root of rarity: enough that rare labels are not ignored, without giving accuracy away.
     counts = torch.bincount(train, minlength=classes).float().clamp(min=1)
     weight = (counts.mean() / counts).sqrt().clamp(0.1, 10)
-    return lambda outputs, target: functional.cross_entropy(outputs, target, weight=weight.to(outputs))
+
+    def total(outputs: Tensor, target: Tensor) -> Tensor:
+        return functional.cross_entropy(
+            outputs, target, weight=weight.to(outputs), ignore_index=UNSEEN, reduction="sum"
+        )
+
+    return Loss(total, lambda target: float(weight[target[target != UNSEEN].cpu()].sum()))

@@ -10,11 +10,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from fmplex_broker.errors import InvalidInput
+from fmplex_broker.examples.records import GroupRecord, PairRecord
 from fmplex_broker.specs.heads import Embedding, Pooling, Similarity
 from fmplex_worker.backbones.texts import Raw, Text
 from fmplex_worker.tuning import scores
 from fmplex_worker.tuning.encoder import EncodedExample, targets
-from fmplex_worker.tuning.records import GroupRecord, PairRecord
 from fmplex_worker.tuning.tasks import UNSEEN, Loss, Predictions, Task, both_relations, several_labels
 
 TEMPERATURE = 0.05
@@ -41,7 +41,7 @@ class EmbeddingTask(Task[GroupRecord]):
 
     def loss(self, train: Tensor) -> Loss:
         """Make the loss; see `Task.loss`."""
-        return supervised_contrastive
+        return Loss(supervised_contrastive, lambda _: 1.0, divisible=False)
 
     def score(self, reference: Predictions, part: Predictions) -> float:
         """Score predictions; see `Task.score`."""
@@ -74,7 +74,7 @@ class SimilarityTask(Task[PairRecord]):
 
     def loss(self, train: Tensor) -> Loss:
         """Make the loss; see `Task.loss`."""
-        return lambda outputs, target: cosent(cosines(outputs), target)
+        return Loss(lambda outputs, target: cosent(cosines(outputs), target), lambda _: 1.0, divisible=False)
 
     def score(self, reference: Predictions, part: Predictions) -> float:
         """Score predictions; see `Task.score`."""

@@ -9,13 +9,19 @@ import torch
 
 
 @contextmanager
-def settings(seed: int, threads: int | None) -> Iterator[None]:
-    """Set seed and thread count for a training; the caller's come back afterwards."""
+def threads(number: int | None) -> Iterator[None]:
+    """Set the thread count for a training (None: as it is); the caller's comes back afterwards."""
     before = torch.get_num_threads()
-    with torch.random.fork_rng():
+    torch.set_num_threads(number or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
+def settings(seed: int, number: int | None) -> Iterator[None]:
+    """Set seed and thread count for a training; the caller's come back afterwards."""
+    with torch.random.fork_rng(), threads(number):
         torch.manual_seed(seed % 2**63)
-        torch.set_num_threads(threads or before)
-        try:
-            yield
-        finally:
-            torch.set_num_threads(before)
+        yield

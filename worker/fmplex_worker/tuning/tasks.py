@@ -12,16 +12,28 @@ from typing import ClassVar, Generic, NamedTuple, TypeVar
 from torch import Tensor
 
 from fmplex_broker.errors import InvalidInput
+from fmplex_broker.examples.reading import names
+from fmplex_broker.examples.records import PairRecord, Record
 from fmplex_broker.specs.heads import Head, Pooling
 from fmplex_worker.backbones.texts import Raw, Text
-from fmplex_worker.tuning.data import names
 from fmplex_worker.tuning.encoder import EncodedExample
-from fmplex_worker.tuning.records import PairRecord, Record
 
 UNSEEN = -1  # the target of a label that the training part does not have
 
 R = TypeVar("R", bound=Record)
-Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+class Loss(NamedTuple):
+    """A loss of outputs and targets: `total` over rows, to be divided by the `size` of the targets of the whole batch, however
+    many micro-batches it goes through. One that compares rows is not `divisible`: all of a batch must be in one of them."""
+
+    total: Callable[[Tensor, Tensor], Tensor]
+    size: Callable[[Tensor], float]
+    divisible: bool = True
+
+    def mean(self, outputs: Tensor, target: Tensor) -> Tensor:
+        """Compute the loss of rows that are all of a batch."""
+        return self.total(outputs, target) / self.size(target)
 
 
 class Predictions(NamedTuple):

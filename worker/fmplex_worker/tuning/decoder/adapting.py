@@ -1,26 +1,19 @@
-"""A LoRA for a decoder, by PEFT, as the package of a generating vFM."""
+"""A LoRA or (IA)³ for a decoder, as the package of a generating vFM."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any
 
-from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-from fmplex_broker.errors import InvalidInput
-from fmplex_broker.packages.writing import refuse_foreign
+from fmplex_broker.packages.writing import refuse_foreign, write_package
 from fmplex_broker.specs.fitting import FitDone
 from fmplex_broker.specs.fitting_text import TextEvent, TextLoraSpec, TextStarted, TextStep
-from fmplex_broker.specs.heads import Generation
-from fmplex_broker.specs.vfm import VfmSpec
-from fmplex_worker.backbones.model_paths import check_model_path
-from fmplex_worker.tuning.decoder import loop
-from fmplex_worker.tuning.decoder.examples import encode
-from fmplex_worker.tuning.decoder.texts import read
-from fmplex_worker.tuning.settings import settings
-from fmplex_worker.tuning.writing import write_package
+from fmplex_worker.training import TuneOrder
+from fmplex_worker.tuning.decoder.answer_course import AnswerCourse
+from fmplex_worker.tuning.decoder.loop import REPORTS
+from fmplex_worker.tuning.encoder import hosted
+from fmplex_worker.tuning.run import Run, name_of
+from fmplex_worker.tuning.settings import threads
 
 
 def train_lora(spec: TextLoraSpec, on_event: Callable[[TextEvent], None]) -> FitDone:
@@ -30,53 +23,39 @@ def train_lora(spec: TextLoraSpec, on_event: Callable[[TextEvent], None]) -> Fit
     """
     began = time.perf_counter()
     refuse_foreign(spec.out)
-    records = read(spec.data)
-    with settings(spec.seed, spec.threads):
-        base, tokenizer = _load(spec.model)
-        train, held = loop.split(encode(records, tokenizer, base.config.max_position_embeddings), spec.held_out)
-        baseline = loop.score(base, held, spec.batch_tokens)
-        model = _adapted(base, spec)
-        trained, size = model.get_nb_trainable_parameters()
-        tokens = sum(len(example.tokens) for example in train)
-        on_event(TextStarted(name=spec.name, texts=len(records), tokens=tokens, parameters=size, trained=trained))
-
-        def report(step: int, loss: float, seen: int) -> None:
-            on_event(TextStep(name=spec.name, step=step, steps=spec.steps, loss=loss, tokens=seen))
-
-        loop.train(model, train, spec, 0.0, report)
-        accuracy = loop.score(model, held, spec.batch_tokens)
-    vfm = VfmSpec(name=spec.name, backbone=spec.backbone, head=Generation(max_tokens=spec.max_tokens))
+    with threads(spec.threads):
+        backbone, order = hosted(spec), TuneOrder(spec)
+        course = AnswerCourse(order, spec, backbone)
+        run = Run(course, name_of(order), None)
+        tokens = sum(len(example.tokens) for example in course.train)
+        trained = sum(p.numel() for p in course.learnt.parameters.values())
+        size = sum(p.numel() for p in backbone.model.parameters()) + trained
+        texts = len(course.train) + len(course.held)
+        on_event(TextStarted(name=spec.name, texts=texts, tokens=tokens, parameters=size, trained=trained))
+        _drive(run, spec, on_event)
+        held_out, steps = course.held_out, run.progress.epoch
+        assert held_out is not None
+        package = write_package(spec.out, course.vfm, course.files("best"))
     done = FitDone(
-        name=spec.name, out=spec.out, artifact=write_package(spec.out, vfm, {}, model), metric="accuracy", score=accuracy,
-        baseline=baseline, epochs=max(1, round(spec.steps * spec.batch_tokens / tokens)), seconds=time.perf_counter() - began,
+        name=spec.name, out=spec.out, artifact=package.digest, metric=held_out.metric, score=held_out.score,
+        baseline=held_out.baseline, epochs=steps, seconds=time.perf_counter() - began,
     )  # fmt: skip
     on_event(done)
     return done
 
 
-def _load(model: str) -> tuple[Any, Any]:
-    check_model_path(model, "model")
-    try:
-        return (
-            AutoModelForCausalLM.from_pretrained(model, use_safetensors=True, trust_remote_code=False),
-            AutoTokenizer.from_pretrained(model, trust_remote_code=False),
-        )
-    except (OSError, ValueError) as e:
-        raise InvalidInput(
-            f"{model!r} cannot be loaded: {e}; give a folder or a hub id of a decoder", field="model"
-        ) from e
-
-
-def _adapted(base: Any, spec: TextLoraSpec) -> PeftModel:
-    alpha = spec.lora.alpha if spec.lora.alpha is not None else 2 * spec.lora.r
-    config = LoraConfig(
-        r=spec.lora.r,
-        lora_alpha=alpha,  # type: ignore[arg-type]  # PEFT takes any number
-        lora_dropout=spec.lora.dropout,
-        bias="none",
-        target_modules=list(spec.lora.targets) if spec.lora.targets else "all-linear",
-        task_type="CAUSAL_LM",
-    )
-    model = get_peft_model(base, config)
-    model.peft_config["default"].base_model_name_or_path = spec.backbone  # not a path of this machine
-    return model
+def _drive(run: Run, spec: TextLoraSpec, on_event: Callable[[TextEvent], None]) -> None:
+    """Run all units, and tell of the steps now and then, with the mean loss since."""
+    losses: list[float] = []
+    step, told = 0, 0
+    while unit := run.next():
+        unit.run()
+        now = run.progress
+        if now.step == step:
+            continue
+        step = now.step
+        losses += [] if now.loss is None else [now.loss]
+        if step - told >= max(1, now.steps // REPORTS):
+            told, mean = step, sum(losses) / max(1, len(losses))
+            on_event(TextStep(name=spec.name, step=step, steps=now.steps, loss=mean, tokens=now.tokens))
+            losses = []

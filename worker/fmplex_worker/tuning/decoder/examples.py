@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fmplex_broker.errors import InvalidInput
-from fmplex_worker.tuning.decoder.texts import PlainText, Record
+from fmplex_broker.examples.texts import PlainText, Record
 
 _POOL = 32  # batches whose texts are sorted by length together
 IGNORED = -100  # as a target

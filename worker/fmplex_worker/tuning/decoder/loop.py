@@ -1,4 +1,4 @@
-"""The steps of a training, its score, and answers of the model while it learns."""
+"""The steps of a decoder's training, its score, and answers of the model while it learns."""
 
 from __future__ import annotations
 
@@ -11,10 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fmplex_broker.errors import NonFiniteOutput
-from fmplex_broker.specs.fitting_text import DecoderSpec, TextLoraSpec
+from fmplex_broker.specs.fitting_text import DecoderSpec
 from fmplex_worker.tuning.decoder.examples import IGNORED, Batch, TextExample, batches, in_order, question
 
-AnySpec = DecoderSpec | TextLoraSpec
 # step, mean loss since the last report, tokens learnt so far
 Report = Callable[[int, float, int], None]
 
@@ -32,7 +31,7 @@ def split(examples: Sequence[TextExample], share: float) -> tuple[Sequence[TextE
     return examples[: max(1, cut)], examples[max(1, cut) :] or examples[-1:]
 
 
-def train(model: Any, examples: Sequence[TextExample], spec: AnySpec, decay: float, report: Report) -> None:
+def train(model: Any, examples: Sequence[TextExample], spec: DecoderSpec, decay: float, report: Report) -> None:
     """Train a model in place. Raises `NonFiniteOutput` when it diverges."""
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer, schedule = _optimizer(trained, spec, decay)
@@ -79,7 +78,7 @@ def _half_is_faster() -> bool:
 
 
 def _optimizer(
-    trained: Sequence[Tensor], spec: AnySpec, decay: float
+    trained: Sequence[Tensor], spec: DecoderSpec, decay: float
 ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
     """Make an AdamW whose rate rises linearly during `WARM_UP` of all steps and then falls linearly to `LAST_RATE`."""
     groups = [

@@ -14,11 +14,11 @@ from typing import Any
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from fmplex_broker.errors import Conflict
+from fmplex_broker.examples.texts import PlainText, Record, read
 from fmplex_broker.specs.fitting import FitDone
 from fmplex_broker.specs.fitting_text import DecoderSpec, TextEvent, TextStarted, TextStep
 from fmplex_worker.tuning.decoder import loop
 from fmplex_worker.tuning.decoder.examples import TextExample, encode
-from fmplex_worker.tuning.decoder.texts import PlainText, Record, read
 from fmplex_worker.tuning.decoder.tokenizer import train_tokenizer
 from fmplex_worker.tuning.settings import settings
 

@@ -13,9 +13,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fmplex_broker.errors import InvalidInput
+from fmplex_broker.examples.reading import read
+from fmplex_broker.examples.records import LabelRecord, LabelsRecord
 from fmplex_broker.specs.fitting import FitHead
-from fmplex_worker.tuning.data import read
-from fmplex_worker.tuning.records import LabelRecord, LabelsRecord
 
 HEADS: tuple[FitHead, ...] = get_args(FitHead)
 GOOD: dict[str, dict[str, Any]] = {

@@ -2,23 +2,25 @@
 
 What a file holds follows from its name (`.csv`, `.tsv`) and its first character (`[`: a JSON array); all else is JSON lines,
 of which blank ones are skipped but counted, so that numbers match an editor's. The first line of a CSV names its columns as the
-keys of an example. In a cell, `spans` are JSON; `labels` are JSON too, or separated by `;`.
+keys of an example. In a cell, `spans` are JSON; `labels` are JSON too, or separated by `;`. All but arrays are read line by line.
 """
 
 from __future__ import annotations
 
 import csv
 import io
+import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 from pydantic_core import from_json
 
 from fmplex_broker.errors import InvalidInput
 
 _FORMS = "write JSON lines, a JSON array, or a CSV with a line of column names"
+_BOM = b"\xef\xbb\xbf"
 _LONGEST_CELL = 2**31 - 1  # csv's own limit would be 131,072 characters
 
 
@@ -31,43 +33,52 @@ class Row(NamedTuple):
 
 
 def read_rows(path: Path) -> Iterator[Row]:
-    """Yield the rows of a file.
-
-    Raises `InvalidInput` (field `data`): it cannot be read, is not UTF-8 text, is no JSON array though it begins like one, or is
-    a CSV without the columns or the quotes that it needs.
-    """
-    text = _text(path)
-    if path.suffix.lower() in (".csv", ".tsv"):
-        return _from_csv(text, path)
-    return _from_array(text, path) if text.lstrip()[:1] == "[" else _from_lines(text)
-
-
-def _text(path: Path) -> str:
+    """Yield the rows of a file, as `rows_of` does. Raises `InvalidInput` (field `data`) also if it cannot be read."""
     if path.exists() and not path.is_file():
         raise InvalidInput(f"{path} is not a file; {_FORMS}", field="data")
     try:
-        raw = path.read_bytes()
-        text = raw.decode("utf-8-sig")
+        with path.open("rb") as file:
+            yield from rows_of(file, str(path))
     except OSError as e:
         raise InvalidInput(f"{path} cannot be read ({e.strerror}); check the path", field="data") from e
-    except UnicodeDecodeError as e:
-        line = raw.count(b"\n", 0, _start(raw, e)) + 1
-        raise InvalidInput(
-            f"{path} is not UTF-8 text (line {line}: byte 0x{e.object[e.start]:02x}); save it as UTF-8", field="data"
-        ) from e
-    if "\0" in text:
-        line = text.count("\n", 0, text.index("\0")) + 1
-        raise InvalidInput(f"{path} is a binary file (line {line} holds a NUL byte); {_FORMS}", field="data")
-    return text
 
 
-def _start(raw: bytes, e: UnicodeDecodeError) -> int:
-    """Return where in the file the bytes begin that are not UTF-8: the codec does not count a byte order mark."""
-    return len(raw) - len(e.object) + e.start
+def rows_of(file: IO[bytes], name: str) -> Iterator[Row]:
+    """Yield the rows of an open file called `name`. Blocks; it holds a line at a time, of an array everything.
+
+    Raises `InvalidInput` (field `data`): it is not UTF-8 text, is no JSON array though it begins like one, or is a CSV without
+    the columns or the quotes that it needs. Raises what reading the file raises.
+    """
+    lines = _decoded(file, name)
+    if (suffix := Path(name).suffix.lower()) in (".csv", ".tsv"):
+        return _from_csv(lines, name, suffix)
+    blank: list[str] = []
+    for line in lines:
+        if line.strip():
+            rest = itertools.chain([*blank, line], lines)
+            return _from_array("".join(rest), name) if line.lstrip()[:1] == "[" else _from_lines(rest)
+        blank.append(line)
+    return iter(())
 
 
-def _from_lines(text: str) -> Iterator[Row]:
-    for number, line in enumerate(text.split("\n"), 1):  # not splitlines: U+2028 and its like may stand inside a string
+def _decoded(file: IO[bytes], name: str) -> Iterator[str]:
+    """Yield the lines of a file as texts, each with its end."""
+    for number, raw in enumerate(file, 1):
+        content = raw.removeprefix(_BOM) if number == 1 else raw
+        try:
+            text = content.decode()
+        except UnicodeDecodeError as e:
+            raise InvalidInput(
+                f"{name} is not UTF-8 text (line {number}: byte 0x{content[e.start]:02x}); save it as UTF-8",
+                field="data",
+            ) from e
+        if "\0" in text:
+            raise InvalidInput(f"{name} is a binary file (line {number} holds a NUL byte); {_FORMS}", field="data")
+        yield text
+
+
+def _from_lines(lines: Iterable[str]) -> Iterator[Row]:
+    for number, line in enumerate(lines, 1):
         if line.strip():
             place = f"line {number}"
             try:
@@ -76,32 +87,35 @@ def _from_lines(text: str) -> Iterator[Row]:
                 yield Row(place, None, f"not JSON ({str(e).replace('at line 1 ', 'at ')})")
 
 
-def _from_array(text: str, path: Path) -> Iterator[Row]:
+def _from_array(text: str, name: str) -> Iterator[Row]:
     try:
         values = from_json(text, allow_inf_nan=False)
     except ValueError as e:
-        raise InvalidInput(f"{path} begins like a JSON array, but is none ({e}); {_FORMS}", field="data") from None
+        raise InvalidInput(f"{name} begins like a JSON array, but is none ({e}); {_FORMS}", field="data") from None
     return (Row(f"example {number}", value) for number, value in enumerate(values, 1))
 
 
-def _from_csv(text: str, path: Path) -> Iterator[Row]:
+def _from_csv(lines: Iterator[str], name: str, suffix: str) -> Iterator[Row]:
     csv.field_size_limit(_LONGEST_CELL)
-    first = text.partition("\n")[0]
-    delimiters = "\t" if path.suffix.lower() == ".tsv" else ",;\t"  # a spreadsheet's language decides
+    lines = (part for line in lines for part in io.StringIO(line, newline=""))  # also those that end with \r alone
+    first = next(lines, "")
+    delimiters = "\t" if suffix == ".tsv" else ",;\t"  # a spreadsheet's language decides
     delimiter = next((d for d in delimiters if "text" in _columns(first, d)), None)
     if delimiter is None:
+        for _ in lines:  # what is no text at all is said as such
+            pass
         raise InvalidInput(
-            f"{path}: its first line must name the columns, one of them 'text'; it is {first.strip()[:80]!r}",
+            f"{name}: its first line must name the columns, one of them 'text'; it is {first.strip()[:80]!r}",
             field="data",
         )
-    return _cells(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True), path)
+    return _cells(csv.reader(itertools.chain([first], lines), delimiter=delimiter, strict=True), name)
 
 
 def _columns(line: str, delimiter: str) -> list[str]:
     return [cell.strip() for cell in next(csv.reader([line], delimiter=delimiter), [])]
 
 
-def _cells(reader: Any, path: Path) -> Iterator[Row]:
+def _cells(reader: Any, name: str) -> Iterator[Row]:
     columns: list[str] = []
     number = 1
     try:
@@ -110,7 +124,7 @@ def _cells(reader: Any, path: Path) -> Iterator[Row]:
             if not columns:
                 columns = [cell.strip() for cell in cells]
                 if len(set(columns)) < len(columns):
-                    raise InvalidInput(f"{path}: its first line names a column twice", field="data")
+                    raise InvalidInput(f"{name}: its first line names a column twice", field="data")
             elif not any(cell.strip() for cell in cells):
                 continue
             elif len(cells) != len(columns):
@@ -121,7 +135,7 @@ def _cells(reader: Any, path: Path) -> Iterator[Row]:
             else:
                 yield _row(place, dict(zip(columns, cells, strict=True)))
     except csv.Error as e:
-        raise InvalidInput(f"{path}: line {number}: {e}; see to its quotes", field="data") from None
+        raise InvalidInput(f"{name}: line {number}: {e}; see to its quotes", field="data") from None
 
 
 def _row(place: str, cells: dict[str, str]) -> Row:

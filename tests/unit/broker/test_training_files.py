@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from fmplex_broker.errors import InvalidInput
+from fmplex_broker.examples.reading import Split, read
+from fmplex_broker.examples.records import Record
 from fmplex_broker.specs.fitting import FitHead
-from fmplex_worker.tuning.data import Split, read
-from fmplex_worker.tuning.records import Record
 
 ROWS: list[dict[str, Any]] = [{"text": f"the {n}. text", "label": "ab"[n % 2]} for n in range(9)]
 HARD = 'says "no", twice;\nand\tgoes on, \u2028 é'

@@ -1,0 +1,96 @@
+"""The one trainer: a course of units that can be cut and gone on with, whoever runs them, to the same result."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Literal, Protocol
+
+from fmplex_broker.packages.package import MANIFEST
+from fmplex_broker.packages.writing import manifest
+from fmplex_broker.specs.vfm import VfmSpec
+from fmplex_worker.training import HeldOut, RunProgress, TuneOrder, Unit
+from fmplex_worker.tuning.state import RunSnapshot, State, read_state
+
+
+class Course(Protocol):
+    """What a run goes through from its first unit to its score."""
+
+    @property
+    def vfm(self) -> VfmSpec:
+        """The vFM that comes of it."""
+
+    @property
+    def state(self) -> State | None:
+        """Its state as of the last point where it may be cut, always the same object for the same point; None: the beginning."""
+
+    def restore(self, state: State) -> None:
+        """Go on from a state; before its first unit."""
+
+    def units(self) -> Iterator[Unit]:
+        """Yield all units; each has been run before the next is asked for."""
+
+    @property
+    def progress(self) -> RunProgress:
+        """How far it has come; `ended` is empty or why it will end early, and `held_out` is not there yet."""
+
+    @property
+    def held_out(self) -> HeldOut | None:
+        """The scores, once it has ended."""
+
+    def files(self, which: Literal["best", "last"]) -> dict[str, bytes]:
+        """Return the files of the package but for vfm.toml."""
+
+
+class Run:
+    """`fmplex_worker.training.Training` of a course. `order`: the name of what was ordered, which its snapshots carry; `state`: a
+    snapshot to go on from, dumped.
+
+    Raises `InvalidInput`: it is of another training.
+    """
+
+    def __init__(self, course: Course, order: str, state: bytes | None) -> None:
+        self._course, self._order = course, order
+        self._ended = False
+        self._saved: State | None = None
+        if state is not None and (read := read_state(state, order)).values:
+            course.restore(read)
+        self._units = course.units()
+
+    def next(self) -> Unit | None:
+        """Return the next unit; see `Training.next`."""
+        unit = next(self._units, None)
+        self._ended = unit is None
+        return unit
+
+    @property
+    def progress(self) -> RunProgress:
+        """How far it has come; see `Training.progress`."""
+        progress = self._course.progress
+        if not self._ended:
+            return replace(progress, ended="")
+        return replace(progress, ended=progress.ended or "finished", held_out=self._course.held_out)
+
+    @property
+    def checkpoint_due(self) -> bool:
+        """Whether there is something new to save; see `Training.checkpoint_due`."""
+        return self._course.state is not self._saved
+
+    def snapshot(self) -> RunSnapshot:
+        """Return its state as of the last point where it may be cut; see `Training.snapshot`."""
+        self._saved = self._course.state
+        return RunSnapshot(self._order, self._saved or State(0))
+
+    def package(self, which: Literal["best", "last"] = "best") -> dict[str, bytes]:
+        """Return the files of the package; see `Training.package`."""
+        return {MANIFEST: manifest(self._course.vfm).encode(), **self._course.files(which)}
+
+
+def name_of(order: TuneOrder) -> str:
+    """Name what is ordered: the same for the same settings, examples and start, wherever those lie."""
+    said = order.spec.model_dump_json(exclude={"name", "backbone", "data", "out", "model", "threads"})
+    parts = [said.encode(), order.spec.data.read_bytes()]
+    parts.append(b"" if order.validation is None else order.validation.read_bytes())
+    parts.append(b"" if order.start is None else order.start.digest.encode())
+    return hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).hexdigest()
