@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 
 import pytest
 
 from fmplex_broker.errors import Busy, Conflict, InvalidInput, UnknownFile, UnknownTune
+from fmplex_broker.packages.artifacts import ArtifactStore
+from fmplex_broker.packages.checkpoints import CheckpointStore
 from fmplex_broker.specs.files import new_file_id
 from fmplex_broker.specs.tune_records import STATUSES, TuneError, TuneStatus, Wish
 from fmplex_broker.specs.tuning import checkpoint_id, new_tune_id
 from fmplex_broker.streams import tunes
+from fmplex_broker.streams.deployer import Deployer
 from fmplex_broker.streams.keys import REGISTRY_TUNES
+from fmplex_broker.streams.registry import Registry
 from tests.contract.harness import BACKBONE, Bench
 from tests.support.tunes import ELSEWHERE, HERE, Hand, Orders, at, checkpoint
 
@@ -187,7 +192,7 @@ async def test_files_that_are_not_fail_it(orders: Orders) -> None:
 ANSWERS: dict[Wish, dict[TuneStatus, TuneStatus]] = {  # all others are refused
     "pause": {"queued": "paused", "running": "paused"},
     "resume": {"paused": "queued"},
-    "cancel": {s: "cancelled" for s in ("validating_files", "queued", "running", "paused", "cancelled")},
+    "cancel": dict.fromkeys(("validating_files", "queued", "running", "paused", "cancelled"), "cancelled"),
 }
 
 
@@ -383,3 +388,16 @@ async def test_what_has_ended_leaves_its_record_for_thirty_days_and_nothing_else
     assert keys == {record, f"{record}:events", REGISTRY_TUNES + "me", f"{{{BACKBONE}}}:tunes:clock"}
     for key in (record, f"{record}:events"):
         assert 29 * 86_400_000 < await orders.redis.pttl(key) <= 30 * 86_400_000
+
+
+async def test_checkpoints_go_with_the_record_of_their_job(orders: Orders, tmp_path: Path) -> None:
+    job, forgotten = await orders.queued(), new_tune_id()
+    store = CheckpointStore(str(tmp_path))
+    for one in (job, forgotten):
+        store.put(one, "10-w1", "state", b"s")
+    deployer = Deployer(Registry(orders.redis, orders.scripts), ArtifactStore(str(tmp_path)))
+    assert await deployer.prune(0.0) == []
+    assert store.jobs() == [job]
+    await orders.ask(job, "me", "cancel")
+    await deployer.prune(0.0)
+    assert store.jobs() == [job], "what was learnt is kept"

@@ -10,8 +10,8 @@ import redis.asyncio as aioredis
 from fmplex_broker.streams.keys import REGISTRY_BACKBONES, REGISTRY_TUNES, REGISTRY_VFMS, Keys
 from fmplex_broker.wire.messages import CLASSES, Flow
 
-# "Only q, ready, back, vfms, wake, leases, held, control, offers, tunes may lack a TTL", and the fleet-wide registry; and a tuning
-# job until it has ended.
+# "Only q, ready, back, vfms, wake, leases, held, control, offers, tunes may lack a TTL", and the fleet-wide registry; and a
+# tuning job until it has ended.
 PERMANENT = re.compile(
     r"\{[^}]*\}:(q:|ready:|back$|vfms$|wake$|leases$|held:|control$|offers$|tunes$|tunes:)"
     r"|\{batches\}:(files$|files:|files-expiring$|files-going$|holders:|batches-open$)"

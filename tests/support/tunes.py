@@ -28,6 +28,7 @@ class Orders(Tunes):
     def __init__(self, redis: aioredis.Redis, scripts: Scripts, backbone: str = "minilm") -> None:
         super().__init__(redis, scripts)
         self.redis = redis
+        self.scripts = scripts
         self.files = FileList(redis)
         self.backbone = backbone
 

@@ -34,7 +34,7 @@ _SCRIPTS_AT_ONCE = 64
 _ALLOW_OOM = frozenset(
     {"beat", "cancel", "claim", "join", "mark", "reap", "recover", "release", "retire", "settle"}
     | {f"batch_{word}" for word in ("cancel", "move", "record", "release", "renew", "take")}
-    | {f"tune_{word}" for word in ("ask", "checked", "claim", "events", "save", "take")}
+    | {f"tune_{word}" for word in ("ask", "checked", "claim", "drop", "events", "save", "take")}
 )
 _SHARED = {"claim": "orders"}  # what a script needs beside the prelude
 # Probes of idle connections, and how long what was sent may stay unconfirmed: a peer that is gone is noticed in six seconds.

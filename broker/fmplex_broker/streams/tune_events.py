@@ -17,14 +17,15 @@ def read_event(entry: bytes, fields: Mapping[bytes, bytes]) -> TuneEvent:
     """Read an event from its entry (`ms-number`) and the fields that scripts have written."""
     ms, _, number = entry.decode().partition("-")
     data: dict[str, Any] = json.loads(fields.get(b"data") or b"{}")
-    return TuneEvent(
-        id=f"ftevent-{int(ms):012x}{int(number):08x}",
-        created_at=int(ms) // 1000,
-        level=fields[b"level"].decode(),
-        message=fields[b"message"].decode(),
-        kind="metrics" if data else "message",
-        data=data,
-    )
+    values: dict[str, Any] = {
+        "id": f"ftevent-{int(ms):012x}{int(number):08x}",
+        "created_at": int(ms) // 1000,
+        "level": fields[b"level"].decode(),
+        "message": fields[b"message"].decode(),
+        "kind": "metrics" if data else "message",
+        "data": data,
+    }
+    return TuneEvent.model_validate(values)
 
 
 def event_place(event: str) -> str:

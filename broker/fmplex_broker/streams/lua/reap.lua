@@ -16,7 +16,12 @@ redis.call('ZADD', leases, 'XX', 0, victim)  -- condemned: no beat revives it, n
 
 local held = P .. 'held:' .. victim
 -- At once: should I not come to the end, another worker takes over what is left.
-if orderly then redis.call('HDEL', held, '#run', '#new', '#load', '#tune') end
+if orderly then
+  redis.call('HDEL', held, '#run', '#new', '#load', '#tune')
+  for _, id in ipairs(redis.call('SMEMBERS', P .. 'tunes:taken')) do
+    if redis.call('HGET', P .. 'tune:' .. id, 'worker') == victim then redis.call('HSET', P .. 'tune:' .. id, 'left', '1') end
+  end
+end
 
 -- A unit of a tuning job ran: that is to blame and nothing else, whatever was prepared or loaded meanwhile.
 local tuned = redis.call('HGET', held, '#tune')
