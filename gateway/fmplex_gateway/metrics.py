@@ -13,6 +13,7 @@ from fmplex_broker.wire.fleet_view import FleetView
 from fmplex_broker.wire.stats import FlowStats, WorkerStats
 from fmplex_gateway.generation import metrics as generation
 from fmplex_gateway.histograms import buckets
+from fmplex_gateway.training_metrics import training
 
 
 class Metrics:
@@ -54,6 +55,7 @@ class _Fleet(Collector):
         yield from _stored(self._view)
         yield from _workers(self._view.workers)
         yield from _residency(self._view.workers)
+        yield from training(self._view.workers)
         flows = [([w.backbone, *flow, w.worker], stats) for w in self._view.workers for flow, stats in w.flows.items()]
         yield from _flows(flows)
         yield from generation.targets(self._view.vfms)

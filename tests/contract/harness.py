@@ -125,7 +125,7 @@ class Bench:
         for vfm in vfms:
             spec = VfmSpec(name=vfm, backbone=BACKBONE, head=head or Embedding())
             await self.redis.hset(REGISTRY_VFMS, vfm, BACKBONE)
-            args = [vfm, digest, spec.model_dump_json(), -1, cap, weight, rate, 0, max_bytes]
+            args = [vfm, digest, spec.model_dump_json(), -1, cap, weight, rate, max_bytes]
             assert (await self.scripts("propose", self.keys.vfms, args))[0] == b"ok"
             for voter in voters or [b"setup"]:
                 state, _ = await self.scripts("vote", self.keys.vfms, [vfm, digest, voter, ""])

@@ -241,7 +241,7 @@ async def limit_again(bench: Bench, **limits: Any) -> None:
 
 async def test_limits_that_change_hold_at_once(bench: Bench) -> None:
     await bench.serve("a")
-    await bench.scripts("alter", bench.keys.vfms, ["a", 2, 100, 1.0, 0, 0, "{}", 5_000])
+    await bench.scripts("alter", bench.keys.vfms, ["a", 2, "{}", 100, 1.0, 0, 5_000])
     assert await bench.enqueue(job(payload=b"x" * 4_000), job(payload=b"x" * 4_000)) == ["new", "full_bytes"]
 
 

@@ -10,7 +10,7 @@ import pytest
 from fmplex_broker.errors import InvalidInput, PackageRejected, UnknownVfm
 from fmplex_broker.specs.deployments import BackboneInfo, DeployedVfm
 from fmplex_broker.specs.heads import Embedding
-from fmplex_broker.specs.vfm import Slo, VfmChange, VfmSpec
+from fmplex_broker.specs.vfm import Slo, Targets, VfmChange, VfmSpec
 from fmplex_broker.streams.registry import Registry
 from tests.contract.harness import BACKBONE, Bench, job
 from tests.support.hosting import on_hosted
@@ -257,9 +257,9 @@ async def test_targets_come_with_the_next_claim_and_are_lifted(bench: Bench, reg
     ]
     for slo, pass_ms in changes:
         changed = await registry.change("a", VfmChange(slo=slo))
-        assert changed.spec.slo.pass_ms == pass_ms
+        assert changed.spec.slo.targets.pass_ms == pass_ms
         await bench.enqueue(job("a"))
-        assert (await worker.claim({"interactive": 1})).terms["a"].pass_ms == pass_ms
+        assert (await worker.claim({"interactive": 1})).terms["a"].targets == changed.spec.slo.targets
 
 
 async def test_targets_that_a_vfm_brings_come_with_its_first_job(bench: Bench, registry: Registry) -> None:
@@ -269,7 +269,7 @@ async def test_targets_that_a_vfm_brings_come_with_its_first_job(bench: Bench, r
     await registry.vote(BACKBONE, "a", on_hosted("v1"), "w1")
     await deploying
     await bench.enqueue(job("a"))
-    assert (await worker.claim({"interactive": 1})).terms["a"].pass_ms == 0.8 * 50
+    assert (await worker.claim({"interactive": 1})).terms["a"].targets == Targets(0, 300, 50)
 
 
 @pytest.mark.parametrize("slow", ["before the offer", "after the offer"])

@@ -189,7 +189,7 @@ async def test_alter_of_the_weight_takes_effect_at_once(bench: Bench) -> None:
     worker = await bench.worker()
     await bench.enqueue(*(job(vfm) for vfm in "ab" for _ in range(200)))
     await served(bench, worker, 40, 8)
-    await bench.scripts("alter", bench.keys.vfms, ["a", 2, 1000, 3.0, 0, 0, "{}"])
+    await bench.scripts("alter", bench.keys.vfms, ["a", 2, "{}", 1000, 3.0, 0, 0])
     assert units_of(await served(bench, worker, 80, 8)) == {
         "a": pytest.approx(60, abs=5),
         "b": pytest.approx(20, abs=5),

@@ -254,5 +254,5 @@ async def test_lifting_a_limit_leaves_no_debt(bench: Bench) -> None:
     await bench.serve("a", rate=10)
     await bench.enqueue(job(units=1000))
     await limited(bench, 1)
-    await bench.scripts("alter", bench.keys.vfms, ["a", 2, 100, 1.0, 0, 0, "{}", 0])
+    await bench.scripts("alter", bench.keys.vfms, ["a", 2, "{}", 100, 1.0, 0, 0])
     assert await bench.enqueue(job(units=1000)) == ["new"]

@@ -183,13 +183,13 @@ async def test_compare_and_set_on_the_generation(bench: Bench) -> None:
         state, generation = await bench.scripts(name, bench.keys.vfms, args)
         return state.decode(), generation
 
-    assert await call("alter", "a", 1, 10, 2.0, 0, 0, "{}") == ("stale", 2)
-    assert await call("alter", "a", 2, 10, 2.0, 0, 0, "{}") == ("ok", 3)
-    assert await call("alter", "a", 2, 10, 3.0, 0, 0, "{}") == ("stale", 3)
+    assert await call("alter", "a", 1, "{}", 10, 2.0, 0, 0) == ("stale", 2)
+    assert await call("alter", "a", 2, "{}", 10, 2.0, 0, 0) == ("ok", 3)
+    assert await call("alter", "a", 2, "{}", 10, 3.0, 0, 0) == ("stale", 3)
     assert await call("propose", "a", V2, "{}", 2, 10, 1.0, 0, 0) == ("stale", 3)
     assert await call("propose", "a", V2, "{}", 3, 10, 1.0, 0, 0) == ("ok", 4)
     assert await call("propose", "a", V3, "{}", -1, 10, 1.0, 0, 0) == ("exists", 4)
-    assert await call("alter", "b", 1, 10, 1.0, 0, 0, "{}") == ("unknown", 0)
+    assert await call("alter", "b", 1, "{}", 10, 1.0, 0, 0) == ("unknown", 0)
     assert await call("propose", "b", V1, "{}", 1, 10, 1.0, 0, 0) == ("unknown", 0)
     await call("retire", "a", "drain", 1, b"")
     assert await call("propose", "a", V1, "{}", -1, 10, 1.0, 0, 0) == ("ok", 1)

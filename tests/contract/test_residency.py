@@ -7,7 +7,8 @@ from collections import Counter
 
 import pytest
 
-from fmplex_broker.streams.claims import Claim
+from fmplex_broker.specs.vfm import Targets
+from fmplex_broker.streams.claims import Claim, Terms
 from fmplex_broker.streams.consumer import HERE_TTL_MS, Consumer
 from fmplex_broker.wire.messages import INTERACTIVE, OFFLINE
 from tests.contract.harness import Bench, job
@@ -270,15 +271,15 @@ async def test_weights_and_targets_come_with_the_jobs_and_follow_a_change(bench:
     await bench.serve("b")
     worker = await bench.worker()
     await bench.enqueue(job("a"), job("b"), job("b", cls=OFFLINE))
-    assert (await worker.claim({INTERACTIVE: 9, OFFLINE: 9})).terms == {"a": (2.5, 0), "b": (1.0, 0)}
-    state, _ = await bench.scripts("alter", bench.keys.vfms, ["a", 2, 100, 4.0, 0, 33.3, "{}"])
+    assert (await worker.claim({INTERACTIVE: 9, OFFLINE: 9})).terms == {"a": Terms(2.5), "b": Terms(1.0)}
+    state, _ = await bench.scripts("alter", bench.keys.vfms, ["a", 2, "{}", 100, 4.0, 0, 0, 33.3, 200, 1e12])
     assert state == b"ok"
     await bench.enqueue(job("a"))
     claim = await ask(worker)
-    assert claim.terms["a"] == (4.0, 33.3)
+    assert claim.terms["a"] == Terms(4.0, Targets(33.3, 200, 1e9))  # kept within bounds
     await worker.release(claim.jobs)
-    await bench.scripts("alter", bench.keys.vfms, ["a", 3, 100, 0.5, 0, 0, "{}"])
-    assert (await ask(worker)).terms["a"] == (0.5, 0)  # of given-back ones too
+    await bench.scripts("alter", bench.keys.vfms, ["a", 3, "{}", 100, 0.5, 0, 0])
+    assert (await ask(worker)).terms["a"] == Terms(0.5)  # of given-back ones too
 
 
 # --- the hint itself --------------------------------------------------------------------------------------------------

@@ -133,7 +133,7 @@ async def test_words_carry_the_counter_without_a_gap_and_the_name_of_the_vfm(ben
     """A worker that has heard every number up to the beat's counter has missed nothing."""
     worker, dead = await bench.worker(), await bench.worker("dead")
     await bench.serve("a", "b")  # each: offered, accepted
-    await bench.scripts("alter", bench.keys.vfms, ["a", 2, 100, 3.0, 0, 0, "{}"])
+    await bench.scripts("alter", bench.keys.vfms, ["a", 2, "{}", 100, 3.0, 0, 0])
     await bench.scripts("propose", bench.keys.vfms, ["b", "v2", "{}", 2, 100, 1.0, 0, 0])
     await bench.scripts("vote", bench.keys.vfms, ["b", "v2", "w1", ""])  # dead's is awaited
     await bench.lapse(dead)

@@ -41,11 +41,12 @@ class ResidencySpec(Spec):
 
 
 class TuningSpec(Spec):
-    """Training beside inference. `enabled`: this worker takes tuning jobs; `bytes` of device memory for them, which decides how
-    much is computed twice instead of kept. A unit of training, `unit_ms` long at most, runs only if every request keeps its
-    target: `spend` is the part of what they have to spare that units may use (of the gaps between tokens: `spend_tokens`).
-    `trickle` of the device's time they always have; of what interactive work leaves they have `idle_share`, offline jobs the
-    rest.
+    """Training between the passes of a worker (docs/scheduling.md). `enabled`: whether it takes tuning jobs; `bytes` of device memory
+    for them: what of their activations does not fit is computed twice.
+
+    `spend`: the part of a latency or first-token target that training may use up, `spend_tokens`: of a target for the gap between
+    two tokens; `unit_ms`: how long the device may be lent where nobody has a target; `trickle`: of device time, also while work
+    without targets never ends; `idle_share`: training's part of what interactive work leaves, if offline jobs want it too.
     """
 
     enabled: bool = False

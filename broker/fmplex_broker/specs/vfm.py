@@ -6,7 +6,7 @@ An unknown key is an error that names it. Everything here is immutable: a change
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 from pydantic import Field, model_validator
 
@@ -35,6 +35,21 @@ class Limits(Spec):
     max_input_bytes: int = Field(default=786_432, ge=1, le=16_777_216)
 
 
+class Targets(NamedTuple):
+    """Targets of a vFM, in ms; 0: none. `latency_ms`: from enqueue to reply, `ttft_ms`: to a text's first token,
+    `inter_token_ms`: from each token to the next."""
+
+    latency_ms: float = 0.0
+    ttft_ms: float = 0.0
+    inter_token_ms: float = 0.0
+
+    @property
+    def pass_ms(self) -> float:
+        """The longest pass with which all of them can be kept; 0 if there are none."""
+        parts = ((self.latency_ms, _OF_LATENCY), (self.ttft_ms, _OF_LATENCY), (self.inter_token_ms, _OF_GAP))
+        return min((part * target for target, part in parts if target > 0), default=0.0)
+
+
 class Slo(Spec):
     """Targets for interactive jobs, while the vFM asks for no more than its share; the workers of its backbone keep their passes
     short enough for them. `latency_ms`: from enqueue to reply; of generated text `ttft_ms`: from enqueue to its first token,
@@ -47,10 +62,9 @@ class Slo(Spec):
     deadline_ms: int | None = Field(default=None, ge=1, le=86_400_000)
 
     @property
-    def pass_ms(self) -> float:
-        """The longest pass with which all the targets can be kept; 0 if there are none."""
-        parts = ((self.latency_ms, _OF_LATENCY), (self.ttft_ms, _OF_LATENCY), (self.inter_token_ms, _OF_GAP))
-        return min((part * target for target, part in parts if target is not None), default=0.0)
+    def targets(self) -> Targets:
+        """The targets as the broker keeps them."""
+        return Targets(self.latency_ms or 0, self.ttft_ms or 0, self.inter_token_ms or 0)
 
 
 class VfmSpec(Spec):

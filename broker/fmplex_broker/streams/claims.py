@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
+from fmplex_broker.specs.vfm import Targets
 from fmplex_broker.wire.messages import Flow, Payload
 
 CLAIM_ROOM, CLAIM_FLOWS = 256, 64
@@ -65,10 +66,10 @@ class Claimed:
 
 
 class Terms(NamedTuple):
-    """Operating values of a vFM. `pass_ms`: the longest pass with which its targets can be kept, 0: any."""
+    """Operating values of a vFM."""
 
     weight: float
-    pass_ms: float
+    targets: Targets = Targets()
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,13 +92,13 @@ def read_claim(reply: Any, order: Order) -> Claim:
     """Read the reply of the `claim` script. Large payloads are not in it (their jobs come with empty ones), nor shared parts."""
     state, flows, more, wait = reply
     claim = Claim(state.decode(), [], bool(more), {}, {}, int(wait))
-    for name, attempts, entries, rest, weight, pass_ms in flows:
+    for name, attempts, entries, rest, weight, *targets in flows:
         cls, _, vfm = name.decode().partition(":")
         flow = Flow(vfm, cls)
         claim.jobs.extend(
             _claimed(flow, entry, fields, n) for n, (entry, fields) in zip(attempts, entries, strict=True)
         )
-        claim.terms[vfm] = Terms(float(weight), float(pass_ms))
+        claim.terms[vfm] = Terms(float(weight), Targets(*map(float, targets)))
         if rest >= 0:
             claim.rest[flow] = rest == 1
     if order == "arrival":

@@ -72,13 +72,7 @@ class Registry(Catalog):
                 update[part] = getattr(now.spec, part).model_copy(update=named)
         if update:
             spec = now.spec.model_copy(update=update)
-            args: list[Arg] = [
-                vfm,
-                now.generation,
-                *_terms(spec),
-                spec.model_dump_json(),
-                spec.limits.max_pending_bytes,
-            ]
+            args: list[Arg] = [vfm, now.generation, spec.model_dump_json(), *_terms(spec)]
             state, _ = await self.scripts("alter", Keys(now.backbone).vfms, args)
             self._check_state(state.decode(), vfm)
         return await self.show(vfm)
@@ -185,8 +179,7 @@ class Registry(Catalog):
                 await self._redis.hsetnx(REGISTRY_VFMS, vfm, backbone)
 
     async def _propose(self, spec: VfmSpec, version: str, expect: int) -> None:
-        terms = [*_terms(spec), spec.limits.max_pending_bytes]
-        args: list[Arg] = [spec.name, version, spec.model_dump_json(), expect, *terms]
+        args: list[Arg] = [spec.name, version, spec.model_dump_json(), expect, *_terms(spec)]
         state, _ = await self.scripts("propose", Keys(spec.backbone).vfms, args)
         self._check_state(state.decode(), spec.name)
 
@@ -228,4 +221,5 @@ def _taken(vfm: str) -> Conflict:
 
 
 def _terms(spec: VfmSpec) -> list[float]:
-    return [spec.limits.max_pending, spec.weight, spec.limits.rate or 0, spec.slo.pass_ms]
+    limits = spec.limits
+    return [limits.max_pending, spec.weight, limits.rate or 0, limits.max_pending_bytes, *spec.slo.targets]

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from fmplex_broker.wire.messages import packb, unpackb
 
 VERSION = 1
+TRAINING = "training"  # in place of a class: the device was lent to units of training
 
 
 @dataclass(slots=True)
@@ -27,7 +28,11 @@ class PassPart:
 @dataclass(slots=True)
 class PassRecord:
     """One pass of one worker. Its `number` counts the worker's passes. It began at `start_ms` (server time) and took `seconds`,
-    `predicted_s` by the cost model when it was planned; then a full pass had `budget` units, and `waiting` jobs were left."""
+    `predicted_s` by the cost model when it was planned; then a full pass had `budget` units, and `waiting` jobs were left.
+
+    `cls` TRAINING: no pass, but units of one training in a row, without a number; its one part says how many (`jobs`), and of how
+    many tokens at most (`units`).
+    """
 
     worker: str
     backbone: str

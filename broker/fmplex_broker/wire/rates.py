@@ -9,12 +9,13 @@ from fmplex_broker.specs.deployments import VfmStatus
 from fmplex_broker.specs.vfm import Slo
 from fmplex_broker.wire.fleet_view import Depth, FleetView
 from fmplex_broker.wire.messages import CLASSES, INTERACTIVE, Flow
-from fmplex_broker.wire.stats import FlowStats, WorkerStats, by_flow, quantile
+from fmplex_broker.wire.stats import FlowStats, TrainingStats, WorkerStats, by_flow, quantile
 
 
 def fleet_rates(before: FleetView, now: FleetView) -> dict[str, Any]:
     """Compute what happened between two readings: `seconds`, `registered`, `vfms` (one row each and class, busiest first,
-    offline only where there is something to tell; those that generate have a `text`), `backbones` and `workers` (one row each).
+    offline only where there is something to tell; those that generate have a `text`), `backbones` and `workers`
+    (one row each; those that take tuning jobs have a `training`).
 
     `share_received`: part of the device time that its class had of the backbone; `share_promised`: its weight among those active
     in it. `queued_bytes` are the vFM's in both classes. Names of values end in their units; `busy`, `cached` and `hit_rate` are
@@ -137,6 +138,24 @@ def _worker_row(now: WorkerStats, before: WorkerStats, seconds: float) -> dict[s
         "kv_budget_bytes": now.kv_budget_bytes,
         "prefix_bytes": now.prefix_bytes,
         "waiting_memory": now.waiting_memory,
+        "training": _training_row(now.training, before.training or TrainingStats(), seconds) if now.training else None,
+    }
+
+
+def _training_row(now: TrainingStats, before: TrainingStats, seconds: float) -> dict[str, Any]:
+    """Return the rates of training on a worker; `share`: its part of the device's time."""
+    touched = now.touched - before.touched
+    return {
+        "jobs": now.jobs,
+        "tokens_per_s": (now.tokens.total() - before.tokens.total()) / seconds,
+        "units_per_s": (now.units.total() - before.units.total()) / seconds,
+        "share": min(1.0, (sum(now.seconds.values()) - sum(before.seconds.values())) / seconds),
+        "slack_ms": 1000 * now.slack_s,
+        "spend": now.spend,
+        "spend_tokens": now.spend_tokens,
+        "halts_per_s": (now.halts - before.halts) / seconds,
+        "touched_per_s": touched / seconds,
+        "late": (now.late - before.late) / touched if touched else None,
     }
 
 

@@ -101,11 +101,33 @@ class ResidencyStats:
 
 
 @dataclass(slots=True)
+class TrainingStats:
+    """Training on a worker since its start. `jobs`: tuning jobs here now; `units` that have run and their device `seconds`, by
+    kind; `tokens` trained, by vFM. `slack_s`: how long the device could be lent when that was last asked, at most `spend` of
+    latencies and `spend_tokens` of gaps between tokens; `halts`: loans that were cut short for who came. `late` of the `touched`
+    requests, which have waited for a unit: past their targets, and in time but for that. `error`: recent relative error of what
+    units were expected to take."""
+
+    jobs: int = 0
+    units: Counter[str] = field(default_factory=Counter)
+    seconds: dict[str, float] = field(default_factory=dict)
+    tokens: Counter[str] = field(default_factory=Counter)
+    slack_s: float = 0.0
+    spend: float = 0.0
+    spend_tokens: float = 0.0
+    halts: int = 0
+    touched: int = 0
+    late: int = 0
+    error: float = 0.0
+
+
+@dataclass(slots=True)
 class WorkerStats:
     """One worker. Its counters are since its start. `memory_bytes`: unique memory of the process; `device_bytes`: on the
     accelerator; `backbone_bytes`: weights of the shared backbone. `budget_units`: of a full pass, which takes about `budget_s`.
     `kv_bytes`: keys and values that texts hold, of `kv_budget_bytes`; `prefix_bytes`: what is kept beside them for prompts that
-    begin alike; `waiting_memory`: jobs that wait for some. `flows`: the few hundred on which something happened last."""
+    begin alike; `waiting_memory`: jobs that wait for some. `training`: None where it takes no tuning jobs. `flows`: the few
+    hundred on which something happened last."""
 
     worker: str
     backbone: str
@@ -128,6 +150,7 @@ class WorkerStats:
     prefix_bytes: int = 0
     waiting_memory: int = 0
     residency: ResidencyStats = field(default_factory=ResidencyStats)
+    training: TrainingStats | None = None
     flows: dict[Flow, FlowStats] = field(default_factory=dict)
 
 
@@ -142,7 +165,8 @@ def encode_stats(stats: WorkerStats) -> bytes:
         for flow, v in stats.flows.items()
     ]
     residency = _wire(stats.residency) | {"load_ms": sorted(stats.residency.load_ms.items())}
-    return packb(_wire(stats) | {"flows": flows, "residency": residency})
+    training = _wire(stats.training) if stats.training else None
+    return packb(_wire(stats) | {"flows": flows, "residency": residency, "training": training})
 
 
 def decode_stats(data: bytes) -> WorkerStats:
@@ -154,7 +178,11 @@ def decode_stats(data: bytes) -> WorkerStats:
         flows[Flow(vfm, cls)] = FlowStats(**{**v, **histograms})
     residency = wire.pop("residency")
     load_ms = Counter(dict(residency.pop("load_ms")))
-    return WorkerStats(**wire, residency=ResidencyStats(**residency, load_ms=load_ms), flows=flows)
+    training = wire.pop("training")
+    if training is not None:
+        counts = {name: Counter[str](training[name]) for name in ("units", "tokens")}
+        training = TrainingStats(**training | counts)
+    return WorkerStats(**wire, residency=ResidencyStats(**residency, load_ms=load_ms), training=training, flows=flows)
 
 
 def by_flow(workers: Iterable[WorkerStats]) -> dict[Flow, FlowStats]:

@@ -9,9 +9,10 @@ from typing import NamedTuple
 
 from fmplex.tracing.recording import Recording
 from fmplex_broker.errors import InvalidInput
-from fmplex_broker.wire.passes import PassPart, PassRecord
+from fmplex_broker.wire.passes import TRAINING, PassPart, PassRecord
 
 COLOURED = 11  # vFMs that have a colour of their own
+TRAINING_PLACE = ""  # in place of a vFM
 
 
 class PassBar(NamedTuple):
@@ -28,13 +29,14 @@ class PassBar(NamedTuple):
 
 @dataclass(slots=True)
 class Series:
-    """The passes of one vFM, or of all that have no colour of their own (`several`). `curve`: (second, device seconds charged
-    until then ÷ weight), a step at the end of each pass; `share` of all device seconds. `weight`: the last one; of several vFMs
-    the sum."""
+    """The passes of one vFM, of all that have no colour of their own (`several`), or the units of training. `curve`: (second,
+    device seconds charged until then ÷ weight), a step at the end of each pass; `share` of all device seconds. `weight`: the last
+    one; of several vFMs the sum."""
 
     name: str
     weight: float
     several: bool = False
+    training: bool = False
     charged_s: float = 0.0
     share: float = 0.0
     jobs: int = 0
@@ -53,6 +55,8 @@ class Series:
     @property
     def label(self) -> str:
         """The series in a legend."""
+        if self.training:
+            return f"{self.name}: {100 * self.share:.0f} % of the time"
         return f"{self.name}: {100 * self.share:.0f} % of the time, weight {self.weight:g}"
 
 
@@ -101,7 +105,7 @@ def make_chart(recording: Recording) -> Chart:
         end = start + record.seconds
         _stack(record, start, series, places)
         timeline = timelines[record.worker]
-        timeline.passes += 1
+        timeline.passes += record.cls != TRAINING
         timeline.busy += record.seconds
         if not timeline.budget or timeline.budget[-1][1] != record.budget:
             timeline.budget.append((start, record.budget))
@@ -111,29 +115,34 @@ def make_chart(recording: Recording) -> Chart:
         one.curve.append((end, one.curve[-1][1]))
     for timeline in timelines.values():
         timeline.busy = min(1.0, timeline.busy / end) if end else 0.0
-    jobs = sum(one.jobs for one in series)
-    return Chart(sorted({p.backbone for p in passes}), end, len(passes), jobs, series, list(timelines.values()))
+    jobs = sum(one.jobs for one in series if not one.training)
+    count = sum(timeline.passes for timeline in timelines.values())
+    return Chart(sorted({p.backbone for p in passes}), end, count, jobs, series, list(timelines.values()))
 
 
 def _series(passes: Sequence[PassRecord]) -> tuple[list[Series], dict[str, int]]:
     """Return the series, and for each vFM the position of its series."""
     charged: dict[str, float] = defaultdict(float)
     weights: dict[str, float] = {}
-    for part in (part for record in passes for part in record.parts):
+    for part in (part for record in passes if record.cls != TRAINING for part in record.parts):
         charged[part.vfm] += part.charged_s
         weights[part.vfm] = part.weight
     ranked = sorted(charged, key=lambda vfm: (-charged[vfm], vfm))
     series = [Series(vfm, weights[vfm]) for vfm in ranked[:COLOURED]]
     if rest := ranked[COLOURED:]:
         series.append(Series(f"{len(rest)} others", sum(weights[vfm] for vfm in rest), several=True))
-    return series, {vfm: min(place, COLOURED) for place, vfm in enumerate(ranked)}
+    places = {vfm: min(place, COLOURED) for place, vfm in enumerate(ranked)}
+    if any(record.cls == TRAINING for record in passes):
+        places[TRAINING_PLACE] = len(series)
+        series.append(Series(TRAINING, 1.0, training=True))
+    return series, places
 
 
 def _stack(record: PassRecord, start: float, series: list[Series], places: dict[str, int]) -> None:
     """Add a pass to the series of those who were in it, the one served most at the bottom."""
     parts: dict[int, list[PassPart]] = defaultdict(list)
     for part in record.parts:
-        parts[places[part.vfm]].append(part)
+        parts[places[TRAINING_PLACE if record.cls == TRAINING else part.vfm]].append(part)
     bottom = 0
     for place, mine in sorted(parts.items()):
         one = series[place]
@@ -141,7 +150,7 @@ def _stack(record: PassRecord, start: float, series: list[Series], places: dict[
         charged_s, wait_ms = sum(p.charged_s for p in mine), max(p.wait_ms for p in mine)
         one.jobs += jobs
         one.charged_s += charged_s
-        weight = one.weight if one.several else mine[0].weight  # it may have been changed meanwhile
+        weight = one.weight if one.several or one.training else mine[0].weight  # it may have been changed meanwhile
         one.curve.append((start + record.seconds, one.curve[-1][1] + charged_s / weight))
         one.bars.append(PassBar(record, start, bottom, units, jobs, charged_s, wait_ms))
         bottom += units

@@ -57,6 +57,8 @@ def _add(figure: go.Figure, chart: Chart, one: Series, colour: str) -> None:
         figure.add_trace(_bars(bars, colour).update(legendgroup=one.name), place, 1)
         middle = [(b.start + b.record.seconds / 2, b.bottom + b.units / 2) for b in bars]
         figure.add_trace(_points(one, bars, middle, colour, opacity=0), place, 1)
+        if one.training:
+            continue  # it waits for nobody
         waits = [(b.start, b.wait_ms) for b in bars]
         figure.add_trace(_points(one, bars, waits, colour, size=4), len(chart.timelines) + 2, 1)
 

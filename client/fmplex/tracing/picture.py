@@ -87,10 +87,13 @@ def _closer(axes: Axes, whole: Axes, chart: Chart, timeline: WorkerTimeline) -> 
 
 
 def _waits(axes: Axes, chart: Chart) -> None:
-    for one, colour in coloured_series(chart):
+    waiting = [(one, colour) for one, colour in coloured_series(chart) if not one.training]  # that waits for nobody
+    for one, colour in waiting:
         axes.plot(*zip(*one.longest_waits(_SLICES), strict=True), color=colour, linewidth=0.9, marker=".", markersize=3)
     axes.set_title(WAIT, loc="left", fontsize=9)
     axes.set_ylabel("ms")
+    if not waiting:
+        return
     axes.set_yscale("log")
     for show in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
         show(LogFormatter(minor_thresholds=(2, 0.5)))

@@ -15,7 +15,7 @@ from fmplex_broker.errors import NoWorker
 from fmplex_broker.streams.catalog import Catalog
 from fmplex_broker.streams.connection import open_redis
 from fmplex_broker.streams.tracing import ReceivedReport, Tracer
-from fmplex_broker.wire.passes import PassRecord
+from fmplex_broker.wire.passes import TRAINING, PassRecord
 
 _LOOK_S = 0.25
 _PATIENCE_S = 10.0  # workers report once a second, much later on a machine that is overloaded
@@ -36,6 +36,8 @@ class RecordingProgress:
     def add(self, passes: Iterable[PassRecord]) -> None:
         """Count passes that were recorded."""
         for record in passes:
+            if record.cls == TRAINING:  # no passes, and they have no numbers
+                continue
             self.passes += 1
             self.jobs += sum(part.jobs for part in record.parts)
             self.vfms.update(part.vfm for part in record.parts)

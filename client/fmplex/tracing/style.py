@@ -12,7 +12,7 @@ BUDGET = "#222222"
 _PALETTE = (
     "#2f6fde", "#ef8a17", "#1a9e77", "#d6336c", "#8e5bd0", "#15aabf", "#d4b106", "#8a5a2b", "#5c940d", "#f48fb1", "#37474f",
 )  # fmt: skip
-_OTHERS = "#b9c0ca"
+_OTHERS, _TRAINING = "#b9c0ca", "#14213d"
 
 
 def timeline_title(chart: Chart, timeline: WorkerTimeline) -> str:
@@ -22,5 +22,11 @@ def timeline_title(chart: Chart, timeline: WorkerTimeline) -> str:
 
 
 def coloured_series(chart: Chart) -> list[tuple[Series, str]]:
-    """Return the series with a colour each; grey for the vFMs that share one series."""
-    return [(one, _OTHERS if one.several else _PALETTE[place]) for place, one in enumerate(chart.series)]
+    """Return the series with a colour each; grey for the vFMs that share one series, nearly black for training."""
+    return [(one, _colour(one, place)) for place, one in enumerate(chart.series)]
+
+
+def _colour(one: Series, place: int) -> str:
+    if one.training:
+        return _TRAINING
+    return _OTHERS if one.several else _PALETTE[place]

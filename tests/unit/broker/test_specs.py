@@ -89,7 +89,7 @@ def test_one_head_has_no_name_and_several_have() -> None:
 )
 def test_targets_say_how_long_a_pass_may_take(slo: dict[str, int], pass_ms: float) -> None:
     """A job waits for one pass and runs in the next; a token waits for one. Something is left for the way."""
-    assert parse(Slo, slo).pass_ms == pytest.approx(pass_ms)
+    assert parse(Slo, slo).targets.pass_ms == pytest.approx(pass_ms)
 
 
 @given(st.text(max_size=30), st.text(max_size=10), st.text(max_size=10))

@@ -14,6 +14,7 @@ from fmplex_broker.wire.messages import CLASSES, INTERACTIVE, OFFLINE, Flow, pac
 from fmplex_broker.wire.stats import (
     FlowStats,
     ResidencyStats,
+    TrainingStats,
     WorkerStats,
     bucket_of,
     bucket_top,
@@ -40,7 +41,15 @@ def drawn(kind: type[Any], **more: st.SearchStrategy[Any]) -> st.SearchStrategy[
 
 flows = drawn(FlowStats)
 residency = drawn(ResidencyStats, loads=st.dictionaries(st.sampled_from(["host", "disk", "store"]), counts))
-workers = drawn(WorkerStats, residency=residency, flows=st.dictionaries(addresses, flows, max_size=3))
+training = drawn(
+    TrainingStats,
+    units=st.dictionaries(st.text(max_size=4), counts).map(Counter),
+    tokens=st.dictionaries(st.text(max_size=4), counts).map(Counter),
+    seconds=st.dictionaries(st.text(max_size=4), seconds),
+)
+workers = drawn(
+    WorkerStats, residency=residency, training=st.none() | training, flows=st.dictionaries(addresses, flows, max_size=3)
+)
 
 
 @given(workers)
@@ -48,7 +57,7 @@ def test_stats_survive_the_wire(stats: WorkerStats) -> None:
     assert decode_stats(encode_stats(stats)) == stats
 
 
-@given(workers, st.sampled_from(["worker", "flows", "residency"]))
+@given(workers, st.sampled_from(["worker", "flows", "residency", "training"]))
 def test_what_another_version_says_is_an_error_that_readers_expect(stats: WorkerStats, missing: str) -> None:
     wire = unpackb(encode_stats(stats))
     for changed in ({k: v for k, v in wire.items() if k != missing}, {**wire, "new": 1}):

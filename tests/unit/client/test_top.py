@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections import Counter
 from typing import Any
 
@@ -19,6 +20,7 @@ from fmplex_broker.wire.messages import INTERACTIVE, OFFLINE, Flow
 from fmplex_broker.wire.rates import fleet_rates
 from fmplex_broker.wire.stats import (
     FlowStats,
+    TrainingStats,
     WorkerStats,
     bucket_of,
     bucket_top,
@@ -180,3 +182,23 @@ def test_what_is_offline_has_a_row_of_its_own() -> None:
     assert (by_flow["a", INTERACTIVE]["waiting"], by_flow["a", OFFLINE]["waiting"]) == (0, 256)
     assert [row["share_received"] for row in rows["vfms"]] == [0.5, 0.5, 1.0]
     assert "a (offline)" in drawn(rows)
+
+
+def test_training_is_told_where_a_worker_takes_tuning_jobs() -> None:
+    before, now, plain = worker("w"), worker("w"), worker("other")
+    now.training = TrainingStats(
+        1, Counter(forward=40), {"forward": 1.0}, Counter(a=512), 0.125, 0.5, 0.9, halts=4, touched=100, late=1
+    )
+    rates = fleet_rates(FleetView(1_000, 0, [before, plain]), FleetView(3_000, 0, [now, plain]))
+    row, nothing = (w["training"] for w in rates["workers"])
+    assert nothing is None
+    assert row == {
+        "jobs": 1, "tokens_per_s": 256.0, "units_per_s": 20.0, "share": 0.5, "slack_ms": 125.0, "spend": 0.5,
+        "spend_tokens": 0.9, "halts_per_s": 2.0, "touched_per_s": 50.0, "late": 0.01,
+    }  # fmt: skip
+    console = Console(width=140, record=True, file=io.StringIO())
+    console.print(draw(rates, 10))
+    drawn = console.export_text()
+    assert "training on" in drawn
+    assert "0.50 / 0.90" in drawn
+    assert drawn.count("other") == 1

@@ -17,9 +17,11 @@ from fmplex.cli.app import app
 from fmplex.tracing.chart import COLOURED, Chart, make_chart
 from fmplex.tracing.page import draw_page
 from fmplex.tracing.picture import draw_picture
+from fmplex.tracing.recorder import RecordingProgress
 from fmplex.tracing.recording import Recording, RecordingHeader, RecordingWriter, read_recording
+from fmplex.tracing.style import coloured_series
 from fmplex_broker.errors import Conflict, FmplexError, InvalidInput
-from fmplex_broker.wire.passes import PassPart, PassRecord
+from fmplex_broker.wire.passes import TRAINING, PassPart, PassRecord
 
 BEGIN_MS = 1_000_000
 HEADER = RecordingHeader(BEGIN_MS, ["b"], ["w0"])
@@ -102,6 +104,34 @@ def test_so_many_vfms_are_told_apart_and_the_rest_is_one(passes: list[PassRecord
     assert all(charged[name] <= charged[one.name] for name in rest for one in apart)
     if rest:
         assert chart.series[-1].name == f"{len(rest)} others"
+
+
+def test_training_is_a_series_of_its_own_colour_and_no_pass() -> None:
+    passes = [ran(n, PassPart("a", 2, 10, 0.1, 5.0, 2.0), start_s=n * 0.3) for n in range(1, 4)]
+    lent = [ran(0, PassPart("a", 4, 128, 0.2), start_s=0.1 + n * 0.3, seconds=0.2) for n in range(1, 4)]
+    for record in lent:
+        record.cls = TRAINING
+    chart = make_chart(Recording(HEADER, [*passes, *lent]))
+    (a, colour), (training, own) = coloured_series(chart)
+    assert (a.training, training.training, training.name) == (False, True, "training")
+    assert colour != own
+    assert (chart.passes, chart.jobs, a.jobs) == (3, 6, 6)
+    assert training.charged_s == pytest.approx(0.6)
+    assert training.share == pytest.approx(2 / 3)
+    assert [bar.units for bar in training.bars] == [128] * 3
+    progress = RecordingProgress()
+    progress.add([*passes, *lent])
+    assert (progress.passes, progress.jobs, progress.missing) == (3, 6, 0)
+
+
+def test_training_is_drawn_also_where_nothing_else_ran(tmp_path: Path) -> None:
+    record = ran(0, PassPart("a", 4, 128, 0.2), seconds=0.2)
+    record.cls = TRAINING
+    for passes in ([record], [ran(1, PassPart("b", 1, 9, 0.1, 5.0), start_s=1), record]):
+        chart = make_chart(Recording(HEADER, passes))
+        draw_picture(chart, tmp_path / "a.png")
+        draw_page(chart, tmp_path / "a.html")
+        assert (tmp_path / "a.png").stat().st_size > 10_000
 
 
 def test_vfms_that_are_served_by_their_weights_rise_equally() -> None:

@@ -55,7 +55,7 @@ class Site:
         for one in specs:
             version = on_hosted(bare(one).digest)
             await self.queue.redis.hset(REGISTRY_VFMS, one.name, BACKBONE)
-            terms = [one.limits.max_pending, one.weight, 0, one.slo.pass_ms]
+            terms = [one.limits.max_pending, one.weight, 0, 0, *one.slo.targets]
             state, _ = await scripts("propose", vfms, [one.name, version, one.model_dump_json(), -1, *terms])
             assert state == b"ok"
             assert await self.queue.registry.vote(BACKBONE, one.name, version, "setup") == "serving"

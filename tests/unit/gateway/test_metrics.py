@@ -13,7 +13,7 @@ from fmplex_broker.specs.heads import Generation
 from fmplex_broker.specs.vfm import Slo, VfmSpec
 from fmplex_broker.wire.fleet_view import Depth, FleetView, Stored
 from fmplex_broker.wire.messages import CLASSES, INTERACTIVE, OFFLINE, Flow
-from fmplex_broker.wire.stats import FlowStats, ResidencyStats, WorkerStats
+from fmplex_broker.wire.stats import FlowStats, ResidencyStats, TrainingStats, WorkerStats
 from fmplex_gateway.metrics import Metrics
 
 BACKBONES = ("minilm", "qwen")
@@ -98,3 +98,28 @@ def test_bytes_in_the_broker_are_told_where_there_are_any() -> None:
     assert 'fmplex_vfm_queued_limit_bytes{backbone="qwen",vfm="of-qwen"} 2.56e+08' in told
     assert 'fmplex_backbone_queue_bytes{backbone="qwen"} 7000.0' in told
     assert 'fmplex_backbone_queue_limit_bytes{backbone="qwen"} 1e+06' in told
+
+
+def test_training_is_told_where_a_worker_takes_tuning_jobs() -> None:
+    tuner, plain = worker("qwen"), worker("minilm")
+    tuner.training = TrainingStats(
+        2, Counter(forward=7, step=1), {"forward": 0.5, "step": 0.01}, Counter({"of-qwen": 900}), 0.125, 0.8, 0.9, 3, 25, 1,
+        0.04,
+    )  # fmt: skip
+    families = text_string_to_metric_families(Metrics().render(FleetView(1_000, 2, [tuner, plain])).decode())
+    told = {
+        (
+            s.name.removeprefix("fmplex_training_"),
+            *sorted(s.labels.items() - {("backbone", "qwen"), ("worker", "w-qwen")}),
+        ): s.value
+        for family in families
+        for s in family.samples
+        if s.name.startswith("fmplex_training_")
+    }
+    assert told == {
+        ("units_total", ("kind", "forward")): 7, ("units_total", ("kind", "step")): 1,
+        ("seconds_total", ("kind", "forward")): 0.5, ("seconds_total", ("kind", "step")): 0.01,
+        ("tokens_total", ("vfm", "of-qwen")): 900, ("touched_requests_total",): 25, ("late_requests_total",): 1,
+        ("halts_total",): 3, ("jobs",): 2, ("slack_seconds",): 0.125, ("cost_error",): 0.04,
+        ("spend", ("target", "latency")): 0.8, ("spend", ("target", "inter_token")): 0.9,
+    }  # fmt: skip

@@ -22,7 +22,7 @@ from fmplex_worker.host.jobs import JobTable
 from fmplex_worker.host.passes import PassProgress
 from fmplex_worker.host.preparation import Preparation
 from fmplex_worker.host.version_loads import VersionLoads
-from fmplex_worker.scheduling import CostModel, KvAdmission, PassBudget
+from fmplex_worker.scheduling import CostModel, KvAdmission, PassBudget, TargetBook
 from tests.support.hosting import HOSTED, OTHER, on_hosted
 from tests.support.waiting import until_soon
 from tests.unit.host.tables import Encode, FakeOutbox
@@ -81,9 +81,9 @@ class FakeConsumer:
         self.strangers.append(strangers)
         self.orders.add(order)
         jobs = self.batches.pop(0) if self.batches else []
-        return Claim("ok", jobs, False, {}, {j.flow.vfm: Terms(2.0, 0) for j in jobs}, 0)
+        return Claim("ok", jobs, False, {}, {j.flow.vfm: Terms(2.0) for j in jobs}, 0)
 
-    async def mark(self, jobs: Iterable[Claimed], *, preparing: bool) -> bool:
+    async def mark(self, jobs: Iterable[Claimed], *, preparing: bool, tuning: str = "") -> bool:
         self.marks.append([job.job for job in jobs])
         return True
 
@@ -113,9 +113,9 @@ class Bench:
             KvAdmission(0, {}),
             self.outbox,  # type: ignore[arg-type]
         )
-        budget = PassBudget(CostModel(1000), 1000)
+        targets = TargetBook(PassBudget(CostModel(1000), 1000))
         blame = Blame(self.consumer)  # type: ignore[arg-type]
-        claimer = Claimer(self.consumer, self.table, self.scheduler, budget, 50, "arrival", blame)  # type: ignore[arg-type]
+        claimer = Claimer(self.consumer, self.table, self.scheduler, targets, 50, "arrival", blame)  # type: ignore[arg-type]
         preparation = Preparation(engine, self.dispatcher, Clock(), Inline(), blame, asyncio.TaskGroup())  # type: ignore[arg-type]
         loads = VersionLoads(self.consumer, self.residents, 3, 1.0)  # type: ignore[arg-type]
         pacer = ClaimPacer(self.table, passes)

@@ -8,12 +8,13 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock, call
 
 import pytest
 
 from fmplex_broker.errors import BrokerUnavailable, Cancelled, JobFailed
 from fmplex_broker.streams.claims import Claimed
-from fmplex_broker.wire.messages import INTERACTIVE, Flow, decode_reply
+from fmplex_broker.wire.messages import INTERACTIVE, OFFLINE, Flow, decode_reply
 from fmplex_broker.wire.streaming import Chunk, Delta, decode_chunk
 from fmplex_worker.host import outbox as outbox_module
 from fmplex_worker.host import streaming as streaming_module
@@ -250,3 +251,14 @@ async def test_a_clock_that_is_set_back_makes_no_negative_times(bench: Bench) ->
     stats = bench.meter._flow(A)
     assert min(stats.ttft_s, stats.gaps_s, stats.latency_s, stats.wait_s) >= 0
     assert decode_reply(bench.broker.settled[0][0][1]).queue_ms == 0
+
+
+def test_answers_and_tokens_of_interactive_jobs_are_judged_where_there_is_training(bench: Bench) -> None:
+    """Whether a unit has made them late: nobody waits for what is offline."""
+    bench.meter.books = books = Mock()
+    for cls in (OFFLINE, INTERACTIVE):
+        flow = Flow("a", cls)
+        bench.meter.answered(flow, failed=False, latency_ms=5.0, wait_ms=1.0)
+        bench.meter.first_token(flow, 6.0)
+        bench.meter.next_tokens(flow, 2, 7.0)
+    assert books.mock_calls == [call.answered("a", 5.0), call.first_token("a", 6.0), call.next_tokens("a", 2, 7.0)]

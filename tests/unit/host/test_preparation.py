@@ -64,7 +64,7 @@ class Broker:
         self.marks: list[set[str]] = []
         self.alive = True
 
-    async def mark(self, jobs: Iterable[Claimed], *, preparing: bool) -> bool:
+    async def mark(self, jobs: Iterable[Claimed], *, preparing: bool, tuning: str = "") -> bool:
         self.marks.append({job.job for job in jobs})
         return self.alive
 

@@ -25,7 +25,7 @@ class Broker:
         self.told = 0
         self.preparing = False
 
-    async def mark(self, jobs: Iterable[Claimed], *, preparing: bool) -> bool:
+    async def mark(self, jobs: Iterable[Claimed], *, preparing: bool, tuning: str = "") -> bool:
         self.run, self.told, self.preparing = {job.job for job in jobs}, self.told + 1, preparing
         return True
 
@@ -96,7 +96,7 @@ async def test_records_come_one_after_the_other() -> None:
     broker = Broker()
     blame, gate, mark = Blame(broker), asyncio.Event(), broker.mark  # type: ignore[arg-type]
 
-    async def late(jobs: Iterable[Claimed], *, preparing: bool) -> bool:
+    async def late(jobs: Iterable[Claimed], *, preparing: bool, tuning: str = "") -> bool:
         jobs = list(jobs)
         await gate.wait()
         return await mark(jobs, preparing=preparing)

@@ -12,6 +12,7 @@ quarantine.py        redelivered jobs, one at a time beside others
 intake.py            the way in: claim_pacing.py (when), claiming.py (claims), version_waiting.py, preparation.py
 pass_loop.py         the device task: planning.py, device_thread.py, flight.py, passes.py (progress), landing.py
 deadline_guard.py    jobs without hope are answered, not run
+training_turn.py     between passes: units of training; demand.py (what is due), training_job.py, training_books.py
 blame.py             whom to blame if the worker dies now
 outbox.py            the way out: replies; streaming.py (chunks of growing texts)
 lease.py             beats, and taking over from those who stopped; clock.py (the server's time)

@@ -14,7 +14,7 @@ from fmplex_worker.protocol import Piece, Prepared
 
 @dataclass(slots=True, eq=False)
 class ActiveJob:
-    """A job from claim to settlement, `since` when (monotonic seconds).
+    """A job from claim to settlement, `since` when (monotonic seconds); `enqueued_ms`: when it was sent (server time).
 
     `prepared`: what the engine made of it, from PREPARING's end on; `units`: its estimated, then its real ones. `pieces`: of it
     that wait for a pass, by their keys; `in_pass`: how many are in one. `cancelled`: why it ends when its pass does, if nobody
@@ -26,6 +26,7 @@ class ActiveJob:
     claimed: Claimed
     since: float
     state: JobState = JobState.CLAIMED
+    enqueued_ms: int = field(init=False)
     prepared: Prepared = field(init=False)
     units: int = field(init=False)
     pieces: dict[str, Piece] = field(default_factory=dict)
@@ -43,6 +44,7 @@ class ActiveJob:
 
     def __post_init__(self) -> None:
         self.units = self.claimed.units
+        self.enqueued_ms = self.claimed.enqueued_ms
 
     @property
     def key(self) -> str:

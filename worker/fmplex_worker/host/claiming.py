@@ -16,7 +16,7 @@ from fmplex_broker.wire.messages import INTERACTIVE, Flow
 from fmplex_worker.host.blame import Blame
 from fmplex_worker.host.jobs import JobTable
 from fmplex_worker.host.lease import LeaseLost
-from fmplex_worker.scheduling import PassBudget, Scheduler
+from fmplex_worker.scheduling import Scheduler, TargetBook
 
 log = logging.getLogger(__name__)
 _BACKOFF_S = 0.1
@@ -32,14 +32,14 @@ class Wanted(NamedTuple):
 
 
 class Claimer:
-    """Claims jobs for one worker, and keeps the scheduler and the pass budget up to date with what claims tell of the vFMs."""
+    """Claims jobs for one worker, and keeps the scheduler and the targets up to date with what claims tell of the vFMs."""
 
     def __init__(
         self,
         consumer: Consumer,
         table: JobTable,
         scheduler: Scheduler,
-        budget: PassBudget,
+        targets: TargetBook,
         steal_ms: int,
         order: Order,
         blame: Blame,
@@ -49,7 +49,7 @@ class Claimer:
         self._consumer = consumer
         self._table = table
         self._scheduler = scheduler
-        self._budget = budget
+        self._targets = targets
         self._steal_ms = steal_ms
         self._order = order
         self._blame = blame
@@ -88,7 +88,7 @@ class Claimer:
             self._scheduler.set_weight(vfm, terms.weight)
         now = time.monotonic()
         for vfm in {job.flow.vfm for job in claim.jobs if job.flow.cls == INTERACTIVE}:
-            self._budget.record_target(vfm, claim.terms[vfm].pass_ms / 1000, now)
+            self._targets.record(vfm, claim.terms[vfm].targets, now)
 
     async def recover(self) -> None:
         """Give back what is pending here unknown to us, as soon as the broker answers. Raises `LeaseLost`."""

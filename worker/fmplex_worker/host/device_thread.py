@@ -4,10 +4,13 @@ must not step while the old one's last pass runs."""
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor
+from typing import TypeVar
 
 from fmplex_worker.protocol import Engine, Outcome, Prepared, Work
+
+T = TypeVar("T")
 
 
 class DeviceThread:
@@ -20,6 +23,11 @@ class DeviceThread:
     def step(self, work: Sequence[Work]) -> asyncio.Future[Outcome]:
         """Run a pass behind those that are under way; see `Engine.step`."""
         return asyncio.get_running_loop().run_in_executor(self._executor, self._engine.step, work)
+
+    def lend(self, steps: Iterator[T]) -> asyncio.Future[list[T]]:
+        """Run something else to its end, step by step, behind the passes that are under way; the outcome is what the steps
+        gave."""
+        return asyncio.get_running_loop().run_in_executor(self._executor, list, steps)
 
     def drop(self, prepared: Prepared) -> None:
         """Give back what a job holds, behind the pass that may run yet; see `Engine.drop`."""

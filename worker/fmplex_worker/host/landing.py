@@ -46,7 +46,7 @@ class Landing:
             job.charged += charge / unit_s
             jobs[job.key] = job
         for job in jobs.values():
-            self._table.land(job, began_ms - job.claimed.enqueued_ms)
+            self._table.land(job, began_ms - job.enqueued_ms)
             job.run_ms += outcome.seconds * 1000
         for job, result in zip(jobs.values(), outcome.results, strict=True):
             self._go_on(job, result)

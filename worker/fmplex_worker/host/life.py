@@ -21,6 +21,7 @@ from fmplex_broker.streams.connection import Client, Scripts
 from fmplex_broker.streams.consumer import Beat, Consumer
 from fmplex_broker.streams.producer import new_id
 from fmplex_broker.streams.registry import Registry
+from fmplex_broker.wire.stats import TrainingStats
 from fmplex_worker.host.blame import Blame
 from fmplex_worker.host.budget_setting import BudgetSetting
 from fmplex_worker.host.claim_pacing import ClaimPacer
@@ -28,6 +29,7 @@ from fmplex_worker.host.claim_room import ClaimRoom
 from fmplex_worker.host.claiming import Claimer
 from fmplex_worker.host.clock import ServerClock
 from fmplex_worker.host.deadline_guard import DeadlineGuard
+from fmplex_worker.host.demand import DemandReader
 from fmplex_worker.host.deployments import DeploymentFollower
 from fmplex_worker.host.device_thread import DeviceThread
 from fmplex_worker.host.dispatch import Dispatcher
@@ -46,10 +48,12 @@ from fmplex_worker.host.residency_hint import ResidencyHint
 from fmplex_worker.host.stats import Meter
 from fmplex_worker.host.streaming import ChunkSender
 from fmplex_worker.host.tracing import Recorder
+from fmplex_worker.host.training_books import TrainingBooks
+from fmplex_worker.host.training_turn import TrainingTurn
 from fmplex_worker.host.version_loads import VersionLoads
 from fmplex_worker.protocol import Engine
 from fmplex_worker.residency.residents import Residents
-from fmplex_worker.scheduling import CostModel, KvAdmission, PassBudget, Scheduler
+from fmplex_worker.scheduling import CostModel, KvAdmission, Leftover, PassBudget, Scheduler, Slack, TargetBook
 
 log = logging.getLogger(__name__)
 _LEAVE_S = 5.0
@@ -92,6 +96,7 @@ class Life:
             trickle=spec.offline_trickle, offline_slice=spec.offline_slice_ms / 1000,
         )  # fmt: skip
         self._budget = PassBudget(lasting.cost, lasting.backbone.pass_units)
+        self._targets = TargetBook(self._budget)
         self._recorder = Recorder(name, self._id, self._scheduler, self._clock)
         self._meter = Meter(self._id, lasting.engine, lasting.cost)
         self._loads = VersionLoads(self._consumer, lasting.residents, spec.max_attempts, spec.lease_ms / 1000)
@@ -120,7 +125,7 @@ class Life:
         self._blame = Blame(self._consumer)
         steal_ms = spec.residency.steal_ms
         self._claimer = Claimer(
-            self._consumer, self._table, self._scheduler, self._budget, steal_ms, self._order, self._blame
+            self._consumer, self._table, self._scheduler, self._targets, steal_ms, self._order, self._blame
         )
         tasks = asyncio.TaskGroup()
         preparation = Preparation(has.engine, self._dispatcher, self._clock, has.intake_threads, self._blame, tasks)
@@ -133,13 +138,24 @@ class Life:
         planner = PassPlanner(self._scheduler, has.engine, has.cost, guard, self._clock, self._recorder)
         landing = Landing(self._table, self._dispatcher, self._outbox, has.cost, self._clock, self._meter)
         self._device = DeviceThread(has.engine, has.device_thread)
-        self._pass_loop = PassLoop(planner, self._device, self._table, self._passes, self._blame, landing)
+        self.turn = self._make_turn() if spec.tuning.enabled else None
+        self._pass_loop = PassLoop(planner, self._device, self._table, self._passes, self._blame, landing, self.turn)
         blocking = Consumer(has.blocking, Scripts(has.blocking), has.backbone.name, self._id, lease_ms=spec.lease_ms)
         self._budget_setting = BudgetSetting(self._budget, self._scheduler, self._table.room, has.engine)
         self._listener = Listener(blocking, self._intake, self._deployments, self._dispatcher)
         self._reporter = Reporter(
             has.redis, self._meter, self._recorder, self._scheduler, self._table, self._dispatcher, has.residents
         )
+
+    def _make_turn(self) -> TrainingTurn:
+        """Make what lends the device to tuning jobs."""
+        has, tuning = self._lasting, self._lasting.spec.tuning
+        slack = Slack(tuning.spend, tuning.spend_tokens, tuning.unit_ms / 1000)
+        leftover = Leftover(tuning.idle_share, tuning.trickle, has.spec.offline_trickle)
+        demand = DemandReader(self._table, self._clock, self._targets, has.cost, self._scheduler)
+        self._meter.books = books = TrainingBooks(TrainingStats(), slack, self._targets, self._recorder)
+        self._meter.stats.training = books.stats
+        return TrainingTurn(slack, leftover, demand, self._device, self._table, self._blame, books)
 
     async def run(self) -> None:
         """Serve until told to stop (returns after a drain) or the lease is lost (raises an exception group)."""
@@ -206,6 +222,8 @@ class Life:
     async def _drain(self, intake: asyncio.Task[None], passes: asyncio.Task[None]) -> None:
         """Give unstarted jobs back at once and let running ones end; the lease goes last."""
         log.info("worker %s drains", self._id)
+        if self.turn is not None:
+            self.turn.stop()
         with suppress(TimeoutError, BrokerUnavailable):
             async with asyncio.timeout(self._lasting.spec.drain_s):
                 intake.cancel()

@@ -51,7 +51,7 @@ class Outbox:
         """Record the times to first and to next tokens."""
         now, flow = self._clock.now_ms(), job.flow
         if not job.token_ms:
-            self._meter.first_token(flow, max(0.0, now - job.claimed.enqueued_ms))  # the clock may have been set back
+            self._meter.first_token(flow, max(0.0, now - job.enqueued_ms))  # the clock may have been set back
         elif tokens:
             self._meter.next_tokens(flow, tokens, max(0.0, now - job.token_ms))
         job.token_ms = now
@@ -59,7 +59,7 @@ class Outbox:
     def send(self, job: ActiveJob, output: object) -> None:
         """Queue the reply of a job: its output, or an `FmplexError`."""
         error = output if isinstance(output, FmplexError) else None
-        total_ms = max(0.0, self._clock.now_ms() - job.claimed.enqueued_ms)
+        total_ms = max(0.0, self._clock.now_ms() - job.enqueued_ms)
         reply = Reply(
             output=None if error else output,
             error=error,

@@ -14,6 +14,7 @@ from fmplex_worker.host.jobs import JobTable
 from fmplex_worker.host.landing import Landing
 from fmplex_worker.host.passes import PassProgress
 from fmplex_worker.host.planning import PassPlanner
+from fmplex_worker.host.training_turn import TrainingTurn
 from fmplex_worker.protocol import Work
 from fmplex_worker.scheduling import Plan
 
@@ -34,13 +35,16 @@ class PassLoop:
         passes: PassProgress,
         blame: Blame,
         landing: Landing,
+        turn: TrainingTurn | None = None,
     ) -> None:
+        """`turn`: of training, where this worker takes tuning jobs."""
         self._planner = planner
         self._device = device
         self._table = table
         self._passes = passes
         self._blame = blame
         self._landing = landing
+        self._turn = turn
         self._flights: deque[Flight] = deque()
         self._stopping = False
         self._launch_s = _LAUNCH_S
@@ -51,12 +55,16 @@ class PassLoop:
             self._planner.answer_hopeless(self._busy_s())
             if self._flights and not self._worth_planning():
                 await self._land_or_due()
+            elif self._turn is not None and not self._flights and self._turn.may():
+                await self._turn.run()
             elif (plan := self._planner.plan(self._busy_s())) is not None:
                 await self._launch(plan)
             elif self._flights:
                 await self._land()
             elif self._stopping:
                 return
+            elif self._turn is not None:
+                await self._turn.rest()
             else:
                 self._table.arrived.clear()
                 await self._table.arrived.wait()
@@ -64,6 +72,8 @@ class PassLoop:
     def stop(self) -> None:
         """End once nothing is left to run."""
         self._stopping = True
+        if self._turn is not None:
+            self._turn.stop()
         self._table.arrived.set()
 
     async def _launch(self, plan: Plan) -> None:
@@ -103,6 +113,8 @@ class PassLoop:
         self._passes.end(outcome.seconds, time.monotonic())
         if self._flights:
             self._begun()
+        if self._turn is not None:
+            self._turn.landed(flight.plan, outcome)
         self._landing.land(flight, outcome, self._planner.charge(flight, outcome))
 
     async def _land_or_due(self) -> None:
@@ -123,7 +135,8 @@ class PassLoop:
     def _worth_planning(self) -> bool:
         first = self._flights[0]
         full = self._planner.full(self._table.waiting)
-        return full and len(self._flights) < 2 and time.monotonic() >= first.due and not first.grows
+        worth = full and len(self._flights) < 2 and time.monotonic() >= first.due and not first.grows
+        return worth and (self._turn is None or not self._turn.may(self._busy_s()))  # a unit runs between two passes
 
     def _busy_s(self) -> float:
         """Return the seconds until the next pass can begin, by what is expected of those in flight."""

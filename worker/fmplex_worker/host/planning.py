@@ -48,7 +48,7 @@ class PassPlanner:
     def charge(self, flight: Flight, outcome: Outcome) -> list[float]:
         """Charge a pass that has run; return what each of its items is charged, in seconds."""
         charges = self._scheduler.charge(flight.plan, outcome.seconds)
-        self._recorder.landed(flight.plan, [job.claimed.enqueued_ms for job in flight.jobs], outcome, charges)
+        self._recorder.landed(flight.plan, [job.enqueued_ms for job in flight.jobs], outcome, charges)
         return charges
 
     def full(self, waiting: Mapping[str, int]) -> bool:

@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 
 import psutil
 
-from fmplex_broker.wire.messages import Flow
+from fmplex_broker.wire.messages import INTERACTIVE, Flow
 from fmplex_broker.wire.stats import FlowStats, ResidencyStats, WorkerStats, bucket_of
+from fmplex_worker.host.training_books import TrainingBooks
 from fmplex_worker.protocol import Engine
 from fmplex_worker.scheduling import CostModel, Scheduler, Share
 
@@ -43,6 +44,7 @@ class Meter:
         self._flows: dict[Flow, FlowStats] = {}  # last heard of last
         self.stats = WorkerStats(worker, engine.info.name, engine.info.device, os.getpid(), socket.gethostname())
         self.stats.backbone_bytes = engine.info.memory_bytes
+        self.books: TrainingBooks | None = None  # where there is training: they judge whom it makes late
 
     def _flow(self, flow: Flow) -> FlowStats:
         """Return a flow's counters; it becomes the one that was last heard of."""
@@ -61,6 +63,8 @@ class Meter:
         stats.latency[bucket_of(latency_ms)] += 1
         stats.wait_s += wait_ms / 1000
         stats.wait[bucket_of(wait_ms)] += 1
+        if self.books is not None and flow.cls == INTERACTIVE:
+            self.books.answered(flow.vfm, latency_ms)
 
     def first_token(self, flow: Flow, ms: float) -> None:
         """Record the time to first token, `ms` after the job was enqueued."""
@@ -68,6 +72,8 @@ class Meter:
         stats.tokens += 1
         stats.ttft_s += ms / 1000
         stats.ttft[bucket_of(ms)] += 1
+        if self.books is not None and flow.cls == INTERACTIVE:
+            self.books.first_token(flow.vfm, ms)
 
     def next_tokens(self, flow: Flow, count: int, ms: float) -> None:
         """Record `count` more tokens of a text, `ms` after the one before."""
@@ -75,6 +81,8 @@ class Meter:
         stats.tokens += count
         stats.gaps_s += ms / 1000
         stats.gaps[bucket_of(ms / max(count, 1))] += count
+        if self.books is not None and flow.cls == INTERACTIVE:
+            self.books.next_tokens(flow.vfm, count, ms)
 
     def generated(self, flow: Flow, output: Mapping[str, Any]) -> None:
         """Count the tokens of the prompt of a text that has ended."""

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from fmplex_broker.wire.passes import PassPart, PassRecord
+from fmplex_broker.wire.passes import TRAINING, PassPart, PassRecord
 from fmplex_worker.host.clock import ServerClock
 from fmplex_worker.protocol import Outcome
 from fmplex_worker.scheduling import Plan, Scheduler
@@ -65,12 +65,23 @@ class Recorder:
             )
         )  # fmt: skip
 
+    def lent(self, part: PassPart, predicted_s: float, ended: float) -> None:
+        """Record that the device was lent to training until `ended` (monotonic seconds): `part` says whose, how many units,
+        how large, and how long."""
+        if self._on:
+            self._records.append(
+                PassRecord(
+                    self._worker, self._backbone, 0, TRAINING, self._clock.at_ms(ended - part.charged_s), part.charged_s,
+                    predicted_s, part.units, self._scheduler.budget, len(self._scheduler), [part],
+                )
+            )  # fmt: skip
+
     def drain(self) -> list[PassRecord] | None:
         """Return the records since the last call, with the weights that their vFMs have now; None while it is off."""
         if not self._on:
             return None
         records = list(self._records)
         self._records.clear()
-        for part in (part for record in records for part in record.parts):
+        for part in (part for record in records if record.cls != TRAINING for part in record.parts):
             part.weight = self._scheduler.weights.get(part.vfm, 1.0)
         return records

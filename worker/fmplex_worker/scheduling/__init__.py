@@ -10,6 +10,10 @@ deadlines.py     what deadlines may do to a pass
 lull.py          when nobody waits for offline passes, so that they may be full
 kv_admission.py  which sequences may hold memory between passes
 budget.py        how large a pass may be, for the latency targets of the vFMs
+target_book.py   the latency targets of the vFMs in use
+slack.py         how long the device may be lent to training, so that those are kept
+lending.py       what was lent: who has waited for it, and who gets what interactive work leaves
+unit_queue.py    whose training unit runs next
 drr.py           batch-aware deficit round robin, the default policy; its docstring is the promise
 base.py          what the policies without deficits have in common
 fifo.py          arrival order
@@ -26,6 +30,10 @@ from .drr import DeficitRoundRobin
 from .fifo import Fifo
 from .items import CLASSES, INTERACTIVE, OFFLINE, Flow, Item, Plan, Room, Share
 from .kv_admission import KvAdmission
+from .lending import Leftover, LentTime
+from .slack import Demand, Due, Loan, Slack
+from .target_book import TargetBook
+from .unit_queue import UnitQueue
 
 __all__ = [
     "CLASSES",
@@ -33,15 +41,23 @@ __all__ = [
     "OFFLINE",
     "CostModel",
     "DeficitRoundRobin",
+    "Demand",
+    "Due",
     "Fifo",
     "Flow",
     "Item",
     "KvAdmission",
+    "Leftover",
+    "LentTime",
+    "Loan",
     "PassBudget",
     "Plan",
     "Room",
     "Scheduler",
     "Share",
+    "Slack",
+    "TargetBook",
+    "UnitQueue",
     "make_scheduler",
 ]
 

@@ -23,7 +23,7 @@ class PassBudget:
         self._targets: dict[str, tuple[float, float]] = {}  # vFM -> seconds a pass may take, last seen
 
     def record_target(self, vfm: str, pass_s: float, now: float) -> None:
-        """Record that a job was claimed of a vFM whose targets allow passes of `pass_s` seconds (`Slo.pass_ms`); 0: any
+        """Record that a job was claimed of a vFM whose targets allow passes of `pass_s` seconds (`Targets.pass_ms`); 0: any
         length."""
         if pass_s > 0:
             self._targets[vfm] = pass_s, now

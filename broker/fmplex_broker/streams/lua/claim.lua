@@ -2,8 +2,8 @@
 -- ARGV: worker, epoch, jobs per flow at most, flows visited at most, steal ms, strangers (1: all vFMs, 0: only those that are
 -- resident here), order (fair | arrival), number of this claim, "flow entry" lines of what earlier claims brought and is still
 -- being prepared, how many flows to avoid, these, then class, room pairs in order of precedence.
--- Returns {state, flows, more, wait}: state ok | lost | stale; flows = {flow, {attempts...}, {entries...}, rest, weight, pass_ms},
--- where
+-- Returns {state, flows, more, wait}: state ok | lost | stale; flows = {flow, {attempts...}, {entries...}, rest, weight, its
+-- targets in ms (latency, first token, next token)}, where
 -- rest = 1: the flow has more undelivered entries, 0: it has none now, -1: not looked at;
 -- more = 1: there is more to take, claim again rather than sleep; wait > 0: what is resident elsewhere may be had in so many ms.
 local me, epoch = ARGV[1], ARGV[2]
@@ -62,7 +62,9 @@ local function give(flow, attempts, entries, rest, r)
   for i, e in ipairs(entries) do
     if attempts[i] == 1 then suspects[#suspects + 1] = flow .. ' ' .. e[1] end
   end
-  out[#out + 1] = {flow, attempts, entries, rest, string.format('%.17g', r.weight), string.format('%.17g', r.pass_ms)}
+  local one = {flow, attempts, entries, rest, string.format('%.17g', r.weight)}
+  for _, target in ipairs(TARGETS) do one[#one + 1] = string.format('%.17g', r[target] or 0) end
+  out[#out + 1] = one
 end
 
 local function take_back(class, flow, vfm)
@@ -80,7 +82,7 @@ local function take_back(class, flow, vfm)
   end
   if #list < want then redis.call('ZREM', P .. 'back', flow) else more = 1 end
   room[class], taken[flow] = room[class] - #entries, #entries
-  if #entries > 0 then give(flow, attempts, entries, -1, record(vfm) or {weight = 1, pass_ms = 0}) end
+  if #entries > 0 then give(flow, attempts, entries, -1, record(vfm) or {weight = 1}) end
 end
 
 -- What was given back comes first, oldest gift first. Only classes with room are looked at: else the many flows of one
@@ -111,7 +113,8 @@ local function consider(class, list, limit, flows, seen)
       if not r then redis.call('ZREM', P .. 'ready:' .. class, vfm)
       elseif belongs_elsewhere(class, vfm) then left_alone = left_alone + 1
       else
-        flows[#flows + 1] = {vfm = vfm, at = tonumber(list[i + 1]), weight = r.weight, pass_ms = r.pass_ms, most = most}
+        r.vfm, r.at, r.most = vfm, tonumber(list[i + 1]), most
+        flows[#flows + 1] = r
       end
     end
     seen[vfm] = true

@@ -31,15 +31,16 @@ local function within(value, least, most)
   return math.min(value, most)
 end
 
--- The record of a vFM: `name=value` pairs, joined by `|`. `pass_ms`: the longest pass with which its targets can be kept, 0: any;
--- `rate`: 0: none; `max_bytes`: 0: the usual.
-local FIELDS = {'status', 'version', 'generation', 'max_pending', 'weight', 'rate', 'pass_ms', 'max_bytes'}
+-- The record of a vFM: `name=value` pairs, joined by `|`. Its targets and `rate`: 0: none; `max_bytes`: 0: the usual.
+local TARGETS = {'latency_ms', 'ttft_ms', 'inter_token_ms'}
+local FIELDS = {'status', 'version', 'generation', 'max_pending', 'weight', 'rate', 'max_bytes', unpack(TARGETS)}
 -- Of each number how it is written, and between what it is kept when it is read: one vFM's must not break a script that others'
 -- jobs share, whoever wrote it.
 local NUMBERS = {
   generation = {'%d', 0, 1e15}, max_pending = {'%d', 0, 1e9}, weight = {'%.17g', 1e-3, 1e6}, rate = {'%.17g', 0, 1e12},
-  pass_ms = {'%.17g', 0, 1e9}, max_bytes = {'%d', 0, 1e15},
+  max_bytes = {'%d', 0, 1e15},
 }
+for _, target in ipairs(TARGETS) do NUMBERS[target] = {'%.17g', 0, 1e9} end
 local LEAST_RATE = 1e-3
 
 -- A table by these names; nil if there is no such vFM.
@@ -75,6 +76,13 @@ local function put_record(vfm, r)
   end
   redis.call('HSET', VFMS, vfm, table.concat(parts, '|'))
   changed(vfm)
+end
+
+-- Take the operating values of a record from the arguments that begin at `at`, as the scripts that set them are given them.
+local function set_terms(r, at)
+  r.max_pending, r.weight, r.rate = tonumber(ARGV[at]), tonumber(ARGV[at + 1]), tonumber(ARGV[at + 2])
+  r.max_bytes = tonumber(ARGV[at + 3] or 0)
+  for i, target in ipairs(TARGETS) do r[target] = tonumber(ARGV[at + 3 + i] or 0) end
 end
 
 local function ring() redis.call('XADD', P .. 'wake', 'MAXLEN', 256, '*', 'w', '1') end

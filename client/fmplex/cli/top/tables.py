@@ -30,11 +30,15 @@ _WORKERS = (
 _MEMORY = (
     Column("worker"), Column("KV"), Column("budget"), Column("kept\nprefixes"), Column("jobs that wait\nfor memory"),
 )  # fmt: skip
+_TRAINING = (
+    Column("training on"), Column("jobs"), Column("tokens/s"), Column("units/s", 5), Column("share"), Column("slack", 4),
+    Column("spend", 3), Column("halts/s", 6), Column("touched/s", 2), Column("late for it", 1),
+)  # fmt: skip
 
 
 def draw(rows: dict[str, Any], limit: int) -> Group:
     """Draw the rows of `fleet_rates` as tables, `limit` of the flows; tokens and KV cache where there is a vFM that generates,
-    backbones where there are several."""
+    backbones where there are several, training where workers take tuning jobs."""
     shown = rows["vfms"][:limit]
     more = rows["registered"] - len({row["vfm"] for row in shown})
     several = len({row["backbone"] for row in (*rows["vfms"], *rows["workers"])}) > 1
@@ -49,6 +53,8 @@ def draw(rows: dict[str, Any], limit: int) -> Group:
     tables += ["", FittedTable(_QUEUES, queues)] if queues else []
     memory = [_memory(w) for w in rows["workers"] if w["kv_budget_bytes"]]
     tables += ["", FittedTable(_MEMORY, memory)] if texts and memory else []
+    training = [_training(w["worker"], w["training"]) for w in rows["workers"] if w["training"]]
+    tables += ["", FittedTable(_TRAINING, training)] if training else []
     return Group(*tables)
 
 
@@ -113,6 +119,14 @@ def _memory(w: dict[str, Any]) -> list[str]:
         _mib(w["prefix_bytes"]),
         str(w["waiting_memory"]),
     ]
+
+
+def _training(worker: str, t: dict[str, Any]) -> list[str]:
+    return [
+        worker, str(t["jobs"]), f"{t['tokens_per_s']:.0f}", f"{t['units_per_s']:.1f}", _percent(t["share"]),
+        f"{t['slack_ms']:.0f} ms", f"{t['spend']:.2f} / {t['spend_tokens']:.2f}", f"{t['halts_per_s']:.1f}",
+        f"{t['touched_per_s']:.1f}", _percent(t["late"]),
+    ]  # fmt: skip
 
 
 def _part(nbytes: int | None, most: int | None) -> str:

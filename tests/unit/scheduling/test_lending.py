@@ -1,0 +1,70 @@
+"""Who has waited for a loan, and who gets what interactive work leaves."""
+
+from __future__ import annotations
+
+import pytest
+
+from fmplex_worker.scheduling.lending import Leftover, LentTime
+
+
+def test_only_what_was_lent_within_a_span_counts() -> None:
+    lent = LentTime()
+    for begun, ended in ((1.0, 2.0), (3.0, 4.0), (5.0, 6.0)):
+        lent.add(begun, ended)
+    assert lent.within(0.0, 10.0) == pytest.approx(3.0)
+    assert lent.within(1.5, 3.5) == pytest.approx(1.0)
+    assert lent.within(2.0, 3.0) == 0.0
+    assert lent.within(6.0, 7.0) == 0.0
+    assert lent.within(5.2, 5.3) == pytest.approx(0.1)
+
+
+def share(leftover: Leftover, units_s: float = 0.02, pass_s: float = 0.1, rounds: int = 3000) -> float:
+    """The part that training has where both always wait."""
+    trained = offline = 0.0
+    for _ in range(rounds):
+        if leftover.is_turn(offline_waits=True):
+            leftover.note_units(units_s, offline_waits=True, owed=False)
+            trained += units_s
+        else:
+            leftover.note_offline(pass_s)
+            offline += pass_s
+    return trained / (trained + offline)
+
+
+@pytest.mark.parametrize(("wanted", "has"), [(0.5, 0.5), (0.8, 0.8), (0.0, 0.02), (1.0, 0.95)])
+def test_what_is_left_is_shared_and_both_trickles_hold(wanted: float, has: float) -> None:
+    assert share(Leftover(wanted, 0.02, 0.05)) == pytest.approx(has, abs=0.01)
+
+
+def test_time_that_offline_work_did_not_want_is_not_saved() -> None:
+    leftover = Leftover(0.5, 0.02, 0.05)
+    for _ in range(100):
+        leftover.note_units(1.0, offline_waits=False, owed=False)
+    assert leftover.is_turn(offline_waits=True)
+    assert share(leftover, rounds=300) == pytest.approx(0.5, abs=0.02)
+
+
+def test_what_training_could_not_use_is_made_up_for_but_not_for_ever() -> None:
+    leftover = Leftover(0.5, 0.02, 0.05)
+    for _ in range(1000):
+        leftover.note_offline(1.0)
+    units = 0
+    while leftover.is_turn(offline_waits=True):
+        leftover.note_units(0.1, offline_waits=True, owed=False)
+        units += 1
+    assert units == pytest.approx(21, abs=1)
+
+
+def test_the_trickle_is_paid_back_and_slack_that_was_used_counts() -> None:
+    leftover = Leftover(0.5, 0.1, 0.05)
+    leftover.note_interactive(0.9)
+    assert leftover.owed
+    leftover.note_units(0.3, offline_waits=False, owed=True)
+    leftover.note_interactive(1.7)
+    assert not leftover.owed
+    leftover.note_interactive(0.2)
+    assert leftover.owed
+    leftover.note_units(5.0, offline_waits=False, owed=False)
+    assert not leftover.owed
+    leftover.note_interactive(0.1)
+    assert leftover.owed, "what it had by right is no debt"

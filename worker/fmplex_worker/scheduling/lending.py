@@ -1,0 +1,70 @@
+"""What was lent to training: who has waited for it, and what it has had of the time that interactive work leaves. Pure: times in
+monotonic seconds."""
+
+from __future__ import annotations
+
+from collections import deque
+
+_KEPT = 4096  # loans, far more than a request waits for
+_MOST_OWED_S = 1.0  # what was missed for longer is not made up for
+
+
+class LentTime:
+    """When the device was lent."""
+
+    def __init__(self) -> None:
+        self._loans: deque[tuple[float, float]] = deque(maxlen=_KEPT)
+
+    def add(self, begun: float, ended: float) -> None:
+        """Note a loan that has ended."""
+        self._loans.append((begun, ended))
+
+    def within(self, begun: float, ended: float) -> float:
+        """Return how many seconds of a span the device was lent."""
+        seconds = 0.0
+        for start, end in reversed(self._loans):
+            if end <= begun:
+                break
+            seconds += max(0.0, min(end, ended) - max(start, begun))
+        return seconds
+
+
+class Leftover:
+    """Shares what interactive work leaves between training and offline jobs, where both want it, and keeps the trickle of
+    training where requests without targets leave nothing. Time that one of them did not want is nobody's to save.
+
+    `share`: training's part of what is left; `trickle`: its part of device time in any case, as `offline_trickle` is that of
+    offline jobs. So neither of them gets all that is left.
+    """
+
+    def __init__(self, share: float, trickle: float, offline_trickle: float) -> None:
+        self._share = min(max(share, trickle), 1 - offline_trickle)
+        self._trickle = trickle
+        self._ahead = 0.0  # seconds that training has had more than its share
+        self._owed = 0.0
+
+    def note_units(self, seconds: float, *, offline_waits: bool, owed: bool) -> None:
+        """Note that training has had the device; `owed`: in place of somebody who waited."""
+        self._owed = self._owed - seconds if owed else min(self._owed, max(0.0, self._owed - seconds))
+        self._ahead = min(self._ahead + (1 - self._share) * seconds, _MOST_OWED_S) if offline_waits else 0.0
+
+    def note_offline(self, seconds: float) -> None:
+        """Note an offline pass that ran while units waited."""
+        self._ahead = max(self._ahead - self._share * seconds, -_MOST_OWED_S)
+
+    def note_interactive(self, seconds: float) -> None:
+        """Note an interactive pass that ran while units waited."""
+        self._owed = min(self._owed + seconds * self._trickle / (1 - self._trickle), _MOST_OWED_S)
+
+    def rest(self) -> None:
+        """Note that no units wait."""
+        self._ahead = self._owed = 0.0
+
+    def is_turn(self, *, offline_waits: bool) -> bool:
+        """Tell whether training goes before offline jobs now."""
+        return not offline_waits or self._ahead <= 0
+
+    @property
+    def owed(self) -> bool:
+        """Whether training has had less than its trickle."""
+        return self._owed > 0
