@@ -98,6 +98,7 @@ class MicroBatch:
                 self._pass = _Pass(self._walk, self._learnt, self._texts, self._key)
             for i in range(first, end):
                 self._pass.forward(i, keep=i >= self._recomputed)
+        _await_device(self._walk)
 
     def _lose(self) -> None:
         assert self._pass is not None
@@ -106,6 +107,7 @@ class MicroBatch:
             self._value = loss.detach()
             if loss.requires_grad:  # it does not if nothing is learnt below it
                 loss.backward()
+        _await_device(self._walk)
 
     def _backward(self, first: int, end: int, ended: bool) -> None:
         assert self._pass is not None
@@ -114,6 +116,7 @@ class MicroBatch:
                 self._pass.backward(i)
             if ended:
                 self._pass.hand_over()
+        _await_device(self._walk)
 
 
 class _Pass:
@@ -171,6 +174,12 @@ def _cut(tensor: Tensor) -> Tensor:
     return tensor.detach().requires_grad_(tensor.requires_grad)
 
 
+def _await_device(walk: Walk) -> None:
+    """Wait until the device has done what it was given: a unit ends with its work, so that its time is known."""
+    if walk.backbone.device.type == "cuda":
+        torch.cuda.synchronize(walk.backbone.device)
+
+
 def check_units(
     walk: Walk, learnt: Learnt | None, texts: Sequence[Text], take: Callable[[Tensor], None], layers: int = LAYERS
 ) -> Iterator[Unit]:
@@ -203,3 +212,4 @@ class _Check:
                     self._hidden = call(self._hidden)
             if end == self._walk.layers:
                 self._take(self._row.back(self._walk.finish(self._row.pack, self._row.texts, self._hidden)))
+        _await_device(self._walk)
