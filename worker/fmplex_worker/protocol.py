@@ -25,7 +25,7 @@ Kind = Literal["encode", "generate"]
 @dataclass(frozen=True, slots=True)
 class EngineInfo:
     """Facts that a worker tells the registry. `max_tokens` bounds one encoded text; `memory_bytes` is the backbone alone;
-    `fingerprint`: of what decides its outputs."""
+    `fingerprint`: of what decides its outputs; `threads` that it computes with on a CPU."""
 
     name: str
     modality: str
@@ -34,6 +34,7 @@ class EngineInfo:
     device: str
     memory_bytes: int
     fingerprint: Fingerprint
+    threads: int = 1
 
 
 @dataclass(frozen=True, slots=True)

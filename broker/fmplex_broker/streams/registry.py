@@ -77,11 +77,13 @@ class Registry(Catalog):
             self._check_state(state.decode(), vfm)
         return await self.show(vfm)
 
-    async def offer(self, vfm: str, spec: VfmSpec, artifact: str, *, timeout_s: float = 60.0) -> VfmStatus:
+    async def offer(
+        self, vfm: str, spec: VfmSpec, artifact: str, *, generation: int | None = None, timeout_s: float = 60.0
+    ) -> VfmStatus:
         """Make an artifact what the vFM serves, once every live worker has accepted it; until then the old version serves.
 
-        Operating values (weight, limits, SLO) are the operator's: those of `spec` are ignored. Raises as `deploy` and
-        `change` do.
+        Operating values (weight, limits, SLO) are the operator's: those of `spec` are ignored. `generation`: the one that the
+        vFM must still have; None: the present one. Raises as `deploy` and `change` do.
         """
         if spec.name != vfm:
             raise InvalidInput(f"the package is of vFM {spec.name!r}, not {vfm!r}", field="package")
@@ -99,7 +101,7 @@ class Registry(Catalog):
             return now
         kept = {k: getattr(now.spec, k) for k in ("weight", "limits", "slo")}
         offered = spec.model_copy(update=kept)
-        await self._propose(offered, version, expect=now.generation)
+        await self._propose(offered, version, expect=now.generation if generation is None else generation)
         return await self._await_verdict(offered, version, timeout_s)
 
     async def remove(self, vfm: str, *, drain_s: float = 10.0) -> None:

@@ -47,7 +47,10 @@ class PackedEngine:
     def info(self) -> EngineInfo:
         """Facts for the registry; see `Engine.info`."""
         b = self._backbone
-        return EngineInfo(b.spec.name, "text", b.hidden, b.max_tokens, str(b.device), b.memory_bytes, self._fingerprint)
+        return EngineInfo(
+            b.spec.name, "text", b.hidden, b.max_tokens, str(b.device), b.memory_bytes, self._fingerprint,
+            torch.get_num_threads(),
+        )  # fmt: skip
 
     @property
     def capacity(self) -> Capacity:

@@ -31,6 +31,7 @@ class Blame:
         self._claimed: dict[str, Claimed] = {}  # being prepared, and marked by their claims
         self._marked: dict[str, Claimed] = {}  # the jobs that the broker has heard of, but those
         self._tuning = self._told_tuning = ""  # whose unit runs, and what the broker has heard of that
+        self._opening = ""  # which tuning job is being opened, beside all else
         self._telling_tuning = False
         self._clearing: asyncio.Task[None] | None = None
         self._marking = asyncio.Lock()
@@ -68,11 +69,24 @@ class Blame:
 
     def tuned(self) -> None:
         """Note that no unit runs any more: from the next word to the broker on the job is not to blame."""
-        self._tuning = ""
+        self._tuning = self._opening
+
+    async def open(self, job: str) -> None:
+        """Let the broker know that this tuning job is being opened: while no unit of another one runs, it alone is to blame.
+        Raises `LeaseLost`."""
+        self._opening = job
+        await self.tune(job)
+
+    def opened(self) -> None:
+        """Note that none is being opened any more."""
+        if self._tuning == self._opening:
+            self._tuning = ""
+        self._opening = ""
 
     def clear_tuning(self) -> None:
         """Tell the broker so, beside what happens next."""
-        if self._told_tuning and not self._tuning and (self._clearing is None or self._clearing.done()):
+        between = self._tuning == self._opening != self._told_tuning
+        if self._told_tuning and between and (self._clearing is None or self._clearing.done()):
             self._clearing = asyncio.create_task(self._clear())
 
     async def _clear(self) -> None:

@@ -14,13 +14,17 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 
 from fmplex_broker.errors import BrokerUnavailable, Conflict
+from fmplex_broker.packages.artifacts import ArtifactStore
 from fmplex_broker.specs.deployments import BackboneInfo
 from fmplex_broker.specs.fleet import BackboneSpec, WorkerSpec
 from fmplex_broker.streams.claims import Order
 from fmplex_broker.streams.connection import Client, Scripts
 from fmplex_broker.streams.consumer import Beat, Consumer
+from fmplex_broker.streams.file_list import FileList
 from fmplex_broker.streams.producer import new_id
 from fmplex_broker.streams.registry import Registry
+from fmplex_broker.streams.tune_owner import TuneOwner
+from fmplex_broker.streams.tunes import Tunes
 from fmplex_broker.wire.stats import TrainingStats
 from fmplex_worker.host.blame import Blame
 from fmplex_worker.host.budget_setting import BudgetSetting
@@ -48,8 +52,12 @@ from fmplex_worker.host.residency_hint import ResidencyHint
 from fmplex_worker.host.stats import Meter
 from fmplex_worker.host.streaming import ChunkSender
 from fmplex_worker.host.tracing import Recorder
+from fmplex_worker.host.training import TrainingTask
 from fmplex_worker.host.training_books import TrainingBooks
 from fmplex_worker.host.training_turn import TrainingTurn
+from fmplex_worker.host.tune_desk import TuneDesk
+from fmplex_worker.host.tune_publishing import Publisher
+from fmplex_worker.host.tune_shelf import TuneShelf
 from fmplex_worker.host.version_loads import VersionLoads
 from fmplex_worker.protocol import Engine
 from fmplex_worker.residency.residents import Residents
@@ -64,7 +72,8 @@ MakeScheduler = Callable[..., Scheduler]
 @dataclass(frozen=True, slots=True)
 class Lasting:
     """What outlives a life of a worker: the engine, what is loaded in it, threads, connections. `blocking`: blocking reads have
-    a connection of their own; `stop`: set once the worker is to drain; `ready`: while a life serves."""
+    a connection of their own; `store`: what tuning jobs read and write; `stop`: set once the worker is to drain; `ready`: while a
+    life serves."""
 
     backbone: BackboneSpec
     spec: WorkerSpec
@@ -74,8 +83,10 @@ class Lasting:
     residents: Residents
     redis: Client
     blocking: Client
+    store: ArtifactStore
     intake_threads: Executor
     device_thread: Executor
+    tuning_threads: Executor
     stop: asyncio.Event = field(default_factory=asyncio.Event)
     ready: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -139,6 +150,7 @@ class Life:
         landing = Landing(self._table, self._dispatcher, self._outbox, has.cost, self._clock, self._meter)
         self._device = DeviceThread(has.engine, has.device_thread)
         self.turn = self._make_turn() if spec.tuning.enabled else None
+        self._training = None if self.turn is None else self._make_training(self.turn)
         self._pass_loop = PassLoop(planner, self._device, self._table, self._passes, self._blame, landing, self.turn)
         blocking = Consumer(has.blocking, Scripts(has.blocking), has.backbone.name, self._id, lease_ms=spec.lease_ms)
         self._budget_setting = BudgetSetting(self._budget, self._scheduler, self._table.room, has.engine)
@@ -157,6 +169,24 @@ class Life:
         self._meter.stats.training = books.stats
         return TrainingTurn(slack, leftover, demand, self._device, self._table, self._blame, books)
 
+    def _make_training(self, turn: TrainingTurn) -> TrainingTask:
+        """Make what takes tuning jobs."""
+        has, scripts = self._lasting, Scripts(self._lasting.redis)
+        desk = TuneDesk(
+            backbone=has.backbone,
+            engine=has.engine,
+            turn=turn,
+            device=self._device,
+            blame=self._blame,
+            owner=TuneOwner(has.redis, scripts, has.backbone.name, self._id),
+            tunes=Tunes(has.redis, scripts),
+            files=FileList(has.redis),
+            shelf=TuneShelf(has.store),
+            publisher=Publisher(self._registry, has.engine.info.fingerprint.digest),
+            threads=has.tuning_threads,
+        )
+        return TrainingTask(desk, self._table, has.spec.max_attempts)
+
     async def run(self) -> None:
         """Serve until told to stop (returns after a drain) or the lease is lost (raises an exception group)."""
         lasting = self._lasting
@@ -169,6 +199,7 @@ class Life:
                 log.info("worker %s serves backbone %s", self._id, lasting.backbone.name)
                 intake = group.create_task(self._intake.run())
                 passes = group.create_task(self._pass_loop.run())
+                tuning = None if self._training is None else group.create_task(self._training.run())
                 others = [
                     group.create_task(task)
                     for task in (
@@ -182,7 +213,7 @@ class Life:
                     )
                 ]
                 await lasting.stop.wait()
-                await self._drain(intake, passes)
+                await self._drain(intake, passes, tuning)
                 for task in (lease, *others):
                     task.cancel()
         finally:
@@ -219,11 +250,14 @@ class Life:
         spec = self._lasting.spec
         return Lease(self._consumer, self._clock, spec.lease_ms, spec.max_attempts, self._deployments.count)
 
-    async def _drain(self, intake: asyncio.Task[None], passes: asyncio.Task[None]) -> None:
-        """Give unstarted jobs back at once and let running ones end; the lease goes last."""
+    async def _drain(
+        self, intake: asyncio.Task[None], passes: asyncio.Task[None], tuning: asyncio.Task[None] | None
+    ) -> None:
+        """Give unstarted jobs and trainings back at once and let running jobs end; the lease goes last."""
         log.info("worker %s drains", self._id)
-        if self.turn is not None:
+        if self.turn is not None and self._training is not None:
             self.turn.stop()
+            self._training.stop()
         with suppress(TimeoutError, BrokerUnavailable):
             async with asyncio.timeout(self._lasting.spec.drain_s):
                 intake.cancel()
@@ -236,7 +270,11 @@ class Life:
                 self._pass_loop.stop()
                 await asyncio.wait({passes})
                 await self._outbox.flushed()
+                if tuning is not None:
+                    await asyncio.wait({tuning})
         passes.cancel()
+        if tuning is not None:
+            tuning.cancel()
         with suppress(TimeoutError, BrokerUnavailable):
             async with asyncio.timeout(_LEAVE_S):
                 await self._consumer.leave()  # what is not done by now goes to others

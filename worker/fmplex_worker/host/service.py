@@ -21,6 +21,7 @@ from fmplex_broker.streams.outages import Outage
 from fmplex_worker.host.lease import LeaseLost
 from fmplex_worker.host.life import Lasting, Life, MakeScheduler
 from fmplex_worker.host.preparation import THREADS
+from fmplex_worker.host.tune_desk import MOST
 from fmplex_worker.protocol import Engine
 from fmplex_worker.residency.fetching import Fetcher
 from fmplex_worker.residency.residents import Residents
@@ -51,6 +52,8 @@ class Worker:
         threads["intake"] = ThreadPoolExecutor(THREADS, thread_name_prefix="intake")
         # What lies on this machine is read so fast that threads would only stand in each other's way.
         threads["fetch"] = ThreadPoolExecutor(1 if store.local else _FETCHES, thread_name_prefix="fetch")
+        # One thread opens trainings, which takes a while; the others save them.
+        threads["tune"] = ThreadPoolExecutor(1 + MOST, thread_name_prefix="tune")
         fetcher = Fetcher(store, spec.residency, engine.fit)
         loading = None if engine.info.device == "cpu" else threads["load"]
         self._threads = threads
@@ -63,8 +66,10 @@ class Worker:
             residents=Residents(engine, fetcher, spec.residency.device_bytes, threads["fetch"], loading),
             redis=open_redis(url),
             blocking=open_redis(url),
+            store=store,
             intake_threads=threads["intake"],
             device_thread=threads["device"],
+            tuning_threads=threads["tune"],
         )
 
     @property

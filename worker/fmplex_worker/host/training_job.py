@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass, field
 
-from fmplex_worker.training import Snapshot, Training, Unit
+from fmplex_worker.training import RunProgress, Snapshot, Training, Unit
 
 
 @dataclass(slots=True, eq=False)
@@ -14,6 +14,7 @@ class TrainingJob:
     died of it, so its units run only while nothing else is in hand; they have taken so many `seconds` of the device here.
 
     `news` is set when there is something for its owner: a `snapshot` to save, or the end: `error`, or `ended` with no more units.
+    `progress`: after the last unit; `noted`: when `snapshot` was taken.
     """
 
     id: str
@@ -23,7 +24,9 @@ class TrainingJob:
     alone: bool = False
     unit: Unit | None = None
     seconds: float = 0.0
+    progress: RunProgress | None = None
     snapshot: Snapshot | None = None
+    noted: RunProgress | None = None
     ended: bool = False
     error: Exception | None = None
     news: asyncio.Event = field(default_factory=asyncio.Event)

@@ -221,8 +221,9 @@ class TrainingTurn:
             try:
                 unit.run()
                 job.unit = job.training.next()
+                job.progress = job.training.progress
                 if job.training.checkpoint_due:
-                    job.snapshot = job.training.snapshot()
+                    job.snapshot, job.noted = job.training.snapshot(), job.progress
             except Exception as e:  # its own misfortune: if the device is broken, the next pass finds out
                 job.unit, job.error = None, e
             ended = time.monotonic()
@@ -259,6 +260,7 @@ def _prime(job: TrainingJob) -> Iterator[None]:
     """Make the first unit of a training. Device thread."""
     if job.unit is None:  # else it was here before, and that one has not run
         job.unit = job.training.next()
+        job.progress = job.training.progress
     yield
 
 

@@ -1,0 +1,52 @@
+"""What the tuning jobs of one life of a worker have in common."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import Executor
+from dataclasses import dataclass, field
+from typing import ParamSpec, TypeVar
+
+from fmplex_broker.specs.fleet import BackboneSpec
+from fmplex_broker.streams.file_list import FileList
+from fmplex_broker.streams.tune_owner import TuneOwner
+from fmplex_broker.streams.tunes import Tunes
+from fmplex_worker.host.blame import Blame
+from fmplex_worker.host.device_thread import DeviceThread
+from fmplex_worker.host.training_turn import TrainingTurn
+from fmplex_worker.host.tune_publishing import Publisher
+from fmplex_worker.host.tune_shelf import TuneShelf
+from fmplex_worker.protocol import Engine
+
+P = ParamSpec("P")
+T = TypeVar("T")
+MOST = 2  # tuning jobs in hand at a time; each has its part of worker.tuning.bytes, whether or not there is another one
+
+
+@dataclass(frozen=True, slots=True)
+class TuneDesk:
+    """Whom a tuning job calls on. `opening`: one is opened at a time; `stop`: set once the worker drains."""
+
+    backbone: BackboneSpec
+    engine: Engine
+    turn: TrainingTurn
+    device: DeviceThread
+    blame: Blame
+    owner: TuneOwner
+    tunes: Tunes
+    files: FileList
+    shelf: TuneShelf
+    publisher: Publisher
+    threads: Executor
+    opening: asyncio.Lock = field(default_factory=asyncio.Lock)
+    stop: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @property
+    def memory(self) -> int:
+        """Bytes of device memory that one tuning job may take."""
+        return self.backbone.worker.tuning.bytes // MOST
+
+    async def off_loop(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run what takes its time on a thread of tuning's own."""
+        return await asyncio.get_running_loop().run_in_executor(self.threads, lambda: call(*args, **kwargs))
