@@ -211,7 +211,8 @@ class TuneCourse:
             now, (_, takes, lent) = time.monotonic(), unfit
             words = (
                 f"a unit of this training takes {1000 * takes:.0f} ms, and under the targets of the vFMs beside it the device "
-                f"can be lent for {1000 * lent:.0f} ms at most; raise their targets or worker.tuning.spend, or train shorter texts"
+                f"can be lent for {1000 * lent:.0f} ms at most; raise these targets or worker.tuning.spend, or train shorter "
+                "texts"
             )
             if self._unfit_since is None:
                 self._unfit_since = now
