@@ -46,11 +46,8 @@ class Orders(Tunes):
         return name
 
     async def spec(self, owner: str = "me", **more: Any) -> TuneSpec:
-        given = {"training_file": await self.file(owner)} | more
-        publish = Publish(how="as", vfm="new")
-        return TuneSpec(
-            id=new_tune_id(), owner=owner, backbone=self.backbone, model=self.backbone, publish=publish, **given
-        )
+        given = {"training_file": await self.file(owner), "publish": Publish(how="as", vfm="new")} | more
+        return TuneSpec(id=new_tune_id(), owner=owner, backbone=self.backbone, model=self.backbone, **given)
 
     async def ordered(self, owner: str = "me", **more: Any) -> TuneRecord:
         return await self.add(await self.spec(owner, **more))
