@@ -26,6 +26,7 @@ from fmplex_broker.specs.heads import Generation
 from fmplex_broker.specs.tune_records import TuneRecord
 from fmplex_broker.specs.tuning import Publish, TuneFit
 from fmplex_broker.specs.vfm import VfmSpec
+from fmplex_broker.streams.consumer import Consumer
 from fmplex_broker.streams.file_list import FileList
 from fmplex_broker.streams.registry import Registry
 from fmplex_broker.streams.tune_owner import TuneOwner
@@ -197,12 +198,14 @@ class Shop:
         self.threads = ThreadPoolExecutor(4)
         self.turn: FakeTurn
         self.tasks: list[TrainingTask] = []
+        self.consumers: list[Consumer] = []
         self._running: list[asyncio.Task[Any]] = []
         self.refusal: PackageRejected | None = None
 
     async def worker(self) -> asyncio.Task[None]:
         """Start the training task of a worker, which has a device thread of its own."""
         consumer = await self.bench.worker(f"w{len(self.tasks)}")
+        self.consumers.append(consumer)
         device = ThreadPoolExecutor(1)
         redis, scripts = self.bench.redis, self.bench.scripts
         self.turn = FakeTurn(device)
@@ -323,6 +326,26 @@ async def test_another_worker_goes_on_after_a_drain_to_the_same_result(shop: Sho
 
 async def _kept(shop: Shop, job: str) -> bool:
     return bool((await shop.orders.find(job, "me")).checkpoints)
+
+
+async def test_who_has_lost_his_lease_saves_and_publishes_no_more(shop: Shop) -> None:
+    old = await shop.worker()
+    shop.engine.gate.clear()
+    job = await shop.order()
+    await until(lambda: shop.engine.orders)
+    await shop.bench.lapse(shop.consumers[0])
+    judge = await shop.bench.worker("judge")
+    while (await judge.reap(10**6, max_attempts=MOST)).more:
+        pass
+    await judge.leave()
+    await shop.worker()
+    await until(lambda: len(shop.engine.orders) == 2)
+    shop.engine.gate.set()
+    done = await shop.over(job)
+    assert (done.status, done.worker, len(shop.engine.orders)) == ("succeeded", None, 2)
+    assert done.progress.tokens == 10 * STEPS
+    assert (await shop.registry.show("new")).past == ()
+    assert not old.done()
 
 
 async def test_pause_and_resume_go_on_from_the_last_checkpoint(shop: Shop) -> None:

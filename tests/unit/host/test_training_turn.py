@@ -429,3 +429,20 @@ def test_a_worker_without_tuning_jobs_asks_nothing(monkeypatch: pytest.MonkeyPat
         assert all(tuning == "" for _, tuning in world.consumer.marks)
 
     in_world(test)
+
+
+def test_who_is_opened_is_to_blame_beside_passes_and_units_of_others() -> None:
+    async def test(world: World) -> None:
+        marks = world.consumer.marks
+        await world.blame.open("new")
+        assert marks == [([], "new")]
+        assert await world.blame.tune("t")
+        world.blame.tuned()
+        world.blame.clear_tuning()
+        await until(lambda: marks[-1] == ([], "new"))
+        assert marks == [([], "new"), ([], "t"), ([], "new")]
+        world.blame.opened()
+        world.blame.clear_tuning()
+        await until(lambda: marks[-1] == ([], ""))
+
+    in_world(test)
