@@ -194,12 +194,13 @@ class Life:
             await self._join()
             async with asyncio.TaskGroup() as group:
                 lease = group.create_task(self._lease().run())  # first: loading may take longer than a lease
+                # Until a worker has claimed once, tuning jobs for its backbone are refused.
+                tuning = None if self._training is None else group.create_task(self._training.run())
                 await self._deployments.catch_up(self._id)  # before the first claim: what is on offer is voted on
                 lasting.ready.set()
                 log.info("worker %s serves backbone %s", self._id, lasting.backbone.name)
                 intake = group.create_task(self._intake.run())
                 passes = group.create_task(self._pass_loop.run())
-                tuning = None if self._training is None else group.create_task(self._training.run())
                 others = [
                     group.create_task(task)
                     for task in (

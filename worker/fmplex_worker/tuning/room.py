@@ -106,3 +106,5 @@ class Room:
         hidden = self.backbone.encode(row, [texts[at] for at in order])
         place = sorted(range(len(order)), key=order.__getitem__)  # where text i lies in the row
         take(torch.cat([hidden[row.starts[at] : row.starts[at] + row.lengths[at]] for at in place]))
+        if self.backbone.device.type == "cuda":
+            torch.cuda.synchronize(self.backbone.device)  # a unit has ended when the device has done it
