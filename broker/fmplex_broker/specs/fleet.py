@@ -41,8 +41,8 @@ class ResidencySpec(Spec):
 
 
 class TuningSpec(Spec):
-    """Training between the passes of a worker (docs/scheduling.md). `enabled`: whether it takes tuning jobs, two at a time; `bytes`
-    of device memory for them, half for each: what of their activations does not fit is computed twice.
+    """Training between the passes of a worker (docs/scheduling.md). `enabled`: whether it takes tuning jobs, two at a time;
+    `bytes` of device memory for them, half for each: what of their activations does not fit is computed twice.
 
     `spend`: the part of a latency or first-token target that training may use up, `spend_tokens`: of a target for the gap between
     two tokens; `unit_ms`: how long the device may be lent where nobody has a target; `trickle`: of device time, also while work

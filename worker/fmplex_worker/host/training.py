@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from contextlib import suppress
+from functools import partial
 
 from fmplex_broker.errors import BrokerUnavailable
 from fmplex_broker.specs.tuning import TunePlace
@@ -45,7 +46,7 @@ class TrainingTask:
                 if len(self._courses) < MOST and (held := await self._claimed()) is not None:
                     log.info("tuning job %s is taken", held.id)
                     self._courses[held.id] = task = group.create_task(TuneCourse(held, self._desk).run())
-                    task.add_done_callback(lambda _, job=held.id: self._courses.pop(job))  # type: ignore[misc]
+                    task.add_done_callback(partial(self._forget, held.id))
                 with suppress(TimeoutError):
                     async with asyncio.timeout(_CLAIM_S):
                         await self._desk.stop.wait()
@@ -53,6 +54,9 @@ class TrainingTask:
     def stop(self) -> None:
         """Take no more jobs, and give back those in hand, with what was learnt; `run` ends once that is done."""
         self._desk.stop.set()
+
+    def _forget(self, job: str, course: asyncio.Task[None]) -> None:
+        del self._courses[job]
 
     async def _claimed(self) -> HeldTune | None:
         try:

@@ -65,8 +65,10 @@ class TuneCourse:
             await self._desk.turn.remove(self._job)
 
     async def _work(self, folder: Path) -> None:
+        steps: tuple[Callable[[], Coroutine[Any, Any, None]], ...]
+        steps = (partial(self._open, folder), self._train, self._end)
         try:
-            for step in (lambda: self._open(folder), self._train, self._end):
+            for step in steps:
                 why = await self._watched(step())
                 if why and not self._over:
                     await self._give_back(why)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 from fmplex_broker.errors import FmplexError, Unavailable
 from fmplex_broker.packages.package import Package
@@ -51,7 +52,8 @@ class Ending:
     async def results(self) -> tuple[str, ...]:
         """Write the figures that were said into a file of the owner's; return its id. Raises `Unavailable`."""
         desk, held, record = self._desk, self._held, self._held.record
-        owner, figures, after, more = record.spec.owner, [], "", True
+        owner, after, more = record.spec.owner, "", True
+        figures: list[dict[str, Any]] = []
         while more:
             page, more = await desk.tunes.events(held.id, owner, _PAGE, after, oldest_first=True)
             figures += [event.data for event in page if event.kind == "metrics"]
