@@ -24,7 +24,7 @@ from fmplex_broker.packages.writing import manifest
 from fmplex_broker.specs.fleet import BackboneSpec
 from fmplex_broker.specs.heads import Generation
 from fmplex_broker.specs.tune_records import TuneRecord
-from fmplex_broker.specs.tuning import Publish, TuneFit
+from fmplex_broker.specs.tuning import Base, Publish, TuneFit, checkpoint_id
 from fmplex_broker.specs.vfm import VfmSpec
 from fmplex_broker.streams.consumer import Consumer
 from fmplex_broker.streams.file_list import FileList
@@ -294,6 +294,10 @@ async def test_a_job_becomes_a_vfm_with_its_checkpoints_and_figures(shop: Shop) 
     assert last.step == STEPS
     kept = unpack(CheckpointStore(shop.store.url).get(job, last.name, "package"))
     assert kept.spec.name == "new"
+    folder = Path(shop.store.url) / "checkpoints" / job
+    await until(
+        lambda: {path.name.partition(".")[0] for path in folder.iterdir()} == {c.name for c in done.checkpoints}
+    )
     (file,) = done.result_files
     rows = FileStore(shop.store.url).open(file).read().decode().splitlines()
     assert rows[0].startswith("step,train_loss")
@@ -430,6 +434,23 @@ async def test_what_was_offered_by_a_worker_that_died_then_is_not_offered_again(
     again = await shop.over(await shop.order(publish=Publish(how="as", vfm="new")))
     assert (again.status, again.vfm, again.version) == ("succeeded", "new", first.version)
     assert (await shop.registry.show("new")).generation == before.generation
+
+
+async def test_a_checkpoint_that_is_gone_on_with_is_copied(shop: Shop) -> None:
+    await shop.worker()
+    first = await shop.over(await shop.order(publish=Publish(how="as", vfm="new")))
+    last = first.checkpoints[-1]
+    assert first.version is not None
+    base = Base(vfm="new", version=first.version, checkpoint=checkpoint_id(first.spec.id, last.step))
+    second = await shop.over(await shop.order(base=base, publish=Publish(how="as", vfm="newer"), seed=1))
+    assert second.status == "succeeded", second.error
+    start = shop.engine.orders[-1].start
+    assert start is not None
+    assert start.digest == unpack(CheckpointStore(shop.store.url).get(second.spec.id, "base", "package")).digest
+    CheckpointStore(shop.store.url).forget(first.spec.id)
+    third = await shop.over(await shop.order(base=base, publish=Publish(how="none")))
+    assert third.error is not None
+    assert (third.status, third.error.code, third.error.param) == ("failed", "unknown_file", "model")
 
 
 async def test_the_vfm_to_update_was_removed_meanwhile(shop: Shop) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from contextlib import suppress
 from pathlib import Path
 
 from fmplex_broker.errors import FmplexError, InvalidInput, UnknownFile
@@ -59,14 +60,22 @@ class Opening:
         try:
             if base.checkpoint is None:
                 return await desk.off_loop(desk.shelf.version, base.version)
-            found = split_checkpoint_id(base.checkpoint)
-            if found is None:
-                raise InvalidInput(f"{base.checkpoint[:64]!r} is no checkpoint")
-            record = await desk.tunes.find(found[0], spec.owner)
-            return await desk.off_loop(desk.shelf.package, found[0], of_step(record.checkpoints, found[1]).name)
+            with suppress(UnknownFile):
+                return await desk.off_loop(desk.shelf.base, spec.id)
+            return await self._copied(base.checkpoint, spec)
         except FmplexError as e:
             e.field = "model"
             raise
+
+    async def _copied(self, checkpoint: str, spec: TuneSpec) -> Package:
+        """Read a checkpoint of another job, and keep a copy: that one may drop it before this one has ended."""
+        desk, found = self._desk, split_checkpoint_id(checkpoint)
+        if found is None:
+            raise InvalidInput(f"{checkpoint[:64]!r} is no checkpoint")
+        record = await desk.tunes.find(found[0], spec.owner)
+        package = await desk.off_loop(desk.shelf.package, found[0], of_step(record.checkpoints, found[1]).name)
+        await desk.off_loop(desk.shelf.keep_base, spec.id, package)
+        return package
 
     async def _opened(self, order: TuneOrder) -> Training:
         desk, held = self._desk, self._held

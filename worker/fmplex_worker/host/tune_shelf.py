@@ -21,6 +21,7 @@ from fmplex_broker.specs.tune_records import Checkpoint
 from fmplex_broker.specs.versions import artifact_of
 from fmplex_broker.specs.vfm import VfmSpec
 
+_BASE = "base"  # no checkpoint has this name
 _TRAINED = ("max_tokens", "system", "chat_template")  # of a generating head, that the trainer knows
 
 
@@ -52,6 +53,14 @@ class TuneShelf:
     def package(self, job: str, name: str) -> Package:
         """Read what a checkpoint would serve."""
         return unpack(self._checkpoints.get(job, name, "package"))
+
+    def base(self, job: str) -> Package:
+        """Read what a job goes on from, as `keep_base` has kept it. Raises `UnknownFile`."""
+        return self.package(job, _BASE)
+
+    def keep_base(self, job: str, package: Package) -> None:
+        """Keep what a job goes on from beside its checkpoints, as long as these."""
+        self._checkpoints.put(job, _BASE, "package", pack(package))
 
     def keep(self, job: str, name: str, state: bytes, package: Package) -> int:
         """Write a checkpoint; return its bytes."""
