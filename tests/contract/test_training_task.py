@@ -46,30 +46,28 @@ from tests.support.tunes import MOST, Orders
 from tests.support.tuning_data import CHATS, jsonl
 from tests.support.waiting import until
 
-STEPS = 6
+STEPS, BEST = 6, 5
 
 
 @dataclass(frozen=True)
 class FakeSnapshot:
     step: int
-    chain: str
+    chain: list[str]
 
     def dump(self) -> bytes:
         return json.dumps([self.step, self.chain]).encode()
 
 
 class FakeTraining:
-    """A training whose result is a chain of digests: of the example file and the seed, and of every step."""
+    """A training whose result is a chain of digests: of the example file and the seed, and of every step. The last but one is
+    the best."""
 
     def __init__(self, order: TuneOrder, state: bytes | None, gate: threading.Event, fails: Exception | None) -> None:
         self._spec = order.spec
         self._gate, self._fails = gate, fails
         begun = hashlib.sha256(order.spec.data.read_bytes() + b"%d" % order.spec.seed).hexdigest()
-        self._chain = {0: begun}
-        self._step = 0
-        if state is not None:
-            self._step, chain = json.loads(state)
-            self._chain = {self._step: chain}
+        self._chain = [begun] if state is None else json.loads(state)[1]
+        self._step = len(self._chain) - 1
         self._saved = self._step
         self._over = False
 
@@ -84,15 +82,14 @@ class FakeTraining:
         if self._fails is not None:
             raise self._fails
         self._step += 1
-        before = self._chain[self._step - 1]
-        self._chain[self._step] = hashlib.sha256(before.encode()).hexdigest()
+        self._chain.append(hashlib.sha256(self._chain[-1].encode()).hexdigest())
 
     @property
     def progress(self) -> RunProgress:
-        return RunProgress(
-            self._step, STEPS, 1, 1 / (1 + self._step), 0.5, 0.9, 10 * self._step, self._step, "finished" if self._over else "",
-            HeldOut("accuracy", 0.9, 0.1) if self._over else None,
-        )  # fmt: skip
+        over = "finished" if self._over else ""
+        held_out = HeldOut("accuracy", 0.9, 0.1) if self._over else None
+        loss, best = 1 / (1 + self._step), min(self._step, BEST)
+        return RunProgress(self._step, STEPS, 1, loss, 0.5, 0.9, 10 * self._step, best, over, held_out)
 
     @property
     def checkpoint_due(self) -> bool:
@@ -100,10 +97,11 @@ class FakeTraining:
 
     def snapshot(self) -> FakeSnapshot:
         self._saved = self._step
-        return FakeSnapshot(self._step, self._chain[self._step])
+        return FakeSnapshot(self._step, [*self._chain])
 
     def package(self, which: str = "best") -> dict[str, bytes]:
-        learnt = VfmSpec(name="x", backbone=BACKBONE, head=Generation(system=self._chain[self._step]))
+        at = self._step if which == "last" else min(self._step, BEST)
+        learnt = VfmSpec(name="x", backbone=BACKBONE, head=Generation(system=self._chain[at]))
         return {MANIFEST: manifest(learnt).encode()}
 
 
@@ -294,6 +292,10 @@ async def test_a_job_becomes_a_vfm_with_its_checkpoints_and_figures(shop: Shop) 
     assert last.step == STEPS
     kept = unpack(CheckpointStore(shop.store.url).get(job, last.name, "package"))
     assert kept.spec.name == "new"
+    assert isinstance(kept.spec.head, Generation)
+    best = await system(shop, "new")()
+    assert hashlib.sha256(best.encode()).hexdigest() == kept.spec.head.system, "the best is published, not the last"
+    assert all(one.step <= BEST for one in done.checkpoints if one.best)
     folder = Path(shop.store.url) / "checkpoints" / job
     await until(
         lambda: {path.name.partition(".")[0] for path in folder.iterdir()} == {c.name for c in done.checkpoints}
