@@ -218,7 +218,7 @@ async def test_it_is_so_on_a_real_thread_and_in_real_time(monkeypatch: pytest.Mo
             await asyncio.gather(*(job.news.wait() for job in jobs))
             assert jobs[0].ended
             assert str(jobs[1].error) == "it diverged"
-            await until(lambda: len(world.outbox.latencies[A]) == 20)
+            await until(lambda: len(world.outbox.latencies.get(A, ())) == 20)
             assert world.books.stats.units.total() == 30 + 20
             assert sum(job.seconds for job in jobs) == pytest.approx(world.trained_s)
     assert len(threads) == 1
