@@ -77,11 +77,8 @@ bench: setup
 	mkdir -p benchmarks/results
 	for name in $(BENCHMARKS); do $(BIN)/python -m benchmarks.$$name --json > benchmarks/results/$$name.json || exit 1; done
 
-# Two at a time: they only have to work.
-EMPTY :=
-HALF := $(subst $(EMPTY) $(EMPTY), or ,$(strip $(wordlist 1,8,$(BENCHMARKS))))
 bench-quick: setup
-	$(call side_by_side,-m long $(BENCHMARK_TESTS) -k "$(HALF)",-m long $(BENCHMARK_TESTS) -k "not ($(HALF))")
+	$(BIN)/python -m pytest -m long $(BENCHMARK_TESTS) $(PYTEST_ARGS)
 
 up: setup
 	$(BIN)/fmplex up
