@@ -160,9 +160,10 @@ class Soak:
         left["jobs_queued"] = sum([await session.redis.xlen(keys.queue(flow)) for flow in flows])
         gateway = psutil.Process(self.fleet.processes["gateway"].pid)
         port = int(self.fleet.gateway_url.rpartition(":")[2])
-        # Ours, through which vFMs are removed, is one of them.
+        # Those that our own client keeps for its next call are no callers' any more, and rest for longer than this takes.
+        kept = {c.laddr.port for c in psutil.Process().net_connections() if c.laddr and c.status == "ESTABLISHED"}
         open_ = [c for c in gateway.net_connections() if c.laddr and c.laddr.port == port and c.status != "LISTEN"]
-        left["gateway_connections"] = max(0, len(open_) - 1)
+        left["gateway_connections"] = sum(not c.raddr or c.raddr.port not in kept for c in open_)
 
     async def _look_at_everything(self, client: AsyncClient, session: QueueClient) -> None:
         """Remove the vFMs: then there are no prompts to keep and no queues, and only what is for ever may be for ever."""

@@ -21,6 +21,7 @@ from tests.support.broker import keys_without_ttl
 _PATIENCE_S = 30.0
 _LOOK_S = 0.5
 _WARM_S = 15.0  # younger processes are not judged: they still grow to their usual size
+_LEAST_SAMPLES = 4  # nor those of which too little is known
 _MORE_BYTES, _MORE_SHARE = 24 << 20, 0.15  # of memory, that a process may come to hold
 _MORE_DESCRIPTORS = 48  # connections that are kept for the next crowd of callers
 
@@ -100,7 +101,7 @@ class Sizes:
         for name, pid in self._now():
             samples = self._samples.get((name, pid), [])
             warm = [sample for sample in samples if sample.at >= samples[0].at + _WARM_S]
-            if len(warm) > 1:
+            if len(warm) >= _LEAST_SAMPLES:
                 pairs[name] = _bound(warm[: len(warm) // 2], max), _bound(warm[len(warm) * 3 // 4 :], min)
         return pairs
 

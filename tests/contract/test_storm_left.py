@@ -67,10 +67,12 @@ def test_a_process_that_grows_is_seen(
     sizes = Sizes(site)
     sizes._samples[SDK, os.getpid()] = [
         Sample(0.0, 0, 0),  # it has just been started
-        Sample(20.0, rss[0], descriptors[0]),
+        *(Sample(20.0 + at, rss[0], descriptors[0]) for at in range(3)),
         Sample(60.0, rss[1], descriptors[1]),
     ]
     assert sizes.grown() == words
+    del sizes._samples[SDK, os.getpid()][1]
+    assert sizes.grown() == [], "too little is known of it"
 
 
 def test_a_process_that_takes_a_step_to_its_usual_size_has_not_grown(tmp_path: Path) -> None:
