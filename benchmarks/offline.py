@@ -14,7 +14,7 @@ interactive calls that were refused; `upload_rss_mib`: how much the gateway grew
 
     python -m benchmarks.offline [--json] [--rounds N] [--quick] [--backbone NAME] [--slice-ms N]
 
-takes about nine minutes.
+takes about twelve minutes.
 """
 
 from __future__ import annotations
@@ -298,7 +298,7 @@ def ratios(report: Report) -> Ratios:
 def _arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--backbone", choices=list(SIZES), default="bert_width", help="shape of the backbone")
     slice_ms = WorkerSpec().offline_slice_ms
-    parser.add_argument("--slice-ms", type=int, default=slice_ms, help="what an offline pass may take beside calls")
+    parser.add_argument("--slice-ms", type=float, default=slice_ms, help="what an offline pass may take beside calls")
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from fmplex import AsyncClient, Client, DeadlineExceeded, InvalidInput, TextTooL
 from fmplex.local import LocalFleet
 from tests.integration.conftest import TASKS, TEXTS
 from tests.integration.shell import Shell
+from tests.support.fleets import frozen
 from tests.support.outputs import difference
 from tests.support.waiting import wait_until
 
@@ -167,7 +169,9 @@ def test_an_offline_job_through_a_gateway(fleet: LocalFleet, references: dict[st
         assert difference(result.output, references["sentiment"][0]) <= 1e-5
         assert (result.vfm, result.units > 0, result.run_ms > 0) == ("sentiment", True, True)
         assert same.result() == again.result()
-        late = fm.enqueue("sentiment", "a text", offline=True, timeout=0.001)
+        with frozen(fleet.processes["worker-0"]):
+            late = fm.enqueue("sentiment", "a text", offline=True, timeout=0.001)
+            time.sleep(0.5)  # it is late by much more than clocks differ
         with pytest.raises(DeadlineExceeded):
             late.result()
         with pytest.raises(UnknownVfm):

@@ -13,6 +13,13 @@ def keys(plan: Plan | None) -> list[str]:
     return [it.key for it in must(plan).items]
 
 
+def run(scheduler: DeficitRoundRobin, now: float = 0.0) -> Plan:
+    """Make the next pass, which takes what is expected."""
+    plan = must(scheduler.plan(now, AMPLE))
+    scheduler.charge(plan, sum(plan.prices))
+    return plan
+
+
 def test_offline_takes_what_interactive_leaves_in_short_passes() -> None:
     scheduler = DeficitRoundRobin(KnownCost(100, alpha=1.0, beta=0.1), 100, offline_slice=4.0)
     for n in range(10):
@@ -49,22 +56,18 @@ def test_spare_offline_passes_are_paid_from_the_trickle() -> None:
     for n in range(40):
         scheduler.add(item(f"o{n}", "a", cls=OFFLINE))
     for _ in range(2):
-        scheduler.charge(plan := must(scheduler.plan(0.0, AMPLE)), sum(plan.prices))
-        assert plan.cls == OFFLINE
+        assert run(scheduler).cls == OFFLINE
     for n in range(40):
         scheduler.add(item(f"i{n}", "a"))
-    order = []
-    for _ in range(6):
-        scheduler.charge(plan := must(scheduler.plan(0.0, AMPLE)), sum(plan.prices))
-        order.append(plan.cls)
+    order = [run(scheduler).cls for _ in range(6)]
     assert order == [INTERACTIVE, INTERACTIVE, *[INTERACTIVE, OFFLINE] * 2]
 
 
-def interrupted(now: float = 0.0) -> DeficitRoundRobin:
+def interrupted() -> DeficitRoundRobin:
     """One that has just made a pass of an interactive job."""
     scheduler = DeficitRoundRobin(KnownCost(100, alpha=1.0, beta=0.1), 100, offline_slice=4.0)
     scheduler.add(item("interactive", "a", 1))
-    scheduler.charge(plan := must(scheduler.plan(now, AMPLE)), sum(plan.prices))
+    run(scheduler)
     return scheduler
 
 
@@ -91,7 +94,7 @@ def test_in_a_lull_offline_passes_are_full() -> None:
     def units(now: float) -> int:
         for n in range(100):
             scheduler.add(item(f"{now} {n}", "a", 1, cls=OFFLINE))
-        scheduler.charge(plan := must(scheduler.plan(now, AMPLE)), sum(plan.prices))
+        plan = run(scheduler, now)
         assert plan.units == scheduler.full_units(OFFLINE)
         return plan.units
 
@@ -114,14 +117,11 @@ def test_where_there_is_spare_time_no_offline_pass_comes_before_an_interactive_j
     scheduler = DeficitRoundRobin(KnownCost(100, alpha=1.0, beta=0.1), 100, trickle=0.05, offline_slice=4.0)
     for n in range(400):
         scheduler.add(item(f"o{n}", "a", 10, cls=OFFLINE))
-    scheduler.charge(plan := must(scheduler.plan(0.0, AMPLE)), sum(plan.prices))
+    run(scheduler)
     for n in range(60):
         for part in range(3):  # two passes: one runs while the other waits
             scheduler.add(item(f"i{n}.{part}", "a", 60))
-        classes = []
-        for _ in range(4):
-            scheduler.charge(plan := must(scheduler.plan(n * 60.0, AMPLE)), sum(plan.prices))
-            classes.append(plan.cls)
+        classes = [run(scheduler, n * 60.0).cls for _ in range(4)]
         assert classes == [INTERACTIVE] * 3 + [OFFLINE]
 
 
@@ -130,8 +130,7 @@ def test_a_night_of_spare_time_is_not_held_against_the_day() -> None:
     for n in range(400):
         scheduler.add(item(f"o{n}", "a", cls=OFFLINE))
     for _ in range(50):
-        scheduler.charge(plan := must(scheduler.plan(0.0, AMPLE)), sum(plan.prices))
-        assert plan.cls == OFFLINE
+        assert run(scheduler).cls == OFFLINE
     for n in range(200):
         scheduler.add(item(f"i{n}", "a", 10))
     waited = 0.0
