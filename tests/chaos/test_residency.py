@@ -152,7 +152,9 @@ async def test_jobs_that_a_replaced_version_still_has_leave_nothing_behind(five:
         await client.vfms.deploy(old)
         await client.infer("queued", TEXT)
         calls = [asyncio.create_task(client.infer("queued", [TEXT] * 1000)) for _ in range(2)]
-        await until(lambda: metric(five, "fmplex_queue_jobs_total", vfm="queued") == 2001, "both calls are in the broker")
+        await until(
+            lambda: metric(five, "fmplex_queue_jobs_total", vfm="queued") == 2001, "both calls are in the broker"
+        )
         assert metric(five, "fmplex_queue_waiting", vfm="queued") > 0, "and most of them wait"
         assert artifact_of((await client.vfms.update("queued", new)).version or "") == new.digest
         assert artifact_of((await client.infer("queued", TEXT)).version) == new.digest
