@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from fmplex_broker.specs import heads as specs
 from fmplex_broker.specs.heads import InputSpec
 from fmplex_worker.engine.engine import PackedEngine
-from fmplex_worker.workloads.encoding.preparing import _within
+from fmplex_worker.workloads.encoding.preparing import within
 from tests.support import tiny
 
 TEMPLATES = InputSpec(template="the cat: {text} - on", pair_template="house, {text_pair}!")
@@ -59,4 +59,4 @@ def test_spans_at_the_seams(bert: PackedEngine, tmp_path: Path) -> None:
 
 def test_offsets_within() -> None:
     offsets = np.array([[0, 0], [0, 3], [3, 6], [6, 8], [8, 12], [12, 13], [0, 0]])
-    assert _within(offsets, 5, 4).tolist() == [[0, 0], [0, 0], [0, 1], [1, 3], [3, 4], [4, 4], [0, 0]]
+    assert within(offsets, 5, 4).tolist() == [[0, 0], [0, 0], [0, 1], [1, 3], [3, 4], [4, 4], [0, 0]]
