@@ -13,6 +13,8 @@ from .items import CLASSES, INTERACTIVE, OFFLINE, Flow, Item, Plan, Room, Share
 from .lull import Lull
 from .pass_builder import PassBuilder
 
+_RIDES = 0.375  # of a slice: who comes while a pass runs waits for it and for the next, and the longer they are, the more come
+
 
 class DeficitRoundRobin:
     """Deficit round robin (Shreedhar & Varghese, "Efficient Fair Queueing using Deficit Round Robin",
@@ -139,13 +141,15 @@ class DeficitRoundRobin:
         return self._accounts.dispatch(items, prices)
 
     def _riders(self, items: Sequence[Item], now: float, left: Room) -> PassBuilder:
-        """Pick offline items that go with these interactive ones: as many as take half a slice, for who comes while a pass runs
-        waits for it and for the next one; and none that would make one of these late."""
+        """Pick offline items that go with these interactive ones: as many as take a part of a slice, and none that would make one
+        of these late."""
         units, cost = sum(item.units for item in items), self._accounts.cost
         seconds = cost.predict_pass(units)
         in_time = (item.deadline - now for item in items if item.deadline is not None)
-        longest = min(seconds + self._offline_slice / 2, min((s for s in in_time if s >= seconds), default=inf))
-        riders = PassBuilder(self._queues[OFFLINE], cost.units_within(longest, self.budget) - units, left, self.max_debt)
+        longest = min(seconds + _RIDES * self._offline_slice, min((s for s in in_time if s >= seconds), default=inf))
+        riders = PassBuilder(
+            self._queues[OFFLINE], cost.units_within(longest, self.budget) - units, left, self.max_debt
+        )
         if all(item.phase == "encode" for item in items):  # a text that grows is in many passes: all would take longer
             riders.ride(items[0].bucket)
         return riders
