@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -58,10 +60,15 @@ class Spec(BaseModel):
         return {key: part for key, part in value.items() if key in known or key == first}
 
 
+# Made for each job anew, one would cost more than what it checks.
+_adapter: Callable[[Any], TypeAdapter[Any]] = lru_cache(maxsize=256)(TypeAdapter)
+
+
 def parse(kind: type[S], value: Any, *, source: str = "") -> S:
     """Validate a mapping as `kind`. Raises `InvalidInput` whose `field` and message name the first wrong key."""
     try:
-        return TypeAdapter(kind).validate_python(value)
+        checked: S = _adapter(kind).validate_python(value)
+        return checked
     except ValidationError as e:
         raise invalid(e, source) from None
     except InvalidInput as e:  # of a check that knows better which key is at fault

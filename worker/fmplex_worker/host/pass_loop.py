@@ -101,7 +101,7 @@ class PassLoop:
         flight.ends = now + plan.seconds
         # Not all launches are alike, and the end is usually off.
         flight.due = flight.ends - 1.5 * self._launch_s - 0.75 * self._planner.error * plan.seconds
-        self._passes.begin(plan.cls, plan.units, plan.seconds, flight.due, now)
+        self._passes.begin(plan.units_by_class, plan.seconds, flight.due, now)
 
     async def _land(self) -> None:
         flight = self._flights[0]
