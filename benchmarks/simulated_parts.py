@@ -103,18 +103,23 @@ class FakeRun:
 
 
 class Text:
-    """A job that generates `tokens` after a prompt."""
+    """A job that generates `tokens` after a prompt, which is taken in by pieces of `chunk` tokens (0: whole)."""
 
     kind, digest, adapter, head = "generate", "v", 0, 0
 
-    def __init__(self, prompt: int, tokens: int) -> None:
+    def __init__(self, prompt: int, tokens: int, chunk: int = 0) -> None:
         self.units = self._prompt = prompt
         self._tokens = tokens
+        self._chunk = chunk or prompt
         self.memory = prompt + tokens
 
     def pieces(self) -> list[Piece]:
-        """Return the prompt, or the next token."""
-        return [Piece("prefill", self._prompt, self._prompt) if self._prompt else Piece("decode", 1, 1)]
+        """Return those of the prompt, or the next token."""
+        if not self._prompt:
+            return [Piece("decode", 1, 1)]
+        starts = range(0, self._prompt, self._chunk)
+        sizes = [min(self._chunk, self._prompt - start) for start in starts]
+        return [Piece("prefill", size, size) for size in sizes]
 
     def ran(self, tokens: int) -> Any:
         """Take part of the prompt, or a token; with the last one it is done."""
