@@ -35,6 +35,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from benchmarks import coserving_arms as arms
+from benchmarks.coserving_arms import Seen
 from benchmarks.harness import Benchmark, Ratios, Report, main
 from benchmarks.processes import LineProcess
 from benchmarks.stopping import run_async
