@@ -10,12 +10,15 @@ from matplotlib import pyplot as plt
 from benchmarks.curves import save
 
 _LOADS = (20, 50, 80)
-_KINDS = {"encoder": ("encoder", "requests"), "generation": ("generation", "gaps between tokens")}
-_OURS, _OTHERS = "#2f6fde", "#8a8f98"
+_KINDS = {"encoder": ("encoder", "requests"), "generation": ("generation", "gaps, or first tokens,")}
 _WAYS = {
-    "spend_80": "ours, spend .8", "spend_50": "ours, spend .5", "idle": "idle only", "every_1": "after every pass",
-    "every_4": "every 4", "every_16": "every 16", "static_25": "split 25", "static_50": "split 50", "static_75": "split 75",
+    "spend_80": ("ours, spend .8", "#2f6fde", "o"), "spend_50": ("ours, spend .5", "#7fa8ee", "o"),
+    "idle": ("when idle", "#8a8f98", "s"), "every_1": ("after every pass", "#d1495b", "^"),
+    "every_4": ("… every 4", "#e0a030", "^"), "every_16": ("… every 16", "#c9c06a", "^"),
+    "static_25": ("a quarter of the device", "#3d9970", "D"), "static_50": ("a half", "#8e5ea2", "D"),
+    "static_75": ("three quarters", "#444444", "D"),
 }  # fmt: skip
+_Points = dict[str, tuple[float, float]]
 
 
 def draw_coserving(result: dict[str, Any], path: Path) -> None:
@@ -28,23 +31,24 @@ def draw_coserving(result: dict[str, Any], path: Path) -> None:
     for row, (kind, (title, what)) in zip(every, _KINDS.items(), strict=True):
         for axes, load in zip(row, _LOADS, strict=True):
             points = {
-                label: (100 * seen["share"], 100 * (1 - seen["attained"]))
-                for way, label in _WAYS.items()
+                way: (100 * seen["share"], 100 * (1 - min(seen["attained"], seen["firsts"])))
+                for way in _WAYS
                 if (seen := simulated[kind].get(f"{way}_at_{load}"))
             }
             _panel(axes, points)
             axes.set_title(f"{title} at {load} %: {what} late, %", fontsize=10)
+    every[0][0].legend(fontsize=8, frameon=False)
     for axes in every[-1]:
         axes.set_xlabel("device time that training had, %", fontsize=8)
     save(figure, result, path)
 
 
-def _panel(axes: Any, points: dict[str, tuple[float, float]]) -> None:
+def _panel(axes: Any, points: _Points) -> None:
     front = sorted(at for at in points.values() if not any(_better(other, at) for other in points.values()))
-    axes.plot(*zip(*front, strict=True), color=_OURS, linewidth=0.8, alpha=0.5)
-    for label, (share, late) in points.items():
-        axes.plot(share, late, "o", color=_OURS if label.startswith("ours") else _OTHERS, markersize=5)
-        axes.annotate(label, (share, late), textcoords="offset points", xytext=(4, 4), fontsize=7)
+    axes.plot(*zip(*front, strict=True), color="#2f6fde", linewidth=0.8, alpha=0.4)
+    for way, (share, late) in points.items():
+        label, colour, marker = _WAYS[way]
+        axes.plot(share, late, marker, color=colour, label=label, markersize=6)
     axes.set_yscale("symlog", linthresh=1)
     axes.set(xlim=(0, 100), ylim=(-0.2, 120))
     axes.tick_params(labelsize=8)
