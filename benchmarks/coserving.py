@@ -130,15 +130,17 @@ def _compute(report: Report, parts: Sequence[str]) -> None:
 
     quick = report.options.quick
     sizes = coserving_units.sizes(quick)
-    for make in (coserving_kinds.Encoder, coserving_kinds.Generator):
-        kind: coserving_kinds.Kind = make()
-        prefix = _KINDS[kind.name]
-        with TemporaryDirectory(prefix="fmplex-coserving-") as place:
-            models = {name: kind.save(Path(place) / name, size) for name, size in sizes.items()}
-            if "units" in parts:
-                coserving_units.measure(report, kind, models["model"], models["deep"], prefix)
-            if "real" in parts and not (quick and prefix):  # a second fleet takes longer than all else
-                run_async(coserving_real.measure(report, kind, models["model"], prefix))
+    kinds: list[coserving_kinds.Kind] = [coserving_kinds.Encoder(), coserving_kinds.Generator()]
+    with TemporaryDirectory(prefix="fmplex-coserving-") as place:
+        models = {
+            kind.name: {name: kind.save(Path(place) / kind.name / name, size) for name, size in sizes.items()}
+            for kind in kinds
+        }
+        for kind in kinds if "units" in parts else ():
+            served, deep = models[kind.name]["model"], models[kind.name]["deep"]
+            coserving_units.measure(report, kind, served, deep, _KINDS[kind.name])
+        for kind in kinds[: 1 if quick else 2] if "real" in parts else ():  # a second fleet takes as long as all else
+            run_async(coserving_real.measure(report, kind, models[kind.name]["model"], _KINDS[kind.name]))
     report.config["models"] = {name: size._asdict() for name, size in sizes.items()}
 
 

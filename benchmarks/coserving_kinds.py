@@ -24,7 +24,7 @@ from fmplex_broker.streams.queue_client import QueueClient
 
 _VOCABULARY = 30_522  # of MiniLM's tokenizer, which all of them have
 _WORDS = (1000, 29_000)  # of it
-_EPOCHS, _PATIENCE = 10_000, 400  # a training that ends when it is cancelled
+_EPOCHS, _PATIENCE = 10_000, 200  # a training that ends when it is cancelled
 _EXAMPLES = 96
 _LORA = LoraSpec(r=8)
 

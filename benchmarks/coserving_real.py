@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 import psutil
@@ -43,6 +44,11 @@ class Plan:
         self.loads: tuple[int, ...] = (50,) if quick or not encoder else (20, 50, 80)
 
 
+def _asked(backbone: str) -> str:
+    """Name the vFM on a backbone."""
+    return f"asked-{backbone}"
+
+
 def fleet_text(kind: Kind, model: Path, folder: Path) -> str:
     """Return a fleet file: the same backbone twice, of which one is trained on too."""
     lines = [f"artifacts = {json.dumps(str(folder / 'artifacts'))}", "[worker]", 'device = "cpu"', "threads = 1",
@@ -71,6 +77,7 @@ class Bench:
         self.session = QueueClient.connect(fleet.broker_url)
         self._redis = open_redis(fleet.broker_url)
         self._registry = Registry(self._redis, Scripts(self._redis))
+        self._cores = cores()
         self._peak: dict[str, int] = {}
         self._rate = 0.0
 
@@ -78,21 +85,22 @@ class Bench:
         """Close all connections; let the workers go on, so that they can end."""
         for process in self._workers.values():
             process.resume()
+        pin(psutil.Process().pid, self._cores)
         for what in (self.client, self.gateway, self.session):
             await what.close()
         await self._redis.aclose()
 
     async def begin(self) -> None:
         """Give the workers a core of their own, deploy what is asked, and see all of it once."""
-        *rest, core = cores()
+        *rest, core = self._cores
         of_workers = {process.pid for process in self._workers.values()}
         for process in psutil.Process().children(recursive=True):
             pin(process.pid, [core] if process.pid in of_workers else rest or [core])
         pin(psutil.Process().pid, rest or [core])
         for name in self._workers:
-            await self.client.vfms.deploy(self._kind.vfm(name, name))
-            await self.client.vfms.update(name, slo=self._kind.slo)
-            await self._kind.most(self, name, max(4, self._plan.jobs // 8))
+            await self.client.vfms.deploy(self._kind.vfm(_asked(name), name))
+            await self.client.vfms.update(_asked(name), slo=self._kind.slo)
+            await self._kind.most(self, _asked(name), max(4, self._plan.jobs // 8))
         without_pauses()
         for process in self._workers.values():
             process.suspend()
@@ -123,13 +131,13 @@ class Bench:
         """Measure a worker that takes tuning jobs and has none, beside one that takes none."""
         for _, name in turns((_PLAIN, _TUNED)[:: -1 if number % 2 else 1], 1):
             async with self._awake(name):
-                most = await self._kind.most(self, name, self._plan.jobs)
+                most = await self._kind.most(self, _asked(name), self._plan.jobs)
                 if number < 0:
                     self._rate = most
                     continue
                 self._rate = self._rate or most
                 rate = self._rate * _NO_JOB_LOAD / 100
-                served = await self._kind.serve(self, name, rate, self._plan.seconds, number)
+                served = await self._kind.serve(self, _asked(name), rate, self._plan.seconds, number)
                 p99 = float(np.percentile(served.waits, 99))
                 self._add({f"no_job_{name}_per_s": most, f"no_job_{name}_p99_s": p99})
 
@@ -151,18 +159,19 @@ class Bench:
 
     async def _stats(self, after_s: float) -> WorkerStats:
         """Wait for the next figures of the worker that trains, of a time after it had run for so long."""
-        while True:
-            for stats in (await read_fleet(self._redis, self._registry)).workers:
-                if stats.backbone == _TUNED and stats.uptime_s > after_s:
-                    return stats
-            await asyncio.sleep(_TICK_S)
+        async with asyncio.timeout(_START_S):
+            while True:
+                for stats in (await read_fleet(self._redis, self._registry)).workers:
+                    if stats.backbone == _TUNED and stats.uptime_s > after_s:
+                        return stats
+                await asyncio.sleep(_TICK_S)
 
     async def _training(self, after_s: float) -> TrainingStats:
         found = (await self._stats(after_s)).training
         assert found is not None
         return found
 
-    async def _share(self, during: asyncio.Future[Served] | asyncio.Future[None]) -> float:
+    async def _share(self, during: asyncio.Future[Any]) -> float:
         """Return the part of time for which units ran, between the first and the last figures while something goes on."""
         begun = last = await self._stats((await self._stats(0.0)).uptime_s)
         while not during.done() or last is begun:
@@ -201,7 +210,8 @@ class Bench:
                 self._served(f"{way}_at_{load}", await serving, share)
 
     async def _serve(self, name: str, load: int, number: int) -> Served:
-        return await self._kind.serve(self, name, self._rate * load / 100, self._plan.seconds, 100 * number + load)
+        rate = self._rate * load / 100
+        return await self._kind.serve(self, _asked(name), rate, self._plan.seconds, 100 * number + load)
 
     def _served(self, where: str, served: Served, share: float) -> None:
         self._add(
@@ -224,7 +234,7 @@ class Bench:
         await self.begin()
         for number in range(-1, self._report.options.rounds):
             await self.no_job(number)
-        fit = Fit(self._kind, model, folder, cores()[-1])
+        fit = Fit(self._kind, model, folder, self._cores[-1])
         try:
             job = await self.train()
             await fit.begun()
@@ -233,6 +243,7 @@ class Bench:
                 for load in self._plan.loads[:: -1 if number % 2 else 1]:
                     await self.load(load, fit, number)
             self.memory()
+            self._report.config[f"{self._prefix}real_most_per_s"] = self._rate
             await job.cancel()
         finally:
             fit.stop()
