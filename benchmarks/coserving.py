@@ -136,10 +136,10 @@ def _compute(report: Report, parts: Sequence[str]) -> None:
             kind.name: {name: kind.save(Path(place) / kind.name / name, size) for name, size in sizes.items()}
             for kind in kinds
         }
-        for kind in kinds if "units" in parts else ():
+        for kind in kinds if "units" in parts else []:
             served, deep = models[kind.name]["model"], models[kind.name]["deep"]
             coserving_units.measure(report, kind, served, deep, _KINDS[kind.name])
-        for kind in kinds[: 1 if quick else 2] if "real" in parts else ():  # a second fleet takes as long as all else
+        for kind in kinds[: 1 if quick else 2] if "real" in parts else []:  # a second fleet takes as long as all else
             run_async(coserving_real.measure(report, kind, models[kind.name]["model"], _KINDS[kind.name]))
     report.config["models"] = {name: size._asdict() for name, size in sizes.items()}
 
@@ -162,8 +162,8 @@ def _of_real(report: Report, prefix: str) -> Ratios:
         [
             without - with_it
             for without, with_it in zip(
-                report.samples[f"{real}inference_at_{load}_attained"],
-                report.samples[f"{real}ours_at_{load}_attained"],
+                report.samples.get(f"{real}inference_at_{load}_attained", ()),
+                report.samples.get(f"{real}ours_at_{load}_attained", ()),
                 strict=False,
             )
         ]
