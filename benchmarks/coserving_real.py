@@ -80,6 +80,7 @@ class Bench:
         self._cores = cores()
         self._peak: dict[str, int] = {}
         self._rate = 0.0
+        self._training = False  # whether there is a job
 
     async def close(self) -> None:
         """Close all connections; let the workers go on, so that they can end."""
@@ -112,10 +113,19 @@ class Bench:
         process.resume()
         watching = asyncio.create_task(self._watch(name, process))
         try:
+            await self._kind.most(self, _asked(name), 1)  # what it waited for when it was stopped has timed out
+            if name == _TUNED and self._training:
+                await self._goes_on()
             yield
         finally:
             watching.cancel()
             process.suspend()
+
+    async def _goes_on(self) -> None:
+        """Wait until units run."""
+        begun = now = await self._stats(0.0)
+        while _units_s(now) <= _units_s(begun):
+            now = await self._stats(now.uptime_s)
 
     async def _watch(self, name: str, process: psutil.Process) -> None:
         while True:
@@ -150,11 +160,12 @@ class Bench:
                 self._kind.examples(), model=_TUNED, publish={"how": "none"}, **self._kind.order
             )
             end = time.monotonic() + _START_S
-            while not (await self._training(0.0)).units["backward"]:
+            while not _training(await self._stats(0.0)).units["backward"]:
                 await job.refresh()
                 if job.info.ended or time.monotonic() > end:
                     raise RuntimeError(f"the training did not begin: {job.info}")
                 await asyncio.sleep(_TICK_S)
+        self._training = True
         return job
 
     async def _stats(self, after_s: float) -> WorkerStats:
@@ -166,20 +177,12 @@ class Bench:
                         return stats
                 await asyncio.sleep(_TICK_S)
 
-    async def _training(self, after_s: float) -> TrainingStats:
-        found = (await self._stats(after_s)).training
-        assert found is not None
-        return found
-
     async def _share(self, during: asyncio.Future[Any]) -> float:
         """Return the part of time for which units ran, between the first and the last figures while something goes on."""
         begun = last = await self._stats((await self._stats(0.0)).uptime_s)
         while not during.done() or last is begun:
             last = await self._stats(last.uptime_s)
-        assert begun.training is not None
-        assert last.training is not None
-        units = sum(last.training.seconds.values()) - sum(begun.training.seconds.values())
-        return units / (last.uptime_s - begun.uptime_s)
+        return (_units_s(last) - _units_s(begun)) / (last.uptime_s - begun.uptime_s)
 
     async def alone(self, fit: Fit) -> None:
         """Measure both ways to train with nothing beside them."""
@@ -247,6 +250,16 @@ class Bench:
             await job.cancel()
         finally:
             fit.stop()
+
+
+def _training(stats: WorkerStats) -> TrainingStats:
+    assert stats.training is not None
+    return stats.training
+
+
+def _units_s(stats: WorkerStats) -> float:
+    """Return the device seconds of all units so far."""
+    return sum(_training(stats).seconds.values())
 
 
 def _within(seconds: Sequence[float], target: float) -> float:
