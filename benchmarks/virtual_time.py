@@ -24,6 +24,7 @@ class Clock:
         self.ahead = 0.0
 
     def __call__(self) -> float:
+        """Return the time now."""
         return self.at + self.ahead
 
 
@@ -39,11 +40,14 @@ class _Selector(selectors.DefaultSelector):
 
 
 class VirtualLoop(asyncio.SelectorEventLoop):
+    """An event loop on that clock."""
+
     def __init__(self, clock: Clock) -> None:
         super().__init__(_Selector(clock))
         self._virtual = clock
 
     def time(self) -> float:
+        """Return the time now."""
         return self._virtual.at
 
 
@@ -66,15 +70,18 @@ class Device(DeviceThread):
         self.by: Counter[str] = Counter()  # seconds that were lent
 
     def step(self, work: Sequence[Work]) -> asyncio.Future[Outcome]:
+        """Run a pass."""
         return self._enqueue(self._step(list(work)))
 
     def lend(self, steps: Iterator[T]) -> asyncio.Future[list[T]]:
+        """Run something else, step by step."""
         return self._enqueue(self._lend(steps))
 
-    def drop(self, prepared: Prepared) -> None: ...
+    def drop(self, prepared: Prepared) -> None:
+        """Do nothing."""
 
     def spend(self, seconds: float, who: str) -> None:
-        """Called by what runs in a step: it takes so long."""
+        """Take so long; called by what runs in a step."""
         self._clock.ahead += seconds
         self.by[who] += seconds
 
