@@ -134,7 +134,7 @@ def assert_as_alone(seen: list[Any], alone: list[Any]) -> None:
         assert torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_order_of_units_passes_loads_and_unloads_changes_nothing(shared: Shared, data: st.DataObject) -> None:
     """Gradients, losses, evaluations and outputs are to the bit what they are alone; the backbone stays as it is."""
