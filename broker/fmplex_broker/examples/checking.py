@@ -11,7 +11,7 @@ from typing import Any, Literal
 from fmplex_broker.errors import InvalidInput
 from fmplex_broker.examples.files import Row
 from fmplex_broker.examples.reading import Parser
-from fmplex_broker.examples.split import Labelled, check_split, check_teaches, training_part
+from fmplex_broker.examples.split import Labelled, check_split, check_teaches, check_validates, training_part
 from fmplex_broker.examples.texts import TextParser
 from fmplex_broker.specs.fitting import FitHead
 
@@ -48,9 +48,10 @@ def check_examples(
     if validation is not None:
         with _blaming("validation_file"):
             parser.next_file()
-            for row in _few_enough(validation):
-                parser.take(row)
+            taken = (parser.take(row) for row in _few_enough(validation))
+            apart = [Labelled.of(example.place, example.record) for example in taken if example is not None]
             parser.check(validation.name)
+            check_validates(training_part(examples, held_out), apart, validation.name)
     return len(examples)
 
 

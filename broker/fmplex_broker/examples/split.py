@@ -97,9 +97,21 @@ def _answer(record: Record) -> Any:
     return record.label if isinstance(record, PairRecord) else record.names
 
 
+def check_validates(train: Sequence[Labelled], validation: Sequence[Labelled], name: str) -> None:
+    """Check that the examples of the file `name` can say how good a training is: that it learns most of their labels. Raises
+    `InvalidInput` (field `data`)."""
+    known, strangers = _strangers(train, validation)
+    if 2 * len(strangers) > len(validation):
+        first = strangers[0]
+        raise InvalidInput(
+            f"{name}: most of its {len(validation)} examples have labels that the training part never shows "
+            f"({first.place}: {sorted(first.names - known)}); give examples of the labels that are learnt",
+            field="data",
+        )
+
+
 def _not_strangers(train: Sequence[Labelled], held_out: Sequence[Labelled], name: str) -> None:
-    known = frozenset(label for example in train for label in example.names)
-    strangers = [example for example in held_out if not example.names <= known]
+    known, strangers = _strangers(train, held_out)
     if 2 * len(strangers) > len(held_out):
         first = strangers[0]
         raise InvalidInput(
@@ -108,3 +120,9 @@ def _not_strangers(train: Sequence[Labelled], held_out: Sequence[Labelled], name
             "label",
             field="data",
         )
+
+
+def _strangers(train: Sequence[Labelled], others: Sequence[Labelled]) -> tuple[frozenset[str], list[Labelled]]:
+    """Return the labels of the training part, and those of the others that have another one."""
+    known = frozenset(label for example in train for label in example.names)
+    return known, [example for example in others if not example.names <= known]

@@ -14,6 +14,7 @@ from fmplex_broker.errors import InvalidInput
 from fmplex_broker.examples.files import read_rows
 from fmplex_broker.examples.reading import Example, Parser, read
 from fmplex_broker.examples.records import LabelRecord, Record
+from fmplex_broker.examples.split import Labelled, check_validates
 from fmplex_broker.packages.sentences import SentenceModel
 from fmplex_broker.specs.fitting import FitSpec
 from fmplex_broker.specs.heads import Head, InputSpec, Pooling
@@ -64,9 +65,14 @@ def read_data(spec: FitSpec, backbone: Backbone, validation: Path | None, adapts
     parser = Parser(spec.head)
     apart = [example for row in read_rows(validation) if (example := parser.take(row)) is not None]
     parser.check(str(validation))
+    check_validates(_labelled(split.train), _labelled(apart), str(validation))
     more = _items(task, backbone, apart, vfm.input)
     chosen = ValidationSplit(every, [*range(len(train), len(train) + len(more))])
     return HeadData(task, vfm, [*train, *more], held, chosen, every, split.ignored)
+
+
+def _labelled(examples: Sequence[Example[Record]]) -> list[Labelled]:
+    return [Labelled.of(example.place, example.record) for example in examples]
 
 
 def task_for(spec: FitSpec, records: Sequence[Record], adapts: bool) -> Task[Record]:
