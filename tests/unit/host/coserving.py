@@ -36,7 +36,7 @@ from fmplex_worker.scheduling import (
     Slack,
     TargetBook,
 )
-from fmplex_worker.training import RunProgress, Unit
+from fmplex_worker.training import MemoryNeed, RunProgress, Unit
 from tests.unit.host.tables import Encode, Table
 from tests.unit.host.virtual_time import Clock, Device
 
@@ -85,6 +85,16 @@ class FakeRun:
     @property
     def progress(self) -> RunProgress:
         return RunProgress(self.ran.count("step"), 1000)
+
+    @property
+    def needs(self) -> MemoryNeed:
+        return MemoryNeed(0, 0)
+
+    @property
+    def holds(self) -> int:
+        return 0
+
+    def limit(self, nbytes: int) -> None: ...
 
     @property
     def checkpoint_due(self) -> bool:
