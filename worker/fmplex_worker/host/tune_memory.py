@@ -28,7 +28,7 @@ class TuneMemory:
         told = False
         try:
             while not self._let_in(key, training):
-                if not told:
+                if not told and training.needs.least + self._others() > self.budget:
                     told = True
                     say(
                         f"Waiting for memory: it takes {training.needs.least:,} bytes at least, and of the {self.budget:,} of "
