@@ -12,7 +12,7 @@ from fmplex_broker.streams.claims import Claimed
 from fmplex_broker.wire.messages import Flow
 from fmplex_broker.wire.streaming import Delta
 from fmplex_worker.protocol import Capacity, OnePass, Piece, Progress
-from fmplex_worker.training import RunProgress, Unit
+from fmplex_worker.training import MemoryNeed, RunProgress, Unit
 
 FORWARD, BACKWARD = 0.021, 0.025  # seconds of a unit of training
 
@@ -85,6 +85,19 @@ class FakeRun:
     def progress(self) -> RunProgress:
         """Steps that were done."""
         return RunProgress(self.ran.count("step"), 1000)
+
+    @property
+    def needs(self) -> MemoryNeed:
+        """Return what it needs of memory: nothing."""
+        return MemoryNeed(0, 0)
+
+    @property
+    def holds(self) -> int:
+        """Return what it has of it."""
+        return 0
+
+    def limit(self, nbytes: int) -> None:
+        """Take that it may have so much."""
 
     @property
     def checkpoint_due(self) -> bool:

@@ -49,6 +49,11 @@ WORKER = {
         "jobs": 13, "tokens_per_s": 23456.7, "units_per_s": 345.6, "share": 0.123, "slack_ms": 98765.4, "spend": 0.8,
         "spend_tokens": 0.9, "halts_per_s": 234.5, "touched_per_s": 1234.5, "late": 0.0123,
     },
+    "ledger": {
+        "device": 135 << 30, "backbone": {"bytes": 15 << 30, "held": 15 << 30}, "activations": {"bytes": 3 << 30, "held": None},
+        "residency": {"bytes": 2 << 30, "held": 345 << 20}, "kv": {"bytes": 114 << 30, "held": 71 << 30},
+        "tuning": {"bytes": 1 << 30, "held": 0},
+    },
 }  # fmt: skip
 NAMES = ("customer-support-bot", "acme-legal-v2", "stars")
 
@@ -73,6 +78,7 @@ def test_top_cuts_nothing_and_always_shows_what_matters(width: int) -> None:
     assert "5432 MiB + 70.00 GiB" in told
     assert "870.4 MiB" in told  # of all queues
     assert {"13", "23457", "12.3%"} <= set(words)  # training
+    assert "345 of 2048 MiB" in told  # of the memory of the device
     wide = set(rendered(draw(fleet(*NAMES), 10), 400).split())
     assert {"200.0", "(82%)"} <= wide
     assert set(words) <= wide

@@ -151,6 +151,10 @@ class TrainingTurn:
         stats.slack_s, stats.spend, stats.spend_tokens = loan.seconds, slack.spend.now(now), slack.spend_tokens.now(now)
         return loan
 
+    def _at_once(self, loan: Loan) -> float:
+        """Return the seconds of a loan that may be used without a look at offline jobs: where some wait, turns are short."""
+        return min(loan.seconds, self._slack.unit_s) if self._offline_waits else loan.seconds
+
     async def run(self) -> None:
         """Lend the device until the slack is used up, or somebody comes who has less. Raises `LeaseLost`."""
         async with self._lending:
@@ -168,7 +172,7 @@ class TrainingTurn:
         loan = self._loan_at(now)
         if self._stopping or (job.alone and len(self._table)) or not self._fits(loan, now):
             return
-        self._running, self._until = job, now + loan.seconds
+        self._running, self._until = job, now + self._at_once(loan)
         try:
             runs = await self._follow(job, self._device.lend(self._units(job)))
         finally:  # also if this life ends here: the thread is the next one's
@@ -204,7 +208,7 @@ class TrainingTurn:
                 arrival.cancel()
             now = time.monotonic()
             if not work.done() and now < self._until:
-                until = -math.inf if job.alone and len(self._table) else now + self._loan_at(now).seconds
+                until = -math.inf if job.alone and len(self._table) else now + self._at_once(self._loan_at(now))
                 halted = halted or until < self._until
                 self._until = min(self._until, until)
         self._books.stats.halts += halted
@@ -243,7 +247,7 @@ class TrainingTurn:
         if not self.wanted:
             self._leftover.rest()
         elif plan.cls == INTERACTIVE:
-            self._leftover.note_interactive(outcome.seconds)
+            self._leftover.note_interactive(outcome.seconds, offline_waits=self._offline_waits)
         else:
             self._leftover.note_offline(outcome.seconds)
 

@@ -63,6 +63,7 @@ class TuneCourse:
             log.exception("tuning job %s was dropped; another worker, or a later claim, goes on with it", self._held.id)
         if self._job is not None:
             await self._desk.turn.remove(self._job)
+        self._desk.memory.release(self._held.id)
 
     async def _work(self, folder: Path) -> None:
         steps: tuple[Callable[[], Coroutine[Any, Any, None]], ...]
@@ -87,6 +88,7 @@ class TuneCourse:
         held, spec = self._held, self._held.record.spec
         opening = Opening(held, self._desk, folder)
         training = await self._patient(opening.open)
+        await self._desk.memory.admit(spec.id, training, held.say)
         name = published_as(spec.publish, spec.id)
         self._job = job = TrainingJob(spec.id, name, spec.weight, training, alone=held.alone)
         self._checkpoints = Checkpoints(held, self._desk, job, opening.base)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fmplex_broker.errors import InvalidInput, TooLarge
+from fmplex_broker.errors import InvalidInput
 from fmplex_broker.packages.package import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from fmplex_broker.specs.fitting import FitSpec
 from fmplex_broker.specs.fitting_text import TextLoraSpec
 from fmplex_worker.backbones.backbone import Backbone
 from fmplex_worker.training import TuneOrder
 from fmplex_worker.tuning.activations import Activations
+from fmplex_worker.tuning.footprint import Footprint
 from fmplex_worker.tuning.fresh import fresh_ia3, fresh_lora
 from fmplex_worker.tuning.learnt import Learnt, continued
 from fmplex_worker.tuning.room import TOKENS, Room
@@ -18,6 +19,9 @@ from fmplex_worker.tuning.walk import Walk
 
 LORA_RATE = 1e-3
 IA3_RATE = 1e-2
+FEATURES = (
+    3  # tensors as large as what a head reads of all examples: itself, its slices, and once more for the last solve
+)
 HELD = 8  # tensors as large as what is learnt: itself, gradients, moments, the state that was noted and the best one
 
 
@@ -47,29 +51,28 @@ def default_rate(spec: FitSpec) -> float:
     return rate * spec.learning_rate_multiplier
 
 
-def room_for(order: TuneOrder, backbone: Backbone, learnt: Learnt | None, longest: int, together: int = 0) -> Room:
-    """Make the room of a training whose texts have `longest` tokens at most; `together`: tokens that must go through at once.
+def room_for(
+    order: TuneOrder, backbone: Backbone, learnt: Learnt | None, longest: int, together: int = 0, features: int = 0
+) -> Room:
+    """Make the room of a training whose texts have `longest` tokens at most; `together`: tokens that must go through at once;
+    `features`: bytes of what a head reads of all examples.
 
-    Raises `InvalidInput`: the family cannot be trained; `TooLarge`: its activations take more than the order allows.
+    Raises `InvalidInput`: the family cannot be trained; `TooLarge`: it takes more memory than the order allows.
     """
+    held = FEATURES * features
     if learnt is None:
         try:
-            return Room(backbone, Walk(backbone))
+            walk: Walk | None = Walk(backbone)
         except InvalidInput:  # nothing is learnt of the backbone: it need not go layer by layer
-            return Room(backbone, None)
+            walk = None
+        return Room(backbone, walk, Footprint(held), order.memory)
     walk = Walk(backbone)
-    if order.memory is None:
-        return Room(backbone, walk, walk.layers)
     most = max(TOKENS, longest, together)
-    held = HELD * sum(parameter.nbytes for parameter in learnt.parameters.values())
+    held += HELD * sum(parameter.nbytes for parameter in learnt.parameters.values())
     if isinstance(order.spec, TextLoraSpec) and backbone.lm_head is not None:
-        held += (
-            3 * most * backbone.lm_head.vocabulary * 4
-        )  # logits, their softmax and gradient, should all of them be learnt
-    if held >= order.memory:
-        raise TooLarge(
-            f"what is learnt, its moments and its best state take {held:,} bytes, and there are {order.memory:,} in all; give "
-            "a lower rank or fewer targets, or raise worker.tuning.bytes",
-            field="worker.tuning.bytes",
-        )
-    return Room(backbone, walk, Activations(walk, learnt).layers_kept(most, longest, order.memory - held))
+        # Logits, their softmax and gradient, should all of them be learnt.
+        held += 3 * most * backbone.lm_head.vocabulary * 4
+    if order.memory is None:
+        return Room(backbone, walk)
+    Footprint(held).layers_kept(order.memory)  # before anything is measured, which takes memory
+    return Room(backbone, walk, Footprint(held, Activations(walk, learnt), most, longest), order.memory)

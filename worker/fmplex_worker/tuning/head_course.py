@@ -45,9 +45,11 @@ class HeadCourse:
             self._objective = HeadObjective(self.data.task, self.learnt, self.data.train, self.data.chosen, spec)
             if not self._objective.divisible:
                 together = longest * len(items[0].sequences) * spec.batch_size
-        self._room = room_for(order, backbone, self.learnt, longest, together)
+        rows = sum(len(item.sequences) if self.data.task.pooling else len(item.target) for item in items)
+        features = 4 * rows * backbone.hidden if self._path is not None else 0
+        self.room = room_for(order, backbone, self.learnt, longest, together, features)
         if self._objective is not None:
-            self._descent = Descent(self._objective, _plan(spec, self._objective), self._room)
+            self._descent = Descent(self._objective, _plan(spec, self._objective), self.room)
 
     @property
     def epochs(self) -> int:
@@ -138,7 +140,7 @@ class HeadCourse:
         def read(part: Sequence[EncodedExample], hidden: Tensor) -> Tensor:
             return head_rows(hidden, [text for item in part for text in item.sequences], pooling)
 
-        return (yield from forward(self._room, self.learnt, items, read))
+        return (yield from forward(self.room, self.learnt, items, read))
 
     def _score(self) -> Generator[Unit, None, HeldOut]:
         """Score on the held-out part exactly what goes into the package."""

@@ -42,10 +42,10 @@ class AnswerCourse:
         self.learnt, self.held_out = learnt, None
         self._spec = spec
         longest = max(len(example.tokens) for example in (*self.train, *self.held, *check))
-        self._room = room_for(order, backbone, learnt, longest)
+        self.room = room_for(order, backbone, learnt, longest)
         count = _batches(spec, self.train)
         self._objective = AnswerObjective(learnt, self.train, check, count, spec.seed)
-        self.descent = Descent(self._objective, _plan(spec, count), self._room)
+        self.descent = Descent(self._objective, _plan(spec, count), self.room)
 
     held_out: HeldOut | None
 
@@ -76,8 +76,8 @@ class AnswerCourse:
 
     def _score(self) -> Generator[Unit, None, HeldOut]:
         """Score on the held-out texts exactly what goes into the package, and the backbone alone."""
-        ours = yield from examine(self._room, self.learnt, self.held)
-        alone = yield from examine(self._room, None, self.held)
+        ours = yield from examine(self.room, self.learnt, self.held)
+        alone = yield from examine(self.room, None, self.held)
         return HeldOut("accuracy", ours.score, alone.score)
 
 
