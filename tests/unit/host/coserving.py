@@ -6,6 +6,7 @@ import asyncio
 import random
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 from fmplex_broker.specs.vfm import Targets
@@ -93,9 +94,9 @@ class FakeRun:
     def snapshot(self) -> Any:
         self.due = False
         self.snapshots += 1
-        return f"snapshot {self.snapshots}"
+        return SimpleNamespace(step=self.snapshots)
 
-    def package(self, which: str = "best") -> dict[str, bytes]:
+    def package(self) -> dict[str, bytes]:
         return {}
 
 

@@ -18,7 +18,9 @@ from fmplex_worker.tuning.walk import Walk
 
 LORA_RATE = 1e-3
 IA3_RATE = 1e-2
-HELD = 8  # tensors as large as what is learnt: itself, gradients, moments, the state that was noted and the best one
+# Tensors as large as what is learnt: itself, gradients and two moments; values and moments of the state that was noted last and
+# of two that wait to be saved; the best values.
+HELD = 14
 
 
 def adapter_of(order: TuneOrder, backbone: Backbone, *, generates: bool) -> Learnt | None:
