@@ -10,7 +10,7 @@ import asyncio
 import os
 import signal
 from collections.abc import AsyncIterator, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -106,6 +106,15 @@ class Place:
 
     async def gone(self, name: str) -> None:
         await until(lambda: not self.lives(name), f"{name} is gone")
+
+    @contextmanager
+    def frozen(self, name: str) -> Iterator[None]:
+        """Let a worker stand still."""
+        os.kill(self.workers[name], signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            os.kill(self.workers[name], signal.SIGCONT)
 
     def end(self) -> None:
         for name, pid in self.workers.items():
@@ -281,14 +290,11 @@ async def test_who_stood_still_past_its_lease_saves_nothing_more(place: Place, o
     job = await owner.begun("still")
     old = await owner.holder(job)
     before = place.ids(old)
-    os.kill(place.workers[old], signal.SIGSTOP)
-    try:
+    with place.frozen(old):
         await owner.holder(job, but=old)
         place.points.clear(STILL)
         assert await owner.learnt(job) == wanted
         done = await owner.find(job)
-    finally:
-        os.kill(place.workers[old], signal.SIGCONT)
     await until(lambda: len(place.ids(old)) > len(before), "it begins again under a new id")
     assert await owner.find(job) == done
     assert await owner.learnt(job) == wanted
@@ -411,17 +417,18 @@ async def test_a_job_that_kills_its_workers_harms_nobody_else_and_fails(place: P
     place.points.set(STILL)
     job = await owner.order("deadly")
     first = await owner.holder(job)
+    (second,) = place.workers.keys() - {first}
     texts = ["the cat sat on the mat"] * 60
-    pending = await owner.session.submit(SERVED, texts, timeout_ms=PATIENT_MS)
+    with place.frozen(second):
+        pending = await owner.session.submit(SERVED, texts, timeout_ms=PATIENT_MS)
 
-    async def has() -> bool:
-        return (await in_hand(owner.session, [SERVED], NAME))[place.ids(first)[-1]] > 0
+        async def has() -> bool:
+            return (await in_hand(owner.session, [SERVED], NAME))[place.ids(first)[-1]] > 0
 
-    await until(has, "the worker that trains has requests in hand")
+        await until(has, "the worker that trains has requests in hand")
     place.points.set(DEADLY)
     place.points.clear(STILL)
     await place.gone(first)
-    (second,) = place.workers.keys() - {first}
     over = asyncio.Event()
     calling = asyncio.create_task(_call(owner, texts, over))
     await owner.said(job, "Waiting: a worker has died of it; it goes on at one that has nothing else in hand")
