@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 from benchmarks.virtual_time import Device
@@ -108,9 +109,9 @@ class FakeRun:
         """Count it."""
         self.due = False
         self.snapshots += 1
-        return f"snapshot {self.snapshots}"
+        return SimpleNamespace(step=self.snapshots)
 
-    def package(self, which: str = "best") -> dict[str, bytes]:
+    def package(self) -> dict[str, bytes]:
         """Return no files."""
         return {}
 

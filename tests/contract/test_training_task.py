@@ -25,6 +25,7 @@ from fmplex_broker.specs.fleet import BackboneSpec
 from fmplex_broker.specs.heads import Generation
 from fmplex_broker.specs.tune_records import TuneRecord
 from fmplex_broker.specs.tuning import Base, Publish, TuneFit, checkpoint_id
+from fmplex_broker.specs.versions import artifact_of
 from fmplex_broker.specs.vfm import VfmSpec
 from fmplex_broker.streams.consumer import Consumer
 from fmplex_broker.streams.file_list import FileList
@@ -59,6 +60,10 @@ class FakeSnapshot:
 
     def dump(self) -> bytes:
         return json.dumps([self.step, self.chain]).encode()
+
+    def package(self) -> dict[str, bytes]:
+        learnt = VfmSpec(name="x", backbone=BACKBONE, head=Generation(system=self.chain[self.step]))
+        return {MANIFEST: manifest(learnt).encode()}
 
 
 class FakeTraining:
@@ -108,10 +113,8 @@ class FakeTraining:
         self._saved = self._step
         return FakeSnapshot(self._step, [*self._chain])
 
-    def package(self, which: str = "best") -> dict[str, bytes]:
-        at = self._step if which == "last" else min(self._step, BEST)
-        learnt = VfmSpec(name="x", backbone=BACKBONE, head=Generation(system=self._chain[at]))
-        return {MANIFEST: manifest(learnt).encode()}
+    def package(self) -> dict[str, bytes]:
+        return FakeSnapshot(min(self._step, BEST), self._chain).package()
 
 
 class FakeEngine:
@@ -145,15 +148,14 @@ class FakeTurn:
         self.stuck: tuple[float, float] | None = None
 
     async def add(self, job: TrainingJob) -> None:
-        job.unit = job.training.next()
-        job.progress = job.training.progress
+        job.advance()
         self._running[job] = asyncio.create_task(self._run(job))
 
     async def _run(self, job: TrainingJob) -> None:
         loop = asyncio.get_running_loop()
         while job.unit is not None and self.stuck is None:
             await loop.run_in_executor(self._device, self._unit, job)
-            if job.snapshot is not None:
+            if job.cut is not None:
                 job.news.set()
         job.ended = job.error is None and self.stuck is None
         job.news.set()
@@ -162,10 +164,7 @@ class FakeTurn:
         assert job.unit is not None
         try:
             job.unit.run()
-            job.unit = job.training.next()
-            job.progress = job.training.progress
-            if job.training.checkpoint_due:
-                job.snapshot, job.noted = job.training.snapshot(), job.progress
+            job.advance()
         except Exception as e:
             job.unit, job.error = None, e
 
@@ -175,14 +174,6 @@ class FakeTurn:
 
     def unfit(self) -> Any:
         return None if self.stuck is None or not self._running else (next(iter(self._running)), *self.stuck)
-
-
-class FakeDevice:
-    def __init__(self, device: ThreadPoolExecutor) -> None:
-        self._device = device
-
-    def lend(self, steps: Any) -> asyncio.Future[list[Any]]:
-        return asyncio.get_running_loop().run_in_executor(self._device, list, steps)
 
 
 class FakeBlame:
@@ -223,7 +214,6 @@ class Shop:
             backbone=BackboneSpec(name=BACKBONE, model="m", max_tokens=512),
             engine=cast(Any, self.engine),
             turn=cast(Any, self.turn),
-            device=cast(Any, FakeDevice(device)),
             blame=cast(Any, self.blame),
             owner=TuneOwner(redis, scripts, BACKBONE, consumer.worker),
             tunes=Tunes(redis, scripts),
@@ -356,6 +346,20 @@ async def _waits(shop: Shop, job: str) -> bool:
 
 async def _one_waits(shop: Shop, jobs: list[str]) -> bool:
     return sum([await _waits(shop, job) for job in jobs]) == 1
+
+
+async def test_the_best_state_is_a_checkpoint_though_later_ones_came_before_it_was_saved(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tune_checkpoints, "_LEAST_S", 3600)
+    await shop.worker()
+    job = await shop.order(publish=Publish(how="as", vfm="new"))
+    done = await shop.over(job)
+    best, last = done.checkpoints[-2:]
+    assert (best.step, best.best, last.step, last.best) == (BEST, True, STEPS, False)
+    kept = unpack(CheckpointStore(shop.store.url).get(job, best.name, "package"))
+    assert done.version is not None
+    assert kept.digest == artifact_of(done.version), "it is what is published"
 
 
 async def test_another_worker_goes_on_after_a_drain_to_the_same_result(shop: Shop) -> None:

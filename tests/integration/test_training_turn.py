@@ -48,7 +48,7 @@ class Endless:
 
     def snapshot(self) -> Any: ...
 
-    def package(self, which: str = "best") -> dict[str, bytes]:
+    def package(self) -> dict[str, bytes]:
         return {}
 
 

@@ -91,6 +91,10 @@ class Snapshot(Protocol):
     def dump(self) -> bytes:
         """Serialise it, for `Engine.tune`. Any thread."""
 
+    def package(self) -> dict[str, bytes]:
+        """Return the files of the vFM's package (`packages.FILES`, and vfm.toml) as of this state. Any thread, also while a unit
+        runs."""
+
 
 class Training(Protocol):
     """A training as a stream of units: a pure function of its order, whoever runs the units, and wherever it is cut.
@@ -127,5 +131,5 @@ class Training(Protocol):
     def snapshot(self) -> Snapshot:
         """Return its state as of the last point at which it may be cut, at most a few steps ago; it takes no time."""
 
-    def package(self, which: Literal["best", "last"] = "best") -> dict[str, bytes]:
-        """Return the files of the vFM's package (`packages.FILES`, and vfm.toml) as of the best or the last state."""
+    def package(self) -> dict[str, bytes]:
+        """Return the files of the vFM's package (`packages.FILES`, and vfm.toml) as of the best state."""

@@ -96,10 +96,11 @@ def test_a_snapshot_is_taken_between_two_units() -> None:
         await turn(world).add(job)
         run.due = True
         await job.news.wait()
-        assert (job.snapshot, job.ended) == ("snapshot 1", False)
+        assert job.cut is not None
+        assert (job.cut.step, job.best, job.ended) == (1, None, False)
         ran = len(run.ran)
         job.news.clear()
-        job.snapshot = None
+        job.cut = None
         await asyncio.sleep(1)
         assert len(run.ran) > ran
 

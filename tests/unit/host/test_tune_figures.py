@@ -63,3 +63,5 @@ def test_each_warning_is_told_once() -> None:
     assert figures.warnings(run) == ("a",)
     assert figures.warnings(run) == ()
     assert figures.warnings(replace(run, warnings=("a", "b"))) == ("b",)
+    assert figures.warnings(replace(run, warnings=("b", "c"))) == ("c",)  # only the last ones are kept
+    assert figures.warnings(replace(run, warnings=("d", "e"))) == ("d", "e")

@@ -38,7 +38,7 @@ class Passes:
 
 
 def result(run: Run) -> tuple[Any, ...]:
-    return run.package("best"), run.package("last"), run.progress, run.snapshot().dump()
+    return run.package(), run.snapshot().package(), run.progress, run.snapshot().dump()
 
 
 @pytest.mark.parametrize("kind", ["lora", "head"])
@@ -59,9 +59,9 @@ async def test_between_the_passes_of_a_worker_it_ends_the_same(spec_for: SpecFor
                 world.come("a", target_ms=1000)
                 await job.news.wait()
                 job.news.clear()
-                if job.snapshot is not None:
-                    states.append(job.snapshot.step)
-                    job.snapshot = None
+                if job.cut is not None:
+                    states.append(job.cut.step)
+                    job.cut = None
     assert job.error is None
     assert result(job.training) == result(whole)  # type: ignore[arg-type]
     assert states

@@ -85,7 +85,7 @@ def _go(run: Run, units: int | None = None) -> int:
 
 
 def _result(run: Run) -> tuple[dict[str, bytes], dict[str, bytes], RunProgress, bytes]:
-    return run.package("best"), run.package("last"), run.progress, run.snapshot().dump()
+    return run.package(), run.snapshot().package(), run.progress, run.snapshot().dump()
 
 
 # --- cut anywhere -------------------------------------------------------------------------------------------------
@@ -119,10 +119,11 @@ def _check_cuts(order: TuneOrder, backbone: Backbone, monkeypatch: pytest.Monkey
             run = open_run(order, backbone, state)
             torch.rand(rng.randint(0, 9))
             _go(run, cut)
-            snapshot = run.snapshot()
-            state = snapshot.dump()
+            due, snapshot = run.checkpoint_due, run.snapshot()
+            state, package = snapshot.dump(), snapshot.package() if due else {}
             _go(run, 9)
             assert snapshot.dump() == state  # what runs on does not change it
+            assert not due or snapshot.package() == package
         run = open_run(order, backbone, state)
         _go(run)
         assert _result(run) == wanted, f"cut after {first} of {units} units"
@@ -156,7 +157,7 @@ def test_a_state_is_of_one_training_only(spec_for: SpecFor, bert: Backbone) -> N
 
 
 def _package(run: Run, spec: FitSpec | TextLoraSpec, course: Any) -> Package:
-    files = {name: data for name, data in run.package("best").items() if name != MANIFEST}
+    files = {name: data for name, data in run.package().items() if name != MANIFEST}
     return make_package(course.vfm, files)
 
 
@@ -223,7 +224,7 @@ def test_it_stops_early_and_gives_its_best_state(spec_for: SpecFor, bert: Backbo
     _go(run)
     assert run.progress.ended == "stopped early"
     assert run.progress.best_step < run.progress.step < run.progress.steps
-    assert run.package("best") != run.package("last")
+    assert run.package() != run.snapshot().package()
     assert run.progress.held_out is not None
 
 
@@ -264,9 +265,9 @@ def test_it_goes_on_from_a_version(spec_for: SpecFor, bert: Backbone) -> None:
     start = _package(first, order.spec, course)
     again = open_run(TuneOrder(order.spec, start=start), bert, None)
     name = "adapter/adapter_model.safetensors"
-    assert again.package("last")[name] == first.package("best")[name]
+    assert again.snapshot().package()[name] == first.package()[name]
     _go(again)
-    assert again.package("last")[name] != first.package("best")[name]
+    assert again.snapshot().package()[name] != first.package()[name]
 
 
 # --- what is not finite -------------------------------------------------------------------------------------------
@@ -319,7 +320,7 @@ def test_three_in_a_row_go_back_at_half_the_rate_once(
     resumed = open_run(order, bert, cut)
     while resumed.progress.step < 3 * per_epoch and (unit := resumed.next()):
         unit.run()
-    assert resumed.package("last") == run.package("last")
+    assert resumed.snapshot().package() == run.snapshot().package()
 
 
 def test_it_fails_when_it_diverges_at_half_the_rate_too(

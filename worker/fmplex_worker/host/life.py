@@ -178,7 +178,6 @@ class Life:
             backbone=has.backbone,
             engine=has.engine,
             turn=turn,
-            device=self._device,
             blame=self._blame,
             owner=TuneOwner(has.redis, scripts, has.backbone.name, self._id),
             tunes=Tunes(has.redis, scripts),

@@ -105,7 +105,7 @@ class TrainingTurn:
         if job.unit is None:
             job.ended = job.error is None
             self._forget(job)
-        if job.unit is None or job.snapshot is not None:
+        if job.unit is None or job.cut is not None:
             job.news.set()
 
     # ---- between passes ----
@@ -224,10 +224,7 @@ class TrainingTurn:
                 return
             try:
                 unit.run()
-                job.unit = job.training.next()
-                job.progress = job.training.progress
-                if job.training.checkpoint_due:
-                    job.snapshot, job.noted = job.training.snapshot(), job.progress
+                job.advance()
             except Exception as e:  # its own misfortune: if the device is broken, the next pass finds out
                 job.unit, job.error = None, e
             ended = time.monotonic()
@@ -235,7 +232,7 @@ class TrainingTurn:
             if job.unit is not None:
                 self._queue.offer(job.id, job.unit.kind, job.unit.cost, ended)
             yield UnitRun(unit, ended - now, predicted, ended)
-            if self._queue.pick(ended) != job.id or job.snapshot is not None:
+            if self._queue.pick(ended) != job.id or job.cut is not None:
                 return
 
     # ---- passes ----
@@ -263,8 +260,7 @@ class TrainingTurn:
 def _prime(job: TrainingJob) -> Iterator[None]:
     """Make the first unit of a training. Device thread."""
     if job.unit is None:  # else it was here before, and that one has not run
-        job.unit = job.training.next()
-        job.progress = job.training.progress
+        job.advance()
     yield
 
 

@@ -1,17 +1,17 @@
-"""Saving the checkpoints of a training: cut on the device thread, between two units; serialised and written on another."""
+"""Saving the checkpoints of a training: cut on the device thread, between two units; made and written on another."""
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator
 
 from fmplex_broker.errors import StoreUnavailable
 from fmplex_broker.packages.package import Package
 from fmplex_broker.specs.tune_records import Checkpoint
 from fmplex_broker.streams.outages import Outage
 from fmplex_broker.streams.tune_owner import HeldTune
-from fmplex_worker.host.training_job import TrainingJob
+from fmplex_worker.host.training_job import Cut, TrainingJob
 from fmplex_worker.host.tune_desk import TuneDesk
 from fmplex_worker.host.tune_publishing import published_as
 from fmplex_worker.host.tune_shelf import package_of
@@ -33,7 +33,8 @@ class Checkpoints:
         self._name = published_as(held.record.spec.publish, held.id)
         last = held.checkpoints[-1] if held.checkpoints else None
         self._kept = 0 if last is None else last.step
-        self._cut: tuple[Snapshot, RunProgress] | None = None
+        self._last: Cut | None = None
+        self._best: Cut | None = None
         self._next = 0.0
         self._saved = 0
         self._outage = Outage(log, f"checkpoints of {held.id}")
@@ -41,59 +42,62 @@ class Checkpoints:
     def take(self) -> RunProgress | None:
         """Take what the device thread has noted; return the progress of that time, None if there is nothing new."""
         job = self._job
-        if job.snapshot is None or job.noted is None:
+        if job.best is not None:
+            self._best, job.best = job.best, None
+        if job.cut is None:
             return None
-        self._cut, job.snapshot = (job.snapshot, job.noted), None
-        return job.noted
+        self._last, job.cut = job.cut, None
+        return self._last.progress
 
     @property
     def due(self) -> bool:
         """Whether something new is to be saved now; the last one saved is a while ago."""
-        return self._waits and time.monotonic() >= self._next
+        return bool(self._waiting) and time.monotonic() >= self._next
 
     @property
-    def _waits(self) -> bool:
-        return self._cut is not None and self._cut[0].step > self._kept
+    def _waiting(self) -> list[Cut]:
+        """What is to be saved: the best state, should later ones have come since, and the last one."""
+        cuts = {cut.step: cut for cut in (self._best, self._last) if cut is not None and cut.step > self._kept}
+        return [cuts[step] for step in sorted(cuts)]
 
-    async def keep(self) -> Checkpoint | None:
-        """Write what is new into the store; return it, None if nothing is. Raises `StoreUnavailable`: try again later."""
+    async def keep(self) -> AsyncIterator[Checkpoint]:
+        """Write what is new into the store, and yield it. What nobody has taken counts as not written. Raises `StoreUnavailable`:
+        try again later."""
         self.take()
-        if not self._waits:
-            return None
-        began = time.monotonic()
-        ((snapshot, noted, files),) = await self._desk.device.lend(self._pack())
-        self._saved += 1
-        name = f"{snapshot.step}-{self._held.take}-{self._saved}"
-        nbytes = await self._desk.off_loop(self._write, name, snapshot, files)
-        now = time.monotonic()
-        self._kept, self._next = snapshot.step, now + max(_LEAST_S, _TIMES * (now - began))
-        self._outage.over()
-        return Checkpoint(
-            step=snapshot.step,
-            name=name,
-            created_at=int(time.time()),
-            best=noted.best_step == snapshot.step,
-            loss=noted.loss,
-            validation=noted.validation_score if noted.validation_loss is None else noted.validation_loss,
-            tokens=noted.tokens,
-            bytes=nbytes,
-        )
+        for cut in self._waiting:
+            began = time.monotonic()
+            self._saved += 1
+            name = f"{cut.step}-{self._held.take}-{self._saved}"
+            nbytes = await self._desk.off_loop(self._write, name, cut.snapshot)
+            now = time.monotonic()
+            self._next = now + max(_LEAST_S, _TIMES * (now - began))
+            self._outage.over()
+            yield _checkpoint(cut, name, nbytes)
+            self._kept = cut.step
 
-    async def try_to_keep(self) -> Checkpoint | None:
+    async def try_to_keep(self) -> AsyncIterator[Checkpoint]:
         """Write what is new, unless the store is away: then that waits for the next time."""
         try:
-            return await self.keep()
+            async for checkpoint in self.keep():
+                yield checkpoint
         except StoreUnavailable as e:
             self._outage.say(e)
             self._next = time.monotonic() + _LEAST_S
-            return None
 
-    def _pack(self) -> Iterator[tuple[Snapshot, RunProgress, dict[str, bytes]]]:
-        """Take state and package of the same moment. Device thread."""
-        self.take()  # a later one may be there by now, and it is that one's package
-        assert self._cut is not None
-        yield (*self._cut, self._job.training.package("last"))
-
-    def _write(self, name: str, snapshot: Snapshot, files: dict[str, bytes]) -> int:
-        package = package_of(files, self._name, self._base)
+    def _write(self, name: str, snapshot: Snapshot) -> int:
+        package = package_of(snapshot.package(), self._name, self._base)
         return self._desk.shelf.keep(self._held.id, name, snapshot.dump(), package)
+
+
+def _checkpoint(cut: Cut, name: str, nbytes: int) -> Checkpoint:
+    then = cut.progress
+    return Checkpoint(
+        step=cut.step,
+        name=name,
+        created_at=int(time.time()),
+        best=cut.best,
+        loss=then.loss,
+        validation=then.validation_score if then.validation_loss is None else then.validation_loss,
+        tokens=then.tokens,
+        bytes=nbytes,
+    )

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import tempfile
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, TypeVar
@@ -100,6 +100,8 @@ class TuneCourse:
         assert job is not None
         assert checkpoints is not None
         await self._desk.turn.add(job)
+        if job.progress is not None:
+            self._figures.warnings(job.progress)  # that came with a checkpoint were told with it
         while True:
             await job.news.wait()
             job.news.clear()
@@ -109,8 +111,8 @@ class TuneCourse:
             if job.ended:
                 break
             if checkpoints.due:
-                await self._keep(checkpoints.try_to_keep)
-        await self._patient(lambda: self._keep(checkpoints.keep))
+                await self._keep(checkpoints.try_to_keep())
+        await self._patient(lambda: self._keep(checkpoints.keep()))
 
     async def _end(self) -> None:
         """Publish what was learnt, and end the job, unless its owner has asked for something else."""
@@ -134,7 +136,7 @@ class TuneCourse:
         if job is not None and checkpoints is not None:
             await self._desk.turn.remove(job)
             self._hear(job, checkpoints)
-            await self._keep(checkpoints.try_to_keep)
+            await self._keep(checkpoints.try_to_keep())
         if why == "cancel":
             await self._patient(lambda: self._save(lambda held, now: owner.finish(held, "cancelled", progress=now)))
         else:
@@ -190,8 +192,8 @@ class TuneCourse:
             except FmplexError as e:
                 log.warning("checkpoints of %s that are not kept any more stay in the store: %s", self._held.id, e)
 
-    async def _keep(self, keep: Callable[[], Awaitable[Checkpoint | None]]) -> None:
-        if (checkpoint := await keep()) is not None:
+    async def _keep(self, checkpoints: AsyncIterator[Checkpoint]) -> None:
+        async for checkpoint in checkpoints:
             async with self._saving:
                 self._held.keep(checkpoint)
 

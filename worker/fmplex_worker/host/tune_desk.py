@@ -13,7 +13,6 @@ from fmplex_broker.streams.file_list import FileList
 from fmplex_broker.streams.tune_owner import TuneOwner
 from fmplex_broker.streams.tunes import Tunes
 from fmplex_worker.host.blame import Blame
-from fmplex_worker.host.device_thread import DeviceThread
 from fmplex_worker.host.training_turn import TrainingTurn
 from fmplex_worker.host.tune_memory import TuneMemory
 from fmplex_worker.host.tune_publishing import Publisher
@@ -33,7 +32,6 @@ class TuneDesk:
     backbone: BackboneSpec
     engine: Engine
     turn: TrainingTurn
-    device: DeviceThread
     blame: Blame
     owner: TuneOwner
     tunes: Tunes

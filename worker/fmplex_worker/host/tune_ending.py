@@ -77,7 +77,7 @@ class Ending:
 
     def _best(self) -> Package:
         publish = self._held.record.spec.publish
-        return package_of(self._job.training.package("best"), published_as(publish, self._held.id), self._base)
+        return package_of(self._job.training.package(), published_as(publish, self._held.id), self._base)
 
     def _tell(self) -> None:
         """Say how good it is, once."""

@@ -22,7 +22,7 @@ class Figures:
             deque()
         )  # when; steps, tokens, and seconds of the device by then
         self._said = -math.inf  # step
-        self._warned = 0
+        self._warned: tuple[str, ...] = ()
 
     def note(self, run: RunProgress, seconds: float) -> TuneProgress:
         """Note how far a run is that has had so many `seconds` of the device; return it for the job's record."""
@@ -62,10 +62,11 @@ class Figures:
         return words, {key: value for key, value in data.items() if value is not None}
 
     def warnings(self, run: RunProgress) -> tuple[str, ...]:
-        """Return the warnings of a run that were not returned before."""
-        new = run.warnings[self._warned :] if len(run.warnings) >= self._warned else run.warnings
-        self._warned = len(run.warnings)
-        return new
+        """Return the warnings of a run that were not returned before; it keeps the last ones only."""
+        before, now = self._warned, run.warnings
+        known = next(n for n in range(min(len(before), len(now)), -1, -1) if before[len(before) - n :] == now[:n])
+        self._warned = now
+        return now[known:]
 
 
 def _finite(value: float | None) -> float | None:

@@ -22,7 +22,9 @@ IA3_RATE = 1e-2
 FEATURES = (
     3  # tensors as large as what a head reads of all examples: itself, its slices, and once more for the last solve
 )
-HELD = 8  # tensors as large as what is learnt: itself, gradients, moments, the state that was noted and the best one
+# Tensors as large as what is learnt: itself, gradients and two moments; values and moments of the state that was noted last and
+# of two that wait to be saved; the best values.
+HELD = 14
 
 
 def adapter_of(order: TuneOrder, backbone: Backbone, *, generates: bool) -> Learnt | None:

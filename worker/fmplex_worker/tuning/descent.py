@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -89,15 +89,17 @@ class Descent:
             self._bad = 0
             self._note()
 
-    def parameters(self, which: Literal["best", "last"]) -> Mapping[str, Tensor]:
-        """Return parameters by their names: the best where anything was validated, or the last ones, of `state`."""
-        if self.state is None:
-            return {name: p.detach() for group in self._objective.groups() for name, p in group.parameters.items()}
-        return self.stopper.state if which == "best" and self.stopper.state else self.state.part("now")
+    def parameters(self, at: State | None = None) -> Mapping[str, Tensor]:
+        """Return parameters by their names: of the state `at`, or the best where anything was validated, else the last ones."""
+        if at is None and self.stopper.state:
+            return self.stopper.state
+        if (noted := at or self.state) is not None and noted.tensors:
+            return noted.part("now")
+        return {name: p.detach() for group in self._objective.groups() for name, p in group.parameters.items()}
 
     def finish(self) -> None:
         """Leave the parameters in their best state."""
-        self._take(self.parameters("best"))
+        self._take(self.parameters())
 
     @property
     def progress(self) -> RunProgress:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -56,14 +56,13 @@ class HeadPath:
         assert self.head is not None
         return self.head
 
-    def head_of(self, which: Literal["best", "last"]) -> Head:
-        """Return the head as of the best strength, fitted to everything once that is done, or as it is now."""
-        if which == "last" or not self.stopper.state:
-            return self.learned
-        if self.final is not None:
+    def head_of(self, state: State | None = None) -> Head:
+        """Return the head as of `state`, or as of the best strength, fitted to everything once that is done."""
+        if state is None and self.final is not None:
             return self.final
         head = copy.deepcopy(self.learned)
-        head.load_state_dict(dict(self.stopper.state))
+        if values := self.stopper.state if state is None else state.part("head"):
+            head.load_state_dict(dict(values))
         return head
 
     def restore(self, state: State) -> None:

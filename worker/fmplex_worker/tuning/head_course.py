@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from typing import Literal
 
 import safetensors.torch
 from torch import Tensor
@@ -105,23 +104,23 @@ class HeadCourse:
             self._tokens if path.epoch else 0, path.stopper.best, "stopped early" if path.stopper.stopped else "",
         )  # fmt: skip
 
-    def files(self, which: Literal["best", "last"]) -> dict[str, bytes]:
+    def files(self, state: State | None = None) -> dict[str, bytes]:
         """Return the files of the package but for vfm.toml; see `Course.files`."""
-        values = {} if self._descent is None else self._descent.parameters(which)
+        values = {} if self._descent is None else self._descent.parameters(state)
         files = {}
-        if head := self._head(which, values):
+        if head := self._head(values, state):
             files[HEAD] = safetensors.torch.save(dict(head))
         if self.learnt is not None:
             adapter = {name.removeprefix("adapter."): t for name, t in values.items() if name.startswith("adapter.")}
             files |= self.learnt.files(base_name(self._spec), adapter)
         return files
 
-    def _head(self, which: Literal["best", "last"], values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def _head(self, values: Mapping[str, Tensor], state: State | None = None) -> dict[str, Tensor]:
         """Return the tensors of head.safetensors; nothing if the head has no weights."""
         if self._path is None:
             return {}
         if self._objective is None:
-            return self._path.head_of(which).folded()
+            return self._path.head_of(state).folded()
         if self._objective.head is None:
             return {}
         head = copy.deepcopy(self._objective.head)
@@ -147,7 +146,7 @@ class HeadCourse:
         data, task = self.data, self.data.task
         train = [data.train[i] for i in data.whole]
         rows = yield from self._rows(data.held)
-        head = self._head("best", {} if self._descent is None else self._descent.parameters("best"))
+        head = self._head({} if self._descent is None else self._descent.parameters())
         if head:
             outputs = apply_head(head, rows)
             score = task.score(Predictions(outputs, train), Predictions(outputs, data.held))

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
-from typing import Literal, Protocol
+from functools import partial
+from typing import Protocol
 
+from fmplex_broker.errors import JobFailed
 from fmplex_broker.packages.package import MANIFEST
 from fmplex_broker.packages.writing import manifest
 from fmplex_broker.specs.vfm import VfmSpec
+from fmplex_worker.packed.memory import out_of_memory
 from fmplex_worker.training import HeldOut, MemoryNeed, RunProgress, TuneOrder, Unit
 from fmplex_worker.tuning.room import Room
 from fmplex_worker.tuning.state import RunSnapshot, State, read_state
@@ -44,8 +48,9 @@ class Course(Protocol):
     def held_out(self) -> HeldOut | None:
         """The scores, once it has ended."""
 
-    def files(self, which: Literal["best", "last"]) -> dict[str, bytes]:
-        """Return the files of the package but for vfm.toml."""
+    def files(self, state: State | None = None) -> dict[str, bytes]:
+        """Return the files of the package but for vfm.toml, as of the best state, not while a unit runs; or as of `state`, one of
+        its own, on any thread."""
 
 
 class Run:
@@ -61,13 +66,15 @@ class Run:
         self._saved: State | None = None
         if state is not None and (read := read_state(state, order)).values:
             course.restore(read)
+            self._saved = course.state
         self._units = course.units()
 
     def next(self) -> Unit | None:
         """Return the next unit; see `Training.next`."""
-        unit = next(self._units, None)
+        with enough_memory():
+            unit = next(self._units, None)
         self._ended = unit is None
-        return unit
+        return None if unit is None else unit._replace(run=partial(_run, unit))
 
     @property
     def progress(self) -> RunProgress:
@@ -99,11 +106,33 @@ class Run:
     def snapshot(self) -> RunSnapshot:
         """Return its state as of the last point where it may be cut; see `Training.snapshot`."""
         self._saved = self._course.state
-        return RunSnapshot(self._order, self._saved or State(0))
+        return RunSnapshot(self._order, self._saved or State(0), self._package)
 
-    def package(self, which: Literal["best", "last"] = "best") -> dict[str, bytes]:
+    def package(self) -> dict[str, bytes]:
         """Return the files of the package; see `Training.package`."""
-        return {MANIFEST: manifest(self._course.vfm).encode(), **self._course.files(which)}
+        return self._package()
+
+    def _package(self, state: State | None = None) -> dict[str, bytes]:
+        return {MANIFEST: manifest(self._course.vfm).encode(), **self._course.files(state)}
+
+
+def _run(unit: Unit) -> None:
+    with enough_memory():
+        unit.run()
+
+
+@contextmanager
+def enough_memory() -> Iterator[None]:
+    """Raise `JobFailed` where the device's memory does not suffice, and nothing is there that could be made smaller."""
+    try:
+        yield
+    except Exception as e:
+        if not out_of_memory(e):
+            raise
+        raise JobFailed(
+            "this training does not fit into the device's memory beside what it serves; give a lower rank, fewer targets or "
+            "shorter texts"
+        ) from e
 
 
 def name_of(order: TuneOrder) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -33,10 +33,11 @@ class State:
 
 @dataclass(frozen=True, slots=True)
 class RunSnapshot:
-    """`fmplex_worker.training.Snapshot` of the training that `order` names."""
+    """`fmplex_worker.training.Snapshot` of the training that `order` names; `files`: makes the package of a state of it."""
 
     order: str
     state: State
+    files: Callable[[State], dict[str, bytes]]
 
     @property
     def step(self) -> int:
@@ -48,6 +49,10 @@ class RunSnapshot:
         said = {"order": self.order, "step": self.state.step, "values": self.state.values}
         tensors = {name: tensor.contiguous().cpu() for name, tensor in self.state.tensors.items()}
         return safetensors.torch.save(tensors, {_KEY: json.dumps(said, sort_keys=True)})
+
+    def package(self) -> dict[str, bytes]:
+        """Return the files of the package as of this state; see `Snapshot.package`."""
+        return self.files(self.state)
 
 
 def read_state(data: bytes, order: str) -> State:

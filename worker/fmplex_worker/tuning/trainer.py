@@ -40,7 +40,7 @@ def fit(spec: FitSpec, on_event: Callable[[FitEvent], None]) -> FitDone:
         _drive(run, course, spec, on_event)
         held_out = course.held_out
         assert held_out is not None
-        package = write_package(spec.out, course.vfm, course.files("best"))
+        package = write_package(spec.out, course.vfm, course.files())
     done = FitDone(
         name=spec.name,
         out=spec.out,

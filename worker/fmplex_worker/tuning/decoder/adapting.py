@@ -35,7 +35,7 @@ def train_lora(spec: TextLoraSpec, on_event: Callable[[TextEvent], None]) -> Fit
         _drive(run, spec, on_event)
         held_out, steps = course.held_out, run.progress.epoch
         assert held_out is not None
-        package = write_package(spec.out, course.vfm, course.files("best"))
+        package = write_package(spec.out, course.vfm, course.files())
     done = FitDone(
         name=spec.name, out=spec.out, artifact=package.digest, metric=held_out.metric, score=held_out.score,
         baseline=held_out.baseline, epochs=steps, seconds=time.perf_counter() - began,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Sequence
-from typing import Literal
 
 from fmplex_broker.errors import InvalidInput
 from fmplex_broker.specs.fitting_text import TextLoraSpec
@@ -69,9 +68,9 @@ class AnswerCourse:
         """How far it has come; see `Course.progress`."""
         return self.descent.progress
 
-    def files(self, which: Literal["best", "last"]) -> dict[str, bytes]:
+    def files(self, state: State | None = None) -> dict[str, bytes]:
         """Return the files of the package but for vfm.toml; see `Course.files`."""
-        values = {name.removeprefix("adapter."): t for name, t in self.descent.parameters(which).items()}
+        values = {name.removeprefix("adapter."): t for name, t in self.descent.parameters(state).items()}
         return self.learnt.files(base_name(self._spec), values)
 
     def _score(self) -> Generator[Unit, None, HeldOut]:
