@@ -172,8 +172,9 @@ class Trainings:
         """Return the parts of a worker's time that its checkpoints take of the device thread, and of all threads."""
         run = self._runs["one"]
         began = time.perf_counter()
-        snapshot, files = run.snapshot(), run.package("last")
+        snapshot = run.snapshot()
         device = time.perf_counter() - began
+        files = snapshot.package()
         with tempfile.TemporaryFile() as file:
             file.write(snapshot.dump())
             for content in files.values():
@@ -202,7 +203,7 @@ def measure(report: Report, kind: Kind, model: Path, deep: Path, prefix: str) ->
         call()
         return {f"{prefix}{name}_s": time.perf_counter() - begun}
 
-    ways = {"monolithic": batches.monolithic, "units": batches.units, "recompute": partial(batches.units, 0)}
+    ways: dict[str, Callable[[], None]] = {"monolithic": batches.monolithic, "units": batches.units, "recompute": partial(batches.units, 0)}
     interleave(report, {name: partial(turn, name, call) for name, call in ways.items()}, 2 if quick else 7)
     report.add({f"{prefix}saved_activations": batches.saved()})
     with tempfile.TemporaryDirectory(prefix="fmplex-coserving-") as place:
