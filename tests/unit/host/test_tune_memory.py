@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks import virtual_time
 from fmplex_broker.wire.stats import TrainingStats
 from fmplex_worker.host.tune_memory import TuneMemory
 from fmplex_worker.training import MemoryNeed
-from tests.unit.host import virtual_time
 
 BUDGET = 1000
 

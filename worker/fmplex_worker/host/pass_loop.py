@@ -57,7 +57,7 @@ class PassLoop:
                 await self._land_or_due()
             elif self._turn is not None and not self._flights and self._turn.may():
                 await self._turn.run()
-            elif (plan := self._planner.plan(self._busy_s())) is not None:
+            elif (plan := self._plan()) is not None:
                 await self._launch(plan)
             elif self._flights:
                 await self._land()
@@ -68,6 +68,9 @@ class PassLoop:
             else:
                 self._table.arrived.clear()
                 await self._table.arrived.wait()
+
+    def _plan(self) -> Plan | None:
+        return self._planner.plan(self._busy_s(), riders=self._turn is None or self._turn.lets_ride)
 
     def stop(self) -> None:
         """End once nothing is left to run."""

@@ -142,6 +142,11 @@ class TrainingTurn:
         return None if key is None else self._jobs[key]
 
     @property
+    def lets_ride(self) -> bool:
+        """Whether offline jobs may be in interactive passes: not where they have had their part of what these leave."""
+        return not self.wanted or not self._leftover.is_turn(offline_waits=True)
+
+    @property
     def _offline_waits(self) -> bool:
         return self._table.waiting[OFFLINE] > 0
 
@@ -243,10 +248,12 @@ class TrainingTurn:
             self._slack.note_pass(outcome.seconds, plan.seconds, time.monotonic())
         if not self.wanted:
             self._leftover.rest()
-        elif plan.cls == INTERACTIVE:
-            self._leftover.note_interactive(outcome.seconds, offline_waits=self._offline_waits)
-        else:
-            self._leftover.note_offline(outcome.seconds)
+            return
+        offline_s = outcome.seconds * plan.units_by_class[OFFLINE] / plan.units
+        if offline_s < outcome.seconds:
+            self._leftover.note_interactive(outcome.seconds - offline_s, offline_waits=self._offline_waits)
+        if offline_s:
+            self._leftover.note_offline(offline_s)
 
     async def rest(self) -> None:
         """Wait until there may be something to run."""

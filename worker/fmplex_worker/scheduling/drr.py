@@ -134,7 +134,9 @@ class DeficitRoundRobin:
         if not builder.items:
             return None
         items, prices = builder.items, builder.prices
-        if cls == self._before == INTERACTIVE:  # who waited for an offline pass is not made to wait once more
+        if (
+            room.riders and cls == self._before == INTERACTIVE
+        ):  # who waited for an offline pass is not made to wait once more
             riders = self._riders(items, now, builder.left)
             items, prices = items + riders.items, prices + riders.prices
         self._before = cls

@@ -38,10 +38,12 @@ class Item:
 
 @dataclass(frozen=True, slots=True)
 class Room:
-    """Room that the engine has now: an item of more units still runs, alone; with no units or no items nothing does."""
+    """Room that the engine has now: an item of more units still runs, alone; with no units or no items nothing does. `riders`:
+    whether offline items may be in an interactive pass."""
 
     units: int
     items: int
+    riders: bool = True
 
 
 @dataclass(frozen=True, slots=True)
