@@ -25,7 +25,8 @@ Kind = Literal["encode", "generate"]
 @dataclass(frozen=True, slots=True)
 class EngineInfo:
     """Facts that a worker tells the registry. `max_tokens` bounds one encoded text; `memory_bytes` is the backbone alone;
-    `fingerprint`: of what decides its outputs; `threads` that it computes with on a CPU."""
+    `fingerprint`: of what decides its outputs; `threads` that it computes with on a CPU; `generates`: whether it has a
+    language-model head."""
 
     name: str
     modality: str
@@ -35,6 +36,7 @@ class EngineInfo:
     memory_bytes: int
     fingerprint: Fingerprint
     threads: int = 1
+    generates: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from typing import Any, Literal, TypeAlias, TypeVar
 
 from fmplex_broker.errors import BrokerUnavailable, Conflict, FmplexError, JobFailed, Unavailable
 from fmplex_broker.specs.tune_records import Checkpoint, TuneError, TuneProgress
+from fmplex_broker.specs.tuning import TuneFit
 from fmplex_broker.streams.outages import Outage
 from fmplex_broker.streams.tune_owner import HeldTune, Saved, TuneLost
 from fmplex_worker.host.lease import LeaseLost
@@ -31,6 +32,13 @@ SAVE_S = 1.0
 _AGAIN_S = 1.0
 _UNFIT_S = 60.0  # for which no unit fits under any target, until the job fails
 _FILES = {"data": "training_file", "validation": "validation_file"}  # as the reader of examples calls them
+
+
+def _param(field: str | None) -> str | None:
+    """Return the part of the order that an error's field is."""
+    if field is not None and field.partition(".")[0] in TuneFit.model_fields:
+        return f"fit.{field}"
+    return _FILES.get(field or "", field)
 
 
 class TuneCourse:
@@ -139,7 +147,7 @@ class TuneCourse:
             await self._patient(lambda: self._save(owner.release))
 
     async def _fail(self, error: FmplexError) -> None:
-        param = _FILES.get(error.field or "", error.field)
+        param = _param(error.field)
         code = f"invalid_{param}" if error.field in _FILES else error.code
         said = TuneError(code=code, message=error.message, param=param)
         self._held.say(error.message, "error")

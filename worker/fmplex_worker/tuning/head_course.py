@@ -9,6 +9,7 @@ from typing import Literal
 import safetensors.torch
 from torch import Tensor
 
+from fmplex_broker.errors import InvalidInput
 from fmplex_broker.packages.package import HEAD
 from fmplex_broker.specs.fitting import FitSpec
 from fmplex_broker.specs.vfm import VfmSpec
@@ -37,6 +38,8 @@ class HeadCourse:
         items = [*self.data.train, *self.data.held]
         self._tokens = sum(text.tokens for item in self.data.train for text in item.sequences)
         self._path = HeadPath(self.data.task, spec) if self.data.task.outputs else None
+        if order.start is not None and self._path is None and self.learnt is None:
+            raise _nothing_to_train(spec)
         self._objective: HeadObjective | None = None
         self._descent: Descent | None = None
         self._resumed = False
@@ -47,7 +50,8 @@ class HeadCourse:
                 together = longest * len(items[0].sequences) * spec.batch_size
         self._room = room_for(order, backbone, self.learnt, longest, together)
         if self._objective is not None:
-            self._descent = Descent(self._objective, _plan(spec, self._objective), self._room)
+            plan = _plan(spec, self._objective, default_rate(spec, self.learnt))
+            self._descent = Descent(self._objective, plan, self._room)
 
     @property
     def epochs(self) -> int:
@@ -155,7 +159,15 @@ class HeadCourse:
         return HeldOut(task.metric, score, task.baseline(train, data.held))
 
 
-def _plan(spec: FitSpec, objective: HeadObjective) -> Plan:
+def _nothing_to_train(spec: FitSpec) -> InvalidInput:
+    return InvalidInput(
+        f"lora: what is gone on with has no adapter, and a head of kind {spec.head} has no weights, so there is nothing to "
+        'train; give lora, as {"r": 8}, or ia3',
+        field="lora",
+    )
+
+
+def _plan(spec: FitSpec, objective: HeadObjective, rate: float) -> Plan:
     epoch = len(objective.batches(0))
     steps = spec.epochs * epoch
-    return Plan(spec.seed, steps, epoch, spec.patience, Schedule(default_rate(spec), steps))
+    return Plan(spec.seed, steps, epoch, spec.patience, Schedule(rate, steps))

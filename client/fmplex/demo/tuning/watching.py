@@ -1,0 +1,104 @@
+"""What happens meanwhile, on one clock: the neighbours' traffic, and the held-out score of the version that serves."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from fmplex.aio import AsyncClient
+from fmplex.demo.scoring import score
+from fmplex.demo.tasks import DemoTask, Examples, as_input
+from fmplex_broker.errors import FmplexError
+
+_PAUSE_S = 0.02  # between two texts to score on: a careful reader, who makes no bursts
+
+
+class Answer(NamedTuple):
+    """A neighbour's request, sent `at` second and answered after `ms` milliseconds."""
+
+    at: float
+    vfm: str
+    ms: float
+
+
+class Scored(NamedTuple):
+    """The score of a version on all held-out texts, as the gateway had answered them by second `at`."""
+
+    at: float
+    version: str
+    value: float
+
+
+class Deployed(NamedTuple):
+    """A version that began to serve at second `at`: the state after `step`."""
+
+    at: float
+    version: str
+    step: int
+
+
+@dataclass(slots=True)
+class Seen:
+    """All that was seen; seconds count from `start` (monotonic). Training went on from `begun` to `ended`."""
+
+    start: float = field(default_factory=time.monotonic)
+    answers: list[Answer] = field(default_factory=list)
+    scores: list[Scored] = field(default_factory=list)
+    deployed: list[Deployed] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)
+    begun: float = 0.0
+    ended: float = 0.0
+
+    @property
+    def now(self) -> float:
+        """Seconds since the start."""
+        return time.monotonic() - self.start
+
+
+async def ask_neighbours(
+    client: AsyncClient, inputs: Mapping[str, Sequence[Any]], rate: float, seen: Seen, stop: asyncio.Event
+) -> None:
+    """Send `rate` requests a second to random neighbours at random times, whether or not earlier ones are answered, until
+    `stop`. Each counts from when it was due."""
+    rng, names = random.Random(0), list(inputs)
+    due = time.monotonic()
+
+    async def ask(vfm: str, value: Any, since: float) -> None:
+        try:
+            await client.infer(vfm, value)
+        except FmplexError as e:
+            seen.failures.append(f"{vfm}: {e.code}: {e}")
+        else:
+            seen.answers.append(Answer(since - seen.start, vfm, 1000 * (time.monotonic() - since)))
+
+    async with asyncio.TaskGroup() as group:
+        while not stop.is_set():
+            due += rng.expovariate(rate)
+            await asyncio.sleep(max(0.0, due - time.monotonic()))
+            vfm = rng.choice(names)
+            group.create_task(ask(vfm, rng.choice(inputs[vfm]), due))
+
+
+async def keep_scoring(
+    client: AsyncClient, task: DemoTask, examples: Examples, seen: Seen, stop: asyncio.Event
+) -> None:
+    """Score whatever version of a vFM serves, text by text through the gateway, again and again until `stop`."""
+    while not stop.is_set():
+        version, outputs = "", list[Any]()
+        while len(outputs) < len(examples.held_out):
+            try:
+                result = await client.infer(task.name, as_input(examples.held_out[len(outputs)]))
+            except FmplexError as e:
+                seen.failures.append(f"{task.name}: {e.code}: {e}")
+                return
+            if outputs and result.version != version:
+                outputs.clear()  # another version serves: from the beginning
+            else:
+                outputs.append(result.output)
+            version = result.version
+            await asyncio.sleep(_PAUSE_S)
+        seen.scores.append(Scored(seen.now, version, score(task, examples, [], outputs).value))
