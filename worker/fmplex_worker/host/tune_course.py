@@ -58,6 +58,7 @@ class TuneCourse:
         self._outage = Outage(log, f"tuning job {held.id}")
         self._waited_for = ""
         self._unfit_since: float | None = None
+        self._never_fits = False
         self._had_s = 0.0  # seconds of the device
 
     async def run(self) -> None:
@@ -212,22 +213,26 @@ class TuneCourse:
             self._held.say(said[0], data=said[1])
 
     def _check_fit(self) -> None:
-        """Raise `Conflict` if units have fitted under no target for long."""
+        """Say that no unit fits, and raise `Conflict` if that has been so for long and less traffic would change nothing."""
         job, unfit = self._job, self._desk.turn.unfit()
         if job is None or job.seconds > self._had_s:
             self._unfit_since = None
             self._had_s = 0.0 if job is None else job.seconds
-        elif unfit is not None and unfit[0] is job:
-            now, (_, takes, lent) = time.monotonic(), unfit
-            words = (
-                f"a unit of this training takes {1000 * takes:.0f} ms, and under the targets of the vFMs beside it the device "
-                f"can be lent for {1000 * lent:.0f} ms at most; raise these targets or worker.tuning.spend, or train shorter "
-                "texts"
+        elif unfit is not None and unfit.job is job:
+            now, never = time.monotonic(), unfit.takes > unfit.most
+            lent = (
+                f"{1000 * unfit.most:.0f} ms at most"
+                if never
+                else f"{1000 * unfit.lent:.0f} ms as long as they are so busy"
             )
-            if self._unfit_since is None:
-                self._unfit_since = now
+            words = (
+                f"a unit of this training takes {1000 * unfit.takes:.0f} ms, and under the targets of the vFMs beside it the "
+                f"device can be lent for {lent}; raise these targets or worker.tuning.spend, or train shorter texts"
+            )
+            if self._unfit_since is None or never is not self._never_fits:
+                self._unfit_since, self._never_fits = now, never
                 self._held.say(words, "warn")
-            elif now - self._unfit_since > _UNFIT_S:
+            elif never and now - self._unfit_since > _UNFIT_S:
                 raise Conflict(words, field="worker.tuning.spend")
 
     async def _patient(self, call: Callable[[], Awaitable[T]]) -> T:

@@ -13,6 +13,7 @@ from plotly.subplots import make_subplots
 from fmplex.demo.tuning.curves import Curves
 
 _SCORE, _P99, _P50, _TARGET, _TRAINING = "#1a9e77", "#2f6fde", "#9bb8ee", "#d6336c", "#14213d"
+_BELOW = "Latency of the neighbours' requests, as their callers saw it, in the last five seconds"
 
 
 def draw_picture(curves: Curves, path: Path) -> None:
@@ -36,9 +37,6 @@ def draw_picture(curves: Curves, path: Path) -> None:
         axes.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
     figure.suptitle(curves.title, fontsize=12, fontweight="bold", x=0.01, ha="left")
     figure.savefig(path)
-
-
-_BELOW = "Latency of the neighbours' requests, as their callers saw it, in the last five seconds"
 
 
 def _above(curves: Curves) -> str:
