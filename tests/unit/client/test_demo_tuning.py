@@ -9,9 +9,9 @@ from rich.console import Console
 
 from fmplex.demo.tuning.curves import make_curves, phases
 from fmplex.demo.tuning.drawing import draw_page, draw_picture
-from fmplex.demo.tuning.recipe import LEARNER, NEIGHBOURS, TARGET_MS
+from fmplex.demo.tuning.recipe import LEARNER, NEIGHBOURS
 from fmplex.demo.tuning.report import TuningReport
-from fmplex.demo.tuning.watching import Answer, Deployed, Scored, Seen
+from fmplex.demo.tuning.watching import Answer, Deployed, Load, Scored, Seen
 from fmplex.tunes.records import TuneInfo
 from fmplex_broker.specs.tune_records import TuneProgress
 
@@ -21,7 +21,7 @@ NAME = NEIGHBOURS[0].name
 @pytest.fixture
 def seen() -> Seen:
     """Ten seconds before, ten of training, ten after; a request a second, slower while there is training."""
-    seen = Seen(begun=10.0, ended=20.0)
+    seen = Seen(Load(1.0, 250.0), begun=10.0, ended=20.0)
     seen.answers = [Answer(n + 0.5, NAME, 100.0 if 10 <= n < 20 else 40.0) for n in range(30)]
     seen.scores = [Scored(5, "v1", 0.5), Scored(14, "v2", 0.6), Scored(25, "v3", 0.8)]
     seen.deployed = [Deployed(12, "v2", 3), Deployed(21, "v3", 9)]
@@ -36,7 +36,7 @@ def test_the_time_has_three_parts(seen: Seen) -> None:
 
 
 def test_the_curves_are_of_the_last_five_seconds(seen: Seen) -> None:
-    curves = make_curves(seen, LEARNER.name, "F1", TARGET_MS)
+    curves = make_curves(seen, LEARNER.name, "F1")
     p99 = dict(curves.p99)
     assert (p99[10], p99[11], p99[24], p99[25]) == (40, 100, 100, 40)
     assert curves.scores[-1] == (25, 0.8)
@@ -44,7 +44,7 @@ def test_the_curves_are_of_the_last_five_seconds(seen: Seen) -> None:
 
 
 def test_both_drawings_are_made(seen: Seen, tmp_path: Path) -> None:
-    curves = make_curves(seen, LEARNER.name, "F1", TARGET_MS)
+    curves = make_curves(seen, LEARNER.name, "F1")
     draw_picture(curves, tmp_path / "a.png")
     draw_page(curves, tmp_path / "a.html")
     assert (tmp_path / "a.png").stat().st_size > 10_000

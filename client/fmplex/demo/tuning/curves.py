@@ -51,7 +51,7 @@ def phases(seen: Seen) -> tuple[Phase, Phase, Phase]:
     return Phase("before", 0.0, seen.begun), Phase("during", seen.begun, seen.ended), Phase("after", seen.ended, end)
 
 
-def make_curves(seen: Seen, vfm: str, metric: str, target_ms: float) -> Curves:
+def make_curves(seen: Seen, vfm: str, metric: str) -> Curves:
     """Make the curves of what was seen of the vFM that learns."""
     _, training, after = phases(seen)
     windows = _windows(seen.answers, after.end)
@@ -63,7 +63,7 @@ def make_curves(seen: Seen, vfm: str, metric: str, target_ms: float) -> Curves:
         deployed=list(seen.deployed),
         p50=[(at, quantile(ms, 0.5)) for at, ms in windows],
         p99=[(at, quantile(ms, 0.99)) for at, ms in windows],
-        target_ms=target_ms,
+        target_ms=seen.load.target_ms,
         training=training,
     )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from rich.console import Console
@@ -11,8 +11,8 @@ from rich.table import Table
 
 from fmplex.demo.traffic import quantile
 from fmplex.demo.tuning.curves import Phase, phases
-from fmplex.demo.tuning.recipe import LEARNER, NEIGHBOURS, SPEND, TARGET_MS
-from fmplex.demo.tuning.watching import Seen
+from fmplex.demo.tuning.recipe import LEARNER, NEIGHBOURS, SPEND
+from fmplex.demo.tuning.watching import Load, Seen
 from fmplex.tunes.records import TuneInfo
 
 METRIC = "span F1"
@@ -23,7 +23,7 @@ _BETTER = 0.05  # by which a vFM is clearly better than before
 class TuningReport:
     """All that the demo saw. `job`: the tuning job at its end; `fit_seconds`: for the heads before."""
 
-    seen: Seen = field(default_factory=Seen)
+    seen: Seen = field(default_factory=lambda: Seen(Load(0.0, 0.0)))
     job: TuneInfo | None = None
     fit_seconds: float = 0.0
     total_seconds: float = 0.0
@@ -51,9 +51,9 @@ class TuningReport:
             "scores": [one._asdict() for one in self.seen.scores],
             "versions": [one._asdict() for one in self.seen.deployed],
             "neighbours": {
-                phase.name: {name: _latency(self._ms(phase, vfm)) for name, vfm in _rows()} for phase in phases(self.seen)
+                phase.name: {name: self._latency(phase, vfm) for name, vfm in _rows()} for phase in phases(self.seen)
             },
-            "target_ms": TARGET_MS,
+            "load": asdict(self.seen.load),
             "training": None if job is None else {
                 "status": job.status, "steps": job.progress.step, "of": job.progress.steps, "tokens": job.progress.tokens,
                 "seconds": self.seen.ended - self.seen.begun,
@@ -80,8 +80,10 @@ class TuningReport:
         values = [one.value for one in self.seen.scores]
         return (values[0], values[-1]) if values else (None, None)
 
-    def _ms(self, phase: Phase, vfm: str | None) -> list[float]:
-        return phase.of(self.seen.answers, vfm)
+    def _latency(self, phase: Phase, vfm: str | None = None) -> dict[str, float]:
+        ms = phase.of(self.seen.answers, vfm)
+        in_time = sum(one <= self.seen.load.target_ms for one in ms) / len(ms) if ms else 1.0
+        return {"requests": len(ms), "p50_ms": quantile(ms, 0.5), "p99_ms": quantile(ms, 0.99), "in_time": in_time}
 
     def _scores_table(self) -> Table:
         table = _table("second", "version", "after step", f"held-out {METRIC}", left=("version",))
@@ -97,9 +99,9 @@ class TuningReport:
     def _latency_table(self) -> Table:
         parts = phases(self.seen)
         columns = [f"{what} {part.name}" for part in parts for what in ("p50", "p99")]
-        table = _table("neighbour", *columns, f"in {TARGET_MS:.0f} ms", "requests", left=("neighbour",))
+        table = _table("neighbour", *columns, f"in {self.seen.load.target_ms:.0f} ms", "requests", left=("neighbour",))
         for name, vfm in _rows():
-            seen = [_latency(self._ms(part, vfm)) for part in parts]
+            seen = [self._latency(part, vfm) for part in parts]
             cells = [f"{one[key]:.0f}" for one in seen for key in ("p50_ms", "p99_ms")]
             table.add_row(
                 name, *cells, f"{100 * seen[1]['in_time']:.1f}%", str(sum(int(one["requests"]) for one in seen))
@@ -108,7 +110,7 @@ class TuningReport:
 
     def _show_summary(self, out: Console) -> None:
         first, last = self._scores()
-        job, took = self.job, self.seen.ended - self.seen.begun
+        job, took, target = self.job, self.seen.ended - self.seen.begun, self.seen.load.target_ms
         if first is not None and last is not None and job is not None:
             out.print(
                 f"{LEARNER.name}: held-out {METRIC} {first:.3f} → {last:.3f}, {job.progress.step} steps in {took:.0f} s beside "
@@ -116,9 +118,9 @@ class TuningReport:
                 f"{self.total_seconds:.0f} s",
                 highlight=False, soft_wrap=True,
             )  # fmt: skip
-        before, during, _ = (_latency(self._ms(part, None)) for part in phases(self.seen))
+        before, during, _ = (self._latency(part) for part in phases(self.seen))
         out.print(
-            f"What to look at: the score rises from version to version while p99 stays below the target ({TARGET_MS:.0f} ms). "
+            f"What to look at: the score rises from version to version while p99 stays below the target ({target:.0f} ms). "
             f"Training may use {100 * SPEND:.0f} % of it (worker.tuning.spend): so much later requests may be answered, and no "
             f"more. p99 was {before['p99_ms']:.0f} ms before and {during['p99_ms']:.0f} ms during.",
             highlight=False, soft_wrap=True,
@@ -127,11 +129,6 @@ class TuningReport:
 
 def _rows() -> list[tuple[str, str | None]]:
     return [*((task.name, task.name) for task in NEIGHBOURS), ("all", None)]
-
-
-def _latency(ms: list[float]) -> dict[str, float]:
-    in_time = sum(one <= TARGET_MS for one in ms) / len(ms) if ms else 1.0
-    return {"requests": len(ms), "p50_ms": quantile(ms, 0.5), "p99_ms": quantile(ms, 0.99), "in_time": in_time}
 
 
 def _table(*columns: str, left: tuple[str, ...]) -> Table:

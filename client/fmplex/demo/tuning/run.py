@@ -20,14 +20,12 @@ from fmplex.demo.tuning.recipe import (
     LEARNER,
     NEIGHBOURS,
     QUICK,
-    TARGET_MS,
     Recipe,
-    as_deployed,
     first_fits,
     fleet_file,
 )
 from fmplex.demo.tuning.report import METRIC, TuningReport
-from fmplex.demo.tuning.watching import Seen, ask_neighbours, keep_scoring
+from fmplex.demo.tuning.watching import Seen, ask_neighbours, gauge, keep_scoring
 from fmplex.fitting import fit_all
 from fmplex.local import LocalFleet
 from fmplex_broker.errors import FmplexError
@@ -35,6 +33,7 @@ from fmplex_broker.specs.fitting import FitDone, FitFailed
 from fmplex_broker.specs.fleet import locate_model
 
 _TRAINERS = 2  # of one thread each
+_GAUGE_S = 4.0
 
 
 def run_demo(
@@ -58,7 +57,7 @@ def run_demo(
     if report_file is not None:
         report_file.write_text(json.dumps(report.to_json(), indent=2))
     seen = report.seen
-    curves = make_curves(seen, LEARNER.name, METRIC, TARGET_MS) if seen.ended and seen.answers else None
+    curves = make_curves(seen, LEARNER.name, METRIC) if seen.ended and seen.answers else None
     return (1 if report.failures else 0), curves
 
 
@@ -89,12 +88,19 @@ async def _watch(out: Console, url: str, packages: Path, report: TuningReport, s
     async with AsyncClient(url) as client:
         for task in (*NEIGHBOURS, LEARNER):
             await client.vfms.deploy(packages / task.name)
-            await client.vfms.update(task.name, **as_deployed(task))
         examples = load_examples(LEARNER)
         inputs = {task.name: [as_input(row) for row in load_examples(task).held_out] for task in NEIGHBOURS}
-        stop, report.seen = asyncio.Event(), Seen()
+        with out.status("finding out how much to ask"):
+            load = await gauge(client, inputs, min(seconds, _GAUGE_S))
+        for task in NEIGHBOURS:
+            await client.vfms.update(task.name, slo={"latency_ms": load.target_ms})
+        out.print(
+            f"{load.requests:.0f} requests a second to three neighbours, each due within {load.target_ms:.0f} ms",
+            highlight=False,
+        )
+        stop, report.seen = asyncio.Event(), Seen(load)
         async with asyncio.TaskGroup() as group:
-            group.create_task(ask_neighbours(client, inputs, recipe.requests, report.seen, stop))
+            group.create_task(ask_neighbours(client, inputs, report.seen, stop))
             group.create_task(keep_scoring(client, LEARNER, examples, report.seen, stop))
             try:
                 await _course(out, client, report, seconds, recipe)
@@ -103,7 +109,7 @@ async def _watch(out: Console, url: str, packages: Path, report: TuningReport, s
 
 
 async def _course(out: Console, client: AsyncClient, report: TuningReport, seconds: float, recipe: Recipe) -> None:
-    """Before, during, after."""
+    """Watch what is before, during and after the training."""
     seen = report.seen
     with out.status("traffic without training") as status:
         await _seen_once(seen, seconds)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 import time
 from collections.abc import Mapping, Sequence
@@ -12,8 +13,12 @@ from typing import Any, NamedTuple
 from fmplex.aio import AsyncClient
 from fmplex.demo.scoring import score
 from fmplex.demo.tasks import DemoTask, Examples, as_input
+from fmplex.demo.traffic import mixed, quantile
 from fmplex_broker.errors import FmplexError
 
+_CALLERS = 4
+_LEAST, _MOST = 2.0, 40.0  # requests a second
+_LEAST_MS, _STEP_MS = 100.0, 50.0  # of the target
 _PAUSE_S = 0.02  # between two texts to score on: a careful reader, who makes no bursts
 
 
@@ -41,10 +46,19 @@ class Deployed(NamedTuple):
     step: int
 
 
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What is asked of the neighbours, all together: `requests` a second, each to be answered within `target_ms`."""
+
+    requests: float
+    target_ms: float
+
+
 @dataclass(slots=True)
 class Seen:
     """All that was seen; seconds count from `start` (monotonic). Training went on from `begun` to `ended`."""
 
+    load: Load
     start: float = field(default_factory=time.monotonic)
     answers: list[Answer] = field(default_factory=list)
     scores: list[Scored] = field(default_factory=list)
@@ -59,10 +73,18 @@ class Seen:
         return time.monotonic() - self.start
 
 
+async def gauge(client: AsyncClient, inputs: dict[str, list[Any]], seconds: float) -> Load:
+    """Find out, in so many seconds, what this machine can do: a fifth of it is asked, with five times the time that it takes."""
+    traffic = await mixed(client, inputs, seconds, _CALLERS)
+    taken = [one for some in traffic.latencies.values() for one in some]
+    target_ms = _STEP_MS * math.ceil(5000 * quantile(taken, 0.95) / _STEP_MS)
+    return Load(min(_MOST, max(_LEAST, traffic.jobs / traffic.seconds / 5)), max(_LEAST_MS, target_ms))
+
+
 async def ask_neighbours(
-    client: AsyncClient, inputs: Mapping[str, Sequence[Any]], rate: float, seen: Seen, stop: asyncio.Event
+    client: AsyncClient, inputs: Mapping[str, Sequence[Any]], seen: Seen, stop: asyncio.Event
 ) -> None:
-    """Send `rate` requests a second to random neighbours at random times, whether or not earlier ones are answered, until
+    """Send requests to random neighbours at random times, whether or not earlier ones are answered, until
     `stop`. Each counts from when it was due."""
     rng, names = random.Random(0), list(inputs)
     due = time.monotonic()
@@ -77,7 +99,7 @@ async def ask_neighbours(
 
     async with asyncio.TaskGroup() as group:
         while not stop.is_set():
-            due += rng.expovariate(rate)
+            due += rng.expovariate(seen.load.requests)
             await asyncio.sleep(max(0.0, due - time.monotonic()))
             vfm = rng.choice(names)
             group.create_task(ask(vfm, rng.choice(inputs[vfm]), due))
