@@ -266,7 +266,9 @@ def test_what_is_gone_on_with_keeps_its_adapter(spec_for: SpecFor, bert: Backbon
     order = _order(spec_for, "LoRA")
     assert isinstance(order.spec, FitSpec)
     course = HeadCourse(order, order.spec, bert)
-    start = _package(Run(course, "", None), order.spec, course)
+    first = Run(course, "", None)
+    _go(first)
+    start = _package(first, order.spec, course)
     others: list[tuple[dict[str, Any], str]] = [
         ({"lora": None, "ia3": {}}, "ia3"), ({"lora": {"r": 3}}, "lora.r"),
         ({"lora": {"r": LORA["r"], "alpha": 99}}, "lora.alpha"),
@@ -284,7 +286,9 @@ def test_without_weights_or_adapter_there_is_nothing_to_go_on_with(spec_for: Spe
     order = _order(spec_for, "LoRA, comparing", lora=None)
     assert isinstance(order.spec, FitSpec)
     course = HeadCourse(order, order.spec, bert)
-    start = _package(Run(course, "", None), order.spec, course)
+    first = Run(course, "", None)
+    _go(first)
+    start = _package(first, order.spec, course)
     with pytest.raises(InvalidInput, match="nothing to train") as e:
         open_run(TuneOrder(order.spec, start=start), bert, None)
     assert e.value.field == "lora"

@@ -27,7 +27,7 @@ async def improve(client: AsyncClient, recipe: Recipe, seen: Seen, tell: Callabl
     )  # fmt: skip
     while not (info := await job.refresh()).ended:
         tell(f"{info.status}: step {info.progress.step} of {info.progress.steps}  {now_of(info)}")
-        if kept := await job.checkpoints():
+        if _is_scored(seen) and (kept := await job.checkpoints()):
             await _serve(client, kept[0], seen)
         if seen.now - seen.begun > recipe.most_s:
             await job.cancel()  # at once; what was learnt is kept
@@ -37,6 +37,11 @@ async def improve(client: AsyncClient, recipe: Recipe, seen: Seen, tell: Callabl
         raise JobFailed(f"{job.id} failed: {info.error.message if info.error else 'its events say why'}")
     await _serve_best(client, job, seen)
     return info
+
+
+def _is_scored(seen: Seen) -> bool:
+    """Tell whether the last version has its point in the curve."""
+    return not seen.deployed or seen.deployed[-1].version in {one.version for one in seen.scores}
 
 
 async def _serve_best(client: AsyncClient, job: AsyncTune, seen: Seen) -> None:

@@ -25,7 +25,7 @@ class Recipe:
     most_s: float
 
 
-FULL = Recipe(epochs=14, rate=0.3, most_s=80.0)
+FULL = Recipe(epochs=20, rate=0.3, most_s=80.0)
 QUICK = Recipe(epochs=3, rate=1.0, most_s=60.0)
 
 

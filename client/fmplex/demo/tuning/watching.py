@@ -19,7 +19,7 @@ from fmplex_broker.errors import FmplexError
 _CALLERS = 4
 _LEAST, _MOST = 2.0, 40.0  # requests a second
 _LEAST_MS, _STEP_MS = 100.0, 50.0  # of the target
-_PAUSE_S = 0.02  # between two texts to score on: a careful reader, who makes no bursts
+_AT_ONCE, _PAUSE_S = 8, 0.1  # texts to score on, and between them: a careful reader, who makes no bursts
 
 
 class Answer(NamedTuple):
@@ -108,19 +108,21 @@ async def ask_neighbours(
 async def keep_scoring(
     client: AsyncClient, task: DemoTask, examples: Examples, seen: Seen, stop: asyncio.Event
 ) -> None:
-    """Score whatever version of a vFM serves, text by text through the gateway, again and again until `stop`."""
+    """Score whatever version of a vFM serves, a few texts after the other through the gateway, again and again until `stop`."""
+    inputs = [as_input(row) for row in examples.held_out]
     while not stop.is_set():
         version, outputs = "", list[Any]()
-        while len(outputs) < len(examples.held_out):
+        while len(outputs) < len(inputs):
             try:
-                result = await client.infer(task.name, as_input(examples.held_out[len(outputs)]))
+                results = await client.infer(task.name, inputs[len(outputs) : len(outputs) + _AT_ONCE])
             except FmplexError as e:
                 seen.failures.append(f"{task.name}: {e.code}: {e}")
                 return
-            if outputs and result.version != version:
+            versions = {result.version for result in results} | ({version} if outputs else set())
+            if len(versions) > 1:
                 outputs.clear()  # another version serves: from the beginning
             else:
-                outputs.append(result.output)
-            version = result.version
+                outputs += [result.output for result in results]
+                version = results[0].version
             await asyncio.sleep(_PAUSE_S)
         seen.scores.append(Scored(seen.now, version, score(task, examples, [], outputs).value))
