@@ -37,6 +37,7 @@ from fmplex_worker.host import training as task_module
 from fmplex_worker.host import tune_checkpoints, tune_course
 from fmplex_worker.host.training import TrainingTask
 from fmplex_worker.host.training_job import TrainingJob
+from fmplex_worker.host.training_turn import Unfit
 from fmplex_worker.host.tune_desk import TuneDesk
 from fmplex_worker.host.tune_memory import TuneMemory
 from fmplex_worker.host.tune_publishing import Publisher
@@ -145,7 +146,7 @@ class FakeTurn:
     def __init__(self, device: ThreadPoolExecutor) -> None:
         self._device = device
         self._running: dict[TrainingJob, asyncio.Task[None]] = {}
-        self.stuck: tuple[float, float] | None = None
+        self.stuck: tuple[float, float, float] | None = None
 
     async def add(self, job: TrainingJob) -> None:
         job.advance()
@@ -173,7 +174,7 @@ class FakeTurn:
             await ended(task)
 
     def unfit(self) -> Any:
-        return None if self.stuck is None or not self._running else (next(iter(self._running)), *self.stuck)
+        return None if self.stuck is None or not self._running else Unfit(next(iter(self._running)), *self.stuck)
 
 
 class FakeBlame:
@@ -564,10 +565,26 @@ async def test_a_unit_that_fits_under_no_target_is_told_with_the_figures(
 ) -> None:
     monkeypatch.setattr(tune_course, "_UNFIT_S", 0.1)
     await shop.worker()
-    shop.turn.stuck = (0.5, 0.02)
+    shop.turn.stuck = (0.5, 0.01, 0.02)
     monkeypatch.setattr(FakeTurn, "_run", lambda self, job: asyncio.sleep(3600))
     done = await shop.over(await shop.order())
     assert done.error is not None
     assert (done.status, done.error.code) == ("failed", "conflict")
     assert "500 ms" in done.error.message
-    assert "20 ms" in done.error.message
+    assert "20 ms at most" in done.error.message
+
+
+async def test_a_unit_that_only_passes_leave_no_time_for_waits_for_the_night(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tune_course, "_UNFIT_S", 0.0)
+    await shop.worker()
+    shop.turn.stuck = (0.5, 0.01, 0.6)
+    monkeypatch.setattr(FakeTurn, "_run", lambda self, job: asyncio.sleep(3600))
+    job = await shop.order()
+
+    async def told() -> bool:
+        return any("10 ms as long as they are so busy" in words for words in await shop.orders.said(job))
+
+    await until(told, "it says why it waits")
+    assert await shop.orders.status(job) == "running"

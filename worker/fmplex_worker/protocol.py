@@ -26,7 +26,8 @@ Kind = Literal["encode", "generate"]
 @dataclass(frozen=True, slots=True)
 class EngineInfo:
     """Facts that a worker tells the registry. `max_tokens` bounds one encoded text; `memory_bytes` is the backbone alone;
-    `fingerprint`: of what decides its outputs; `threads` that it computes with on a CPU; `ledger`: of its device's memory."""
+    `fingerprint`: of what decides its outputs; `threads` that it computes with on a CPU; `ledger`: of its device's memory;
+    `generates`: whether it has a language-model head."""
 
     name: str
     modality: str
@@ -37,6 +38,7 @@ class EngineInfo:
     fingerprint: Fingerprint
     threads: int = 1
     ledger: Ledger = UNPLANNED
+    generates: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -79,10 +79,10 @@ def invalid(error: ValidationError, source: str = "") -> InvalidInput:
     """Turn a pydantic error into ours: the path of the wrong key, and what is wrong with it."""
     first = error.errors(include_url=False, include_input=False)[0]
     field = ".".join(str(part) for part in first["loc"]) or "(whole)"
-    return InvalidInput(f"{source + ': ' if source else ''}{field}: {_what(first)}", field=field)
+    return InvalidInput(f"{source + ': ' if source else ''}{field}: {in_words(first)}", field=field)
 
 
-def _what(wrong: ErrorDetails) -> str:
+def in_words(wrong: ErrorDetails) -> str:
     """Say what is wrong in words that need no Python; in pydantic's own where they do not."""
     bounds = wrong.get("ctx", {})
     match wrong["type"]:
@@ -92,7 +92,7 @@ def _what(wrong: ErrorDetails) -> str:
             return f"at most {bounds['max_length']} are taken" + _not(bounds["actual_length"])
         case "too_short":
             return f"at least {bounds['min_length']} must be given" + _not(bounds["actual_length"])
-    return wrong["msg"]
+    return wrong["msg"].removeprefix("Value error, ")
 
 
 def _not(many: int | None) -> str:

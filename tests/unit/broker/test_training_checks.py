@@ -73,6 +73,47 @@ def test_both_files_are_of_one_kind() -> None:
 
 
 @pytest.mark.parametrize(
+    ("head", "training", "strange"),
+    [
+        ("classification", LABELLED, {"label": "x"}),
+        ("classification", [{"text": "a", "labels": ["a", "b"]}, {"text": "a", "labels": []}] * 6, {"labels": ["a", "x"]}),
+        ("tagging", [{"text": "a", "spans": [{"start": 0, "end": 1, "label": s}]} for s in "abbaaabba"],
+         {"spans": [{"start": 0, "end": 1, "label": "x"}]}),
+    ],
+)  # fmt: skip
+def test_labels_that_only_validate_are_named(head: FitHead, training: list[Any], strange: dict[str, Any]) -> None:
+    validation = data(training[0], *[{"text": "a", **strange}] * 12, name="v.jsonl")
+    field, message = refused(head, data(*training), validation)
+    assert (field, message.splitlines()[:2]) == (
+        "validation_file",
+        ["v.jsonl: 12 bad line(s)", "line 2: label(s) ['x'], which no example to train on has"],
+    )
+    assert message.endswith("(and 2 more)")
+
+
+def test_texts_of_one_label_belong_together_whatever_it_is_called() -> None:
+    assert check("embedding", data(*LABELLED), data({"text": "a", "label": "x"})) == 12
+
+
+@pytest.mark.parametrize(
+    ("row", "what"),
+    [
+        ({"messages": []}, "'messages': at least 1 must be given, not 0"),
+        ({"messages": CHAT["messages"][:1]}, "nothing to learn: the last message is of the user"),
+        ({"messages": CHAT["messages"][1:]}, "an answer to nothing"),
+        ({**CHAT, "tools": []}, "has 'tools': calls of tools are not taught"),
+        ({**CHAT, "functions": []}, "has 'functions'"),
+        ({"messages": [CHAT["messages"][0], {**CHAT["messages"][1], "name": "x"}]}, "'messages.1.name': unknown key"),
+        ({"text": "a", "label": "b"}, "'label': unknown key; remove it"),
+    ],
+)
+def test_what_is_wrong_with_a_conversation_is_said(row: Any, what: str) -> None:
+    with pytest.raises(InvalidInput) as e:
+        check_texts(data(CHAT, row, CHAT), None)
+    assert f"line 2: {what}" in e.value.message
+
+
+@pytest.mark.parametrize(
     ("head", "lines", "what"),
     [
         ("classification", LABELLED[:3], "too few examples"),

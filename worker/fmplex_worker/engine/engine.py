@@ -56,7 +56,7 @@ class PackedEngine:
         b = self._backbone
         return EngineInfo(
             b.spec.name, "text", b.hidden, b.max_tokens, str(b.device), b.memory_bytes, self._fingerprint,
-            torch.get_num_threads(), self._ledger,
+            torch.get_num_threads(), self._ledger, b.lm_head is not None,
         )  # fmt: skip
 
     @property

@@ -229,7 +229,7 @@ class Life:
         await self._registry.register_backbone(
             BackboneInfo(
                 name=info.name, model=self._lasting.backbone.model, modality=info.modality, hidden=info.hidden,
-                max_tokens=info.max_tokens,
+                max_tokens=info.max_tokens, generates=info.generates,
             )
         )  # fmt: skip
         self._clock.set(beat.now_ms)

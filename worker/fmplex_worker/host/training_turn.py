@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, suppress
-from typing import Any
+from typing import Any, NamedTuple
 
 from fmplex_broker.wire.messages import INTERACTIVE, OFFLINE
 from fmplex_worker.host.blame import Blame
@@ -22,6 +22,16 @@ from fmplex_worker.scheduling import Leftover, Loan, Plan, Slack, UnitQueue
 _MARK_S = 0.05  # what is worth waiting until the broker knows whose unit runs
 _AGAIN_S = 0.5  # when it did not answer
 _LOOK_S = 0.05  # slack comes back with time, and nothing rings then
+
+
+class Unfit(NamedTuple):
+    """A training no unit of which fits now, though nothing waits. Seconds: its unit `takes`; the device can be `lent` as passes
+    are by now, and for `most` if they took no time at all."""
+
+    job: TrainingJob
+    takes: float
+    lent: float
+    most: float
 
 
 class TrainingTurn:
@@ -71,14 +81,17 @@ class TrainingTurn:
             if job.id in self._jobs:
                 self._forget(job)
 
-    def unfit(self) -> tuple[TrainingJob, float, float] | None:
-        """Return the training whose turn it is, the seconds that its next unit takes, and those for which the device can be lent
-        when nothing waits, if these are fewer: then it only ever runs by chance."""
+    def unfit(self) -> Unfit | None:
+        """Return the training whose turn it is, if its next unit takes longer than the device can be lent when nothing waits:
+        then it only ever runs by chance."""
         if self._running is not None or (key := self._queue.front) is None:
             return None
         now = time.monotonic()
-        takes, quiet = self._queue.predict(now), self._slack.loan(now, self._demand.quiet(now))
-        return (self._jobs[key], takes, quiet.seconds) if quiet.strict and takes > quiet.seconds else None
+        takes, demand = self._queue.predict(now), self._demand.quiet(now)
+        loan = self._slack.loan(now, demand)
+        if not loan.strict or takes <= loan.seconds:
+            return None
+        return Unfit(self._jobs[key], takes, loan.seconds, self._slack.spend.most * demand.expected)
 
     def stop(self) -> None:
         """Lend the device no more."""
