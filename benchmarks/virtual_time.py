@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import selectors
 import time
-from collections import Counter, deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from typing import Any, TypeVar
 from unittest.mock import patch
@@ -67,7 +67,7 @@ class Device(DeviceThread):
         self._queue: deque[tuple[asyncio.Future[Any], Coroutine[Any, Any, Any]]] = deque()
         self._worker: asyncio.Task[None] | None = None
         self.log: list[tuple[float, str]] = []  # when what began
-        self.by: Counter[str] = Counter()  # seconds that were lent
+        self.by: defaultdict[str, float] = defaultdict(float)  # seconds that were lent
 
     def step(self, work: Sequence[Work]) -> asyncio.Future[Outcome]:
         """Run a pass."""
