@@ -40,16 +40,10 @@ def taken(backbone: Backbone, length: int) -> int:
 
 @pytest.mark.parametrize("family", [*ENCODERS, *DECODERS])
 def test_a_pass_takes_no_more_than_predicted_nor_far_less(family: str, tmp_path: Path) -> None:
-    backbone_ = backbone(family, tmp_path)
-    layers = device_memory.pass_bytes(backbone_, UNITS)
-    if backbone_.lm_head is not None:
-        assert layers >= 3 * 4 * UNITS * backbone_.lm_head.vocabulary, "or its logits do"
-    most = max(taken(backbone_, length) for length in (16, 60))
-    assert most <= layers <= max(3 * most, 3 * 4 * UNITS * tiny_vocabulary(backbone_))
-
-
-def tiny_vocabulary(backbone: Backbone) -> int:
-    return 0 if backbone.lm_head is None else backbone.lm_head.vocabulary
+    loaded = backbone(family, tmp_path)
+    logits = 0 if loaded.lm_head is None else 3 * 4 * UNITS * loaded.lm_head.vocabulary
+    most = max(taken(loaded, length) for length in (16, 60))
+    assert max(most, logits) <= device_memory.pass_bytes(loaded, UNITS) <= max(4 * most, logits)
 
 
 def opened(folder: Path, **worker: object) -> None:
