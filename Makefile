@@ -1,4 +1,5 @@
 # make demo   the main job from end to end (embedded broker, real encoder, under two minutes); installs what that needs and no more
+# make demo-tuning   a vFM improves while its neighbours are answered in time, under three minutes; draws demo-tuning.png and .html
 # make test   all test suites but what takes longer (under 12 minutes on two cores)
 # make test-all  what takes longer: chaos, the demo of generated text, other people's client packages, every benchmark in its quick form
 # make test-deep  the scheduler's promises, ten thousand random traces each
@@ -6,7 +7,7 @@
 # make bench  the benchmarks, as JSON into benchmarks/results/ (ten minutes each at most)
 # make bench-quick  a small version of every benchmark, to see that it works
 # make up     a fleet on this machine until Ctrl-C
-.PHONY: setup demo test test-all test-deep check bench bench-quick up format clean
+.PHONY: setup demo demo-tuning test test-all test-deep check bench bench-quick up format clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -40,6 +41,9 @@ $(CLIENTS_STAMP): tests/clients/requirements.txt tests/clients/constraints.txt
 
 demo: $(DEMO_STAMP)
 	$(BIN)/fmplex demo
+
+demo-tuning: $(DEMO_STAMP)
+	$(BIN)/fmplex demo --tuning --plot demo-tuning
 
 # Runs of pytest side by side, for tests of real processes mostly wait for each other; what all but the first print comes at the end.
 # A thread each: those of several runs would keep each other from the processors, spinning.

@@ -2,19 +2,20 @@
 
 One worker on a core of its own, two vFMs with a LoRA each; broker, gateway (which feeds the batch) and callers on the rest.
 Interactive calls come as Poisson arrivals through the gateway, half of them to the batch's own vFM, half to the other one, at
-20 and at 60 % of the lines a second that a batch does alone; the same arrivals without and with a batch. A batch is timed as
-its sender sees it, from `submit` to its end, and is as long as some seconds' work. Latency counts from when a call was due, of
-those that were due while the batch was under way.
+20 and at 60 % of the lines a second that a batch does alone (nobody has called for some seconds); the same arrivals without and
+with a batch. A batch is timed as its sender sees it, from `submit` to its end, and is as long as some seconds' work. Latency
+counts from when a call was due, of those that were due while the batch was under way.
 
 `ratios.interactive_p99_with_batch`: p99 with the batch over p99 without it and one offline slice, the worse load;
 `idle_capacity_used`: lines a second of the batch over (1 - load) times those alone, the worse load; `batch_over_map`: lines a
-second alone over those of the same texts through `map`, with the best of several windows. `samples.interactive_429`:
-interactive calls that were refused; `upload_rss_mib`: how much the gateway grew during an upload of `gateway.max_file_bytes`;
-`list_1000_s`: seconds to list 1,000 open batches.
+second alone over those of the same texts through `map`, with the best of several windows. `samples.busy_without_at_60`: the part
+of the time in which the device is busy without the batch (calls go in small passes, which take longer in all);
+`interactive_429`: interactive calls that were refused; `upload_rss_mib`: how much the gateway grew during an upload of
+`gateway.max_file_bytes`; `list_1000_s`: seconds to list 1,000 open batches.
 
     python -m benchmarks.offline [--json] [--rounds N] [--quick] [--backbone NAME] [--slice-ms N]
 
-takes about twelve minutes.
+takes about ten minutes.
 """
 
 from __future__ import annotations
@@ -24,8 +25,9 @@ import asyncio
 import os
 import tempfile
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -34,7 +36,7 @@ import numpy as np
 import psutil
 
 from benchmarks.fleet import LEASE_MS, cores, deploy, pin, write_fleet
-from benchmarks.harness import Benchmark, Ratios, Report, main, turns, without_pauses, worst
+from benchmarks.harness import Benchmark, Ratios, Report, main, without_pauses, worst
 from benchmarks.models import SIZES, Tasks, texts
 from benchmarks.openloop import Arrival, poisson
 from benchmarks.stopping import run_async
@@ -48,6 +50,7 @@ _LOADS = (20, 60)  # %
 _WINDOWS = (128, 512, 2048)  # of `map`
 _LONGEST = 3  # times the seconds that a batch should take: arrivals for so long
 _BLOCK = 1 << 18  # bytes
+_LULL_S = 3.0  # after which offline passes are full
 
 
 class Plan(NamedTuple):
@@ -87,9 +90,13 @@ class Bench:
     async def round(self, number: int) -> None:
         """Measure a batch alone, the same texts through `map`, and every load without and with a batch; every other round the
         other way round."""
-        alone = await self._alone()
-        for _, window in turns(_WINDOWS[:: -1 if number % 2 else 1], 1):
-            self._report.add({f"map_{window}_per_s": await self._map(self._vfms[0], self._lines(0), window)})
+        steps: list[Callable[[], Awaitable[None]]] = [
+            self._alone,
+            *(partial(self._map_all, window) for window in _WINDOWS),
+        ]
+        for step in steps[:: -1 if number % 2 else 1]:
+            await step()
+        alone = self._report.samples["alone_lines_per_s"][-1]
         for load in _LOADS[:: -1 if number % 2 else 1]:
             arrivals = poisson(
                 alone * load / 100,
@@ -105,12 +112,15 @@ class Bench:
         """Return how many lines take as long as is planned beside a load."""
         return max(8, round(self._rate * (1 - load / 100) * self._plan.seconds))
 
-    async def _alone(self) -> float:
+    async def _alone(self) -> None:
         lines = self._lines(0)
+        await asyncio.sleep(_LULL_S)
         batch, seconds = await self._batch(lines)
         self._report.add({"alone_lines_per_s": lines / seconds})
         assert batch.counts.completed == lines
-        return lines / seconds
+
+    async def _map_all(self, window: int) -> None:
+        self._report.add({f"map_{window}_per_s": await self._map(self._vfms[0], self._lines(0), window)})
 
     async def _batch(self, lines: int) -> tuple[AsyncBatch, float]:
         """Send a batch and wait for its end; return it, and the seconds that it took."""
@@ -130,9 +140,16 @@ class Bench:
         return count / (time.perf_counter() - begun)
 
     async def _without(self, load: int, arrivals: Sequence[Arrival]) -> None:
+        begun, busy_s = time.perf_counter(), self._busy_s()
         async with self._interactive(arrivals) as waits:
             await asyncio.sleep(self._plan.seconds)
+            passed, busy_s = time.perf_counter() - begun, self._busy_s() - busy_s
+        self._report.add({f"busy_without_at_{load}": busy_s / passed})
         self._add(load, "without", waits)
+
+    def _busy_s(self) -> float:
+        """Return the seconds for which the worker's one thread that computes has run."""
+        return sum(self._worker.cpu_times()[:2])
 
     async def _with_batch(self, load: int, arrivals: Sequence[Arrival]) -> None:
         lines = self._lines(load)
@@ -302,4 +319,4 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
 
 
 if __name__ == "__main__":
-    main(Benchmark("offline", run, ratios, __doc__ or "", rounds=5, arguments=_arguments))
+    main(Benchmark("offline", run, ratios, __doc__ or "", rounds=4, arguments=_arguments))

@@ -1,7 +1,8 @@
 """Draw what the benchmarks printed: `python -m benchmarks.plot benchmarks/results/*.json --out docs/img`.
 
 One picture a benchmark, one panel a question, one bar a way to do it: the median over the rounds, and a dot for each round.
-`load_curves` has lines instead: the median over the rounds, and a band from quartile to quartile.
+`load_curves` has lines instead: the median over the rounds, and a band from quartile to quartile. `coserving`: a point for each
+way to train, by what training gets and what requests lose.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import matplotlib as mpl
 mpl.use("Agg")
 from matplotlib import pyplot as plt  # after the backend is chosen
 
+from benchmarks.coserving_plot import draw_coserving
 from benchmarks.curves import CURVES, save
 
 _OURS, _OTHERS = "#2f6fde", "#b0b7c3"
@@ -137,11 +139,12 @@ def main() -> None:
     parser.add_argument("results", type=Path, nargs="+", help="JSON files (`make bench` writes them)")
     parser.add_argument("--out", type=Path, default=Path("docs/img"), help="folder for the pictures")
     args = parser.parse_args()
+    curves = CURVES | {"coserving": draw_coserving}
     for path in args.results:
         result = json.loads(path.read_text())
         picture = args.out / f"{path.stem}.png"
-        if result["benchmark"] in CURVES:
-            CURVES[result["benchmark"]](result, picture)
+        if result["benchmark"] in curves:
+            curves[result["benchmark"]](result, picture)
         elif result["benchmark"] in PANELS:
             draw(result, picture)
 

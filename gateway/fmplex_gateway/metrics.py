@@ -54,6 +54,7 @@ class _Fleet(Collector):
         yield from _limits(self._view)
         yield from _stored(self._view)
         yield from _workers(self._view.workers)
+        yield from _ledgers(self._view.workers)
         yield from _residency(self._view.workers)
         yield from training(self._view.workers)
         flows = [([w.backbone, *flow, w.worker], stats) for w in self._view.workers for flow, stats in w.flows.items()]
@@ -126,6 +127,22 @@ def _workers(workers: list[WorkerStats]) -> Iterator[Metric]:
     yield family(
         gauge, "fmplex_worker_pass_budget_seconds", "What it is expected to take", (w.budget_s for w in workers)
     )
+
+
+def _ledgers(workers: list[WorkerStats]) -> Iterator[Metric]:
+    """Yield who may take, and who holds, how much memory of the device that a worker is on."""
+    labels = ["backbone", "worker", "part"]
+    device = GaugeMetricFamily("fmplex_memory_device_bytes", "Bytes of the device for a worker", labels=labels[:-1])
+    planned = GaugeMetricFamily("fmplex_memory_planned_bytes", "Bytes that a part of it may take", labels=labels)
+    held = GaugeMetricFamily("fmplex_memory_held_bytes", "Bytes that it holds", labels=labels)
+    for w in workers:
+        if w.ledger:
+            device.add_metric([w.backbone, w.worker], w.ledger["device"])
+        for part in w.ledger.keys() - {"device"}:
+            planned.add_metric([w.backbone, w.worker, part], w.ledger[part])
+            if (nbytes := w.held_bytes.get(part)) is not None:
+                held.add_metric([w.backbone, w.worker, part], nbytes)
+    yield from (device, planned, held)
 
 
 def _residency(workers: list[WorkerStats]) -> Iterator[Metric]:

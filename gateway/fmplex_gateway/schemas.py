@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
 from fmplex_broker.errors import InvalidInput
@@ -83,13 +83,14 @@ class DeployBody(Body):
     checkpoint: str | None = None
     name: Name | None = None
 
-    @model_validator(mode="after")
-    def _one_thing(self) -> DeployBody:
-        if (self.spec is None) == (self.checkpoint is None):
-            raise ValueError("give either spec, or checkpoint and name")
+    def check(self) -> None:
+        """Raise `InvalidInput` unless the body says one thing to deploy."""
+        if self.spec is None and self.checkpoint is None:
+            raise InvalidInput("required, unless a checkpoint of a tuning job is deployed", field="spec")
+        if self.spec is not None and self.checkpoint is not None:
+            raise InvalidInput("give it, or a spec, but not both", field="checkpoint")
         if self.spec is not None and self.name is not None:
-            raise ValueError("name: the spec has one; leave it out")
-        return self
+            raise InvalidInput("the spec has a name; leave this one out", field="name")
 
 
 class RollBackBody(Body):

@@ -38,6 +38,7 @@ async def _package(request: Request, vfm: str | None = None) -> AsyncGenerator[P
     """
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != MEDIA_TYPE:
         what = await parse_body(request, DeployBody, _MAX_BODY)
+        what.check()
         yield await _checkpoint(request, what, vfm) if what.spec is None else bare(what.spec)
         return
     async with received(request, request.app.state.spec.max_package_bytes) as body:

@@ -23,6 +23,8 @@ from fmplex_broker.specs.batches import Order, new_batch_id
 from fmplex_broker.specs.deployments import BackboneInfo
 from fmplex_broker.specs.files import FileRecord, new_file_id
 from fmplex_broker.specs.heads import Embedding
+from fmplex_broker.specs.tune_records import TuneRecord
+from fmplex_broker.specs.tuning import Publish, TuneSpec, new_tune_id
 from fmplex_broker.specs.vfm import VfmChange, VfmSpec
 from fmplex_broker.streams.batch_list import BatchList, Lost, Progress
 from fmplex_broker.streams.claims import Claimed
@@ -38,6 +40,9 @@ from fmplex_broker.streams.queue_client import Pending, QueueClient, cancel_all
 from fmplex_broker.streams.refusals import as_ours
 from fmplex_broker.streams.registry import Registry
 from fmplex_broker.streams.tracing import Tracer
+from fmplex_broker.streams.tune_owner import HeldTune, TuneOwner
+from fmplex_broker.streams.tune_records import read_tunes, tidy
+from fmplex_broker.streams.tunes import Tunes
 from fmplex_broker.wire.messages import INTERACTIVE, Flow
 from fmplex_broker.wire.passes import PassPart, PassRecord
 from fmplex_broker.wire.stats import WorkerStats
@@ -45,6 +50,7 @@ from tests.contract.harness import BACKBONE, Bench, answer, job
 from tests.support.hosting import HOSTED
 from tests.support.loops import on_both_loops
 from tests.support.troubled_proxy import TroubledProxy
+from tests.support.tunes import HERE
 
 PASSING = [
     "MISCONF Redis is configured to save RDB snapshots, but it's currently unable to persist to disk.",
@@ -96,6 +102,14 @@ RAN = PassRecord("w1", BACKBONE, 1, "interactive", 1e3, 0.1, 0.1, 30, 100, 2, [P
 
 FILE = FileRecord(id=new_file_id(), owner="a", bytes=1, created_at=1, expires_at=2, filename="x.jsonl", purpose="batch")
 ORDER = Order(id=new_batch_id(), owner="a", endpoint="/v1/embeddings", input_file_id=FILE.id)
+PUBLISH = Publish(how="as", vfm="new")
+TUNE = TuneRecord(
+    spec=TuneSpec(
+        id=new_tune_id(), owner="a", backbone=BACKBONE, model=BACKBONE, training_file=FILE.id, publish=PUBLISH
+    ),
+    status="running",
+    created_at=1,
+)
 STORED = StoredReply(BACKBONE, "j1", "j1")
 
 
@@ -113,6 +127,8 @@ class Hands:
         self.queue = QueueClient(self.redis, scripts=scripts)
         self.files = FileList(self.redis)
         self.batches = BatchList(self.redis, scripts)
+        self.tunes = Tunes(self.redis, scripts)
+        self.owner = TuneOwner(self.redis, scripts, BACKBONE, "w1")
         self.channel = self.queue._channel(BACKBONE)
 
     def pending(self) -> Pending:
@@ -204,6 +220,21 @@ CALLS: dict[str, Call] = {
     "BatchList.give_back": lambda h: h.batches.give_back({ORDER.id: "h"}),
     "BatchList.count_open": lambda h: h.batches.count_open(),
     "BatchList.count_waiting": lambda h: h.batches.count_waiting(0.0),
+    "Catalog.tuning": lambda h: h.registry.tuning([TUNE.spec.id]),
+    "Tunes.add": lambda h: h.tunes.add(TUNE.spec),
+    "Tunes.find": lambda h: h.tunes.find(TUNE.spec.id, "a"),
+    "Tunes.page": lambda h: h.tunes.page("a"),
+    "Tunes.ask": lambda h: h.tunes.ask(TUNE.spec.id, "a", "cancel"),
+    "Tunes.events": lambda h: h.tunes.events(TUNE.spec.id, "a"),
+    "Tunes.checkpoints": lambda h: h.tunes.checkpoints(TUNE.spec.id, "a"),
+    "Tunes.take_unchecked": lambda h: h.tunes.take_unchecked(1),
+    "Tunes.checked": lambda h: h.tunes.checked(TUNE),
+    "TuneOwner.claim": lambda h: h.owner.claim(HERE, idle=True, max_attempts=3),
+    "TuneOwner.save": lambda h: h.owner.save(HeldTune(TUNE, 1, ())),
+    "TuneOwner.release": lambda h: h.owner.release(HeldTune(TUNE, 1, ())),
+    "TuneOwner.finish": lambda h: h.owner.finish(HeldTune(TUNE, 1, ()), "cancelled"),
+    "read_tunes": lambda h: read_tunes(h.redis, [(TUNE.spec.id, BACKBONE)]),
+    "tidy": lambda h: tidy(h.redis, BACKBONE),
     "Scripts.__call__": lambda h: h.queue.scripts("beat", "{b}:vfms", ["w1", 3000]),
 }
 # What asks the broker nothing by itself, or whose failure at the end of things tells nobody anything.

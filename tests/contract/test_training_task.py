@@ -32,15 +32,18 @@ from fmplex_broker.streams.file_list import FileList
 from fmplex_broker.streams.registry import Registry
 from fmplex_broker.streams.tune_owner import TuneOwner
 from fmplex_broker.streams.tunes import Tunes
+from fmplex_broker.wire.stats import TrainingStats
 from fmplex_worker.host import training as task_module
 from fmplex_worker.host import tune_checkpoints, tune_course
 from fmplex_worker.host.training import TrainingTask
 from fmplex_worker.host.training_job import TrainingJob
+from fmplex_worker.host.training_turn import Unfit
 from fmplex_worker.host.tune_desk import TuneDesk
+from fmplex_worker.host.tune_memory import TuneMemory
 from fmplex_worker.host.tune_publishing import Publisher
 from fmplex_worker.host.tune_shelf import TuneShelf
 from fmplex_worker.protocol import EngineInfo
-from fmplex_worker.training import HeldOut, RunProgress, TuneOrder, Unit
+from fmplex_worker.training import HeldOut, MemoryNeed, RunProgress, TuneOrder, Unit
 from tests.contract.harness import BACKBONE, Bench, ended
 from tests.support.hosting import HOSTED
 from tests.support.tunes import MOST, Orders
@@ -48,6 +51,7 @@ from tests.support.tuning_data import CHATS, jsonl
 from tests.support.waiting import until
 
 STEPS, BEST = 6, 5
+MEMORY = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -96,6 +100,12 @@ class FakeTraining:
         loss, best = 1 / (1 + self._step), min(self._step, BEST)
         return RunProgress(self._step, STEPS, 1, loss, 0.5, 0.9, 10 * self._step, best, over, held_out)
 
+    needs = MemoryNeed(0, 0)
+    holds = 0
+
+    def limit(self, nbytes: int) -> None:
+        self.holds = min(nbytes, self.needs.most)
+
     @property
     def checkpoint_due(self) -> bool:
         return self._saved != self._step
@@ -118,13 +128,16 @@ class FakeEngine:
         self.gate.set()
         self.refuses: Exception | None = None
         self.fails: Exception | None = None
+        self.needs = MemoryNeed(0, 0)
 
     def tune(self, order: TuneOrder, state: bytes | None) -> FakeTraining:
         self.orders.append(order)
         self.states.append(state)
         if self.refuses is not None:
             raise self.refuses
-        return FakeTraining(order, state, self.gate, self.fails)
+        training = FakeTraining(order, state, self.gate, self.fails)
+        training.needs = self.needs
+        return training
 
 
 class FakeTurn:
@@ -133,7 +146,7 @@ class FakeTurn:
     def __init__(self, device: ThreadPoolExecutor) -> None:
         self._device = device
         self._running: dict[TrainingJob, asyncio.Task[None]] = {}
-        self.stuck: tuple[float, float] | None = None
+        self.stuck: tuple[float, float, float] | None = None
 
     async def add(self, job: TrainingJob) -> None:
         job.advance()
@@ -161,7 +174,7 @@ class FakeTurn:
             await ended(task)
 
     def unfit(self) -> Any:
-        return None if self.stuck is None or not self._running else (next(iter(self._running)), *self.stuck)
+        return None if self.stuck is None or not self._running else Unfit(next(iter(self._running)), *self.stuck)
 
 
 class FakeBlame:
@@ -209,6 +222,7 @@ class Shop:
             shelf=TuneShelf(self.store),
             publisher=Publisher(self.registry, HOSTED.digest),
             threads=self.threads,
+            memory=TuneMemory(MEMORY, TrainingStats()),
         )
         task = TrainingTask(desk, cast(Any, []), MOST)
         self.tasks.append(task)
@@ -299,8 +313,40 @@ async def test_a_job_becomes_a_vfm_with_its_checkpoints_and_figures(shop: Shop) 
     assert any(words.startswith("Held-out accuracy 0.9") for words in said)
     assert shop.blame.marks == [job, ""]
     order = shop.engine.orders[0]
-    assert (order.memory, order.validation, order.start) == ((1 << 30) // 2, None, None)
+    assert (order.memory, order.validation, order.start) == (MEMORY, None, None)
     assert not order.spec.data.exists()
+
+
+async def test_who_needs_more_memory_than_is_free_waits_says_so_and_is_done_later(shop: Shop) -> None:
+    await shop.worker()
+    shop.engine.needs = MemoryNeed(MEMORY // 2 + 1, MEMORY)
+    shop.engine.gate.clear()
+    jobs = [await shop.order(publish=Publish(how="none")) for _ in range(2)]
+    await until(lambda: _one_waits(shop, jobs))
+    shop.engine.gate.set()
+    assert [(await shop.over(job)).status for job in jobs] == ["succeeded"] * 2
+    assert len(shop.engine.orders) == 2
+
+
+async def test_who_waits_for_memory_can_be_cancelled(shop: Shop) -> None:
+    await shop.worker()
+    shop.engine.needs = MemoryNeed(MEMORY, MEMORY)
+    shop.engine.gate.clear()
+    first, second = [await shop.order(publish=Publish(how="none")) for _ in range(2)]
+    await until(lambda: _one_waits(shop, [first, second]))
+    waiting = first if await _waits(shop, first) else second
+    await shop.orders.ask(waiting, "me", "cancel")
+    assert (await shop.over(waiting)).status == "cancelled"
+    shop.engine.gate.set()
+    assert (await shop.over(second if waiting == first else first)).status == "succeeded"
+
+
+async def _waits(shop: Shop, job: str) -> bool:
+    return any(words.startswith("Waiting for memory") for words in await shop.orders.said(job))
+
+
+async def _one_waits(shop: Shop, jobs: list[str]) -> bool:
+    return sum([await _waits(shop, job) for job in jobs]) == 1
 
 
 async def test_the_best_state_is_a_checkpoint_though_later_ones_came_before_it_was_saved(
@@ -519,10 +565,26 @@ async def test_a_unit_that_fits_under_no_target_is_told_with_the_figures(
 ) -> None:
     monkeypatch.setattr(tune_course, "_UNFIT_S", 0.1)
     await shop.worker()
-    shop.turn.stuck = (0.5, 0.02)
+    shop.turn.stuck = (0.5, 0.01, 0.02)
     monkeypatch.setattr(FakeTurn, "_run", lambda self, job: asyncio.sleep(3600))
     done = await shop.over(await shop.order())
     assert done.error is not None
     assert (done.status, done.error.code) == ("failed", "conflict")
     assert "500 ms" in done.error.message
-    assert "20 ms" in done.error.message
+    assert "20 ms at most" in done.error.message
+
+
+async def test_a_unit_that_only_passes_leave_no_time_for_waits_for_the_night(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tune_course, "_UNFIT_S", 0.0)
+    await shop.worker()
+    shop.turn.stuck = (0.5, 0.01, 0.6)
+    monkeypatch.setattr(FakeTurn, "_run", lambda self, job: asyncio.sleep(3600))
+    job = await shop.order()
+
+    async def told() -> bool:
+        return any("10 ms as long as they are so busy" in words for words in await shop.orders.said(job))
+
+    await until(told, "it says why it waits")
+    assert await shop.orders.status(job) == "running"

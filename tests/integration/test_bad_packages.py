@@ -101,7 +101,11 @@ SPECS: dict[str, tuple[Any, int, str, str | None, str]] = {
     "no weight": ({"spec": SPEC | {"weight": 0}}, 422, "invalid_input", "spec.weight", "greater than"),
     "an unknown limit": ({"spec": SPEC | {"limits": {"max": 1}}}, 422, "invalid_input", "spec.limits.max", "unknown key"),
     "nothing": ({}, 422, "invalid_input", "spec", "required"),
-    "a path": ({"package": "/vfms/x"}, 422, "invalid_input", "spec", "required"),
+    "a path": ({"package": "/vfms/x"}, 422, "invalid_input", "package", "unknown key"),
+    "a checkpoint beside": ({"spec": NEW, "checkpoint": "c"}, 422, "invalid_input", "checkpoint", "not both"),
+    "a name beside": ({"spec": NEW, "name": "other"}, 422, "invalid_input", "name", "leave this one out"),
+    "a checkpoint without a name": ({"checkpoint": "c"}, 422, "invalid_input", "name", "called"),
+    "no id of a checkpoint": ({"checkpoint": "c", "name": "new"}, 422, "invalid_input", "checkpoint", "begin with ftckpt-"),
     "a path beside": ({"spec": NEW, "package": "/vfms/x"}, 422, "invalid_input", "package", "unknown key"),
 }  # fmt: skip
 

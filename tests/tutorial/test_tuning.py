@@ -1,7 +1,10 @@
-"""docs/tuning.md: its programs, run as they stand against a gateway; a hand plays the worker."""
+"""docs/tuning.md: its programs, run as they stand against a gateway, where a hand plays the worker; and its commands against a
+whole fleet."""
 
 from __future__ import annotations
 
+import json
+import re
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,13 +14,15 @@ from typing import Any, cast
 import pytest
 
 from fmplex.local import LocalFleet
+from fmplex_broker.specs.fleet import TuningSpec, load_fleet
 from fmplex_broker.streams import connection
 from tests.support.tuning_data import CHATS, jsonl
 from tests.support.tuning_office import TuningOffice, tuning_office
 from tests.support.waiting import wait_until
-from tests.tutorial.documents import Document
+from tests.tutorial.documents import Document, copy_fleet_file, shell, up
 
 DOCUMENT = Document("tuning.md")
+WORDS = (("you have WON a free cruise", "spam"), ("shall we meet for the report", "ham"))
 
 
 @pytest.fixture
@@ -55,3 +60,79 @@ def test_with_the_openai_package(
     left["client"].close()
     assert "Created fine-tuning job" in capsys.readouterr().out
     assert left["job"].model == "smol"
+
+
+def test_the_settings_are_the_defaults(tmp_path: Path) -> None:
+    (tmp_path / "fleet.toml").write_text(
+        '[backbone]\nname = "b"\nmodel = "m"\n' + DOCUMENT.blocks("For operators", "toml")[0]
+    )
+    (backbone,) = load_fleet(tmp_path / "fleet.toml").hosted
+    assert backbone.worker.tuning == TuningSpec(enabled=True)
+
+
+# --- its commands -----------------------------------------------------------------------------------------------------
+
+
+class Reader:
+    """Somebody who types the document's commands, and puts in what was printed for the ids that it leaves out."""
+
+    def __init__(self, fleet: LocalFleet, folder: Path) -> None:
+        self._fleet, self._folder = fleet, folder
+        self._ids = {"ftjob-…": "", "ftckpt-…": ""}
+
+    def type(self, line: str) -> str:
+        for left_out, known in self._ids.items():
+            line = line.replace(left_out, known)
+        printed = shell(line, self._fleet, self._folder)
+        for prefix in ("ftjob-", "ftckpt-"):
+            if found := re.findall(rf"{prefix}[0-9a-f]{{24,}}", printed):
+                self._ids[f"{prefix}…"] = found[0]
+        return printed
+
+    def has_checkpoint(self) -> bool:
+        return bool(json.loads(self.type("fmplex tune show ftjob-…"))["checkpoints"])
+
+
+@pytest.fixture(scope="module")
+def reader(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Reader]:
+    """With the fleet file that ships, and what the document puts into it."""
+    folder = tmp_path_factory.mktemp("tuning")
+    copy_fleet_file(folder, "minilm.toml")
+    with (folder / "configs" / "minilm.toml").open("a") as config:
+        config.write(DOCUMENT.blocks("A first job", "toml")[0])
+    lines = [f"{words} number {n},{label}" for n in range(15) for words, label in WORDS]
+    for name in ("mails.csv", "more.csv"):
+        (folder / name).write_text("text,label\n" + "\n".join(lines if name == "mails.csv" else lines[::-1]) + "\n")
+    with up(folder, "minilm.toml") as fleet:
+        yield Reader(fleet, folder)
+        assert fleet.dead() == []
+
+
+@pytest.mark.long
+def test_a_first_job(reader: Reader) -> None:
+    orders, looks, more = (block.splitlines() for block in DOCUMENT.blocks("A first job", "sh"))
+    (order,) = orders
+    assert "how it does: fmplex tune wait ftjob-" in reader.type(order)
+    wait, logs, show, infer = looks
+    reader.type(wait)
+    assert "Held-out accuracy" in reader.type(logs)
+    assert "curve.png" in reader.type(show)
+    assert "label spam" in reader.type(infer)
+    for line in more:
+        reader.type(line)
+    assert "spam-canary" in reader.type("fmplex vfms list")
+
+
+@pytest.mark.long
+def test_pause_go_on_and_try_a_checkpoint(reader: Reader) -> None:
+    (block,) = DOCUMENT.blocks("Pause, go on, try a checkpoint", "sh")
+    order, pause, resume, *looks, deploy, cancel = block.splitlines()
+    reader.type(order)
+    assert "paused" in reader.type(pause)
+    assert "queued" in reader.type(resume)
+    for line in looks:
+        reader.type(line)
+    wait_until(reader.has_checkpoint, "there is a checkpoint")
+    assert "trial serves version" in reader.type(deploy)
+    assert "cancelled" in reader.type(cancel)
+    assert "label" in reader.type('fmplex infer trial "you have won a free cruise"')

@@ -17,6 +17,7 @@ from fmplex_broker.packages.package import Package
 from fmplex_broker.specs.fingerprint import Fingerprint
 from fmplex_broker.wire.messages import Request
 from fmplex_broker.wire.streaming import Delta
+from fmplex_worker.ledger import UNPLANNED, Ledger
 from fmplex_worker.training import Training, TuneOrder
 
 Kind = Literal["encode", "generate"]
@@ -25,7 +26,8 @@ Kind = Literal["encode", "generate"]
 @dataclass(frozen=True, slots=True)
 class EngineInfo:
     """Facts that a worker tells the registry. `max_tokens` bounds one encoded text; `memory_bytes` is the backbone alone;
-    `fingerprint`: of what decides its outputs; `threads` that it computes with on a CPU."""
+    `fingerprint`: of what decides its outputs; `threads` that it computes with on a CPU; `ledger`: of its device's memory;
+    `generates`: whether it has a language-model head."""
 
     name: str
     modality: str
@@ -35,6 +37,8 @@ class EngineInfo:
     memory_bytes: int
     fingerprint: Fingerprint
     threads: int = 1
+    ledger: Ledger = UNPLANNED
+    generates: bool = False
 
 
 @dataclass(frozen=True, slots=True)

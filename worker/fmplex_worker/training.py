@@ -20,13 +20,20 @@ class TuneOrder:
     """An order to train. `spec.data`: where the examples lie on this machine; its `out` is not written, its `model` not loaded.
 
     `validation`: a file of examples to validate on, instead of a slice of the training part; `start`: the package of a version
-    whose adapter the training goes on from; `memory`: bytes that activations may take until they are used; None: no limit.
+    whose adapter the training goes on from; `memory`: bytes of the device that it may take; None: no limit.
     """
 
     spec: FitSpec | TextLoraSpec
     validation: Path | None = None
     start: Package | None = None
     memory: int | None = None
+
+
+class MemoryNeed(NamedTuple):
+    """Bytes of the device that a training takes: at `least`, where all layers compute their activations again, and at `most`."""
+
+    least: int
+    most: int
 
 
 class Unit(NamedTuple):
@@ -104,6 +111,18 @@ class Training(Protocol):
     @property
     def progress(self) -> RunProgress:
         """How far it has come."""
+
+    @property
+    def needs(self) -> MemoryNeed:
+        """Bytes of the device that it takes, whatever it is given."""
+
+    @property
+    def holds(self) -> int:
+        """Bytes that it takes now at most, its running micro-batch included. Any thread, at any time."""
+
+    def limit(self, nbytes: int) -> None:
+        """Take no more than so many bytes, `needs.least` or more, from the next micro-batch on: more or fewer layers compute
+        again, which changes no result. Any thread, at any time."""
 
     @property
     def checkpoint_due(self) -> bool:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from fmplex_broker.errors import InvalidInput
 from fmplex_broker.examples.files import Row
 from fmplex_broker.examples.reading import Parser
-from fmplex_broker.examples.split import Labelled, check_split, check_teaches, training_part
+from fmplex_broker.examples.split import Labelled, check_apart, check_split, check_teaches, training_part
 from fmplex_broker.examples.texts import TextParser
 from fmplex_broker.specs.fitting import FitHead
 
@@ -44,13 +44,14 @@ def check_examples(
         if shuffle is not None:
             random.Random(shuffle).shuffle(examples)
         check_split(examples, held_out, training.name, shuffled=shuffle is not None)
-        check_teaches(head, training_part(examples, held_out), training.name)
+        train = training_part(examples, held_out)
+        check_teaches(head, train, training.name)
     if validation is not None:
         with _blaming("validation_file"):
             parser.next_file()
-            for row in _few_enough(validation):
-                parser.take(row)
+            found = [example for row in _few_enough(validation) if (example := parser.take(row)) is not None]
             parser.check(validation.name)
+            check_apart(head, train, (Labelled.of(*example) for example in found), validation.name)
     return len(examples)
 
 

@@ -13,34 +13,14 @@ from typing import Generic, NamedTuple, TypeVar
 from pydantic import ValidationError
 
 from fmplex_broker.errors import InvalidInput
+from fmplex_broker.examples.bad_rows import SHOWN, BadRows
 from fmplex_broker.examples.files import Row, read_rows
 from fmplex_broker.examples.records import KINDS, LabelRecord, LabelsRecord, Record
 from fmplex_broker.examples.split import Labelled, check_split, held_out_from
 from fmplex_broker.specs.fitting import FitHead
-
-SHOWN = 10  # things named in one error
+from fmplex_broker.specs.schema import in_words
 
 R = TypeVar("R", bound=Record, covariant=True)
-
-
-class BadRows:
-    """What is wrong with the bad rows of a file: the first ten, and how many more there are."""
-
-    def __init__(self) -> None:
-        self._told: list[str] = []
-        self._many = 0
-
-    def add(self, place: str, wrong: str) -> None:
-        """Note a bad row."""
-        self._many += 1
-        if self._many <= SHOWN:
-            self._told.append(f"{place}: {wrong}")
-
-    def check(self, name: str) -> None:
-        """Raise `InvalidInput` (field `data`) if the file `name` has any."""
-        if self._many:
-            more = [f"(and {self._many - SHOWN} more)"] if self._many > SHOWN else []
-            raise InvalidInput(f"{name}: {self._many} bad line(s)\n" + "\n".join([*self._told, *more]), field="data")
 
 
 class Example(NamedTuple, Generic[R]):
@@ -149,13 +129,13 @@ def _key(kind: type[Record]) -> str:
 def what_is_wrong(error: ValidationError) -> str:
     """Say in words all that is wrong with one example."""
     parts = []
-    for e in error.errors(include_url=False, include_context=False, include_input=False):
+    for e in error.errors(include_url=False, include_input=False):
         where = ".".join(str(part) for part in e["loc"])
         if e["type"] == "missing":
             parts.append(f"key {where!r} is missing")
         elif e["type"] == "model_type":
             parts.append(f"{where!r}: not a JSON object" if where else "not a JSON object")
         else:
-            what = e["msg"].removeprefix("Value error, ")
+            what = in_words(e)
             parts.append(f"{where!r}: {what}" if where else what)
     return "; ".join(parts)

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import operator
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import groupby, pairwise
 from typing import Any, NamedTuple
 
 from fmplex_broker.errors import InvalidInput
+from fmplex_broker.examples.bad_rows import BadRows
 from fmplex_broker.examples.records import PairRecord, Record, ValueRecord
 from fmplex_broker.specs.fitting import FitHead
 
 MIN_TRAIN, MIN_HELD_OUT = 4, 1
+SHUFFLE = "--shuffle, or shuffle=True; of a tuning job -o shuffle=true, or fit.shuffle"
 
 
 class Labelled(NamedTuple):
@@ -56,7 +58,7 @@ def training_part(examples: Sequence[Labelled], held_out: float) -> Sequence[Lab
 
 def check_teaches(head: FitHead, train: Sequence[Labelled], name: str) -> None:
     """Check that a head can learn something from the training part of the file `name`. Raises `InvalidInput` (field `data`)."""
-    mix = "(are the lines sorted by label? --shuffle, or shuffle=True, mixes them)"
+    mix = f"(are the lines sorted by label? mix them: {SHUFFLE})"
     labels = frozenset(label for example in train for label in example.names)
     wrong = ""
     if head in ("classification", "embedding") and len(labels) < 2:
@@ -69,6 +71,19 @@ def check_teaches(head: FitHead, train: Sequence[Labelled], name: str) -> None:
         wrong = "every value of the training part is the same; there is nothing to learn"
     if wrong:
         raise InvalidInput(f"{name}: {wrong}", field="data")
+
+
+def check_apart(head: FitHead, train: Sequence[Labelled], apart: Iterable[Labelled], name: str) -> None:
+    """Check that a head which learns from the training part can be scored on other examples, of the file `name`: it knows all
+    of their labels. Raises `InvalidInput` (field `data`) that names up to ten."""
+    if head not in ("classification", "tagging"):
+        return
+    known = frozenset(label for example in train for label in example.names)
+    bad = BadRows()
+    for example in apart:
+        if strange := sorted(example.names - known):
+            bad.add(example.place, f"label(s) {strange}, which no example to train on has")
+    bad.check(name)
 
 
 def _not_sorted(examples: Sequence[Labelled], name: str) -> None:
@@ -85,7 +100,7 @@ def _not_sorted(examples: Sequence[Labelled], name: str) -> None:
     if in_order:
         raise InvalidInput(
             f"{name} seems sorted by label or value, so that its last lines, which are held out, are not like the others; "
-            "shuffle them: --shuffle, or shuffle=True",
+            f"shuffle them: {SHUFFLE}",
             field="data",
         )
 
@@ -104,7 +119,7 @@ def _not_strangers(train: Sequence[Labelled], held_out: Sequence[Labelled], name
         first = strangers[0]
         raise InvalidInput(
             f"{name}: most of the last {len(held_out)} examples, which are held out, have labels that the others never show "
-            f"({first.place}: {sorted(first.names - known)}); shuffle them (--shuffle, or shuffle=True), or give more of each "
+            f"({first.place}: {sorted(first.names - known)}); shuffle them ({SHUFFLE}), or give more of each "
             "label",
             field="data",
         )

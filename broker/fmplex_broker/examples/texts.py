@@ -13,8 +13,9 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from fmplex_broker.errors import InvalidInput
+from fmplex_broker.examples.bad_rows import BadRows
 from fmplex_broker.examples.files import Row, read_rows
-from fmplex_broker.examples.reading import BadRows, what_is_wrong
+from fmplex_broker.examples.reading import what_is_wrong
 
 LEAST = 2  # rows: one to train on, one held out
 
@@ -40,7 +41,7 @@ class PlainText(_Record):
 class Conversation(_Record):
     """A conversation; the last message is what the model is to say."""
 
-    messages: Annotated[tuple[Message, ...], Field(strict=False, min_length=2)]
+    messages: Annotated[tuple[Message, ...], Field(strict=False, min_length=1)]
 
     @model_validator(mode="after")
     def _something_to_learn(self) -> Conversation:
@@ -51,6 +52,8 @@ class Conversation(_Record):
             raise ValueError("nothing to learn: the last message has weight 0")
         if not said.content.strip():
             raise ValueError("nothing to learn: the last message is blank")
+        if not asked:
+            raise ValueError("an answer to nothing: put the message before it that it answers")
         if any(message.weight == 1 for message in asked):
             raise ValueError("only the last message is learnt, and another has weight 1; make a row of each answer")
         return self
@@ -105,6 +108,8 @@ def _other_methods(value: Any) -> str:
     """Name a row that was written for another method, empty if it was not."""
     if _has(value, "preferred_output"):
         return "is a preference (DPO); only supervised examples are taken: 'messages' that end with the answer"
+    if tools := [name for name in ("tools", "functions") if _has(value, name)]:
+        return f"has {tools[0]!r}: calls of tools are not taught; leave them out, and the messages that call them"
     if _has(value, "messages") or not _has(value, "prompt"):
         return ""
     return 'has \'prompt\'; write {"messages": […]} that end with the assistant\'s answer, or {"text": …}'

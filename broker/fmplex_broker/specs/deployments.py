@@ -15,13 +15,14 @@ from fmplex_broker.specs.vfm_info import PastVersion, Refusal, VfmInfo
 
 class BackboneInfo(Spec):
     """A worker's description of the backbone it hosts. Sizes: `hidden` = width of the hidden state, `max_tokens` = longest
-    text."""
+    text. `generates`: whether it has a language-model head."""
 
     name: str
     model: str
     modality: str = "text"
     hidden: int
     max_tokens: int
+    generates: bool = False
 
 
 class VfmStatus(Spec):

@@ -9,10 +9,10 @@ import hashlib
 from collections.abc import Iterable
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 from urllib.parse import urlsplit
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from fmplex_broker.errors import InvalidInput
 from fmplex_broker.specs.broker_url import check_broker_url
@@ -25,6 +25,16 @@ Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 BACKBONE_BYTES = 1_000_000_000
 
 
+def _unless_auto(value: Any) -> Any:
+    if isinstance(value, str) and value != "auto":
+        raise ValueError('give a number of bytes, or "auto"')
+    return None if value == "auto" else value
+
+
+# None, in a fleet file "auto": bytes of a device are what other parts leave there (docs/scheduling.md#memory-of-a-device).
+_AUTO = BeforeValidator(_unless_auto)
+
+
 class ResidencySpec(Spec):
     """Room for adapters and heads on a worker, in bytes: on the device, ready for the device in host
     memory (on a CPU these are the same bytes), as files in `cache` on disk (not used when the artifact store itself is a local
@@ -33,7 +43,7 @@ class ResidencySpec(Spec):
     `steal_ms`: a vFM that is resident on another worker is left to it until its oldest job has waited that long.
     """
 
-    device_bytes: int = Field(default=2 << 30, ge=1)
+    device_bytes: Annotated[Annotated[int, Field(ge=1)] | None, _AUTO] = None
     host_bytes: int = Field(default=1 << 30, ge=0)
     disk_bytes: int = Field(default=16 << 30, ge=0)
     cache: Path = Path("~/.cache/fmplex/artifacts")
@@ -42,7 +52,7 @@ class ResidencySpec(Spec):
 
 class TuningSpec(Spec):
     """Training between the passes of a worker (docs/scheduling.md). `enabled`: whether it takes tuning jobs, two at a time;
-    `bytes` of device memory for them, half for each: what of their activations does not fit is computed twice.
+    `bytes` of device memory for both: what of their activations does not fit is computed twice.
 
     `spend`: the part of a latency or first-token target that training may use up, `spend_tokens`: of a target for the gap between
     two tokens; `unit_ms`: how long the device may be lent where nobody has a target; `trickle`: of device time, also while work
@@ -50,7 +60,7 @@ class TuningSpec(Spec):
     """
 
     enabled: bool = False
-    bytes: int = Field(default=1 << 30, ge=1 << 20)
+    bytes: Annotated[Annotated[int, Field(ge=1 << 20)] | None, _AUTO] = None
     spend: float = Field(default=0.5, ge=0, le=1)
     spend_tokens: float = Field(default=0.9, ge=0, le=1)
     unit_ms: float = Field(default=50.0, gt=0)
@@ -67,15 +77,18 @@ class WorkerSpec(Spec):
     and values of texts that are being generated, and of prompts kept for the next one that begins alike; `window_passes`: passes'
     worth of work it holds. Offline jobs get what interactive ones leave, and `offline_trickle` of the device's time always; while
     interactive jobs come in passes no longer than `offline_slice_ms`. `tuning`: of vFMs, beside inference.
+
+    `memory_bytes`: of the device that one worker may use for all it does; `auto`: nine tenths of what it finds there.
     """
 
+    memory_bytes: Annotated[Annotated[int, Field(ge=1)] | None, _AUTO] = None
     device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
     threads: int | None = Field(default=None, ge=1)
     policy: Literal["drr", "fifo"] = "drr"
     residency: ResidencySpec = ResidencySpec()
     lease_ms: int = Field(default=3000, ge=200)
     max_attempts: int = Field(default=3, ge=1)
-    kv_bytes: int = Field(default=1 << 30, ge=1 << 16)
+    kv_bytes: Annotated[Annotated[int, Field(ge=1 << 16)] | None, _AUTO] = None
     drain_s: float = Field(default=30.0, gt=0)
     window_passes: int = Field(default=3, ge=1, le=16)
     offline_trickle: float = Field(default=0.05, ge=0, lt=1)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -58,10 +60,15 @@ class Spec(BaseModel):
         return {key: part for key, part in value.items() if key in known or key == first}
 
 
+# Made for each job anew, one would cost more than what it checks.
+_adapter: Callable[[Any], TypeAdapter[Any]] = lru_cache(maxsize=256)(TypeAdapter)
+
+
 def parse(kind: type[S], value: Any, *, source: str = "") -> S:
     """Validate a mapping as `kind`. Raises `InvalidInput` whose `field` and message name the first wrong key."""
     try:
-        return TypeAdapter(kind).validate_python(value)
+        checked: S = _adapter(kind).validate_python(value)
+        return checked
     except ValidationError as e:
         raise invalid(e, source) from None
     except InvalidInput as e:  # of a check that knows better which key is at fault
@@ -72,10 +79,10 @@ def invalid(error: ValidationError, source: str = "") -> InvalidInput:
     """Turn a pydantic error into ours: the path of the wrong key, and what is wrong with it."""
     first = error.errors(include_url=False, include_input=False)[0]
     field = ".".join(str(part) for part in first["loc"]) or "(whole)"
-    return InvalidInput(f"{source + ': ' if source else ''}{field}: {_what(first)}", field=field)
+    return InvalidInput(f"{source + ': ' if source else ''}{field}: {in_words(first)}", field=field)
 
 
-def _what(wrong: ErrorDetails) -> str:
+def in_words(wrong: ErrorDetails) -> str:
     """Say what is wrong in words that need no Python; in pydantic's own where they do not."""
     bounds = wrong.get("ctx", {})
     match wrong["type"]:
@@ -85,7 +92,7 @@ def _what(wrong: ErrorDetails) -> str:
             return f"at most {bounds['max_length']} are taken" + _not(bounds["actual_length"])
         case "too_short":
             return f"at least {bounds['min_length']} must be given" + _not(bounds["actual_length"])
-    return wrong["msg"]
+    return wrong["msg"].removeprefix("Value error, ")
 
 
 def _not(many: int | None) -> str:

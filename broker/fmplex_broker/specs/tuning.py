@@ -20,7 +20,7 @@ from fmplex_broker.specs.heads import InputSpec, Pooling
 from fmplex_broker.specs.schema import Name, Spec
 from fmplex_broker.specs.vfm import Weight
 
-TuneHead: TypeAlias = FitHead | Literal["generation"]
+TuneHead: TypeAlias = Literal[FitHead, "generation"]  # one list: a union's errors would name its branches
 Auto: TypeAlias = Literal["auto"]
 _ID = re.compile(r"ftjob-[0-9a-f]{24}")
 _CHECKPOINT_ID = re.compile(r"ftckpt-([0-9a-f]{24})([0-9a-f]{8})")
@@ -98,7 +98,7 @@ class Publish(Spec):
     @model_validator(mode="after")
     def _names_a_vfm(self) -> Publish:
         if (self.vfm is None) != (self.how == "none"):
-            raise ValueError("publish: give the name of the vFM, unless it is none")
+            raise ValueError("give the name of the vFM, unless it is none")
         return self
 
 

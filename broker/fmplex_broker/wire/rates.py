@@ -15,7 +15,7 @@ from fmplex_broker.wire.stats import FlowStats, TrainingStats, WorkerStats, by_f
 def fleet_rates(before: FleetView, now: FleetView) -> dict[str, Any]:
     """Compute what happened between two readings: `seconds`, `registered`, `vfms` (one row each and class, busiest first,
     offline only where there is something to tell; those that generate have a `text`), `backbones` and `workers`
-    (one row each; those that take tuning jobs have a `training`).
+    (one row each, with the `ledger` of its device; those that take tuning jobs have a `training`).
 
     `share_received`: part of the device time that its class had of the backbone; `share_promised`: its weight among those active
     in it. `queued_bytes` are the vFM's in both classes. Names of values end in their units; `busy`, `cached` and `hit_rate` are
@@ -138,8 +138,19 @@ def _worker_row(now: WorkerStats, before: WorkerStats, seconds: float) -> dict[s
         "kv_budget_bytes": now.kv_budget_bytes,
         "prefix_bytes": now.prefix_bytes,
         "waiting_memory": now.waiting_memory,
+        "ledger": _ledger_row(now),
         "training": _training_row(now.training, before.training or TrainingStats(), seconds) if now.training else None,
     }
+
+
+def _ledger_row(now: WorkerStats) -> dict[str, Any] | None:
+    """Return the memory of a worker's device: bytes that it may use there (`device`), and of each part those that it may use and
+    `held` ones, None where these are not known."""
+    if not now.ledger:
+        return None
+    held = now.held_bytes
+    parts = {part: {"bytes": n, "held": held.get(part)} for part, n in now.ledger.items() if part != "device"}
+    return {"device": now.ledger["device"], **parts}
 
 
 def _training_row(now: TrainingStats, before: TrainingStats, seconds: float) -> dict[str, Any]:

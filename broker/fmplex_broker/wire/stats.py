@@ -106,7 +106,7 @@ class TrainingStats:
     kind; `tokens` trained, by vFM. `slack_s`: how long the device could be lent when that was last asked, at most `spend` of
     latencies and `spend_tokens` of gaps between tokens; `halts`: loans that were cut short for who came. `late` of the `touched`
     requests, which have waited for a unit: past their targets, and in time but for that. `error`: recent relative error of what
-    units were expected to take."""
+    units were expected to take. `bytes` of the device that the jobs take."""
 
     jobs: int = 0
     units: Counter[str] = field(default_factory=Counter)
@@ -119,6 +119,7 @@ class TrainingStats:
     touched: int = 0
     late: int = 0
     error: float = 0.0
+    bytes: int = 0
 
 
 @dataclass(slots=True)
@@ -126,7 +127,8 @@ class WorkerStats:
     """One worker. Its counters are since its start. `memory_bytes`: unique memory of the process; `device_bytes`: on the
     accelerator; `backbone_bytes`: weights of the shared backbone. `budget_units`: of a full pass, which takes about `budget_s`.
     `kv_bytes`: keys and values that texts hold, of `kv_budget_bytes`; `prefix_bytes`: what is kept beside them for prompts that
-    begin alike; `waiting_memory`: jobs that wait for some. `training`: None where it takes no tuning jobs. `flows`: the few
+    begin alike; `waiting_memory`: jobs that wait for some. `ledger`: bytes of its `device` that it may use, and that each part of
+    it may. `training`: None where it takes no tuning jobs. `flows`: the few
     hundred on which something happened last."""
 
     worker: str
@@ -149,9 +151,17 @@ class WorkerStats:
     kv_budget_bytes: int = 0
     prefix_bytes: int = 0
     waiting_memory: int = 0
+    ledger: dict[str, int] = field(default_factory=dict)
     residency: ResidencyStats = field(default_factory=ResidencyStats)
     training: TrainingStats | None = None
     flows: dict[Flow, FlowStats] = field(default_factory=dict)
+
+    @property
+    def held_bytes(self) -> dict[str, int]:
+        """Bytes that the parts of the ledger hold now; what a pass takes while it runs is not known."""
+        tuning = 0 if self.training is None else self.training.bytes
+        kv = self.kv_bytes + self.prefix_bytes
+        return {"backbone": self.backbone_bytes, "residency": self.residency.device_bytes, "kv": kv, "tuning": tuning}
 
 
 def _wire(value: object) -> dict[str, Any]:

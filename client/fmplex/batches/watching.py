@@ -54,7 +54,7 @@ class Waiting:
         """Return the seconds until the next look: the longer it takes, the more."""
         passed = time.monotonic() - self._begun
         left = _LATEST_S if self._timeout is None else max(0.0, self._timeout - passed)
-        return min(max(_SOONEST_S, passed / 50), _LATEST_S, left)
+        return min(max(_SOONEST_S, passed / 100), _LATEST_S, left)
 
     def _in_time(self, name: str) -> None:
         if self._timeout is not None and time.monotonic() - self._begun >= self._timeout:

@@ -20,6 +20,7 @@ from fmplex.cli import queues as queues_command
 from fmplex.cli import submit as submit_command
 from fmplex.cli import trace as trace_command
 from fmplex.cli.common import AsJson, broker_url, err, out
+from fmplex.cli.plotting import draw_both, pictures
 from fmplex.cli.top import run_top
 from fmplex.listed import apply_listed
 from fmplex.local import LocalFleet, without_password
@@ -120,13 +121,26 @@ def demo(
     report: Annotated[Path | None, typer.Option(help="Write the figures to this JSON file too.")] = None,
     seconds: Annotated[float, typer.Option(min=1, help="How long the mixed traffic, or the measuring, lasts.")] = 15.0,
     generation: Annotated[bool, typer.Option("--generation", help="Texts that grow side by side instead.")] = False,
+    tuning: Annotated[
+        bool, typer.Option("--tuning", help="A vFM that is trained beside its neighbours instead.")
+    ] = False,
+    plot: Annotated[
+        Path | None, typer.Option(metavar="OUT", help="Of --tuning: draw its two curves, OUT.png and OUT.html.")
+    ] = None,
     quick: Annotated[bool, typer.Option("--quick", hidden=True, help="Train for seconds; nonsense comes out.")] = False,
 ) -> None:
     """Show the main job from end to end: fit a dozen vFMs on one real encoder, serve mixed traffic, and show what sharing gives.
 
     With --generation: train a small decoder on Python's own documentation and LoRAs that give it voices, in a few minutes (kept
-    for the next time), and let all of them speak at once.
+    for the next time), and let all of them speak at once. With --tuning: train a vFM further beside its neighbours' traffic,
+    in less than three minutes, and show that it improves and that they are answered in time.
     """
+    if generation and tuning:
+        raise InvalidInput("give one of --generation and --tuning", field="tuning")
+    if tuning:
+        raise typer.Exit(_demo_tuning(report, seconds, plot, quick=quick))
+    if plot is not None:
+        raise InvalidInput("--plot is of --tuning", field="plot")
     if generation:
         from fmplex.demo.generation.run import run_demo as run_generation
 
@@ -134,6 +148,18 @@ def demo(
     from fmplex.demo.run import run_demo
 
     raise typer.Exit(run_demo(out, report, seconds))
+
+
+def _demo_tuning(report: Path | None, seconds: float, plot: Path | None, *, quick: bool) -> int:
+    from fmplex.demo.tuning.run import run_demo
+
+    drawn = None if plot is None else pictures(plot)
+    code, curves = run_demo(out, report, seconds, quick=quick)
+    if drawn is not None and curves is not None:
+        from fmplex.demo.tuning.drawing import draw_page, draw_picture
+
+        draw_both(curves, drawn, draw_picture, draw_page)
+    return code
 
 
 @app.command()

@@ -39,9 +39,8 @@ def make_curve(info: TuneInfo, events: Iterable[TuneEventInfo], checkpoints: Ite
     figures = [event.data for event in events if event.type == "metrics"]
     losses, scores = _lines(figures, LOSSES), _lines(figures, SCORES)
     if not losses and not scores:
-        raise InvalidInput(
-            f"{info.id} is {info.status} and has told no loss yet; wait for its first steps", field="plot"
-        )
+        then = "; its events say more" if info.ended else " yet; wait for its first steps"
+        raise InvalidInput(f"{info.id} is {info.status} and has told no loss{then}", field="plot")
     best = [one.step_number for one in checkpoints if one.best]
     return Curve(f"{info.makes or info.model} ({info.id}, {info.status})", losses, scores, max(best, default=None))
 

@@ -20,6 +20,8 @@ from fmplex_gateway.ending import end
 
 _AHEAD_LINES, _AHEAD_BYTES = 64, 1 << 18  # that are read at once
 _LEFT_LINES, _LEFT_BYTES = 2048, 4 << 20  # likewise, of those that will not be run
+_A_TURN = 16  # lines that are asked for before others get theirs: their jobs go to the broker in one call
+_GATHER_S = 0.005  # answers come a pass at a time: those who follow them are asked for together, too
 _LOOK_S = 1.0  # how often the time is looked at
 
 EXPIRED = BatchExpired(
@@ -102,6 +104,7 @@ class Feeding:
 
     async def _fill(self) -> None:
         """Ask for as many lines as there is room for. Others get turns in between."""
+        asked = 0
         while self.window.has_room and not self._parts.is_full(len(self.window)):
             if not self._ahead:
                 if self._reader.at_end:
@@ -115,7 +118,9 @@ class Feeding:
                 return
             else:
                 await self.window.start(self._ahead.popleft())
-                await asyncio.sleep(0)
+                asked += 1
+                if asked % _A_TURN == 0:
+                    await asyncio.sleep(0)
                 self._put_if_due()
 
     async def _rest(self) -> None:
@@ -123,6 +128,7 @@ class Feeding:
         with suppress(TimeoutError):
             async with asyncio.timeout(_LOOK_S):
                 await self._woken.wait()
+                await asyncio.sleep(_GATHER_S)
         self._woken.clear()
         self.window.ask_again()
 

@@ -8,7 +8,7 @@ from fmplex_broker.errors import InvalidInput, UnknownVfm, VfmClosed
 from fmplex_broker.examples.checking import head_of
 from fmplex_broker.examples.files import rows_of
 from fmplex_broker.packages.files import FileStore
-from fmplex_broker.specs.deployments import VfmStatus
+from fmplex_broker.specs.deployments import BackboneInfo, VfmStatus
 from fmplex_broker.specs.files import FileRecord
 from fmplex_broker.specs.heads import Generation
 from fmplex_broker.specs.tuning import Base, TuneFit, TuneHead, TuneSpec, new_tune_id, split_checkpoint_id
@@ -50,6 +50,8 @@ async def ordered(body: TuneBody, who: Principal, desk: Desk) -> TuneSpec:
             head = await StoreCalls()(_head_in, desk.files.store, training)
     fit = body.fit.model_copy(update={"head": head})
     _check_fit(fit, start)
+    if (backbone := (await desk.registry.backbones()).get(start.backbone)) is not None:
+        _check_backbone(fit, backbone)
     fit = _continued(fit, start)
     job = new_tune_id()
     return TuneSpec(
@@ -107,8 +109,13 @@ async def _start(model: str, who: Principal, desk: Desk) -> Start:
     except UnknownVfm:
         vfm = None
     if vfm is None:
-        if at or name not in await desk.registry.backbones():
+        if name not in await desk.registry.backbones():
             raise _unknown_model(name)
+        if at:
+            raise InvalidInput(
+                f"model: {name!r} is a backbone, which has neither versions nor checkpoints; leave @{at[:64]} out",
+                field="model",
+            )
         return Start(name)
     if vfm.status == "stale":
         raise stale_error(name, vfm.version, vfm.hosted)
@@ -160,7 +167,7 @@ def _head(fit: TuneFit, start: Start) -> TuneHead | None:
         )
     if fit.head not in (None, own.kind):
         raise InvalidInput(
-            f"fit.head: vFM {start.vfm.name!r} has a {own.kind} head; leave it out, or train a new vFM on its backbone",
+            f"fit.head: that of vFM {start.vfm.name!r} is {own.kind}; leave it out, or train a new vFM on its backbone",
             field="fit.head",
         )
     return own.kind
@@ -189,15 +196,32 @@ def _idle(fit: TuneFit) -> str:
 def _check_fit(fit: TuneFit, start: Start) -> None:
     """Refuse parts that do not go together, would have no effect, or leave nothing to train."""
     if idle := _idle(fit):
-        raise InvalidInput(f"fit.{idle}: a {fit.head} head has none; leave it out", field=f"fit.{idle}")
+        raise InvalidInput(f"fit.{idle}: a head of kind {fit.head} has none; leave it out", field=f"fit.{idle}")
     if fit.hidden and fit.head in _WITHOUT_WEIGHTS:
         raise InvalidInput(
-            f"fit.hidden: a {fit.head} head has no weights, so no hidden layers; leave hidden out", field="fit.hidden"
+            f"fit.hidden: a head of kind {fit.head} has no weights, so no hidden layers; leave hidden out",
+            field="fit.hidden",
         )
     bare = fit.lora is None and fit.ia3 is None and start.base is None
     if bare and fit.head in ("embedding", "similarity"):
         raise InvalidInput(
-            f"fit.lora: a {fit.head} head has no weights, so without an adapter there is nothing to train; give "
+            f"fit.lora: a head of kind {fit.head} has no weights, so without an adapter there is nothing to train; give "
             'fit = {"lora": {"r": 8}}, or ia3',
             field="fit.lora",
         )
+
+
+def _check_backbone(fit: TuneFit, backbone: BackboneInfo) -> None:
+    """Refuse what the backbone cannot do: better now than after the training."""
+    if fit.head == "generation" and not backbone.generates:
+        raise InvalidInput(
+            f"model: backbone {backbone.name!r} has no language-model head and generates no text, which these data, or fit.head, "
+            "are for; give a decoder, or examples with labels",
+            field="model",
+        )
+    for field, most in (("fit.max_tokens", fit.max_tokens), ("fit.input.max_tokens", fit.input.max_tokens)):
+        if fit.head != "generation" and most is not None and most > backbone.max_tokens:
+            raise InvalidInput(
+                f"{field}: {most} are more than backbone {backbone.name!r} takes of a text, {backbone.max_tokens}; lower it",
+                field=field,
+            )

@@ -55,11 +55,62 @@ def test_a_bad_line_names_the_file() -> None:
     assert e.value.field == "validation_file"
 
 
+def test_a_file_that_validates_has_the_labels_that_are_learnt() -> None:
+    others = [{"text": f"text {n}", "label": "cb"[n == 0]} for n in range(3)]
+    assert refused("classification", data(*LABELLED), data(*others, name="v.jsonl")) == (
+        "validation_file",
+        "v.jsonl: most of its 3 examples have labels that the training part never shows (line 2: ['c']); give examples of "
+        "the labels that are learnt",
+    )
+    assert check("classification", data(*LABELLED), data(*others[:2])) == 12
+
+
 def test_both_files_are_of_one_kind() -> None:
     several = [{"text": "a", "labels": ["a"]}]
     field, message = refused("classification", data(*LABELLED), data(*several))
     assert field == "validation_file"
     assert "line 1: has 'labels', but line 1 of the file to train on has 'label'" in message
+
+
+@pytest.mark.parametrize(
+    ("head", "training", "strange"),
+    [
+        ("classification", LABELLED, {"label": "x"}),
+        ("classification", [{"text": "a", "labels": ["a", "b"]}, {"text": "a", "labels": []}] * 6, {"labels": ["a", "x"]}),
+        ("tagging", [{"text": "a", "spans": [{"start": 0, "end": 1, "label": s}]} for s in "abbaaabba"],
+         {"spans": [{"start": 0, "end": 1, "label": "x"}]}),
+    ],
+)  # fmt: skip
+def test_labels_that_only_validate_are_named(head: FitHead, training: list[Any], strange: dict[str, Any]) -> None:
+    validation = data(training[0], *[{"text": "a", **strange}] * 12, name="v.jsonl")
+    field, message = refused(head, data(*training), validation)
+    assert (field, message.splitlines()[:2]) == (
+        "validation_file",
+        ["v.jsonl: 12 bad line(s)", "line 2: label(s) ['x'], which no example to train on has"],
+    )
+    assert message.endswith("(and 2 more)")
+
+
+def test_texts_of_one_label_belong_together_whatever_it_is_called() -> None:
+    assert check("embedding", data(*LABELLED), data({"text": "a", "label": "x"})) == 12
+
+
+@pytest.mark.parametrize(
+    ("row", "what"),
+    [
+        ({"messages": []}, "'messages': at least 1 must be given, not 0"),
+        ({"messages": CHAT["messages"][:1]}, "nothing to learn: the last message is of the user"),
+        ({"messages": CHAT["messages"][1:]}, "an answer to nothing"),
+        ({**CHAT, "tools": []}, "has 'tools': calls of tools are not taught"),
+        ({**CHAT, "functions": []}, "has 'functions'"),
+        ({"messages": [CHAT["messages"][0], {**CHAT["messages"][1], "name": "x"}]}, "'messages.1.name': unknown key"),
+        ({"text": "a", "label": "b"}, "'label': unknown key; remove it"),
+    ],
+)
+def test_what_is_wrong_with_a_conversation_is_said(row: Any, what: str) -> None:
+    with pytest.raises(InvalidInput) as e:
+        check_texts(data(CHAT, row, CHAT), None)
+    assert f"line 2: {what}" in e.value.message
 
 
 @pytest.mark.parametrize(

@@ -172,7 +172,9 @@ def _sorted_files() -> dict[str, tuple[FitHead, list[dict[str, Any]]]]:
 def test_a_sorted_file_is_refused_unless_it_is_shuffled(tmp_path: Path, case: str) -> None:
     head, rows = _sorted_files()[case]
     (tmp_path / "d").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    with pytest.raises(InvalidInput, match=r"sorted by label or value.*--shuffle, or shuffle=True"):
+    with pytest.raises(
+        InvalidInput, match=r"sorted by label or value.*--shuffle, or shuffle=True; .* -o shuffle=true, or fit\.shuffle"
+    ):
         read(tmp_path / "d", head, 1 / 3)
     split = read(tmp_path / "d", head, 1 / 3, shuffle=0)
     assert sorted(map(json.dumps, _examples(split))) == sorted(

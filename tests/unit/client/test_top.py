@@ -184,6 +184,24 @@ def test_what_is_offline_has_a_row_of_its_own() -> None:
     assert "a (offline)" in drawn(rows)
 
 
+def test_the_memory_of_devices_is_told_by_who_may_have_it_and_who_has_it() -> None:
+    now = worker("w")
+    parts = {"backbone": 1 << 30, "activations": 3 << 20, "residency": 2 << 30, "kv": 0, "tuning": 1 << 30}
+    now.ledger = {"device": 9 << 30, **parts}
+    now.backbone_bytes, now.residency.device_bytes = 1 << 30, 5 << 20
+    now.training = TrainingStats(bytes=7 << 20)
+    assert decode_stats(encode_stats(now)) == now
+    rates = fleet_rates(FleetView(0, 0, [worker("w"), worker("old")]), FleetView(1_000, 0, [now, worker("old")]))
+    row, nothing = (w["ledger"] for w in rates["workers"])
+    assert nothing is None
+    held = {"backbone": 1 << 30, "activations": None, "residency": 5 << 20, "kv": 0, "tuning": 7 << 20}
+    assert row == {"device": 9 << 30, **{part: {"bytes": parts[part], "held": held[part]} for part in parts}}
+    told = drawn(rates)
+    for words in ("memory of", "9216 MiB", " 1024 MiB", " 3 MiB", "5 of 2048 MiB", "7 of 1024 MiB"):
+        assert words in told
+    assert told.count("old") == 1
+
+
 def test_training_is_told_where_a_worker_takes_tuning_jobs() -> None:
     before, now, plain = worker("w"), worker("w"), worker("other")
     now.training = TrainingStats(

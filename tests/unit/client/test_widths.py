@@ -45,6 +45,15 @@ WORKER = {
     "budget_units": 8192, "budget_s": 0.057, "busy": 0.97, "held": 511, "resident": 27, "resident_bytes": 345 << 20,
     "hit_rate": 0.991, "loads_per_s": 2.7, "memory_bytes": 5432 << 20, "device_bytes": 70 << 30, "uptime_s": 86399.0,
     "kv_bytes": 1717986918, "kv_budget_bytes": 42949672960, "prefix_bytes": 323223552, "waiting_memory": 19,
+    "training": {
+        "jobs": 13, "tokens_per_s": 23456.7, "units_per_s": 345.6, "share": 0.123, "slack_ms": 98765.4, "spend": 0.8,
+        "spend_tokens": 0.9, "halts_per_s": 234.5, "touched_per_s": 1234.5, "late": 0.0123,
+    },
+    "ledger": {
+        "device": 135 << 30, "backbone": {"bytes": 15 << 30, "held": 15 << 30}, "activations": {"bytes": 3 << 30, "held": None},
+        "residency": {"bytes": 2 << 30, "held": 345 << 20}, "kv": {"bytes": 114 << 30, "held": 71 << 30},
+        "tuning": {"bytes": 1 << 30, "held": 0},
+    },
 }  # fmt: skip
 NAMES = ("customer-support-bot", "acme-legal-v2", "stars")
 
@@ -68,6 +77,8 @@ def test_top_cuts_nothing_and_always_shows_what_matters(width: int) -> None:
     assert {"gpu-node-17-4242", "cuda:0", "97%"} <= set(words)
     assert "5432 MiB + 70.00 GiB" in told
     assert "870.4 MiB" in told  # of all queues
+    assert {"13", "23457", "12.3%"} <= set(words)  # training
+    assert "345 of 2048 MiB" in told  # of the memory of the device
     wide = set(rendered(draw(fleet(*NAMES), 10), 400).split())
     assert {"200.0", "(82%)"} <= wide
     assert set(words) <= wide

@@ -43,7 +43,9 @@ class Site:
 
     async def worker(self, name: str = "w1", backbone: str = BACKBONE, lease_ms: int = 60_000) -> Consumer:
         """Let a worker live that does nothing."""
-        await self.queue.registry.register_backbone(BackboneInfo(name=backbone, model="m", hidden=4, max_tokens=64))
+        await self.queue.registry.register_backbone(
+            BackboneInfo(name=backbone, model="m", hidden=4, max_tokens=64, generates=True)
+        )
         consumer = Consumer(self.queue.redis, self.queue.scripts, backbone, name, lease_ms=lease_ms)
         assert (await consumer.join(HOSTED)).alive
         return consumer

@@ -13,6 +13,7 @@ import pytest
 from fmplex_broker.errors import StoreUnavailable
 from fmplex_broker.packages.archive import pack
 from fmplex_broker.packages.package import bare
+from fmplex_broker.specs.deployments import BackboneInfo
 from fmplex_broker.specs.tune_records import TuneError
 from fmplex_broker.specs.tuning import checkpoint_id
 from fmplex_broker.streams import connection
@@ -274,7 +275,8 @@ async def test_a_file_that_is_deleted_meanwhile_is_named(office: Office, monkeyp
         ({"model": "nobody"}, 404, "model_not_found", "model"),
         ({"model": "alike@0123456789abcdef-0123456789ab"}, 400, "invalid_value", "model"),
         ({"model": f"alike@{checkpoint_id(NO_JOB, 3)}"}, 404, "unknown_tune", "model"),
-        ({"model": f"{BACKBONE}@v1"}, 404, "model_not_found", "model"),
+        ({"model": f"{BACKBONE}@v1"}, 400, "invalid_value", "model"),
+        ({"model": "nobody@v1"}, 404, "model_not_found", "model"),
         ({"model": "features"}, 400, "invalid_value", "model"),
         ({"model": "two"}, 400, "invalid_value", "model"),
         ({"model": ""}, 400, "invalid_value", "model"),
@@ -291,6 +293,9 @@ async def test_a_file_that_is_deleted_meanwhile_is_named(office: Office, monkeyp
         ({"metadata": {str(n): "" for n in range(17)}}, 400, "invalid_value", "metadata"),
         ({"integrations": [{"type": "wandb"}]}, 400, "invalid_value", "integrations"),
         ({"fit": {"head": "features"}}, 400, "invalid_value", "fit.head"),
+        ({"fit": {"head": "poetry"}}, 400, "invalid_value", "fit.head"),
+        ({"fit": {"max_tokens": 65}}, 400, "invalid_value", "fit.max_tokens"),
+        ({"fit": {"input": {"max_tokens": 65}}}, 400, "invalid_value", "fit.input.max_tokens"),
         ({"fit": {"head": "embedding"}}, 400, "invalid_value", "fit.lora"),
         ({"fit": {"lora": {"r": 0}}}, 400, "invalid_value", "fit.lora.r"),
         ({"fit": {"lora": {}, "ia3": {}}}, 400, "invalid_value", "fit"),
@@ -313,7 +318,18 @@ async def test_what_is_refused_at_once(office: Office, body: Any, status: int, c
     assert error_of(answer) == (status, code, param), answer.text
     if param == "method.type":
         assert "supervised only" in answer.text
+    assert "Value error" not in answer.text
     assert (await office.place.ask("GET", JOBS)).json()["data"] == []
+
+
+async def test_an_encoder_generates_nothing(office: Office) -> None:
+    encoder = BackboneInfo(name=BACKBONE, model="m", hidden=4, max_tokens=64)
+    await office.place.queue.registry.register_backbone(encoder)
+    for content, fit in ((jsonl(*CHATS), {}), (jsonl(*LABELLED), {"head": "generation"})):
+        answer = await office.post(content, fit=fit)
+        assert error_of(answer) == (400, "invalid_value", "model")
+        assert "generates no text" in answer.text
+    assert (await office.post()).status_code == 200
 
 
 async def test_files_of_another_purpose_or_without_bytes(office: Office) -> None:

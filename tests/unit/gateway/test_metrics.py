@@ -123,3 +123,19 @@ def test_training_is_told_where_a_worker_takes_tuning_jobs() -> None:
         ("halts_total",): 3, ("jobs",): 2, ("slack_seconds",): 0.125, ("cost_error",): 0.04,
         ("spend", ("target", "latency")): 0.8, ("spend", ("target", "inter_token")): 0.9,
     }  # fmt: skip
+
+
+def test_the_memory_of_a_device_is_told_by_its_parts() -> None:
+    tuner = worker("qwen")
+    tuner.ledger = {"device": 100, "backbone": 40, "activations": 5, "residency": 20, "kv": 25, "tuning": 10}
+    tuner.backbone_bytes, tuner.kv_bytes, tuner.prefix_bytes, tuner.training = 40, 3, 4, TrainingStats(bytes=9)
+    told = Metrics().render(FleetView(1_000, 2, [tuner, worker("minilm")])).decode()
+    assert 'fmplex_memory_device_bytes{backbone="qwen",worker="w-qwen"} 100.0' in told
+    planned = {part: nbytes for part, nbytes in tuner.ledger.items() if part != "device"}
+    held = {"backbone": 40, "residency": 0, "kv": 7, "tuning": 9}
+    for name, values in (("planned", planned), ("held", held)):
+        for part, nbytes in values.items():
+            assert (
+                f'fmplex_memory_{name}_bytes{{backbone="qwen",part="{part}",worker="w-qwen"}} {float(nbytes)}' in told
+            )
+        assert told.count(f"fmplex_memory_{name}_bytes{{") == len(values)

@@ -23,7 +23,7 @@ def busy(due_in_s: float = LONG_S) -> Table:
     for key in keys[:10]:
         t.start(key)
     now = time.monotonic()
-    t.passes.begin(INTERACTIVE, PASS, expected_s=LONG_S, due=now + due_in_s, now=now)
+    t.passes.begin({INTERACTIVE: PASS}, expected_s=LONG_S, due=now + due_in_s, now=now)
     return t
 
 

@@ -10,11 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks import virtual_time
+from benchmarks.simulated_parts import FULL_RATE, Text
+from benchmarks.simulated_worker import World
+from benchmarks.virtual_time import Clock
 from fmplex_broker.specs.vfm import Targets
 from fmplex_broker.wire.messages import INTERACTIVE, OFFLINE, Flow
-from tests.unit.host import virtual_time
-from tests.unit.host.coserving import FULL_RATE, Text, World
-from tests.unit.host.virtual_time import Clock
 
 SECONDS = 15.0
 NIGHT, A = Flow("night", OFFLINE), Flow("a", INTERACTIVE)
@@ -168,6 +169,51 @@ def test_offline_work_and_training_share_what_is_left(idle_share: float, has: fl
     virtual_time.run(main)
 
 
+class Both(NamedTuple):
+    """Parts of the device's time that training and offline jobs had, and what interactive ones kept."""
+
+    trained: float
+    offline: float
+    attained: float
+
+
+def share_what_is_left(idle_share: float, load: float, target_ms: float, seconds: float = 20) -> Both:
+    async def main(clock: Clock) -> Both:
+        async with World(clock, idle_share=idle_share) as world:
+            assert world.turn
+            await world.turn.add(world.training()[0])
+            coming = asyncio.create_task(world.offline())
+            await world.arrivals("a", load * FULL_RATE, seconds, target_ms)
+            offline, trained = world.scheduler.shares()[NIGHT].charged, world.trained_s
+            both = trained / clock(), offline / clock()
+            coming.cancel()
+            await asyncio.sleep(1)
+            return Both(*both, attained(world.outbox.latencies[A], target_ms) if target_ms else 1.0)
+
+    return virtual_time.run(main)
+
+
+@pytest.mark.parametrize("target_ms", [0.0, 500.0, 10_000.0])
+@pytest.mark.parametrize("idle_share", [0.0, 0.2, 0.5, 1.0])
+def test_beside_interactive_work_they_share_what_it_leaves(idle_share: float, target_ms: float) -> None:
+    """However much slack there is: with targets of ten seconds a loan could be eight of them."""
+    both = share_what_is_left(idle_share, 0.4 if target_ms else 0.1, target_ms)
+    left = both.trained + both.offline
+    expected = min(max(idle_share * left, 0.02), left - 0.05)
+    assert both.trained == pytest.approx(expected, abs=0.03)
+    assert both.trained >= 0.018
+    assert both.offline >= 0.045
+    assert left > 0.3
+    assert both.attained > 0.99
+
+
+@pytest.mark.parametrize("idle_share", [0.0, 0.5, 1.0])
+def test_beside_work_without_targets_that_never_ends_both_trickles_hold(idle_share: float) -> None:
+    both = share_what_is_left(idle_share, 1.4, 0.0)
+    assert both.trained == pytest.approx(0.02, abs=0.005)
+    assert both.offline == pytest.approx(0.05, abs=0.01)
+
+
 def test_both_have_their_part_beside_interactive_work_that_stays_in_time() -> None:
     async def main(clock: Clock) -> None:
         async with World(clock) as world:
@@ -211,7 +257,7 @@ def test_no_unit_begins_that_takes_more_than_anybody_in_hand_can_spare(
                 if demand.untargeted and known:
                     assert world.turn
                     assert world.slack.loan(now, demand).seconds == 0
-                    assert world.leftover_owed >= -0.051, "beyond its trickle"
+                    assert world.leftover._owed >= -0.051, "beyond its trickle"
                 plain(kind, seconds)
 
             run._run = checked  # type: ignore[method-assign]

@@ -153,7 +153,7 @@ def test_a_running_pass_gives_up_its_room_as_it_runs() -> None:
     assert INTERACTIVE not in t.claimable(NOW)
     for key in keys[:10]:
         t.start(key)
-    t.passes.begin(INTERACTIVE, PASS, expected_s=0.1, due=0.0, now=NOW)
+    t.passes.begin({INTERACTIVE: PASS}, expected_s=0.1, due=0.0, now=NOW)
     assert INTERACTIVE not in t.claimable(NOW)
     half = t.claimable(NOW + 0.05)[INTERACTIVE]
     whole = t.claimable(NOW + 5.05)[INTERACTIVE]  # it takes longer than expected
@@ -162,6 +162,14 @@ def test_a_running_pass_gives_up_its_room_as_it_runs() -> None:
         t.finish(job)
     t.passes.end(5.05, NOW + 5.05)
     assert t.claimable(NOW + 5.05)[INTERACTIVE] == whole
+
+
+def test_a_pass_of_both_classes_gives_up_the_room_of_each() -> None:
+    t = Table(2)
+    t.passes.begin({INTERACTIVE: 300, OFFLINE: 100}, expected_s=0.1, due=0.0, now=NOW)
+    assert [t.passes.done_units(cls, NOW + 0.05) for cls in (INTERACTIVE, OFFLINE)] == pytest.approx([150, 50])
+    t.passes.end(0.1, NOW + 0.1)
+    assert [t.passes.done_units(cls, NOW + 0.1) for cls in (INTERACTIVE, OFFLINE)] == [0, 0]
 
 
 def test_a_smaller_pass_budget_leaves_less_room() -> None:

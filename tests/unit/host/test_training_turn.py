@@ -11,6 +11,10 @@ from typing import Any
 
 import pytest
 
+from benchmarks import virtual_time
+from benchmarks.simulated_parts import FULL_RATE
+from benchmarks.simulated_worker import World
+from benchmarks.virtual_time import Clock
 from fmplex_broker.errors import BrokerUnavailable
 from fmplex_broker.wire.messages import INTERACTIVE, OFFLINE, Flow
 from fmplex_broker.wire.passes import TRAINING
@@ -19,9 +23,6 @@ from fmplex_worker.host.lease import LeaseLost
 from fmplex_worker.host.training_books import TrainingBooks
 from fmplex_worker.protocol import Outcome, Work
 from tests.support.waiting import until
-from tests.unit.host import virtual_time
-from tests.unit.host.coserving import FULL_RATE, World
-from tests.unit.host.virtual_time import Clock
 
 A = Flow("a", INTERACTIVE)
 

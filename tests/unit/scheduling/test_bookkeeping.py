@@ -5,9 +5,9 @@ from __future__ import annotations
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 
-from fmplex_worker.scheduling import CLASSES, DeficitRoundRobin, Flow, Item, Plan, Room
+from fmplex_worker.scheduling import CLASSES, OFFLINE, DeficitRoundRobin, Flow, Item, Plan, Room
 
-from .harness import AMPLE, KnownCost, flow_queue
+from .harness import AMPLE, KnownCost, flow_queue, own
 
 BUDGET = 50
 flows = st.builds(Flow, st.sampled_from("abc"), st.sampled_from(CLASSES))
@@ -88,7 +88,9 @@ class Books(RuleBasedStateMachine):
         assert len(plan.items) == 1 or plan.units <= min(BUDGET, room.units)
         assert len(plan.items) == 1 or not any(it.alone for it in plan.items)
         assert {it.bucket for it in plan.items} == {plan.bucket}
-        assert {it.flow.cls for it in plan.items} == {plan.cls}
+        riders = plan.items[len(own(plan)) :]
+        assert {it.flow.cls for it in riders} <= {OFFLINE}
+        assert plan.items[0].flow.cls == plan.cls
         for it in plan.items:
             assert self.queues[it.flow].pop(0) is it
         return plan

@@ -57,14 +57,51 @@ def test_what_training_could_not_use_is_made_up_for_but_not_for_ever() -> None:
 
 def test_the_trickle_is_paid_back_and_slack_that_was_used_counts() -> None:
     leftover = Leftover(0.5, 0.1, 0.05)
-    leftover.note_interactive(0.9)
+    leftover.note_interactive(0.9, offline_waits=False)
     assert leftover.owed
     leftover.note_units(0.3, offline_waits=False, owed=True)
-    leftover.note_interactive(1.7)
+    leftover.note_interactive(1.7, offline_waits=False)
     assert not leftover.owed
-    leftover.note_interactive(0.2)
+    leftover.note_interactive(0.2, offline_waits=False)
     assert leftover.owed
     leftover.note_units(5.0, offline_waits=False, owed=False)
     assert not leftover.owed
-    leftover.note_interactive(0.1)
+    leftover.note_interactive(0.1, offline_waits=False)
     assert leftover.owed, "what it had by right is no debt"
+
+
+@pytest.mark.parametrize("wanted", [0.0, 0.5, 1.0])
+def test_where_interactive_work_leaves_next_to_nothing_both_trickles_hold(wanted: float) -> None:
+    """Also what one of them has from its trickle does not keep the other from its own."""
+    leftover, trained, offline = Leftover(wanted, 0.02, 0.05), 0.0, 0.0
+    for n in range(1, 20_001):
+        leftover.note_interactive(0.1, offline_waits=True)
+        if n % 20 == 0:  # as the scheduler's own trickle has it
+            leftover.note_offline(0.1)
+            offline += 0.1
+        if leftover.owed and leftover.is_turn(offline_waits=True):
+            leftover.note_units(0.02, offline_waits=True, owed=True)
+            trained += 0.02
+    total = 2000 + trained + offline
+    assert trained / total == pytest.approx(0.02, abs=0.002)
+    assert offline / total == pytest.approx(0.05, abs=0.005)
+
+
+def test_a_share_of_all_that_is_left_leaves_offline_jobs_their_part_of_all_time() -> None:
+    leftover, trained, offline = Leftover(1.0, 0.02, 0.05), 0.0, 0.0
+    for _ in range(20_000):  # half of the time is interactive work's
+        leftover.note_interactive(0.05, offline_waits=True)
+        if leftover.is_turn(offline_waits=True):
+            leftover.note_units(0.05, offline_waits=True, owed=False)
+            trained += 0.05
+        else:
+            leftover.note_offline(0.05)
+            offline += 0.05
+    assert offline / 2000 == pytest.approx(0.05, abs=0.002)
+
+
+@pytest.mark.parametrize("units_s", [0.02, 3.0])
+@pytest.mark.parametrize("pass_s", [0.1, 4.0])
+def test_however_long_their_turns_are_they_share(units_s: float, pass_s: float) -> None:
+    for wanted in (0.2, 0.5):
+        assert share(Leftover(wanted, 0.02, 0.05), units_s, pass_s) == pytest.approx(wanted, abs=0.02)

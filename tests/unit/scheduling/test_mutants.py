@@ -69,7 +69,7 @@ QUEUES: list[tuple[type[FlowQueue], Check]] = [
     (mutant_queues.IgnoresWeights, by_price()),
     (mutant_queues.CountsJobs, by_price(apart=True)),
     (mutant_queues.NeverTruesUp, by_measured_cost(apart=True, adapters=True, passes=200)),
-    (mutant_queues.TruesUpTwice, by_measured_cost(60, apart=True)),
+    (mutant_queues.TruesUpTwice, by_measured_cost(20, apart=True, passes=120)),
     (mutant_queues.IgnoresNewWeights, new_weights),
     (mutant_queues.CreditsAtTheNewWeight, new_weights),
     (mutant_queues.NeverTruesUp, shares),

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks.simulated_worker import World
 from fmplex_broker.specs.fleet import BackboneSpec
 from fmplex_worker.backbones.backbone import Backbone
 from fmplex_worker.backbones.loading import load_backbone
@@ -19,7 +20,6 @@ from fmplex_worker.protocol import Outcome, Work
 from fmplex_worker.training import TuneOrder
 from fmplex_worker.tuning.opening import open_run
 from fmplex_worker.tuning.run import Run
-from tests.unit.host.coserving import World
 from tests.unit.tuning import learnable
 from tests.unit.tuning.conftest import SpecFor
 

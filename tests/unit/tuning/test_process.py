@@ -95,7 +95,7 @@ def test_an_unforeseen_exception_fails_its_spec_alone(
     def broken(path: Path, *_: object) -> None:
         raise ZeroDivisionError("never seen before")
 
-    monkeypatch.setattr("fmplex_worker.tuning.trainer.read", broken)
+    monkeypatch.setattr("fmplex_worker.tuning.head_data.read", broken)
     events: list[Any] = []
     line = spec_for("classification").model_dump_json().encode()
     assert serve([line, line], TypeAdapter(FitSpec), fit, events.append) is False

@@ -241,6 +241,14 @@ def test_a_file_that_validates_takes_the_place_of_the_slice(spec_for: SpecFor, b
     assert run.progress.validation_loss is not None
 
 
+def test_a_file_that_validates_shows_what_is_learnt(spec_for: SpecFor, bert: Backbone, tmp_path: Path) -> None:
+    others = [{"text": "the cat", "label": "other"}] * 2
+    with pytest.raises(InvalidInput, match=r"most of its 2 examples have labels that .* never shows \(.*'other'"):
+        open_run(
+            replace(_order(spec_for, "LoRA"), validation=learnable.write(tmp_path / "v.jsonl", others)), bert, None
+        )
+
+
 def test_a_batch_of_texts_has_so_many(tmp_path: Path, llama: Backbone) -> None:
     run = open_run(_texts(tmp_path / "data.jsonl", llama, batch_size=5, epochs=2), llama, None)
     assert run.progress.steps == 2 * 3  # of twelve texts
@@ -260,6 +268,49 @@ def test_it_goes_on_from_a_version(spec_for: SpecFor, bert: Backbone) -> None:
     assert again.snapshot().package()[name] == first.package()[name]
     _go(again)
     assert again.snapshot().package()[name] != first.package()[name]
+
+
+def test_what_is_gone_on_with_keeps_its_adapter(spec_for: SpecFor, bert: Backbone) -> None:
+    """Another one would be a new vFM, and what was asked for must not be dropped in silence."""
+    order = _order(spec_for, "LoRA")
+    assert isinstance(order.spec, FitSpec)
+    course = HeadCourse(order, order.spec, bert)
+    first = Run(course, "", None)
+    _go(first)
+    start = _package(first, order.spec, course)
+    others: list[tuple[dict[str, Any], str]] = [
+        ({"lora": None, "ia3": {}}, "ia3"), ({"lora": {"r": 3}}, "lora.r"),
+        ({"lora": {"r": LORA["r"], "alpha": 99}}, "lora.alpha"),
+        ({"lora": {"r": LORA["r"], "targets": ["query"]}}, "lora.targets"),
+    ]  # fmt: skip
+    for other, field in others:
+        wanted = _order(spec_for, "LoRA", **other).spec
+        with pytest.raises(InvalidInput, match="what is gone on with has") as e:
+            open_run(TuneOrder(wanted, start=start), bert, None)
+        assert e.value.field == field
+    open_run(TuneOrder(_order(spec_for, "LoRA", lora={"r": LORA["r"], "dropout": 0.5}).spec, start=start), bert, None)
+
+
+def test_without_weights_or_adapter_there_is_nothing_to_go_on_with(spec_for: SpecFor, bert: Backbone) -> None:
+    order = _order(spec_for, "LoRA, comparing", lora=None)
+    assert isinstance(order.spec, FitSpec)
+    course = HeadCourse(order, order.spec, bert)
+    first = Run(course, "", None)
+    _go(first)
+    start = _package(first, order.spec, course)
+    with pytest.raises(InvalidInput, match="nothing to train") as e:
+        open_run(TuneOrder(order.spec, start=start), bert, None)
+    assert e.value.field == "lora"
+
+
+def test_a_label_that_only_validates_is_named(spec_for: SpecFor, bert: Backbone, tmp_path: Path) -> None:
+    """Its loss would be that of nothing."""
+    path = learnable.write(
+        tmp_path / "more.jsonl", [*learnable.labelled()[-3:], {"text": "the cat", "label": "strange"}]
+    )
+    with pytest.raises(InvalidInput, match=r"line 4: label\(s\) \['strange'\], which no example to train on has") as e:
+        open_run(TuneOrder(_order(spec_for, "a head").spec, validation=path), bert, None)
+    assert e.value.field == "validation"
 
 
 # --- what is not finite -------------------------------------------------------------------------------------------

@@ -28,6 +28,7 @@ from fmplex_worker.backbones.texts import Tokenizer
 from fmplex_worker.kvcache.pool import KvShape
 from fmplex_worker.packed import attention
 from fmplex_worker.packed.linear import wrap_linears
+from fmplex_worker.packed.memory import out_of_memory
 
 T = TypeVar("T")
 
@@ -51,7 +52,7 @@ def load_backbone(spec: BackboneSpec, device: str = "auto") -> Backbone:
     if sentence is not None and sentence.max_tokens is not None:
         tokenizer.model_max_length = min(tokenizer.model_max_length, sentence.max_tokens)
     generates = _generates(family, config)
-    model = _load_model(spec, family, generates, where).to(where)
+    model = _placed(_load_model(spec, family, generates, where), where)
     model, lm_head = _split_lm_head(model, tokenizer, config) if generates else (model, None)
     targets = wrap_linears(model)
     first = family.first_position(config)
@@ -142,6 +143,21 @@ def _load_model(spec: BackboneSpec, family: Family, generates: bool, where: torc
         family.adapt(model)
     loaded: nn.Module = model.eval().requires_grad_(False)
     return loaded
+
+
+def _placed(model: nn.Module, where: torch.device) -> nn.Module:
+    """Bring a model onto its device. Raises `InvalidInput` if that has not so much memory."""
+    try:
+        return model.to(where)
+    except Exception as e:
+        if not out_of_memory(e):
+            raise
+        nbytes = sum(t.nbytes for t in (*model.parameters(), *model.buffers()))
+        raise InvalidInput(
+            f"the backbone takes {nbytes:,} bytes, and {where} has not so many left; host a smaller one, give a shorter "
+            "backbone.dtype, or free the device",
+            field="backbone.model",
+        ) from e
 
 
 def _not_an_adapter(model: str) -> None:

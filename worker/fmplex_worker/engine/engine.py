@@ -18,6 +18,7 @@ from fmplex_broker.specs.fingerprint import Fingerprint
 from fmplex_broker.wire.messages import Request
 from fmplex_worker.backbones.backbone import Backbone
 from fmplex_worker.engine.isolation import PassUnits, run_isolated
+from fmplex_worker.ledger import Ledger
 from fmplex_worker.packed.grouping import group_from
 from fmplex_worker.packed.row import pack, packed_order
 from fmplex_worker.protocol import Capacity, EngineInfo, Fitted, Kind, Outcome, Prepared, Work
@@ -32,10 +33,16 @@ class PackedEngine:
     """`fmplex_worker.protocol.Engine` of one backbone and the workloads that it can do."""
 
     def __init__(
-        self, backbone: Backbone, workloads: Sequence[Workload], fingerprint: Fingerprint, trainer: OpenTraining | None
+        self,
+        backbone: Backbone,
+        workloads: Sequence[Workload],
+        fingerprint: Fingerprint,
+        trainer: OpenTraining | None,
+        ledger: Ledger,
     ) -> None:
-        """`trainer`: what opens trainings here; None: nothing is trained."""
+        """`trainer`: what opens trainings here; None: nothing is trained. `ledger`: of its device."""
         self._backbone = backbone
+        self._ledger = ledger
         self._trainer = trainer
         self._fingerprint = fingerprint
         self._workloads: dict[Kind, Workload] = {workload.kind: workload for workload in workloads}
@@ -49,7 +56,7 @@ class PackedEngine:
         b = self._backbone
         return EngineInfo(
             b.spec.name, "text", b.hidden, b.max_tokens, str(b.device), b.memory_bytes, self._fingerprint,
-            torch.get_num_threads(),
+            torch.get_num_threads(), self._ledger, b.lm_head is not None,
         )  # fmt: skip
 
     @property

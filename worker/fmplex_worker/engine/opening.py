@@ -2,38 +2,44 @@
 
 from __future__ import annotations
 
-from fmplex_broker.errors import InvalidInput
+import logging
+
 from fmplex_broker.specs.fleet import BackboneSpec, WorkerSpec
-from fmplex_worker.backbones.backbone import Backbone, LmHead
+from fmplex_worker.backbones.backbone import Backbone
 from fmplex_worker.backbones.fingerprint import take_fingerprint
 from fmplex_worker.backbones.loading import load_backbone
+from fmplex_worker.engine.device_memory import device_memory, pass_bytes
 from fmplex_worker.engine.engine import OpenTraining, PackedEngine
+from fmplex_worker.ledger import Found, plan
 from fmplex_worker.workloads.base import Workload
 from fmplex_worker.workloads.encoding.workload import EncodingWorkload
 from fmplex_worker.workloads.generation.workload import GenerationWorkload
 
+log = logging.getLogger(__name__)
 _LEAST_TOKENS = 64  # that memory for keys and values must hold
 
 
 def open_engine(spec: BackboneSpec, worker: WorkerSpec, trainer: OpenTraining | None = None) -> PackedEngine:
-    """Load the backbone. `trainer`: what opens trainings on it, if it may be trained on.
+    """Load the backbone, and share out its device. `trainer`: what opens trainings on it, if it may be trained on.
 
     Raises `InvalidInput` that names the key of the fleet file to change.
     """
     backbone = load_backbone(spec, worker.device)
+    ledger = plan(worker, _found(backbone))
+    log.info("memory of %s: %s", backbone.device, ", ".join(f"{part} {n:,}" for part, n in ledger._asdict().items()))
     workloads: list[Workload] = [EncodingWorkload(backbone)]
     if backbone.lm_head is not None:
-        workloads.append(_generation(backbone, backbone.lm_head, worker.kv_bytes))
-    return PackedEngine(backbone, workloads, take_fingerprint(backbone), trainer)
+        workloads.append(GenerationWorkload(backbone, backbone.lm_head, ledger.kv))
+    return PackedEngine(backbone, workloads, take_fingerprint(backbone), trainer, ledger)
 
 
-def _generation(backbone: Backbone, lm_head: LmHead, kv_bytes: int) -> GenerationWorkload:
-    """Return the workload, with memory for some texts at least. Raises `InvalidInput`."""
-    least = _LEAST_TOKENS * lm_head.kv.token_bytes
-    if kv_bytes < least:
-        raise InvalidInput(
-            f"{kv_bytes} bytes hold {kv_bytes // lm_head.kv.token_bytes} tokens of a text; give at least "
-            f"{least}, and as much more as texts are to be long and many",
-            field="worker.kv_bytes",
-        )
-    return GenerationWorkload(backbone, lm_head, kv_bytes)
+def _found(backbone: Backbone) -> Found:
+    units, lm_head = backbone.spec.pass_units, backbone.lm_head
+    return Found(
+        has=device_memory(backbone.device),
+        shared=backbone.device.type == "cpu",
+        backbone=backbone.memory_bytes,
+        units=units,
+        activations=pass_bytes(backbone, units),
+        least_kv=0 if lm_head is None else _LEAST_TOKENS * lm_head.kv.token_bytes,
+    )

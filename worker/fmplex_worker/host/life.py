@@ -56,6 +56,7 @@ from fmplex_worker.host.training import TrainingTask
 from fmplex_worker.host.training_books import TrainingBooks
 from fmplex_worker.host.training_turn import TrainingTurn
 from fmplex_worker.host.tune_desk import TuneDesk
+from fmplex_worker.host.tune_memory import TuneMemory
 from fmplex_worker.host.tune_publishing import Publisher
 from fmplex_worker.host.tune_shelf import TuneShelf
 from fmplex_worker.host.version_loads import VersionLoads
@@ -150,7 +151,8 @@ class Life:
         landing = Landing(self._table, self._dispatcher, self._outbox, has.cost, self._clock, self._meter)
         self._device = DeviceThread(has.engine, has.device_thread)
         self.turn = self._make_turn() if spec.tuning.enabled else None
-        self._training = None if self.turn is None else self._make_training(self.turn)
+        stats = self._meter.stats.training
+        self._training = None if self.turn is None or stats is None else self._make_training(self.turn, stats)
         self._pass_loop = PassLoop(planner, self._device, self._table, self._passes, self._blame, landing, self.turn)
         blocking = Consumer(has.blocking, Scripts(has.blocking), has.backbone.name, self._id, lease_ms=spec.lease_ms)
         self._budget_setting = BudgetSetting(self._budget, self._scheduler, self._table.room, has.engine)
@@ -169,7 +171,7 @@ class Life:
         self._meter.stats.training = books.stats
         return TrainingTurn(slack, leftover, demand, self._device, self._table, self._blame, books)
 
-    def _make_training(self, turn: TrainingTurn) -> TrainingTask:
+    def _make_training(self, turn: TrainingTurn, stats: TrainingStats) -> TrainingTask:
         """Make what takes tuning jobs."""
         has, scripts = self._lasting, Scripts(self._lasting.redis)
         desk = TuneDesk(
@@ -183,6 +185,7 @@ class Life:
             shelf=TuneShelf(has.store),
             publisher=Publisher(self._registry, has.engine.info.fingerprint.digest),
             threads=has.tuning_threads,
+            memory=TuneMemory(has.engine.info.ledger.tuning, stats),
         )
         return TrainingTask(desk, self._table, has.spec.max_attempts)
 
@@ -226,7 +229,7 @@ class Life:
         await self._registry.register_backbone(
             BackboneInfo(
                 name=info.name, model=self._lasting.backbone.model, modality=info.modality, hidden=info.hidden,
-                max_tokens=info.max_tokens,
+                max_tokens=info.max_tokens, generates=info.generates,
             )
         )  # fmt: skip
         self._clock.set(beat.now_ms)

@@ -57,7 +57,7 @@ class PassLoop:
                 await self._land_or_due()
             elif self._turn is not None and not self._flights and self._turn.may():
                 await self._turn.run()
-            elif (plan := self._planner.plan(self._busy_s())) is not None:
+            elif (plan := self._plan()) is not None:
                 await self._launch(plan)
             elif self._flights:
                 await self._land()
@@ -68,6 +68,9 @@ class PassLoop:
             else:
                 self._table.arrived.clear()
                 await self._table.arrived.wait()
+
+    def _plan(self) -> Plan | None:
+        return self._planner.plan(self._busy_s(), riders=self._turn is None or self._turn.lets_ride)
 
     def stop(self) -> None:
         """End once nothing is left to run."""
@@ -101,7 +104,7 @@ class PassLoop:
         flight.ends = now + plan.seconds
         # Not all launches are alike, and the end is usually off.
         flight.due = flight.ends - 1.5 * self._launch_s - 0.75 * self._planner.error * plan.seconds
-        self._passes.begin(plan.cls, plan.units, plan.seconds, flight.due, now)
+        self._passes.begin(plan.units_by_class, plan.seconds, flight.due, now)
 
     async def _land(self) -> None:
         flight = self._flights[0]

@@ -37,9 +37,10 @@ class PassPlanner:
         """Answer the jobs that would be late even in a pass that begins in `busy_s` seconds."""
         self._guard.answer_hopeless(busy_s)
 
-    def plan(self, busy_s: float) -> Plan | None:
-        """Plan a pass that begins in `busy_s` seconds; None if there is nothing to run."""
-        room = Room(self._engine.capacity.units, _ROWS)
+    def plan(self, busy_s: float, *, riders: bool) -> Plan | None:
+        """Plan a pass that begins in `busy_s` seconds; None if there is nothing to run. `riders`: whether offline jobs may be in
+        interactive passes."""
+        room = Room(self._engine.capacity.units, _ROWS, riders)
         plan = self._scheduler.plan(self._clock.now_ms() / 1000 + busy_s, room)
         if plan is not None:
             self._recorder.launched(plan)

@@ -63,7 +63,7 @@ class Worker:
             engine=engine,
             cost=cost or CostModel(backbone.pass_units),
             make_scheduler=scheduler,
-            residents=Residents(engine, fetcher, spec.residency.device_bytes, threads["fetch"], loading),
+            residents=Residents(engine, fetcher, engine.info.ledger.residency, threads["fetch"], loading),
             redis=open_redis(url),
             blocking=open_redis(url),
             store=store,

@@ -44,6 +44,7 @@ class Meter:
         self._flows: dict[Flow, FlowStats] = {}  # last heard of last
         self.stats = WorkerStats(worker, engine.info.name, engine.info.device, os.getpid(), socket.gethostname())
         self.stats.backbone_bytes = engine.info.memory_bytes
+        self.stats.ledger = engine.info.ledger._asdict()
         self.books: TrainingBooks | None = None  # where there is training: they judge whom it makes late
 
     def _flow(self, flow: Flow) -> FlowStats:

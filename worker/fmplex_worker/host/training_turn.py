@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, suppress
-from typing import Any
+from typing import Any, NamedTuple
 
 from fmplex_broker.wire.messages import INTERACTIVE, OFFLINE
 from fmplex_worker.host.blame import Blame
@@ -22,6 +22,16 @@ from fmplex_worker.scheduling import Leftover, Loan, Plan, Slack, UnitQueue
 _MARK_S = 0.05  # what is worth waiting until the broker knows whose unit runs
 _AGAIN_S = 0.5  # when it did not answer
 _LOOK_S = 0.05  # slack comes back with time, and nothing rings then
+
+
+class Unfit(NamedTuple):
+    """A training no unit of which fits now, though nothing waits. Seconds: its unit `takes`; the device can be `lent` as passes
+    are by now, and for `most` if they took no time at all."""
+
+    job: TrainingJob
+    takes: float
+    lent: float
+    most: float
 
 
 class TrainingTurn:
@@ -71,14 +81,17 @@ class TrainingTurn:
             if job.id in self._jobs:
                 self._forget(job)
 
-    def unfit(self) -> tuple[TrainingJob, float, float] | None:
-        """Return the training whose turn it is, the seconds that its next unit takes, and those for which the device can be lent
-        when nothing waits, if these are fewer: then it only ever runs by chance."""
+    def unfit(self) -> Unfit | None:
+        """Return the training whose turn it is, if its next unit takes longer than the device can be lent when nothing waits:
+        then it only ever runs by chance."""
         if self._running is not None or (key := self._queue.front) is None:
             return None
         now = time.monotonic()
-        takes, quiet = self._queue.predict(now), self._slack.loan(now, self._demand.quiet(now))
-        return (self._jobs[key], takes, quiet.seconds) if quiet.strict and takes > quiet.seconds else None
+        takes, demand = self._queue.predict(now), self._demand.quiet(now)
+        loan = self._slack.loan(now, demand)
+        if not loan.strict or takes <= loan.seconds:
+            return None
+        return Unfit(self._jobs[key], takes, loan.seconds, self._slack.spend.most * demand.expected)
 
     def stop(self) -> None:
         """Lend the device no more."""
@@ -142,6 +155,11 @@ class TrainingTurn:
         return None if key is None else self._jobs[key]
 
     @property
+    def lets_ride(self) -> bool:
+        """Whether offline jobs may be in interactive passes: not where they have had their part of what these leave."""
+        return not self.wanted or not self._leftover.is_turn(offline_waits=True)
+
+    @property
     def _offline_waits(self) -> bool:
         return self._table.waiting[OFFLINE] > 0
 
@@ -150,6 +168,10 @@ class TrainingTurn:
         stats, slack = self._books.stats, self._slack
         stats.slack_s, stats.spend, stats.spend_tokens = loan.seconds, slack.spend.now(now), slack.spend_tokens.now(now)
         return loan
+
+    def _at_once(self, loan: Loan) -> float:
+        """Return the seconds of a loan that may be used without a look at offline jobs: where some wait, turns are short."""
+        return min(loan.seconds, self._slack.unit_s) if self._offline_waits else loan.seconds
 
     async def run(self) -> None:
         """Lend the device until the slack is used up, or somebody comes who has less. Raises `LeaseLost`."""
@@ -168,7 +190,7 @@ class TrainingTurn:
         loan = self._loan_at(now)
         if self._stopping or (job.alone and len(self._table)) or not self._fits(loan, now):
             return
-        self._running, self._until = job, now + loan.seconds
+        self._running, self._until = job, now + self._at_once(loan)
         try:
             runs = await self._follow(job, self._device.lend(self._units(job)))
         finally:  # also if this life ends here: the thread is the next one's
@@ -204,7 +226,7 @@ class TrainingTurn:
                 arrival.cancel()
             now = time.monotonic()
             if not work.done() and now < self._until:
-                until = -math.inf if job.alone and len(self._table) else now + self._loan_at(now).seconds
+                until = -math.inf if job.alone and len(self._table) else now + self._at_once(self._loan_at(now))
                 halted = halted or until < self._until
                 self._until = min(self._until, until)
         self._books.stats.halts += halted
@@ -239,10 +261,12 @@ class TrainingTurn:
             self._slack.note_pass(outcome.seconds, plan.seconds, time.monotonic())
         if not self.wanted:
             self._leftover.rest()
-        elif plan.cls == INTERACTIVE:
-            self._leftover.note_interactive(outcome.seconds)
-        else:
-            self._leftover.note_offline(outcome.seconds)
+            return
+        offline_s = outcome.seconds * plan.units_by_class[OFFLINE] / plan.units
+        if offline_s < outcome.seconds:
+            self._leftover.note_interactive(outcome.seconds - offline_s, offline_waits=self._offline_waits)
+        if offline_s:
+            self._leftover.note_offline(offline_s)
 
     async def rest(self) -> None:
         """Wait until there may be something to run."""

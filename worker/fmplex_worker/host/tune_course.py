@@ -13,6 +13,7 @@ from typing import Any, Literal, TypeAlias, TypeVar
 
 from fmplex_broker.errors import BrokerUnavailable, Conflict, FmplexError, JobFailed, Unavailable
 from fmplex_broker.specs.tune_records import Checkpoint, TuneError, TuneProgress
+from fmplex_broker.specs.tuning import TuneFit
 from fmplex_broker.streams.outages import Outage
 from fmplex_broker.streams.tune_owner import HeldTune, Saved, TuneLost
 from fmplex_worker.host.lease import LeaseLost
@@ -33,6 +34,13 @@ _UNFIT_S = 60.0  # for which no unit fits under any target, until the job fails
 _FILES = {"data": "training_file", "validation": "validation_file"}  # as the reader of examples calls them
 
 
+def _param(field: str | None) -> str | None:
+    """Return the part of the order that an error's field is."""
+    if field is not None and field.partition(".")[0] in TuneFit.model_fields:
+        return f"fit.{field}"
+    return _FILES.get(field or "", field)
+
+
 class TuneCourse:
     """The course of one tuning job on this worker: opened, trained, published; saved every second meanwhile, when its owner's
     wishes are heard, too."""
@@ -50,6 +58,7 @@ class TuneCourse:
         self._outage = Outage(log, f"tuning job {held.id}")
         self._waited_for = ""
         self._unfit_since: float | None = None
+        self._never_fits = False
         self._had_s = 0.0  # seconds of the device
 
     async def run(self) -> None:
@@ -63,6 +72,7 @@ class TuneCourse:
             log.exception("tuning job %s was dropped; another worker, or a later claim, goes on with it", self._held.id)
         if self._job is not None:
             await self._desk.turn.remove(self._job)
+        self._desk.memory.release(self._held.id)
 
     async def _work(self, folder: Path) -> None:
         steps: tuple[Callable[[], Coroutine[Any, Any, None]], ...]
@@ -87,6 +97,7 @@ class TuneCourse:
         held, spec = self._held, self._held.record.spec
         opening = Opening(held, self._desk, folder)
         training = await self._patient(opening.open)
+        await self._desk.memory.admit(spec.id, training, held.say)
         name = published_as(spec.publish, spec.id)
         self._job = job = TrainingJob(spec.id, name, spec.weight, training, alone=held.alone)
         self._checkpoints = Checkpoints(held, self._desk, job, opening.base)
@@ -141,7 +152,7 @@ class TuneCourse:
             await self._patient(lambda: self._save(owner.release))
 
     async def _fail(self, error: FmplexError) -> None:
-        param = _FILES.get(error.field or "", error.field)
+        param = _param(error.field)
         code = f"invalid_{param}" if error.field in _FILES else error.code
         said = TuneError(code=code, message=error.message, param=param)
         try:
@@ -211,22 +222,26 @@ class TuneCourse:
             self._held.say(said[0], data=said[1])
 
     def _check_fit(self) -> None:
-        """Raise `Conflict` if units have fitted under no target for long."""
+        """Say that no unit fits, and raise `Conflict` if that has been so for long and less traffic would change nothing."""
         job, unfit = self._job, self._desk.turn.unfit()
         if job is None or job.seconds > self._had_s:
             self._unfit_since = None
             self._had_s = 0.0 if job is None else job.seconds
-        elif unfit is not None and unfit[0] is job:
-            now, (_, takes, lent) = time.monotonic(), unfit
-            words = (
-                f"a unit of this training takes {1000 * takes:.0f} ms, and under the targets of the vFMs beside it the device "
-                f"can be lent for {1000 * lent:.0f} ms at most; raise these targets or worker.tuning.spend, or train shorter "
-                "texts"
+        elif unfit is not None and unfit.job is job:
+            now, never = time.monotonic(), unfit.takes > unfit.most
+            lent = (
+                f"{1000 * unfit.most:.0f} ms at most"
+                if never
+                else f"{1000 * unfit.lent:.0f} ms as long as they are so busy"
             )
-            if self._unfit_since is None:
-                self._unfit_since = now
+            words = (
+                f"a unit of this training takes {1000 * unfit.takes:.0f} ms, and under the targets of the vFMs beside it the "
+                f"device can be lent for {lent}; raise these targets or worker.tuning.spend, or train shorter texts"
+            )
+            if self._unfit_since is None or never is not self._never_fits:
+                self._unfit_since, self._never_fits = now, never
                 self._held.say(words, "warn")
-            elif now - self._unfit_since > _UNFIT_S:
+            elif never and now - self._unfit_since > _UNFIT_S:
                 raise Conflict(words, field="worker.tuning.spend")
 
     async def _patient(self, call: Callable[[], Awaitable[T]]) -> T:

@@ -14,18 +14,20 @@ from fmplex_broker.streams.tune_owner import TuneOwner
 from fmplex_broker.streams.tunes import Tunes
 from fmplex_worker.host.blame import Blame
 from fmplex_worker.host.training_turn import TrainingTurn
+from fmplex_worker.host.tune_memory import TuneMemory
 from fmplex_worker.host.tune_publishing import Publisher
 from fmplex_worker.host.tune_shelf import TuneShelf
 from fmplex_worker.protocol import Engine
 
 P = ParamSpec("P")
 T = TypeVar("T")
-MOST = 2  # tuning jobs in hand at a time; each has its part of worker.tuning.bytes, whether or not there is another one
+MOST = 2  # tuning jobs in hand at a time
 
 
 @dataclass(frozen=True, slots=True)
 class TuneDesk:
-    """Whom a tuning job calls on. `opening`: one is opened at a time; `stop`: set once the worker drains."""
+    """Whom a tuning job calls on. `memory`: of the device, for all tuning jobs; `opening`: one is opened at a time; `stop`: set
+    once the worker drains."""
 
     backbone: BackboneSpec
     engine: Engine
@@ -37,13 +39,9 @@ class TuneDesk:
     shelf: TuneShelf
     publisher: Publisher
     threads: Executor
+    memory: TuneMemory
     opening: asyncio.Lock = field(default_factory=asyncio.Lock)
     stop: asyncio.Event = field(default_factory=asyncio.Event)
-
-    @property
-    def memory(self) -> int:
-        """Bytes of device memory that one tuning job may take."""
-        return self.backbone.worker.tuning.bytes // MOST
 
     async def off_loop(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run what takes its time on a thread of tuning's own."""

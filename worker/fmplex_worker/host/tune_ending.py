@@ -91,4 +91,5 @@ class Ending:
             )
         if now.held_out is not None:
             metric, score, baseline = now.held_out
-            self._held.say(f"Held-out {metric} {score:.4g}; baseline {baseline:.4g}")
+            figures = {"metric": metric, "held_out_score": score, "baseline": baseline}
+            self._held.say(f"Held-out {metric} {score:.4g}; baseline {baseline:.4g}", data=figures)

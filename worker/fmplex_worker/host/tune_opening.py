@@ -36,7 +36,7 @@ class Opening:
         if spec.validation_file is not None:
             validation = await self._fetched(spec.validation_file, "validation_file")
         self.base = await self._start(spec)
-        order = TuneOrder(fit_of(spec, data, desk.backbone), validation, self.base, desk.memory)
+        order = TuneOrder(fit_of(spec, data, desk.backbone), validation, self.base, desk.memory.budget)
         async with desk.opening:
             await desk.blame.open(spec.id)
             try:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from math import inf
 
 from .accounts import Accounts
 from .cost import CostModel
@@ -11,6 +12,8 @@ from .flow_queue import FlowQueue
 from .items import CLASSES, INTERACTIVE, OFFLINE, Flow, Item, Plan, Room, Share
 from .lull import Lull
 from .pass_builder import PassBuilder
+
+_RIDES = 0.375  # of a slice: who comes while a pass runs waits for it and for the next, and the longer they are, the more come
 
 
 class DeficitRoundRobin:
@@ -34,8 +37,8 @@ class DeficitRoundRobin:
 
     Also: never idle while a flow is runnable; charges sum to measured time; a bucket in which a front can
     pay is served within as many passes as there are buckets; an emptied flow forfeits credit but no debt;
-    offline work gets what interactive leaves, and `trickle` of the device time always. A plan is O(items
-    picked + buckets).
+    offline work gets what interactive leaves, and `trickle` of the device time always; but in a lull no job
+    waits for more than a slice of it. A plan is O(items picked + buckets).
 
     `budget`: units of a full pass; `offline_slice`: seconds that an offline pass may take, but in a lull. Raises `ValueError`
     unless `trickle` is a fraction below 1.
@@ -57,6 +60,7 @@ class DeficitRoundRobin:
         self._offline_slice = offline_slice
         self._arrivals = Arrivals()
         self._lull = Lull()
+        self._before = OFFLINE  # the class of the last pass
         self._lulled = True  # whether there was a lull as the last pass was made
         self._arrears = 0.0  # the offline class's own deficit against the interactive one
         self._trickled: set[int] = set()  # passes in flight that were paid from it
@@ -127,7 +131,30 @@ class DeficitRoundRobin:
     def _plan(self, cls: str, now: float, room: Room) -> Plan | None:
         builder = PassBuilder(self._queues[cls], self.full_units(cls), room, self.max_debt)
         builder.fill(Moment(now, self._accounts.cost, self.budget, self._arrivals.rate(now)))
-        return self._accounts.dispatch(builder.items, builder.prices) if builder.items else None
+        if not builder.items:
+            return None
+        items, prices = builder.items, builder.prices
+        if (
+            room.riders and cls == self._before == INTERACTIVE
+        ):  # who waited for an offline pass is not made to wait once more
+            riders = self._riders(items, now, builder.left)
+            items, prices = items + riders.items, prices + riders.prices
+        self._before = cls
+        return self._accounts.dispatch(items, prices)
+
+    def _riders(self, items: Sequence[Item], now: float, left: Room) -> PassBuilder:
+        """Pick offline items that go with these interactive ones: as many as take a part of a slice, and none that would make one
+        of these late."""
+        units, cost = sum(item.units for item in items), self._accounts.cost
+        seconds = cost.predict_pass(units)
+        in_time = (item.deadline - now for item in items if item.deadline is not None)
+        longest = min(seconds + _RIDES * self._offline_slice, min((s for s in in_time if s >= seconds), default=inf))
+        riders = PassBuilder(
+            self._queues[OFFLINE], cost.units_within(longest, self.budget) - units, left, self.max_debt
+        )
+        if all(item.phase == "encode" for item in items):  # a text that grows is in many passes: all would take longer
+            riders.ride(items[0].bucket)
+        return riders
 
     def _after_spare(self, seconds: float) -> float:
         """Return what the offline class is due once it got so much that nobody else wanted. That counts, so that none of its
@@ -151,18 +178,20 @@ class DeficitRoundRobin:
         charges = self._accounts.charge(plan, seconds)
         surplus = [price - charge for price, charge in zip(plan.prices, charges, strict=True)]
         self._true_up(plan, surplus)
-        if plan.cls == INTERACTIVE and self._has_runnable(OFFLINE):
-            self._arrears += seconds * self._trickle / (1 - self._trickle)
+        if plan.cls == INTERACTIVE:
+            rode = sum(charge for item, charge in zip(plan.items, charges, strict=True) if item.flow.cls == OFFLINE)
+            due = seconds * self._trickle / (1 - self._trickle) if self._has_runnable(OFFLINE) else 0.0
+            self._arrears = max(self._arrears + due - rode, min(self._arrears, -self._offline_slice))
         return charges
 
     def _true_up(self, plan: Plan, surplus: list[float]) -> None:
-        by_vfm: dict[str, float] = {}
+        by_flow: dict[Flow, float] = {}
         for item, seconds in zip(plan.items, surplus, strict=True):
-            by_vfm[item.flow.vfm] = by_vfm.get(item.flow.vfm, 0.0) + seconds
-        queue = self._queues[plan.cls]
-        for vfm, seconds in by_vfm.items():
-            queue.adjust(vfm, seconds)
-        queue.tidy(2 * len(plan.items) + 8)
+            by_flow[item.flow] = by_flow.get(item.flow, 0.0) + seconds
+        for flow, seconds in by_flow.items():
+            self._queues[flow.cls].adjust(flow.vfm, seconds)
+        for cls in {flow.cls for flow in by_flow}:
+            self._queues[cls].tidy(2 * len(plan.items) + 8)
         if plan.number in self._trickled:
             self._trickled.remove(plan.number)
             self._arrears += sum(surplus)

@@ -38,16 +38,18 @@ class Item:
 
 @dataclass(frozen=True, slots=True)
 class Room:
-    """Room that the engine has now: an item of more units still runs, alone; with no units or no items nothing does."""
+    """Room that the engine has now: an item of more units still runs, alone; with no units or no items nothing does. `riders`:
+    whether offline items may be in an interactive pass."""
 
     units: int
     items: int
+    riders: bool = True
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """One pass, in the order picked: items of one class and one bucket, and the price put down for each. It is expected to take
-    `seconds`.
+    """One pass, in the order picked: items of one bucket, those of its class first, offline ones that ride with interactive ones
+    behind them; and the price put down for each. It is expected to take `seconds`.
 
     `number` tells passes in flight apart: a plan is settled by exactly one `charge`.
     """
@@ -59,6 +61,14 @@ class Plan:
     prices: tuple[float, ...]
     units: int
     seconds: float
+
+    @property
+    def units_by_class(self) -> dict[str, int]:
+        """Units of the items of each class."""
+        units = dict.fromkeys(CLASSES, 0)
+        for item in self.items:
+            units[item.flow.cls] += item.units
+        return units
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,8 +30,8 @@ class LentTime:
 
 
 class Leftover:
-    """Shares what interactive work leaves between training and offline jobs, where both want it, and keeps the trickle of
-    training where requests without targets leave nothing. Time that one of them did not want is nobody's to save.
+    """Shares what interactive work leaves between training and offline jobs, where both want it, and keeps the trickles of both:
+    training's also where requests without targets leave nothing. Time that one of them did not want is nobody's to save.
 
     `share`: training's part of what is left; `trickle`: its part of device time in any case, as `offline_trickle` is that of
     offline jobs. So neither of them gets all that is left.
@@ -39,32 +39,52 @@ class Leftover:
 
     def __init__(self, share: float, trickle: float, offline_trickle: float) -> None:
         self._share = min(max(share, trickle), 1 - offline_trickle)
-        self._trickle = trickle
+        self._trickle, self._offline_trickle = trickle, offline_trickle
         self._ahead = 0.0  # seconds that training has had more than its share
-        self._owed = 0.0
+        self._owed = 0.0  # seconds that it may have in place of requests that wait
+        self._behind = self._offline_behind = (
+            0.0  # seconds that training, and offline jobs, have had less than their trickles
+        )
 
     def note_units(self, seconds: float, *, offline_waits: bool, owed: bool) -> None:
         """Note that training has had the device; `owed`: in place of somebody who waited."""
         self._owed = self._owed - seconds if owed else min(self._owed, max(0.0, self._owed - seconds))
-        self._ahead = min(self._ahead + (1 - self._share) * seconds, _MOST_OWED_S) if offline_waits else 0.0
+        self._ahead = _within(self._ahead, (1 - self._share) * seconds) if offline_waits else 0.0
+        self._behind = _within(self._behind, -(1 - self._trickle) * seconds)
+        self._wait_offline(seconds, offline_waits)
 
     def note_offline(self, seconds: float) -> None:
         """Note an offline pass that ran while units waited."""
-        self._ahead = max(self._ahead - self._share * seconds, -_MOST_OWED_S)
+        self._ahead = _within(self._ahead, -self._share * seconds)
+        self._behind = _within(self._behind, self._trickle * seconds)
+        self._offline_behind = _within(self._offline_behind, -(1 - self._offline_trickle) * seconds)
 
-    def note_interactive(self, seconds: float) -> None:
+    def note_interactive(self, seconds: float, *, offline_waits: bool) -> None:
         """Note an interactive pass that ran while units waited."""
         self._owed = min(self._owed + seconds * self._trickle / (1 - self._trickle), _MOST_OWED_S)
+        self._behind = _within(self._behind, self._trickle * seconds)
+        self._wait_offline(seconds, offline_waits)
+
+    def _wait_offline(self, seconds: float, waits: bool) -> None:
+        behind = _within(self._offline_behind, self._offline_trickle * seconds)
+        self._offline_behind = behind if waits else 0.0
 
     def rest(self) -> None:
         """Note that no units wait."""
-        self._ahead = self._owed = 0.0
+        self._ahead = self._owed = self._behind = self._offline_behind = 0.0
 
     def is_turn(self, *, offline_waits: bool) -> bool:
-        """Tell whether training goes before offline jobs now."""
-        return not offline_waits or self._ahead <= 0
+        """Tell whether training goes before offline jobs now: it has had no more than its share, and they have had their trickle;
+        or it has not had its own."""
+        return not offline_waits or self._behind > 0 or (self._ahead <= 0 and self._offline_behind <= 0)
 
     @property
     def owed(self) -> bool:
         """Whether training has had less than its trickle."""
         return self._owed > 0
+
+
+def _within(seconds: float, more: float) -> float:
+    """Add to what somebody is ahead or behind, but go no further than a second from 0, or than one step leads."""
+    most = max(_MOST_OWED_S, abs(more), abs(seconds))
+    return max(-most, min(seconds + more, most))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from heapq import heappop, heappush
 
 from .deadlines import Moment
@@ -25,10 +26,15 @@ class PassBuilder:
         self._debt = debt
         self._full = self._units_left < 1 or self._items_left < 1
         self._skipped: list[FlowState] = []  # out of their lane until the pass is made
+        self._rides = False
+
+    @property
+    def left(self) -> Room:
+        """What is left of the pass."""
+        return Room(self._units_left, self._items_left)
 
     def fill(self, moment: Moment) -> None:
         """Pick the pass; afterwards `items` is empty only if nothing could run."""
-        queue = self._queue
         lane = None if self._full else self._anchor()
         if lane is None:
             return
@@ -38,10 +44,22 @@ class PassBuilder:
             self._serve(lane, self._pop(lane))
         self._hurry(lane, moment)
         self._pack(lane)
+        self._end(lane)
+
+    def ride(self, bucket: Hashable) -> None:
+        """Pick what may go with a pass of another class, of its bucket: only what fits, and maybe nothing."""
+        lane = self._queue.lanes.get(bucket)
+        if lane is not None:
+            self._rides = True
+            self._pack(lane)
+            self._end(lane)
+
+    def _end(self, lane: Lane) -> None:
         for flow in self._skipped:
-            queue.enter(flow)
-        del queue.lanes[lane.key]  # and to the end: the next pass goes to the bucket that has waited longest
-        queue.lanes[lane.key] = lane
+            self._queue.enter(flow)
+        if self.items:  # to the end: the next pass goes to the bucket that has waited longest
+            del self._queue.lanes[lane.key]
+            self._queue.lanes[lane.key] = lane
 
     def _anchor(self) -> Lane | None:
         """Choose the bucket of this pass: of those with an eligible front, the one served longest ago.
@@ -97,7 +115,7 @@ class PassBuilder:
 
     def _serve(self, lane: Lane, flow: FlowState) -> None:
         """Serve the fronts of one flow while it can pay (rule 2). Interrupted by a full pass, it keeps its place."""
-        while not self.items or self._fits(flow):
+        while self._fits(flow) or not (self.items or self._rides):
             self._take(flow)
             front = flow.front
             if self._full or front is None or flow.deficit < flow.price or lane_of(front) != lane.key:

@@ -121,7 +121,7 @@ class Slack:
     def __init__(self, spend: float, spend_tokens: float, unit_s: float) -> None:
         self.spend = Spend(spend)
         self.spend_tokens = Spend(spend_tokens)
-        self._unit_s = unit_s
+        self.unit_s = unit_s
         self._passes = History()
         self._overruns = History()
 
@@ -158,5 +158,5 @@ class Slack:
         if demand.untargeted and not owed:
             seconds = 0.0
         elif demand.untargeted or not strict:
-            seconds = min(seconds, self._unit_s)
+            seconds = min(seconds, self.unit_s)
         return Loan(max(seconds, 0.0), strict, demand.untargeted)

@@ -143,9 +143,10 @@ class Descent:
             loss = partial(self._loss, part, size, key)
             layers = self._objective.loss_layers(part, walk.logits_layers)
             micro = MicroBatch(
-                walk, self._objective.learnt, texts, loss, keep=self._room.keep, key=key, loss_layers=layers
+                walk, self._objective.learnt, texts, loss, keep=self._room.begin(), key=key, loss_layers=layers
             )
             yield from micro.units()
+            self._room.end()
             self._summed += micro.value
 
     def _loss(self, part: Sequence[int], size: float, key: DropoutKey, hidden: Tensor) -> Tensor:

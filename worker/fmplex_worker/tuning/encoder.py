@@ -71,7 +71,7 @@ def tokenize(
     sizes = [(line, text.tokens) for line, text in zip(lines, texts, strict=True)]
     if long := [f"{line} ({tokens})" for line, tokens in sizes if tokens > limit]:
         raise TextTooLong(
-            f"the backbone takes {limit} tokens; shorten or split the text of {listed(long, ', ')}, or cut them "
+            f"at most {limit} tokens are taken; shorten or split the text of {listed(long, ', ')}, or cut them "
             "with truncate",
             field="data",
         )

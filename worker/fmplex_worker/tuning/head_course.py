@@ -8,6 +8,7 @@ from collections.abc import Generator, Iterator, Mapping, Sequence
 import safetensors.torch
 from torch import Tensor
 
+from fmplex_broker.errors import InvalidInput
 from fmplex_broker.packages.package import HEAD
 from fmplex_broker.specs.fitting import FitSpec
 from fmplex_broker.specs.vfm import VfmSpec
@@ -36,6 +37,8 @@ class HeadCourse:
         items = [*self.data.train, *self.data.held]
         self._tokens = sum(text.tokens for item in self.data.train for text in item.sequences)
         self._path = HeadPath(self.data.task, spec) if self.data.task.outputs else None
+        if order.start is not None and self._path is None and self.learnt is None:
+            raise _nothing_to_train(spec)
         self._objective: HeadObjective | None = None
         self._descent: Descent | None = None
         self._resumed = False
@@ -44,9 +47,12 @@ class HeadCourse:
             self._objective = HeadObjective(self.data.task, self.learnt, self.data.train, self.data.chosen, spec)
             if not self._objective.divisible:
                 together = longest * len(items[0].sequences) * spec.batch_size
-        self._room = room_for(order, backbone, self.learnt, longest, together)
-        if self._objective is not None:
-            self._descent = Descent(self._objective, _plan(spec, self._objective), self._room)
+        rows = sum(len(item.sequences) if self.data.task.pooling else len(item.target) for item in items)
+        features = 4 * rows * backbone.hidden if self._path is not None else 0
+        self.room = room_for(order, backbone, self.learnt, longest, together, features)
+        if self._objective is not None and self.learnt is not None:
+            plan = _plan(spec, self._objective, default_rate(spec, self.learnt))
+            self._descent = Descent(self._objective, plan, self.room)
 
     @property
     def epochs(self) -> int:
@@ -137,7 +143,7 @@ class HeadCourse:
         def read(part: Sequence[EncodedExample], hidden: Tensor) -> Tensor:
             return head_rows(hidden, [text for item in part for text in item.sequences], pooling)
 
-        return (yield from forward(self._room, self.learnt, items, read))
+        return (yield from forward(self.room, self.learnt, items, read))
 
     def _score(self) -> Generator[Unit, None, HeldOut]:
         """Score on the held-out part exactly what goes into the package."""
@@ -154,7 +160,15 @@ class HeadCourse:
         return HeldOut(task.metric, score, task.baseline(train, data.held))
 
 
-def _plan(spec: FitSpec, objective: HeadObjective) -> Plan:
+def _nothing_to_train(spec: FitSpec) -> InvalidInput:
+    return InvalidInput(
+        f"lora: what is gone on with has no adapter, and a head of kind {spec.head} has no weights, so there is nothing to "
+        'train; give lora, as {"r": 8}, or ia3',
+        field="lora",
+    )
+
+
+def _plan(spec: FitSpec, objective: HeadObjective, rate: float) -> Plan:
     epoch = len(objective.batches(0))
     steps = spec.epochs * epoch
-    return Plan(spec.seed, steps, epoch, spec.patience, Schedule(default_rate(spec), steps))
+    return Plan(spec.seed, steps, epoch, spec.patience, Schedule(rate, steps))

@@ -14,8 +14,9 @@ from fmplex_broker.errors import InvalidInput
 from fmplex_broker.examples.files import read_rows
 from fmplex_broker.examples.reading import Example, Parser, read
 from fmplex_broker.examples.records import LabelRecord, Record
+from fmplex_broker.examples.split import Labelled, check_apart
 from fmplex_broker.packages.sentences import SentenceModel
-from fmplex_broker.specs.fitting import FitSpec
+from fmplex_broker.specs.fitting import FitHead, FitSpec
 from fmplex_broker.specs.heads import Head, InputSpec, Pooling
 from fmplex_broker.specs.schema import invalid
 from fmplex_broker.specs.vfm import VfmSpec
@@ -61,12 +62,22 @@ def read_data(spec: FitSpec, backbone: Backbone, validation: Path | None, adapts
     if validation is None:
         chosen = validation_split(train, torch.Generator().manual_seed(spec.seed % 2**63))
         return HeadData(task, vfm, train, held, chosen, every, split.ignored)
-    parser = Parser(spec.head)
-    apart = [example for row in read_rows(validation) if (example := parser.take(row)) is not None]
-    parser.check(str(validation))
+    apart = _read_apart(validation, spec.head, split.train)
     more = _items(task, backbone, apart, vfm.input)
     chosen = ValidationSplit(every, [*range(len(train), len(train) + len(more))])
     return HeadData(task, vfm, [*train, *more], held, chosen, every, split.ignored)
+
+
+def _read_apart(path: Path, head: FitHead, train: Sequence[Example[Record]]) -> list[Example[Record]]:
+    """Read examples that only validate. Raises `InvalidInput` (field `validation`)."""
+    parser = Parser(head)
+    try:
+        apart = [example for row in read_rows(path) if (example := parser.take(row)) is not None]
+        parser.check(str(path))
+        check_apart(head, [Labelled.of(*one) for one in train], (Labelled.of(*one) for one in apart), str(path))
+    except InvalidInput as e:
+        raise InvalidInput(e.message, field="validation") from None
+    return apart
 
 
 def task_for(spec: FitSpec, records: Sequence[Record], adapts: bool) -> Task[Record]:

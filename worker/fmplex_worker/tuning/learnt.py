@@ -81,6 +81,11 @@ class Learnt:
             assert isinstance(config, Ia3Config)
             self._loras, self._vectors = [], _vectors(self.parameters, config, backbone)
 
+    @property
+    def scales(self) -> bool:
+        """Whether it is (IA)³."""
+        return not self._loras
+
     def adapter(self, key: DropoutKey | None) -> Adapter:
         """Return what is learnt as passes apply it, so that gradients flow to the parameters; `key`: with dropout."""
         return self._made(key, range(self._backbone.slots))

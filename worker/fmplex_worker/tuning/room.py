@@ -6,6 +6,7 @@ changes no result, then micro-batches are halved.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
 from functools import partial
 from typing import TypeVar
@@ -18,7 +19,8 @@ from fmplex_worker.backbones.backbone import Backbone
 from fmplex_worker.backbones.texts import Text
 from fmplex_worker.packed.memory import out_of_memory
 from fmplex_worker.packed.row import TokenSpan, pack, packed_order
-from fmplex_worker.training import Unit
+from fmplex_worker.training import MemoryNeed, Unit
+from fmplex_worker.tuning.footprint import Footprint
 from fmplex_worker.tuning.learnt import Learnt
 from fmplex_worker.tuning.units import check_units
 from fmplex_worker.tuning.walk import Walk
@@ -30,13 +32,50 @@ Item = TypeVar("Item")
 
 
 class Room:
-    """The room of one training. `walk`: the backbone layer by layer; None: only as a whole. `keep`: layers that keep their
-    activations; `tokens`: of a micro-batch."""
+    """The room of one training. `walk`: the backbone layer by layer; None: only as a whole. `memory`: bytes that it may take by
+    its `footprint`; None: no limit. `tokens`: of a micro-batch.
 
-    def __init__(self, backbone: Backbone, walk: Walk | None, keep: int = 0) -> None:
+    Raises `TooLarge`: it takes more in any case.
+    """
+
+    def __init__(
+        self, backbone: Backbone, walk: Walk | None, footprint: Footprint | None = None, memory: int | None = None
+    ) -> None:
         self.backbone, self.walk = backbone, walk
-        self.keep, self.tokens = keep, TOKENS
+        self.tokens = TOKENS
+        self._footprint = footprint or Footprint(0)
+        self._most = 0 if walk is None else walk.layers  # that may keep their activations, if there is memory
+        self._keep = self._most if memory is None else self._footprint.layers_kept(memory)
+        self._running: int | None = None  # layers that keep theirs in the micro-batch under way
+        self._lock = threading.Lock()  # who limits it is another thread than who runs it
         self._short = False
+
+    def begin(self) -> int:
+        """Begin a micro-batch; return how many of its layers keep their activations."""
+        with self._lock:
+            self._running = self._keep
+            return self._keep
+
+    def end(self) -> None:
+        """End the micro-batch: its activations are gone."""
+        self._running = None
+
+    @property
+    def needs(self) -> MemoryNeed:
+        """Bytes that it takes; see `Training.needs`."""
+        return self._footprint.need(0 if self.walk is None else self.walk.layers)
+
+    @property
+    def holds(self) -> int:
+        """Bytes that it takes now at most; see `Training.holds`."""
+        with self._lock:
+            return self._footprint.of(max(self._keep, self._running or 0))
+
+    def limit(self, nbytes: int) -> None:
+        """Take no more than so many bytes; see `Training.limit`."""
+        keep = self._footprint.layers_kept(nbytes)
+        with self._lock:
+            self._keep = min(self._most, keep)
 
     def again(self, units: Callable[[], Generator[Unit, None, T]], whole: bool = False) -> Generator[Unit, None, T]:
         """Yield units until all of them have run; out of memory: from the first on, with less at once. Returns what they do.
@@ -45,6 +84,7 @@ class Room:
         """
         while True:
             self._short = False
+            self.end()
             course = units()
             try:
                 while not self._short:
@@ -89,8 +129,9 @@ class Room:
             torch.cuda.empty_cache()
 
     def _shrink(self, whole: bool) -> None:
-        if self.keep:
-            self.keep = 0
+        if self._keep:
+            with self._lock:
+                self._keep = self._most = 0
         elif self.tokens > 1 and not whole:
             self.tokens //= 2
         else:

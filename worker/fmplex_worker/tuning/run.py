@@ -14,7 +14,8 @@ from fmplex_broker.packages.package import MANIFEST
 from fmplex_broker.packages.writing import manifest
 from fmplex_broker.specs.vfm import VfmSpec
 from fmplex_worker.packed.memory import out_of_memory
-from fmplex_worker.training import HeldOut, RunProgress, TuneOrder, Unit
+from fmplex_worker.training import HeldOut, MemoryNeed, RunProgress, TuneOrder, Unit
+from fmplex_worker.tuning.room import Room
 from fmplex_worker.tuning.state import RunSnapshot, State, read_state
 
 
@@ -38,6 +39,10 @@ class Course(Protocol):
     @property
     def progress(self) -> RunProgress:
         """How far it has come; `ended` is empty or why it will end early, and `held_out` is not there yet."""
+
+    @property
+    def room(self) -> Room:
+        """The room that it has."""
 
     @property
     def held_out(self) -> HeldOut | None:
@@ -78,6 +83,20 @@ class Run:
         if not self._ended:
             return replace(progress, ended="")
         return replace(progress, ended=progress.ended or "finished", held_out=self._course.held_out)
+
+    @property
+    def needs(self) -> MemoryNeed:
+        """Bytes of the device that it takes; see `Training.needs`."""
+        return self._course.room.needs
+
+    @property
+    def holds(self) -> int:
+        """Bytes that it takes now at most; see `Training.holds`."""
+        return self._course.room.holds
+
+    def limit(self, nbytes: int) -> None:
+        """Take no more than so many bytes; see `Training.limit`."""
+        self._course.room.limit(nbytes)
 
     @property
     def checkpoint_due(self) -> bool:

@@ -14,6 +14,7 @@ from torch import Tensor
 from fmplex_broker.errors import InvalidInput
 from fmplex_broker.examples.reading import names
 from fmplex_broker.examples.records import PairRecord, Record
+from fmplex_broker.examples.split import SHUFFLE
 from fmplex_broker.specs.heads import Head, Pooling
 from fmplex_worker.backbones.texts import Raw, Text
 from fmplex_worker.tuning.encoder import EncodedExample
@@ -85,7 +86,7 @@ def several_labels(records: Sequence[Record]) -> tuple[str, ...]:
     if len(labels) < 2:
         raise InvalidInput(
             f"the training part has only {len(labels)} label(s) {list(labels)}; two or more are needed "
-            "(are the lines sorted by label? --shuffle, or shuffle=True, mixes them)",
+            f"(are the lines sorted by label? mix them: {SHUFFLE})",
             field="data",
         )
     return labels
@@ -96,6 +97,6 @@ def both_relations(records: Sequence[PairRecord]) -> None:
     if len({record.label for record in records}) < 2:
         raise InvalidInput(
             f"the training part has only pairs of label {records[0].label}; both 0 and 1 are needed "
-            "(are the lines sorted by label? --shuffle, or shuffle=True, mixes them)",
+            f"(are the lines sorted by label? mix them: {SHUFFLE})",
             field="data",
         )

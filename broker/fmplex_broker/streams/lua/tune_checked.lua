@@ -10,8 +10,8 @@ else
   redis.call('ZREM', UNCHECKED, id)
   redis.call('HSET', key, 'status', 'queued', 'queued_at', seconds(), 'examples', ARGV[4])
   local _, there = places()
-  say(id, 'info', 'Files validated, moving job to queued state: ' .. #there .. ' workers tune, '
-      .. redis.call('SCARD', TAKEN) .. ' jobs are in hand')
+  say(id, 'info', 'Files validated, moving job to queued state; workers that tune: ' .. #there .. ', jobs in hand: '
+      .. redis.call('SCARD', TAKEN))
   await_worker(id, owner)
   say_why_it_waits(id)
 end

@@ -30,6 +30,10 @@ _WORKERS = (
 _MEMORY = (
     Column("worker"), Column("KV"), Column("budget"), Column("kept\nprefixes"), Column("jobs that wait\nfor memory"),
 )  # fmt: skip
+_LEDGER = (
+    Column("memory of"), Column("device"), Column("backbone", 2), Column("a pass", 3), Column("vFMs"), Column("KV", 1),
+    Column("tuning", 4),
+)  # fmt: skip
 _TRAINING = (
     Column("training on"), Column("jobs"), Column("tokens/s"), Column("units/s", 5), Column("share"), Column("slack", 4),
     Column("spend", 3), Column("halts/s", 6), Column("touched/s", 2), Column("late for it", 1),
@@ -38,7 +42,7 @@ _TRAINING = (
 
 def draw(rows: dict[str, Any], limit: int) -> Group:
     """Draw the rows of `fleet_rates` as tables, `limit` of the flows; tokens and KV cache where there is a vFM that generates,
-    backbones where there are several, training where workers take tuning jobs."""
+    backbones where there are several, what parts of a device hold of what they may, training where workers take tuning jobs."""
     shown = rows["vfms"][:limit]
     more = rows["registered"] - len({row["vfm"] for row in shown})
     several = len({row["backbone"] for row in (*rows["vfms"], *rows["workers"])}) > 1
@@ -53,7 +57,9 @@ def draw(rows: dict[str, Any], limit: int) -> Group:
     tables += ["", FittedTable(_QUEUES, queues)] if queues else []
     memory = [_memory(w) for w in rows["workers"] if w["kv_budget_bytes"]]
     tables += ["", FittedTable(_MEMORY, memory)] if texts and memory else []
-    training = [_training(w["worker"], w["training"]) for w in rows["workers"] if w["training"]]
+    ledgers = [_ledger(w["worker"], w["ledger"]) for w in rows["workers"] if w.get("ledger")]
+    tables += ["", FittedTable(_LEDGER, ledgers)] if ledgers else []
+    training = [_training(w["worker"], w["training"]) for w in rows["workers"] if w.get("training")]
     tables += ["", FittedTable(_TRAINING, training)] if training else []
     return Group(*tables)
 
@@ -119,6 +125,18 @@ def _memory(w: dict[str, Any]) -> list[str]:
         _mib(w["prefix_bytes"]),
         str(w["waiting_memory"]),
     ]
+
+
+def _ledger(worker: str, ledger: dict[str, Any]) -> list[str]:
+    def part(name: str) -> str:
+        held, most = ledger[name]["held"], ledger[name]["bytes"]
+        if not most:
+            return "-"
+        of = "" if held in (None, most) else f"{held / 2**20:.0f} of "
+        return f"{of}{most / 2**20:.0f} MiB"
+
+    names = ("backbone", "activations", "residency", "kv", "tuning")
+    return [worker, f"{ledger['device'] / 2**20:.0f} MiB", *map(part, names)]
 
 
 def _training(worker: str, t: dict[str, Any]) -> list[str]:

@@ -59,7 +59,7 @@ from .service import (
     check_overtaking,
     check_service_bound,
 )
-from .words import AMPLE, KnownCost, Make, deficit, flow_queue, item, must
+from .words import AMPLE, KnownCost, Make, deficit, flow_queue, item, must, own
 from .world import Case
 
 __all__ = [
@@ -90,4 +90,5 @@ __all__ = [
     "flow_queue",
     "item",
     "must",
+    "own",
 ]

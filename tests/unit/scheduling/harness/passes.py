@@ -7,7 +7,7 @@ from random import Random
 
 from fmplex_worker.scheduling import INTERACTIVE, Item, Plan, Room
 
-from .words import AMPLE, ROUNDING, KnownCost, Make, item, must
+from .words import AMPLE, ROUNDING, KnownCost, Make, item, must, own
 from .world import Case, World
 
 
@@ -47,13 +47,14 @@ class _Full(World):
         scheduler = self.scheduler
         if plan is None or plan.cls != INTERACTIVE or plan.items[0].alone:
             return
-        left = min(scheduler.budget, room.units) - plan.units
-        if left <= 0 or len(plan.items) == room.items:
+        mine = own(plan)
+        left = min(scheduler.budget, room.units) - sum(it.units for it in mine)
+        if left <= 0 or len(mine) == room.items:
             return
-        for it in plan.items:  # what waits now
+        for it in mine:  # what waits now
             del self.queues[it.flow][it.key]
         self.missed(plan.bucket, left)
-        for it in reversed(plan.items):
+        for it in reversed(mine):
             self.queues[it.flow] = {it.key: it, **self.queues[it.flow]}
 
     def missed(self, bucket: Hashable, left: int) -> None:

@@ -10,7 +10,7 @@ from math import ceil
 
 from fmplex_worker.scheduling import INTERACTIVE, Flow, Item, Plan, Room
 
-from .words import AMPLE, ROUNDING, KnownCost, Make, item, must
+from .words import AMPLE, ROUNDING, KnownCost, Make, item, must, own
 from .world import Case, World
 
 
@@ -173,7 +173,8 @@ class _Waits(World):
     def planned(self, plan: Plan | None, room: Room) -> None:
         if plan is None or plan.cls != INTERACTIVE:
             return
-        for it, price in zip(plan.items, plan.prices, strict=True):
+        mine = own(plan)  # what rides takes nobody's place
+        for it, price in zip(mine, plan.prices, strict=False):
             self.waits.pop(it.flow.vfm, None)
             for wait in self.waits.values():
                 wait.got[it.flow.vfm] += price

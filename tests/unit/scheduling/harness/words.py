@@ -56,3 +56,8 @@ def deficit(scheduler: DeficitRoundRobin, vfm: str, cls: str = INTERACTIVE) -> f
 def must(plan: Plan | None) -> Plan:
     assert plan is not None
     return plan
+
+
+def own(plan: Plan) -> list[Item]:
+    """The items of the pass's class, without those that ride with it."""
+    return [it for it in plan.items if it.flow.cls == plan.cls]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Sequence
+from pathlib import Path
 
 from fmplex_broker.errors import InvalidInput
 from fmplex_broker.specs.fitting_text import TextLoraSpec
@@ -28,23 +29,23 @@ class AnswerCourse:
     def __init__(self, order: TuneOrder, spec: TextLoraSpec, backbone: Backbone) -> None:
         if backbone.lm_head is None:
             raise InvalidInput(
-                f"{spec.model!r} has no language-model head and generates no text; give a decoder that has one",
+                f"backbone {spec.backbone!r} has no language-model head and generates no text; give a decoder that has one",
                 field="model",
             )
         head = Generation(max_tokens=spec.max_tokens, system=spec.system, chat_template=spec.chat_template)
         self.vfm = VfmSpec(name=spec.name, backbone=spec.backbone, head=head)
         answers = Answers(backbone, backbone.lm_head, head)
         self.train, self.held = split(answers.read(spec.data, spec.truncate, LEAST), spec.held_out)
-        check = [] if order.validation is None else answers.read(order.validation, spec.truncate, 1)
+        check = [] if order.validation is None else _read_apart(answers, order.validation, spec)
         learnt = adapter_of(order, backbone, generates=True)
         assert learnt is not None
         self.learnt, self.held_out = learnt, None
         self._spec = spec
         longest = max(len(example.tokens) for example in (*self.train, *self.held, *check))
-        self._room = room_for(order, backbone, learnt, longest)
+        self.room = room_for(order, backbone, learnt, longest)
         count = _batches(spec, self.train)
         self._objective = AnswerObjective(learnt, self.train, check, count, spec.seed)
-        self.descent = Descent(self._objective, _plan(spec, count), self._room)
+        self.descent = Descent(self._objective, _plan(spec, count), self.room)
 
     held_out: HeldOut | None
 
@@ -75,8 +76,8 @@ class AnswerCourse:
 
     def _score(self) -> Generator[Unit, None, HeldOut]:
         """Score on the held-out texts exactly what goes into the package, and the backbone alone."""
-        ours = yield from examine(self._room, self.learnt, self.held)
-        alone = yield from examine(self._room, None, self.held)
+        ours = yield from examine(self.room, self.learnt, self.held)
+        alone = yield from examine(self.room, None, self.held)
         return HeldOut("accuracy", ours.score, alone.score)
 
 
@@ -86,6 +87,13 @@ def _batches(spec: TextLoraSpec, train: Sequence[TextExample]) -> int:
         return -(-len(train) // spec.batch_size)
     tokens = sum(len(example.tokens) - 1 for example in train)
     return min(len(train), max(1, round(tokens / spec.batch_tokens)))
+
+
+def _read_apart(answers: Answers, path: Path, spec: TextLoraSpec) -> list[TextExample]:
+    try:
+        return answers.read(path, spec.truncate, 1)
+    except InvalidInput as e:
+        raise type(e)(e.message, field="validation") from None
 
 
 def _plan(spec: TextLoraSpec, epoch: int) -> Plan:

@@ -60,7 +60,7 @@ class Answers:
                 made.append(TextExample(example.tokens[:limit], example.learn))
         if long:
             raise TextTooLong(
-                f"the backbone takes {limit} tokens; shorten {listed(long, ', ')}, or cut them with truncate",
+                f"at most {limit} tokens are taken; shorten {listed(long, ', ')}, or cut them with truncate",
                 field="data",
             )
         if nothing:

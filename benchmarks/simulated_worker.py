@@ -4,11 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from types import SimpleNamespace
 from typing import Any
 
+from benchmarks.simulated_parts import (
+    ENCODER,
+    JOB,
+    Encode,
+    FakeConsumer,
+    FakeEngine,
+    FakeRun,
+    NoGuard,
+    NoMeter,
+    Shape,
+    Text,
+)
+from benchmarks.virtual_time import Clock, Device
 from fmplex_broker.specs.vfm import Targets
 from fmplex_broker.streams.claims import Claimed
 from fmplex_broker.wire.messages import INTERACTIVE, OFFLINE, Flow
@@ -16,18 +28,20 @@ from fmplex_broker.wire.stats import TrainingStats
 from fmplex_broker.wire.streaming import Delta
 from fmplex_worker.host.active_job import ActiveJob
 from fmplex_worker.host.blame import Blame
+from fmplex_worker.host.claim_room import ClaimRoom
 from fmplex_worker.host.clock import ServerClock
 from fmplex_worker.host.demand import DemandReader
 from fmplex_worker.host.dispatch import Dispatcher
 from fmplex_worker.host.job_state import JobState
+from fmplex_worker.host.jobs import JobTable
 from fmplex_worker.host.landing import Landing
 from fmplex_worker.host.pass_loop import PassLoop
+from fmplex_worker.host.passes import PassProgress
 from fmplex_worker.host.planning import PassPlanner
 from fmplex_worker.host.tracing import Recorder
 from fmplex_worker.host.training_books import TrainingBooks
 from fmplex_worker.host.training_job import TrainingJob
 from fmplex_worker.host.training_turn import TrainingTurn
-from fmplex_worker.protocol import Capacity, Piece, Progress
 from fmplex_worker.scheduling import (
     CostModel,
     DeficitRoundRobin,
@@ -37,133 +51,30 @@ from fmplex_worker.scheduling import (
     Slack,
     TargetBook,
 )
-from fmplex_worker.training import RunProgress, Unit
-from tests.unit.host.tables import Encode, Table
-from tests.unit.host.virtual_time import Clock, Device
-
-ALPHA, BETA = 0.016, 0.00048  # seconds of a pass, and of each of its units
-UNITS, JOB = 175, 16  # units of a full pass, 100 ms; of a job
-FULL_RATE = UNITS / (ALPHA + BETA * UNITS) / JOB  # jobs a second
-FORWARD, BACKWARD = 0.021, 0.025
 
 
-def pass_s(units: int) -> float:
-    return ALPHA + BETA * units
-
-
-class FakeRun:
-    """A training of endless, or so many, micro-batches of two layers: units as a real one has them."""
-
-    def __init__(self, device: Device, name: str, batches: float = float("inf"), scale: float = 1.0) -> None:
-        self._device = device
-        self._name = name
-        self._scale = scale
-        self._left = batches
-        self._kinds: list[tuple[Any, int, float]] = []
-        self.ran: list[str] = []
-        self.fails_at = -1
-        self.due = False
-        self.snapshots = 0
-
-    def next(self) -> Unit | None:
-        if not self._kinds:
-            if self._left <= 0:
-                return None
-            self._left -= 1
-            self._kinds = [
-                ("step", 0, 0.001), ("backward", 128, BACKWARD), ("backward", 128, BACKWARD), ("loss", 128, 0.002),
-                ("forward", 128, FORWARD), ("forward", 128, FORWARD),
-            ]  # fmt: skip
-        kind, tokens, seconds = self._kinds.pop()
-        return Unit(kind, tokens, 1e4 * seconds, lambda: self._run(kind, seconds * self._scale))
-
-    def _run(self, kind: str, seconds: float) -> None:
-        self._device.spend(seconds, self._name)
-        self.ran.append(kind)
-        if len(self.ran) == self.fails_at:
-            raise ValueError("it diverged")
-
-    @property
-    def progress(self) -> RunProgress:
-        return RunProgress(self.ran.count("step"), 1000)
-
-    @property
-    def checkpoint_due(self) -> bool:
-        return self.due
-
-    def snapshot(self) -> Any:
-        self.due = False
-        self.snapshots += 1
-        return SimpleNamespace(step=self.snapshots)
-
-    def package(self) -> dict[str, bytes]:
-        return {}
-
-
-class Text:
-    """A job that generates `tokens` after a prompt."""
-
-    kind, digest, adapter, head = "generate", "v", 0, 0
-
-    def __init__(self, prompt: int, tokens: int) -> None:
-        self.units = self._prompt = prompt
-        self._tokens = tokens
-        self.memory = prompt + tokens
-
-    def pieces(self) -> list[Piece]:
-        return [Piece("prefill", self._prompt, self._prompt) if self._prompt else Piece("decode", 1, 1)]
-
-    def ran(self, tokens: int) -> Any:
-        self._prompt = 0
-        self._tokens -= 1
-        return Progress(Delta(0, "", tokens=1)) if self._tokens else "done"
-
-
-class FakeConsumer:
-    worker = "w"
-
-    def __init__(self) -> None:
-        self.marks: list[tuple[list[str], str]] = []
-        self.delay = 0.0
-        self.error: Exception | None = None
-        self.lost = False
-
-    async def mark(self, jobs: Iterable[Claimed], *, preparing: bool, tuning: str = "") -> bool:
-        self.marks.append(([job.job for job in jobs], tuning))
-        await asyncio.sleep(self.delay)
-        if self.error is not None:
-            raise self.error
-        return not self.lost
-
-
-class FakeEngine:
-    capacity = Capacity(1 << 20)
-
-    def drop(self, prepared: Any) -> None: ...
-
-
-class NoGuard:
-    def answer_hopeless(self, busy_s: float) -> None: ...
-
-
-class NoMeter:
-    def ran(self, units: dict[Flow, int], seconds: float) -> None: ...
+def _nothing(version: str) -> None:
+    """Stand in for pinning."""
 
 
 @dataclass
 class FakeOutbox:
-    """Settles at once; keeps how long each job took, in seconds, and when its answer came."""
+    """Settles at once; keeps how many seconds each job took; of texts also what each token and the mean one took."""
 
     worker: World
     latencies: dict[Flow, list[float]] = field(default_factory=dict)
     gaps: list[float] = field(default_factory=list)
     firsts: list[float] = field(default_factory=list)
+    means: list[float] = field(default_factory=list)
+    _of: dict[str, list[float]] = field(default_factory=dict)  # gaps of a text
 
     def stream(self, job: ActiveJob, news: Delta) -> None:
-        """A token has come."""
+        """Note a token."""
         now_ms, vfm = 1000 * self.worker.clock(), job.flow.vfm
         since_ms = job.token_ms or job.claimed.enqueued_ms
         (self.gaps if job.token_ms else self.firsts).append((now_ms - since_ms) / 1000)
+        if job.token_ms:
+            self._of.setdefault(job.key, []).append(self.gaps[-1])
         if self.worker.turn and job.token_ms:
             self.worker.books.next_tokens(vfm, 1, now_ms - since_ms)
         elif self.worker.turn:
@@ -171,11 +82,14 @@ class FakeOutbox:
         job.token_ms = now_ms
 
     def send(self, job: ActiveJob, output: Any) -> None:
+        """Settle an answer."""
         at = self.worker.clock()
         took = at - job.claimed.enqueued_ms / 1000
         self.latencies.setdefault(job.flow, []).append(took)
         if job.token_ms:
             self.stream(job, Delta(0, "", tokens=1))
+            gaps = self._of.pop(job.key)
+            self.means.append(sum(gaps) / len(gaps))
         if self.worker.turn and job.flow.cls == INTERACTIVE:
             self.worker.books.answered(job.flow.vfm, 1000 * took)
         self.worker.table.forget(job)
@@ -192,23 +106,27 @@ class World:
         trickle: float = 0.02,
         books: type[TrainingBooks] = TrainingBooks,
         device: Any = None,
+        shape: Shape = ENCODER,
     ) -> None:
         self.clock = clock
-        self.device = device or Device(clock, pass_s)
-        self.cost = cost = CostModel(UNITS)
-        for units in (1, 20, 60, 120, UNITS) * 3:
-            cost.observe(units, 0, 0, pass_s(units))
-        self.scheduler = DeficitRoundRobin(cost, UNITS)
-        self.table = Table(3, pass_units=UNITS)
+        self.shape = shape
+        self.device = device or Device(clock, shape.pass_s)
+        self.cost = cost = CostModel(shape.units)
+        for part in (0.01, 0.11, 0.34, 0.68, 1.0) * 3:
+            units = max(1, int(part * shape.units))
+            cost.observe(units, 0, 0, shape.pass_s(units))
+        self.scheduler = DeficitRoundRobin(cost, shape.units)
+        self.passes = PassProgress()
+        self.table = JobTable(ClaimRoom(shape.units, 3, self.passes), _nothing, _nothing)
         self.outbox = FakeOutbox(self)
         self.consumer = FakeConsumer()
         server, engine = ServerClock(), FakeEngine()
         server.set(0)
         self.recorder = recorder = Recorder("b", "w", self.scheduler, server)
         self.dispatcher = Dispatcher(engine, self.scheduler, self.table, KvAdmission(1 << 40, {}), self.outbox)  # type: ignore[arg-type]
-        planner = PassPlanner(self.scheduler, engine, cost, NoGuard(), server, recorder)  # type: ignore[arg-type]
-        landing = Landing(self.table, self.dispatcher, self.outbox, cost, server, NoMeter())  # type: ignore[arg-type]
-        self.targets = TargetBook(PassBudget(cost, UNITS))
+        self._planner = PassPlanner(self.scheduler, engine, cost, NoGuard(), server, recorder)  # type: ignore[arg-type]
+        self._landing = Landing(self.table, self.dispatcher, self.outbox, cost, server, NoMeter())  # type: ignore[arg-type]
+        self.targets = TargetBook(PassBudget(cost, shape.units))
         self.blame = Blame(self.consumer)  # type: ignore[arg-type]
         self.turn: TrainingTurn | None = None
         if spend is not None:
@@ -217,8 +135,12 @@ class World:
             self.demand = DemandReader(self.table, server, self.targets, cost, self.scheduler)
             self.leftover = leftover = Leftover(idle_share, trickle, 0.05)
             self.turn = TrainingTurn(self.slack, leftover, self.demand, self.device, self.table, self.blame, self.books)
-        self.loop = PassLoop(planner, self.device, self.table, self.table.passes, self.blame, landing, self.turn)
         self._came = 0
+        self.lend_by(self.turn)
+
+    def lend_by(self, turn: TrainingTurn | None) -> None:
+        """Let units run when `turn` says so; before it is entered."""
+        self.loop = PassLoop(self._planner, self.device, self.table, self.passes, self.blame, self._landing, turn)
 
     def come(
         self,
@@ -229,7 +151,7 @@ class World:
         targets: Targets | None = None,
         text: Text | None = None,
     ) -> None:
-        """A job comes, and is ready at once."""
+        """Let a job come, which is ready at once."""
         self._came += 1
         ms = 1000 * self.clock()
         claimed = Claimed(
@@ -262,18 +184,14 @@ class World:
     async def offline(self, vfm: str = "night") -> None:
         """There is always offline work, for ever."""
         while True:
-            while self.table.waiting[OFFLINE] < 2 * UNITS:
+            while self.table.waiting[OFFLINE] < 2 * self.shape.units:
                 self.come(vfm, OFFLINE)
             await asyncio.sleep(0.01)
 
     def training(self, name: str = "t", weight: float = 1.0, **more: Any) -> tuple[TrainingJob, FakeRun]:
+        """Make a training."""
         run = FakeRun(self.device, name, **more)
         return TrainingJob(name, name, weight, run), run
-
-    @property
-    def leftover_owed(self) -> float:
-        """Seconds of its trickle that training has not had."""
-        return self.leftover._owed
 
     def charged(self) -> dict[str, float]:
         """Seconds that each training's units took."""
@@ -281,6 +199,7 @@ class World:
 
     @property
     def trained_s(self) -> float:
+        """Seconds of all units."""
         return sum(self.books.stats.seconds.values())
 
     async def __aenter__(self) -> World:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import selectors
 import time
-from collections import Counter, deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from typing import Any, TypeVar
 from unittest.mock import patch
@@ -24,6 +24,7 @@ class Clock:
         self.ahead = 0.0
 
     def __call__(self) -> float:
+        """Return the time now."""
         return self.at + self.ahead
 
 
@@ -39,11 +40,14 @@ class _Selector(selectors.DefaultSelector):
 
 
 class VirtualLoop(asyncio.SelectorEventLoop):
+    """An event loop on that clock."""
+
     def __init__(self, clock: Clock) -> None:
         super().__init__(_Selector(clock))
         self._virtual = clock
 
     def time(self) -> float:
+        """Return the time now."""
         return self._virtual.at
 
 
@@ -63,18 +67,21 @@ class Device(DeviceThread):
         self._queue: deque[tuple[asyncio.Future[Any], Coroutine[Any, Any, Any]]] = deque()
         self._worker: asyncio.Task[None] | None = None
         self.log: list[tuple[float, str]] = []  # when what began
-        self.by: Counter[str] = Counter()  # seconds that were lent
+        self.by: defaultdict[str, float] = defaultdict(float)  # seconds that were lent
 
     def step(self, work: Sequence[Work]) -> asyncio.Future[Outcome]:
+        """Run a pass."""
         return self._enqueue(self._step(list(work)))
 
     def lend(self, steps: Iterator[T]) -> asyncio.Future[list[T]]:
+        """Run something else, step by step."""
         return self._enqueue(self._lend(steps))
 
-    def drop(self, prepared: Prepared) -> None: ...
+    def drop(self, prepared: Prepared) -> None:
+        """Do nothing."""
 
     def spend(self, seconds: float, who: str) -> None:
-        """Called by what runs in a step: it takes so long."""
+        """Take so long; called by what runs in a step."""
         self._clock.ahead += seconds
         self.by[who] += seconds
 
