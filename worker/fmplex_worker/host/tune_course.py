@@ -155,6 +155,11 @@ class TuneCourse:
         param = _param(error.field)
         code = f"invalid_{param}" if error.field in _FILES else error.code
         said = TuneError(code=code, message=error.message, param=param)
+        try:
+            if self._checkpoints is not None:
+                await self._keep(self._checkpoints.try_to_keep())
+        except Exception:  # whatever: the job has failed
+            log.exception("the last state of tuning job %s is not kept", self._held.id)
         self._held.say(error.message, "error")
         owner = self._desk.owner
         await self._patient(
