@@ -109,6 +109,7 @@ def reader(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Reader]:
 
 
 @pytest.mark.long
+@pytest.mark.timeout(600)
 def test_a_first_job(reader: Reader) -> None:
     orders, looks, more = (block.splitlines() for block in DOCUMENT.blocks("A first job", "sh"))
     (order,) = orders
@@ -124,6 +125,7 @@ def test_a_first_job(reader: Reader) -> None:
 
 
 @pytest.mark.long
+@pytest.mark.timeout(600)
 def test_pause_go_on_and_try_a_checkpoint(reader: Reader) -> None:
     (block,) = DOCUMENT.blocks("Pause, go on, try a checkpoint", "sh")
     order, pause, resume, *looks, deploy, cancel = block.splitlines()
