@@ -48,7 +48,11 @@ training = drawn(
     seconds=st.dictionaries(st.text(max_size=4), seconds),
 )
 workers = drawn(
-    WorkerStats, residency=residency, training=st.none() | training, flows=st.dictionaries(addresses, flows, max_size=3)
+    WorkerStats,
+    residency=residency,
+    training=st.none() | training,
+    flows=st.dictionaries(addresses, flows, max_size=3),
+    ledger=st.dictionaries(st.text(max_size=4), counts, max_size=3),
 )
 
 
