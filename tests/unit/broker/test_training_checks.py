@@ -55,16 +55,6 @@ def test_a_bad_line_names_the_file() -> None:
     assert e.value.field == "validation_file"
 
 
-def test_a_file_that_validates_has_the_labels_that_are_learnt() -> None:
-    others = [{"text": f"text {n}", "label": "cb"[n == 0]} for n in range(3)]
-    assert refused("classification", data(*LABELLED), data(*others, name="v.jsonl")) == (
-        "validation_file",
-        "v.jsonl: most of its 3 examples have labels that the training part never shows (line 2: ['c']); give examples of "
-        "the labels that are learnt",
-    )
-    assert check("classification", data(*LABELLED), data(*others[:2])) == 12
-
-
 def test_both_files_are_of_one_kind() -> None:
     several = [{"text": "a", "labels": ["a"]}]
     field, message = refused("classification", data(*LABELLED), data(*several))
