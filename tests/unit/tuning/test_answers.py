@@ -63,7 +63,7 @@ def test_a_plain_text_is_learnt_from_its_second_token(llama: Backbone, tmp_path:
 
 def test_texts_that_are_too_long_are_named_or_cut(llama: Backbone, tmp_path: Path) -> None:
     long = {"text": "x " * 300}
-    with pytest.raises(TextTooLong, match=r"takes 200 tokens; shorten line 2 \(\d+\), line 3 \(\d+\)") as e:
+    with pytest.raises(TextTooLong, match=r"at most 200 tokens are taken; shorten line 2 \(\d+\), line 3 \(\d+\)") as e:
         _read(llama, tmp_path, CHAT, long, long)
     assert e.value.field == "data"
     examples = _read(llama, tmp_path, CHAT, long, truncate=True)

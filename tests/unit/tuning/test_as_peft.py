@@ -44,15 +44,16 @@ def test_a_training_gives_what_peft_and_adamw_give(spec_for: SpecFor, model: Pat
         unit.run()
     adapter = tmp_path / "adapter"
     adapter.mkdir()
-    start = run.package("last")
-    for name in (n for n in start if n.startswith("adapter/")):
-        (adapter / Path(name).name).write_bytes(start[name])
+    assert course.learnt is not None
+    start = course.learnt.files()
+    for name, content in start.items():
+        (adapter / Path(name).name).write_bytes(content)
     peft: Any = PeftModel.from_pretrained(AutoModel.from_pretrained(model), adapter, is_trainable=True).eval()
     theirs, their_head = trained(spec, objective, peft, copy.deepcopy(objective.head))
     while (unit := run.next()) is not None:
         unit.run()
     assert run.progress.step == EPOCHS * len(objective.batches(0))
-    ours, before = (load(package[ADAPTER_WEIGHTS]) for package in (run.package("last"), start))
+    ours, before = (load(package[ADAPTER_WEIGHTS]) for package in (course.learnt.files(), start))
     assert ours.keys() == theirs.keys()
     for name, tensor in ours.items():
         assert (tensor - theirs[name]).norm() <= 0.01 * (theirs[name] - before[name]).norm(), name

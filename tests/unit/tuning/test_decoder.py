@@ -154,7 +154,7 @@ def test_any_text_can_be_said_whatever_was_read() -> None:
         ("not json", "line 2"),
         ('{"text": ""}', "line 2"),
         ('{"text": "a", "label": "b"}', "label"),
-        ('{"messages": [{"role": "user", "content": "alone"}]}', "messages"),
+        ('{"messages": [{"role": "user", "content": "alone"}]}', "nothing to learn"),
         ('{"messages": [{"role": "nobody", "content": "a"}, {"role": "assistant", "content": "b"}]}', "role"),
     ],
 )

@@ -241,14 +241,6 @@ def test_a_file_that_validates_takes_the_place_of_the_slice(spec_for: SpecFor, b
     assert run.progress.validation_loss is not None
 
 
-def test_a_file_that_validates_shows_what_is_learnt(spec_for: SpecFor, bert: Backbone, tmp_path: Path) -> None:
-    others = [{"text": "the cat", "label": "other"}] * 2
-    with pytest.raises(InvalidInput, match=r"most of its 2 examples have labels that .* never shows \(.*'other'"):
-        open_run(
-            replace(_order(spec_for, "LoRA"), validation=learnable.write(tmp_path / "v.jsonl", others)), bert, None
-        )
-
-
 def test_a_batch_of_texts_has_so_many(tmp_path: Path, llama: Backbone) -> None:
     run = open_run(_texts(tmp_path / "data.jsonl", llama, batch_size=5, epochs=2), llama, None)
     assert run.progress.steps == 2 * 3  # of twelve texts
