@@ -202,7 +202,11 @@ def measure(report: Report, kind: Kind, model: Path, deep: Path, prefix: str) ->
         call()
         return {f"{prefix}{name}_s": time.perf_counter() - begun}
 
-    ways = {"monolithic": batches.monolithic, "units": batches.units, "recompute": partial(batches.units, 0)}
+    ways: dict[str, Callable[[], None]] = {
+        "monolithic": batches.monolithic,
+        "units": batches.units,
+        "recompute": partial(batches.units, 0),
+    }
     interleave(report, {name: partial(turn, name, call) for name, call in ways.items()}, 2 if quick else 7)
     report.add({f"{prefix}saved_activations": batches.saved()})
     with tempfile.TemporaryDirectory(prefix="fmplex-coserving-") as place:
