@@ -54,7 +54,7 @@ _LOSES = 0.01  # at most, who attains
 
 def _simulate(report: Report) -> None:
     """Run all ways at all loads, for both kinds at the same time."""
-    loads, seconds = (_QUICK_LOADS, 1.5) if report.options.quick else (_LOADS, 30.0)
+    loads, seconds = (_QUICK_LOADS, 1.5) if report.options.quick else (_LOADS, 20.0)
     with ExitStack() as stack, ThreadPoolExecutor(len(_KINDS)) as threads:
         ways = {kind: stack.enter_context(LineProcess("benchmarks.coserving_arms")) for kind in _KINDS}
         lines = [json.dumps([kind, loads, seconds]) for kind in _KINDS]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -19,7 +20,7 @@ _TICK_S = 0.05
 
 
 class Fit:
-    """A process that trains by itself, as `fmplex fit` starts one, niced on the workers' core."""
+    """A process that trains by itself, as `fmplex fit` starts one, on the workers' core; niced once it trains."""
 
     def __init__(self, kind: Kind, model: Path, folder: Path, core: int) -> None:
         self._log = folder / "fit.log"
@@ -31,9 +32,6 @@ class Fit:
         self._process.stdin.flush()
         self.seen = psutil.Process(self._process.pid)
         self.seen.cpu_affinity([core])
-        self.seen.nice(_NICE)
-        with suppress(OSError):  # each session is an autogroup, in which niceness ranks only its members
-            Path(f"/proc/{self._process.pid}/autogroup").write_text(str(_NICE))
 
     @property
     def cpu_s(self) -> float:
@@ -41,11 +39,15 @@ class Fit:
         return sum(self.seen.cpu_times()[:2])
 
     async def begun(self) -> None:
-        """Wait until it trains, and stop it."""
+        """Wait until it trains; stop it, and let it be the last to run from now on."""
         while '"started"' not in self._log.read_text():  # nobody tells
             self._check()
             await asyncio.sleep(_TICK_S)
         self.freeze()
+        for thread in Path(f"/proc/{self._process.pid}/task").iterdir():
+            os.setpriority(os.PRIO_PROCESS, int(thread.name), _NICE)
+        with suppress(OSError):  # each session is an autogroup, in which niceness ranks only its members
+            Path(f"/proc/{self._process.pid}/autogroup").write_text(str(_NICE))
 
     def _check(self) -> None:
         if self._process.poll() is not None:

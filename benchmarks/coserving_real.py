@@ -39,8 +39,8 @@ class Plan:
 
     def __init__(self, quick: bool, kind: Kind) -> None:
         encoder = kind.name == "encoder"
-        self.jobs = (24 if encoder else 4) if quick else (320 if encoder else 16)
-        self.seconds = 0.8 if quick else 4.0
+        self.jobs = (24 if encoder else 4) if quick else (200 if encoder else 8)
+        self.seconds = 0.8 if quick else 2.5
         self.loads: tuple[int, ...] = (50,) if quick or not encoder else (20, 50, 80)
 
 

@@ -214,7 +214,7 @@ def measure(report: Report, kind: Kind, model: Path, deep: Path, prefix: str) ->
         trainings = Trainings(kind, model, Path(place), _load(model))
         trainings.run(0.5 if quick else 3.0)
         for _ in range(report.options.rounds):
-            took, errors = trainings.run(1.0 if quick else 6.0)
+            took, errors = trainings.run(1.0 if quick else 3.0)
             share = took["two"] / sum(took.values())
             report.add(
                 {
