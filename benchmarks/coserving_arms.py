@@ -94,7 +94,7 @@ class Seen(NamedTuple):
 class RivalTurn:
     """In place of `TrainingTurn`: a training whose turn comes by counting passes, whatever they are for."""
 
-    wanted = True
+    wanted = lets_ride = True
 
     def __init__(self, world: World, run: FakeRun, every: int) -> None:
         self._world, self._run, self._every = world, run, every

@@ -159,7 +159,7 @@ async def test_what_diverges_at_half_the_rate_too_fails(shop: Shop, monkeypatch:
         job = await shop.done("diverges")
     assert job.error is not None
     assert (job.status, job.vfm, job.error.code, job.error.param) == (
-        "failed", None, "non_finite_output", "learning_rate",
+        "failed", None, "non_finite_output", "fit.learning_rate",
     )  # fmt: skip
     assert "also at half the rate" in job.error.message
     assert sum("at half the learning rate" in words for words in await shop.warned(job)) == 1

@@ -40,7 +40,7 @@ def test_what_is_submitted_becomes_a_vfm_that_answers(shell: Shell, adapter: tup
     assert job["result_files"]
     with Client(shell.environment["FMPLEX_URL"]) as client:
         assert client.infer(name, "you have won a free cruise number 99").output["label"] == "spam"
-        assert client.vfms.get(name).version == job["version"]
+        assert client.vfms.show(name).version == job["version"]
 
 
 def test_a_vfm_is_gone_on_with(shell: Shell, tmp_path: Path) -> None:
