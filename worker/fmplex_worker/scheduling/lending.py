@@ -42,7 +42,9 @@ class Leftover:
         self._trickle, self._offline_trickle = trickle, offline_trickle
         self._ahead = 0.0  # seconds that training has had more than its share
         self._owed = 0.0  # seconds that it may have in place of requests that wait
-        self._behind = self._offline_behind = 0.0  # seconds that training, and offline jobs, have had less than their trickles
+        self._behind = self._offline_behind = (
+            0.0  # seconds that training, and offline jobs, have had less than their trickles
+        )
 
     def note_units(self, seconds: float, *, offline_waits: bool, owed: bool) -> None:
         """Note that training has had the device; `owed`: in place of somebody who waited."""
