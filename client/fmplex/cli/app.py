@@ -20,7 +20,6 @@ from fmplex.cli import queues as queues_command
 from fmplex.cli import submit as submit_command
 from fmplex.cli import trace as trace_command
 from fmplex.cli.common import AsJson, broker_url, err, out
-from fmplex.cli.top import run_top
 from fmplex.listed import apply_listed
 from fmplex.local import LocalFleet, without_password
 from fmplex.reviving import Reviver
@@ -145,4 +144,6 @@ def top(
 ) -> None:
     """Show a live view, from the broker: depth, oldest wait, rate, latency and share of every vFM; tokens of those that
     generate; load of every worker. A narrow terminal shows fewer columns; --json tells all."""
+    from fmplex.cli.top import run_top
+
     asyncio.run(run_top(broker_url(broker), interval, limit, once=once or as_json, as_json=as_json))
