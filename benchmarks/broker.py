@@ -159,7 +159,7 @@ async def _measure(report: Report, jobs: int, registered: int, claim_rounds: int
 def run(report: Report) -> None:
     """Measure throughput, then claims."""
     options = report.options
-    jobs, registered = (2_000, 500) if options.quick else (20_000, 10_000)
+    jobs, registered = (2_000, 100) if options.quick else (20_000, 10_000)
     claim_rounds = options.rounds * (10 if options.quick else 60)
     report.config |= {
         "jobs": jobs, "active": _ACTIVE, "registered": registered, "payload_bytes": len(_PAYLOAD),

@@ -46,11 +46,13 @@ def random_requests(kind: str, count: int, seed: int = 0) -> list[GenerationRequ
     return [random_request(rng, PROMPTS[kind], TEXT) for _ in range(count)]
 
 
-def save_llama(folder: Path) -> Path:
-    """Save a Llama of about 50 M random weights, with MiniLM's tokenizer."""
+def save_llama(folder: Path, *, small: bool = False) -> Path:
+    """Save a Llama of about 50 M random weights, with MiniLM's tokenizer; `small`: of 8 M, which says nothing of speed."""
     torch.manual_seed(0)
+    hidden, layers = (128, 2) if small else (512, 6)
     config = LlamaConfig(
-        vocab_size=_VOCABULARY, hidden_size=512, intermediate_size=1408, num_hidden_layers=6, num_attention_heads=8,
+        vocab_size=_VOCABULARY, hidden_size=hidden, intermediate_size=hidden * 11 // 4, num_hidden_layers=layers,
+        num_attention_heads=8,
         max_position_embeddings=2048, bos_token_id=None, eos_token_id=None, pad_token_id=0,
     )  # fmt: skip
     LlamaForCausalLM(config).save_pretrained(folder)

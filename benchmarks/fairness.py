@@ -221,7 +221,7 @@ async def _run(report: Report, phases: Phases) -> None:
 def run(report: Report) -> None:
     """Measure one backbone after the other."""
     options, more = report.options, report.options.more
-    phases = Phases(0.25, 1.0, 0.5) if options.quick else Phases(0.5, 3.0, 2.0)
+    phases = Phases(0.2, 0.5, 0.3) if options.quick else Phases(0.5, 3.0, 2.0)
     more.backbone = more.backbone or (["bert_width"] if options.quick else ["bert_width", "minilm"])
     more.ways = _WAYS if "all" in more.ways else [way for way in _WAYS if way in {*_COMPARED, *more.ways}]
     report.config |= {

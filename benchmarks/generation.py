@@ -259,7 +259,7 @@ def run(report: Report) -> None:
     }
     with tempfile.TemporaryDirectory(prefix="fmplex-generation-") as place:
         folder = Path(place)
-        model = save_llama(folder / "model")
+        model = save_llama(folder / "model", small=options.quick)
         measure_steps(report, model)
         run_async(_measure(report, folder, model))
 

@@ -144,7 +144,7 @@ class Bench:
 
     async def open(self) -> None:
         """Start both workers, each frozen once it has its vFMs."""
-        model = save_llama(self._folder / "model")
+        model = save_llama(self._folder / "model", small=self._report.options.quick)
         pin(self._server.pid, self._rest)
         async with open_client(self._server.url, self._folder) as client:
             for policy, workers in self._workers.items():

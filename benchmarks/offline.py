@@ -274,7 +274,7 @@ def run(report: Report) -> None:
     options = report.options
     plan = Plan(12.0, 1024, GatewaySpec().max_file_bytes, 1000)
     if options.quick:
-        plan = Plan(1.5, 128, 1 << 22, 20)
+        plan = Plan(0.8, 64, 1 << 22, 20)
     report.config |= {
         "backbone": options.more.backbone,
         "loads": _LOADS,

@@ -227,7 +227,7 @@ async def _run(report: Report, budget: int, seconds: float) -> None:
 def run(report: Report) -> None:
     """Measure both workers on a broker of their own."""
     quick = report.options.quick
-    vfms, budget, jobs, seconds = (60, 12, 200, 2.0) if quick else (2000, 100, 2000, 12.0)
+    vfms, budget, jobs, seconds = (40, 8, 100, 1.0) if quick else (2000, 100, 2000, 12.0)
     report.config |= {
         "vfms": vfms, "budget_versions": budget, "zipf_exponent": _ZIPF, "lora_rank": _RANK, "jobs": jobs,
         "callers": _CALLERS, "load": _LOAD, "rounds": report.options.rounds,

@@ -97,7 +97,7 @@ def run(report: Report) -> None:
     size = SIZES[more.backbone]
     plan = Plan(size, 16, size.jobs, more.seconds or size.seconds, options.rounds)
     if options.quick:
-        plan = Plan(size, 2, size.jobs // 16, more.seconds or 0.7, options.rounds)
+        plan = Plan(size, 2, size.jobs // 16, more.seconds or 0.4, options.rounds)
     report.config |= _config(plan, more.backbone)
     run_async(_run(report, plan))
 

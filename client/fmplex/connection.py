@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
+from urllib.request import getproxies
 
 import httpx
 
@@ -48,7 +50,7 @@ class Connection:
         if api_key is not None:
             headers["Authorization"] = f"Bearer {api_key}"
         self.url = url
-        context = httpx.create_ssl_context()
+        context = _ssl_context(url)
         limits = httpx.Limits(max_connections=_CONNECTIONS, max_keepalive_connections=_CONNECTIONS)
         # A pool looks through all its connections for every request: many small ones, in turn, stay fast.
         self._pools = [
@@ -121,6 +123,14 @@ class Connection:
         self._closed = True
         for pool in self._pools:
             await pool.aclose()
+
+
+def _ssl_context(url: str) -> ssl.SSLContext:
+    """Make what connections to `url` need of TLS. Reading all certificates of authorities takes longer than a call: without TLS
+    on the way none are read, and then none is trusted."""
+    if any(way.lower().startswith("https:") for way in (url, *getproxies().values())):
+        return httpx.create_ssl_context()
+    return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 
 
 def _response_error(response: httpx.Response) -> FmplexError:

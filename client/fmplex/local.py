@@ -92,7 +92,9 @@ class LocalFleet:
                     self.start_worker(f"worker-{i}" if len(self.workers) == 1 else f"worker-{backbone}-{i}", backbone)
             self._spawn("gateway", "fmplex_gateway", "--fd", str(self._listening.fileno()))
             on_step(f"loading {', '.join(self.workers)}")
-            self._wait(self._complete, "the fleet")
+            # One client: each of its own would read all certificates of authorities anew, beside workers that load.
+            with httpx.Client(base_url=self.gateway_url, timeout=2.0) as http:
+                self._wait(lambda: self._complete(http), "the fleet")
         except BaseException:
             self.stop()
             raise
@@ -142,10 +144,10 @@ class LocalFleet:
         broker = [_BROKER] if self._server is not None and self._server.has_died else []
         return broker + [name for name, process in self.processes.items() if process.poll() is not None]
 
-    def _complete(self) -> bool:
+    def _complete(self, http: httpx.Client) -> bool:
         """Tell whether the gateway sees as many workers of every backbone as were started."""
         try:
-            live = httpx.get(f"{self.gateway_url}/readyz", timeout=2.0).json().get("workers", {})
+            live = http.get("/readyz").json().get("workers", {})
         except (httpx.HTTPError, ValueError):
             return False
         return all(live.get(backbone, 0) >= count for backbone, count in self.workers.items())

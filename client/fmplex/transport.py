@@ -9,7 +9,6 @@ import httpx
 
 from fmplex.batches.calls import BatchCalls
 from fmplex.call import Call
-from fmplex.direct import DirectTransport
 from fmplex.http import HttpTransport
 from fmplex.results import AsyncHandle, Result
 from fmplex.tunes.calls import TuneCalls
@@ -91,6 +90,9 @@ def open_transport(url: str, api_key: str | None, artifacts: str | None) -> Tran
         if scheme in ("http", "https"):
             return HttpTransport(url, api_key)
         if scheme in BROKER_SCHEMES:
+            # Imported late: who speaks to a gateway should not wait for the client of Redis.
+            from fmplex.direct import DirectTransport
+
             return DirectTransport(url, artifacts)
     except (ValueError, httpx.InvalidURL) as e:
         raise InvalidInput(f"{url!r} is not a URL: {e}", field="url") from None

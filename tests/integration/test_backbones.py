@@ -53,7 +53,7 @@ class Up:
         return Client(self.state["gateway"])
 
     def ready(self) -> httpx.Response:
-        return httpx.get(f"{self.state['gateway']}/readyz", timeout=10)
+        return httpx.get(f"{self.state['gateway']}/readyz", timeout=10, verify=False)
 
     def workers(self, backbone: str) -> list[psutil.Process]:
         """Its worker processes of a backbone."""

@@ -67,7 +67,7 @@ class EchoWorker:
         self.ran: Counter[str] = Counter()
         self.classes: Counter[str] = Counter()
         self.hold: Callable[[str], bool] = lambda text: False
-        self._held: list[tuple[Claimed, bytes]] = []
+        self._held: list[tuple[str, Claimed, bytes]] = []
 
     def stop_holding(self) -> None:
         self.hold = lambda text: False
@@ -75,15 +75,22 @@ class EchoWorker:
     async def run(self) -> None:
         while True:
             claim = await self._consumer.claim({OFFLINE: 64, "interactive": 64})
-            self._held += [(job, self._answer(job)) for job in claim.jobs]
-            done = [(job, reply) for job, reply in self._held if not self.hold(decode_request(job.payload).input)]
+            had = [*self._held, *map(self._run, claim.jobs)]
+            self._held, done = [], []
+            for text, job, reply in had:
+                if self.hold(text):
+                    self._held.append((text, job, reply))
+                else:
+                    done.append((job, reply))
             await self._consumer.settle(done)
-            self._held = [row for row in self._held if row not in done]
             if not claim.jobs:
                 await asyncio.sleep(0.005)
 
-    def _answer(self, job: Claimed) -> bytes:
+    def _run(self, job: Claimed) -> tuple[str, Claimed, bytes]:
         text = decode_request(job.payload).input
+        return text, job, self._answer(text, job)
+
+    def _answer(self, text: str, job: Claimed) -> bytes:
         self.ran[text] += 1
         self.classes[job.flow.cls] += 1
         error: FmplexError | None = JobFailed("as it was told") if text.startswith("fail") else None

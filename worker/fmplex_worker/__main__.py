@@ -65,6 +65,7 @@ async def _alive(url: str, backbone: str | None) -> bool:
 
 
 async def _serve(url: str, backbone: BackboneSpec, store: ArtifactStore, scheduler: MakeScheduler) -> None:
+    gc.disable()  # of what comes until the worker serves nothing is garbage, and looking for it takes a tenth of the time
     # Imported late: `--help` and a broken fleet file should not wait for torch.
     import torch
 
@@ -80,6 +81,7 @@ async def _serve(url: str, backbone: BackboneSpec, store: ArtifactStore, schedul
     # time enough versions have come and gone.
     gc.collect()
     gc.freeze()
+    gc.enable()
     worker = Worker(url, backbone, backbone.worker, engine, store, cost, scheduler)
     loop = asyncio.get_running_loop()
     for sig in (signal.SIGTERM, signal.SIGINT):

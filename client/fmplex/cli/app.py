@@ -21,7 +21,6 @@ from fmplex.cli import submit as submit_command
 from fmplex.cli import trace as trace_command
 from fmplex.cli.common import AsJson, broker_url, err, out
 from fmplex.cli.plotting import draw_both, pictures
-from fmplex.cli.top import run_top
 from fmplex.listed import apply_listed
 from fmplex.local import LocalFleet, without_password
 from fmplex.reviving import Reviver
@@ -172,4 +171,6 @@ def top(
 ) -> None:
     """Show a live view, from the broker: depth, oldest wait, rate, latency and share of every vFM; tokens of those that
     generate; load of every worker. A narrow terminal shows fewer columns; --json tells all."""
+    from fmplex.cli.top import run_top
+
     asyncio.run(run_top(broker_url(broker), interval, limit, once=once or as_json, as_json=as_json))

@@ -10,9 +10,6 @@ from rich.console import RenderableType
 
 from fmplex.cli.common import AsJson, broker_url, out, print_json
 from fmplex.columns import Column, FittedTable
-from fmplex_broker.streams.connection import Scripts, open_redis
-from fmplex_broker.streams.fleet import read_fleet
-from fmplex_broker.streams.registry import Registry
 from fmplex_broker.wire.rates import queue_rates
 
 _COLUMNS = (
@@ -36,6 +33,10 @@ def queues(
 
 
 async def _look_twice(url: str, interval: float) -> dict[str, Any]:
+    from fmplex_broker.streams.connection import Scripts, open_redis
+    from fmplex_broker.streams.fleet import read_fleet
+    from fmplex_broker.streams.registry import Registry
+
     redis = open_redis(url)
     registry = Registry(redis, Scripts(redis))
     try:

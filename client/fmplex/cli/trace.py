@@ -5,16 +5,18 @@ from __future__ import annotations
 import asyncio
 import signal
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from fmplex.cli.common import broker_url, err, out
 from fmplex.cli.plotting import draw_both, pictures
 from fmplex.tracing.chart import make_chart
-from fmplex.tracing.recorder import PassRecorder, RecordingProgress
 from fmplex.tracing.recording import must_be_new, read_recording
 from fmplex_broker.errors import FmplexError, InvalidInput
+
+if TYPE_CHECKING:
+    from fmplex.tracing.recorder import RecordingProgress
 
 
 def trace(
@@ -44,6 +46,8 @@ def _pictures(plot: Path, recording: Path) -> tuple[Path, Path]:
 
 
 async def _record(file: Path, url: str, seconds: float | None) -> None:
+    from fmplex.tracing.recorder import PassRecorder
+
     stop = asyncio.Event()
     for sig in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(sig, stop.set)

@@ -21,12 +21,13 @@ from fmplex import (
 from fmplex_broker.streams import connection
 from tests.support.batch_runs import EchoWorker, echoing
 from tests.support.waiting import until
-from tests.unit.gateway.site import Site, site, spec
+from tests.unit.gateway.site import Site, look_often, site, spec
 
 
 @pytest.fixture
 async def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Site]:
     monkeypatch.setattr(connection, "ANSWER_S", 60.0)
+    look_often(monkeypatch)
     async with site(tmp_path) as place:
         await place.serve(spec("echo", head={"kind": "features"}))
         yield place

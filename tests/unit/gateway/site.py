@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import pytest
 from fakeredis import FakeAsyncRedis, FakeServer
 from fastapi import FastAPI
 
@@ -22,10 +23,18 @@ from fmplex_broker.streams.consumer import Consumer
 from fmplex_broker.streams.keys import REGISTRY_VFMS, Keys
 from fmplex_broker.streams.queue_client import QueueClient
 from fmplex_gateway.app import create_app
+from fmplex_gateway.batches import feeder, feeding, parts
 from tests.support.hosting import HOSTED, on_hosted
 
 BACKBONE = "minilm"
 EMBEDDING: dict[str, Any] = {"head": {"kind": "embedding"}}
+
+
+def look_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let feeders of batches look, and write rows down, ten times as often: the tests wait for that, and it is the same."""
+    monkeypatch.setattr(feeder, "_EVERY_S", 0.1)
+    monkeypatch.setattr(feeding, "_LOOK_S", 0.1)
+    monkeypatch.setattr(parts, "_LEAST_AGE_S", 0.2)
 
 
 def spec(name: str, **parts: Any) -> VfmSpec:

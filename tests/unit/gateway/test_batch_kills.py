@@ -29,7 +29,7 @@ from fmplex_gateway.batches import calling, desk, parts
 from fmplex_gateway.batches.feeder import Feeder
 from tests.support.batch_runs import EchoWorker, Found, echoing, found, infer_line, infer_url, jsonl
 from tests.support.waiting import until
-from tests.unit.gateway.site import Site, spec
+from tests.unit.gateway.site import Site, look_often, spec
 
 OWNER = "me"
 WINDOW = 16  # lines
@@ -271,6 +271,7 @@ STOPS = [
 @pytest.fixture(autouse=True)
 def small_windows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connection, "ANSWER_S", 60.0)
+    look_often(monkeypatch)
     monkeypatch.setattr(desk, "WINDOW_LINES", WINDOW)
     monkeypatch.setattr(parts, "WINDOW_LINES", WINDOW)
 

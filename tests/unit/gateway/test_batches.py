@@ -19,7 +19,7 @@ from fmplex_gateway.batches import calling, desk, feeder, window
 from fmplex_gateway.batches.feeder import Feeder
 from tests.support.batch_runs import ENDED, EchoWorker, Found, echoing, found, infer_line, infer_url, jsonl, rows
 from tests.support.waiting import until
-from tests.unit.gateway.site import Site, site, spec
+from tests.unit.gateway.site import Site, look_often, site, spec
 
 
 class Office:
@@ -82,6 +82,7 @@ async def opened(folder: Path, **gateway: Any) -> AsyncIterator[Office]:
 @pytest.fixture
 async def office(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Office]:
     monkeypatch.setattr(connection, "ANSWER_S", 60.0)
+    look_often(monkeypatch)
     async with opened(tmp_path) as office:
         yield office
 
@@ -313,9 +314,9 @@ async def test_several_vfms_in_one_file_and_one_that_is_not_there(office: Office
 
 
 async def test_a_vfm_with_a_short_queue(office: Office) -> None:
-    lines = [infer_line(f"id-{i}", f"text {i}", "short") for i in range(40)]
+    lines = [infer_line(f"id-{i}", f"text {i}", "short") for i in range(16)]
     shown = await office.ended(await office.order(lines, infer_url("short")))
-    assert (shown["status"], shown["request_counts"]["completed"]) == ("completed", 40)
+    assert (shown["status"], shown["request_counts"]["completed"]) == ("completed", 16)
 
 
 async def test_a_vfm_that_is_over_its_rate_holds_up_no_other_batch(office: Office) -> None:
@@ -377,7 +378,7 @@ async def test_a_store_that_is_full_for_a_while(office: Office, monkeypatch: pyt
             raise StoreUnavailable("there is no room")
         return real(name)
 
-    batch_file = await office.upload(numbered(1000))
+    batch_file = await office.upload(numbered(600))
     monkeypatch.setattr(store, "writing", writing)
     body = {"input_file_id": batch_file, "endpoint": infer_url("echo")}
     batch = (await office.place.ask("POST", "/v1/batches", body=body)).json()["id"]
@@ -386,7 +387,7 @@ async def test_a_store_that_is_full_for_a_while(office: Office, monkeypatch: pyt
     assert len(office.worker.ran) <= 2 * 256, "what cannot be written down is not asked for"
     full = False
     shown = await office.ended(batch)
-    assert (shown["status"], shown["request_counts"]["completed"]) == ("completed", 1000)
+    assert (shown["status"], shown["request_counts"]["completed"]) == ("completed", 600)
     assert max(office.worker.ran.values()) == 1
 
 
