@@ -145,7 +145,7 @@ class Feeding:
         if self._putting is not None:
             putting, self._putting = self._putting, None
             await putting
-        if not self._parts.is_empty:
+        while not self._parts.is_empty:
             await self._parts.put()
 
     async def _give_up(self) -> None:
@@ -166,14 +166,12 @@ class Feeding:
                 given_up = await self._patience.until_done(lambda: self._desk.disk.compute(self._left, reader, why))
                 for answered in given_up:
                     self._parts.add(answered)
-                if not self._parts.is_empty:
-                    await self._parts.put()
+                await self._put_all()
         except UnknownFile:  # not even their ids are known any more
             for index in left_of(self._record.total, self._parts.done):
                 row = error_row(self._record.order.id, index + 1, None, why, self._record.order.endpoint)
                 self._parts.add(Answered(index, row, False))
-            if not self._parts.is_empty:
-                await self._parts.put()
+            await self._put_all()
         finally:
             await self._desk.disk.run(reader.close)
 

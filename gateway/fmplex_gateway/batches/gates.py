@@ -7,11 +7,11 @@ import time
 from contextlib import suppress
 from weakref import WeakValueDictionary
 
-_MOST = 4096  # that ask at once while nothing is refused
+_MOST = 64  # that ask at once while nothing is refused: so many may be refused before anybody knows
 
 
 class Gate:
-    """The way to one vFM: all may ask at once until it refuses one. Then nobody asks for a while, and after it one, then two and
+    """The way to one vFM: many may ask at once until it refuses one. Then nobody asks for a while, and after it one, then two and
     four, as they are taken; others wait in the order in which they came."""
 
     def __init__(self) -> None:

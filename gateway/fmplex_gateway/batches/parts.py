@@ -86,8 +86,9 @@ class Parts:
         return crowded or is_due(len(self._rows), self._nbytes, time.monotonic() - self._since, began_s)
 
     async def put(self) -> None:
-        """Put all rows into parts and record them. Raises `Lost`: then nothing of it counts, and as `Patience` does."""
-        rows, self._rows = self._rows, []
+        """Put a window's worth of rows into parts and record them: so many at most run again where a broker forgets that. Raises
+        `Lost`: then nothing of it counts, and as `Patience` does."""
+        rows, self._rows = self._rows[:WINDOW_LINES], self._rows[WINDOW_LINES:]
         nbytes = sum(len(row.row) for row in rows)
         try:
             names = await self._store(rows)

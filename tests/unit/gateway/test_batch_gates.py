@@ -28,8 +28,13 @@ class Crowd:
         assert len(self.inside) == number
 
 
-async def test_all_may_ask_while_nothing_is_refused() -> None:
-    await Crowd(Gate(), 300).reach(300)
+async def test_while_nothing_is_refused_64_ask_at_once_and_others_as_they_are_taken() -> None:
+    """Should they be refused, no more have asked in vain."""
+    gate = Gate()
+    crowd = Crowd(gate, 300)
+    for inside in range(64, 301):
+        await crowd.reach(inside)
+        gate.leave(taken=True)
 
 
 async def test_after_a_refusal_one_asks_then_two_then_four_in_their_order() -> None:
