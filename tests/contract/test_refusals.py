@@ -40,7 +40,7 @@ from fmplex_broker.streams.queue_client import Pending, QueueClient, cancel_all
 from fmplex_broker.streams.refusals import as_ours
 from fmplex_broker.streams.registry import Registry
 from fmplex_broker.streams.tracing import Tracer
-from fmplex_broker.streams.tune_owner import HeldTune, TuneOwner
+from fmplex_broker.streams.tune_owner import HeldTune, TuneLost, TuneOwner
 from fmplex_broker.streams.tune_records import read_tunes, tidy
 from fmplex_broker.streams.tunes import Tunes
 from fmplex_broker.wire.messages import INTERACTIVE, Flow
@@ -402,8 +402,8 @@ async def test_a_user_needs_neither_admin_nor_dangerous_commands(
         try:
             async with asyncio.timeout(1):
                 await call(hands)
-        except (TimeoutError, Lost):
-            pass  # of those that wait for a worker's vote, or hold a batch
+        except (TimeoutError, Lost, TuneLost):
+            pass  # of those that wait for a worker's vote, or hold a batch or a tuning job
         except FmplexError as e:
             refused[name] = type(e).__name__
     assert {name for name, kind in refused.items() if kind.startswith("Broker")} == set(), refused

@@ -107,7 +107,7 @@ def test_only_hidden_layers_learn_what_is_not_linear() -> None:
         path = HeadPath(task, spec)
         for unit in path.units(items, rows, validation_split(items, generator), range(len(items))):
             unit.run()
-        head = path.head_of("best")
+        head = path.head_of()
         plain = apply_head(head.folded(), rows)
         assert torch.allclose(plain, head(rows), atol=1e-4)
         scores.append(task.score(Predictions(plain, items), Predictions(plain, items)))

@@ -55,7 +55,7 @@ WRONG: dict[str, tuple[str, list[dict[str, Any]] | None, dict[str, Any], type[Fm
     "more tokens than there are": ("classification", None, {"max_tokens": 100}, InvalidInput, "max_tokens", "66 tokens at most"),
     "longer than it is hosted": (
         "classification", [*_lines(*"abababab"), {"text": "cat " * 9, "label": "a"}], {"max_tokens": 8}, TextTooLong, "data",
-        r"takes 8 tokens.*line 9 \(11\).*truncate",
+        r"at most 8 tokens are taken.*line 9 \(11\).*truncate",
     ),
     "diverged": (
         "regression", None, {"lora": {"r": 2}, "learning_rate": 1e30}, NonFiniteOutput, "learning_rate", "diverged",
