@@ -9,6 +9,7 @@ from fmplex.aio import AsyncClient
 from fmplex.demo.tasks import data_file
 from fmplex.demo.tuning.recipe import LEARNER, Recipe
 from fmplex.demo.tuning.watching import Deployed, Seen
+from fmplex.tunes.aio import AsyncTune
 from fmplex.tunes.core import now_of
 from fmplex.tunes.records import TuneCheckpointInfo, TuneInfo
 from fmplex_broker.errors import JobFailed
@@ -17,7 +18,7 @@ _LOOK_S = 0.5
 
 
 async def improve(client: AsyncClient, recipe: Recipe, seen: Seen, tell: Callable[[str], None]) -> TuneInfo:
-    """Train the learner further, let its checkpoints serve as they come; return the job as it is in the end.
+    """Train the learner further, let each checkpoint serve as it comes, in the end the best one; return the job as it is then.
     `tell` is told how it does. Raises `JobFailed`."""
     seen.begun = seen.now
     job = await client.tune(
@@ -34,14 +35,19 @@ async def improve(client: AsyncClient, recipe: Recipe, seen: Seen, tell: Callabl
     seen.ended = seen.now
     if info.status == "failed":
         raise JobFailed(f"{job.id} failed: {info.error.message if info.error else 'its events say why'}")
-    if kept := await job.checkpoints():
-        await _serve(client, kept[0], seen)
+    await _serve_best(client, job, seen)
     return info
 
 
 def _is_scored(seen: Seen) -> bool:
     """Tell whether the last version has its point in the curve."""
     return not seen.deployed or seen.deployed[-1].version in {one.version for one in seen.scores}
+
+
+async def _serve_best(client: AsyncClient, job: AsyncTune, seen: Seen) -> None:
+    kept = await job.checkpoints()
+    if kept:
+        await _serve(client, next((one for one in kept if one.best), kept[0]), seen)
 
 
 async def _serve(client: AsyncClient, checkpoint: TuneCheckpointInfo, seen: Seen) -> None:
