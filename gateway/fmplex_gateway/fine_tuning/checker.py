@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from typing import IO
 
-from fmplex_broker.errors import FmplexError, InvalidInput, StoreUnavailable, UnknownFile
+from fmplex_broker.errors import BrokerUnavailable, FmplexError, InvalidInput, StoreUnavailable, UnknownFile
 from fmplex_broker.examples.checking import DataFile, check_examples, check_texts
 from fmplex_broker.examples.files import Row, rows_of
 from fmplex_broker.specs.files import FileRecord
@@ -72,7 +72,8 @@ class Checker:
                     pause_s = 0.0
                 outage.over()
             except FmplexError as e:
-                outage.say(e)
+                if type(e) is not BrokerUnavailable:  # that the broker is away is said by who watches it
+                    outage.say(e)
             except Exception:  # whatever it was, the other jobs must be looked at
                 log.exception("looking through the files of a tuning job failed")
             with suppress(TimeoutError):
