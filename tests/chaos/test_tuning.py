@@ -190,7 +190,7 @@ class Owner:
     async def learnt(self, job: str) -> Learnt:
         """What has come of a job that succeeds."""
         record = await self.over(job)
-        assert (record.status, record.error) == ("succeeded", None)
+        assert (record.status, record.error) == ("succeeded", None), record.error
         assert record.vfm is not None
         now = await self.session.registry.show(record.vfm)
         assert (now.status, now.version) == ("serving", record.version)

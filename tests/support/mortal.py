@@ -29,7 +29,7 @@ from fmplex_worker.host import training as training_task
 from fmplex_worker.host import tune_checkpoints, tune_course
 from fmplex_worker.host.service import Worker
 from fmplex_worker.host.tune_publishing import Publisher
-from fmplex_worker.training import RunProgress, Snapshot, Training, TuneOrder, Unit
+from fmplex_worker.training import MemoryNeed, RunProgress, Snapshot, Training, TuneOrder, Unit
 
 NAME = "tiny"
 STILL = "hold"  # the units of a training stand still from a step on
@@ -103,6 +103,17 @@ class Mortal:
     @property
     def progress(self) -> RunProgress:
         return self._run.progress
+
+    @property
+    def needs(self) -> MemoryNeed:
+        return self._run.needs
+
+    @property
+    def holds(self) -> int:
+        return self._run.holds
+
+    def limit(self, nbytes: int) -> None:
+        self._run.limit(nbytes)
 
     @property
     def checkpoint_due(self) -> bool:
