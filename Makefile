@@ -52,7 +52,7 @@ endef
 
 # Three parts that take about as long: what is in neither of two others is in the third.
 UNIT := $(filter-out %/tuning/ %/__pycache__/,$(wildcard tests/unit/*/))
-PROTOCOL := tests/contract tests/tutorial tests/unit/tuning tests/integration/test_backbones.py $(wildcard tests/integration/test_generation*.py)
+PROTOCOL := tests/contract tests/unit/tuning tests/integration/test_backbones.py $(wildcard tests/integration/test_generation*.py)
 test: setup
 	$(call side_by_side,tests --ignore=tests/chaos $(addprefix --ignore=,$(UNIT) $(PROTOCOL)),$(UNIT),$(PROTOCOL))
 
