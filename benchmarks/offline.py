@@ -15,7 +15,7 @@ of the time in which the device is busy without the batch (calls go in small pas
 
     python -m benchmarks.offline [--json] [--rounds N] [--quick] [--backbone NAME] [--slice-ms N]
 
-takes about ten minutes.
+takes about nine minutes.
 """
 
 from __future__ import annotations

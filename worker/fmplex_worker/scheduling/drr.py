@@ -37,8 +37,8 @@ class DeficitRoundRobin:
 
     Also: never idle while a flow is runnable; charges sum to measured time; a bucket in which a front can
     pay is served within as many passes as there are buckets; an emptied flow forfeits credit but no debt;
-    offline work gets what interactive leaves, and `trickle` of the device time always; but in a lull no job
-    waits for more than a slice of it. A plan is O(items picked + buckets).
+    offline work gets what interactive leaves, and `trickle` of the device time always; what of it rides in an
+    interactive pass makes that longer by a part of a slice. A plan is O(items picked + buckets).
 
     `budget`: units of a full pass; `offline_slice`: seconds that an offline pass may take, but in a lull. Raises `ValueError`
     unless `trickle` is a fraction below 1.
@@ -134,9 +134,8 @@ class DeficitRoundRobin:
         if not builder.items:
             return None
         items, prices = builder.items, builder.prices
-        if (
-            room.riders and cls == self._before == INTERACTIVE
-        ):  # who waited for an offline pass is not made to wait once more
+        # Who waited for an offline pass is not made to wait once more.
+        if room.riders and cls == self._before == INTERACTIVE and self._has_runnable(OFFLINE):
             riders = self._riders(items, now, builder.left)
             items, prices = items + riders.items, prices + riders.prices
         self._before = cls
