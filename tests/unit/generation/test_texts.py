@@ -66,6 +66,8 @@ def test_every_character_comes_once(tokenizer: tokenizers.Tokenizer, text: str) 
     assert "".join(_told(tokenizer, ids)) == tokenizer.decode(ids)
 
 
+@example(tokens=[33])  # <0x20>, a space in front, which goes
+@example(tokens=[33, 33, 98])
 @given(tokens=st.lists(st.integers(0, 400), max_size=40))
 def test_bytes_that_are_no_text_come_out_as_such(tokenizer: tokenizers.Tokenizer, tokens: list[int]) -> None:
     """Where tokens are bytes, exactly as at once. Else one wrong byte spoils all the bytes beside it, which come out as text

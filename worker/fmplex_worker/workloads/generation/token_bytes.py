@@ -54,7 +54,9 @@ class TokenBytes:
             known = [_BYTES.get(character) for character in piece]
             return piece.encode() if None in known else bytes(byte for byte in known if byte is not None)
         if self._byte_fallback and (byte := _BYTE.fullmatch(piece)):
-            return bytes.fromhex(byte[1])
+            data = bytes.fromhex(byte[1])
+            if before is not None or not data.isascii():  # else decoders may strip it: a space that a text begins with
+                return data
         if before is None:
             return str(self._tokenizer.decode([token])).encode()
         both, one = self._tokenizer.decode([before, token]), self._tokenizer.decode([before])
