@@ -226,11 +226,11 @@ json_values = st.recursive(
 almost = st.dictionaries(st.sampled_from(["text", "label", "labels", "text_pair", "value", "spans"]), json_values)
 
 
-@pytest.mark.parametrize("head", HEADS)
 @file_settings
 @given(lines=st.lists(almost | json_values, max_size=8), junk=st.binary(max_size=20))
-def test_nothing_but_a_clear_error_comes_of_junk(tmp_path: Path, head: FitHead, lines: list[Any], junk: bytes) -> None:
+def test_nothing_but_a_clear_error_comes_of_junk(tmp_path: Path, lines: list[Any], junk: bytes) -> None:
     content = "\n".join(json.dumps(line) for line in lines).encode() + junk
     (tmp_path / "d").write_bytes(content)
-    with contextlib.suppress(InvalidInput):
-        read(tmp_path / "d", head, 0.3)
+    for head in HEADS:
+        with contextlib.suppress(InvalidInput):
+            read(tmp_path / "d", head, 0.3)
