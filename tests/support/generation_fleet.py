@@ -266,7 +266,10 @@ async def in_hand(session: QueueClient, vfms: Iterable[str], backbone: str = BAC
     """Count the jobs of these vFMs that each worker has claimed and not answered, now."""
     keys, out = Keys(backbone), Counter[str]()
     for flow in [Flow(vfm, cls) for vfm in vfms for cls in CLASSES]:
-        if await session.redis.exists(keys.queue(flow)):
+        groups = (
+            await session.redis.xinfo_groups(keys.queue(flow)) if await session.redis.exists(keys.queue(flow)) else []
+        )
+        if groups:  # there is none until the first claim
             summary = await session.redis.xpending(keys.queue(flow), GROUP)
             out.update({who["name"].decode(): who["pending"] for who in summary["consumers"]})
     return out

@@ -121,7 +121,7 @@ def test_a_first_job(reader: Reader) -> None:
     assert "label spam" in reader.type(infer)
     for line in more:
         reader.type(line)
-    assert "spam-canary" in reader.type("fmplex vfms list")
+    assert "spam-canary" in reader.type("fmplex vfms")
 
 
 @pytest.mark.long

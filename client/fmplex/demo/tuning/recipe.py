@@ -26,7 +26,7 @@ class Recipe:
 
 
 FULL = Recipe(epochs=20, rate=0.3, most_s=80.0)
-QUICK = Recipe(epochs=3, rate=1.0, most_s=60.0)
+QUICK = Recipe(epochs=1, rate=1.0, most_s=300.0)
 
 
 def first_fits(model: str, packages: Path) -> list[FitSpec]:
