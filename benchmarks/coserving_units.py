@@ -29,6 +29,7 @@ from fmplex_worker.scheduling import UnitQueue
 from fmplex_worker.training import TuneOrder, Unit
 from fmplex_worker.tuning.fresh import fresh_lora
 from fmplex_worker.tuning.opening import open_run
+from fmplex_worker.tuning.pace import Pace
 from fmplex_worker.tuning.run import Run
 from fmplex_worker.tuning.units import MicroBatch
 from fmplex_worker.tuning.walk import Walk
@@ -47,6 +48,7 @@ class MicroBatches:
         self._texts = [Text.of_ids(np.arange(_TEXT) + 1000 + n) for n in range(tokens // _TEXT)]
         self._weights = torch.randn(tokens, backbone.hidden, generator=torch.Generator().manual_seed(0))
         held = (*backbone.model.parameters(), *backbone.model.buffers(), *self._learnt.parameters.values())
+        self._pace = Pace()
         self._held = {tensor.untyped_storage().data_ptr() for tensor in held}
         self._inputs = (self._walk.layers + 1) * tokens * backbone.hidden * 4  # bytes that go into the layers
 
@@ -65,7 +67,7 @@ class MicroBatches:
         """Run it by units, of which the last `keep` layers keep their activations; None: all."""
         kept = self._walk.layers if keep is None else keep
         batch = MicroBatch(self._walk, self._learnt, self._texts, self._loss, keep=kept, key=None)
-        for unit in batch.units():
+        for unit in batch.units(self._pace):
             unit.run()
         self._forget()
 

@@ -14,6 +14,7 @@ import torch
 from fmplex_broker.errors import InvalidInput
 from fmplex_worker.backbones.families import FAMILIES
 from fmplex_worker.tuning.learnt import DropoutKey, Learnt
+from fmplex_worker.tuning.pace import Pace
 from fmplex_worker.tuning.units import MicroBatch, check_units
 from fmplex_worker.tuning.walk import Walk
 from tests.support import families, tiny, training
@@ -72,7 +73,7 @@ def test_gradients_of_units_are_those_of_one_backward(family: str, kind: Callabl
             want = training.gradients(learnt)
             for keep in range(walk.layers + 1):
                 batch = MicroBatch(walk, learnt, texts, loss, keep=keep, key=key)
-                training.run(batch.units(layers=1))
+                training.run(batch.units(Pace(most=1)))
                 assert batch.value == value
                 training.assert_same(training.gradients(learnt), want)
 

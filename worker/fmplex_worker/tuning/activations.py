@@ -13,6 +13,7 @@ from torch import Tensor
 from fmplex_broker.errors import TooLarge
 from fmplex_worker.backbones.texts import Text
 from fmplex_worker.tuning.learnt import DropoutKey, Learnt
+from fmplex_worker.tuning.pace import Pace
 from fmplex_worker.tuning.units import MicroBatch
 from fmplex_worker.tuning.walk import Walk
 
@@ -71,7 +72,7 @@ def _measured(walk: Walk, learnt: Learnt, tokens: int) -> list[int]:
     batch = MicroBatch(walk, learnt, [Text.of_ids(ids)], torch.sum, keep=walk.layers, key=DropoutKey(0, 0))
     held = {tensor.data_ptr() for tensor in (*walk.backbone.model.parameters(), *walk.backbone.model.buffers())}
     layers = []
-    for unit in batch.units(layers=1):
+    for unit in batch.units(Pace(most=1)):
         if unit.kind != "forward":
             break
         with _counting(held) as sizes:

@@ -145,7 +145,7 @@ class Descent:
             micro = MicroBatch(
                 walk, self._objective.learnt, texts, loss, keep=self._room.begin(), key=key, loss_layers=layers
             )
-            yield from micro.units()
+            yield from micro.units(self._room.pace)
             self._room.end()
             self._summed += micro.value
 

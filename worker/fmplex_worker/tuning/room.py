@@ -22,6 +22,7 @@ from fmplex_worker.packed.row import TokenSpan, pack, packed_order
 from fmplex_worker.training import MemoryNeed, Unit
 from fmplex_worker.tuning.footprint import Footprint
 from fmplex_worker.tuning.learnt import Learnt
+from fmplex_worker.tuning.pace import Pace
 from fmplex_worker.tuning.units import check_units
 from fmplex_worker.tuning.walk import Walk
 
@@ -33,7 +34,7 @@ Item = TypeVar("Item")
 
 class Room:
     """The room of one training. `walk`: the backbone layer by layer; None: only as a whole. `memory`: bytes that it may take by
-    its `footprint`; None: no limit. `tokens`: of a micro-batch.
+    its `footprint`; None: no limit. `tokens`: of a micro-batch; `pace`: of its units.
 
     Raises `TooLarge`: it takes more in any case.
     """
@@ -43,6 +44,7 @@ class Room:
     ) -> None:
         self.backbone, self.walk = backbone, walk
         self.tokens = TOKENS
+        self.pace = Pace()
         self._footprint = footprint or Footprint(0)
         self._most = 0 if walk is None else walk.layers  # that may keep their activations, if there is memory
         self._keep = self._most if memory is None else self._footprint.layers_kept(memory)
@@ -112,7 +114,7 @@ class Room:
     def states(self, learnt: Learnt | None, texts: Sequence[Text], take: Callable[[Tensor], None]) -> Iterator[Unit]:
         """Yield the units that compute hidden states `[tokens, hidden]` of texts, in their order, without gradients."""
         if self.walk is not None:
-            yield from check_units(self.walk, learnt, texts, take)
+            yield from check_units(self.walk, learnt, texts, take, self.pace)
         else:
             tokens = sum(text.tokens for text in texts)
             cost = tokens * len(self.backbone.targets) / 6  # about six linears a layer

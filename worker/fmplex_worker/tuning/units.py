@@ -20,9 +20,9 @@ from fmplex_worker.packed.row import Pack, TokenSpan, pack, packed_order, runnin
 from fmplex_worker.packed.segments import Adapter
 from fmplex_worker.training import Unit
 from fmplex_worker.tuning.learnt import DropoutKey, Learnt
+from fmplex_worker.tuning.pace import Pace
 from fmplex_worker.tuning.walk import Walk
 
-LAYERS = 4  # of a unit
 _BACKWARD = 1.25  # cost of a layer's backward, in those of its forward: its weights are not learnt
 
 
@@ -75,21 +75,24 @@ class MicroBatch:
         assert self._value is not None
         return float(self._value)
 
-    def units(self, layers: int = LAYERS) -> Iterator[Unit]:
-        """Yield its units, of `layers` layers at most; run each before asking for the next. When all have run, gradients are
-        added to those of what is learnt, and of whatever the loss is made of."""
+    def units(self, pace: Pace | None = None) -> Iterator[Unit]:
+        """Yield its units, of as many layers as `pace` says; run each before asking for the next. When all have run, gradients
+        are added to those of what is learnt, and of whatever the loss is made of."""
+        pace = pace or Pace()
         last, tokens = self._walk.layers, sum(text.tokens for text in self._texts)
-        for first in range(0, last, layers):
-            end = min(first + layers, last)
-            yield Unit("forward", tokens, tokens * (end - first), partial(self._forward, first, end))
+        end = 0
+        while end < last:
+            first, end = end, min(last, end + pace.layers("forward", tokens))
+            yield pace.unit("forward", tokens, tokens * (end - first), partial(self._forward, first, end))
         yield Unit("loss", tokens, tokens * self._loss_layers, self._lose)
         assert self._pass is not None
-        lowest = self._pass.lowest
-        for end in range(last, lowest, -layers):
-            first = max(end - layers, lowest)
+        lowest, first = self._pass.lowest, last
+        while first > lowest:
+            a_layer = tokens * (_BACKWARD + (first <= self._recomputed))
+            end, first = first, max(lowest, first - pace.layers("backward", a_layer))
             again = sum(i < self._recomputed for i in range(first, end))
             cost = tokens * (_BACKWARD * (end - first) + again)
-            yield Unit("backward", tokens, cost, partial(self._backward, first, end, first == lowest))
+            yield pace.unit("backward", tokens, cost, partial(self._backward, first, end, first == lowest))
         self._pass = None
 
     def _forward(self, first: int, end: int) -> None:
@@ -181,15 +184,16 @@ def _await_device(walk: Walk) -> None:
 
 
 def check_units(
-    walk: Walk, learnt: Learnt | None, texts: Sequence[Text], take: Callable[[Tensor], None], layers: int = LAYERS
+    walk: Walk, learnt: Learnt | None, texts: Sequence[Text], take: Callable[[Tensor], None], pace: Pace | None = None
 ) -> Iterator[Unit]:
     """Yield the units of a forward without gradients, as passes compute it (`learnt` None: of the backbone alone); the last one
     hands `take` the hidden states `[tokens, hidden]`, as a loss gets them. Run each before asking for the next."""
-    tokens = sum(text.tokens for text in texts)
+    pace, tokens = pace or Pace(), sum(text.tokens for text in texts)
     checked = _Check(walk, learnt, texts, take)
-    for first in range(0, walk.layers, layers):
-        end = min(first + layers, walk.layers)
-        yield Unit("check", tokens, tokens * (end - first), partial(checked.run, first, end))
+    end = 0
+    while end < walk.layers:
+        first, end = end, min(walk.layers, end + pace.layers("check", tokens))
+        yield pace.unit("check", tokens, tokens * (end - first), partial(checked.run, first, end))
 
 
 class _Check:

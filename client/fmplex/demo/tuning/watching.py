@@ -19,7 +19,7 @@ from fmplex_broker.errors import FmplexError
 _CALLERS = 4
 _LEAST, _MOST = 2.0, 40.0  # requests a second
 _LEAST_MS, _STEP_MS = 100.0, 50.0  # of the target
-_AT_ONCE, _PAUSE_S = 8, 0.1  # texts to score on, and between them: a careful reader, who makes no bursts
+_AT_ONCE, _PAUSE_S = 3, 0.05  # texts to score on, and between them: a careful reader, who makes no bursts
 
 
 class Answer(NamedTuple):
