@@ -66,7 +66,9 @@ def lives(monkeypatch: pytest.MonkeyPatch) -> list[Life]:
     return begun
 
 
-async def test_units_run_between_passes_and_none_once_the_worker_drains(tmp_path: Path, lives: list[Life]) -> None:
+async def test_units_run_between_passes_and_none_once_the_worker_drains(
+    tmp_path: Path, lives: list[Life], monkeypatch: pytest.MonkeyPatch
+) -> None:
     training = Endless()
     spec = WorkerSpec(tuning=TuningSpec(enabled=True))
     with EmbeddedServer() as server:
@@ -98,9 +100,12 @@ async def test_units_run_between_passes_and_none_once_the_worker_drains(tmp_path
         stats = await until(told)
         assert stats.training.jobs == 1
         assert stats.training.tokens["mine"] == 7 * stats.training.units["loss"] > 0
+        passes, lent = lives[-1]._pass_loop, list[bool]()
+        monkeypatch.setattr(passes, "stop", lambda stop=passes.stop: (lent.append(turn.wanted), stop()))
         worker.stop()
         await asyncio.wait_for(running, DEADLINE_S)
         ran = training.ran
         await session.close()
     assert training.ran == ran
+    assert lent == [False], "from SIGTERM on, not only once its jobs are given back"
     assert job.error is None

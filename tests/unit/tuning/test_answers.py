@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
+import torch
 
 from fmplex_broker.errors import InvalidInput, TextTooLong
 from fmplex_broker.specs.fleet import BackboneSpec
 from fmplex_broker.specs.heads import Generation
 from fmplex_worker.backbones.backbone import Backbone
 from fmplex_worker.backbones.loading import load_backbone
+from fmplex_worker.tuning.decoder.answer_objective import AnswerObjective
 from fmplex_worker.tuning.decoder.answers import Answers
 from fmplex_worker.tuning.decoder.examples import TextExample
+from fmplex_worker.tuning.learnt import DropoutKey, Learnt
 from tests.support import tiny_lm
 from tests.unit.tuning import learnable
 
@@ -80,3 +84,16 @@ def test_a_template_that_refuses_names_the_line(llama: Backbone, tmp_path: Path)
     with pytest.raises(InvalidInput, match=r"line 1: .*template") as e:
         _read(llama, tmp_path, CHAT, chat_template="{{ raise_exception('no') }}")
     assert e.value.field == "data"
+
+
+def test_each_text_of_a_row_has_its_own_answer() -> None:
+    """What is learnt of several texts together is what is learnt of each of them, whatever lies before it in the row."""
+    examples = [TextExample([5, 6, 7, 8], 2), TextExample([1, 2, 3], 1), TextExample([4, 3, 2, 1, 0], 4)]
+    vocabulary = torch.randn(6, 9, generator=torch.Generator().manual_seed(0))
+    learnt = cast(Learnt, SimpleNamespace(logits=lambda states, key: states @ vocabulary))
+    objective, key = AnswerObjective(learnt, examples, [], 1, 0), DropoutKey(0, 0)
+    hidden = [torch.randn(len(example.tokens) - 1, 6) for example in examples]
+    alone = [objective.loss([i], states, key) for i, states in enumerate(hidden)]
+    assert torch.allclose(objective.loss([0, 1, 2], torch.cat(hidden), key), sum(alone, torch.tensor(0.0)))
+    logits = (hidden[2] @ vocabulary)[-1].log_softmax(-1)
+    assert torch.allclose(alone[2], -logits[0]), "of the last one only its last token is learnt"
