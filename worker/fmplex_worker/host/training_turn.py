@@ -22,6 +22,7 @@ from fmplex_worker.scheduling import Leftover, Loan, Plan, Slack, UnitQueue
 _MARK_S = 0.05  # what is worth waiting until the broker knows whose unit runs
 _AGAIN_S = 0.5  # when it did not answer
 _LOOK_S = 0.05  # slack comes back with time, and nothing rings then
+_LONGEST_S = 0.25  # of a loan: what has run is in nobody's figures before its end
 
 
 class Unfit(NamedTuple):
@@ -170,8 +171,8 @@ class TrainingTurn:
         return loan
 
     def _at_once(self, loan: Loan) -> float:
-        """Return the seconds of a loan that may be used without a look at offline jobs: where some wait, turns are short."""
-        return min(loan.seconds, self._slack.unit_s) if self._offline_waits else loan.seconds
+        """Return the seconds of a loan that may be used before the next look at offline jobs: where some wait, turns are short."""
+        return min(loan.seconds, self._slack.unit_s if self._offline_waits else _LONGEST_S)
 
     async def run(self) -> None:
         """Lend the device until the slack is used up, or somebody comes who has less. Raises `LeaseLost`."""
