@@ -11,11 +11,26 @@ def test_only_what_was_lent_within_a_span_counts() -> None:
     lent = LentTime()
     for begun, ended in ((1.0, 2.0), (3.0, 4.0), (5.0, 6.0)):
         lent.add(begun, ended)
+        lent.caught_up(ended)
     assert lent.within(0.0, 10.0) == pytest.approx(3.0)
     assert lent.within(1.5, 3.5) == pytest.approx(1.0)
     assert lent.within(2.0, 3.0) == 0.0
     assert lent.within(6.0, 7.0) == 0.0
     assert lent.within(5.2, 5.3) == pytest.approx(0.1)
+
+
+def test_who_comes_behind_those_who_waited_has_waited_too() -> None:
+    lent = LentTime()
+    lent.add(1.0, 1.2)
+    lent.add(1.5, 1.6)
+    assert lent.within(1.4, 2.0) == pytest.approx(0.3), "0.2 that those before are behind, and 0.1"
+    assert lent.within(1.7, 2.0) == pytest.approx(0.3)
+    lent.caught_up(2.5)
+    assert lent.within(1.7, 3.0) == pytest.approx(0.3), "it came before that"
+    assert lent.within(2.6, 3.0) == 0.0
+    lent.add(3.0, 3.1)
+    assert lent.within(3.05, 4.0) == pytest.approx(0.05)
+    assert lent.within(3.2, 4.0) == pytest.approx(0.1)
 
 
 def share(leftover: Leftover, units_s: float = 0.02, pass_s: float = 0.1, rounds: int = 3000) -> float:

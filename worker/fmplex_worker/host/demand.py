@@ -56,11 +56,15 @@ class DemandReader:
         """Return the demand as it would be with nothing in hand."""
         return Demand(expected=self._targets.expected_s(now))
 
+    @property
+    def waits(self) -> int:
+        """Units of interactive work that is here, also of what is not prepared yet."""
+        return max(self._table.waiting[INTERACTIVE], self._table.room.taken[INTERACTIVE])
+
     def _backlog_s(self) -> float:
-        """Predict how long the passes take that interactive work needs which is here, also what is not prepared yet."""
+        """Predict how long the passes take that interactive work needs."""
         budget = self._scheduler.budget
-        waiting = max(self._table.waiting[INTERACTIVE], self._table.room.taken[INTERACTIVE])
-        full, rest = divmod(waiting, budget)
+        full, rest = divmod(self.waits, budget)
         seconds = full * self._cost.predict_pass(budget) if full else 0.0
         return seconds + (self._cost.predict_pass(rest) if rest else 0.0)
 

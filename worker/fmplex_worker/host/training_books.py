@@ -51,6 +51,10 @@ class TrainingBooks:
             self._recorder.lent(part, sum(run.predicted for run in runs), ended)
         return sum(run.seconds for run in runs)
 
+    def caught_up(self, now: float) -> None:
+        """Note that no request waits."""
+        self._lent.caught_up(now)
+
     def answered(self, vfm: str, latency_ms: float) -> None:
         """Judge a reply, `latency_ms` after its job was enqueued."""
         if (targets := self._targets.of(vfm)) and targets.latency_ms:

@@ -170,6 +170,10 @@ class TrainingTurn:
         stats.slack_s, stats.spend, stats.spend_tokens = loan.seconds, slack.spend.now(now), slack.spend_tokens.now(now)
         return loan
 
+    def _note_quiet(self, now: float) -> None:
+        if not self._demand.waits:
+            self._books.caught_up(now)
+
     def _at_once(self, loan: Loan) -> float:
         """Return the seconds of a loan that may be used before the next look at offline jobs: where some wait, turns are short."""
         return min(loan.seconds, self._slack.unit_s if self._offline_waits else _LONGEST_S)
@@ -188,6 +192,7 @@ class TrainingTurn:
 
     async def _lend(self, job: TrainingJob) -> None:
         now = time.monotonic()
+        self._note_quiet(now)
         loan = self._loan_at(now)
         if self._stopping or (job.alone and len(self._table)) or not self._fits(loan, now):
             return
@@ -272,6 +277,7 @@ class TrainingTurn:
     async def rest(self) -> None:
         """Wait until there may be something to run."""
         self._blame.clear_tuning()
+        self._note_quiet(time.monotonic())
         self._table.arrived.clear()
         with suppress(TimeoutError):
             async with asyncio.timeout(_LOOK_S if self.wanted else None):

@@ -10,21 +10,30 @@ _MOST_OWED_S = 1.0  # what was missed for longer is not made up for
 
 
 class LentTime:
-    """When the device was lent."""
+    """When the device was lent, and how much of it requests have still to catch up with."""
 
     def __init__(self) -> None:
-        self._loans: deque[tuple[float, float]] = deque(maxlen=_KEPT)
+        # Begin, end, and what was lent before since there last was nothing in hand: who comes then waits behind those who waited.
+        self._loans: deque[tuple[float, float, float]] = deque(maxlen=_KEPT)
+        self._behind = 0.0
 
     def add(self, begun: float, ended: float) -> None:
         """Note a loan that has ended."""
-        self._loans.append((begun, ended))
+        self._loans.append((begun, ended, self._behind))
+        self._behind += ended - begun
+
+    def caught_up(self, now: float) -> None:
+        """Note that no request waits: whoever comes from now on is late for no loan before."""
+        if self._behind:
+            self._behind = 0.0
+            self._loans.append((now, now, 0.0))
 
     def within(self, begun: float, ended: float) -> float:
-        """Return how many seconds of a span the device was lent."""
+        """Return how many seconds of a span the device was lent, and before it while those were in hand who came before."""
         seconds = 0.0
-        for start, end in reversed(self._loans):
+        for start, end, behind in reversed(self._loans):
             if end <= begun:
-                break
+                return seconds + behind + end - start
             seconds += max(0.0, min(end, ended) - max(start, begun))
         return seconds
 
