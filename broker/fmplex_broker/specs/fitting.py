@@ -15,8 +15,8 @@ from fmplex_broker.specs.fleet import Dtype
 from fmplex_broker.specs.heads import InputSpec, Pooling
 from fmplex_broker.specs.schema import Name, Spec
 
-# A rate or a scale. Larger ones overflow float32, and JSON would make nothing at all of an infinite one.
-Factor = Annotated[float, Field(gt=0, le=1e6)]
+# A rate or a scale: of larger ones the steps overflow float32, and JSON would make nothing at all of an infinite one.
+Factor = Annotated[float, Field(gt=0, le=1e30)]
 FitHead = Literal["embedding", "classification", "regression", "tagging", "similarity", "ranking"]
 
 
@@ -69,7 +69,7 @@ class FitSpec(Spec):
     epochs: int = Field(default=30, ge=1, le=10_000)
     batch_size: int = Field(default=16, ge=1, le=4096)
     learning_rate: Factor | None = None  # None: a good default for the kind
-    learning_rate_multiplier: Factor = 1.0
+    learning_rate_multiplier: float = Field(default=1.0, gt=0, le=1e6)
     seed: int = 0
     held_out: float = Field(default=1 / 3, gt=0, lt=1)
     shuffle: bool = False

@@ -75,7 +75,7 @@ class TextLoraSpec(_Training):
     truncate: bool = False
     batch_size: int | None = Field(default=None, ge=1, le=4096)
     patience: int = Field(default=5, ge=1)
-    learning_rate_multiplier: Factor = 1.0
+    learning_rate_multiplier: float = Field(default=1.0, gt=0, le=1e6)
 
 
 TextSpec = Annotated[DecoderSpec | TextLoraSpec, Field(discriminator="kind")]
