@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import pytest
 
@@ -505,9 +505,10 @@ async def test_a_checkpoint_that_is_gone_on_with_is_copied(shop: Shop) -> None:
     assert (third.status, third.error.code, third.error.param) == ("failed", "unknown_file", "model")
 
 
-async def test_the_vfm_to_update_was_removed_meanwhile(shop: Shop) -> None:
+@pytest.mark.parametrize("how", ["update", "canary"])
+async def test_the_vfm_to_publish_to_was_removed_meanwhile(shop: Shop, how: Literal["update", "canary"]) -> None:
     await shop.worker()
-    job = await shop.order(publish=Publish(how="update", vfm="gone", generation=1))
+    job = await shop.order(publish=Publish(how=how, vfm="gone", generation=1))
     done = await shop.over(job)
     assert (done.status, done.vfm, done.version) == ("succeeded", None, None)
     assert any(words.startswith("Not published: ") for words in await shop.orders.said(job))
@@ -531,8 +532,10 @@ async def test_a_job_that_publishes_nothing_keeps_its_checkpoints(shop: Shop) ->
 
 async def test_a_canary_has_a_name_beside_its_vfm(shop: Shop) -> None:
     await shop.worker()
-    done = await shop.over(await shop.order(publish=Publish(how="canary", vfm="main", generation=3)))
+    first = await shop.over(await shop.order(publish=Publish(how="as", vfm="main")))
+    done = await shop.over(await shop.order(publish=Publish(how="canary", vfm="main", generation=3), seed=1))
     assert (done.status, done.vfm) == ("succeeded", "main-canary")
+    assert (await shop.registry.show("main")).version == first.version
 
 
 async def test_a_store_that_is_away_is_waited_for(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,8 @@ from fmplex_broker.specs.fleet import Dtype
 from fmplex_broker.specs.heads import InputSpec, Pooling
 from fmplex_broker.specs.schema import Name, Spec
 
+# A rate or a scale: of larger ones the steps overflow float32, and JSON would make nothing at all of an infinite one.
+Factor = Annotated[float, Field(gt=0, le=1e30)]
 FitHead = Literal["embedding", "classification", "regression", "tagging", "similarity", "ranking"]
 
 
@@ -23,7 +25,7 @@ class LoraSpec(Spec):
     (None: every linear layer of the encoder blocks)."""
 
     r: int = Field(default=8, ge=1, le=512)
-    alpha: float | None = Field(default=None, gt=0)
+    alpha: Factor | None = None
     dropout: float = Field(default=0.0, ge=0, lt=1)
     targets: tuple[str, ...] | None = None
 
@@ -66,8 +68,8 @@ class FitSpec(Spec):
     ia3: Ia3Spec | None = None
     epochs: int = Field(default=30, ge=1, le=10_000)
     batch_size: int = Field(default=16, ge=1, le=4096)
-    learning_rate: float | None = Field(default=None, gt=0)  # None: a good default for the kind
-    learning_rate_multiplier: float = Field(default=1.0, gt=0)
+    learning_rate: Factor | None = None  # None: a good default for the kind
+    learning_rate_multiplier: float = Field(default=1.0, gt=0, le=1e6)
     seed: int = 0
     held_out: float = Field(default=1 / 3, gt=0, lt=1)
     shuffle: bool = False

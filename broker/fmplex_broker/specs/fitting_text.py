@@ -15,7 +15,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from fmplex_broker.specs.fitting import FitDone, FitFailed, Ia3Spec, LoraSpec
+from fmplex_broker.specs.fitting import Factor, FitDone, FitFailed, Ia3Spec, LoraSpec
 from fmplex_broker.specs.fleet import Dtype
 from fmplex_broker.specs.schema import Name, Spec
 
@@ -29,7 +29,7 @@ class _Training(Spec):
     out: Path
     steps: int = Field(default=300, ge=1, le=1_000_000)
     batch_tokens: int = Field(default=2048, ge=16, le=1_000_000)
-    learning_rate: float = Field(default=2e-3, gt=0)
+    learning_rate: Factor = 2e-3
     held_out: float = Field(default=0.02, gt=0, lt=1)
     ask: str = ""
     seed: int = 0
@@ -75,7 +75,7 @@ class TextLoraSpec(_Training):
     truncate: bool = False
     batch_size: int | None = Field(default=None, ge=1, le=4096)
     patience: int = Field(default=5, ge=1)
-    learning_rate_multiplier: float = Field(default=1.0, gt=0)
+    learning_rate_multiplier: float = Field(default=1.0, gt=0, le=1e6)
 
 
 TextSpec = Annotated[DecoderSpec | TextLoraSpec, Field(discriminator="kind")]

@@ -60,6 +60,11 @@ class TuneProgress(Spec):
     share: float | None = None
     finish_at: int | None = None
 
+    @property
+    def at_rest(self) -> TuneProgress:
+        """Return it as it is while nobody trains: it gets nothing now, and will not end by itself."""
+        return self.model_copy(update={"tokens_s": None, "share": None, "finish_at": None})
+
 
 class Checkpoint(Spec):
     """What a training was after a step. `name`: of its files in the store; `best`: no earlier one was better; `created_at`:
@@ -172,10 +177,12 @@ class TuneRecord(Spec):
         """Return it in OpenAI's shape, and beside that how far it is."""
         spec = self.spec
         given = spec.hyperparameters.model_dump()
-        shown = self.model_dump(include={"status", "created_at", "finished_at", "result_files", "progress", "examples"})
+        shown = self.model_dump(include={"status", "created_at", "finished_at", "examples"})
+        progress = self.progress if self.status == "running" else self.progress.at_rest
         return {
             "object": "fine_tuning.job",
             **shown,
+            "progress": progress.model_dump(),
             "id": spec.id,
             "model": spec.model,
             "fine_tuned_model": self.vfm,
@@ -184,7 +191,7 @@ class TuneRecord(Spec):
             "hyperparameters": given,
             "method": {"type": "supervised", "supervised": {"hyperparameters": given}},
             "trained_tokens": self.progress.tokens if self.ended else None,
-            "estimated_finish": None if self.ended else self.progress.finish_at,
+            "estimated_finish": progress.finish_at,
             "integrations": [],
             **spec.model_dump(include={"training_file", "validation_file", "seed", "metadata", "weight", "suffix"}),
             "result_files": list(self.result_files),

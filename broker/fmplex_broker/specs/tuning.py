@@ -15,7 +15,7 @@ from pydantic_core import PydanticCustomError
 
 from fmplex_broker.specs.batches import Metadata
 from fmplex_broker.specs.files import FileId
-from fmplex_broker.specs.fitting import FitHead, Ia3Spec, LoraSpec
+from fmplex_broker.specs.fitting import Factor, FitHead, Ia3Spec, LoraSpec
 from fmplex_broker.specs.heads import InputSpec, Pooling
 from fmplex_broker.specs.schema import Name, Spec
 from fmplex_broker.specs.vfm import Weight
@@ -64,7 +64,7 @@ class TuneFit(Spec):
     pooling: Pooling | None = None
     max_tokens: int | None = Field(default=None, ge=1, le=1_000_000)
     truncate: bool = False
-    learning_rate: float | None = Field(default=None, gt=0)
+    learning_rate: Factor | None = None
     held_out: float | None = Field(default=None, gt=0, lt=1)
     shuffle: bool = False
     patience: int | None = Field(default=None, ge=1)

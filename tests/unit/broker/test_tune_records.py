@@ -14,8 +14,9 @@ from fmplex_broker.errors import InvalidInput
 from fmplex_broker.specs.files import new_file_id
 from fmplex_broker.specs.fleet import FleetSpec
 from fmplex_broker.specs.schema import parse
-from fmplex_broker.specs.tune_records import FIELDS, Checkpoint, TuneRecord, kept
+from fmplex_broker.specs.tune_records import FIELDS, STATUSES, Checkpoint, TuneRecord, kept
 from fmplex_broker.specs.tuning import (
+    TuneFit,
     TunePlace,
     TuneSpec,
     checkpoint_id,
@@ -111,6 +112,28 @@ def test_a_record_of_which_nothing_has_come_yet() -> None:
     assert shown["hyperparameters"] == dict.fromkeys(("n_epochs", "batch_size", "learning_rate_multiplier"), "auto")
     assert shown["result_files"] == []
     assert "owner" not in json.dumps(shown)
+
+
+@pytest.mark.parametrize("status", STATUSES)
+def test_only_who_runs_gets_something_now(status: str) -> None:
+    now = {"step": 4, "steps": 9, "tokens": 40, "tokens_s": 10.0, "share": 0.5, "finish_at": 99}
+    raw = {
+        "spec": spec().model_dump_json().encode(),
+        "status": status.encode(),
+        "created_at": b"1",
+        "progress": json.dumps(now).encode(),
+    }
+    shown = TuneRecord.parse({**dict.fromkeys(FIELDS), **raw}).shown()
+    seen = (shown["progress"]["tokens_s"], shown["progress"]["share"], shown["estimated_finish"])
+    assert seen == ((10.0, 0.5, 99) if status == "running" else (None, None, None))
+    assert shown["progress"]["step"] == 4
+
+
+def test_an_infinite_rate_is_refused() -> None:
+    """JSON would make nothing of it, and the default would be taken."""
+    for fit in ('{"learning_rate": 1e999}', '{"lora": {"alpha": 1e999}}'):
+        with pytest.raises(ValueError, match="less than or equal"):
+            TuneFit.model_validate_json(fit)
 
 
 def test_a_record_as_it_was_written() -> None:

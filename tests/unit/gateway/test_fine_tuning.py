@@ -298,6 +298,8 @@ async def test_a_file_that_is_deleted_meanwhile_is_named(office: Office, monkeyp
         ({"fit": {"input": {"max_tokens": 65}}}, 400, "invalid_value", "fit.input.max_tokens"),
         ({"fit": {"head": "embedding"}}, 400, "invalid_value", "fit.lora"),
         ({"fit": {"lora": {"r": 0}}}, 400, "invalid_value", "fit.lora.r"),
+        ({"fit": {"lora": {"alpha": 1e31}}}, 400, "invalid_value", "fit.lora.alpha"),
+        ({"fit": {"learning_rate": 1e38}}, 400, "invalid_value", "fit.learning_rate"),
         ({"fit": {"lora": {}, "ia3": {}}}, 400, "invalid_value", "fit"),
         ({"fit": {"head": "similarity", "lora": {}, "hidden": [8]}}, 400, "invalid_value", "fit.hidden"),
         ({"fit": {"system": "Be brief."}}, 400, "invalid_value", "fit.system"),

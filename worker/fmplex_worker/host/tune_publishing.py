@@ -46,6 +46,8 @@ class Publisher:
             now = await self._find(name)
         if now is not None and version in (now.version, *(past.version for past in now.past)):
             return name, version
+        if publish.how == "canary" and publish.vfm is not None:
+            await self._registry.show(publish.vfm)  # beside a vFM that was removed there is nothing to try
         if publish.how == "update":
             done = await self._registry.offer(name, package.spec, package.digest, generation=publish.generation)
         elif publish.how == "canary" and now is not None and now.status == "serving":

@@ -91,7 +91,7 @@ def _counting(held: set[int]) -> Iterator[list[int]]:
         if memory.data_ptr() not in held:
             held.add(memory.data_ptr())
             sizes.append(memory.nbytes())
-        return tensor
+        return tensor.detach()  # the tensor itself may be what the graph gives, which would hold itself for ever
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         yield sizes

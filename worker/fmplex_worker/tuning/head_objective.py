@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping, Sequence
-from functools import lru_cache, partial
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -50,7 +50,7 @@ class HeadObjective:
         self._device = next(iter(learnt.parameters.values())).device
         self._seen: dict[int, Tensor] = {}  # example -> its rows in this epoch, of those that came last
         self._step, self._now = 0, dict[int, Tensor]()  # likewise of this step
-        self._of_epoch = lru_cache(maxsize=1)(self._batches)
+        self._of_epoch: tuple[int, list[list[int]]] = (-1, [])  # the last one that was asked for
 
     @property
     def divisible(self) -> bool:
@@ -67,7 +67,9 @@ class HeadObjective:
 
     def batches(self, epoch: int) -> list[list[int]]:
         """Make the batches of an epoch; see `Objective.batches`."""
-        return self._of_epoch(epoch)
+        if self._of_epoch[0] != epoch:
+            self._of_epoch = epoch, self._batches(epoch)
+        return self._of_epoch[1]
 
     def _batches(self, epoch: int) -> list[list[int]]:
         strata = [item.stratum for item in self._learn]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Mapping, Sequence
-from functools import lru_cache, partial
+from functools import partial
 
 import numpy as np
 import torch
@@ -43,7 +43,7 @@ class AnswerObjective:
         self.learnt = learnt
         self._train, self._check, self._seed = train, check, seed
         self._count = count
-        self._of_epoch = lru_cache(maxsize=1)(self._batches)
+        self._of_epoch: tuple[int, list[list[int]]] = (-1, [])  # the last one that was asked for
 
     def groups(self) -> list[Group]:
         """List the parameters; see `Objective.groups`."""
@@ -51,7 +51,9 @@ class AnswerObjective:
 
     def batches(self, epoch: int) -> list[list[int]]:
         """Make the batches of an epoch; see `Objective.batches`."""
-        return self._of_epoch(epoch)
+        if self._of_epoch[0] != epoch:
+            self._of_epoch = epoch, self._batches(epoch)
+        return self._of_epoch[1]
 
     def _batches(self, epoch: int) -> list[list[int]]:
         order = torch.randperm(len(self._train), generator=generator(self._seed, "order", epoch)).numpy()
