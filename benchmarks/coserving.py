@@ -19,7 +19,7 @@ above, spend .8. Beside it (`samples.real_beside_*`) a worker and a process of `
 
     python -m benchmarks.coserving [--json] [--rounds N] [--quick] [--parts units simulated real]
 
-takes about nine minutes.
+takes about ten minutes.
 """
 
 from __future__ import annotations
@@ -216,4 +216,4 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
 
 
 if __name__ == "__main__":
-    main(Benchmark("coserving", run, ratios, __doc__ or "", rounds=5, arguments=_arguments))
+    main(Benchmark("coserving", run, ratios, __doc__ or "", rounds=4, arguments=_arguments))

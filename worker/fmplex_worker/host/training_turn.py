@@ -175,7 +175,7 @@ class TrainingTurn:
             self._books.caught_up(now)
 
     def _at_once(self, loan: Loan) -> float:
-        """Return the seconds of a loan that may be used before the next look at offline jobs: where some wait, turns are short."""
+        """Return the seconds of a loan that may be used before the next look at offline jobs: short ones where some wait."""
         return min(loan.seconds, self._slack.unit_s if self._offline_waits else _LONGEST_S)
 
     async def run(self) -> None:
