@@ -126,6 +126,8 @@ class FakeEngine:
         self.states: list[bytes | None] = []
         self.gate = threading.Event()
         self.gate.set()
+        self.opening = threading.Event()
+        self.opening.set()
         self.refuses: Exception | None = None
         self.fails: Exception | None = None
         self.needs = MemoryNeed(0, 0)
@@ -133,6 +135,7 @@ class FakeEngine:
     def tune(self, order: TuneOrder, state: bytes | None) -> FakeTraining:
         self.orders.append(order)
         self.states.append(state)
+        self.opening.wait(30)
         if self.refuses is not None:
             raise self.refuses
         training = FakeTraining(order, state, self.gate, self.fails)
@@ -257,6 +260,7 @@ class Shop:
 
     async def close(self) -> None:
         self.engine.gate.set()
+        self.engine.opening.set()
         await ended(*self._running)
         self.threads.shutdown()
 
@@ -311,7 +315,7 @@ async def test_a_job_becomes_a_vfm_with_its_checkpoints_and_figures(shop: Shop) 
     assert (await FileList(shop.bench.redis).find(file, "me")).purpose == "fine-tune-results"
     said = await shop.orders.said(job)
     assert any(words.startswith("Held-out accuracy 0.9") for words in said)
-    assert shop.blame.marks == [job, ""]
+    assert shop.blame.marks == [job, "", job, ""], "while it is opened, and while its first unit is made"
     order = shop.engine.orders[0]
     assert (order.memory, order.validation, order.start) == (MEMORY, None, None)
     assert not order.spec.data.exists()
@@ -423,6 +427,26 @@ async def test_pause_and_resume_go_on_from_the_last_checkpoint(shop: Shop) -> No
 
 async def _free(shop: Shop, job: str) -> bool:
     return (await shop.orders.find(job, "me")).worker is None
+
+
+async def test_who_gives_up_while_it_is_opened_is_to_blame_until_that_has_ended(shop: Shop) -> None:
+    """Its thread goes on, and may still be the death of the worker; meanwhile no other one is opened."""
+    shop.engine.opening.clear()
+    await shop.worker()
+    job = await shop.order()
+    await until(lambda: shop.engine.orders)
+    await shop.orders.ask(job, "me", "cancel")
+    assert (await shop.over(job)).status == "cancelled"
+    other = await shop.order(seed=1)
+
+    async def taken() -> bool:
+        return (await shop.orders.find(other, "me")).worker is not None
+
+    await until(taken)
+    assert (shop.blame.marks, len(shop.engine.orders)) == ([job], 1)
+    shop.engine.opening.set()
+    assert (await shop.over(other)).status == "succeeded"
+    assert shop.blame.marks == [job, "", other, "", other, ""]
 
 
 async def test_cancel_keeps_what_was_learnt_and_publishes_nothing(shop: Shop) -> None:

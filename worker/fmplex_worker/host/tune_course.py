@@ -108,7 +108,8 @@ class TuneCourse:
         job, checkpoints = self._job, self._checkpoints
         assert job is not None
         assert checkpoints is not None
-        await self._desk.turn.add(job)
+        async with self._desk.setting_up(job.id):
+            await self._desk.turn.add(job)
         if job.progress is not None:
             self._figures.warnings(job.progress)  # that came with a checkpoint were told with it
         while True:

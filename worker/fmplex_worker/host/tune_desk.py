@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Executor
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import ParamSpec, TypeVar
 
@@ -42,6 +43,17 @@ class TuneDesk:
     memory: TuneMemory
     opening: asyncio.Lock = field(default_factory=asyncio.Lock)
     stop: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @asynccontextmanager
+    async def setting_up(self, job: str) -> AsyncIterator[None]:
+        """Set up one tuning job at a time; while no unit of another one runs, it alone is to blame for a death. Raises
+        `LeaseLost`."""
+        async with self.opening:
+            await self.blame.open(job)
+            try:
+                yield
+            finally:
+                self.blame.opened()
 
     async def off_loop(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run what takes its time on a thread of tuning's own."""

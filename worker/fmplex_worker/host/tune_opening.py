@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from contextlib import suppress
 from pathlib import Path
@@ -26,6 +27,7 @@ class Opening:
         self._held = held
         self._desk = desk
         self._folder = folder
+        self._begun = False
 
     async def open(self) -> Training:
         """Open the training, after its last checkpoint that can be read. Raises what is wrong with the order (`param`s of it),
@@ -37,12 +39,15 @@ class Opening:
             validation = await self._fetched(spec.validation_file, "validation_file")
         self.base = await self._start(spec)
         order = TuneOrder(fit_of(spec, data, desk.backbone), validation, self.base, desk.memory.budget)
-        async with desk.opening:
-            await desk.blame.open(spec.id)
-            try:
-                return await self._opened(order)
-            finally:
-                desk.blame.opened()
+        opening = asyncio.ensure_future(self._opened(order))
+        try:
+            return await asyncio.shield(opening)
+        except asyncio.CancelledError:
+            if self._begun:  # its thread goes on, and may be the death of this worker
+                opening.add_done_callback(_let_go)
+            else:
+                opening.cancel()
+            raise
 
     async def _fetched(self, file: str, field: str) -> Path:
         try:
@@ -79,12 +84,20 @@ class Opening:
 
     async def _opened(self, order: TuneOrder) -> Training:
         desk, held = self._desk, self._held
-        for checkpoint in reversed(held.checkpoints):
-            try:
-                state = await desk.off_loop(desk.shelf.state, held.id, checkpoint.name)
-                return await desk.off_loop(desk.engine.tune, order, state)
-            except (InvalidInput, UnknownFile) as e:
-                if isinstance(e, InvalidInput) and e.field != "state":
-                    raise
-                held.say(f"The checkpoint of step {checkpoint.step} cannot be used ({e.message})", "warn")
-        return await desk.off_loop(desk.engine.tune, order, None)
+        async with desk.setting_up(held.id):
+            self._begun = True
+            for checkpoint in reversed(held.checkpoints):
+                try:
+                    state = await desk.off_loop(desk.shelf.state, held.id, checkpoint.name)
+                    return await desk.off_loop(desk.engine.tune, order, state)
+                except (InvalidInput, UnknownFile) as e:
+                    if isinstance(e, InvalidInput) and e.field != "state":
+                        raise
+                    held.say(f"The checkpoint of step {checkpoint.step} cannot be used ({e.message})", "warn")
+            return await desk.off_loop(desk.engine.tune, order, None)
+
+
+def _let_go(opening: asyncio.Future[Training]) -> None:
+    """Take what came of an opening that nobody waits for any more."""
+    if not opening.cancelled():
+        opening.exception()
