@@ -18,10 +18,22 @@ from fmplex_worker.packed.row import TokenSpan, pack, packed_order
 from fmplex_worker.training import Unit
 from fmplex_worker.tuning.fresh import fresh_ia3, fresh_lora
 from fmplex_worker.tuning.learnt import DropoutKey, Learnt
+from fmplex_worker.tuning.pace import Kind, Pace
 from fmplex_worker.tuning.walk import blocks_of
 from tests.support import tiny
 
 Loss = Callable[[Tensor], Tensor]
+
+
+class Steady(Pace):
+    """So many layers a unit, however long they take."""
+
+    def __init__(self, layers: int) -> None:
+        super().__init__()
+        self._layers = layers
+
+    def layers(self, kind: Kind, cost: float) -> int:
+        return self._layers
 
 
 def load(folder: Path, dtype: torch.dtype = torch.float32) -> Backbone:

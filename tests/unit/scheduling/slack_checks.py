@@ -97,10 +97,20 @@ def check_the_spend_is_cut_and_grows_back(make: Make) -> None:
 
 def check_quiet_restores_the_spend(make: Make) -> None:
     slack = make()
-    for _ in range(200):
-        slack.spend.judge(True, 0.0)
-    assert slack.spend.now(0.0) < 0.1
-    assert slack.loan(10.1, QUIET).seconds == pytest.approx(0.2)
+    for n in range(400):
+        slack.spend.judge(True, n / 20)
+    assert slack.spend.now(20.0) < 0.1
+    assert slack.loan(30.1, QUIET).seconds == pytest.approx(0.2)
+
+
+def check_a_burst_cuts_the_spend_once(make: Make) -> None:
+    slack = make()
+    for n in range(200):
+        slack.spend.judge(True, n / 250)
+    assert slack.spend.now(0.8) == pytest.approx(0.56, abs=0.02)
+    for n in range(50):
+        slack.spend.judge(True, 1.1 + n / 250)
+    assert slack.spend.now(1.3) == pytest.approx(0.41, abs=0.02)
 
 
 def check_few_late_ones_cut_nothing(make: Make) -> None:

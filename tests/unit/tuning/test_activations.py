@@ -28,7 +28,7 @@ def kept(walk: Walk, learnt: Learnt, lengths: tuple[int, ...], keep: int) -> int
         return tensor
 
     batch = MicroBatch(walk, learnt, training.texts(*lengths), torch.sum, keep=keep, key=None)
-    for i, unit in enumerate(batch.units(layers=1)):
+    for i, unit in enumerate(batch.units(training.Steady(1))):
         if i == walk.layers:
             break
         if i < walk.layers - keep:

@@ -21,7 +21,6 @@ from fmplex_worker.engine.engine import PackedEngine
 from fmplex_worker.engine.opening import open_engine
 from fmplex_worker.training import Unit
 from fmplex_worker.tuning.learnt import DropoutKey, Learnt
-from fmplex_worker.tuning.pace import Pace
 from fmplex_worker.tuning.units import MicroBatch, check_units
 from fmplex_worker.tuning.walk import Walk
 from tests.support import tiny, training
@@ -102,10 +101,10 @@ def course(walk: Walk, at: int, seen: list[Any]) -> Iterator[Unit]:
             texts, key = training.texts(*lengths, seed=10 * step + part), DropoutKey(at, step, part)
             through = loss if head is None else compose(loss, head)
             batch = MicroBatch(walk, learnt, texts, through, keep=int(job["keep"]), key=key)
-            yield from batch.units(Pace(most=1))
+            yield from batch.units(training.Steady(1))
             seen.append(batch.value)
         yield Unit("step", 0, 1.0, partial(descend, learnt, head, seen))
-        yield from check_units(walk, learnt, training.texts(8, seed=99), seen.append, Pace(most=1))
+        yield from check_units(walk, learnt, training.texts(8, seed=99), seen.append, training.Steady(1))
 
 
 def head_of(width: int) -> nn.Linear:

@@ -14,7 +14,6 @@ import torch
 from fmplex_broker.errors import InvalidInput
 from fmplex_worker.backbones.families import FAMILIES
 from fmplex_worker.tuning.learnt import DropoutKey, Learnt
-from fmplex_worker.tuning.pace import Pace
 from fmplex_worker.tuning.units import MicroBatch, check_units
 from fmplex_worker.tuning.walk import Walk
 from tests.support import families, tiny, training
@@ -73,7 +72,7 @@ def test_gradients_of_units_are_those_of_one_backward(family: str, kind: Callabl
             want = training.gradients(learnt)
             for keep in range(walk.layers + 1):
                 batch = MicroBatch(walk, learnt, texts, loss, keep=keep, key=key)
-                training.run(batch.units(Pace(most=1)))
+                training.run(batch.units(training.Steady(1)))
                 assert batch.value == value
                 training.assert_same(training.gradients(learnt), want)
 
@@ -115,7 +114,7 @@ def test_hidden_states_without_gradients_are_those_of_a_pass(walk_of: Walks, fol
     walk, texts = walk_of("bert"), training.texts(*LENGTHS)
     for learnt in (training.lora(walk.backbone, dropout=0.5), None):
         found: list[torch.Tensor] = []
-        units = training.run(check_units(walk, learnt, texts, found.append, layers=1))
+        units = training.run(check_units(walk, learnt, texts, found.append, training.Steady(1)))
         assert [(unit.kind, unit.tokens, unit.cost) for unit in units] == [("check", 43, 43)] * 2
         (hidden,) = found
         assert not hidden.requires_grad
@@ -136,7 +135,7 @@ def test_units_say_what_they_cost(walk_of: Walks) -> None:
     batch = MicroBatch(
         walk, training.lora(walk.backbone), training.texts(*LENGTHS), loss, keep=1, key=None, loss_layers=2.0
     )
-    units = training.run(batch.units(layers=3))
+    units = training.run(batch.units(training.Steady(3)))
     assert [unit.kind for unit in units] == ["forward", "forward", "loss", "backward", "backward"]
     assert {unit.tokens for unit in units} == {43}
     costs = [unit.cost / 43 for unit in units]
@@ -151,7 +150,7 @@ def test_layers_below_all_that_is_learnt_have_no_backward(walk_of: Walks) -> Non
     loss = training.loss_of(sum(LENGTHS), walk.backbone.hidden)
     training.monolithic(walk.backbone, learnt, texts, loss, None)
     want = training.gradients(learnt)
-    units = training.run(MicroBatch(walk, learnt, texts, loss, keep=0, key=None).units(layers=1))
+    units = training.run(MicroBatch(walk, learnt, texts, loss, keep=0, key=None).units(training.Steady(1)))
     assert [unit.kind for unit in units] == ["forward", "forward", "loss", "backward"]
     training.assert_same(training.gradients(learnt), want)
 
@@ -177,9 +176,13 @@ def test_a_micro_batch_that_is_given_up_has_added_nothing(walk_of: Walks) -> Non
     walk = walk_of("bert")
     learnt = training.lora(walk.backbone)
     loss = training.loss_of(sum(LENGTHS), walk.backbone.hidden)
-    total = len(training.run(MicroBatch(walk, learnt, training.texts(*LENGTHS), loss, keep=1, key=None).units(1)))
+    total = len(
+        training.run(
+            MicroBatch(walk, learnt, training.texts(*LENGTHS), loss, keep=1, key=None).units(training.Steady(1))
+        )
+    )
     training.gradients(learnt)
-    units = MicroBatch(walk, learnt, training.texts(*LENGTHS), loss, keep=1, key=None).units(1)
+    units = MicroBatch(walk, learnt, training.texts(*LENGTHS), loss, keep=1, key=None).units(training.Steady(1))
     for _ in range(total - 1):
         next(units).run()
     assert {gradient is None for gradient in training.gradients(learnt).values()} == {True}
@@ -194,7 +197,7 @@ def test_in_half_precision_too(folder_of: Folders) -> None:
     want = training.gradients(learnt)
     assert {parameter.dtype for parameter in learnt.parameters.values()} == {torch.float32}
     for keep in (0, walk.layers):
-        training.run(MicroBatch(walk, learnt, texts, loss, keep=keep, key=DropoutKey(1, 2)).units(1))
+        training.run(MicroBatch(walk, learnt, texts, loss, keep=keep, key=DropoutKey(1, 2)).units(training.Steady(1)))
         training.assert_same(training.gradients(learnt), want)
 
 

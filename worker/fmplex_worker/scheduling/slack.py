@@ -15,6 +15,7 @@ from typing import NamedTuple
 _HISTORY_S = 10.0  # what is older says nothing: by time, or one burst would count for ever once it is quiet
 _PERCENTILE = 0.95
 _CUT, _RECOVERY = 0.7, 0.02  # of the spend when too many were late; and a second, whatever happens
+_CUT_AGAIN_S = 1.0  # many of those who are late come of one burst, and came before the last cut
 _MAY_BE_LATE = 0.01
 _JUDGED_AT, _JUDGED_OVER = 25, 200  # requests that waited for a unit
 
@@ -47,8 +48,8 @@ class History:
 class Spend:
     """The part of a target that training may use up: `most`, or less for a while if that has made requests late.
 
-    It is cut when more than one in a hundred were late that would have been in time without units, and grows back with time: were
-    it fed by requests only, it would never recover where they have become few.
+    It is cut, at most once a second, when more than one in a hundred were late that would have been in time without units, and
+    grows back with time: were it fed by requests only, it would never recover where they have become few.
     """
 
     def __init__(self, most: float) -> None:
@@ -57,6 +58,7 @@ class Spend:
         self._at = -inf  # as of when
         self._heard = -inf
         self._touched = self._late = 0.0
+        self._cut_at = -inf
 
     def now(self, now: float) -> float:
         """Return the part that may be used now. Ten seconds without a request restore all of it."""
@@ -80,7 +82,8 @@ class Spend:
         if self._touched < _JUDGED_AT:
             return
         if self._late > _MAY_BE_LATE * self._touched:
-            self._part *= _CUT
+            if now - self._cut_at >= _CUT_AGAIN_S:
+                self._part, self._cut_at = _CUT * self._part, now
             self._touched = self._late = 0.0
         elif self._touched >= _JUDGED_OVER:
             self._touched, self._late = self._touched / 2, self._late / 2
