@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
+from fmplex_worker.packed import linear
 from fmplex_worker.tuning.units import MicroBatch, check_units
 from fmplex_worker.tuning.walk import Walk
 from tests.support import tiny, training
@@ -28,7 +30,8 @@ def flops(work: Callable[[], Any]) -> int:
     return counter.get_total_flops()
 
 
-def test_units_compute_what_one_backward_does(tmp_path: Path) -> None:
+def test_units_compute_what_one_backward_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(linear, "linear_for", lambda weight: functional.linear)  # nobody counts oneDNN's
     walk = Walk(training.load(tiny.save_model("llama", tmp_path, **LLAMA)))
     learnt, texts = training.lora(walk.backbone, r=8), training.texts(9, 23)
     loss = training.loss_of(32, walk.backbone.hidden)
