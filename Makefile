@@ -81,8 +81,10 @@ bench: setup
 	mkdir -p benchmarks/results
 	for name in $(BENCHMARKS); do $(BIN)/python -m benchmarks.$$name --json > benchmarks/results/$$name.json || exit 1; done
 
+# Two at a time: their quick forms measure nothing that counts.
+FIRST := fairness or generation or offline or peers or residency
 bench-quick: setup
-	$(BIN)/python -m pytest -m long $(BENCHMARK_TESTS) $(PYTEST_ARGS)
+	$(call side_by_side,-m long $(BENCHMARK_TESTS) -k "$(FIRST)",-m long $(BENCHMARK_TESTS) -k "not ($(FIRST))")
 
 up: setup
 	$(BIN)/fmplex up

@@ -41,6 +41,7 @@ from tests.support.tuning_data import jsonl
 from tests.support.waiting import until
 from tests.unit.tuning.learnable import labelled
 
+pytestmark = pytest.mark.long
 DEADLINE_S = 60
 LINES = labelled()[:40]
 FIT = TuneFit(head="classification", lora=LoraSpec(r=2), patience=50)

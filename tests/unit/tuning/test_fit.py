@@ -78,7 +78,7 @@ def test_a_sorted_spreadsheet_is_learned_from_once_it_is_shuffled(spec_for: Spec
     assert done.score >= done.baseline + 0.25, done
 
 
-@pytest.mark.parametrize("lora", [None, LORA], ids=["head", "lora"])
+@pytest.mark.parametrize("lora", [None, pytest.param(LORA, marks=pytest.mark.long)], ids=["head", "lora"])
 @pytest.mark.parametrize("head", OUTPUTS)
 def test_a_head_with_hidden_layers_learns_too(spec_for: SpecFor, head: str, lora: dict[str, Any] | None) -> None:
     spec = spec_for(head, hidden=(32,), lora=lora, learning_rate=3e-3 if lora else None)
