@@ -139,7 +139,7 @@ class Faults:
         finally:
             await asyncio.to_thread(self._site.server.start)
             for proxy in self._site.proxies.values():
-                await proxy.listen()
+                proxy.listen()
 
     @asynccontextmanager
     async def _broken(self, fault: Fault) -> AsyncIterator[None]:
@@ -151,4 +151,4 @@ class Faults:
             yield
         finally:
             proxy.resume()
-            await proxy.listen()
+            proxy.listen()

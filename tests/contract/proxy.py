@@ -6,6 +6,8 @@ import asyncio
 import random
 from contextlib import suppress
 
+from tests.support.listener import Listener
+
 FAULTS = ("before", "after", "late")
 _LATE_S = 0.4
 
@@ -23,18 +25,18 @@ class CuttingProxy:
         self.cuts = dict.fromkeys(FAULTS, 0)
         self._target = target
         self._rng = rng
-        self._server: asyncio.Server | None = None
+        self._listener = Listener(self._accept)
         self._lines: set[asyncio.Task[None]] = set()
         self._open: set[asyncio.StreamWriter] = set()
 
     async def __aenter__(self) -> CuttingProxy:
-        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
-        self.url = f"redis://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
+        self._listener.open()
+        self.url = f"redis://127.0.0.1:{self._listener.port}"
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        assert self._server
-        self._server.close()
+        self._listener.close()
+        await self._listener.handed_over()
         for line in self._lines:
             line.cancel()
         await asyncio.gather(*self._lines, return_exceptions=True)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import socket
+import warnings
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +93,7 @@ async def test_connections_that_break_are_noticed_at_once(
         fault(proxy)
         assert "ConnectionError" in await told(redis.set("a", 2))
         assert then in await told(redis.set("a", 3))
-        await proxy.listen()
+        proxy.listen()
         assert await redis.set("a", 4)
         assert proxy.open_lines == 1
 
@@ -114,6 +117,24 @@ async def test_a_half_open_connection_is_silent_and_new_ones_work(proxy: FaultPr
         assert await new.get("a") == b"1"
         assert await redis.set("a", 3), "over another connection"
         await until_soon(lambda: proxy.open_lines == 2, "the proxy lets go what the process has given up")
+
+
+@pytest.mark.parametrize("turns", range(5))
+async def test_a_port_that_closes_while_connections_come_leaves_no_socket_open(proxy: FaultProxy, turns: int) -> None:
+    """asyncio's own server drops what it has accepted in the turn of the loop in which it closes."""
+    clients = [socket.create_connection(("127.0.0.1", proxy.port)) for _ in range(10)]
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    proxy.refuse()
+    for client in clients:
+        client.settimeout(5)
+        with suppress(ConnectionResetError):
+            assert await asyncio.to_thread(client.recv, 1) == b""
+        client.close()
+    await until_soon(lambda: proxy.open_lines == 0)
+    with warnings.catch_warnings(record=True) as caught:
+        gc.collect()
+    assert not caught
 
 
 # ---- the schedule ----

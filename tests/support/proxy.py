@@ -8,6 +8,8 @@ import struct
 from contextlib import suppress
 from typing import Self
 
+from tests.support.listener import Listener
+
 _LINGER_0 = struct.pack("ii", 1, 0)  # closing sends a reset, and nothing that is still to be sent
 _GONE = (OSError, RuntimeError)  # uvloop raises the second kind for a transport that has just been closed
 
@@ -21,13 +23,17 @@ class FaultProxy:
     """
 
     def __init__(self, target: int) -> None:
-        self.port = 0
         self._target = target
-        self._server: asyncio.Server | None = None
+        self._listener = Listener(self._accept)
         self._resets = False
         self._flowing = asyncio.Event()
         self._flowing.set()
         self._lines: dict[_Line, asyncio.Task[None]] = {}
+
+    @property
+    def port(self) -> int:
+        """The port that it listens on."""
+        return self._listener.port
 
     @property
     def url(self) -> str:
@@ -39,18 +45,14 @@ class FaultProxy:
         """Count the connections that the process holds."""
         return len(self._lines)
 
-    async def listen(self) -> None:
+    def listen(self) -> None:
         """Let connections through; on a free port the first time, then on the same."""
         self._resets = False
-        if self._server is None:
-            self._server = await asyncio.start_server(self._accept, "127.0.0.1", self.port)
-            self.port = self._server.sockets[0].getsockname()[1]
+        self._listener.open()
 
     def refuse(self) -> None:
         """Stop listening, and cut what is open."""
-        if self._server is not None:
-            self._server.close()
-            self._server = None
+        self._listener.close()
         self.cut()
 
     def cut(self) -> None:
@@ -78,18 +80,19 @@ class FaultProxy:
 
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         line = _Line(writer, self._flowing)
-        if self._resets:
+        if self._resets or not self._listener.is_open:
             line.reset()
             return
         self._lines[line] = task = asyncio.create_task(line.run(reader, self._target))
         task.add_done_callback(lambda _: self._lines.pop(line, None))
 
     async def __aenter__(self) -> Self:
-        await self.listen()
+        self.listen()
         return self
 
     async def __aexit__(self, *_: object) -> None:
         self.refuse()
+        await self._listener.handed_over()
         tasks = list(self._lines.values())
         for task in tasks:
             task.cancel()

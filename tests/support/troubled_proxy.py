@@ -10,6 +10,8 @@ from typing import Any, Literal
 
 import hiredis
 
+from tests.support.listener import Listener
+
 Trouble = Literal["none", "refuse", "close", "reset", "stall"]
 _HELLO = b"CLIENT"  # what redis-py says when it connects
 
@@ -33,18 +35,18 @@ class TroubledProxy:
         self.refused = 0  # commands
         self.accepted = 0  # connections
         self._target = target
-        self._server: asyncio.Server | None = None
+        self._listener = Listener(self._accept)
         self._lines: set[_Line] = set()
 
     async def __aenter__(self) -> TroubledProxy:
-        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
-        self.port: int = self._server.sockets[0].getsockname()[1]
+        self._listener.open()
+        self.port = self._listener.port
         self.url = f"redis://127.0.0.1:{self.port}"
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        assert self._server
-        self._server.close()
+        self._listener.close()
+        await self._listener.handed_over()
         await self.cut()
 
     def refuse(self, line: str) -> None:
