@@ -45,7 +45,7 @@ def test_items_that_run_alone_share_by_weight_if_more_of_each_is_expected(
 def run(queue: UnitQueue, units: int, expects: bool = True) -> dict[str, float]:
     """So many units of all jobs; the part of the time that each had."""
     for name, (weight, cost) in JOBS.items():
-        queue.add(name, name, weight)
+        queue.add(name, weight)
         queue.offer(name, "forward", cost, 0.0)
     spent = dict.fromkeys(JOBS, 0.0)
     now = 0.0
@@ -71,9 +71,9 @@ def test_trainings_share_by_weight() -> None:
 
 def test_who_expects_nothing_is_caught() -> None:
     class ExpectsNothing(UnitQueue):
-        def add(self, key: str, vfm: str, weight: float) -> None:
-            super().add(key, vfm, weight)
-            self._drr.expect(Flow(vfm, INTERACTIVE), False)
+        def add(self, key: str, weight: float) -> None:
+            super().add(key, weight)
+            self._drr.expect(Flow(key, INTERACTIVE), False)
 
     with pytest.raises(AssertionError):
         check_shares(ExpectsNothing())
@@ -81,7 +81,7 @@ def test_who_expects_nothing_is_caught() -> None:
 
 def one(kind: str = "forward") -> UnitQueue:
     queue = UnitQueue()
-    queue.add("a", "v", 1.0)
+    queue.add("a", 1.0)
     queue.offer("a", kind, 100.0, 0.0)
     assert queue.pick(0.0) == "a"
     return queue
@@ -120,7 +120,7 @@ def test_what_was_slow_once_is_tried_again_some_day() -> None:
 
 def test_a_training_that_is_removed_is_gone_whether_its_unit_waits_or_is_next() -> None:
     queue = one()
-    queue.add("b", "v", 1.0)
+    queue.add("b", 1.0)
     queue.offer("b", "forward", 100.0, 0.0)
     queue.remove("a")
     assert queue.pick(0.0) == "b"
@@ -135,3 +135,15 @@ def test_a_unit_that_is_withdrawn_costs_nothing() -> None:
     queue.offer("a", "forward", 100.0, 0.0)
     assert queue.pick(0.0) == "a"
     assert sum(share.charged for share in queue._drr.shares().values()) == pytest.approx(0.0)
+
+
+def test_nothing_is_kept_of_a_training_that_is_removed() -> None:
+    queue = UnitQueue()
+    for number in range(20):
+        queue.add(f"job-{number}", 2.0)
+        queue.offer(f"job-{number}", "forward", 100.0, 0.0)
+        assert queue.pick(0.0) == f"job-{number}"
+        queue.charge(0.02, 0.0)
+        queue.remove(f"job-{number}")
+    assert not queue._drr.weights
+    assert not queue._drr.shares()

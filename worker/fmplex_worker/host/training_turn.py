@@ -71,7 +71,7 @@ class TrainingTurn:
         await self._device.lend(_prime(job))
         async with self._halted(None):
             self._jobs[job.id] = job
-            self._queue.add(job.id, job.vfm, job.weight)
+            self._queue.add(job.id, job.weight)
             self._aside[job.id] = job
             self._tell(job)
         self._table.arrived.set()

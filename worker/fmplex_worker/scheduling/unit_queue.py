@@ -25,24 +25,20 @@ class UnitQueue:
         self._drr = DeficitRoundRobin(self._cost, _FULL, trickle=0.0)
         self._kinds: dict[str, CostModel] = {}
         self._seen: set[str] = set()
-        self._flows: dict[str, Flow] = {}  # by the keys of their trainings
         self._kind_of: dict[str, str] = {}
         self._scale = 0.0
         self._ran = 0.0
         self._plan: Plan | None = None
 
-    def add(self, key: str, vfm: str, weight: float) -> None:
-        """Add a training, whose units are charged to a vFM; until it is removed more units of it are to be expected."""
-        self._flows[key] = Flow(vfm, INTERACTIVE)
-        self._drr.set_weight(vfm, weight)
-        self._drr.expect(self._flows[key], True)
+    def add(self, key: str, weight: float) -> None:
+        """Add a training; until it is removed more units of it are to be expected."""
+        self._drr.set_weight(key, weight)
+        self._drr.expect(_flow(key), True)
 
     def remove(self, key: str) -> None:
         """Remove a training, with its unit if one waits."""
         self.withdraw(key)
-        flow = self._flows.pop(key)
-        if flow not in self._flows.values():
-            self._drr.expect(flow, False)
+        self._drr.forget(key)
 
     def withdraw(self, key: str) -> None:
         """Take back the unit of a training, if one waits, at no charge."""
@@ -50,7 +46,7 @@ class UnitQueue:
         self._kind_of.pop(key, None)
         if self.front == key and self._plan is not None:
             self._drr.charge(self._plan, self._plan.seconds)
-            self._drr.owe(self._flows[key], -self._plan.seconds)
+            self._drr.owe(_flow(key), -self._plan.seconds)
             self._plan = None
 
     def offer(self, key: str, kind: str, cost: float, now: float) -> None:
@@ -59,7 +55,7 @@ class UnitQueue:
         self._ran = self._ran or now
         self._kind_of[key] = kind
         units = max(1, round(cost * self._scale))
-        self._drr.add(Item(key, self._flows[key], "encode", units, alone=True))
+        self._drr.add(Item(key, _flow(key), "encode", units, alone=True))
 
     @property
     def front(self) -> str | None:
@@ -97,3 +93,8 @@ class UnitQueue:
     def _kind(self) -> str:
         assert self._plan is not None
         return self._kind_of[self._plan.items[0].key]
+
+
+def _flow(key: str) -> Flow:
+    """Return the flow of a training. It has one of its own: two trainings of one vFM have a weight each."""
+    return Flow(key, INTERACTIVE)
