@@ -143,7 +143,7 @@ class Trainings:
         self._queue = UnitQueue()
         self._next = {name: _first_backward(run) for name, run in self._runs.items()}
         for name, weight in _WEIGHTS.items():
-            self._queue.add(name, name, weight)
+            self._queue.add(name, weight)
             self._offer(name)
 
     def _offer(self, name: str) -> None:
