@@ -46,7 +46,7 @@ from fmplex_broker.streams.producer import NewJob, Producer
 from fmplex_broker.streams.registry import Registry
 from fmplex_broker.wire.fleet_view import Depth, FleetView
 from fmplex_broker.wire.messages import INTERACTIVE, Flow, Payload
-from fmplex_broker.wire.stats import by_flow
+from fmplex_broker.wire.stats import FlowStats, by_flow
 
 _BACKBONE = "shared"
 _WORKERS = 2
@@ -225,7 +225,8 @@ class Bench:
     def _received(self, tokens: Mapping[int, int], before: FleetView, after: FleetView) -> list[Received]:
         then, now = by_flow(before.workers), by_flow(after.workers)
         flows = {weight: Flow(vfm, INTERACTIVE) for weight, vfm in self._fleet.vfms.items()}
-        got = {weight: now[flow].since(then[flow]) for weight, flow in flows.items()}
+        nothing = FlowStats()  # a slow machine may not have come to all of them by the first look
+        got = {weight: now.get(flow, nothing).since(then.get(flow, nothing)) for weight, flow in flows.items()}
         if any(stats.failed for stats in got.values()) or not self._least:
             raise RuntimeError("jobs failed, or a queue ran dry: what was received says nothing")
         claims = {weight: stats.done * self._queues.estimate(tokens[weight]) for weight, stats in got.items()}
@@ -234,7 +235,7 @@ class Bench:
             Received(
                 weight=weight, tokens=tokens[weight], promised=weight / sum(_WEIGHTS), device=stats.charged_s / device,
                 units=stats.units / units, claims=claims[weight] / sum(claims.values()),
-                us_per_token=1e6 * stats.charged_s / stats.units,
+                us_per_token=1e6 * stats.charged_s / max(stats.units, 1),
             )
             for weight, stats in got.items()
         ]  # fmt: skip
