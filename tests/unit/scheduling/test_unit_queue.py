@@ -118,6 +118,22 @@ def test_what_was_slow_once_is_tried_again_some_day() -> None:
     assert queue.predict(60.0) > 0.5, "one does not make it fast"
 
 
+@pytest.mark.parametrize("held_up", [1, 2, 5, 15])
+def test_a_unit_that_was_held_up_does_not_keep_the_next_from_running(held_up: int) -> None:
+    queue = one()
+    for number in range(held_up + 1):
+        again(queue, 1.0 if number == held_up else 0.02, 0.0)
+    assert queue.predict(0.0) < 0.05
+
+
+@pytest.mark.parametrize("before", [2, 6, 20])
+def test_a_device_that_has_become_slower_is_found_out_within_sixteen_units(before: int) -> None:
+    queue = one()
+    for number in range(before + 16):
+        again(queue, 0.02 if number < before else 0.2, 0.0)
+    assert queue.predict(0.0) > 0.1
+
+
 def test_a_training_that_is_removed_is_gone_whether_its_unit_waits_or_is_next() -> None:
     queue = one()
     queue.add("b", 1.0)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 from .cost import CostModel
 from .drr import DeficitRoundRobin
 from .items import INTERACTIVE, Flow, Item, Plan, Room
@@ -9,6 +11,8 @@ from .items import INTERACTIVE, Flow, Item, Plan, Room
 _FULL = 256  # units of the first one that was offered; others in proportion
 _STALE_S = 10.0
 _UNKNOWN_S = 0.01  # how long the first unit of a kind is taken to need
+_YOUNG = 10  # units of a kind after which the cost model tells outliers by itself
+_SLOWER = 2.0  # times what was expected: what a unit counts for at most until then
 _ONE = Room(1 << 40, 1)
 
 
@@ -16,15 +20,17 @@ class UnitQueue:
     """Units of several trainings, one of each at a time, shared by weight: deficit round robin with a cost model of its own, for
     passes cost otherwise. Each unit runs alone.
 
-    How long units take is learnt for each kind. If none has run for ten seconds, perhaps because the last ones were slow, the
-    prediction is halved every ten seconds: else nothing would ever put it right.
+    How long units take is learnt for each kind. One of the first that was held up would keep all others from running: it counts
+    for twice what was expected at most. If none has run for ten seconds, perhaps because the last ones were slow, the prediction
+    is halved every ten seconds: else nothing would ever put it right.
     """
 
     def __init__(self) -> None:
         self._cost = CostModel(_FULL)
         self._drr = DeficitRoundRobin(self._cost, _FULL, trickle=0.0)
         self._kinds: dict[str, CostModel] = {}
-        self._seen: set[str] = set()
+        self._first: dict[str, float] = {}  # seconds a unit of cost of the first one of each kind
+        self._seen: Counter[str] = Counter()
         self._kind_of: dict[str, str] = {}
         self._scale = 0.0
         self._ran = 0.0
@@ -76,12 +82,20 @@ class UnitQueue:
         plan = self._plan
         assert plan is not None
         predicted = self.predict(now)
-        if self._kind in self._seen:  # the first one of a kind pays for lazy initialisation
-            self._kinds.setdefault(self._kind, CostModel(_FULL)).observe(plan.units, 0, 0, seconds)
-        self._seen.add(self._kind)
+        self._learn(self._kind, plan.units, seconds)
         self._drr.charge(plan, seconds)
         self._plan, self._ran = None, now
         return predicted
+
+    def _learn(self, kind: str, units: int, seconds: float) -> None:
+        if kind not in self._first:  # it pays for lazy initialisation too
+            self._first[kind] = seconds / units
+            return
+        model = self._kinds.setdefault(kind, CostModel(_FULL))
+        if self._seen[kind] < _YOUNG:
+            seconds = min(seconds, _SLOWER * model.predict(units) if self._seen[kind] else self._first[kind] * units)
+        self._seen[kind] += 1
+        model.observe(units, 0, 0, seconds)
 
     def pick(self, now: float) -> str | None:
         """Choose whose unit runs next, if that is not chosen yet; return its training, as `front`."""
