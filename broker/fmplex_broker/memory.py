@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 _WORTH_BYTES, _MOST_BYTES = 8 << 20, 1 << 30
 _QUIET_S = 2.0
+_M_ARENA_MAX = -8  # of mallopt, as malloc.h has it
 
 
 class Trimmer:
@@ -21,7 +22,7 @@ class Trimmer:
     def __init__(self) -> None:
         self._freed = 0
         self._last = 0.0
-        self._malloc_trim = _malloc_trim()
+        self._malloc_trim = _c_function("malloc_trim")
 
     def freed(self, nbytes: int) -> None:
         """Note that so many bytes were freed."""
@@ -36,7 +37,15 @@ class Trimmer:
             self._malloc_trim(0)
 
 
-def _malloc_trim() -> Callable[[int], int] | None:
-    if not sys.platform.startswith("linux"):
-        return None
-    return getattr(ctypes.CDLL(None), "malloc_trim", None)  # musl has none
+def keep_one_heap() -> None:
+    """Have all threads allocate from the one heap of which everything is given back: of a thread's own, glibc keeps what lies at
+    its end, which may be 64 MiB each. To be called before the first thread starts; for a process of which one thread works at a time.
+    """
+    mallopt = _c_function("mallopt")
+    if mallopt is not None:
+        mallopt(_M_ARENA_MAX, 1)
+
+
+def _c_function(name: str) -> Callable[..., int] | None:
+    """Find a function of glibc's; musl has none of these."""
+    return getattr(ctypes.CDLL(None), name, None) if sys.platform.startswith("linux") else None

@@ -16,6 +16,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from fmplex_broker.errors import FmplexError, InvalidInput
+from fmplex_broker.memory import keep_one_heap
 from fmplex_broker.packages.artifacts import ArtifactStore
 from fmplex_broker.specs.fleet import artifacts_of, load_fleet
 from fmplex_broker.streams.queue_client import QueueClient
@@ -29,6 +30,7 @@ _NOT_STARTED = 3  # the exit code of uvicorn's own command
 def main() -> int:
     """Run one gateway until SIGTERM; return the exit code: 0, 2 for a wrong configuration, 3 if it could not begin to serve."""
     args = _arguments()
+    keep_one_heap()  # bodies are taken apart by threads
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     try:
         fleet = load_fleet(args.config)

@@ -80,6 +80,15 @@ def answer(client: socket.socket) -> bytes:
     return said
 
 
+def test_memory_of_large_bodies_is_given_back(gateway: Gateway) -> None:
+    """In the first test of the process: what others have left in its heap would hide what this leaves."""
+    before = gateway.process.memory_info().rss
+    body = json.dumps({"inputs": ["x" * 16_000] * 2000}).encode()
+    for _ in range(3):
+        assert gateway.http.post("/v1/vfms/v/infer", content=body).status_code == 503, "there is no broker"
+    wait_until(lambda: gateway.process.memory_info().rss < before + 16 * MB, "the memory is given back", SOON_S)
+
+
 def test_heads_and_bodies_that_do_not_come_are_not_waited_for(gateway: Gateway) -> None:
     """Both at a time: each takes the ten seconds that the gateway gives it."""
     heads = [gateway.connect() for _ in range(400)]
@@ -151,14 +160,6 @@ def test_others_are_answered_while_33_mb_of_junk_are_read(gateway: Gateway, path
     assert len(said[0]) < 4096
     assert answered >= 10
     assert gateway.most_bytes() < memory + 64 * MB
-
-
-def test_memory_of_large_bodies_is_given_back(gateway: Gateway) -> None:
-    before = gateway.process.memory_info().rss
-    body = json.dumps({"inputs": ["x" * 16_000] * 2000}).encode()
-    for _ in range(3):
-        assert gateway.http.post("/v1/vfms/v/infer", content=body).status_code == 503, "there is no broker"
-    wait_until(lambda: gateway.process.memory_info().rss < before + 32 * MB, "the memory is given back", SOON_S)
 
 
 def test_an_upload_of_250_mb_takes_no_more_memory_than_that(gateway: Gateway) -> None:
