@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import signal
+import subprocess
+import sys
 
 import pytest
 from hypothesis import settings
 
+from tests.support import forking
+
 # Whoever is started in a shell's background ignores Ctrl-C, and so would all that the tests start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+if sys.platform == "linux":
+    subprocess.Popen = forking.Popen  # type: ignore[misc]
 
 # A stall of the machine is no failure. `--hypothesis-profile` comes after this and wins.
 settings.register_profile("patient", deadline=None)
