@@ -5,6 +5,8 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+import time
+from math import inf
 
 import pytest
 from hypothesis import settings
@@ -27,4 +29,17 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--attack-seconds", type=float, default=20.0, help="how long the broker is attacked, over all seeds"
     )
+    parser.addoption(
+        "--until",
+        type=float,
+        default=inf,
+        help="second (since 1970) after which no more tests begin; they are skipped by name",
+    )
     parser.addoption("--attack-seed", type=int, default=None, help="run the attack with this seed only")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip what would begin too late, before anything is set up for it."""
+    if time.time() > item.config.getoption("--until"):
+        pytest.skip(f"{item.nodeid}: no time is left")

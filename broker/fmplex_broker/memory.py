@@ -39,7 +39,7 @@ class Trimmer:
 
 def keep_one_heap() -> None:
     """Have all threads allocate from the one heap of which everything is given back: of a thread's own, glibc keeps what lies at
-    its end, which may be 64 MiB each. To be called before the first thread starts; for a process of which one thread works at a time.
+    its end, up to 64 MiB each. To be called before the first thread starts, where mostly one thread works at a time.
     """
     mallopt = _c_function("mallopt")
     if mallopt is not None:

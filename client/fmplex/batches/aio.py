@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from fmplex.batches.building import prepare
-from fmplex.batches.calls import Ask
-from fmplex.batches.core import BatchCore, begin, find_all
+from fmplex.batches.calls import BatchCalls
+from fmplex.batches.core import BatchCore, begin
 from fmplex.batches.records import BatchCounts, BatchInfo, BatchResult
 from fmplex.batches.rows import write_rows
 from fmplex.call import wait_s
+from fmplex.following import Ask, all_pages
 
 
 class AsyncBatch:
@@ -84,7 +85,7 @@ class AsyncBatches:
     All raise `Unauthorized`, `Forbidden` or `Unavailable`.
     """
 
-    def __init__(self, ask: Ask) -> None:
+    def __init__(self, ask: Ask[BatchCalls]) -> None:
         self._ask = ask
 
     async def submit(
@@ -125,4 +126,4 @@ class AsyncBatches:
 
     async def list(self, limit: int | None = None) -> list[AsyncBatch]:
         """List batches, newest first: all of them, or the first `limit`."""
-        return [AsyncBatch(BatchCore(self._ask, info)) for info in await find_all(self._ask, limit)]
+        return [AsyncBatch(BatchCore(self._ask, info)) for info in await all_pages(self._ask, BatchCalls.page, limit)]

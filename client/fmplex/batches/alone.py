@@ -8,11 +8,12 @@ from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
 from fmplex.batches.building import prepare
-from fmplex.batches.calls import PAGE, BatchCalls
+from fmplex.batches.calls import BatchCalls
 from fmplex.batches.core import BatchCore, begin
 from fmplex.batches.records import BatchInfo
 from fmplex.batches.rows import read_row
 from fmplex.call import Call
+from fmplex.following import PAGE
 from fmplex.results import AsyncHandle, Result
 from fmplex_broker.errors import Cancelled, Conflict
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
-from typing import Any, BinaryIO, Protocol, TypeVar
+from collections.abc import AsyncIterator
+from typing import Any, BinaryIO, TypeVar
 from urllib.parse import quote, urlencode
 
 import httpx
@@ -18,7 +18,6 @@ from fmplex_broker.specs.files import UploadPurpose
 from fmplex_broker.specs.schema import invalid
 
 T = TypeVar("T")
-PAGE = 100  # batches in one answer, at most
 _BLOCK = 262_144  # bytes
 _FILE_TIMES = httpx.Timeout(600.0, connect=CONNECT_S)  # a store may take its time for a large file
 _BROKEN, _PAUSE_S = (
@@ -118,11 +117,3 @@ def _path(batch: str) -> str:
     if not isinstance(batch, str) or not batch:
         raise InvalidInput(f"a batch's id is a text like batch_…, not {batch!r}", field="id")
     return f"/v1/batches/{quote(batch, safe='')}"
-
-
-class Ask(Protocol):
-    """Ask a gateway for something that may be asked for twice, again where that helps; return what comes of it."""
-
-    def __call__(self, send: Callable[[BatchCalls], Awaitable[T]], /) -> Coroutine[Any, Any, T]:
-        """Return what comes of `send`."""
-        ...

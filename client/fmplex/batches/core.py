@@ -6,24 +6,32 @@ import asyncio
 from contextlib import ExitStack
 
 from fmplex.batches.building import InputFile
-from fmplex.batches.calls import PAGE, Ask, BatchCalls
+from fmplex.batches.calls import BatchCalls
 from fmplex.batches.records import BatchInfo
 from fmplex.batches.rows import Rows
-from fmplex.batches.watching import Watch
-from fmplex_broker.errors import Conflict, InvalidInput, Unavailable
+from fmplex.following import PAGE, Ask, Followed, Waiting
+from fmplex_broker.errors import Conflict, InvalidInput
 
 
-class BatchCore:
-    """One batch, as it was when it was last looked at: `info`. `ask`: for what it needs."""
+class BatchWatch(Waiting[BatchInfo]):
+    """Watches one batch: lines a second, the time that is left, and how many have failed."""
 
-    def __init__(self, ask: Ask, info: BatchInfo) -> None:
-        self._ask = ask
-        self.info = info
+    def show(self, info: BatchInfo) -> None:
+        """Bring the bar to what is known."""
+        counts = info.request_counts
+        done = counts.completed + counts.failed
+        self._bar.update(
+            self._task, description=info.status, total=counts.total or None, completed=done,
+            failed=f"{counts.failed} failed" if counts.failed else "",
+        )  # fmt: skip
+        if (speed := self._bar.tasks[0].speed) is not None:
+            self._bar.update(self._task, rate=f"{speed:.1f}/s")
 
-    async def refresh(self) -> BatchInfo:
-        """Look at the batch."""
-        self.info = await self._ask(lambda calls: calls.show(self.info.id))
-        return self.info
+
+class BatchCore(Followed[BatchCalls, BatchInfo]):
+    """One batch."""
+
+    watch = BatchWatch
 
     async def cancel(self) -> None:
         """Cancel the batch; once it has ended this changes nothing."""
@@ -31,22 +39,6 @@ class BatchCore:
             self.info = await self._ask(lambda calls: calls.cancel(self.info.id))
         except Conflict:  # that was too late
             await self.refresh()
-
-    async def look(self, watch: Watch) -> bool:
-        """Look at the batch on behalf of somebody who waits; return whether it has ended. Raises as `Watch` does."""
-        await self._ask(lambda calls: calls.ready())  # a closed client is not one whose gateway is away
-        try:
-            return watch.saw(self.info if self.info.ended else await self.refresh())
-        except Unavailable as e:
-            watch.missed(self.info.id, e)
-            return False
-
-    async def wait(self, timeout: float | None, progress: bool = False) -> BatchInfo:
-        """Wait for the batch's end, at most `timeout` seconds. Raises as `Watch` does."""
-        with Watch(timeout, progress) as watch:
-            while not await self.look(watch):  # noqa: ASYNC110 - it is another process that ends it
-                await asyncio.sleep(watch.pause_s())
-        return self.info
 
     async def rows(self) -> Rows:
         """Fetch what came of the lines of a batch that has ended. Raises `InvalidInput` if its file could not be taken."""
@@ -64,7 +56,7 @@ class BatchCore:
         return rows
 
 
-async def begin(ask: Ask, source: InputFile, window: str, metadata: dict[str, str] | None) -> BatchInfo:
+async def begin(ask: Ask[BatchCalls], source: InputFile, window: str, metadata: dict[str, str] | None) -> BatchInfo:
     """Send a file and begin a batch with it."""
     file_id = await ask(lambda calls: calls.upload(source.file, source.name))
     tries = 0
@@ -79,19 +71,6 @@ async def begin(ask: Ask, source: InputFile, window: str, metadata: dict[str, st
         return await calls.create(file_id, source.endpoint, window, metadata)
 
     return await ask(create)
-
-
-async def find_all(ask: Ask, limit: int | None) -> list[BatchInfo]:
-    """List batches, newest first: all of them, or the first `limit`."""
-    found: list[BatchInfo] = []
-    more = True
-    while more and (limit is None or len(found) < limit):
-        wanted = PAGE if limit is None else min(PAGE, limit - len(found))
-        after = found[-1].id if found else None
-        page, more = await ask(lambda calls: calls.page(wanted, after))  # noqa: B023 - asked at once
-        found += page
-        more = more and bool(page)
-    return found
 
 
 def why_failed(info: BatchInfo) -> str:

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from fmplex.batches.building import prepare
-from fmplex.batches.calls import Ask
-from fmplex.batches.core import BatchCore, begin, find_all
+from fmplex.batches.calls import BatchCalls
+from fmplex.batches.core import BatchCore, BatchWatch, begin
 from fmplex.batches.records import BatchCounts, BatchInfo, BatchResult
 from fmplex.batches.rows import write_rows
-from fmplex.batches.watching import Watch
 from fmplex.call import wait_s
+from fmplex.following import Ask, all_pages
 from fmplex.loop_thread import LoopThread
 
 
@@ -58,7 +58,7 @@ class Batch:
         `progress`: draw a bar on standard error. Raises `TimeoutError` (the batch goes on; wait again), or `Unavailable` when
         the gateway has been away for ten minutes.
         """
-        with Watch(wait_s(timeout), progress) as watch:
+        with BatchWatch(wait_s(timeout), progress) as watch:
             while not self._loop.run(self._core.look(watch)):
                 time.sleep(watch.pause_s())
         return self._core.info
@@ -89,7 +89,7 @@ class Batches:
     All raise `Unauthorized`, `Forbidden` or `Unavailable`. `ask`: how to ask for them; `loop`: where it does.
     """
 
-    def __init__(self, ask: Ask, loop: LoopThread) -> None:
+    def __init__(self, ask: Ask[BatchCalls], loop: LoopThread) -> None:
         self._ask = ask
         self._loop = loop
 
@@ -131,4 +131,7 @@ class Batches:
 
     def list(self, limit: int | None = None) -> list[Batch]:
         """List batches, newest first: all of them, or the first `limit`."""
-        return [Batch(BatchCore(self._ask, info), self._loop) for info in self._loop.run(find_all(self._ask, limit))]
+        return [
+            Batch(BatchCore(self._ask, info), self._loop)
+            for info in self._loop.run(all_pages(self._ask, BatchCalls.page, limit))
+        ]

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from fmplex.call import wait_s
+from fmplex.following import Ask, all_pages
 from fmplex.transport import Transport
-from fmplex.tunes.calls import Ask
-from fmplex.tunes.core import TuneCore, all_pages
+from fmplex.tunes.calls import TuneCalls
+from fmplex.tunes.core import TuneCore
 from fmplex.tunes.ordering import TuneOrder, begin
 from fmplex.tunes.records import TuneCheckpointInfo, TuneEventInfo, TuneInfo
 from fmplex_broker.specs.vfm_info import VfmInfo
@@ -77,7 +78,7 @@ class AsyncTunes:
     what is asked once.
     """
 
-    def __init__(self, ask: Ask, transport: Callable[[], Transport]) -> None:
+    def __init__(self, ask: Ask[TuneCalls], transport: Callable[[], Transport]) -> None:
         self._ask = ask
         self._transport = transport
 
@@ -98,5 +99,5 @@ class AsyncTunes:
 
     async def list(self, limit: int | None = None) -> list[AsyncTune]:
         """List tuning jobs, newest first: all of them, or the first `limit`."""
-        found = await all_pages(self._ask, lambda calls, most, after: calls.page(most, after), limit)
+        found = await all_pages(self._ask, TuneCalls.page, limit)
         return [AsyncTune(TuneCore(self._ask, info)) for info in found]

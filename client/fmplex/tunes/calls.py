@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable, Coroutine
-from typing import Any, BinaryIO, Protocol, TypeVar
+from typing import Any, BinaryIO, TypeVar
 from urllib.parse import quote, urlencode
 
 from pydantic import ValidationError
@@ -19,7 +18,6 @@ from fmplex_broker.specs.vfm_info import VfmInfo
 
 S = TypeVar("S", bound=Spec)
 T = TypeVar("T")
-PAGE = 100  # of whatever is listed, at most
 _JOBS = "/v1/fine_tuning/jobs"
 
 
@@ -94,11 +92,3 @@ def _path(job: str) -> str:
     if not isinstance(job, str) or not job:
         raise InvalidInput(f"a tuning job's id is a text like ftjob-…, not {job!r}", field="id")
     return f"{_JOBS}/{quote(job, safe='')}"
-
-
-class Ask(Protocol):
-    """Ask a gateway for something that may be asked for twice, again where that helps; return what comes of it."""
-
-    def __call__(self, send: Callable[[TuneCalls], Awaitable[T]], /) -> Coroutine[Any, Any, T]:
-        """Return what comes of `send`."""
-        ...

@@ -2,30 +2,24 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Awaitable, Callable
 from datetime import datetime
-from typing import TypeVar
 
-from fmplex.batches.watching import Waiting
-from fmplex.tunes.calls import PAGE, Ask, TuneCalls
+from fmplex.following import Followed, Waiting, all_pages
+from fmplex.tunes.calls import TuneCalls
 from fmplex.tunes.records import TuneCheckpointInfo, TuneEventInfo, TuneInfo
-from fmplex_broker.errors import InvalidInput, Unavailable
-
-R = TypeVar("R", TuneInfo, TuneEventInfo, TuneCheckpointInfo)
+from fmplex_broker.errors import InvalidInput
 
 
-class TuneWatch(Waiting):
+class TuneWatch(Waiting[TuneInfo]):
     """Watches one tuning job: its step, losses, tokens a second and share of the device."""
 
-    def saw(self, info: TuneInfo) -> bool:
-        """Take the job as it is now; return whether it has ended. Raises `TimeoutError`."""
+    def show(self, info: TuneInfo) -> None:
+        """Bring the bar to what is known."""
         progress = info.progress
         self._bar.update(
             self._task, description=info.status, total=progress.steps or None, completed=progress.step, rate=now_of(info),
             failed="" if info.error is None else info.error.code,
         )  # fmt: skip
-        return self.heard(info.id, ended=info.ended)
 
 
 def now_of(info: TuneInfo) -> str:
@@ -40,37 +34,14 @@ def now_of(info: TuneInfo) -> str:
     return "  ".join(words)
 
 
-class TuneCore:
-    """One tuning job, as it was when it was last looked at: `info`. `ask`: for what it needs."""
+class TuneCore(Followed[TuneCalls, TuneInfo]):
+    """One tuning job."""
 
-    def __init__(self, ask: Ask, info: TuneInfo) -> None:
-        self._ask = ask
-        self.info = info
-
-    async def refresh(self) -> TuneInfo:
-        """Look at the job."""
-        self.info = await self._ask(lambda calls: calls.show(self.info.id))
-        return self.info
+    watch = TuneWatch
 
     async def wish(self, what: str) -> TuneInfo:
         """Cancel, pause or resume the job. Raises `Conflict` in a state in which that cannot be."""
         self.info = await self._ask(lambda calls: calls.ask(self.info.id, what))
-        return self.info
-
-    async def look(self, watch: TuneWatch) -> bool:
-        """Look at the job on behalf of somebody who waits; return whether it has ended. Raises as `Waiting` does."""
-        await self._ask(lambda calls: calls.ready())  # a closed client is not one whose gateway is away
-        try:
-            return watch.saw(self.info if self.info.ended else await self.refresh())
-        except Unavailable as e:
-            watch.missed(self.info.id, e)
-            return False
-
-    async def wait(self, timeout: float | None, progress: bool = False) -> TuneInfo:
-        """Wait for the job's end, at most `timeout` seconds. Raises as `Waiting` does."""
-        with TuneWatch(timeout, progress) as watch:
-            while not await self.look(watch):  # noqa: ASYNC110 - it is another process that ends it
-                await asyncio.sleep(watch.pause_s())
         return self.info
 
     async def events(self, after: str | None = None) -> list[TuneEventInfo]:
@@ -82,24 +53,6 @@ class TuneCore:
         """List the checkpoints that are kept, newest first."""
         job = self.info.id
         return await all_pages(self._ask, lambda calls, limit, last: calls.checkpoints(job, limit, last))
-
-
-async def all_pages(
-    ask: Ask,
-    page: Callable[[TuneCalls, int, str | None], Awaitable[tuple[list[R], bool]]],
-    limit: int | None = None,
-    after: str | None = None,
-) -> list[R]:
-    """List all that there is of something, or the first `limit`."""
-    found: list[R] = []
-    more = True
-    while more and (limit is None or len(found) < limit):
-        wanted = PAGE if limit is None else min(PAGE, limit - len(found))
-        last = found[-1].id if found else after
-        some, more = await ask(lambda calls: page(calls, wanted, last))  # noqa: B023 - asked at once
-        found += some
-        more = more and bool(some)
-    return found
 
 
 def why_failed(info: TuneInfo) -> InvalidInput:

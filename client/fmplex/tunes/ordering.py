@@ -11,7 +11,8 @@ from typing import Any, BinaryIO, NamedTuple
 from pydantic import BaseModel
 
 from fmplex.fitting import as_file
-from fmplex.tunes.calls import PAGE, Ask, TuneCalls
+from fmplex.following import PAGE, Ask
+from fmplex.tunes.calls import TuneCalls
 from fmplex.tunes.records import TuneInfo
 from fmplex_broker.errors import InvalidInput
 from fmplex_broker.specs.files import is_file_id
@@ -63,7 +64,7 @@ def _plain(value: Any) -> Any:
     return dict(value) if isinstance(value, Mapping) else value
 
 
-async def begin(ask: Ask, order: TuneOrder) -> TuneInfo:
+async def begin(ask: Ask[TuneCalls], order: TuneOrder) -> TuneInfo:
     """Send the files of an order, and order it. Raises `InvalidInput` for data that cannot be read."""
     await ask(lambda calls: calls.ready())  # or refuse, before examples are drawn
     head = str(order.body.get("fit", {}).get("head", ""))
@@ -87,13 +88,13 @@ async def begin(ask: Ask, order: TuneOrder) -> TuneInfo:
     return await ask(create)
 
 
-async def _jobs_of(ask: Ask, file: str) -> set[str]:
+async def _jobs_of(ask: Ask[TuneCalls], file: str) -> set[str]:
     """Return the ids of the newest tuning jobs that learn from a file."""
     found, _ = await ask(lambda calls: calls.page(PAGE, None))
     return {info.id for info in found if info.training_file == file}
 
 
-async def _sent(ask: Ask, data: Data, head: str) -> str:
+async def _sent(ask: Ask[TuneCalls], data: Data, head: str) -> str:
     """Return the id of a file with this data, which is sent unless it is one already."""
     if isinstance(data, str) and is_file_id(data):
         return data

@@ -6,10 +6,11 @@ import time
 from collections.abc import Callable
 
 from fmplex.call import wait_s
+from fmplex.following import Ask, all_pages
 from fmplex.loop_thread import LoopThread
 from fmplex.transport import Transport
-from fmplex.tunes.calls import Ask
-from fmplex.tunes.core import TuneCore, TuneWatch, all_pages
+from fmplex.tunes.calls import TuneCalls
+from fmplex.tunes.core import TuneCore, TuneWatch
 from fmplex.tunes.ordering import TuneOrder, begin
 from fmplex.tunes.records import TuneCheckpointInfo, TuneEventInfo, TuneInfo
 from fmplex_broker.specs.vfm_info import VfmInfo
@@ -83,7 +84,7 @@ class Tunes:
     what is asked once; `loop`: where.
     """
 
-    def __init__(self, ask: Ask, transport: Callable[[], Transport], loop: LoopThread) -> None:
+    def __init__(self, ask: Ask[TuneCalls], transport: Callable[[], Transport], loop: LoopThread) -> None:
         self._ask = ask
         self._transport = transport
         self._loop = loop
@@ -105,7 +106,7 @@ class Tunes:
 
     def list(self, limit: int | None = None) -> list[Tune]:
         """List tuning jobs, newest first: all of them, or the first `limit`."""
-        found = self._loop.run(all_pages(self._ask, lambda calls, most, after: calls.page(most, after), limit))
+        found = self._loop.run(all_pages(self._ask, TuneCalls.page, limit))
         return [Tune(TuneCore(self._ask, info), self._loop) for info in found]
 
     async def _deploy(self, checkpoint: str, name: str, update: bool) -> VfmInfo:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-import fmplex.batches.watching
+import fmplex.following
 from fmplex import (
     AsyncClient,
     Batch,
@@ -160,7 +160,7 @@ def test_a_gateway_that_is_away_for_a_while_ends_no_wait(
     batch = client.batches.submit(TEXTS, vfm="spam")
     gateway.lost = [("GET", "/v1/batches/batch_0000")] * 7
     assert batch.wait(timeout=60).status == "completed"
-    monkeypatch.setattr(fmplex.batches.watching, "_AWAY_S", 0.0)
+    monkeypatch.setattr(fmplex.following, "_AWAY_S", 0.0)
     gateway.lost = [("GET", "/v1/batches/batch_0001")] * 100
     with pytest.raises(Unavailable, match="does not answer"):
         client.batches.submit(TEXTS, vfm="spam").wait(timeout=60)
