@@ -33,6 +33,12 @@ def test_a_fork_says_what_the_command_says(tmp_path: Path, args: list[str]) -> N
     assert "usage" in forked[1] or "none.toml" in forked[1]
 
 
+def test_what_a_fork_says_ends_with_it() -> None:
+    ended = subprocess.run([*COMMAND, "--config", "none.toml"], capture_output=True, text=True, check=False, timeout=60)
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert "none.toml" in ended.stderr
+
+
 def test_a_fork_is_a_child_with_a_place_and_a_session_of_its_own(tmp_path: Path) -> None:
     config = write_minilm_fleet(tmp_path)
     with (tmp_path / "log").open("wb") as log:

@@ -41,8 +41,11 @@ class Popen(subprocess.Popen[Any]):
             "cwd": os.fspath(cwd or Path.cwd()),
             "session": given[-2],
         }
-        self.pid = _fork(order, [out, err])
-        self._child_created = True
+        try:
+            self.pid = _fork(order, [out, err])
+            self._child_created = True
+        finally:
+            self._close_pipe_fds(*given[9:15])  # type: ignore[attr-defined]
 
 
 def _importing_alike(env: Mapping[str, str] | None) -> bool:
