@@ -12,6 +12,7 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Mapping
 from functools import cache
 from importlib import import_module
@@ -22,7 +23,10 @@ _MODULE = "fmplex_worker"
 _OWN = "FMPLEX_"  # variables of this product: none is read while a module is imported
 _SET_CHILD_SUBREAPER = 36  # of prctl, as linux/prctl.h has it
 _MOST_BYTES = 1 << 17
+_READY = b"ready"
 _IMPORTED_LATE = ("fmplex_worker.engine.opening", "fmplex_worker.host.profile", "fmplex_worker.tuning.opening")
+
+_turn = threading.Lock()  # one worker at a time, whichever thread wants it
 
 
 class Popen(subprocess.Popen[Any]):
@@ -61,18 +65,19 @@ def _fork(order: Mapping[str, Any], files: list[int]) -> int:
     prctl = ctypes.CDLL(None).prctl
     said = json.dumps(order).encode()
     assert len(said) < _MOST_BYTES
-    prctl(_SET_CHILD_SUBREAPER, 1)  # whose parent has ended is given to the next above that takes such
-    try:
+    with _turn:
         orders, _process = _nursery()
-        socket.send_fds(orders, [said], files)
-        return int(orders.recv(_MOST_BYTES))
-    finally:
-        prctl(_SET_CHILD_SUBREAPER, 0)
+        prctl(_SET_CHILD_SUBREAPER, 1)  # whose parent has ended is given to the next above that takes such
+        try:
+            socket.send_fds(orders, [said], files)
+            return int(orders.recv(_MOST_BYTES))
+        finally:
+            prctl(_SET_CHILD_SUBREAPER, 0)
 
 
 @cache
 def _nursery() -> tuple[socket.socket, subprocess.Popen[Any]]:
-    """Start the process that forks; return the connection to it, and itself. It ends with this process."""
+    """Start the process that forks; return the connection to it, and itself, once it can. It ends with this process."""
     here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     here.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _MOST_BYTES)
     with there:
@@ -82,6 +87,7 @@ def _nursery() -> tuple[socket.socket, subprocess.Popen[Any]]:
             cwd=Path(__file__).parents[2],
             start_new_session=True,  # Ctrl-C is for the tests
         )
+    assert here.recv(_MOST_BYTES) == _READY, "it has ended; what it printed says why"
     return here, process
 
 
@@ -93,6 +99,7 @@ def _nurse(orders: socket.socket) -> None:
         import_module(module)
     gc.collect()
     gc.freeze()
+    orders.send(_READY)
     while True:
         said, files, _flags, _address = socket.recv_fds(orders, _MOST_BYTES, 2)
         if not said:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, BinaryIO
 from urllib.parse import quote, urlencode
 
 import httpx
@@ -17,7 +17,6 @@ from fmplex_broker.errors import InvalidInput, Unavailable
 from fmplex_broker.specs.files import UploadPurpose
 from fmplex_broker.specs.schema import invalid
 
-T = TypeVar("T")
 _BLOCK = 262_144  # bytes
 _FILE_TIMES = httpx.Timeout(600.0, connect=CONNECT_S)  # a store may take its time for a large file
 _BROKEN, _PAUSE_S = (

@@ -17,7 +17,6 @@ from fmplex_broker.specs.schema import Spec, invalid
 from fmplex_broker.specs.vfm_info import VfmInfo
 
 S = TypeVar("S", bound=Spec)
-T = TypeVar("T")
 _JOBS = "/v1/fine_tuning/jobs"
 
 
